@@ -1,0 +1,1 @@
+"""Meshes and the launch on several hosts."""

@@ -1,0 +1,51 @@
+"""Package metadata of rstar_jax; tool settings are in pyproject.toml."""
+
+import pathlib
+
+import setuptools
+
+# The core runs the whole pipeline on a CPU. Accelerators only exchange jaxlib's back end.
+CORE = [
+    'absl-py>=2.1',
+    'array_record>=0.8',
+    'flax>=0.12',
+    'gguf>=0.17',
+    'grain>=0.2.12',
+    'importlib_resources>=6',  # tensorflow-datasets imports it without declaring it
+    'jax>=0.10',
+    'math-verify[antlr4_13_2]>=0.8,<1',
+    'ml_collections>=1.0',
+    'numpy>=2',
+    'optax>=0.2.5',
+    'orbax-checkpoint>=0.11.20',
+    'rapidfuzz>=3',
+    'safetensors>=0.5',
+    'scipy>=1.15',
+    'sympy>=1.13',
+    'tensorboardX>=2.6',
+    'tensorflow-datasets>=4.9.8',
+    'tokenizers>=0.22',
+    'transformers>=5,<6',
+]
+
+EXTRAS = {
+    # torch is the reference that the decoder is compared with; nothing at run time imports it.
+    'test': ['pytest>=8', 'ruff>=0.15', 'torch>=2.6'],
+    'tpu': ['jax[tpu]>=0.10'],
+    'cuda': ['jax[cuda12]>=0.10'],
+    # --plan compiles for a TPU slice on any x86 Linux machine: only the compiler is needed.
+    'plan': ['jax[tpu]>=0.10'],
+}
+
+setuptools.setup(
+    name='rstar_jax',
+    version='0.1.0',
+    description='Small language models that teach themselves mathematics by search, in JAX',
+    long_description=(pathlib.Path(__file__).parent / 'README.md').read_text(encoding='utf-8'),
+    long_description_content_type='text/markdown',
+    license='Apache-2.0',
+    python_requires='>=3.11',
+    packages=setuptools.find_packages(include=['rstar_jax', 'rstar_jax.*']),
+    install_requires=CORE,
+    extras_require=EXTRAS,
+)

@@ -1,0 +1,120 @@
+"""Dispatcher of the benches: finds the module, types the settings, writes the figures."""
+
+import ast
+import importlib
+import inspect
+import json
+import os
+import pathlib
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from rstar_jax.errors import UserError
+
+USAGE = 'usage: python -m rstar_jax.bench NAME [--json=FILE] [--key=value ...]'
+
+
+def names() -> dict[str, str]:
+    """Maps the name of every bench to the first line of its docstring, without importing it."""
+    found = {}
+    for path in sorted(pathlib.Path(__file__).parent.glob('*.py')):
+        if not path.stem.startswith('_'):
+            doc = ast.get_docstring(ast.parse(path.read_text(encoding='utf-8'))) or ''
+            found[path.stem] = doc.partition('\n')[0]
+    return found
+
+
+def settings_of(run: Callable[..., dict[str, float]]) -> dict[str, Any]:
+    """The settings of a bench and their defaults, from the signature of its `run`."""
+    parameters = inspect.signature(run).parameters.values()
+    return {parameter.name: parameter.default for parameter in parameters}
+
+
+def parse(name: str, arguments: list[str], defaults: dict[str, Any]) -> tuple[dict, str | None]:
+    """Returns (settings, path of the JSON file or None); raises UserError on a wrong argument."""
+    settings, json_path = dict(defaults), None
+    for argument in arguments:
+        flag, equals, text = argument.partition('=')
+        key = flag.removeprefix('--').replace('-', '_')
+        if not flag.startswith('--') or not equals:
+            raise UserError(f'{argument}: expected --key=value; {USAGE}')
+        if key == 'json':
+            json_path = text
+        elif key in defaults:
+            settings[key] = _typed(argument, text, defaults[key])
+        else:
+            known = ', '.join(f'--{known}' for known in ['json', *defaults])
+            raise UserError(f'{flag}: bench {name} has no such setting; it has {known}')
+    return settings, json_path
+
+
+def _typed(argument: str, text: str, default: Any) -> Any:
+    kind = str if default is None else type(default)
+    if kind is bool:
+        if text.lower() in ('true', '1', 'yes', 'false', '0', 'no'):
+            return text.lower() in ('true', '1', 'yes')
+        raise UserError(f'{argument}: expected true or false')
+    try:
+        return kind(text)
+    except ValueError:
+        raise UserError(f'{argument}: expected a value of type {kind.__name__}') from None
+
+
+def report(name: str, device: str, settings: dict, figures: dict) -> str:
+    """The readable form of a result."""
+    lines = [f'{name} on {device}']
+    lines += [f'  {key:32} {value}' for key, value in settings.items()]
+    for key, value in figures.items():
+        text = f'{value:.4g}' if isinstance(value, float) else str(value)
+        lines.append(f'  {key:32} {text}')
+    return '\n'.join(lines)
+
+
+def device_name() -> str:
+    """Kind and number of the devices in use; only the processor where the bench needs no jax."""
+    if 'jax' not in sys.modules:
+        return f'cpu ({os.cpu_count()} cores)'
+    import jax
+
+    device = jax.devices()[0]
+    if device.platform == 'cpu':
+        return f'cpu ({os.cpu_count()} cores)'
+    return f'{len(jax.devices())} x {device.device_kind}'
+
+
+def main(arguments: list[str]) -> int:
+    """Runs one bench and returns the exit code."""
+    benches = names()
+    if not arguments or arguments[0] in ('-h', '--help', 'help'):
+        print(USAGE + '\n')
+        for name, line in benches.items():
+            print(f'  {name:12} {line}')
+        return 0
+    name = arguments[0]
+    try:
+        if name not in benches:
+            raise UserError(f'{name}: no such bench; there are {", ".join(benches) or "none yet"}')
+        module = importlib.import_module(f'rstar_jax.bench.{name}')
+        if '--help' in arguments[1:]:
+            print(f'{inspect.getdoc(module)}\n\nsettings:')
+            for key, value in settings_of(module.run).items():
+                print(f'  --{key}={value}')
+            return 0
+        settings, json_path = parse(name, arguments[1:], settings_of(module.run))
+        figures = module.run(**settings)
+    except UserError as error:
+        print(f'error: {error}', file=sys.stderr)
+        return 2
+    device = device_name()
+    print(report(name, device, settings, figures))
+    if json_path:
+        result = {'bench': name, 'device': device, 'settings': settings, 'figures': figures}
+        path = pathlib.Path(json_path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(result, indent=1) + '\n', encoding='utf-8')
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,98 @@
+"""Marks of the step language, and what can be read off the text of one step.
+
+A solution reads
+
+    <code>
+    # Step 1: ...
+    x = ...
+    <end_of_step>
+    # Now print the final answer
+    print(x)
+    <end_of_code>
+    <output>16<end_of_output>
+    <answer>... \\boxed{16}<end_of_answer>
+
+The executor, never the model, writes what stands between `<output>` and `<end_of_output>`.
+"""
+
+import re
+
+CODE = '<code>'
+STEP_END = '<end_of_step>'
+CODE_END = '<end_of_code>'
+OUTPUT = '<output>'
+OUTPUT_END = '<end_of_output>'
+ANSWER = '<answer>'
+ANSWER_END = '<end_of_answer>'
+USER = '<|user|>'
+ASSISTANT = '<|assistant|>'
+REFINE = '<refine>'
+REFINE_END = '<end_of_refine>'
+
+# The order is that of the ids which a tokenizer hands out when they are added to it.
+SPECIAL_TOKENS = [
+    CODE,
+    STEP_END,
+    CODE_END,
+    OUTPUT,
+    OUTPUT_END,
+    ANSWER,
+    ANSWER_END,
+    USER,
+    ASSISTANT,
+    REFINE,
+    REFINE_END,
+    '\n' + ASSISTANT,
+]
+SFT_TOKENS = [*SPECIAL_TOKENS, '<error_info>', '<end_of_error_info>', '<BACK>']
+
+# Final answers of the terminal kinds that are not answers, exactly as in the interchange files.
+CODE_ERRORS_ANSWER = 'Too many consecutive steps have code errors.'
+TOO_DEEP_ANSWER = 'Fail to sove the problem within limited steps.'
+UNPARSABLE_ANSWER = 'Fail to generate parsable text for next step.'
+
+_MARKS = re.compile('|'.join(map(re.escape, (CODE, STEP_END, CODE_END, OUTPUT, OUTPUT_END))))
+_OUTPUTS = re.compile(f'{re.escape(OUTPUT)}.*?({re.escape(OUTPUT_END)}|$)', re.DOTALL)
+_FENCE = re.compile(r'^\s*```(?:python)?\s*$', re.MULTILINE)
+
+
+def boxed(text: str) -> str | None:
+    """Returns the content of the last complete `\\boxed{...}` of `text`, or None.
+
+    Braces nest; an escaped brace (`\\{`) counts as text. `\\fbox` and a box without braces
+    (`\\boxed 5`) are read as well.
+    """
+    for match in reversed(list(re.finditer(r'\\f?boxed\s*', text))):
+        rest = text[match.end() :]
+        if not rest.startswith('{'):
+            bare = re.match(r'[^\s$\\{}]+', rest)
+            if bare:
+                return bare.group()
+            continue
+        depth, i = 0, 0
+        while i < len(rest):
+            if rest[i] == '\\':
+                i += 2
+                continue
+            depth += (rest[i] == '{') - (rest[i] == '}')
+            if depth == 0:
+                return rest[1:i].strip()
+            i += 1
+    return None
+
+
+def code_of(step: str) -> str:
+    """Returns the Python code of one step's text: marks, outputs and Markdown fences removed."""
+    return _FENCE.sub('', _MARKS.sub('', _OUTPUTS.sub('', step))).strip('\n')
+
+
+def with_output(step: str, output: str) -> str:
+    """Returns the step's text with the executor's output behind it.
+
+    A step that ended its branch without `<end_of_code>` gets that mark first. The newline before
+    `<output>` is left out where the step's own text already ends in one.
+    """
+    if CODE_END not in step:
+        step += CODE_END
+    newline = '' if step.endswith('\n') else '\n'
+    return f'{step}{newline}{OUTPUT}{output}{OUTPUT_END}'

@@ -62,7 +62,7 @@ def boxed(text: str) -> str | None:
     Braces nest; an escaped brace (`\\{`) counts as text. `\\fbox` and a box without braces
     (`\\boxed 5`) are read as well.
     """
-    for match in reversed(list(re.finditer(r'\\f?boxed\s*', text))):
+    for match in reversed(list(re.finditer(r'\\(?:boxed|fbox)\s*', text))):
         rest = text[match.end() :]
         if not rest.startswith('{'):
             bare = re.match(r'[^\s$\\{}]+', rest)

@@ -45,7 +45,7 @@ def test_prompts():
     few_shot = steps.prompt('1+1?', 'few_shot')
     assert few_shot.endswith('Question: 1+1?\nSolution:\n')
     assert few_shot.count('<end_of_answer>') == 3
-    with pytest.raises(UserError, match="search.prompt='zero_shot'"):
+    with pytest.raises(UserError, match="prompt='zero_shot'"):
         steps.prompt('1+1?', 'zero_shot')
 
 

@@ -1,0 +1,40 @@
+# Sourced by the launch scripts: `use_venv [EXTRA]` makes .venv in the repository root with the
+# project and the named extra installed, and puts its python first on PATH. The environment is
+# reused while setup.py is unchanged.
+
+find_python() {
+  local candidate
+  for candidate in "${PYTHON:-}" python3 python3.13 python3.12 python3.11; do
+    if [[ -n "$candidate" ]] && command -v "$candidate" >/dev/null \
+      && "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+      echo "$candidate"
+      return
+    fi
+  done
+  echo "error: no Python 3.11 or newer found: install one, or name it with PYTHON=/path/to/python" >&2
+  return 1
+}
+
+use_venv() {
+  local extra="${1:-}" venv="$PWD/.venv" stamp marker python
+  stamp="$(cksum <setup.py)"
+  for marker in "$venv/.installed-$extra" "$venv/.installed-test"; do
+    if [[ -f "$marker" && "$(cat "$marker")" == "$stamp" ]]; then
+      export PATH="$venv/bin:$PATH"
+      return
+    fi
+  done
+  if [[ ! -x "$venv/bin/python" ]]; then
+    python="$(find_python)"
+    if ! "$python" -m venv "$venv"; then
+      rm -rf "$venv"
+      echo "error: $python cannot make a virtual environment: install its venv module" \
+        "(on Debian and Ubuntu: apt install python3-venv)" >&2
+      return 1
+    fi
+  fi
+  echo "installing rstar_jax${extra:+[$extra]} into $venv (a few minutes, once)"
+  "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -e ".${extra:+[$extra]}"
+  echo "$stamp" >"$venv/.installed-$extra"
+  export PATH="$venv/bin:$PATH"
+}

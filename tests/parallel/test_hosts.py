@@ -1,0 +1,99 @@
+"""Launch on several hosts: what the environment says, and two real processes that meet."""
+
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from rstar_jax import parallel
+from rstar_jax.errors import UserError
+from rstar_jax.parallel import hosts
+
+OWN = {
+    'JAX_COORDINATOR_ADDRESS': 'localhost:1',
+    'JAX_NUM_PROCESSES': '2',
+    'JAX_PROCESS_ID': '1',
+}
+
+
+@pytest.mark.parametrize(
+    ('environment', 'arguments'),
+    [
+        ({}, None),
+        ({'SLURM_NTASKS': '1', 'SLURM_PROCID': '0'}, None),
+        ({'SLURM_NTASKS': '2'}, None),  # an allocation, but not started by srun
+        ({'SLURM_NTASKS': '2', 'SLURM_PROCID': '0'}, {}),
+        ({'OMPI_COMM_WORLD_SIZE': '4'}, {}),
+        ({'TPU_WORKER_HOSTNAMES': 'localhost'}, None),
+        ({'TPU_WORKER_HOSTNAMES': 'a,b'}, {}),
+        (OWN, {'coordinator_address': 'localhost:1', 'num_processes': 2, 'process_id': 1}),
+    ],
+)
+def test_the_environment_tells_the_launcher(environment, arguments):
+    assert hosts.launch_arguments(environment) == arguments
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        ({'JAX_PROCESS_ID': ''}, 'JAX_PROCESS_ID is not: set all three'),
+        ({'JAX_PROCESS_ID': '2'}, 'JAX_PROCESS_ID=2: needs 0 to 1'),
+        ({'JAX_NUM_PROCESSES': 'two'}, 'need whole numbers'),
+    ],
+)
+def test_a_half_set_environment_is_a_user_error(change, message):
+    with pytest.raises(UserError, match=message):
+        hosts.launch_arguments({**OWN, **change})
+
+
+def test_one_host_has_all_the_work():
+    parallel.initialise({})
+    parallel.barrier('alone')
+    assert parallel.is_first()
+    assert parallel.share('abc') == ['a', 'b', 'c']
+
+
+PROGRAM = """
+import jax
+from rstar_jax import parallel
+parallel.initialise()
+mesh = parallel.global_mesh()
+parallel.barrier('start')
+print(jax.process_index(), len(jax.devices()), parallel.local_mesh().devices.shape,
+      mesh.devices.shape, parallel.share(list(range(5))), parallel.is_first())
+parallel.barrier('end')
+"""
+
+
+def test_two_processes_meet_and_share():
+    with socket.socket() as probe:
+        probe.bind(('localhost', 0))
+        port = probe.getsockname()[1]
+    processes = []
+    for number in range(2):
+        environment = {
+            **os.environ,
+            'JAX_COORDINATOR_ADDRESS': f'localhost:{port}',
+            'JAX_NUM_PROCESSES': '2',
+            'JAX_PROCESS_ID': str(number),
+            'XLA_FLAGS': '--xla_force_host_platform_device_count=2',
+        }
+        processes.append(
+            subprocess.Popen(
+                [sys.executable, '-c', PROGRAM],
+                env=environment,
+                cwd=pathlib.Path(__file__).parents[2],
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+        )
+    try:
+        outputs = [process.communicate(timeout=120)[0].strip() for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert outputs[0].endswith('0 4 (2, 1) (1, 4, 1) [0, 2, 4] True')
+    assert outputs[1].endswith('1 4 (2, 1) (1, 4, 1) [1, 3] False')

@@ -1,0 +1,184 @@
+"""What a run keeps beside its results, so that the same command goes on where it stopped.
+
+    config.json              {"round1": {key: value, ...}, ...}: the settings of each round
+    roundK/STAGE/begun.json  written when a stage begins: what it is made from, seconds so far
+    roundK/STAGE/done.json   written when it is complete: its id, seconds, figures for the table
+
+A stage with a done.json is skipped. A stage that has begun under other settings is an error, one
+that was made from results which have been made anew since is done again.
+"""
+
+import contextlib
+import dataclasses
+import json
+import os
+import pathlib
+import shutil
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from rstar_jax.errors import UserError
+
+BEAT_SECONDS = 10.0
+
+
+def write_json(path: pathlib.Path, value: Any) -> None:
+    """Writes atomically: after a crash the file is the old one or the new one, whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
+    with open(temporary, 'w', encoding='utf-8') as file:
+        json.dump(value, file, indent=1)
+        file.write('\n')
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def read_json(path: pathlib.Path) -> Any:
+    """The content of the file, or None where there is no file."""
+    try:
+        return json.loads(path.read_text(encoding='utf-8'))
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise UserError(f'{path}: not JSON ({error}): delete it, or use another --workdir') from None
+
+
+@dataclasses.dataclass
+class Stage:
+    """The folder of one stage of one round, and its bookkeeping.
+
+    Attributes:
+      folder: where the stage's results and its begun.json and done.json lie.
+      settings: prefixes of the config keys that what it makes depends on ('seed', 'search', ...).
+      inputs: the folders of the stages it is made from.
+      precious: whether results made from something older are an error instead of being deleted.
+    """
+
+    folder: pathlib.Path
+    settings: tuple[str, ...] = ()
+    inputs: tuple[pathlib.Path, ...] = ()
+    precious: bool = False
+    _started: float = 0.0
+    _before: float = 0.0
+    _beat: float = 0.0
+
+    @property
+    def done(self) -> dict[str, Any] | None:
+        """What done.json says, or None while the stage is not complete."""
+        return read_json(self.folder / 'done.json')
+
+    @property
+    def begun(self) -> bool:
+        """Whether there is anything of the stage."""
+        return (self.folder / 'begun.json').exists()
+
+    @property
+    def _inputs(self) -> dict[str, str]:
+        found = {}
+        for folder in self.inputs:
+            done = read_json(folder / 'done.json')
+            if done is not None:
+                found[f'{folder.parent.name}/{folder.name}'] = done['id']
+        return found
+
+    def drop_if_stale(self) -> str | None:
+        """Deletes the results where an input has been made anew since; returns which one."""
+        if not self.begun:
+            return None
+        recorded = read_json(self.folder / 'begun.json')['inputs']
+        changed = [name for name, key in self._inputs.items() if recorded.get(name, key) != key]
+        if not changed:
+            return None
+        if self.precious:
+            raise UserError(
+                f'{self.folder}: made from an older {changed[0]}: delete the folder, or use '
+                'another --workdir'
+            )
+        shutil.rmtree(self.folder)
+        return changed[0]
+
+    def begin(self) -> None:
+        """Starts the clock and records what the stage is made from."""
+        recorded = read_json(self.folder / 'begun.json') or {}
+        self._before = recorded.get('seconds', 0.0)
+        self._started = self._beat = time.monotonic()
+        self._write(self._before)
+
+    def beat(self) -> None:
+        """Keeps the seconds so far on disk; cheap enough to be called at every progress report."""
+        now = time.monotonic()
+        if now - self._beat >= BEAT_SECONDS:
+            self._beat = now
+            self._write(self.seconds)
+
+    @property
+    def seconds(self) -> float:
+        """Time spent on the stage, earlier runs of the command included."""
+        return self._before + time.monotonic() - self._started
+
+    def finish(self, figures: Mapping[str, Any]) -> None:
+        """Marks the stage complete."""
+        done = {'id': uuid.uuid4().hex, 'seconds': round(self.seconds, 3), 'figures': dict(figures)}
+        write_json(self.folder / 'done.json', done)
+
+    def _write(self, seconds: float) -> None:
+        begun = {'inputs': self._inputs, 'seconds': round(seconds, 3)}
+        write_json(self.folder / 'begun.json', begun)
+
+
+def check_settings(
+    workdir: pathlib.Path, name: str, settings: Mapping[str, Any], stages: Mapping[str, Stage]
+) -> None:
+    """Compares a round's settings with those that the workdir was made with, then records them.
+
+    Args:
+      workdir: holds config.json.
+      name: 'round3'.
+      settings: flat config of the round, key -> value.
+      stages: the round's stages by name; only those that have begun bind their settings.
+
+    Raises:
+      UserError: naming the first key that differs, both values, and the remedy.
+    """
+    path = workdir / 'config.json'
+    kept = read_json(path) or {}
+    old = kept.get(name, {})
+    now = json.loads(json.dumps(dict(settings)))
+    for stage_name, stage in stages.items():
+        if not stage.begun:
+            continue
+        for key in sorted(old.keys() | now.keys()):
+            bound = any(key == prefix or key.startswith(f'{prefix}.') for prefix in stage.settings)
+            if bound and old.get(key) != now.get(key):
+                raise UserError(
+                    f'--config.{key}={now.get(key)}: {workdir} was made with {old.get(key)} '
+                    f'({name}, {stage_name}): use that value, another --workdir, or delete '
+                    f'{stage.folder} to do the stage again'
+                )
+    write_json(path, {**kept, name: now})
+
+
+@contextlib.contextmanager
+def lock(workdir: pathlib.Path) -> Iterator[None]:
+    """Holds the workdir for this process, so that two runs never write into the same files."""
+    import fcntl
+
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        file = open(workdir / '.lock', 'w')  # noqa: SIM115 (closing it would let go of the lock)
+    except OSError as error:
+        raise UserError(f'--workdir={workdir}: cannot be written ({error.strerror})') from None
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise UserError(
+            f'--workdir={workdir}: another run is writing into it: wait for it, or use another one'
+        ) from None
+    try:
+        yield
+    finally:
+        file.close()

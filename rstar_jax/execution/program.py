@@ -1,0 +1,170 @@
+"""Inside a child: run the cells of one program, catch what it prints, reduce its error to a line."""
+
+from __future__ import annotations
+
+import builtins
+import importlib
+import io
+import random
+import sys
+
+from rstar_jax.execution.limits import format_output
+
+ERROR_CHARS = 400
+WARM_IMPORTS = (
+    'cmath collections decimal fractions functools heapq itertools json math operator re '
+    'statistics string datetime time typing dataclasses numpy numpy.random numpy.linalg '
+    'numpy.polynomial scipy scipy.special scipy.linalg scipy.optimize scipy.integrate sympy '
+    'sympy.abc sympy.solvers.inequalities sympy.ntheory.modular sympy.geometry '
+    'sympy.combinatorics sympy.functions.combinatorial.numbers'
+).split()
+# Programs whose lazy imports and caches every child should inherit.
+WARM_PROGRAMS = (
+    """
+import sympy as sp
+x, y, z = sp.symbols('x y z')
+n = sp.symbols('n', integer=True, positive=True)
+sp.solve(x**2 - 5*x + 6, x); sp.solve([x + y - 5, x - y - 1], [x, y]); sp.solve(x**3 - x - 1, x)
+sp.solve(sp.Eq(2*x + 3, 7), x); sp.solve(sp.sqrt(x + 1) - 3, x); sp.solve(x**2 < 4, x)
+sp.simplify((x**2 - 1)/(x - 1)); sp.expand((x + y)**3); sp.factor(x**3 - 1); sp.apart(1/(x*(x + 1)))
+sp.integrate(x*sp.exp(x), x); sp.integrate(sp.sin(x), (x, 0, sp.pi)); sp.diff(sp.sin(x)**2, x)
+sp.limit(sp.sin(x)/x, x, 0); sp.summation(n, (n, 1, x)); sp.series(sp.cos(x), x, 0, 4)
+sp.N(sp.sqrt(2) + sp.pi, 20); sp.Matrix([[1, 2], [3, 4]]).inv(); sp.Matrix([[2, 0], [0, 3]]).eigenvals()
+sp.gcd(12, 18); sp.isprime(97); sp.factorint(360); sp.divisors(28); sp.nsimplify(0.5); sp.Rational(1, 3)
+sp.trigsimp(sp.sin(x)**2 + sp.cos(x)**2); sp.solveset(x**2 - 1, x, sp.S.Reals); sp.binomial(10, 3)
+print(sp.latex(sp.sqrt(x)/2), sp.sqrt(8), sp.pi*x**2)
+""",
+    """
+import numpy as np, math, itertools, random
+from fractions import Fraction
+a = np.arange(12.0).reshape(3, 4)
+print(a @ a.T, a.mean(axis=0), np.linalg.solve(np.eye(3), np.ones(3)), np.roots([1, -3, 2]))
+print(f'{math.pi:.3f}', Fraction(3, 4) + 1, sorted(itertools.permutations(range(3)))[0])
+""",
+)
+
+
+class PrintedTooMuch(Exception):
+    """More characters than Limits.printed_chars."""
+
+
+class _Printed(io.BytesIO):
+    """Collects what is printed, up to a limit; the limit stays broken even if the error is caught."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__()
+        self.left = limit
+        self.over = False
+
+    def write(self, data) -> int:
+        self.left -= len(data)
+        if self.left < 0:
+            self.over = True
+            raise PrintedTooMuch
+        return super().write(data)
+
+
+def warm() -> None:
+    """Import and run what most programs need, once, before any child is forked."""
+    for name in WARM_IMPORTS:
+        try:
+            importlib.import_module(name)
+        except ImportError:
+            if name.split('.')[0] in ('numpy', 'sympy'):
+                raise
+    for program in WARM_PROGRAMS:
+        outcome = handle({'cells': [program], 'limits': {'printed_chars': 10**6}})
+        if not outcome['ok']:
+            raise RuntimeError(f'a warm-up program failed: {outcome["error"]}')
+    _fix_seeds()
+
+
+def _fix_seeds() -> None:
+    """Same program, same random numbers: also where it asks for fresh entropy with no seed."""
+    import numpy
+
+    random.seed(0)
+    numpy.random.seed(0)
+    unseeded = numpy.random.default_rng
+    if not getattr(unseeded, 'seeded', False):
+
+        def default_rng(seed=None):
+            return unseeded(0 if seed is None else seed)
+
+        default_rng.__doc__ = unseeded.__doc__
+        default_rng.seeded = True
+        numpy.random.default_rng = default_rng
+
+
+def handle(job: dict) -> dict:
+    """Run job['cells'] in one namespace; output and error of the last cell."""
+    limit = job['limits']['printed_chars']
+    namespace = {'__name__': '__main__', '__builtins__': builtins}
+    keep = sys.stdout, sys.stderr
+    try:
+        try:
+            sources = blocks(job['cells'])
+        except (SyntaxError, ValueError, MemoryError, RecursionError) as error:
+            return {'ok': False, 'output': '', 'error': last_line(error)}
+        for number, code in enumerate(sources):
+            last = number == len(sources) - 1
+            printed = _Printed(limit)
+            sys.stdout = io.TextIOWrapper(printed, 'utf-8', 'backslashreplace', write_through=True)
+            sys.stderr = io.StringIO()
+            error = ''
+            try:
+                exec(code, namespace)
+            except BaseException as caught:
+                error = last_line(caught)
+            if printed.over:
+                error = f'OutputError: printed more than the limit of {limit} characters'
+            if error or last:
+                text = printed.getvalue().decode('utf-8', 'replace') if last else ''
+                return {'ok': not error, 'output': format_output(text), 'error': error}
+        return {'ok': True, 'output': '', 'error': ''}
+    finally:
+        sys.stdout, sys.stderr = keep
+
+
+def blocks(cells: list[str]) -> list:
+    """Code objects of the cells; a cell that goes on inside the block of the one before is joined.
+
+    Raises:
+      SyntaxError: of the first cell that compiles neither alone nor joined.
+    """
+    done: list[tuple[str, object]] = []
+    for cell in cells:
+        try:
+            done.append((cell, _compile(cell)))
+            continue
+        except SyntaxError as error:
+            problem = error
+        for start in range(len(done) - 1, -1, -1):
+            source = '\n'.join([text for text, _ in done[start:]] + [cell])
+            try:
+                done[start:] = [(source, _compile(source))]
+                break
+            except SyntaxError:
+                continue
+        else:
+            raise problem
+    return [code for _, code in done]
+
+
+def _compile(source: str):
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        return compile(source, '<step>', 'exec', dont_inherit=True)
+
+
+def last_line(error: BaseException) -> str:
+    """`TypeOfError: message` on one line, as at the end of a traceback."""
+    name = type(error).__name__
+    try:
+        message = error.msg if isinstance(error, SyntaxError) and error.msg else str(error)
+    except BaseException:
+        message = '(its message cannot be shown)'
+    message = ' '.join(message[: 4 * ERROR_CHARS].split())[:ERROR_CHARS]
+    return f'{name}: {message}' if message else name

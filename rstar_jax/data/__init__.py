@@ -1,0 +1,55 @@
+"""Problems in, finished trees on disk, and training data out of them.
+
+    problems file --load_problems--> search --> TreeStore --curate_to--> sft, pairs (load_examples)
+
+`curate` is the same as a plain function over lists. Interchange formats: `export_*`, `import_*`.
+"""
+
+from rstar_jax.data.annotated import Annotated, Trajectory, annotate
+from rstar_jax.data.curation import Rules, curate, curate_to, pair_weight, split_prompt
+from rstar_jax.data.examples import Examples, load_examples, store_examples
+from rstar_jax.data.interchange import (
+    export_preference,
+    export_sft,
+    export_trees,
+    export_trl_preference,
+    export_trl_stepwise,
+    import_preference,
+    import_sft,
+    import_trees,
+    import_trl_preference,
+    import_trl_stepwise,
+    stepwise,
+    store_trees,
+)
+from rstar_jax.data.problems import export_problems, load_problems
+from rstar_jax.data.trees import TreeStore
+
+__all__ = [
+    'Annotated',
+    'Examples',
+    'Rules',
+    'Trajectory',
+    'TreeStore',
+    'annotate',
+    'curate',
+    'curate_to',
+    'export_preference',
+    'export_problems',
+    'export_sft',
+    'export_trees',
+    'export_trl_preference',
+    'export_trl_stepwise',
+    'import_preference',
+    'import_sft',
+    'import_trees',
+    'import_trl_preference',
+    'import_trl_stepwise',
+    'load_examples',
+    'load_problems',
+    'pair_weight',
+    'split_prompt',
+    'stepwise',
+    'store_examples',
+    'store_trees',
+]

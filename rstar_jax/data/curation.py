@@ -1,0 +1,337 @@
+"""Training data out of finished trees: SFT trajectories and preference pairs (ALGORITHM section 4).
+
+    trees -> annotate -> per tree: its best trajectories, its pairs
+                      -> per problem: the 2 best trajectories of all its trees; dropped or not
+                      -> {query, response} and {prompt, pos, neg, pos_count, neg_count}
+
+What the rules leave open, and how it is read here:
+- *Completion* below a step: the trajectory from that step (included) on, to a correct answer for a
+  positive, to a wrong one for a negative. Its mean Q is over those steps; prefixes are shared.
+- *Positives x negatives of a node*, the weight's denominator: those that were chosen for pairing
+  (2 x 2, 4 x 1, ...), before pairs are dropped, as in the loss's factor 1/(2 x 2).
+- With `final_step_pairs='trajectories'` steps that are answers take part in no step pair. Instead
+  each tree with a correct and a wrong trajectory gives one pair of whole trajectories, to which the
+  step rules (margin, edit distance, completions) do not apply: that the one is right and the other
+  wrong is known, not estimated.
+- 'error' is looked for in the response as it is written, case included.
+
+A pair's `prompt` is the SFT prompt of the question followed by the prefix, as in the released data:
+`prompt + pos` is the very text that the PPM reads. `split_prompt` gives the two parts back.
+"""
+
+import bisect
+import collections
+import contextlib
+import dataclasses
+import os
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from rapidfuzz.distance import Levenshtein
+
+from rstar_jax import steps
+from rstar_jax.data import examples, files
+from rstar_jax.data.annotated import NEITHER, Annotated, Grade, Trajectory, annotate, mean
+from rstar_jax.errors import UserError
+from rstar_jax.search.record import Record
+
+Example = dict[str, Any]
+Counts = collections.Counter
+
+
+@dataclasses.dataclass(frozen=True)
+class Rules:
+    """What is kept (paper, section 3 and appendix).
+
+    Attributes:
+      final_step_pairs: 'steps', the final answer's step is paired like any other (released code),
+        or 'trajectories', two whole trajectories (paper).
+      trajectories: correct trajectories kept for SFT, per problem.
+      side: positives and negatives paired at a node, each.
+      side_of_one: the same where the other side has only one.
+      margin: pairs whose Q values differ by less are dropped.
+      edit_distance: pairs whose texts differ by fewer characters (Levenshtein) are dropped.
+      synthetic_correct: synthetic problems of whose answers a smaller share than this is correct,
+        over all their trees, are dropped; 0 keeps all, the paper has 0.5. A problem is synthetic
+        when its field `synthetic` is true or its `source` begins with 'synthetic' (NuminaMath).
+    """
+
+    final_step_pairs: str = 'steps'
+    trajectories: int = 2
+    side: int = 2
+    side_of_one: int = 4
+    margin: float = 0.5
+    edit_distance: int = 20
+    synthetic_correct: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.final_step_pairs not in ('steps', 'trajectories'):
+            raise UserError(
+                f"final_step_pairs={self.final_step_pairs!r}: expected 'steps' or 'trajectories'"
+            )
+        if not 0 <= self.synthetic_correct <= 1:
+            raise UserError(f'synthetic_correct={self.synthetic_correct}: expected a share, 0 to 1')
+        for name in ('trajectories', 'side', 'side_of_one'):
+            if getattr(self, name) < 1:
+                raise UserError(f'{name}={getattr(self, name)}: needs at least 1')
+
+
+def curate(
+    trees: Iterable[dict[str, Any] | Record],
+    final_step_pairs: str = 'steps',
+    *,
+    grade: Grade | None = None,
+    counts: Counts | None = None,
+    **rules: Any,
+) -> tuple[list[Example], list[Example]]:
+    """Makes training data; for what does not fit into memory there is `curate_to`.
+
+    Args:
+      trees: interchange dicts or Records, in any order; trees of one problem (same index and
+        question) compete for its SFT trajectories.
+      final_step_pairs: 'steps' or 'trajectories', see Rules.
+      grade: decides which answers are right; by default the rewards in the tree do (annotated.py).
+      counts: a Counter to which the numbers of what was seen, kept and dropped are added.
+      **rules: other fields of Rules.
+
+    Returns:
+      (sft, pairs): {query, response} and {prompt, pos, neg, pos_count, neg_count}, grouped by
+      problem, problems in the order of their first tree.
+
+    Raises:
+      UserError: a malformed tree, or one whose answers were not graded.
+    """
+    rules_ = Rules(final_step_pairs, **rules)
+    counts = Counts() if counts is None else counts
+    problems: dict[tuple, _Problem] = {}
+    for tree in (annotate(tree, grade) for tree in trees):
+        problem = problems.setdefault(_name(tree), _Problem(tree.problem))
+        problem.add(tree, rules_, counts)
+    sft: list[Example] = []
+    pairs: list[Example] = []
+    for problem in problems.values():
+        its_sft, its_pairs = problem.finish(rules_, counts)
+        sft += its_sft
+        pairs += its_pairs
+    return sft, pairs
+
+
+def curate_to(
+    trees: Iterable[dict[str, Any] | Record],
+    directory: str | os.PathLike,
+    final_step_pairs: str = 'steps',
+    *,
+    grade: Grade | None = None,
+    **rules: Any,
+) -> Counts:
+    """Makes training data tree by tree, into `sft.array_record` and `pairs.array_record`.
+
+    Memory holds one problem's data at a time, however many trees there are. The files appear, with
+    `counts.json`, when all is done.
+
+    Args:
+      trees: as of `curate`, but the trees of one problem must follow each other; a TreeStore gives
+        them so.
+      directory: folder of the results; read them with `load_examples`.
+
+    Raises:
+      UserError: as `curate`; or a problem comes back after another one.
+    """
+    rules_ = Rules(final_step_pairs, **rules)
+    counts: Counts = Counts()
+    with contextlib.ExitStack() as stack:
+        writers = []
+        for kind in examples.KINDS:
+            path = stack.enter_context(files.replacing(examples.path_of(directory, kind)))
+            writers.append(stack.enter_context(files.RecordWriter(path)))
+        for problem in _consecutive(trees, rules_, grade, counts):
+            for writer, made in zip(writers, problem.finish(rules_, counts)):
+                for example in made:
+                    writer.write(examples.encode(example))
+    files.write_json(examples.path_of(directory, 'sft').with_name('counts.json'), counts)
+    return counts
+
+
+def pair_weight(pair: Example) -> float:
+    """Weight of a pair in the PPM's loss: 1 / (positives x negatives of its node)."""
+    return 1 / (pair['pos_count'] * pair['neg_count'])
+
+
+def split_prompt(prompt: str) -> tuple[str, str]:
+    """Gives back (question, prefix) of a pair's `prompt`; (prompt, '') if it is in another form."""
+    head, tail = steps.prompt('\0').split('\0')
+    question, mark, prefix = prompt.partition(tail)
+    if not mark or not question.startswith(head):
+        return prompt, ''
+    return question[len(head) :], prefix
+
+
+@dataclasses.dataclass
+class _Problem:
+    """What the trees of one problem gave so far: no more than its results."""
+
+    problem: dict[str, Any]
+    best: list[tuple[float, float, int, str]] = dataclasses.field(default_factory=list)
+    pairs: list[Example] = dataclasses.field(default_factory=list)
+    correct: int = 0
+    wrong: int = 0
+
+    def add(self, tree: Annotated, rules: Rules, counts: Counts) -> None:
+        trajectories = list(tree.trajectories())
+        for trajectory in trajectories:
+            if not trajectory.correct:
+                self.wrong += 1
+                continue
+            self.correct += 1
+            # Best first; the count keeps earlier trees, and depth-first order, ahead in ties.
+            rank = (-trajectory.mean_q, -trajectory.min_q, self.correct)
+            if len(self.best) < rules.trajectories or rank < self.best[-1][:3]:
+                bisect.insort(self.best, (*rank, tree.text(trajectory.nodes)))
+                del self.best[rules.trajectories :]
+        self.pairs += pairs_of(tree, trajectories, rules, counts)
+        counts['trees'] += 1
+        counts['trees_solved'] += any(t.correct for t in trajectories)
+
+    def finish(self, rules: Rules, counts: Counts) -> tuple[list[Example], list[Example]]:
+        """Returns the problem's (sft, pairs)."""
+        counts['problems'] += 1
+        counts['problems_solved'] += self.correct > 0
+        counts['trajectories_correct'] += self.correct
+        counts['trajectories_wrong'] += self.wrong
+        if self._synthetic() and self.correct < rules.synthetic_correct * (
+            self.correct + self.wrong
+        ):
+            counts['problems_dropped_synthetic'] += 1
+            return [], []
+        sft = []
+        for *_, text in self.best:
+            response = text.strip()
+            if 'error' in response:
+                counts['sft_dropped_error'] += 1
+            else:
+                sft.append({'query': self.problem['question'], 'response': response})
+        counts['sft'] += len(sft)
+        counts['pairs'] += len(self.pairs)
+        return sft, self.pairs
+
+    def _synthetic(self) -> bool:
+        source = str(self.problem.get('source') or '')
+        return bool(self.problem.get('synthetic')) or source.startswith('synthetic')
+
+
+def pairs_of(
+    tree: Annotated, trajectories: list[Trajectory], rules: Rules, counts: Counts
+) -> list[Example]:
+    """Preference pairs of one tree, node by node in depth-first order, whole trajectories last."""
+    best: dict[int, float] = {}  # node -> mean Q of the best completion to a correct answer
+    worst: dict[int, float] = {}
+    for trajectory in trajectories:
+        q = [tree.q[node] for node in trajectory.nodes]
+        for i, node in enumerate(trajectory.nodes):
+            value = mean(q[i:])
+            if trajectory.correct:
+                best[node] = max(value, best.get(node, value))
+            else:
+                worst[node] = min(value, worst.get(node, value))
+    start = steps.prompt(tree.problem['question'])
+    pairs: list[Example] = []
+    stack = [(0, start)]
+    while stack:
+        node, prompt = stack.pop()
+        children = tree.children[node]
+        pairs += _node_pairs(tree, children, prompt, best, worst, rules, counts)
+        both = [child for child in children if child in best and child in worst]
+        stack.extend((child, prompt + tree.texts[child]) for child in reversed(both))
+    if rules.final_step_pairs == 'trajectories':
+        pairs += _trajectory_pairs(tree, trajectories, start, counts)
+    return pairs
+
+
+def _node_pairs(
+    tree: Annotated,
+    children: list[int],
+    prompt: str,
+    best: dict[int, float],
+    worst: dict[int, float],
+    rules: Rules,
+    counts: Counts,
+) -> list[Example]:
+    """Pairs among the children of one node."""
+    if rules.final_step_pairs == 'trajectories':
+        children = [child for child in children if tree.verdict[child] == NEITHER]
+    q = tree.q
+    positives = sorted((c for c in children if c in best), key=lambda c: -q[c])
+    negatives = sorted((c for c in children if c in worst), key=lambda c: q[c])
+    if not positives or not negatives:
+        return []
+    counts['nodes_paired'] += 1
+    side = [rules.side_of_one if len(x) == 1 else rules.side for x in (negatives, positives)]
+    positives, negatives = positives[: side[0]], negatives[: side[1]]
+    pairs = []
+    for pos in positives:
+        for neg in negatives:
+            if not (q[pos] > q[neg] and best[pos] > worst[neg]):
+                counts['pairs_not_ordered'] += 1
+            elif round(q[pos] - q[neg], 6) < rules.margin:
+                counts['pairs_dropped_margin'] += 1
+            elif _alike(tree.texts[pos], tree.texts[neg], rules.edit_distance):
+                counts['pairs_dropped_alike'] += 1
+            else:
+                sizes = len(positives), len(negatives)
+                pairs.append(_pair(prompt, tree.texts[pos], tree.texts[neg], *sizes))
+    return pairs
+
+
+def _trajectory_pairs(
+    tree: Annotated, trajectories: list[Trajectory], prompt: str, counts: Counts
+) -> list[Example]:
+    """The correct trajectory with the highest mean Q against the wrong one with the lowest."""
+    correct = [t for t in trajectories if t.correct]
+    wrong = [t for t in trajectories if not t.correct]
+    if not correct or not wrong:
+        return []
+    counts['pairs_of_trajectories'] += 1
+    pos = max(correct, key=lambda t: (t.mean_q, t.min_q))
+    neg = min(wrong, key=lambda t: (t.mean_q, t.min_q))
+    return [_pair(prompt, tree.text(pos.nodes), tree.text(neg.nodes), 1, 1)]
+
+
+def _pair(prompt: str, pos: str, neg: str, pos_count: int, neg_count: int) -> Example:
+    return {
+        'prompt': prompt,
+        'pos': pos,
+        'neg': neg,
+        'pos_count': pos_count,
+        'neg_count': neg_count,
+    }
+
+
+def _alike(one: str, other: str, distance: int) -> bool:
+    """Whether two texts are fewer than `distance` edits apart."""
+    return distance > 0 and (Levenshtein.distance(one, other, score_cutoff=distance - 1) < distance)
+
+
+def _name(tree: Annotated) -> tuple:
+    return tree.problem.get('index'), tree.problem['question']
+
+
+def _consecutive(
+    trees: Iterable[dict[str, Any] | Record], rules: Rules, grade: Grade | None, counts: Counts
+) -> Iterator[_Problem]:
+    """Gathers the trees that follow each other on one problem."""
+    seen: set[int] = set()
+    name, problem = None, None
+    for tree in (annotate(tree, grade) for tree in trees):
+        if problem is None or _name(tree) != name:
+            if problem is not None:
+                yield problem
+            name, problem = _name(tree), _Problem(tree.problem)
+            if hash(name) in seen:
+                raise UserError(
+                    f'trees of problem {name[0]} do not follow each other; bring them into a '
+                    'TreeStore first (data.store_trees), which gives them in order'
+                )
+            seen.add(hash(name))
+        problem.add(tree, rules, counts)
+    if problem is not None:
+        yield problem

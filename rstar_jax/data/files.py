@@ -1,0 +1,209 @@
+"""Files that are either whole or absent: ArrayRecord, JSON and JSONL, written beside and renamed.
+
+Everything the project stores goes through `replacing`: the content is written under a temporary
+name, flushed to the disk, and only then takes its final name. A process killed at any moment, or a
+machine that loses power, leaves the old file or the new one, never half of either.
+"""
+
+import contextlib
+import json
+import os
+import pathlib
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from array_record.python import array_record_module
+
+from rstar_jax.errors import UserError
+
+# One record a group: any record can be read alone, as grain needs. zstd 3 writes faster than the
+# default brotli, at nearly its size.
+WRITER_OPTIONS = 'group_size:1,zstd:3'
+READER_OPTIONS = 'readahead_buffer_size:0,max_parallelism:0'
+READER_BUFFER = 1 << 16
+READ_AT_ONCE = 64
+
+# With the ending '.part' no pattern for finished files (`*.array_record`) matches these names.
+TEMPORARY = '.writing-'
+
+
+def sync(path: pathlib.Path) -> None:
+    """Flushes a file, or the names in a folder, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def replacing(path: str | os.PathLike, tag: str = '') -> Iterator[pathlib.Path]:
+    """Gives a temporary path that becomes `path`, durably, when the block ends without an error.
+
+    `tag` goes into the temporary name, so that leftovers of a killed process can be told apart.
+    """
+    path = pathlib.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.parent / f'{TEMPORARY}{tag}{os.getpid()}-{path.name}.part'
+    try:
+        yield temporary
+        sync(temporary)
+        temporary.replace(path)
+        sync(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+class RecordWriter:
+    """Writes one ArrayRecord file; use as a context manager, which closes it."""
+
+    def __init__(self, path: str | os.PathLike):
+        self._writer = array_record_module.ArrayRecordWriter(os.fspath(path), WRITER_OPTIONS)
+        self.count = 0
+
+    def write(self, record: bytes) -> None:
+        self._writer.write(record)
+        self.count += 1
+
+    def __enter__(self) -> 'RecordWriter':
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._writer.close()
+
+
+class RecordReader:
+    """Random access to the records of one ArrayRecord file.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      UserError: the file is not a whole ArrayRecord file.
+    """
+
+    def __init__(self, path: str | os.PathLike):
+        self.path = pathlib.Path(path)
+        if not self.path.exists():
+            raise FileNotFoundError(self.path)
+        with self._damage():
+            self._reader = array_record_module.ArrayRecordReader(
+                os.fspath(path), READER_OPTIONS, file_reader_buffer_size=READER_BUFFER
+            )
+            if not self._reader.ok():
+                self._reader.read([0])  # says what is wrong with it
+                raise RuntimeError('unreadable')
+            self._count = self._reader.num_records()
+
+    @contextlib.contextmanager
+    def _damage(self) -> Iterator[None]:
+        try:
+            yield
+        except (RuntimeError, ValueError, IndexError) as error:
+            reason = ' '.join(str(error).split())
+            raise UserError(
+                f'{self.path}: not a readable ArrayRecord file ({reason}); delete it, '
+                'what it held is made again'
+            ) from error
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, position: int) -> bytes:
+        if not 0 <= position < self._count:
+            raise IndexError(position)
+        with self._damage():
+            return self._reader.read([position])[0]
+
+    def __iter__(self) -> Iterator[bytes]:
+        for start in range(0, self._count, READ_AT_ONCE):
+            with self._damage():
+                stop = min(start + READ_AT_ONCE, self._count)
+                records = self._reader.read(list(range(start, stop)))
+            yield from records
+
+    def close(self) -> None:
+        self._reader.close()
+
+
+def write_json(path: str | os.PathLike, value: Any) -> None:
+    """Writes one JSON value, atomically."""
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(value, ensure_ascii=False) + '\n', encoding='utf-8')
+
+
+def write_json_items(path: str | os.PathLike, items: Iterable[Any], as_list: bool) -> int:
+    """Writes items as they come, as a JSON list or as JSONL, atomically; returns their number."""
+    count = 0
+    with replacing(path) as temporary, temporary.open('w', encoding='utf-8') as file:
+        for item in items:
+            if as_list:
+                file.write(',\n' if count else '[\n')
+            file.write(json.dumps(item, ensure_ascii=False))
+            file.write('' if as_list else '\n')
+            count += 1
+        if as_list:
+            file.write('\n]\n' if count else '[]\n')
+    return count
+
+
+def read_json_items(path: str | os.PathLike) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yields (place, object) of a JSON list or, line by line, of a JSONL file.
+
+    The place names the item in error messages: 'file.jsonl, line 3' or 'file.json, item 3', both
+    counted from 1. Blank lines are skipped.
+
+    Raises:
+      UserError: no such file, an empty one, a line that is not JSON, an item that is no object.
+    """
+    path = pathlib.Path(path)
+    if path.is_dir():
+        raise UserError(f'{path}: is a folder; expected a JSON list or JSONL file')
+    if not path.exists():
+        raise UserError(f'{path}: no such file; expected a JSON list or JSONL file')
+    try:
+        with path.open(encoding='utf-8-sig') as file:
+            start = ''
+            while not start and (line := file.readline()):
+                start = line.strip()
+            if not start:
+                raise UserError(f'{path}: the file is empty; expected a JSON list or JSONL')
+            file.seek(0)
+            places = _list_items(path, file) if start.startswith('[') else _lines(path, file)
+            for place, item in places:
+                if not isinstance(item, dict):
+                    raise UserError(f'{place}: expected a JSON object, found {_shown(item)}')
+                yield place, item
+    except UnicodeDecodeError as error:
+        raise UserError(f'{path}: not UTF-8 text ({error.reason} at byte {error.start})') from None
+
+
+def _list_items(path: pathlib.Path, file: Iterable[str]) -> Iterator[tuple[str, Any]]:
+    text = ''.join(file)
+    try:
+        items = json.loads(text)
+    except json.JSONDecodeError as error:
+        shown = _shown(text.splitlines()[error.lineno - 1].strip() if text else '')
+        raise UserError(
+            f'{path}, line {error.lineno}: not JSON ({error.msg}): {shown}; expected a JSON list '
+            'of objects, or JSONL'
+        ) from None
+    for number, item in enumerate(items, 1):
+        yield f'{path}, item {number}', item
+
+
+def _lines(path: pathlib.Path, file: Iterable[str]) -> Iterator[tuple[str, Any]]:
+    for number, line in enumerate(file, 1):
+        if not line.strip():
+            continue
+        try:
+            item = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise UserError(
+                f'{path}, line {number}: not JSON ({error.msg}): {_shown(line.strip())}; '
+                'expected one object a line'
+            ) from None
+        yield f'{path}, line {number}', item
+
+
+def _shown(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value)
+    return repr(text if len(text) <= 60 else text[:57] + '...')

@@ -1,0 +1,238 @@
+"""Finished search trees on disk: appended as they finish, never half written, never read twice.
+
+    tree-W-INDEX-TREE.array_record   one tree, as soon as it has finished (W: the writing process)
+    shard-W-NUMBER.array_record      many trees, merged out of such parts
+    shard-W-NUMBER.keys              the (index, tree) of the shard's records, in their order
+
+`append` writes a part and returns once it is on the disk. When enough parts have gathered they are
+merged: the shard takes its final name before the first part goes, so a crash leaves at most both,
+and then the shard counts and the parts are removed on the next open. Names of parts and `.keys`
+files tell what is stored without reading it; a lost `.keys` file is made again from its shard.
+"""
+
+import collections
+import contextlib
+import fcntl
+import json
+import os
+import pathlib
+import re
+from collections.abc import Iterator
+
+from rstar_jax.data import files
+from rstar_jax.errors import UserError
+from rstar_jax.search.record import Record
+
+Key = tuple[int, int]
+
+SUFFIX = '.array_record'
+OPEN_READERS = 8
+
+
+class TreeStore:
+    """The trees of one search, in a folder.
+
+    Iteration gives the Records ordered by (problem index, tree number), whatever order they were
+    written in, and holds one at a time in memory: `data.curate_to` depends on both. Several
+    processes may write into one folder when each has its own `writer` number; each of them sees
+    what the others had stored when it was opened.
+
+    Attributes:
+      directory: the folder; made if absent.
+      shard_trees: how many parts are merged into a shard.
+    """
+
+    def __init__(self, directory: str | os.PathLike, writer: int = 0, shard_trees: int = 256):
+        self.directory = pathlib.Path(directory)
+        self.shard_trees = shard_trees
+        self._writer = writer
+        self._lock: int | None = None
+        self._where: dict[Key, tuple[str, int]] = {}
+        self._parts: list[tuple[Key, pathlib.Path]] = []
+        self._readers: collections.OrderedDict[str, files.RecordReader] = collections.OrderedDict()
+        self.directory.mkdir(parents=True, exist_ok=True)
+        # Without the lock another process is at work here: its files in the making are not litter.
+        if self._take_lock():
+            self._sweep()
+            self._scan()
+            self._remove_merged_parts()
+            self._release_lock()
+        else:
+            self._scan()
+
+    def append(self, record: Record) -> bool:
+        """Stores a tree; on return it is on the disk. Returns False if it was there already.
+
+        Raises:
+          UserError: another process writes into this folder under the same `writer` number.
+        """
+        if record.key in self._where:
+            return False
+        if not self._take_lock():
+            raise UserError(
+                f'{self.directory}: another process is writing trees here; wait for it to end, '
+                'or choose another workdir'
+            )
+        index, tree = record.key
+        path = self.directory / f'tree-{self._writer}-{index}-{tree}{SUFFIX}'
+        with files.replacing(path, self._tag) as temporary, files.RecordWriter(temporary) as out:
+            out.write(record.to_bytes())
+        self._where[record.key] = (path.name, 0)
+        self._parts.append((record.key, path))
+        if len(self._parts) >= self.shard_trees:
+            self.merge()
+        return True
+
+    def merge(self) -> None:
+        """Merges the parts that this writer has into a shard. Safe to be killed in."""
+        if not self._parts or not self._take_lock():
+            return
+        parts = sorted(self._parts)
+        number = 1 + max((int(p.stem.split('-')[2]) for p in self._own_shards()), default=-1)
+        shard = self.directory / f'shard-{self._writer}-{number:06d}{SUFFIX}'
+        keys = [key for key, _ in parts]
+        _write_keys(shard, keys, self._tag)
+        with files.replacing(shard, self._tag) as temporary, files.RecordWriter(temporary) as out:
+            for _, path in parts:
+                out.write(self._read(path.name, 0))
+        for position, key in enumerate(keys):
+            self._where[key] = (shard.name, position)
+        self._parts = []
+        for _, path in parts:
+            self._forget_reader(path.name)
+            path.unlink(missing_ok=True)
+
+    def keys(self) -> set[Key]:
+        """Returns (problem index, tree number) of every stored tree."""
+        return set(self._where)
+
+    def __len__(self) -> int:
+        return len(self._where)
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._where
+
+    def __getitem__(self, key: Key) -> Record:
+        """Reads one tree; KeyError when it is not stored."""
+        try:
+            data = self._read(*self._where[key])
+        except FileNotFoundError:  # merged by its writer since this store was opened
+            self._scan()
+            data = self._read(*self._where[key])
+        return Record.from_bytes(data)
+
+    def __iter__(self) -> Iterator[Record]:
+        for key in sorted(self._where):
+            yield self[key]
+
+    def close(self) -> None:
+        """Closes open files and lets others write. The store stays usable."""
+        while self._readers:
+            self._forget_reader(next(iter(self._readers)))
+        self._release_lock()
+
+    def __enter__(self) -> 'TreeStore':
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def _tag(self) -> str:
+        return f'{self._writer}-'
+
+    def _own_shards(self) -> Iterator[pathlib.Path]:
+        return self.directory.glob(f'shard-{self._writer}-*{SUFFIX}')
+
+    def _scan(self) -> None:
+        """Finds out which trees are stored where. A tree found twice counts in a shard."""
+        paths = sorted(self.directory.glob('*' + SUFFIX))
+        found: dict[Key, tuple[str, int]] = {}
+        parts = []
+        for path in paths:
+            match = re.fullmatch(r'tree-(\d+)-(-?\d+)-(\d+)', path.stem)
+            if match:
+                parts.append((int(match[1]), (int(match[2]), int(match[3])), path))
+                continue
+            for position, key in enumerate(self._keys_of(path)):
+                found.setdefault(key, (path.name, position))
+        self._parts = [(key, path) for writer, key, path in parts if writer == self._writer]
+        for _, key, path in parts:
+            found.setdefault(key, (path.name, 0))
+        self._where = found
+
+    def _keys_of(self, shard: pathlib.Path) -> list[Key]:
+        path = shard.with_suffix('.keys')
+        if path.exists():
+            return [(index, tree) for index, tree in json.loads(path.read_text(encoding='utf-8'))]
+        reader = files.RecordReader(shard)
+        keys = [Record.from_bytes(data).key for data in reader]
+        reader.close()
+        if self._lock is not None:
+            _write_keys(shard, keys, self._tag)
+        return keys
+
+    def _sweep(self) -> None:
+        """Removes what a killed process of this writer left half done."""
+        for path in self.directory.glob(f'{files.TEMPORARY}{self._tag}*'):
+            path.unlink(missing_ok=True)
+        for path in self.directory.glob(f'shard-{self._writer}-*.keys'):
+            if not path.with_suffix(SUFFIX).exists():
+                path.unlink(missing_ok=True)
+
+    def _remove_merged_parts(self) -> None:
+        left = []
+        for key, path in self._parts:
+            if self._where[key][0] == path.name:
+                left.append((key, path))
+            else:
+                path.unlink(missing_ok=True)
+        self._parts = left
+
+    def _read(self, name: str, position: int) -> bytes:
+        if name not in self._readers:
+            while len(self._readers) >= OPEN_READERS:
+                self._forget_reader(next(iter(self._readers)))
+            self._readers[name] = files.RecordReader(self.directory / name)
+        self._readers.move_to_end(name)
+        reader = self._readers[name]
+        if position >= len(reader):
+            raise UserError(
+                f'{reader.path}: holds {len(reader)} trees, fewer than its .keys file says; '
+                'delete the .keys file'
+            )
+        return reader[position]
+
+    def _forget_reader(self, name: str) -> None:
+        reader = self._readers.pop(name, None)
+        if reader is not None:
+            reader.close()
+
+    def _take_lock(self) -> bool:
+        """Takes the right to write as this writer; it ends with the process at the latest."""
+        if self._lock is None:
+            path = self.directory / f'.lock-{self._writer}'
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                os.close(descriptor)
+                return False
+            except OSError:  # a file system without locks: then nobody is kept out
+                pass
+            self._lock = descriptor
+        return True
+
+    def _release_lock(self) -> None:
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def __del__(self) -> None:
+        with contextlib.suppress(AttributeError, OSError):
+            self._release_lock()
+
+
+def _write_keys(shard: pathlib.Path, keys: list[Key], tag: str) -> None:
+    with files.replacing(shard.with_suffix('.keys'), tag) as temporary:
+        temporary.write_text(json.dumps(keys), encoding='utf-8')

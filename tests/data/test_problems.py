@@ -1,0 +1,99 @@
+import json
+
+import pytest
+
+from rstar_jax import data
+from rstar_jax.errors import UserError
+
+
+def write(path, text):
+    path.write_text(text, encoding='utf-8')
+    return path
+
+
+def test_json_list_keeps_index_and_other_fields(tmp_path):
+    problems = [
+        {'index': 7, 'question': 'a?', 'answer': '1', 'source': 'math'},
+        {'index': 3, 'question': 'b?', 'answer': ['2', 'two']},
+    ]
+    path = write(tmp_path / 'p.json', json.dumps(problems, indent=4))
+    assert data.load_problems(path) == problems
+    assert data.load_problems(path, limit=1) == problems[:1]
+
+
+def test_jsonl_and_gsm8k_answers(tmp_path):
+    lines = [
+        '\ufeff' + json.dumps({'question': 'a?', 'answer': 'so 3 <<1+2=3>>\n#### 3'}),
+        '',
+        json.dumps({'question': 'b?', 'answer': 2.5}),
+        json.dumps({'question': 'c?', 'answer': '#### 1,000 '}),
+    ]
+    problems = data.load_problems(write(tmp_path / 'p.jsonl', '\n'.join(lines)))
+    assert problems == [
+        {'index': 0, 'question': 'a?', 'answer': '3'},
+        {'index': 1, 'question': 'b?', 'answer': '2.5'},
+        {'index': 2, 'question': 'c?', 'answer': '1,000'},
+    ]
+
+
+def test_limit_stops_reading(tmp_path):
+    path = write(tmp_path / 'p.jsonl', '{"question": "a?", "answer": "1"}\nnot json\n')
+    assert len(data.load_problems(path, limit=1)) == 1
+
+
+def test_export_reads_back(tmp_path):
+    problems = [{'index': i, 'question': f'q{i} ≤?', 'answer': str(i)} for i in range(3)]
+    for name in ('p.json', 'p.jsonl'):
+        assert data.export_problems(problems, tmp_path / name) == 3
+        assert data.load_problems(tmp_path / name) == problems
+    assert (tmp_path / 'p.json').read_text().startswith('[')
+
+
+GOOD = '{"question": "a?", "answer": "1"}\n'
+
+
+@pytest.mark.parametrize(
+    'text, message',
+    [
+        ('', 'the file is empty'),
+        (' \n\n', 'the file is empty'),
+        ('[]', 'holds no problems'),
+        (GOOD + '\n{"question": oops}\n', 'line 3: not JSON'),
+        ('[\n{"question": "a?", "answer": "1"},\n{"question" 1}]', 'line 3: not JSON'),
+        (GOOD + '[1, 2]\n', 'line 2: expected a JSON object'),
+        (GOOD + '{"question": "b?"}\n', 'line 2: problem without an answer'),
+        (GOOD + '{"question": "b?", "answer": " "}\n', 'line 2: problem without an answer'),
+        (GOOD + '{"question": "b?", "answer": "6 / 2 = 3 ####"}', 'problem without an answer'),
+        (GOOD + '{"question": "b?", "answer": null}\n', 'line 2: problem without an answer'),
+        (GOOD + '{"question": "b?", "answer": true}\n', 'line 2: problem without an answer'),
+        (GOOD + '{"answer": "2"}\n', 'line 2: problem without a question'),
+        ('[{"problem": "a?", "answer": "1"}]', 'item 1: problem without a question'),
+        (GOOD + '{"index": "x1", "question": "b?", "answer": "2"}', "index 'x1': expected an int"),
+        (GOOD + '{"index": 0, "question": "b?", "answer": "2"}\n', 'index 0 was already used by'),
+    ],
+)
+def test_mistakes_are_one_line_that_names_the_place(tmp_path, text, message):
+    path = write(tmp_path / 'p.jsonl', text)
+    with pytest.raises(UserError) as caught:
+        data.load_problems(path)
+    assert message in str(caught.value)
+    assert str(path) in str(caught.value)
+    assert '\n' not in str(caught.value)
+
+
+def test_missing_file_folder_and_binary(tmp_path):
+    (tmp_path / 'b.json').write_bytes(b'\x80\x81\xff')
+    for path, message in [('none.json', 'no such file'), ('.', 'is a folder'), ('b.json', 'UTF-8')]:
+        with pytest.raises(UserError, match=message):
+            data.load_problems(tmp_path / path)
+    with pytest.raises(UserError, match='limit=0'):
+        data.load_problems(tmp_path / 'b.json', limit=0)
+
+
+@pytest.mark.parametrize(
+    'name, count', [('gsm8k_train.jsonl', 7473), ('gsm8k_test.json', 1319), ('math500.json', 500)]
+)
+def test_shared_sets(shared, name, count):
+    problems = data.load_problems(shared / 'data' / name)
+    assert len(problems) == len({p['index'] for p in problems}) == count
+    assert not any('####' in p['answer'] for p in problems)

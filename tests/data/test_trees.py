@@ -1,0 +1,164 @@
+import json
+import multiprocessing
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from rstar_jax import data
+from rstar_jax.data import files
+from rstar_jax.errors import UserError
+from tests.data import samples
+
+
+def names(directory, pattern='*'):
+    return sorted(p.name for p in directory.glob(pattern) if not p.name.startswith('.lock'))
+
+
+def trees(keys):
+    return {key: samples.grown(hash(key), *key) for key in keys}
+
+
+def check(directory, expected):
+    store = data.TreeStore(directory)
+    assert store.keys() == set(expected)
+    read = list(store)
+    assert [r.key for r in read] == sorted(expected)
+    assert all(samples.same(r, expected[r.key]) for r in read)
+
+
+def test_append_merge_and_read_back(tmp_path):
+    expected = trees([(i, t) for i in (5, -2, 0, 11) for t in range(3)])
+    with data.TreeStore(tmp_path, shard_trees=5) as store:
+        for n, record in enumerate(expected.values(), 1):
+            assert store.append(record)
+            assert len(store) == n and record.key in store
+            assert samples.same(store[record.key], record)
+            assert not store.append(record)
+        assert [r.key for r in store] == sorted(expected)
+    assert len(names(tmp_path, 'shard-*.array_record')) == 2
+    assert len(names(tmp_path, 'tree-*.array_record')) == 2
+    check(tmp_path, expected)
+    with pytest.raises(KeyError):
+        store[99, 0]
+
+
+def test_parts_and_shards_are_plain_array_records(tmp_path):
+    expected = trees([(i, 0) for i in range(7)])
+    with data.TreeStore(tmp_path, shard_trees=4) as store:
+        for record in expected.values():
+            store.append(record)
+    keys = [
+        samples.Record.from_bytes(content).key
+        for path in tmp_path.glob('*.array_record')
+        for content in files.RecordReader(path)
+    ]
+    assert sorted(keys) == sorted(expected)
+
+
+def test_crash_between_shard_and_removal_of_its_parts(tmp_path):
+    expected = trees([(i, 0) for i in range(4)])
+    with data.TreeStore(tmp_path, shard_trees=9) as store:
+        for record in expected.values():
+            store.append(record)
+        saved = {p.name: p.read_bytes() for p in tmp_path.glob('tree-*')}
+        store.merge()
+    for name, content in saved.items():
+        (tmp_path / name).write_bytes(content)
+    (tmp_path / f'{files.TEMPORARY}0-77-tree-0-9-9.array_record.part').write_bytes(b'half')
+    (tmp_path / 'shard-0-000009.keys').write_text('[[1, 1]]')
+    check(tmp_path, expected)
+    assert names(tmp_path) == ['shard-0-000000.array_record', 'shard-0-000000.keys']
+
+
+def test_lost_keys_file_is_made_again(tmp_path):
+    expected = trees([(i, 1) for i in range(3)])
+    with data.TreeStore(tmp_path, shard_trees=3) as store:
+        for record in expected.values():
+            store.append(record)
+    keys = tmp_path / 'shard-0-000000.keys'
+    before = json.loads(keys.read_text())
+    keys.unlink()
+    check(tmp_path, expected)
+    assert json.loads(keys.read_text()) == before
+
+
+def test_damaged_file_is_named(tmp_path):
+    with data.TreeStore(tmp_path) as store:
+        store.append(samples.grown(1, 4))
+    path = tmp_path / 'tree-0-4-0.array_record'
+    path.write_bytes(path.read_bytes()[:70_000])
+    with pytest.raises(UserError, match=r'tree-0-4-0.array_record: not a readable') as caught:
+        list(data.TreeStore(tmp_path))
+    assert '\n' not in str(caught.value)
+
+
+def test_two_writers_share_a_folder(tmp_path):
+    expected = trees([(i, 0) for i in range(6)])
+    records = list(expected.values())
+    first = data.TreeStore(tmp_path, writer=0, shard_trees=2)
+    second = data.TreeStore(tmp_path, writer=1, shard_trees=4)
+    for record in records[:3]:
+        first.append(record)
+    for record in records[2:]:  # one of them was already done by the other
+        second.append(record)
+    first.close()
+    second.close()
+    check(tmp_path, expected)
+
+
+def test_reader_follows_a_merge(tmp_path):
+    expected = trees([(i, 0) for i in range(3)])
+    writer = data.TreeStore(tmp_path)
+    for record in expected.values():
+        writer.append(record)
+    reader = data.TreeStore(tmp_path)
+    writer.merge()
+    assert [r.key for r in reader] == sorted(expected)
+    writer.close()
+
+
+def hold(directory, ready, end):
+    with data.TreeStore(directory) as store:
+        store.append(samples.grown(0, 0))
+        ready.set()
+        end.wait(60)
+
+
+def test_second_process_may_not_write_and_removes_nothing(tmp_path):
+    context = multiprocessing.get_context('spawn')
+    ready, end = context.Event(), context.Event()
+    process = context.Process(target=hold, args=(tmp_path, ready, end))
+    process.start()
+    try:
+        assert ready.wait(60)
+        making = tmp_path / f'{files.TEMPORARY}0-1-tree-0-5-0.array_record.part'
+        making.write_bytes(b'')
+        store = data.TreeStore(tmp_path)
+        assert store.keys() == {(0, 0)} and making.exists()
+        with pytest.raises(UserError, match='another process is writing'):
+            store.append(samples.grown(1, 1))
+    finally:
+        end.set()
+        process.join(60)
+    assert store.append(samples.grown(1, 1))
+    store.close()
+
+
+def test_killed_at_random_moments(tmp_path):
+    """40 writers are killed; each next one goes on. What was acknowledged is there, and clean."""
+    script = pathlib.Path(__file__).with_name('kill_writers.py')
+    result = subprocess.run(
+        [sys.executable, script, tmp_path / 'store', '40'],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        cwd=pathlib.Path(__file__).parents[2],
+    )
+    assert result.returncode == 0, result.stderr[-2000:]
+    figures = json.loads(result.stdout)
+    assert figures['killed'] == 40 and figures['trees'] > 40
+    assert figures['killed_while_merging'] > 0 and figures['leftovers'] > 0
+    store = data.TreeStore(tmp_path / 'store')
+    assert len(store) == figures['trees'] == sum(1 for _ in store)

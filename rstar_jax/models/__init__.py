@@ -1,0 +1,7 @@
+"""Small language models in Flax: one decoder for all families, in and out of Hugging Face files."""
+
+from rstar_jax.models import decoder
+from rstar_jax.models.config import Config, Rope
+from rstar_jax.models.policy import PPM, Policy, add_tokens, init_ppm
+
+__all__ = ['PPM', 'Config', 'Policy', 'Rope', 'add_tokens', 'decoder', 'init_ppm']

@@ -1,0 +1,97 @@
+"""Plain attention: the readable reference that every faster form is compared with.
+
+An attention function takes rotated queries q [..., T, H, d] (not yet scaled), keys and values
+k, v [..., T, K, d] of the same tokens, and a layer's cache, and returns out [..., T, H, d] and the
+new cache. In a layer with a sliding window it is also given `window=`.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+MASKED = -1e30  # finite, so that a row without any visible key yields no NaN
+
+
+def attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
+    """Softmax attention; query head h reads kv head h // (H/K).
+
+    q: [..., T, H, d]; k, v: [..., S, K, d]; mask: bool[..., T, S], True = may be seen.
+    Returns [..., T, H, d] in q's dtype; scores and softmax are float32.
+    """
+    *lead, length, heads, dim = q.shape
+    kv_heads = k.shape[-2]
+    q = q.reshape(*lead, length, kv_heads, heads // kv_heads, dim)
+    scores = jnp.einsum('...tkgd,...skd->...kgts', q, k, preferred_element_type=jnp.float32)
+    scores = jnp.where(mask[..., None, None, :, :], scores * dim**-0.5, MASKED)
+    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
+    out = jnp.einsum('...kgts,...skd->...tkgd', weights, v, preferred_element_type=jnp.float32)
+    return out.reshape(*lead, length, heads, dim).astype(q.dtype)
+
+
+def causal_mask(
+    length: int,
+    *,
+    segment_ids: jax.Array | None = None,
+    lengths: jax.Array | None = None,
+    window: int | None = None,
+) -> jax.Array:
+    """bool[..., T, T]: which tokens (second axis) a token (first axis) sees.
+
+    segment_ids: i32[..., T]; only tokens of the same segment see each other (packing, left padding
+    as a segment of its own). lengths: i32[...]; right padding from there on is not seen.
+    window: only the latest `window` positions, itself included.
+    """
+    row, column = jnp.arange(length)[:, None], jnp.arange(length)[None, :]
+    mask = column <= row
+    if window is not None:
+        mask &= column > row - window
+    if segment_ids is not None:
+        mask = mask & (segment_ids[..., :, None] == segment_ids[..., None, :])
+    if lengths is not None:
+        mask = mask & (column < lengths[..., None, None])
+    return mask
+
+
+def causal(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    *,
+    segment_ids: jax.Array | None = None,
+    lengths: jax.Array | None = None,
+    window: int | None = None,
+) -> jax.Array:
+    """Causal attention of a text on itself: `attention` under `causal_mask`."""
+    mask = causal_mask(q.shape[-3], segment_ids=segment_ids, lengths=lengths, window=window)
+    return attention(q, k, v, mask)
+
+
+def full(segment_ids: jax.Array | None = None, lengths: jax.Array | None = None) -> Callable:
+    """The attention function for whole texts without a cache (training, scoring)."""
+
+    def attend(q, k, v, cache=None, window=None):
+        out = causal(q, k, v, segment_ids=segment_ids, lengths=lengths, window=window)
+        return out, cache
+
+    return attend
+
+
+def cached(index: jax.Array | int, start: jax.Array | int = 0) -> Callable:
+    """The attention function with a plain cache: (keys, values), each [..., S, K, d], per layer.
+
+    The T new tokens are written to cache places index .. index + T - 1 and see the places
+    start .. their own. index: i32[] (the same for all rows); start: i32[...] (left padding).
+    """
+
+    def attend(q, k, v, cache, window=None):
+        keys = jax.lax.dynamic_update_slice_in_dim(cache[0], k, index, axis=-3)
+        values = jax.lax.dynamic_update_slice_in_dim(cache[1], v, index, axis=-3)
+        row = index + jnp.arange(q.shape[-3])[:, None]
+        column = jnp.arange(keys.shape[-3])[None, :]
+        mask = (column <= row) & (column >= jnp.asarray(start)[..., None, None])
+        if window is not None:
+            mask &= column > row - window
+        return attention(q, keys, values, mask), (keys, values)
+
+    return attend

@@ -1,0 +1,221 @@
+"""The one network of all families: a decoder-only transformer as a Flax module.
+
+tokens -> embedding -> layers (norm, attention, norm, gated MLP, each with a residual) -> norm ->
+hidden; `head` turns hidden states into logits. Families differ only by fields of `Config`.
+
+The module brings no attention of its own: whoever calls it passes `attend`, so that training,
+scoring and the search's two-part decoding share this file. Parameters are a plain nested dict,
+`params['layers']['0']['attention']['q']['weight']`, dense weights [out, in]; `bind` puts them into
+the module.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import lax
+
+from rstar_jax.models import rope
+from rstar_jax.models.config import Config
+
+Params = dict[str, Any]
+SHAPE_ONLY = jnp.float32  # modules are built from shapes; real arrays come in by `bind`
+
+
+def matmul(x: jax.Array, weight: jax.Array) -> jax.Array:
+    """x [..., in] times weight [out, in] -> f32[..., out], summed in float32."""
+    dims = (((x.ndim - 1,), (1,)), ((), ()))
+    return lax.dot_general(x, weight, dims, preferred_element_type=jnp.float32)
+
+
+class Dense(nnx.Module):
+    """y = W x + b with W [out, in]; the product in float32, the result in x's dtype."""
+
+    def __init__(self, inputs: int, outputs: int, bias: bool = False):
+        self.weight = _parameter(outputs, inputs)
+        if bias:
+            self.bias = _parameter(outputs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y = matmul(x, self.weight[...])
+        if hasattr(self, 'bias'):
+            y = y + self.bias[...].astype(jnp.float32)
+        return y.astype(x.dtype)
+
+
+class Norm(nnx.Module):
+    """Root-mean-square norm over the last axis, computed in float32."""
+
+    def __init__(self, dim: int, eps: float):
+        self.weight = _parameter(dim)
+        self.eps = eps
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        wide = x.astype(jnp.float32)
+        scale = lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + self.eps)
+        return (wide * scale).astype(x.dtype) * self.weight[...]
+
+
+class Embedding(nnx.Module):
+    def __init__(self, vocab: int, dim: int):
+        self.weight = _parameter(vocab, dim)
+
+
+class Attention(nnx.Module):
+    """Projections, per-head norms and rotation around the caller's `attend`."""
+
+    def __init__(self, config: Config):
+        heads, kv_heads, dim = config.num_heads, config.num_kv_heads, config.head_dim
+        self.dim = dim
+        self.q = Dense(config.embed_dim, heads * dim, config.qkv_bias)
+        self.k = Dense(config.embed_dim, kv_heads * dim, config.qkv_bias)
+        self.v = Dense(config.embed_dim, kv_heads * dim, config.qkv_bias)
+        self.o = Dense(heads * dim, config.embed_dim, config.output_bias)
+        if config.qk_norm:
+            self.q_norm = Norm(dim, config.norm_eps)
+            self.k_norm = Norm(dim, config.norm_eps)
+
+    def __call__(self, x, cos, sin, attend, cache):
+        q, k, v = (self._heads(dense(x)) for dense in (self.q, self.k, self.v))
+        if hasattr(self, 'q_norm'):
+            q, k = self.q_norm(q), self.k_norm(k)
+        out, cache = attend(rope.rotate(q, cos, sin), rope.rotate(k, cos, sin), v, cache)
+        return self.o(out.reshape(*x.shape[:-1], -1)), cache
+
+    def _heads(self, x):
+        return x.reshape(*x.shape[:-1], -1, self.dim)
+
+
+class MLP(nnx.Module):
+    """down(silu(gate(x)) * up(x))."""
+
+    def __init__(self, config: Config):
+        self.gate = Dense(config.embed_dim, config.mlp_dim, config.mlp_bias)
+        self.up = Dense(config.embed_dim, config.mlp_dim, config.mlp_bias)
+        self.down = Dense(config.mlp_dim, config.embed_dim, config.mlp_bias)
+
+    def __call__(self, x):
+        return self.down(jax.nn.silu(self.gate(x)) * self.up(x))
+
+
+class Layer(nnx.Module):
+    def __init__(self, config: Config):
+        self.attention_norm = Norm(config.embed_dim, config.norm_eps)
+        self.attention = Attention(config)
+        self.mlp_norm = Norm(config.embed_dim, config.norm_eps)
+        self.mlp = MLP(config)
+
+    def __call__(self, x, cos, sin, attend, cache):
+        out, cache = self.attention(self.attention_norm(x), cos, sin, attend, cache)
+        x = x + out
+        return x + self.mlp(self.mlp_norm(x)), cache
+
+
+class Decoder(nnx.Module):
+    """The network of `config`; get one with its parameters in place by `bind`."""
+
+    def __init__(self, config: Config, headless: bool = False):
+        self.config = config
+        self.embed = Embedding(config.vocab_size, config.embed_dim)
+        self.layers = nnx.List([Layer(config) for _ in range(config.num_layers)])
+        self.norm = Norm(config.embed_dim, config.norm_eps)
+        if not (config.tie_embeddings or headless):
+            self.output = Embedding(config.vocab_size, config.embed_dim)
+
+    def __call__(
+        self,
+        tokens: jax.Array,
+        positions: jax.Array,
+        attend: Callable,
+        caches: Sequence[Any] | None = None,
+        *,
+        remat: bool = False,
+        rope_length: jax.Array | int | None = None,
+        each_layer: Callable[[jax.Array], None] | None = None,
+    ) -> tuple[jax.Array, list[Any]]:
+        """Runs the layers.
+
+        tokens, positions: i32[..., T].
+        attend: attend(q [..., T, H, d], k [..., T, K, d], v, cache) -> (out [..., T, H, d], cache);
+            q and k are rotated (and normed, Qwen3), q is not yet scaled by d**-0.5. In layers with
+            a sliding window it is also called with `window=` (see `Config.windows`).
+        caches: one pytree per layer, handed to attend; None where it needs none.
+        remat: recompute each layer in the backward pass instead of keeping its activations.
+        rope_length: see `rope.angles`; matters for Phi-3's longrope alone.
+        each_layer: called with every layer's output [..., T, D] (for tests).
+        Returns hidden [..., T, D] after the final norm, and the list of new caches.
+        """
+        cos, sin = rope.angles(self.config, positions, rope_length)
+        x = jnp.take(self.embed.weight[...], tokens, axis=0, mode='clip')
+        caches = [None] * self.config.num_layers if caches is None else caches
+        updated = []
+        for index, (layer, cache) in enumerate(zip(self.layers, caches, strict=True)):
+            window = self.config.window(index)
+            seen = attend if window is None else functools.partial(attend, window=window)
+            run = functools.partial(layer, attend=seen)
+            run = jax.checkpoint(run) if remat else run
+            x, cache = run(x, cos, sin, cache=cache)
+            updated.append(cache)
+            if each_layer is not None:
+                each_layer(x)
+        return self.norm(x), updated
+
+    def head(self, hidden: jax.Array) -> jax.Array:
+        """Logits f32[..., V] of hidden [..., D]."""
+        table = self.embed if self.config.tie_embeddings else self.output
+        return matmul(hidden, table.weight[...])
+
+
+def bind(config: Config, params: Params) -> Decoder:
+    """The decoder with `params` in place: cheap, meant to be called inside jit.
+
+    params: nested dict of arrays, tracers or ShapeDtypeStructs as `abstract_params` shapes them;
+    without 'output' (a PPM's decoder) there is no `head`.
+    """
+    layers = {int(index): layer for index, layer in params['layers'].items()}
+    return nnx.merge(_graph(config, 'output' not in params), {**params, 'layers': layers})
+
+
+@functools.lru_cache(maxsize=64)
+def _graph(config: Config, headless: bool) -> nnx.GraphDef:
+    return nnx.graphdef(Decoder(config, headless))
+
+
+@functools.lru_cache(maxsize=64)
+def _shapes(config: Config, headless: bool) -> tuple[tuple[tuple[str, ...], tuple[int, ...]], ...]:
+    state = nnx.to_pure_dict(nnx.state(Decoder(config, headless)))
+    flat = jax.tree_util.tree_flatten_with_path(state)[0]
+    return tuple((tuple(str(key.key) for key in path), leaf.shape) for path, leaf in flat)
+
+
+def abstract_params(config: Config, dtype: Any = jnp.float32, headless: bool = False) -> Params:
+    """The parameters of `config` as a nested dict of ShapeDtypeStructs: what `bind` expects."""
+    tree: Params = {}
+    for path, shape in _shapes(config, headless):
+        node = tree
+        for key in path[:-1]:
+            node = node.setdefault(key, {})
+        node[path[-1]] = jax.ShapeDtypeStruct(shape, dtype)
+    return tree
+
+
+def init_params(config: Config, key: jax.Array, dtype: Any = jnp.float32) -> Params:
+    """Random parameters: normal(0, 0.02), norms 1, biases 0."""
+    shapes = abstract_params(config, dtype)
+    flat, tree = jax.tree_util.tree_flatten_with_path(shapes)
+    leaves = []
+    for (path, leaf), leaf_key in zip(flat, jax.random.split(key, len(flat))):
+        if path[-1].key == 'bias':
+            leaves.append(jnp.zeros(leaf.shape, dtype))
+        elif len(leaf.shape) == 1:
+            leaves.append(jnp.ones(leaf.shape, dtype))
+        else:
+            leaves.append(0.02 * jax.random.normal(leaf_key, leaf.shape, dtype))
+    return jax.tree.unflatten(tree, leaves)
+
+
+def _parameter(*shape: int) -> nnx.Param:
+    return nnx.Param(jax.ShapeDtypeStruct(shape, SHAPE_ONLY))

@@ -1,0 +1,122 @@
+"""The two models of the method: a policy that writes steps, and a PPM that scores them."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rstar_jax.errors import UserError
+from rstar_jax.models import attention, decoder, heads
+from rstar_jax.models.config import Config
+
+
+@dataclasses.dataclass
+class Policy:
+    """A language model.
+
+    tokenizer: a transformers fast tokenizer. params: nested dict of arrays (see `decoder`).
+    generation: further keys of generation_config.json, carried from the checkpoint to its export.
+    """
+
+    config: Config
+    tokenizer: Any
+    params: decoder.Params
+    generation: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    def logits(self, tokens: jax.Array, lengths: jax.Array) -> jax.Array:
+        """f32[B, T, V] of tokens i32[B, T], padded on the right; lengths i32[B].
+
+        What stands at positions from a row's length on is meaningless.
+        """
+        return _logits(self.config, self.params, jnp.asarray(tokens), jnp.asarray(lengths))
+
+
+@dataclasses.dataclass
+class PPM:
+    """A process preference model: the decoder with a scalar head instead of the vocabulary's.
+
+    params: {'decoder': ..., 'value_head': {'weight': f32[1, D], 'bias': f32[1]}}.
+    squash: how the value comes into [-1, 1], a key of `heads.SQUASHES`.
+    """
+
+    config: Config
+    tokenizer: Any
+    params: decoder.Params
+    squash: str = 'tanh'
+    generation: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self):
+        if self.squash not in heads.SQUASHES:
+            raise UserError(f'squash={self.squash!r}: expected one of {", ".join(heads.SQUASHES)}')
+
+    def scores(self, tokens: jax.Array, lengths: jax.Array) -> jax.Array:
+        """f32[B] in [-1, 1], read at the last token of each row.
+
+        tokens: i32[B, T], padded on the right; lengths: i32[B], at least 1.
+        """
+        tokens, lengths = jnp.asarray(tokens), jnp.asarray(lengths)
+        return _scores(self.config, self.squash, self.params, tokens, lengths)
+
+
+def init_ppm(policy: Policy, seed: int = 0, squash: str = 'tanh') -> PPM:
+    """A PPM to be trained from `policy`: its decoder (arrays shared) with a new scalar head."""
+    trunk = {name: part for name, part in policy.params.items() if name != 'output'}
+    head = heads.init_value_head(policy.config.embed_dim, jax.random.key(seed))
+    params = {'decoder': trunk, 'value_head': head}
+    return PPM(policy.config, policy.tokenizer, params, squash, dict(policy.generation))
+
+
+def add_tokens(policy: Policy, tokens: list[str]) -> Policy:
+    """`policy` with `tokens` as special tokens of its tokenizer; tokens it knows stay as they are.
+
+    The rows of the new tokens, in the embedding and in an untied output, are the mean of the rows
+    of all tokens known before. Padding rows of the vocabulary are used first; the vocabulary grows
+    only by what they do not hold. `policy` itself is left as it is.
+    """
+    import copy
+
+    tokenizer = copy.deepcopy(policy.tokenizer)
+    known = len(tokenizer)
+    # Encoded, a new token must come out whole: transformers' own flag for that is "special".
+    fresh = [token for token in dict.fromkeys(tokens) if token not in tokenizer.get_vocab()]
+    tokenizer.add_special_tokens(
+        {'additional_special_tokens': fresh}, replace_extra_special_tokens=False
+    )
+    total = len(tokenizer)
+    params = dict(policy.params)
+    for name in ('embed', 'output'):
+        if name in params:
+            weight = _with_mean_rows(params[name]['weight'], known, total)
+            params[name] = {**params[name], 'weight': weight}
+    config = policy.config.replace(vocab_size=max(policy.config.vocab_size, total))
+    return Policy(config, tokenizer, params, dict(policy.generation))
+
+
+def _with_mean_rows(weight: jax.Array, known: int, total: int) -> jax.Array:
+    """Sets rows known..total-1 to the mean of those before, appending rows where there are none."""
+    mean = jnp.mean(weight[:known].astype(jnp.float32), axis=0).astype(weight.dtype)
+    grown = max(0, total - weight.shape[0])
+    weight = jnp.concatenate([weight, jnp.zeros((grown, weight.shape[1]), weight.dtype)])
+    return weight.at[np.arange(known, total)].set(mean)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _logits(config, params, tokens, lengths):
+    network = decoder.bind(config, params)
+    hidden, _ = _whole_text(network, tokens, lengths)
+    return network.head(hidden)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _scores(config, squash, params, tokens, lengths):
+    hidden, _ = _whole_text(decoder.bind(config, params['decoder']), tokens, lengths)
+    last = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)[:, 0]
+    return heads.squash(squash, heads.value(params['value_head'], last))
+
+
+def _whole_text(network, tokens, lengths):
+    positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+    return network(tokens, positions, attention.full(lengths=lengths), rope_length=lengths)

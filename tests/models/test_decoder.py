@@ -1,0 +1,180 @@
+"""The decoder against itself: cached against full, padding, packing, shapes without arrays."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rstar_jax import models
+from rstar_jax.models import attention
+
+BASE = models.Config(
+    family='llama',
+    vocab_size=97,
+    embed_dim=36,
+    mlp_dim=50,
+    num_layers=3,
+    num_heads=6,
+    num_kv_heads=3,
+    head_dim=6,
+)
+VARIANTS = {
+    'llama': BASE.replace(tie_embeddings=True),
+    'qwen2': BASE.replace(family='qwen2', qkv_bias=True),
+    'qwen3': BASE.replace(family='qwen3', qk_norm=True, head_dim=10),
+    'phi3': BASE.replace(family='phi3', num_kv_heads=6, windows=(4, 4, 4)),
+}
+
+
+@pytest.fixture(params=VARIANTS)
+def config(request):
+    return VARIANTS[request.param]
+
+
+def params_of(config):
+    params = models.decoder.init_params(config, jax.random.key(0))
+    # Norms and biases that are all 1 or 0 would hide a mistake in them.
+    keys = iter(jax.random.split(jax.random.key(1), 100))
+    return jax.tree.map(
+        lambda x: x + 0.1 * jax.random.normal(next(keys), x.shape) if x.ndim == 1 else 4 * x, params
+    )
+
+
+def run(config, params, tokens, positions, attend):
+    network = models.decoder.bind(config, params)
+    hidden, _ = network(tokens, positions, attend)
+    return network.head(hidden)
+
+
+def texts(batch=3, length=11):
+    tokens = jax.random.randint(jax.random.key(2), (batch, length), 0, 97)
+    return tokens, jnp.broadcast_to(jnp.arange(length), tokens.shape)
+
+
+def close(ours, expected, tolerance=1e-5):
+    ours, expected = np.asarray(ours), np.asarray(expected)
+    assert np.abs(ours - expected).max() <= tolerance * np.abs(expected).max()
+
+
+def test_decoding_token_by_token_equals_the_whole_text(config):
+    params = params_of(config)
+    tokens, positions = texts()
+    whole = run(config, params, tokens, positions, attention.full())
+
+    @jax.jit
+    def step(token, position, index, caches):
+        network = models.decoder.bind(config, params)
+        hidden, caches = network(token, position, attention.cached(index), caches)
+        return network.head(hidden), caches
+
+    empty = jnp.zeros((3, 13, config.num_kv_heads, config.head_dim))
+    caches = [(empty, empty)] * config.num_layers
+    prompt, caches = step(tokens[:, :4], positions[:, :4], 0, caches)
+    found = [prompt]
+    for i in range(4, 11):
+        logits, caches = step(tokens[:, i : i + 1], positions[:, i : i + 1], i, caches)
+        found.append(logits)
+    close(jnp.concatenate(found, axis=1), whole)
+
+
+def test_padding_left_right_or_none_makes_no_difference(config):
+    params = params_of(config)
+    tokens, positions = texts()
+    policy = models.Policy(config, None, params)
+    lengths = np.array([11, 5, 8])
+    right = policy.logits(tokens, lengths)
+    for row, length in enumerate(lengths):
+        text = tokens[row, :length]
+        alone = run(config, params, text[None], positions[:1, :length], attention.full())[0]
+        close(right[row, :length], alone)
+
+        pad = 11 - length
+        left = jnp.concatenate([jnp.full(pad, 96), text])[None]
+        place = jnp.maximum(jnp.arange(11) - pad, 0)[None]
+        segment = (jnp.arange(11) >= pad).astype(jnp.int32)[None]
+        padded = run(config, params, left, place, attention.full(segment_ids=segment))[0]
+        close(padded[pad:], alone)
+
+
+def test_packed_texts_do_not_see_each_other(config):
+    params = params_of(config)
+    tokens, _ = texts(batch=1)
+    place = jnp.array([[0, 1, 2, 3, 0, 1, 2, 3, 4, 5, 6]])
+    segment = jnp.array([[1] * 4 + [2] * 7])
+    packed = run(config, params, tokens, place, attention.full(segment_ids=segment))[0]
+    for part in (slice(0, 4), slice(4, 11)):
+        alone = run(config, params, tokens[:, part], place[:, part], attention.full())[0]
+        close(packed[part], alone)
+
+
+def test_any_leading_axes(config):
+    params = params_of(config)
+    tokens, positions = texts(batch=6)
+    flat = run(config, params, tokens, positions, attention.full())
+    shape = (2, 3, 11)
+    nested = run(config, params, tokens.reshape(shape), positions.reshape(shape), attention.full())
+    close(nested.reshape(flat.shape), flat)
+    single = run(config, params, tokens[0], positions[0], attention.full())
+    close(single, flat[0])
+
+
+def test_recomputing_layers_leaves_the_gradient(config):
+    params = params_of(config)
+    tokens, positions = texts()
+
+    def loss(params, remat):
+        network = models.decoder.bind(config, params)
+        hidden, _ = network(tokens, positions, attention.full(), remat=remat)
+        return jnp.mean(jax.nn.logsumexp(network.head(hidden), axis=-1))
+
+    plain = jax.grad(loss)(params, False)
+    recomputed = jax.grad(loss)(params, True)
+    assert jax.tree.structure(plain) == jax.tree.structure(params)
+    jax.tree.map(close, recomputed, plain)
+
+
+def test_bfloat16_keeps_its_dtype_and_float32_logits(config):
+    params = params_of(config)
+    tokens, positions = texts()
+    exact = run(config, params, tokens, positions, attention.full())
+    half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
+    hidden, _ = models.decoder.bind(config, half)(tokens, positions, attention.full())
+    assert hidden.dtype == jnp.bfloat16
+    logits = run(config, half, tokens, positions, attention.full())
+    assert logits.dtype == jnp.float32
+    error = np.sqrt(np.mean((logits - exact) ** 2) / np.mean(exact**2))
+    assert error < 0.05, error  # 8 bits of mantissa through 3 layers
+
+
+def test_a_window_hides_what_is_further_back():
+    q = k = v = jax.random.normal(jax.random.key(0), (1, 9, 2, 4))
+    seen = attention.causal(q, k, v, window=3)
+    for row in range(9):
+        keys = slice(max(0, row - 2), row + 1)
+        one = slice(row, row + 1)
+        mask = jnp.ones((1, 1, min(3, row + 1)), bool)
+        close(seen[:, one], attention.attention(q[:, one], k[:, keys], v[:, keys], mask))
+
+
+def test_traced_from_shapes_alone():
+    config = VARIANTS['qwen2']
+    shapes = models.decoder.abstract_params(config, jnp.bfloat16)
+    tokens = jax.ShapeDtypeStruct((2, 5), jnp.int32)
+
+    def forward(params, tokens):
+        return run(
+            config, params, tokens, jnp.broadcast_to(jnp.arange(5), (2, 5)), attention.full()
+        )
+
+    out = jax.eval_shape(forward, shapes, tokens)
+    assert out.shape == (2, 5, 97) and out.dtype == jnp.float32
+
+
+def test_config_survives_json():
+    import json
+
+    config = VARIANTS['phi3'].replace(
+        rope=models.Rope(kind='longrope', short=(1.0, 1.1, 1.3), long=(2.0, 2.5, 3.0), original=8)
+    )
+    again = models.Config.from_dict(json.loads(json.dumps(config.to_dict())))
+    assert again == config and hash(again) == hash(config)

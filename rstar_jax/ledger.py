@@ -16,7 +16,7 @@ import pathlib
 import shutil
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from rstar_jax.errors import UserError
@@ -43,7 +43,9 @@ def read_json(path: pathlib.Path) -> Any:
     except FileNotFoundError:
         return None
     except ValueError as error:
-        raise UserError(f'{path}: not JSON ({error}): delete it, or use another --workdir') from None
+        raise UserError(
+            f'{path}: not JSON ({error}): delete it, or use another --workdir'
+        ) from None
 
 
 @dataclasses.dataclass
@@ -130,7 +132,11 @@ class Stage:
 
 
 def check_settings(
-    workdir: pathlib.Path, name: str, settings: Mapping[str, Any], stages: Mapping[str, Stage]
+    workdir: pathlib.Path,
+    name: str,
+    settings: Mapping[str, Any],
+    stages: Mapping[str, Stage],
+    unbound: Collection[str] = (),
 ) -> None:
     """Compares a round's settings with those that the workdir was made with, then records them.
 
@@ -139,6 +145,7 @@ def check_settings(
       name: 'round3'.
       settings: flat config of the round, key -> value.
       stages: the round's stages by name; only those that have begun bind their settings.
+      unbound: keys that bind nothing, though they are under a binding prefix.
 
     Raises:
       UserError: naming the first key that differs, both values, and the remedy.
@@ -152,7 +159,7 @@ def check_settings(
             continue
         for key in sorted(old.keys() | now.keys()):
             bound = any(key == prefix or key.startswith(f'{prefix}.') for prefix in stage.settings)
-            if bound and old.get(key) != now.get(key):
+            if bound and key not in unbound and old.get(key) != now.get(key):
                 raise UserError(
                     f'--config.{key}={now.get(key)}: {workdir} was made with {old.get(key)} '
                     f'({name}, {stage_name}): use that value, another --workdir, or delete '

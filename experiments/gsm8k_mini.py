@@ -1,0 +1,41 @@
+"""One round on a few GSM8K problems with a small real model: the whole pipeline on a laptop.
+
+    python -m rstar_jax.main --config=experiments/gsm8k_mini.py --workdir=runs/gsm8k_mini \\
+        --config.policy.path=qwen2.5-coder-0.5b-instruct.gguf \\
+        --config.data.problems=gsm8k_train.jsonl --config.eval.benchmarks=gsm8k_test.json
+
+Hardware: 2 CPU cores, 24 GiB of memory, for a model of 0.5B parameters.
+Time: not measured yet.
+Score: not measured yet.
+
+The policy is any instruct model given by its path (Hugging Face directory, hub name or .gguf); it
+has not seen the step form, so two worked examples show it (the few-shot prompt of round 1).
+"""
+
+from ml_collections import ConfigDict
+
+from rstar_jax import configs
+
+
+def get_config() -> ConfigDict:
+    config = configs.default()
+    config.policy.path = ''
+    config.data.limit = 16
+
+    config.search.prompt = 'few_shot'
+    config.search.rollouts = 4
+    config.search.candidates = 8
+    config.search.error_threshold = 2
+    config.search.temperature = 0.7
+    config.search.step_tokens = 256
+
+    config.training.sft.batch_size = 4
+    config.training.sft.length = 1024
+    config.training.ppm.batch_size = 8
+    config.training.ppm.length = 768
+
+    config.eval.limit = 16
+    config.eval.trajectories = 1
+    config.eval.rollouts = 2
+    config.eval.candidates = 4
+    return config

@@ -1,0 +1,27 @@
+"""Solves one question by search and prints the solution step by step.
+
+    python -m rstar_jax.main --config=experiments/solve.py \\
+        --config.policy.path=runs/gsm8k_mini/round1/policy \\
+        --config.ppm.path=runs/gsm8k_mini/round1/ppm --config.question='What is 17 * 23 - 4?'
+
+Hardware: anything that holds the models.
+Time: not measured yet.
+Score: that of experiments/evaluate.py.
+
+A model that was not trained on the step form needs --config.search.prompt=few_shot.
+"""
+
+from ml_collections import ConfigDict
+
+from rstar_jax import configs
+
+
+def get_config() -> ConfigDict:
+    config = configs.default()
+    config.policy.path = ''
+    config.question = 'A farmer has 17 sheep. All but 9 run away. How many are left?'
+    config.search.rollouts = 4
+    config.search.candidates = 8
+    config.search.error_threshold = 2
+    config.search.temperature = 0.7
+    return config

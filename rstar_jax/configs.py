@@ -1,0 +1,284 @@
+"""Configs: the default one, how config files are read, overridden and checked.
+
+A config file has a docstring (command, hardware, time, score) and `get_config()`, which takes
+`default()` and changes it. The config is locked: a key that does not exist is an error that names
+the nearest one, in a file and on the command line alike.
+"""
+
+import ast
+import difflib
+import importlib.util
+import json
+import pathlib
+import re
+import traceback
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from rstar_jax.errors import UserError
+from rstar_jax.keys import AT_LEAST, CHOICES, KEYS, PREVIOUS, ROUNDS, STAGES
+
+
+def default() -> ConfigDict:
+    """The base of every config file: all keys at their defaults, locked."""
+    config = _nested({key: value for key, (value, _) in KEYS.items()})
+    config.schedule = ConfigDict()
+    return config.lock()
+
+
+def for_round(config: ConfigDict, number: int) -> ConfigDict:
+    """The config of one round: `config` with what `config.schedule` says of that round.
+
+    Rounds after the first search with what the round before trained, and train from the base model
+    that the first began with.
+    """
+    made = ConfigDict(config.to_dict())
+    schedule = made.schedule
+    del made.schedule
+    if number > made.first_round:
+        made.base.path = made.base.path or made.policy.path
+        made.policy.path = PREVIOUS
+    rows = (
+        f'round{number or max(1, made.first_round)}'  # round 0 is evaluated as the first searches
+    )
+    if rows in schedule:
+        _update(made, flatten(schedule[rows]))
+    return made.lock()
+
+
+def paper_schedule(config: ConfigDict, numbers: Sequence[int] = (1, 2, 3, 4)) -> ConfigDict:
+    """Adds the paper's settings of those rounds to `config.schedule`; returns `config`."""
+    with config.unlocked():
+        for number in numbers:
+            config.schedule[f'round{number}'] = _nested(ROUNDS[number])
+    return config
+
+
+def paper_round(number: int) -> ConfigDict:
+    """The default config with the paper's settings of one round."""
+    config = default()
+    _update(config, {**ROUNDS[number], 'first_round': number, 'last_round': number})
+    return config
+
+
+def command_line_wins(config: ConfigDict, overridden: Mapping[str, Any]) -> None:
+    """Takes out of the schedule what the command line sets for every round."""
+    with config.unlocked():
+        for rows in config.schedule.values():
+            for key in overridden:
+                section, _, leaf = key.rpartition('.')
+                if leaf in flatten_sections(rows).get(section, {}):
+                    del flatten_sections(rows)[section][leaf]
+
+
+def flatten_sections(config: ConfigDict, prefix: str = '') -> dict[str, ConfigDict]:
+    """Every section of a config by its dotted name; '' is the config itself."""
+    found = {prefix: config}
+    for key, value in config.items():
+        if isinstance(value, ConfigDict):
+            found.update(flatten_sections(value, f'{prefix}.{key}'.lstrip('.')))
+    return found
+
+
+def flatten(config: ConfigDict) -> dict[str, Any]:
+    """Leaf values by dotted key."""
+    return {
+        f'{section}.{key}'.lstrip('.'): value
+        for section, rows in flatten_sections(config).items()
+        for key, value in rows.items()
+        if not isinstance(value, ConfigDict)
+    }
+
+
+def _nested(flat: Mapping[str, Any]) -> ConfigDict:
+    config = ConfigDict()
+    for key, value in flat.items():
+        section = config
+        *parents, leaf = key.split('.')
+        for parent in parents:
+            if parent not in section:
+                section[parent] = ConfigDict()
+            section = section[parent]
+        section[leaf] = value
+    return config
+
+
+def _update(config: ConfigDict, flat: Mapping[str, Any]) -> None:
+    for key, value in flat.items():
+        *parents, leaf = key.split('.')
+        section = config
+        for parent in parents:
+            section = section[parent]
+        section[leaf] = value
+
+
+def nearest(key: str, known: Sequence[str]) -> str | None:
+    """The known key most like `key`; a wrong section counts less than a wrong name."""
+    close = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
+    if close:
+        return close[0]
+    by_name = {name.rpartition('.')[2]: name for name in known}
+    close = difflib.get_close_matches(key.rpartition('.')[2], list(by_name), n=1, cutoff=0.7)
+    return by_name[close[0]] if close else None
+
+
+def check_key(config: ConfigDict, key: str) -> None:
+    """Raises UserError where `config` has no such key, naming the nearest one."""
+    known = flatten(config)
+    if key in known:
+        return
+    if key in flatten_sections(config):
+        raise UserError(
+            f'--config.{key}: a section; set one of its keys, such as '
+            f'--config.{next(k for k in known if k.startswith(key + "."))}'
+        )
+    raise UserError('--' + _unknown(key, list(known)).replace('mean config', 'mean --config'))
+
+
+def _unknown(key: str, known: Sequence[str]) -> str:
+    found = nearest(key, known)
+    remedy = f'did you mean config.{found}?' if found else 'see --help for the keys'
+    return f'config.{key}: no such key; {remedy}'
+
+
+def load(path: str) -> ConfigDict:
+    """Runs `get_config` of a config file, with what follows a ':' in `path` as its argument.
+
+    Raises:
+      UserError: no such file, an error in it, an unknown key (the nearest one is named).
+    """
+    name, *argument = path.split(':', 1)
+    file = pathlib.Path(name)
+    if not file.is_file():
+        raise UserError(f'--config={path}: no such file; there are {_known_files()}')
+    spec = importlib.util.spec_from_file_location(f'config_{file.stem}', file)
+    if spec is None or spec.loader is None:
+        raise UserError(f'--config={path}: needs a Python file with get_config()')
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        if not hasattr(module, 'get_config'):
+            raise UserError(f'{file}: has no get_config()')
+        config = module.get_config(*argument)
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(_error_in(file, error)) from error
+    if not isinstance(config, ConfigDict):
+        raise UserError(f'{file}: get_config() returned {config!r}, not a ConfigDict')
+    missing = [key for key in KEYS if key not in flatten(config)]
+    if missing:
+        raise UserError(f'{file}: config.{missing[0]} is missing; start from configs.default()')
+    return config.lock()
+
+
+def _error_in(file: pathlib.Path, error: Exception) -> str:
+    """One line for an error raised by a config file; the line number is the one in that file."""
+    lines = [
+        f.lineno
+        for f in traceback.extract_tb(error.__traceback__)
+        if pathlib.Path(f.filename) == file
+    ]
+    if isinstance(error, SyntaxError) and error.lineno:
+        lines = [error.lineno]
+    place = f'{file}:{lines[-1]}' if lines else str(file)
+    # ml_collections' messages: of a key that is set, and of a section that is read.
+    unknown = re.search(r'Key "(\w+)" does not exist', str(error)) or (
+        isinstance(error, AttributeError) and re.search(r"'(\w+)\\?'.*Did you mean", str(error))
+    )
+    if unknown:
+        known = [*KEYS, *dict.fromkeys(key.rpartition('.')[0] for key in KEYS)]
+        return f'{place}: {_unknown(_written_key(file, lines, unknown[1]), known)}'
+    return f'{place}: {type(error).__name__}: {" ".join(str(error).split())}'
+
+
+def _written_key(file: pathlib.Path, lines: Sequence[int], leaf: str) -> str:
+    """The dotted key as the line of the file writes it; only its last part is in the error."""
+    if lines:
+        line = file.read_text(encoding='utf-8').splitlines()[lines[-1] - 1]
+        written = re.search(rf'(?:\w+\.)*{re.escape(leaf)}\b', line)
+        if written and '.' in written[0]:
+            return written[0].split('.', 1)[1]
+    return leaf
+
+
+def stages_of(text: str) -> tuple[str, ...]:
+    """'search,curate' -> ('search', 'curate'), in the order in which they run."""
+    asked = [name.strip() for name in text.split(',') if name.strip()]
+    for name in asked:
+        if name not in STAGES:
+            close = difflib.get_close_matches(name, STAGES, n=1)
+            remedy = f'did you mean {close[0]}?' if close else f'there are {", ".join(STAGES)}'
+            raise UserError(f'--stages={text}: no stage {name}; {remedy}')
+    if not asked:
+        raise UserError(f'--stages={text}: needs at least one of {", ".join(STAGES)}')
+    return tuple(name for name in STAGES if name in asked)
+
+
+def validate(config: ConfigDict) -> None:
+    """Raises UserError for the first value that cannot be meant."""
+    stages_of(config.stages)
+    if config.last_round < config.first_round:
+        raise UserError(
+            f'--config.last_round={config.last_round}: needs at least first_round='
+            f'{config.first_round}'
+        )
+    _validate_values(flatten(config), '')
+    for name, rows in config.schedule.items():
+        for key in flatten(rows):
+            if key not in KEYS:
+                raise UserError(_unknown(f'schedule.{name}.{key}', _scheduled(name)))
+        _validate_values(flatten(rows), f'schedule.{name}.')
+
+
+def _scheduled(name: str) -> list[str]:
+    return [f'schedule.{name}.{key}' for key in KEYS]
+
+
+def _validate_values(flat: Mapping[str, Any], prefix: str) -> None:
+    for key, value in flat.items():
+        if key == 'search.more_rollouts' and not all(
+            isinstance(rollouts, int) and rollouts > 0 for rollouts in value
+        ):
+            raise UserError(f'--config.{prefix}{key}={value}: needs whole numbers from 1 on')
+        if key in AT_LEAST and not value >= AT_LEAST[key]:
+            raise UserError(f'--config.{prefix}{key}={value}: needs at least {AT_LEAST[key]}')
+        if key in CHOICES and value not in CHOICES[key]:
+            raise UserError(
+                f'--config.{prefix}{key}={value}: needs one of '
+                f'{", ".join(choice or "nothing" for choice in CHOICES[key])}'
+            )
+
+
+def experiments() -> list[tuple[str, str]]:
+    """(file name, first line of its docstring) of the config files that come with the project."""
+    folder = pathlib.Path(__file__).resolve().parent.parent / 'experiments'
+    return [(path.name, docstring(path).partition('\n')[0]) for path in sorted(folder.glob('*.py'))]
+
+
+def docstring(path: pathlib.Path) -> str:
+    """The docstring of a Python file, without running it."""
+    return ast.get_docstring(ast.parse(path.read_text(encoding='utf-8'))) or ''
+
+
+def describe(path: str) -> str:
+    """The help text of one config file: its docstring, then every key, value and meaning."""
+    config = load(path)
+    lines = [docstring(pathlib.Path(path.split(':', 1)[0])), '', 'settings:']
+    values = flatten(config)
+    for key in [*KEYS, *(key for key in values if key not in KEYS)]:
+        value = values[key]
+        meaning = KEYS[key][1] if key in KEYS else ''
+        lines += [f'  --config.{key}={_shown(value)}'] + ([f'      {meaning}'] if meaning else [])
+    return '\n'.join(lines)
+
+
+def _shown(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _known_files() -> str:
+    names = ', '.join(f'experiments/{name}' for name, _ in experiments())
+    return names or 'none in experiments/'

@@ -1,0 +1,183 @@
+"""Every setting: its default, what it means, what it may be; and the paper's settings by round.
+
+Keys of the sections `search` and `training` have the defaults of `search.Config` and
+`training.default_sft`, `training.default_ppm`; a test compares them.
+"""
+
+from typing import Any
+
+PREVIOUS = 'previous'
+STAGES = ('bootstrap', 'search', 'curate', 'sft', 'ppm', 'eval', 'export')
+
+# key: (default, meaning)
+KEYS: dict[str, tuple[Any, str]] = {
+    'seed': (0, 'of every random choice; the same seed gives the same trees'),
+    'first_round': (1, 'the round to begin with; 0 only evaluates policy.path'),
+    'last_round': (1, 'the round to end with'),
+    'stages': (','.join(STAGES), 'which stages of each round to run, in this order'),
+    'question': ('', 'solve this one question and print the solution, instead of a round'),
+    'policy.path': (
+        'previous',
+        "the model that searches: Hugging Face directory, hub name, .gguf, a round's policy; "
+        '"previous": the policy of the round before in this workdir; "tiny": made on the spot',
+    ),
+    'policy.dtype': ('', 'float32 or bfloat16 while searching; empty: what the device is fast at'),
+    'base.path': ('', 'the model that SFT starts from; empty: the policy of the first round'),
+    'ppm.path': (
+        'none',
+        'the process preference model that guides the search: a directory; "none"; '
+        '"previous": the PPM of the round before in this workdir',
+    ),
+    'bootstrap.demonstrations': (
+        0,
+        'built-in demonstrations to train the first policy on; 0: none',
+    ),
+    'data.problems': ('', 'JSON or JSONL file of {index, question, answer}, or "arithmetic"'),
+    'data.limit': (0, 'use only the first so many problems; 0: all ("arithmetic": how many)'),
+    'search.trees': (1, 'trees for each problem, with different seeds'),
+    'search.more_rollouts': (
+        (),
+        'rollouts of further trees for problems still unsolved, one tree for each number',
+    ),
+    'search.rollouts': (48, 'walks from the root, for each tree'),
+    'search.candidates': (12, 'candidate steps sampled at each expansion'),
+    'search.max_depth': (16, 'a step deeper than this ends its branch'),
+    'search.exploration': (2.0, 'the constant c of UCT'),
+    'search.error_threshold': (1, 'so many steps in a row with code errors end a branch'),
+    'search.prompt': ('sft', 'sft, or few_shot for a model that was not trained on the step form'),
+    'search.step_tokens': (256, 'tokens that one step may have'),
+    'search.temperature': (1.0, 'of sampling; the paper bootstraps at 0.7'),
+    'search.answers_kept': ('first', "first: an answer ends its siblings; all: the paper's text"),
+    'search.unvisited_value': (0.0, 'UCT of a child that was never visited'),
+    'search.slots': (0, 'sequences decoded at once on each device; 0: chosen by the device'),
+    'search.trees_in_flight': (0, 'trees worked on at once on each device; 0: fills the slots'),
+    'search.path_tokens': (4096, 'longest prompt with partial solution, in tokens'),
+    'search.chunk': (8, 'decode steps between two looks of the host'),
+    'search.tensor': (1, 'devices that share the weights while searching; divides their number'),
+    'search.workers': (0, 'processes that run code and grade; 0: one a core'),
+    'search.code_seconds': (10.0, 'time limit of one program'),
+    'search.code_memory_mb': (1024, 'memory limit of one program'),
+    'search.isolation': ('auto', 'of model-written programs: auto, strict or none'),
+    'curate.final_step_pairs': ('steps', 'steps, or trajectories: whole ones, as in the paper'),
+    'curate.trajectories': (2, 'correct trajectories kept for SFT, for each problem'),
+    'curate.side': (2, 'positives and negatives paired at a node, each'),
+    'curate.side_of_one': (4, 'the same where the other side has only one'),
+    'curate.margin': (0.5, 'pairs whose Q values differ by less are dropped'),
+    'curate.edit_distance': (20, 'pairs whose texts differ by fewer characters are dropped'),
+    'curate.synthetic_correct': (
+        0.0,
+        'synthetic problems with a smaller share of right answers are dropped; the paper has 0.5',
+    ),
+    'eval.benchmarks': ('', 'names or paths of problem files, by commas; "arithmetic": built in'),
+    'eval.folder': ('data', 'where the files of benchmarks given by name are'),
+    'eval.limit': (0, 'only the first so many problems of each benchmark; 0: all'),
+    'eval.trajectories': (8, 'trees for each problem, with different seeds; 0: the policy alone'),
+    'eval.top': (0, 'how many of them, the best by score, vote in the majority; 0: half, 4 to 8'),
+    'eval.rollouts': (4, 'walks from the root, for each of them'),
+    'eval.candidates': (32, 'candidate steps at each expansion'),
+    'eval.temperature': (1.0, 'of sampling in the search'),
+}
+
+# The trainings have the same keys; TRAININGS says what differs.
+TRAINING_KEYS: dict[str, tuple[Any, str]] = {
+    'epochs': (2, 'passes over the examples'),
+    'batch_size': (128, 'examples in one step of the optimiser'),
+    'length': (4096, 'longest example, in tokens; longer ones are dropped and counted'),
+    'micro_batch': (1, 'rows of `length` tokens on each device at once; of shorter ones more'),
+    'learning_rate': (7e-6, 'of the first step'),
+    'schedule': ('linear', 'linear or cosine, from the first step down to 0'),
+    'weight_decay': (0.1, 'of AdamW'),
+    'grad_clip': (1.0, 'greatest norm of the gradient; 0: no limit'),
+    'dtype': ('', 'float32 or bfloat16 for the network; empty: bfloat16, on CPUs float32'),
+    'checkpoint_minutes': (
+        10.0,
+        'between two states on disk, from which a killed training goes on',
+    ),
+}
+PPM_KEYS: dict[str, tuple[Any, str]] = {
+    'squash': ('tanh', 'tanh, in training and use (paper), or tanh5, raw in training (code)'),
+    'dropout': (0.1, 'on what the scalar head reads'),
+    'held_out': (0.1, 'share of the problems whose pairs are not trained on but measured'),
+}
+TRAININGS: dict[str, dict[str, Any]] = {
+    'bootstrap': {'epochs': 1, 'batch_size': 32, 'length': 512, 'learning_rate': 3e-3},
+    'sft': {},
+    'ppm': {'epochs': 1, 'batch_size': 512, 'length': 2048, 'micro_batch': 2},
+}
+for _name, _changes in TRAININGS.items():
+    for _key, (_value, _meaning) in TRAINING_KEYS.items():
+        KEYS[f'training.{_name}.{_key}'] = (_changes.get(_key, _value), _meaning)
+for _key, _row in PPM_KEYS.items():
+    KEYS[f'training.ppm.{_key}'] = _row
+
+AT_LEAST: dict[str, float] = {
+    'first_round': 0,
+    'last_round': 0,
+    'bootstrap.demonstrations': 0,
+    'data.limit': 0,
+    'search.trees': 1,
+    'search.rollouts': 1,
+    'search.candidates': 1,
+    'search.max_depth': 1,
+    'search.exploration': 0,
+    'search.error_threshold': 1,
+    'search.step_tokens': 1,
+    'search.temperature': 0,
+    'search.slots': 0,
+    'search.trees_in_flight': 0,
+    'search.path_tokens': 1,
+    'search.chunk': 1,
+    'search.tensor': 1,
+    'search.workers': 0,
+    'search.code_seconds': 1,
+    'search.code_memory_mb': 64,
+    'curate.trajectories': 1,
+    'curate.side': 1,
+    'curate.side_of_one': 1,
+    'curate.margin': 0,
+    'curate.edit_distance': 0,
+    'curate.synthetic_correct': 0,
+    'eval.limit': 0,
+    'eval.trajectories': 0,
+    'eval.top': 0,
+    'eval.rollouts': 1,
+    'eval.candidates': 1,
+    'eval.temperature': 0,
+}
+for _name in TRAININGS:
+    AT_LEAST |= {f'training.{_name}.{key}': 1 for key in ('epochs', 'batch_size', 'length')}
+    AT_LEAST |= {f'training.{_name}.{key}': 0 for key in ('learning_rate', 'weight_decay')}
+CHOICES: dict[str, tuple[str, ...]] = {
+    'policy.dtype': ('', 'float32', 'bfloat16'),
+    'search.prompt': ('sft', 'few_shot'),
+    'search.answers_kept': ('first', 'all'),
+    'search.isolation': ('auto', 'strict', 'none'),
+    'curate.final_step_pairs': ('steps', 'trajectories'),
+}
+
+for _name in TRAININGS:
+    CHOICES |= {
+        f'training.{_name}.schedule': ('linear', 'cosine'),
+        f'training.{_name}.dtype': CHOICES['policy.dtype'],
+    }
+CHOICES['training.ppm.squash'] = ('tanh', 'tanh5')
+
+# Paper, section 3.4 and table 2: what changes from round to round.
+ROUNDS: dict[int, dict[str, Any]] = {
+    1: {
+        'ppm.path': 'none',
+        'search.rollouts': 8,
+        'search.candidates': 5,
+        'search.temperature': 0.7,
+        'search.prompt': 'few_shot',
+        'search.error_threshold': 2,
+    },
+    2: {'ppm.path': 'none', 'search.rollouts': 16, 'search.candidates': 8},
+    3: {'ppm.path': 'previous', 'search.rollouts': 16, 'search.candidates': 8},
+    4: {
+        'ppm.path': 'previous',
+        'search.rollouts': 16,
+        'search.candidates': 8,
+        'search.more_rollouts': (64, 128),
+    },
+}

@@ -1,0 +1,148 @@
+"""rstar_jax: a small language model teaches itself mathematics by searching over program steps.
+
+usage: python -m rstar_jax.main --config=FILE --workdir=DIR [--config.KEY=VALUE ...]
+
+  --config=FILE            what to run: a file of experiments/ or your own (needed)
+  --config.KEY=VALUE       changes one setting; --config=FILE --help lists them all
+  --workdir=DIR            where everything that is made goes; the same command goes on from there
+  --stages=A,B             only these stages of: bootstrap, search, curate, sft, ppm, eval, export
+  --plan=TOPOLOGY          compile for that hardware, for example v5e:4x8, and run nothing
+  --help                   this text; with --config=FILE, that file's text and settings
+"""
+
+import os
+import sys
+from collections.abc import Sequence
+
+# Before jax and transformers are imported: a run's terminal is for its own lines.
+os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
+os.environ.setdefault('TRANSFORMERS_VERBOSITY', 'error')
+os.environ.setdefault('TOKENIZERS_PARALLELISM', 'false')
+
+from absl import flags, logging
+from ml_collections import ConfigDict
+from ml_collections.config_flags import config_flags
+
+from rstar_jax import configs
+from rstar_jax.errors import UserError
+
+STOPPED = 'stopped; run the same command again to go on'
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line (without the program's name) and returns the exit code.
+
+    0: done; 2: a mistake of the user, told in one line; 130: stopped by Ctrl-C.
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    logging.set_verbosity(logging.ERROR)
+    try:
+        return _run(arguments)
+    except UserError as error:
+        print(f'error: {error}', file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f'\n{STOPPED}', file=sys.stderr)
+        return 130
+
+
+def _run(arguments: list[str]) -> int:
+    path, rest = _config_path(arguments)
+    if any(argument in ('--help', '-help', '-h', '--helpfull') for argument in rest):
+        print(_help(path))
+        return 0
+    if path is None:
+        raise UserError('--config: needs a config file, for example experiments/quickstart.py')
+    config, values = parse(path, rest)
+    configs.validate(config)
+    if values.plan:
+        return _plan(config, values.plan)
+    stages = configs.stages_of(values.stages or config.stages)
+
+    from rstar_jax import parallel, rounds, solve
+
+    parallel.initialise()
+    if config.question:
+        print(solve.solve(config, values.workdir))
+    else:
+        if not values.workdir:
+            raise UserError('--workdir: needs a folder for what the run makes')
+        rounds.run(config, values.workdir, stages)
+    return 0
+
+
+def parse(path: str, arguments: Sequence[str]) -> tuple[ConfigDict, flags.FlagValues]:
+    """Loads the config file, applies the overrides, reads the other flags.
+
+    Args:
+      path: of the config file; what follows a ':' goes to its get_config.
+      arguments: the rest of the command line.
+
+    Returns:
+      The config, locked, and the values of --workdir, --stages, --plan.
+    """
+    config = configs.load(path)
+    _check_overrides(config, arguments)
+    values = flags.FlagValues()
+    flags.DEFINE_string('workdir', '', 'where results go', flag_values=values)
+    flags.DEFINE_string('stages', '', 'which stages to run', flag_values=values)
+    flags.DEFINE_string('plan', '', 'topology to compile for', flag_values=values)
+    argv = ['main', *arguments]
+    config_flags.DEFINE_config_dict(
+        'config', config, flag_values=values, lock_config=True, sys_argv=argv
+    )
+    try:
+        left = values(argv)
+    except (flags.Error, TypeError, ValueError) as error:
+        raise UserError(_one_line(error)) from None
+    if len(left) > 1:
+        raise UserError(f'{left[1]}: expected --name=value; --help lists the flags')
+    configs.command_line_wins(config, values['config'].override_values)
+    return config, values
+
+
+def _config_path(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
+    """Takes `--config=FILE` or `--config FILE` out of the arguments."""
+    path, rest = None, []
+    remaining = iter(arguments)
+    for argument in remaining:
+        name, equals, value = argument.partition('=')
+        if name in ('--config', '-config'):
+            path = value if equals else next(remaining, '')
+        else:
+            rest.append(argument)
+    return path, rest
+
+
+def _check_overrides(config: ConfigDict, arguments: Sequence[str]) -> None:
+    for argument in arguments:
+        name = argument.partition('=')[0].lstrip('-')
+        if argument.startswith('-') and name.startswith('config.'):
+            configs.check_key(config, name.removeprefix('config.'))
+
+
+def _one_line(error: Exception) -> str:
+    """absl's messages without their traceback or their prefix."""
+    text = ' '.join(str(error).split())
+    return text.removeprefix('flag ').replace('Unknown command line flag', 'unknown flag')
+
+
+def _plan(config: ConfigDict, topology: str) -> int:
+    try:
+        from rstar_jax.parallel import planning
+    except ImportError:
+        raise UserError(f'--plan={topology}: not available in this version of rstar_jax') from None
+    print(planning.plan(config, topology))
+    return 0
+
+
+def _help(path: str | None) -> str:
+    if path is None:
+        lines = [__doc__.strip(), '', 'config files in experiments/:']
+        lines += [f'  {name:16} {line}' for name, line in configs.experiments()]
+        return '\n'.join(lines)
+    return configs.describe(path)
+
+
+if __name__ == '__main__':
+    sys.exit(main())

@@ -1,0 +1,345 @@
+"""One round of self-evolution, and the rounds after one another.
+
+    bootstrap   a first policy out of demonstrations, where the run has them   -> round0/policy
+    search      problems -> trees, by the policy, guided by the PPM            -> roundK/search
+    curate      trees -> SFT trajectories and preference pairs                 -> roundK/curate
+    sft         base model + trajectories -> the next policy                   -> roundK/policy
+    ppm         next policy + pairs -> the next process preference model       -> roundK/ppm
+    eval        policy alone, and with search, on benchmarks                   -> roundK/eval
+    export      policy and PPM as Hugging Face directories                     -> roundK/export
+
+Round 0 is what the run started from: its eval tells what the rounds have gained. A complete stage
+is skipped, an incomplete one goes on (`ledger`), so killing a run loses at most what was in flight.
+"""
+
+import contextlib
+import math
+import pathlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from rstar_jax import configs, data, evals, ledger, models, parallel, search, sources, training
+from rstar_jax.errors import UserError
+from rstar_jax.progress import Events, Line, clock
+from rstar_jax.sources import Round
+from rstar_jax.summary import summary
+
+Figures = dict[str, Any]
+
+FOLDERS = {'bootstrap': 'policy', 'sft': 'policy'}  # the others lie in a folder of their name
+INPUTS = {
+    'curate': ('search',),
+    'sft': ('curate',),
+    'ppm': ('curate', 'policy'),
+    'eval': ('policy', 'ppm'),
+    'export': ('policy', 'ppm'),
+}
+# The config keys that bind a stage once it has begun: those that its results depend on.
+BINDING = {
+    'bootstrap': ('seed', 'policy.path', 'bootstrap', 'training.bootstrap'),
+    'search': ('seed', 'policy', 'ppm', 'data', 'search'),
+    'curate': ('curate',),
+    'sft': ('seed', 'base', 'training.sft'),
+    'ppm': ('seed', 'training.ppm'),
+    'eval': ('seed', 'eval', 'search'),
+    'export': (),
+}
+# Under 'search', but the trees are the same whatever they are.
+UNBOUND = tuple(
+    f'search.{key}' for key in ('slots', 'trees_in_flight', 'chunk', 'tensor', 'workers')
+)
+
+
+def run(config: ConfigDict, workdir: str, names: Sequence[str]) -> None:
+    """Runs rounds first_round..last_round of `config`, of each the stages in `names`.
+
+    Raises:
+      UserError: what the config names does not exist, or does not fit what the workdir holds.
+    """
+    root = pathlib.Path(workdir)
+    with contextlib.ExitStack() as stack:
+        if parallel.is_first():
+            stack.enter_context(ledger.lock(root))
+        events = Events(root / 'events' if parallel.is_first() else None)
+        stack.callback(events.close)
+        rows = [
+            (Round(configs.for_round(config, number), root, number, events), name)
+            for number, name in order(config, names)
+        ]
+        for round_, name in rows:
+            ledger.check_settings(
+                root,
+                f'round{round_.number}',
+                configs.flatten(round_.config),
+                {name: stage_of(round_, name)},
+                UNBOUND,
+            )
+        for round_, name in rows:
+            run_stage(round_, name)
+    if parallel.is_first():
+        print(summary(root), flush=True)
+
+
+def order(config: ConfigDict, names: Sequence[str]) -> list[tuple[int, str]]:
+    """(round number, stage) of everything that `run` does, in its order."""
+    first = max(1, config.first_round)
+    rows = []
+    if 'bootstrap' in names and config.bootstrap.demonstrations:
+        rows.append((0, 'bootstrap'))
+    # A policy that came out of this workdir was evaluated by the round that made it.
+    starts_here = first == 1 or config.policy.path != configs.PREVIOUS
+    evaluates = 'eval' in names and bool(config.eval.benchmarks)
+    if evaluates and config.first_round == 0:
+        rows.append((0, 'eval'))
+    for number in range(first, config.last_round + 1):
+        for name in names:
+            if name == 'eval' and evaluates:
+                start = [(0, name)] if number == first and starts_here else []
+                rows += [row for row in start if row not in rows] + [(number, name)]
+            elif name not in ('bootstrap', 'eval'):
+                rows.append((number, name))
+    return rows
+
+
+def stage_of(round_: Round, name: str) -> ledger.Stage:
+    """The bookkeeping of one stage."""
+    inputs = [round_.folder / folder for folder in INPUTS.get(name, ())]
+    if name == 'search':
+        inputs = [round_.before / 'policy', round_.before / 'ppm']
+    folder = round_.folder / FOLDERS.get(name, name)
+    return ledger.Stage(folder, BINDING[name], tuple(inputs), precious=name == 'search')
+
+
+def run_stage(round_: Round, name: str) -> None:
+    """Runs one stage unless it is complete, and keeps its time and figures."""
+    stage, label = stage_of(round_, name), f'round {round_.number} {name}'
+    if parallel.is_first():
+        changed = stage.drop_if_stale()
+        if changed:
+            print(f'{label}: done again, {changed} is new', flush=True)
+    parallel.barrier(f'{label} begins')
+    done = stage.done
+    parallel.barrier(f'{label} is looked up')
+    if done is not None:
+        print(f'{label}: complete', flush=True)
+        return
+    stage.begin()
+    line = Line(label)
+    figures = STAGES[name](round_, stage, line)
+    parallel.barrier(f'{label} ends')
+    if parallel.is_first():
+        stage.finish(figures)
+    line.end(f'done in {clock(stage.seconds)}')
+
+
+def bootstrap(round_: Round, stage: ledger.Stage, line: Line) -> Figures:
+    """Trains the run's first policy on demonstrations."""
+    config = round_.config
+    policy = sources.first_policy(config)
+    examples = sources.world(config).demonstrations
+    return _train_policy(round_, stage, line, policy, examples, config.training.bootstrap)
+
+
+def search_trees(round_: Round, stage: ledger.Stage, line: Line) -> Figures:
+    """Searches every problem's trees that are not yet on disk."""
+    config = round_.config
+    problems = parallel.share(sources.problems(round_))
+    policy, ppm = sources.searching_policy(round_), sources.searching_ppm(round_)
+
+    def progress(now: dict[str, float]) -> None:
+        stage.beat()
+        line.show(_search_line(now))
+        round_.events.add(f'round{round_.number}/search', now, int(now['trees_done']))
+
+    with data.TreeStore(stage.folder, writer=jax.process_index()) as store:
+        for rollouts, trees, todo in _passes(config, problems, store):
+            done = store.keys() | {(p['index'], t) for p in todo for t in range(trees.start)}
+            for record in search.run(
+                todo,
+                policy,
+                ppm,
+                config=sources.search_config(config, rollouts=rollouts),
+                seed=config.seed,
+                trees=trees.stop,
+                skip=frozenset(done),
+                progress=progress,
+            ):
+                store.append(record)
+    parallel.barrier('searched')
+    with data.TreeStore(stage.folder, writer=jax.process_index()) as store:
+        return _tree_figures(store, stage.seconds)
+
+
+def _passes(
+    config: ConfigDict, problems: list[dict], store: data.TreeStore
+) -> Iterator[tuple[int, range, list[dict]]]:
+    """(rollouts, numbers of the trees, problems): first all, then those not yet solved."""
+    trees = config.search.trees
+    yield config.search.rollouts, range(trees), problems
+    for number, rollouts in enumerate(config.search.more_rollouts, start=trees):
+        solved = {r.problem['index'] for r in store if r.tree < number and r.solved}
+        todo = [problem for problem in problems if problem['index'] not in solved]
+        if todo:
+            yield rollouts, range(number, number + 1), todo
+
+
+def _tree_figures(store: data.TreeStore, seconds: float) -> Figures:
+    problems, solved, nodes, tokens = set(), set(), 0, 0
+    for record in store:
+        problems.add(record.problem['index'])
+        if record.solved:
+            solved.add(record.problem['index'])
+        nodes += len(record.texts)
+        tokens += record.counters.get('sampled_tokens', 0)
+    return {
+        'trees': len(store),
+        'problems': len(problems),
+        'solved': len(solved),
+        'nodes': nodes,
+        'tokens': int(tokens),
+        'tokens_per_second': tokens / seconds,
+    }
+
+
+def curate(round_: Round, stage: ledger.Stage, line: Line) -> Figures:
+    """Makes SFT examples and preference pairs out of the round's trees."""
+    if parallel.is_first():
+        with data.TreeStore(round_.folder / 'search') as store:
+            if not len(store):
+                raise UserError(f'{store.directory}: holds no trees: run the search stage first')
+            return dict(data.curate_to(store, stage.folder, **round_.config.curate))
+    return {}
+
+
+def sft(round_: Round, stage: ledger.Stage, line: Line) -> Figures:
+    """Trains the next policy from the base model on the round's trajectories."""
+    examples = data.load_examples(round_.folder / 'curate', 'sft')
+    if not len(examples):
+        raise UserError(
+            f'{examples.path}: no trajectory to train on, the search solved no problem: raise '
+            '--config.search.rollouts or candidates, or use a stronger policy'
+        )
+    policy = sources.base_policy(round_)
+    return _train_policy(round_, stage, line, policy, examples, round_.config.training.sft)
+
+
+def _train_policy(
+    round_: Round, stage: ledger.Stage, line: Line, policy, examples, section: ConfigDict
+) -> Figures:
+    settings = _settings(training.default_sft(), section, round_.config.seed)
+    progress = _training_progress(round_, stage, line)
+    _, figures = training.sft(
+        policy, examples, settings, stage.folder, mesh=_training_mesh(), progress=progress
+    )
+    return figures
+
+
+def ppm(round_: Round, stage: ledger.Stage, line: Line) -> Figures:
+    """Trains the next PPM from the round's policy on the round's pairs."""
+    pairs = data.load_examples(round_.folder / 'curate', 'pairs')
+    if not len(pairs):
+        raise UserError(
+            f'{pairs.path}: no preference pair to train on: raise --config.search.rollouts or '
+            'candidates, or leave the stage out with --stages'
+        )
+    sources.finished(round_.folder / 'policy', 'policy', stage.folder.name)
+    policy = sources.load_policy(round_.folder / 'policy', 'float32')
+    settings = _settings(training.default_ppm(), round_.config.training.ppm, round_.config.seed)
+    progress = _training_progress(round_, stage, line)
+    _, figures = training.ppm(
+        policy, pairs, settings, stage.folder, mesh=_training_mesh(), progress=progress
+    )
+    return figures
+
+
+def _settings(default: ConfigDict, section: ConfigDict, seed: int) -> ConfigDict:
+    default.update(section)
+    default.seed = seed
+    return default
+
+
+def _training_mesh() -> jax.sharding.Mesh | None:
+    return parallel.global_mesh() if jax.device_count() > 1 else None
+
+
+def _training_progress(
+    round_: Round, stage: ledger.Stage, line: Line
+) -> Callable[[dict[str, float]], None]:
+    name = stage.folder.name
+
+    def progress(now: dict[str, float]) -> None:
+        stage.beat()
+        line.show(
+            f'step {now["step"]}/{now["steps"]}, loss {now.get("loss", math.nan):.3f}, '
+            f'{now["tokens_per_second"]:.0f} tokens/s, {_times(now)}'
+        )
+        round_.events.add(f'round{round_.number}/{name}', now, int(now['step']))
+
+    return progress
+
+
+def _search_line(now: dict[str, float]) -> str:
+    return (
+        f'{now["trees_done"]}/{now["trees_total"]} trees, {now["solved"]} solved, '
+        f'{now["tokens_per_second"]:.0f} tokens/s, {_times(now)}'
+    )
+
+
+def _times(now: dict[str, float]) -> str:
+    return f'{clock(now["seconds"])} gone, {clock(now["seconds_left"])} left'
+
+
+def evaluate(round_: Round, stage: ledger.Stage, line: Line) -> Figures:
+    """Measures the round's policy, alone and with the search, and writes results.json."""
+
+    def progress(now: dict[str, Any]) -> None:
+        stage.beat()
+        line.show(f'{now["benchmark"]}, {now["kind"]}: {_search_line(now)}')
+
+    if not parallel.is_first():
+        return {}
+    problems = sources.benchmarks(round_)
+    policy, judge = sources.evaluated_models(round_)
+    results = evals.run(
+        policy,
+        judge,
+        problems,
+        sources.evaluation_config(round_),
+        round_.config.seed,
+        round_number=round_.number,
+        directory=stage.folder,
+        progress=progress,
+    )
+    for name, row in results['benchmarks'].items():
+        round_.events.add(f'eval/{name}', {'greedy': row['greedy']}, round_.number)
+        round_.events.add(f'eval/{name}/search', row['search'] or {}, round_.number)
+    return results['benchmarks']
+
+
+def export(round_: Round, stage: ledger.Stage, line: Line) -> Figures:
+    """Writes what the round trained as Hugging Face directories."""
+    made: Figures = {}
+    if parallel.is_first():
+        sources.finished(round_.folder / 'policy', 'policy', f'round {round_.number} export')
+        policy = sources.load_policy(round_.folder / 'policy', 'float32')
+        models.save(policy, stage.folder / 'policy')
+        made['policy'] = str(stage.folder / 'policy')
+        if sources.holds_model(round_.folder / 'ppm'):
+            judge = sources.load_ppm(round_.folder / 'ppm', 'float32')
+            models.save_ppm(judge, stage.folder / 'ppm')
+            made['ppm'] = str(stage.folder / 'ppm')
+    return made
+
+
+STAGES: dict[str, Callable[[Round, ledger.Stage, Line], Figures]] = {
+    'bootstrap': bootstrap,
+    'search': search_trees,
+    'curate': curate,
+    'sft': sft,
+    'ppm': ppm,
+    'eval': evaluate,
+    'export': export,
+}

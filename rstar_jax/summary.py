@@ -1,0 +1,143 @@
+"""The table that a run ends with: what each stage made, how accurate the rounds are, the paths."""
+
+import pathlib
+from collections.abc import Iterator
+from typing import Any
+
+from rstar_jax import ledger
+from rstar_jax.progress import clock, percent, table
+
+Figures = dict[str, Any]
+
+STAGES = (  # name, folder
+    ('bootstrap', 'policy'),
+    ('search', 'search'),
+    ('curate', 'curate'),
+    ('sft', 'policy'),
+    ('ppm', 'ppm'),
+    ('eval', 'eval'),
+    ('export', 'export'),
+)
+
+
+def summary(root: pathlib.Path) -> str:
+    """Everything that a workdir's complete stages say of themselves, as text."""
+    parts = [_stages(root), _accuracies(root), _paths(root)]
+    return '\n\n'.join(['', *(part for part in parts if part)])
+
+
+def _rounds(root: pathlib.Path) -> list[tuple[int, pathlib.Path]]:
+    found = [(int(path.name[5:]), path) for path in root.glob('round*') if path.name[5:].isdigit()]
+    return sorted(found)
+
+
+def _done(root: pathlib.Path) -> Iterator[tuple[int, str, pathlib.Path, Figures]]:
+    """(round, stage, folder, content of done.json) of every complete stage."""
+    for number, path in _rounds(root):
+        for name, folder in STAGES:
+            if (name == 'bootstrap') != (number == 0) and folder == 'policy':
+                continue
+            done = ledger.read_json(path / folder / 'done.json')
+            if done is not None:
+                yield number, name, path / folder, done
+
+
+def _stages(root: pathlib.Path) -> str:
+    rows = [('round', 'stage', 'time', 'result')]
+    total = 0.0
+    for number, name, _, done in _done(root):
+        total += done['seconds']
+        text = DESCRIBE[name](done['figures'])
+        rows.append((str(number), name, clock(done['seconds']), text))
+    rows.append(('', 'all', clock(total), ''))
+    return table(rows, right=(2,))
+
+
+def _search(figures: Figures) -> str:
+    return (
+        f'{figures["trees"]:,} trees, {figures["nodes"]:,} nodes, {figures["tokens"]:,} tokens '
+        f'generated ({figures["tokens_per_second"]:.0f}/s), '
+        f'{figures["solved"]:,} of {figures["problems"]:,} problems solved'
+    )
+
+
+def _curate(figures: Figures) -> str:
+    return f'{figures.get("sft", 0):,} SFT examples, {figures.get("pairs", 0):,} preference pairs'
+
+
+def _sft(figures: Figures) -> str:
+    return (
+        f'loss {figures["loss_first"]:.3f} -> {figures["loss_last"]:.3f} in {figures["steps"]} '
+        f'steps ({figures["tokens_per_second"]:.0f} tokens/s)'
+    )
+
+
+def _ppm(figures: Figures) -> str:
+    text = _sft(figures)
+    if figures.get('held_out_pairs'):
+        text += (
+            f', held-out pair accuracy {percent(figures.get("held_out_accuracy_before"))} -> '
+            f'{percent(figures.get("held_out_accuracy_after"))} '
+            f'({figures["held_out_pairs"]:.0f} pairs)'
+        )
+    return text
+
+
+def _eval(figures: Figures) -> str:
+    return ', '.join(f'{name}: {row["problems"]:,} problems' for name, row in figures.items())
+
+
+DESCRIBE = {
+    'bootstrap': _sft,
+    'search': _search,
+    'curate': _curate,
+    'sft': _sft,
+    'ppm': _ppm,
+    'eval': _eval,
+    'export': lambda figures: ', '.join(figures),
+}
+
+
+def _accuracies(root: pathlib.Path) -> str:
+    """One row for each benchmark and round; the policy alone and with the search apart."""
+    found = [
+        (number, name, row)
+        for number, stage, _, done in _done(root)
+        if stage == 'eval'
+        for name, row in done['figures'].items()
+    ]
+    if not found:
+        return ''
+    modes = ('best', 'majority', 'weighted', 'any')
+    rows = [('benchmark', 'round', 'greedy', '95 %', *(f'search {mode}' for mode in modes))]
+    for name in dict.fromkeys(name for _, name, _ in found):
+        for number, other, row in found:
+            if other == name:
+                low, high = row['interval95']['greedy']
+                shares = row['search'] or {}
+                rows.append(
+                    (
+                        name,
+                        str(number),
+                        percent(row['greedy']),
+                        f'{100 * low:.0f}-{100 * high:.0f}',
+                        *(percent(shares.get(mode)) for mode in modes),
+                    )
+                )
+    return table(rows, right=range(2, 8))
+
+
+def _paths(root: pathlib.Path) -> str:
+    rows = []
+    for number, name, folder, done in _done(root):
+        if name == 'export':
+            rows += [(f'round {number} {kind}', path) for kind, path in done['figures'].items()]
+        elif name == 'search':
+            rows.append((f'round {number} trees', str(folder)))
+        elif name == 'curate':
+            rows.append((f'round {number} examples', str(folder)))
+        elif name == 'eval':
+            rows.append((f'round {number} results', str(folder / 'results.json')))
+    if (root / 'events').exists():
+        rows.append(('TensorBoard', str(root / 'events')))
+    return table(rows) if rows else ''

@@ -1,0 +1,146 @@
+"""Configs: every file of experiments/, overrides, unknown keys, values that cannot be meant."""
+
+import dataclasses
+import pathlib
+import re
+
+import pytest
+
+from rstar_jax import configs, keys, search, training
+from rstar_jax.errors import UserError
+
+REPOSITORY = pathlib.Path(__file__).parents[1]
+FILES = sorted((REPOSITORY / 'experiments').glob('*.py'))
+
+
+@pytest.mark.parametrize('path', FILES, ids=lambda path: path.stem)
+def test_every_experiment_is_valid_and_says_what_it_takes(path):
+    config = configs.load(str(path))
+    configs.validate(config)
+    assert config.is_locked
+    text = configs.docstring(path)
+    assert f'--config=experiments/{path.name}' in text
+    for word in ('Hardware:', 'Time:', 'Score:'):
+        assert word in text, word
+    assert configs.describe(str(path)).count('--config.') >= len(keys.KEYS)
+
+
+def test_the_expected_experiments_are_there():
+    names = {path.stem for path in FILES}
+    rounds = {f'round{number}' for number in range(1, 5)}
+    assert names >= {'quickstart', 'gsm8k_mini', 'self_evolve', 'evaluate', 'solve', *rounds}
+
+
+def test_search_keys_are_those_of_the_search():
+    ours = {k.partition('.')[2]: v for k, (v, _) in keys.KEYS.items() if k.startswith('search.')}
+    theirs = {field.name: field.default for field in dataclasses.fields(search.Config)}
+    del ours['trees'], ours['more_rollouts']  # of the stage: which trees, not how
+    del theirs['use_ground_truth']  # of the task: making data, or solving
+    assert ours == theirs
+
+
+@pytest.mark.parametrize('name', ['sft', 'ppm'])
+def test_training_keys_are_those_of_the_training(name):
+    prefix = f'training.{name}.'
+    ours = {k.removeprefix(prefix): v for k, (v, _) in keys.KEYS.items() if k.startswith(prefix)}
+    theirs = getattr(training, f'default_{name}')().to_dict()
+    fixed = {'seed', 'log_every', 'loss'}  # config.seed; progress is our own; the method's loss
+    assert ours == {key: value for key, value in theirs.items() if key not in fixed}
+
+
+def test_every_key_of_our_own_is_read_somewhere():
+    sources = [path.read_text() for path in (REPOSITORY / 'rstar_jax').glob('*.py')]
+    text = '\n'.join(sources)
+    for key in keys.KEYS:
+        section, _, leaf = key.rpartition('.')
+        if section in ('', 'policy', 'base', 'ppm', 'bootstrap', 'data', 'eval') or leaf in (
+            'trees',
+            'more_rollouts',
+        ):
+            assert re.search(rf'\b(config|settings|search|made)\.(\w+\.)*{leaf}\b', text), key
+
+
+def test_limits_and_choices_are_of_keys_that_exist():
+    for key in [*keys.AT_LEAST, *keys.CHOICES, *(k for row in keys.ROUNDS.values() for k in row)]:
+        assert key in keys.KEYS, key
+
+
+def test_a_round_of_the_schedule():
+    config = configs.load(str(REPOSITORY / 'experiments' / 'self_evolve.py'))
+    config.policy.path = 'instruct'
+    first, third = configs.for_round(config, 1), configs.for_round(config, 3)
+    assert (first.search.rollouts, first.search.prompt, first.ppm.path) == (8, 'few_shot', 'none')
+    assert (third.search.rollouts, third.search.prompt, third.ppm.path) == (16, 'sft', 'previous')
+    assert first.policy.path == 'instruct'
+    assert (third.policy.path, third.base.path) == ('previous', 'instruct')
+    assert configs.for_round(config, 0).search.prompt == 'few_shot'
+    assert configs.for_round(config, 4).search.more_rollouts == (64, 128)
+
+
+def test_the_command_line_wins_over_the_schedule():
+    config = configs.load(str(REPOSITORY / 'experiments' / 'self_evolve.py'))
+    config.search.rollouts = 2
+    configs.command_line_wins(config, {'search.rollouts': 2})
+    for number in range(1, 5):
+        assert configs.for_round(config, number).search.rollouts == 2
+    assert configs.for_round(config, 1).search.candidates == 5
+
+
+def test_single_rounds_equal_the_schedule():
+    whole = configs.load(str(REPOSITORY / 'experiments' / 'self_evolve.py'))
+    for number in range(1, 5):
+        one = configs.load(str(REPOSITORY / 'experiments' / f'round{number}.py'))
+        theirs = configs.flatten(configs.for_round(whole, number).search)
+        assert configs.flatten(configs.for_round(one, number).search) == theirs
+
+
+@pytest.mark.parametrize(
+    ('body', 'message'),
+    [
+        ('c.search.rolouts = 3', 'config.search.rolouts: no such key; did you mean '
+         r'config.search.rollouts\?'),
+        ('c.serch.rollouts = 3', r'config.serch: no such key; did you mean config.search\?'),
+        ('c.search.rollouts = "x"', 'TypeError'),
+        ('1 / 0', 'ZeroDivisionError: division by zero'),
+        ('return 3', 'returned 3, not a ConfigDict'),
+    ],
+)  # fmt: skip
+def test_a_mistake_in_a_config_file_names_its_line(tmp_path, body, message):
+    path = tmp_path / 'mine.py'
+    path.write_text(
+        'from rstar_jax import configs\n\n\ndef get_config():\n'
+        f'    c = configs.default()\n    {body}\n    return c\n'
+    )
+    with pytest.raises(UserError, match=message) as error:
+        configs.load(str(path))
+    assert '\n' not in str(error.value)
+    if 'return' not in body:
+        assert str(error.value).startswith(f'{path}:6: ')
+
+
+def test_a_config_file_that_is_none(tmp_path):
+    with pytest.raises(UserError, match=r'no such file; there are .*experiments/quickstart\.py'):
+        configs.load(str(tmp_path / 'missing.py'))
+    (tmp_path / 'empty.py').write_text('')
+    with pytest.raises(UserError, match=r'has no get_config\(\)'):
+        configs.load(str(tmp_path / 'empty.py'))
+    (tmp_path / 'bad.py').write_text('x = 1\ndef (')
+    with pytest.raises(UserError, match=r'bad\.py:2: SyntaxError'):
+        configs.load(str(tmp_path / 'bad.py'))
+
+
+def test_the_argument_of_a_config_file(tmp_path):
+    path = tmp_path / 'mine.py'
+    path.write_text(
+        'from rstar_jax import configs\n\n\ndef get_config(seed):\n'
+        '    c = configs.default()\n    c.seed = int(seed)\n    return c\n'
+    )
+    assert configs.load(f'{path}:7').seed == 7
+
+
+def test_stages_run_in_their_order():
+    assert configs.stages_of('sft, search') == ('search', 'sft')
+    with pytest.raises(UserError, match='no stage serch; did you mean search'):
+        configs.stages_of('serch')
+    with pytest.raises(UserError, match='needs at least one of'):
+        configs.stages_of(',')

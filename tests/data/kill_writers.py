@@ -27,7 +27,7 @@ def write(directory, pipe):
     store.merge = lambda: (os.write(pipe, b'm'), merge(), os.write(pipe, b'e'))
     todo = (key for key in ((i, t) for i in range(10**6) for t in range(2)))
     for key in todo:
-        if key not in store.keys():
+        if key not in store:
             store.append(samples.grown(key[0] * 2 + key[1], *key, size=8))
             os.write(pipe, b'a')
 

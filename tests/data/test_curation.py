@@ -1,0 +1,368 @@
+"""Every rule of ALGORITHM section 4 on a tree small enough to check by hand, then at random."""
+
+import collections
+import random
+
+import pytest
+
+from rstar_jax import data, steps
+from rstar_jax.errors import UserError
+from tests.data import reference, samples
+from tests.data.samples import tree
+
+START = steps.prompt('How many?')
+# Texts far apart: any two differ in more than 20 characters.
+A, B, C, D, E, F, G, H = (letter * 30 for letter in 'abcdefgh')
+
+
+def responses(*trees, **rules):
+    return [example['response'] for example in data.curate(trees, **rules)[0]]
+
+
+def pairs(one, *arguments, **rules):
+    made = data.curate([one], *arguments, **rules)[1]
+    assert all(list(p) == ['prompt', 'pos', 'neg', 'pos_count', 'neg_count'] for p in made)
+    return [(p['pos'][0], p['neg'][0], p['pos_count'], p['neg_count']) for p in made]
+
+
+# --- SFT ---------------------------------------------------------------------------------------
+
+
+def test_two_best_by_mean_q():
+    # means: a 0.6, b (0.4 + 1) / 2 = 0.7, c (0.8 + 0.1 + 1) / 3 = 0.63; w is wrong
+    one = tree(
+        [
+            ('a', 0.2, [('1\n', 1.0, 'right')]),
+            (' b', 0.4, [('2', 1.0, 'right'), ('w', -1.0, 'wrong')]),
+            ('c', 0.8, [('3', 0.1, [('4', 1.0, 'right')])]),
+        ]
+    )
+    assert data.curate([one])[0] == [
+        {'query': 'How many?', 'response': 'b2'},
+        {'query': 'How many?', 'response': 'c34'},
+    ]
+
+
+def test_ties_go_by_the_minimum_then_depth_first():
+    # all means 0.7; minima: a 0.5, b 0.3, c 0.5, d 0.5
+    one = tree(
+        [
+            ('b', 0.3, [('1', 0.8, [('x', 1.0, 'right')])]),
+            ('a', 0.6, [('2', 0.5, [('x', 1.0, 'right')])]),
+            ('c', 0.5, [('3', 0.6, [('x', 1.0, 'right')])]),
+            ('d', 0.5, [('4', 0.6, [('x', 1.0, 'right')])]),
+        ]
+    )
+    assert responses(one) == ['a2x', 'c3x']
+
+
+def test_float32_noise_makes_no_difference():
+    # 0.8 + 0.6 and 0.7 + 0.7 are not equal in floating point, but they are meant to be
+    one = tree(
+        [
+            ('a', 0.8, [('1', 0.6, [('x', 1.0, 'right')])]),
+            ('b', 0.70000001, [('2', 0.69999999, [('x', 1.0, 'right')])]),
+        ]
+    )
+    assert responses(one, trajectories=1) == ['b2x']
+
+
+def test_error_is_dropped_and_not_replaced():
+    one = tree(
+        [
+            ('an error here', 0.9, [('1', 1.0, 'right')]),
+            ('b', 0.8, [('2', 1.0, 'right')]),
+            ('c', 0.7, [('3', 1.0, 'right')]),
+        ]
+    )
+    counts = collections.Counter()
+    sft, _ = data.curate([one], counts=counts)
+    assert [example['response'] for example in sft] == ['b2']
+    assert counts['sft_dropped_error'] == counts['sft'] == 1
+    assert responses(tree([('NameError', 0.9, [('1', 1.0, 'right')])])) == ['NameError1']
+
+
+def test_trees_of_one_problem_compete():
+    one = tree([('a', 0.1, [('x', 1.0, 'right')]), ('b', 0.5, [('x', 1.0, 'right')])])
+    two = tree([('c', 0.9, [('x', 1.0, 'right')]), ('d', 0.5, [('x', 1.0, 'right')])])
+    other = tree([('o', 0.0, [('x', 1.0, 'right')])], index=1)
+    assert responses(one, other, two) == ['cx', 'bx', 'ox']
+    same_index = tree([('e', 0.9, [('x', 1.0, 'right')])], question='Another?')
+    assert responses(one, same_index) == ['bx', 'ax', 'ex']
+
+
+def test_no_correct_trajectory_gives_nothing():
+    one = tree([(A, 0.9, [('x', -1.0, 'wrong')]), (B, 0.5, [('x', -1.0, 'code')])])
+    assert data.curate([one]) == ([], [])
+
+
+# --- pairs -------------------------------------------------------------------------------------
+
+
+def test_two_by_two_best_against_worst():
+    one = tree(
+        [
+            (A, 0.5, [('x', 1.0, 'right')]),
+            (B, 0.9, [('x', 1.0, 'right')]),
+            (C, 0.8, [('x', 1.0, 'right')]),
+            (D, -0.5, [('x', -1.0, 'wrong')]),
+            (E, -0.8, [('x', -1.0, 'wrong')]),
+            (F, -0.7, [('x', -1.0, 'wrong')]),
+        ]
+    )
+    assert pairs(one) == [
+        ('b', 'e', 2, 2),
+        ('b', 'f', 2, 2),
+        ('c', 'e', 2, 2),
+        ('c', 'f', 2, 2),
+    ]
+    assert data.pair_weight(data.curate([one])[1][0]) == 0.25
+
+
+def test_four_where_the_other_side_has_one():
+    right = [(text, 0.9 - i / 10, [('x', 1.0, 'right')]) for i, text in enumerate([A, B, C, D, E])]
+    wrong = [(text, i / 10 - 0.9, [('x', -1.0, 'wrong')]) for i, text in enumerate([A, B, C, D, E])]
+    assert pairs(tree([*right, (G, -0.5, [('x', -1.0, 'wrong')])])) == [
+        (letter, 'g', 4, 1) for letter in 'abcd'
+    ]
+    assert pairs(tree([(G, 0.5, [('x', 1.0, 'right')]), *wrong])) == [
+        ('g', letter, 1, 4) for letter in 'abcd'
+    ]
+
+
+def test_code_errors_and_too_many_steps_are_neither():
+    one = tree(
+        [
+            (A, 0.9, [('x', 1.0, 'right')]),
+            (B, -1.0, 'code'),
+            (C, -1.0, 'deep'),
+            (D, -1.0, 'unparsable'),
+            (E, -0.9, [('x', -1.0, 'code'), ('y', -1.0, 'deep')]),
+            (F, -0.9, 'open'),
+        ]
+    )
+    assert pairs(one) == []
+
+
+def test_walk_goes_down_where_both_are_below():
+    # root: a has both, b only right. Below a: c right, d both. Below d: answers.
+    one = tree(
+        [
+            (
+                A,
+                0.4,
+                [
+                    (C, 0.9, [('x', 1.0, 'right')]),
+                    (D, -0.3, [(G, 1.0, 'right'), (H, -1.0, 'wrong')]),
+                ],
+            ),
+            (B, 1.0, [(E, 1.0, 'right'), (F, 0.7, 'open')]),
+        ]
+    )
+    sft, made = data.curate([one])
+    # at the root: positives b, a; negative a: (b, a) counts with margin 0.6, (a, a) does not
+    # below a: positives c, d; negative d: (c, d); below d: the two answers
+    assert [(p['prompt'], p['pos'], p['neg'], p['pos_count'], p['neg_count']) for p in made] == [
+        (START, B, A, 2, 1),
+        (START + A, C, D, 2, 1),
+        (START + A + D, G, H, 1, 1),
+    ]
+    assert [data.split_prompt(p['prompt']) for p in made] == [
+        ('How many?', ''),
+        ('How many?', A),
+        ('How many?', A + D),
+    ]
+    assert len(sft) == 2
+
+
+@pytest.mark.parametrize(
+    'pos, neg, kept',
+    [(0.5, 0.0, True), (0.7, 0.2, True), (0.49, 0.0, False), (0.0, 0.4, False), (0.3, 0.3, False)],
+)
+def test_margin(pos, neg, kept):
+    one = tree([(A, pos, [('x', 1.0, 'right')]), (B, neg, [('x', -1.0, 'wrong')])])
+    assert pairs(one) == ([('a', 'b', 1, 1)] if kept else [])
+
+
+@pytest.mark.parametrize('changed, kept', [(19, False), (20, True)])
+def test_edit_distance(changed, kept):
+    one, other = 'a' * 40, 'b' * changed + 'a' * (40 - changed)
+    made = tree([(one, 0.8, [('x', 1.0, 'right')]), (other, -0.5, [('x', -1.0, 'wrong')])])
+    assert bool(pairs(made)) == kept
+
+
+def test_best_completion_must_exceed_the_worst():
+    # below a: mean (0.6 - 0.9 - 0.9 + 1) / 4 = -0.05; below b: (0 + 0.9 + 0.9 - 1) / 4 = 0.2
+    low = [('m', -0.9, [('n', -0.9, [('x', 1.0, 'right')])])]
+    high = [('m', 0.9, [('n', 0.9, [('x', -1.0, 'wrong')])])]
+    assert pairs(tree([(A, 0.6, low), (B, 0.0, high)])) == []
+    # one better completion below a is enough: (0.6 + 1) / 2; one worse below b as well
+    assert pairs(tree([(A, 0.6, [*low, ('y', 1.0, 'right')]), (B, 0.0, high)])) != []
+    assert pairs(tree([(A, 0.6, low), (B, 0.0, [*high, ('y', -1.0, 'wrong')])])) != []
+
+
+def test_equal_q_keeps_the_order_of_expansion():
+    one = tree(
+        [(text, 0.9, [('x', 1.0, 'right')]) for text in (B, A, C)]
+        + [(text, -0.9, [('x', -1.0, 'wrong')]) for text in (E, D, F)]
+    )
+    assert [p[:2] for p in pairs(one)] == [('b', 'e'), ('b', 'd'), ('a', 'e'), ('a', 'd')]
+
+
+def test_final_step_pairs():
+    one = tree(
+        [
+            (A, 0.2, [(C, 1.0, 'right'), (D, -1.0, 'wrong'), (H, -1.0, 'wrong')]),
+            (B, 0.9, [(E, 1.0, 'right')]),
+            (G, -0.8, [(F, -1.0, 'wrong')]),
+        ]
+    )
+    assert pairs(one, 'steps') == [
+        # root: positives b, a; negatives g, a
+        ('b', 'g', 2, 2),
+        ('b', 'a', 2, 2),
+        ('a', 'g', 2, 2),
+        ('c', 'd', 1, 2),
+        ('c', 'h', 1, 2),
+    ]
+    made = data.curate([one], final_step_pairs='trajectories')[1]
+    assert [p['pos'][0] + p['neg'][0] for p in made] == ['bg', 'ba', 'ag', 'bg']
+    # correct with the highest mean: b e (0.95); wrong with the lowest: g f (-0.9)
+    assert made[-1] == {
+        'prompt': START,
+        'pos': B + E,
+        'neg': G + F,
+        'pos_count': 1,
+        'neg_count': 1,
+    }
+    with pytest.raises(UserError, match="final_step_pairs='both'"):
+        data.curate([one], 'both')
+
+
+# --- problems ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('share, kept', [(0.0, True), (1 / 3, True), (0.5, False)])
+@pytest.mark.parametrize('mark', [{'synthetic': True}, {'source': 'synthetic_amc'}])
+def test_synthetic_problems_with_few_correct_trajectories(mark, share, kept):
+    def trees(**fields):
+        return [
+            tree([(A, 0.9, [('x', 1.0, 'right')]), (B, -0.9, [('x', -1.0, 'wrong')])], **fields),
+            tree([(C, -0.9, [('x', -1.0, 'wrong')]), (D, -1.0, 'code')], **fields),
+        ]
+
+    counts = collections.Counter()
+    sft, made = data.curate(trees(**mark), synthetic_correct=share, counts=counts)
+    assert (len(sft), len(made)) == ((1, 1) if kept else (0, 0))
+    assert counts['problems_dropped_synthetic'] == (not kept)
+    assert len(data.curate(trees(), synthetic_correct=share)[0]) == 1
+
+
+# --- which answers are right -------------------------------------------------------------------
+
+
+def answered(q, visits, value=0.0):
+    one = tree([(A, 0.3, 'right')])
+    one['rstar']['0.1'].update(q_value=q, visit_count=visits, value=value)
+    return one
+
+
+@pytest.mark.parametrize(
+    'q, visits, value, right',
+    [
+        (1.0, 1, 0.0, True),
+        (1.0, 1, -0.7, True),  # `value` may hold the PPM's opinion
+        (-1.0, 1, 0.9, False),
+        (0.05, 2, -0.9, True),  # score -0.9 and reward +1
+        (-0.05, 2, 0.9, False),
+        (0.0, 2, -1.0, True),  # saturated score -1 and reward +1
+        (0.0, 2, 1.0, False),
+    ],
+)
+def test_reward_tells_what_is_right(q, visits, value, right):
+    assert bool(responses(answered(q, visits, value))) == right
+
+
+@pytest.mark.parametrize('q, visits', [(0.8, 1), (-0.3, 1), (0.0, 0), (0.0, 2)])
+def test_answers_without_reward_are_refused_or_graded(q, visits):
+    one = answered(q, visits)
+    with pytest.raises(UserError, match=r'tree of problem 0, node 0\.1: q_value') as caught:
+        data.curate([one])
+    assert '\n' not in str(caught.value)
+    assert responses(one, grade=lambda answer, truth: answer == truth) == [A]
+    assert responses(one, grade=lambda answer, truth: False) == []
+
+
+def broken(change):
+    one = tree([(A, 0.9, [('x', 1.0, 'right')])])
+    change(one)
+    return one
+
+
+@pytest.mark.parametrize(
+    'change, message',
+    [
+        (lambda t: t.pop('rstar'), "expected a field 'rstar'"),
+        (lambda t: t['rstar'].pop('0'), "a root '0'"),
+        (lambda t: t.pop('question'), "expected a field 'question'"),
+        (lambda t: t['rstar'].pop('0.1'), 'node 0.1.1: its parent is not in the tree'),
+        (lambda t: t['rstar']['0.1'].pop('q_value'), 'node 0.1: no usable'),
+        (lambda t: t['rstar'].update(x={}), 'expected node tags'),
+    ],
+)
+def test_malformed_trees(change, message):
+    with pytest.raises(UserError, match='tree of problem 0') as caught:
+        data.curate([broken(change)])
+    assert message in str(caught.value)
+
+
+def test_children_are_ordered_by_number():
+    one = tree([(f'{i:2}' * 20, 0.9, [('x', 1.0, 'right')]) for i in range(1, 13)])
+    shuffled = list(one['rstar'].items())
+    random.Random(0).shuffle(shuffled)
+    one['rstar'] = dict(shuffled)
+    assert responses(one, trajectories=12) == [(f'{i:2}' * 20 + 'x').strip() for i in range(1, 13)]
+
+
+# --- random trees ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('ppm', [False, True])
+def test_agrees_with_the_reference(ppm):
+    kept = 0
+    for seed in range(80):
+        records = [samples.grown(3 * seed + t, seed, t, ppm) for t in range(1 + seed % 3)]
+        trees = [record.to_interchange() for record in records]
+        for form in ('steps', 'trajectories'):
+            sft, made = data.curate(trees, form)
+            assert sft == reference.sft(trees)
+            assert made == [p for one in trees for p in reference.pairs(one, form)]
+            assert data.curate(records, form) == (sft, made)
+            kept += len(made)
+    assert kept > 150
+
+
+def test_streaming_gives_the_same(tmp_path):
+    records = [samples.grown(s, index=s // 2, number=s % 2) for s in range(40)]
+    random.Random(1).shuffle(records)
+    with data.TreeStore(tmp_path / 'search', shard_trees=16) as store:
+        for record in records:
+            store.append(record)
+        counts = data.curate_to(store, tmp_path / 'curate', 'trajectories')
+    expected_counts = collections.Counter()
+    sft, made = data.curate(
+        sorted(records, key=lambda r: r.key), 'trajectories', counts=expected_counts
+    )
+    assert list(data.load_examples(tmp_path / 'curate', 'sft')) == sft
+    assert list(data.load_examples(tmp_path / 'curate', 'pairs')) == made
+    assert counts == expected_counts
+    assert (counts['sft'], counts['pairs'], counts['trees']) == (len(sft), len(made), 40)
+    names = sorted(p.name for p in (tmp_path / 'curate').iterdir())
+    assert names == ['counts.json', 'pairs.array_record', 'sft.array_record']
+
+
+def test_streaming_wants_the_trees_of_a_problem_together(tmp_path):
+    trees = (samples.grown(i, index=i % 2, number=i) for i in range(3))
+    with pytest.raises(UserError, match='trees of problem 0 do not follow each other'):
+        data.curate_to(trees, tmp_path)
+    assert not list(tmp_path.iterdir())

@@ -59,14 +59,15 @@ def _run(arguments: list[str]) -> int:
         return _plan(config, values.plan)
     stages = configs.stages_of(values.stages or config.stages)
 
+    if not (values.workdir or config.question):
+        raise UserError('--workdir: needs a folder for what the run makes')
+
     from rstar_jax import parallel, rounds, solve
 
     parallel.initialise()
     if config.question:
         print(solve.solve(config, values.workdir))
     else:
-        if not values.workdir:
-            raise UserError('--workdir: needs a folder for what the run makes')
         rounds.run(config, values.workdir, stages)
     return 0
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import atexit
 import collections
+import contextlib
 import hashlib
 import json
 import logging
@@ -36,6 +37,7 @@ _BOOT = 'import sys; sys.path[:] = {path!r}; from rstar_jax.execution import wor
 START_SECONDS = 120.0  # for a worker's imports and warm-up, on a busy machine too
 GRACE_SECONDS = 30.0  # beyond a job's own limit, before its worker counts as hung
 CLOSE_SECONDS = 5.0
+STARTS = 3  # tries to start one worker
 MEMO = 50_000
 ISOLATION = ('auto', 'strict', 'none')
 Program = str | Sequence[str]
@@ -121,6 +123,11 @@ class _Worker:
             data += part
         return bytes(data)
 
+    def hang_up(self) -> None:
+        """Wake the thread that waits for this worker, from another thread; the worker ends."""
+        with contextlib.suppress(OSError):
+            self.socket.shutdown(socket.SHUT_RDWR)
+
     def stop(self, seconds: float = CLOSE_SECONDS) -> None:
         """End the worker, by force after `seconds`, and remove its scratch folder."""
         self.socket.close()
@@ -170,6 +177,7 @@ class Workers:
         self._pending: dict[bytes, _Job] = {}
         self._lock = threading.Lock()
         self._closed = False
+        self._live: weakref.WeakSet[_Worker] = weakref.WeakSet()
         self._started = threading.Event()
         self._failure: Exception | None = None
         self.layers: list[str] = []
@@ -200,6 +208,8 @@ class Workers:
         with self._lock:
             if self._closed:
                 raise RuntimeError('the pool is closed')
+            if self._failure is not None:
+                raise self._failure
             if key in self._memo:
                 self._memo.move_to_end(key)
                 self.remembered += 1
@@ -216,45 +226,47 @@ class Workers:
 
     def _serve(self) -> None:
         """A thread's life: starts its worker (whose death signal is tied to this thread), serves."""
-        worker = None
-        failures = 0
+        worker: _Worker | None = None
         try:
             worker = self._start()
             while (job := self._queue.get()) is not None:
                 if self._dropped(job):
                     continue
-                for attempt in range(2):
+                report = {'killed': 'worker'}
+                for _ in range(2):
+                    worker = worker or self._start()
                     try:
-                        if worker is None:
-                            worker = self._start()
-                        report, failures = worker.ask(job.body, job.seconds), 0
+                        report = worker.ask(job.body, job.seconds)
                         break
                     except WorkerDied as error:
-                        failures += 1
-                        worker, dead = None, worker
-                        if dead is not None:
-                            dead.stop(0)
+                        worker.stop(0)
+                        worker = None
                         if self._closed:
                             report = {'killed': 'closed'}
                             break
                         _LOG.warning('an execution worker was lost (%s); starting another', error)
-                        report = {'killed': 'worker'}
-                        time.sleep(min(failures, 5) * 0.2)
                 self._deliver(job, report)
         except Exception as error:
-            self._failure = error
-            self._started.set()
+            self._fail(error)
         finally:
             if worker is not None:
                 worker.stop()
 
     def _start(self) -> _Worker:
-        worker = _Worker(*self._spawn, self._base)
-        try:
-            worker.await_start()
-        except WorkerDied:
-            worker.stop(0)
-            raise
+        for attempt in range(STARTS):
+            worker = _Worker(*self._spawn, self._base)
+            with self._lock:
+                self._live.add(worker)
+            if self._closed:
+                worker.hang_up()
+            try:
+                worker.await_start()
+                break
+            except WorkerDied:
+                worker.stop(0)
+                if self._closed or attempt == STARTS - 1:
+                    raise
+                time.sleep(0.2)
         if worker.missing and self._spawn[2] == 'strict':
             worker.stop()
             raise UserError(
@@ -264,6 +276,19 @@ class Workers:
         self.layers, self.missing = worker.layers, worker.missing
         self._started.set()
         return worker
+
+    def _fail(self, error: Exception) -> None:
+        """No worker can be started: everything queued, and everything to come, raises this."""
+        with self._lock:
+            if self._failure is None:
+                self._failure = error
+            jobs, self._pending = list(self._pending.values()), {}
+        for job in jobs:
+            for future in job.futures:
+                if not future.done():
+                    if not (self._closed and future.cancel()):
+                        future.set_exception(error)
+        self._started.set()
 
     def _dropped(self, job: _Job) -> bool:
         """Whether every future of the job was cancelled (then it is forgotten)."""
@@ -302,6 +327,10 @@ class Workers:
                 future.cancel()
         for _ in self._threads:
             self._queue.put(None)
+        with self._lock:
+            live = list(self._live)
+        for worker in live:
+            worker.hang_up()
         for thread in self._threads:
             thread.join()
         shutil.rmtree(self._base, ignore_errors=True)

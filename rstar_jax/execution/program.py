@@ -11,13 +11,41 @@ import sys
 from rstar_jax.execution.limits import format_output
 
 ERROR_CHARS = 400
-WARM_IMPORTS = (
-    'cmath collections decimal fractions functools heapq itertools json math operator re '
-    'statistics string datetime time typing dataclasses numpy numpy.random numpy.linalg '
-    'numpy.polynomial scipy scipy.special scipy.linalg scipy.optimize scipy.integrate sympy '
-    'sympy.abc sympy.solvers.inequalities sympy.ntheory.modular sympy.geometry '
-    'sympy.combinatorics sympy.functions.combinatorial.numbers'
-).split()
+WARM_IMPORTS = [
+    'cmath',
+    'collections',
+    'decimal',
+    'fractions',
+    'functools',
+    'heapq',
+    'itertools',
+    'json',
+    'math',
+    'operator',
+    're',
+    'statistics',
+    'string',
+    'datetime',
+    'time',
+    'typing',
+    'dataclasses',
+    'numpy',
+    'numpy.random',
+    'numpy.linalg',
+    'numpy.polynomial',
+    'scipy',
+    'scipy.special',
+    'scipy.linalg',
+    'scipy.optimize',
+    'scipy.integrate',
+    'sympy',
+    'sympy.abc',
+    'sympy.solvers.inequalities',
+    'sympy.ntheory.modular',
+    'sympy.geometry',
+    'sympy.combinatorics',
+    'sympy.functions.combinatorial.numbers',
+]
 # Programs whose lazy imports and caches every child should inherit.
 WARM_PROGRAMS = (
     """
@@ -76,14 +104,13 @@ def warm() -> None:
         outcome = handle({'cells': [program], 'limits': {'printed_chars': 10**6}})
         if not outcome['ok']:
             raise RuntimeError(f'a warm-up program failed: {outcome["error"]}')
-    _fix_seeds()
+    _seed_generators()
 
 
-def _fix_seeds() -> None:
-    """Same program, same random numbers: also where it asks for fresh entropy with no seed."""
+def _seed_generators() -> None:
+    """Same program, same random numbers: also where it asks for a generator without a seed."""
     import numpy
 
-    random.seed(0)
     numpy.random.seed(0)
     unseeded = numpy.random.default_rng
     if not getattr(unseeded, 'seeded', False):
@@ -99,6 +126,7 @@ def _fix_seeds() -> None:
 def handle(job: dict) -> dict:
     """Run job['cells'] in one namespace; output and error of the last cell."""
     limit = job['limits']['printed_chars']
+    random.seed(0)  # here, because the module seeds itself anew in every forked child
     namespace = {'__name__': '__main__', '__builtins__': builtins}
     keep = sys.stdout, sys.stderr
     try:

@@ -120,7 +120,9 @@ class Zygote:
 
     def run(self) -> None:
         """Serve until the main process closes the socket."""
-        wire.write_all(self.channel, wire.frame({'layers': self.cage.layers, 'missing': self.cage.missing}))
+        wire.write_all(
+            self.channel, wire.frame({'layers': self.cage.layers, 'missing': self.cage.missing})
+        )
         refused = self.isolation == 'strict' and self.cage.missing
         while not refused:
             if self.child is None:

@@ -1,0 +1,199 @@
+"""The main process's side: what is plain is answered here, the rest by bounded worker processes."""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections.abc import Sequence
+from concurrent.futures import Future
+from typing import Any
+
+from rstar_jax.execution.limits import Limits
+from rstar_jax.execution.pool import Workers
+from rstar_jax.grading import normalise
+
+_JOBS_PER_CHILD = 2000
+
+
+class Grader:
+    """Compares answers in warm, isolated worker processes; a context manager.
+
+    A pair that a worker cannot decide within the limits is not equivalent.
+
+    Args:
+      workers: worker processes; None for one a core. They start when the first hard pair comes.
+      seconds: wall time for one pair.
+      memory_mb: address space for one worker's child beyond its start.
+    """
+
+    def __init__(
+        self, workers: int | None = None, *, seconds: float = 3.0, memory_mb: int = 1024
+    ) -> None:
+        self.limits = Limits(seconds=seconds, memory_mb=memory_mb)
+        self._limits = vars(self.limits).copy()
+        self._count = workers
+        self._workers: Workers | None = None
+        self._lock = threading.Lock()
+
+    def _ask(self, job: dict) -> Future:
+        with self._lock:
+            if self._workers is None:
+                self._workers = Workers(
+                    'rstar_jax.grading.judge',
+                    count=self._count,
+                    jobs_per_child=_JOBS_PER_CHILD,
+                    isolation='auto',
+                    finish=_finish,
+                )
+        return self._workers.submit({**job, 'limits': self._limits}, self.limits.seconds)
+
+    def submit(self, answer: str, truth: str | Sequence[str]) -> Future[bool]:
+        """Is the answer (LaTeX or plain, one box) equivalent to the truth, or to one of several?"""
+        cleaned = _clean(answer)
+        hard = []
+        for one in [truth] if isinstance(truth, str) else list(truth):
+            other = _clean(one)
+            found = normalise.verdict(cleaned, other)
+            if found:
+                return _done(True)
+            if found is None:
+                hard.append(self._ask({'pair': [cleaned, other]}))
+        if not hard:
+            return _done(False)
+        return _mapped(hard[0]) if len(hard) == 1 else _any(hard)
+
+    def equivalent(self, answer: str, truth: str | Sequence[str]) -> bool:
+        """`submit`, waited for."""
+        return self.submit(answer, truth).result()
+
+    def classes(self, answers: Sequence[str]) -> list[int]:
+        """Equivalence classes: the number of each answer's class, in order of first appearance.
+
+        Work is linear in the number of different answers: each is reduced to a key by its values;
+        only keys without values (relations, unparsable ones) are compared in pairs.
+        """
+        cleaned = [_clean(answer) for answer in answers]
+        distinct = list(dict.fromkeys(cleaned))
+        keys = {text: self._ask({'answer': text}) for text in distinct if _short_enough(text)}
+        key_of = {text: (keys[text].result() if text in keys else None) for text in distinct}
+        groups: dict[str, list[str]] = {}
+        for text in distinct:
+            groups.setdefault(key_of[text] or f'only:{text}', []).append(text)
+        heads: list[tuple[str, int]] = []
+        class_of: dict[str, int] = {}
+        for name, members in groups.items():
+            found = self._joined(members[0], name, heads)
+            if found is None:
+                found = len({number for _, number in heads})
+            heads.append((members[0], found))
+            for member in members:
+                class_of[member] = found
+        order: dict[int, int] = {}
+        return [order.setdefault(class_of[text], len(order)) for text in cleaned]
+
+    def _joined(self, head: str, name: str, heads: list[tuple[str, int]]) -> int | None:
+        """The class that a group joins although its key differs from that class's."""
+        if not head:
+            return next((number for other, number in heads if not other), None)
+        asked = []
+        for other, number in heads:
+            plain = normalise.verdict(head, other)
+            if plain:
+                return number
+            if plain is None and (_odd(head) or _odd(other)):
+                asked.append((self._ask({'pair': [head, other]}), number))
+        return next((number for future, number in asked if future.result()), None)
+
+    def close(self) -> None:
+        """End the workers."""
+        if self._workers is not None:
+            self._workers.close()
+
+    def __enter__(self) -> Grader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _odd(text: str) -> bool:
+    """Forms that equal others of another outer form: relations, intervals, lists, units."""
+    return any(
+        mark in text for mark in ('<', '>', '=', '\\le', '\\ge', '[', '\\cup', 'matrix', '%')
+    )
+
+
+def _short_enough(text: str) -> bool:
+    return bool(text) and len(text) <= normalise.LONGEST
+
+
+@functools.lru_cache(maxsize=20_000)
+def _clean(text: str) -> str:
+    text = str(text)
+    if len(text) > 4 * normalise.LONGEST:
+        return text.strip()
+    return normalise.clean(text)
+
+
+def _finish(report: dict) -> tuple[Any, bool]:
+    if 'key' in report:
+        return str(report['key']), True
+    return bool(report.get('equal')), 'killed' not in report
+
+
+def _done(value: bool) -> Future[bool]:
+    future: Future[bool] = Future()
+    future.set_result(value)
+    return future
+
+
+def _mapped(future: Future) -> Future[bool]:
+    return future
+
+
+def _any(futures: list[Future]) -> Future[bool]:
+    """True as soon as one is; False when all are."""
+    whole: Future[bool] = Future()
+    left = [len(futures)]
+    lock = threading.Lock()
+
+    def done(one: Future) -> None:
+        with lock:
+            left[0] -= 1
+            if whole.done():
+                return
+            if not one.cancelled() and one.result():
+                whole.set_result(True)
+            elif not left[0]:
+                whole.set_result(False)
+
+    for future in futures:
+        future.add_done_callback(done)
+    return whole
+
+
+_SHARED: list[Grader] = []
+_SHARED_LOCK = threading.Lock()
+
+
+def _shared() -> Grader:
+    with _SHARED_LOCK:
+        if not _SHARED:
+            _SHARED.append(Grader())
+        return _SHARED[0]
+
+
+def equivalent(answer: str, truth: str | Sequence[str]) -> bool:
+    """Is the answer equivalent to the truth, or to one of several accepted ones?"""
+    return _shared().equivalent(answer, truth)
+
+
+def equivalent_many(pairs: Sequence[tuple[str, str | Sequence[str]]]) -> list[bool]:
+    """`equivalent` of many (answer, truth) pairs, in parallel."""
+    grader = _shared()
+    return [future.result() for future in [grader.submit(*pair) for pair in pairs]]
+
+
+def classes(answers: Sequence[str]) -> list[int]:
+    """Class number of each answer, equivalent answers sharing one (for majority votes)."""
+    return _shared().classes(answers)

@@ -1,0 +1,323 @@
+"""Inside a worker: are two answers equivalent, part by part, by numbers first and sympy last.
+
+answers -> structure.form -> parts paired -> plain numbers -> values at fixed points -> math-verify
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib
+import logging
+import re
+
+from rstar_jax.grading import normalise, structure
+
+_POINTS = 3
+_DIGITS = 25
+_CLOSE = 1e-9
+_RELATION = re.compile(r'[<>=]|\\(?:le|ge|ne|lt|gt|neq)(?![a-z])')
+
+
+def warm() -> None:
+    """Load math-verify and the caches of the parser, once."""
+    logging.disable(logging.WARNING)  # its notes on time limits, which the worker keeps itself
+    for name in ('latex2sympy2_extended', 'math_verify', 'sympy'):
+        importlib.import_module(name)
+    for answer, truth in (
+        (r'\frac{\sqrt{3}}{3}', r'\frac{1}{\sqrt{3}}'),
+        ('(x+1)^2', 'x^2+2x+1'),
+        ('y=2x+3', '2x-y+3=0'),
+        (r'\begin{pmatrix} 1 \\ 2 \end{pmatrix}', '(1,2)'),
+        (r'(-\infty,2)\cup(3,\infty)', r'x<2 \text{ or } x>3'),
+        (r'1\pm\sqrt{2}', r'1+\sqrt{2},1-\sqrt{2}'),
+        (r'\sin^2 x+\ln 2+e^{2x}', r'1-\cos^2 x+\log 2'),
+        (r'-2 \le x \le 7', r'x\in[-2,7]'),
+        ('6-5i', '6+5i'),
+    ):
+        equivalent(normalise.clean(answer), normalise.clean(truth))
+
+
+def handle(job: dict) -> dict:
+    """job['pair']: cleaned answer and truth -> {'equal'}; job['answer'] -> {'key'}."""
+    if 'pair' in job:
+        try:
+            return {'equal': equivalent(*job['pair'])}
+        except RecursionError:
+            return {'equal': False}
+    try:
+        return {'key': key(job['answer'])}
+    except RecursionError:
+        return {'key': job['answer']}
+
+
+def equivalent(answer: str, truth: str) -> bool:
+    """Whether two cleaned answers mean the same."""
+    quick = normalise.verdict(answer, truth)
+    if quick is not None:
+        return quick
+    (name_a, value_a), (name_b, value_b) = map(structure.assignment, (answer, truth))
+    if name_a or name_b:
+        if not (name_a and name_b and name_a != name_b) and same(value_a, value_b):
+            return True
+        if name_a and name_b and name_a == name_b:
+            return False
+    return same(answer, truth)
+
+
+def same(a: str, b: str) -> bool:
+    """Compare the forms of two texts, then their parts."""
+    one, two = structure.form(a), structure.form(b)
+    kinds = {one.kind, two.kind}
+    if kinds == {'one'}:
+        return leaf(one.parts[0], two.parts[0])
+    if kinds == {'matrix'}:
+        return one.brackets == two.brackets and ordered(one.parts, two.parts)
+    if kinds == {'tuple', 'matrix'}:
+        matrix = one if one.kind == 'matrix' else two
+        return '1' in matrix.brackets.split('x') and ordered(one.parts, two.parts)
+    if kinds == {'tuple'}:
+        return one.brackets == two.brackets and ordered(one.parts, two.parts)
+    if kinds == {'tuple', 'list'}:
+        brackets = one.brackets or two.brackets
+        return (unordered if brackets == '[]' else ordered)(one.parts, two.parts)
+    if kinds <= {'set', 'list', 'one'} and not _relations(a, b):
+        return unordered(_spread(one.parts), _spread(two.parts))
+    if kinds == {'union'}:
+        return unordered(one.parts, two.parts) or symbolic(a, b)
+    return symbolic(a, b)
+
+
+def _relations(*texts: str) -> bool:
+    return any(_RELATION.search(text) for text in texts)
+
+
+def _spread(parts: tuple[str, ...]) -> tuple[str, ...]:
+    """Parts with `\\pm` as two parts each, duplicates kept."""
+    out = []
+    for part in parts:
+        name, value = structure.assignment(part)
+        part = value if name else part
+        if re.search(r'\\(pm|mp)(?![a-z])', part):
+            up = re.sub(r'\\pm(?![a-z])', '+', re.sub(r'\\mp(?![a-z])', '-', part))
+            down = re.sub(r'\\pm(?![a-z])', '-', re.sub(r'\\mp(?![a-z])', '+', part))
+            out += [up, down]
+        else:
+            out.append(part)
+    return tuple(out)
+
+
+def ordered(a: tuple[str, ...], b: tuple[str, ...]) -> bool:
+    return len(a) == len(b) and all(equivalent(x, y) for x, y in zip(a, b, strict=True))
+
+
+def unordered(a: tuple[str, ...], b: tuple[str, ...]) -> bool:
+    """A perfect matching of equal parts (greedy: equality is transitive)."""
+    if len(a) != len(b) or len(a) > 50:
+        return False
+    left = list(b)
+    for part in a:
+        found = next((index for index, other in enumerate(left) if equivalent(part, other)), None)
+        if found is None:
+            return False
+        del left[found]
+    return True
+
+
+def leaf(a: str, b: str) -> bool:
+    """Two single values: number against value with units, or expressions, relations."""
+    (value_a, unit_a), (value_b, unit_b) = normalise.split_unit(a), normalise.split_unit(b)
+    if not normalise.same_unit(unit_a, unit_b):
+        return False
+    if '\\text' in value_a or '\\text' in value_b:
+        return False
+    if re.search(r'\\pm|\\mp', value_a + value_b):
+        both = _spread((value_a,)), _spread((value_b,))
+        return unordered(*both) if len(both[0]) == len(both[1]) == 2 else False
+    if _relations(value_a) != _relations(value_b):
+        return symbolic(value_a, value_b) if _relations(value_a, value_b) else False
+    if _relations(value_a):
+        return relation(value_a, value_b)
+    based = [re.search(r'_\{?(\d+)\}?$', value) for value in (value_a, value_b)]
+    if any(based):
+        return (
+            all(based)
+            and based[0][1] == based[1][1]
+            and leaf(value_a[: based[0].start()], value_b[: based[1].start()])
+        )
+    one, two = normalise.number(value_a), normalise.number(value_b)
+    if one and two:
+        return normalise.same_measure(one, unit_a, two, unit_b)
+    first, second = parse(value_a), parse(value_b)
+    if first is None or second is None:
+        return False
+    if (unit_a == '%') != (unit_b == '%') and same_values(
+        first / (100 if unit_a == '%' else 1), second / (100 if unit_b == '%' else 1), one, two
+    ):
+        return True
+    found = same_values(first, second, one, two)
+    return symbolic(value_a, value_b) if found is None else found
+
+
+@functools.lru_cache(maxsize=4096)
+def parse(text: str):
+    """The sympy expression of a cleaned LaTeX text, or None; `i` is the imaginary unit."""
+    from latex2sympy2_extended import latex2sympy
+    from math_verify.grader import should_treat_as_complex
+    from sympy import Basic, I, MatrixBase
+
+    try:
+        found = latex2sympy(
+            text,
+            is_real=not should_treat_as_complex(text),
+            convert_degrees=False,
+            normalization_config=None,
+        )
+    except MemoryError:
+        raise
+    except Exception:
+        return None
+    if not isinstance(found, Basic | MatrixBase):
+        return None
+    imaginary = [symbol for symbol in found.free_symbols if symbol.name == 'i']
+    return found.xreplace(dict.fromkeys(imaginary, I)) if imaginary else found
+
+
+def same_values(a, b, one=None, two=None) -> bool | None:
+    """Compare two expressions by value at fixed points; None where they have no values there.
+
+    Args:
+      a, b: sympy expressions.
+      one, two: plain Numbers behind them, where they are (for rounded decimals).
+    """
+    if not (hasattr(a, 'evalf') and hasattr(b, 'evalf')):
+        return None
+    if not (a.free_symbols or b.free_symbols):
+        x, y = value(a, {}), value(b, {})
+        if x is None or y is None:
+            return None
+        if close(x, y):
+            return True
+        for rounded, exact, gap in ((one, y, abs(x - y)), (two, x, abs(x - y))):
+            if rounded and rounded.decimal and rounded.digits >= 6 and not _whole(exact):
+                if gap <= 0.5 * 10.0**-rounded.places:
+                    return True
+        return False
+    agreed = 0
+    for point in range(_POINTS):
+        x, y = value(a, places(a, point)), value(b, places(b, point))
+        if x is None or y is None:
+            continue
+        if not close(x, y):
+            return False
+        agreed += 1
+    return True if agreed >= 2 else None
+
+
+def _whole(number: complex) -> bool:
+    return abs(number - round(number.real)) < 1e-12
+
+
+def close(x: complex, y: complex) -> bool:
+    return abs(x - y) <= _CLOSE * max(abs(x), abs(y)) or abs(x - y) < 1e-15
+
+
+def places(expression, point: int) -> dict:
+    """Values for the free symbols: by name, so the same in every expression."""
+    from sympy import Float, I
+
+    out = {}
+    for symbol in expression.free_symbols:
+        digest = hashlib.blake2b(f'{symbol.name}/{point}'.encode(), digest_size=16).digest()
+        real = int.from_bytes(digest[:8], 'big') / 2**64
+        other = int.from_bytes(digest[8:], 'big') / 2**64
+        base = Float(0.4 + 1.3 * real, _DIGITS)
+        out[symbol] = (base, -base, base + I * Float(0.2 + other, _DIGITS))[point]
+    return out
+
+
+def value(expression, at: dict) -> complex | None:
+    """The value at a point as a complex number, or None (none, not finite, not a number)."""
+    try:
+        found = expression.evalf(_DIGITS, subs=at) if at else expression.evalf(_DIGITS)
+        if at and getattr(found, 'free_symbols', True):
+            found = expression.xreplace(at).doit().evalf(_DIGITS)
+        out = complex(found)
+    except MemoryError:
+        raise
+    except Exception:
+        return None
+    return out if abs(out) < 1e300 else None
+
+
+def relation(a: str, b: str) -> bool:
+    """Equations up to a factor; inequalities and the rest by math-verify."""
+    one, two = parse(a), parse(b)
+    if one is None or two is None:
+        return False
+    from sympy import Eq
+
+    if isinstance(one, Eq) and isinstance(two, Eq):
+        first, second = one.lhs - one.rhs, two.lhs - two.rhs
+        ratios = []
+        for point in range(_POINTS):
+            x = value(first, places(first, point))
+            y = value(second, places(second, point))
+            if x is None or y is None or not x or not y:
+                continue
+            ratios.append(x / y)
+        if len(ratios) >= 2 and first.free_symbols == second.free_symbols:
+            return all(close(ratio, ratios[0]) for ratio in ratios)
+        return False
+    return symbolic(a, b)
+
+
+def symbolic(a: str, b: str) -> bool:
+    """math-verify, in both orders, one expression each."""
+    from math_verify import verify
+
+    one, two = parse(a), parse(b)
+    if one is None or two is None:
+        return False
+    options = {'timeout_seconds': None, 'allow_set_relation_comp': True}
+    return bool(verify(two, one, **options) or verify(one, two, **options))
+
+
+def key(answer: str) -> str:
+    """A text that equivalent answers share, where values can tell it; else the answer itself.
+
+    One leaf's key is its value (at the fixed points) to 9 digits; a form's key is its parts'.
+    """
+    name, text = structure.assignment(answer)
+    found = structure.form(text)
+    if found.kind == 'one':
+        said = normalise.words(answer)
+        return f'text:{said}' if said is not None else _leaf_key(found.parts[0])
+    parts = [key(part) for part in _spread(found.parts)]
+    if found.kind in ('set', 'list', 'union'):
+        parts.sort()
+    kind = 'set' if found.kind == 'list' else found.kind
+    return f'{kind}{found.brackets}[{";".join(parts)}]'
+
+
+def _leaf_key(text: str) -> str:
+    text, unit = normalise.split_unit(text)
+    unit = '%' if unit == '%' else ''
+    plain = normalise.number(text)
+    if plain is not None:
+        return f'{_short(complex(plain.value))}{unit}'
+    expression = None if _relations(text) or '\\text' in text else parse(text)
+    if expression is None or not hasattr(expression, 'evalf'):
+        return f'raw:{re.sub(chr(92) + "s", "", text)}{unit}'
+    if not expression.free_symbols:
+        found = value(expression, {})
+        return f'{_short(found)}{unit}' if found is not None else f'raw:{text}{unit}'
+    values = [value(expression, places(expression, point)) for point in range(_POINTS)]
+    if sum(one is not None for one in values) < 2:
+        return f'raw:{text}{unit}'
+    return f'f:{",".join("?" if one is None else _short(one) for one in values)}{unit}'
+
+
+def _short(number: complex) -> str:
+    real, imag = (0.0 if abs(part) < 1e-13 else part for part in (number.real, number.imag))
+    return f'{real:.9g}' if not imag else f'{real:.9g}{imag:+.9g}i'

@@ -1,0 +1,247 @@
+"""Programs in the pool: cells, output, errors, limits, memory of identical programs."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import pytest
+
+from rstar_jax import execution
+from rstar_jax.errors import UserError
+
+LIMITS = execution.Limits(seconds=2, memory_mb=256)
+
+
+@pytest.fixture(scope='module')
+def pool():
+    with execution.Pool(workers=1, limits=LIMITS) as pool:
+        yield pool
+
+
+def run(pool, program):
+    return pool.submit(program).result(60)
+
+
+def test_output_of_the_last_cell_only(pool):
+    result = run(pool, ['x = 3', 'print(x)', 'y = x * x\nprint(y + 7)'])
+    assert (result.ok, result.output, result.error) == (True, '16', '')
+    assert run(pool, ['print(1)', 'z = 2']).output == ''
+
+
+def test_cells_share_names_functions_and_imports(pool):
+    cells = ['import math\ndef area(r):\n    return math.pi * r ** 2', 'r = 2', 'print(area(r))']
+    assert run(pool, cells).output == '12.5664'
+
+
+def test_a_block_may_go_on_in_the_next_cell(pool):
+    assert (
+        run(pool, ['s = 0\nfor i in range(4):\n    s += i', '    s += 1\nprint(s)']).output == '10'
+    )
+
+
+@pytest.mark.parametrize(
+    ('program', 'error'),
+    [
+        ('print(1/0)', 'ZeroDivisionError: division by zero'),
+        ('x = undefined_name', "NameError: name 'undefined_name' is not defined"),
+        ('def f(:', 'SyntaxError: invalid syntax'),
+        ('raise ValueError("two\\nlines")', 'ValueError: two lines'),
+        ('raise KeyboardInterrupt', 'KeyboardInterrupt'),
+        ('exit(3)', 'SystemExit: 3'),
+        ('import os\nos._exit(0)', 'SystemExit: the process ended itself with code 0'),
+        ('input()', 'EOFError: EOF when reading a line'),
+        ('def f():\n    f()\nf()', 'RecursionError: maximum recursion depth exceeded'),
+        ('while True: pass', 'TimeoutError: ran longer than the limit of 2 s'),
+        ('x = [0] * 10**9', 'MemoryError'),
+        ('print("x" * 2000000)', 'OutputError: printed more than the limit of 1000000 characters'),
+    ],
+)
+def test_errors_are_one_line_that_says_what_failed(pool, program, error):
+    result = run(pool, program)
+    assert not result.ok
+    assert result.error.startswith(error)
+    assert '\n' not in result.error
+
+
+def test_an_error_in_an_earlier_cell_counts(pool):
+    result = run(pool, ['print(1)', 'print(1 / 0)', 'print(2)'])
+    assert (result.ok, result.output) == (False, '')
+    assert result.error == 'ZeroDivisionError: division by zero'
+
+
+def test_output_limit_holds_though_its_error_is_swallowed(pool):
+    program = 'try:\n    while True: print("y" * 10000)\nexcept BaseException: pass\nprint(1)'
+    assert run(pool, program).error.startswith('OutputError')
+
+
+def test_nothing_survives_from_one_program_to_the_next(pool):
+    assert run(pool, 'import builtins, math\nbuiltins.leak = 1\nmath.pi = 3\nleft = 2').ok
+    assert run(pool, 'import math\nprint(math.pi > 3.1)').output == 'True'
+    assert run(pool, 'print(leak)').error == "NameError: name 'leak' is not defined"
+    assert run(pool, 'print(left)').error == "NameError: name 'left' is not defined"
+    assert run(pool, 'open("note", "w").write("x")\nimport os\nprint(os.listdir())').ok
+    assert run(pool, 'import os\nprint(os.listdir("."))').output == '[]'
+
+
+def test_the_same_program_says_the_same_in_every_worker():
+    program = (
+        'import random, numpy\n'
+        'print(random.random(), numpy.random.rand(), numpy.random.default_rng().random(),'
+        ' {"a", "bc", "def"}, hash("rstar"))'
+    )
+    outputs = set()
+    for _ in range(2):
+        with execution.Pool(workers=1, limits=LIMITS) as pool:
+            outputs |= {run(pool, program + ' ' * count).output for count in range(3)}
+    assert len(outputs) == 1
+
+
+def test_identical_programs_run_once_and_timeouts_again(pool):
+    before = pool.counters
+    futures = [pool.submit(['q = 21', 'print(q * 2)']) for _ in range(5)]
+    assert {future.result().output for future in futures} == {'42'}
+    after = pool.counters
+    assert after['computed'] - before['computed'] == 1
+    assert after['remembered'] - before['remembered'] == 4
+
+
+def test_submit_is_cheap(pool):
+    started = time.perf_counter()
+    futures = [pool.submit(f'print({number})') for number in range(200)]
+    assert (time.perf_counter() - started) / 200 < 1e-3
+    assert [future.result().output for future in futures] == [str(number) for number in range(200)]
+
+
+def test_cancelled_programs_do_not_run(pool):
+    slow = pool.submit('import time\ntime.sleep(0.3)')
+    waiting = [pool.submit(f'cancelled = {number}') for number in range(50)]
+    before = pool.counters['computed']
+    assert all(future.cancel() for future in waiting)
+    slow.result()
+    run(pool, 'print("after")')
+    assert pool.counters['computed'] - before <= 2
+
+
+def test_a_branch_costs_its_own_time(pool):
+    cells = [f'x{number} = {number}' for number in range(12)]
+    cells[2] = 'import time\ntime.sleep(1)'
+    cells[11] = 'print(x10 + 1)'
+    result = run(pool, cells)
+    assert result.output == '11'
+    assert result.seconds < 1.2
+
+
+def test_a_lost_worker_is_replaced(caplog):
+    with execution.Pool(workers=1, limits=LIMITS) as pool:
+        assert run(pool, 'print(1)').output == '1'
+        process = subprocess.run(
+            ['pgrep', '-P', str(os.getpid()), '-f', 'worker.main'], capture_output=True, text=True
+        )
+        newest = int(process.stdout.split()[-1])
+        os.kill(newest, signal.SIGKILL)
+        assert run(pool, 'print(2)').output == '2'
+
+
+def test_run_many_keeps_the_order():
+    results = execution.run_many([f'print({n} ** 2)' for n in range(20)], limits=LIMITS)
+    assert [result.output for result in results] == [str(n**2) for n in range(20)]
+
+
+@pytest.mark.parametrize(
+    ('text', 'shown'),
+    [
+        ('16\n', '16'),
+        ('0.30000000000000004', '0.3'),
+        ('3.14159265', '3.1416'),
+        ('16.0', '16.0'),
+        ('-2.00004', '-2.0'),
+        ('1e-07', '0.0'),
+        ('x = 0.333333333', 'x = 0.333333333'),
+        ('nan', 'nan'),
+        ('12345', '12345'),
+    ],
+)
+def test_format_of_numbers(text, shown):
+    assert execution.format_output(text) == shown
+
+
+def test_long_outputs_are_cut_in_the_middle():
+    shown = execution.format_output('a' * 2000 + 'b' * 2000)
+    assert len(shown) <= 1024
+    assert shown.startswith('a' * 510)
+    assert shown.endswith('b' * 510)
+    assert execution.format_output('c' * 1024) == 'c' * 1024
+
+
+def test_wrong_settings_are_one_line():
+    for make in (
+        lambda: execution.Limits(seconds=0),
+        lambda: execution.Limits(memory_mb='much'),
+        lambda: execution.Pool(workers=0),
+        lambda: execution.Pool(isolation='some'),
+    ):
+        with pytest.raises(UserError) as caught:
+            make()
+        assert '\n' not in str(caught.value)
+
+
+SCRIPT = """
+import os, signal, sys, time
+from rstar_jax import execution
+pool = execution.Pool(workers=2, limits=execution.Limits(seconds=30))
+pool.submit('print(1)').result()
+pool.submit('while True: pass')
+time.sleep(0.2)
+print('ready', flush=True)
+time.sleep(60)
+"""
+
+
+def family(pid):
+    """All descendants of a process, by pid."""
+    found, todo = [], [pid]
+    while todo:
+        out = subprocess.run(
+            ['pgrep', '-P', str(todo.pop())], capture_output=True, text=True
+        ).stdout
+        children = [int(line) for line in out.split()]
+        found += children
+        todo += children
+    return found
+
+
+def alive(pid):
+    try:
+        with open(f'/proc/{pid}/stat', encoding='ascii') as file:
+            return file.read().rsplit(')', 1)[1].split()[0] != 'Z'
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='looks at /proc')
+@pytest.mark.parametrize('sign', [signal.SIGKILL, signal.SIGINT])
+def test_nothing_outlives_the_main_process(sign, tmp_path):
+    environment = {**os.environ, 'TMPDIR': str(tmp_path), 'PYTHONPATH': os.pathsep.join(sys.path)}
+    process = subprocess.Popen(
+        [sys.executable, '-c', textwrap.dedent(SCRIPT)],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout.readline().strip() == 'ready'
+    members = family(process.pid)
+    assert len(members) >= 4
+    process.send_signal(sign)
+    _, errors = process.communicate(timeout=30)
+    deadline = time.monotonic() + 10
+    while any(map(alive, members)) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not [pid for pid in members if alive(pid)]
+    left = [str(path) for path in tmp_path.glob('rstar-*/*')]
+    assert not left
+    assert errors.count('Traceback') <= 1  # the main process's own, on Ctrl-C
+    assert 'worker' not in errors.replace('rstar-worker', '')

@@ -1,5 +1,8 @@
 """Monte Carlo tree search over program steps, vectorised over trees and devices."""
 
+from rstar_jax.search.config import Config, greedy
 from rstar_jax.search.record import Record, Status
+from rstar_jax.search.runner import run
+from rstar_jax.search.scripted import scripted
 
-__all__ = ['Record', 'Status']
+__all__ = ['Config', 'Record', 'Status', 'greedy', 'run', 'scripted']

@@ -17,7 +17,7 @@ from rstar_jax.steps.language import (
     code_of,
     with_output,
 )
-from rstar_jax.steps.marks import MarkTable, mark_table, token_bytes
+from rstar_jax.steps.marks import MarkTable, eos_ids, mark_table, token_bytes
 from rstar_jax.steps.prompts import prompt
 
 __all__ = [
@@ -36,6 +36,7 @@ __all__ = [
     'MarkTable',
     'boxed',
     'code_of',
+    'eos_ids',
     'mark_table',
     'prompt',
     'token_bytes',

@@ -60,6 +60,17 @@ def token_bytes(tokenizer, vocab_size: int) -> list[bytes]:
     return result + [b''] * (vocab_size - size)
 
 
+# Tokens with which chat and base models end a text, beside the tokenizer's own.
+_ENDS = ('<|endoftext|>', '<|im_end|>', '<|end|>', '<|eot_id|>', '</s>')
+
+
+def eos_ids(tokenizer) -> list[int]:
+    """Returns the ids at which a model has ended its text."""
+    ids = {tokenizer.eos_token_id}
+    ids |= {i for i, token in tokenizer.added_tokens_decoder.items() if token.content in _ENDS}
+    return sorted(i for i in ids if i is not None)
+
+
 def mark_table(texts: list[bytes], marks: dict[str, int], eos_ids: list[int]) -> MarkTable:
     """Compiles stop marks into a table over tokens.
 

@@ -1,0 +1,74 @@
+"""Attention in parts over different key stores, merged by log-sum-exp.
+
+The candidates of a node share their path. Its keys are stored once a tree and attended to by all
+candidates together; each candidate's own step is a second, small part. Every part yields an
+unnormalised output with the running maximum and sum of its softmax, and `merge` combines them
+exactly (the identity behind flash and bifurcated attention, arXiv 2403.08845).
+
+Keys and values are stored as [rows, K, positions, d]: batch axes first, so that no product needs
+a transposed copy of a cache.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+_MASKED = -1e30
+
+
+class Part(NamedTuple):
+    """Attention over one key store, not yet normalised; all float32.
+
+    Attributes:
+      out: [..., d], sum of exp(score - top) * value.
+      top: [...], the highest score.
+      total: [...], sum of exp(score - top).
+    """
+
+    out: jax.Array
+    top: jax.Array
+    total: jax.Array
+
+
+def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> Part:
+    """Attends within each row.
+
+    Args:
+      q: [R, K, M, d], M queries of each key head, not scaled.
+      k: [R, K, S, d].
+      v: [R, K, S, d].
+      mask: bool, broadcast to [R, K, M, S]; False is not attended to. A query with no key at all
+        yields a part of no weight.
+    """
+    scores = jnp.einsum('rkmd,rksd->rkms', q, k, preferred_element_type=jnp.float32)
+    scores = jnp.where(mask, scores * q.shape[-1] ** -0.5, _MASKED)
+    top = scores.max(axis=-1)
+    weights = jnp.where(mask, jnp.exp(scores - top[..., None]), 0.0)
+    out = jnp.einsum(
+        'rkms,rksd->rkmd', weights.astype(v.dtype), v, preferred_element_type=jnp.float32
+    )
+    return Part(out, top, weights.sum(axis=-1))
+
+
+def merge(a: Part, b: Part) -> jax.Array:
+    """Returns the normalised attention over both key stores, float32 [..., d]."""
+    top = jnp.maximum(a.top, b.top)
+    scale_a, scale_b = jnp.exp(a.top - top), jnp.exp(b.top - top)
+    total = a.total * scale_a + b.total * scale_b
+    out = a.out * scale_a[..., None] + b.out * scale_b[..., None]
+    return out / total[..., None]
+
+
+def by_key_head(q: jax.Array, kv_heads: int) -> jax.Array:
+    """Groups queries by the key head they use: [R, T, H, d] -> [R, K, T * H/K, d]."""
+    rows, length, heads, d = q.shape
+    q = q.reshape(rows, length, kv_heads, heads // kv_heads, d)
+    return q.swapaxes(1, 2).reshape(rows, kv_heads, -1, d)
+
+
+def by_position(out: jax.Array, length: int) -> jax.Array:
+    """Inverse of `by_key_head`: [R, K, T * H/K, d] -> [R, T, H, d]."""
+    rows, kv_heads, queries, d = out.shape
+    out = out.reshape(rows, kv_heads, length, queries // length, d)
+    return out.swapaxes(1, 2).reshape(rows, length, -1, d)

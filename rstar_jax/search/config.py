@@ -1,0 +1,88 @@
+"""Settings of a search."""
+
+import dataclasses
+
+from rstar_jax import steps
+from rstar_jax.errors import UserError
+
+_AT_LEAST_ONE = ('rollouts', 'candidates', 'max_depth', 'error_threshold', 'step_tokens')
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """What is searched, and with which resources. Defaults are those of the released code.
+
+    Attributes:
+      rollouts: walks from the root of one tree.
+      candidates: steps sampled at each node (n).
+      max_depth: moves of one rollout; children deeper than this end as TOO_DEEP.
+      exploration: c of UCT.
+      error_threshold: consecutive steps with code errors that end a branch.
+      use_ground_truth: the reward of an answer is +1 or -1 by the ground truth (making training
+        data); otherwise it is the PPM's score (test time).
+      prompt: 'sft' or 'few_shot'.
+      step_tokens: longest step, in tokens (T).
+      temperature: of sampling; 0 takes the likeliest token.
+      answers_kept: 'first', where some candidate ends in an answer the first such is the only
+        child; 'all', every candidate is a child (the paper's text).
+      unvisited_value: UCT of a child that was never visited.
+      slots: sequences decoded at once on each device (B); 0 chooses by the device.
+      trees_in_flight: trees worked on at once on each device (G); 0 chooses three times as many
+        as fill the slots.
+      path_tokens: longest prompt with partial solution, in tokens (S).
+      chunk: decode steps between two looks of the host.
+      tensor: devices that share one model's weights; the others each run their own trees.
+      workers: processes that run code and grade; 0 chooses one a core.
+      code_seconds: time limit of one program.
+      code_memory_mb: memory limit of one program.
+      isolation: 'auto', 'strict' or 'none'; see `execution.Pool`.
+    """
+
+    rollouts: int = 48
+    candidates: int = 12
+    max_depth: int = 16
+    exploration: float = 2.0
+    error_threshold: int = 1
+    use_ground_truth: bool = True
+    prompt: str = 'sft'
+    step_tokens: int = 256
+    temperature: float = 1.0
+    answers_kept: str = 'first'
+    unvisited_value: float = 0.0
+    slots: int = 0
+    trees_in_flight: int = 0
+    path_tokens: int = 4096
+    chunk: int = 8
+    tensor: int = 1
+    workers: int = 0
+    code_seconds: float = 10.0
+    code_memory_mb: int = 1024
+    isolation: str = 'auto'
+
+    def __post_init__(self):
+        for name in _AT_LEAST_ONE:
+            if getattr(self, name) < 1:
+                raise UserError(f'--config.search.{name}={getattr(self, name)}: needs at least 1')
+        if self.temperature < 0:
+            raise UserError(f'--config.search.temperature={self.temperature}: needs at least 0')
+        if self.answers_kept not in ('first', 'all'):
+            raise UserError(
+                f'--config.search.answers_kept={self.answers_kept!r}: expected first or all'
+            )
+        steps.prompt('', self.prompt)
+
+    @property
+    def first_answer_only(self) -> bool:
+        return self.answers_kept == 'first'
+
+    @property
+    def nodes(self) -> int:
+        """Most nodes that one tree can get (N): each move of each rollout expands at most once."""
+        return 1 + self.rollouts * self.max_depth * self.candidates
+
+
+def greedy(config: Config) -> Config:
+    """Returns the settings of a policy on its own: one candidate, one rollout, temperature 0."""
+    return dataclasses.replace(
+        config, candidates=1, rollouts=1, temperature=0.0, use_ground_truth=False
+    )

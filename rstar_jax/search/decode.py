@@ -1,0 +1,487 @@
+"""The device side of generation: paths, cells and slots, and the loop that decodes.
+
+    prompt, outputs --extend--> Path  (keys and values of root..cursor, once a tree)
+    Path --decode--> Slots --ended--> Cells  (candidate steps: tokens, keys and values)
+    Cells --append--> Path  (the child that the walk went into; nothing is computed again)
+    Path, tokens --score--> PPM scores and PPM Cells
+
+A *cell* is one candidate of one tree, cell = tree * n + candidate. A *slot* is one row of the
+decode batch and belongs to no tree: it takes any pending cell, and the next one as soon as that
+ends. All arrays here are those of one device; `engine` maps the functions over the devices.
+"""
+
+import hashlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+from rstar_jax.models import decoder as decoders
+from rstar_jax.models import heads, two_part
+from rstar_jax.search import sampling
+from rstar_jax.steps import marks
+
+EMPTY, PENDING, RUNNING, DONE, CANCELLED = range(5)
+FREE = -1
+KeysValues = list[tuple[jax.Array, jax.Array]]
+
+
+@struct.dataclass
+class Path:
+    """The current path (prompt, then steps down to the cursor) of each of G trees.
+
+    Attributes:
+      kv: per layer, keys and values [G,K,S,d].
+      length: i32[G], tokens in the path.
+      hidden: [G,D], hidden state behind the path's last token: what the next token comes from.
+    """
+
+    kv: KeysValues
+    length: jax.Array
+    hidden: jax.Array
+
+
+@struct.dataclass
+class Cells:
+    """The candidates of each tree's cursor; C = G * n cells.
+
+    Attributes:
+      kv: per layer, keys and values of the step [C,K,T,d].
+      hidden: [C,D], hidden state behind the step's last token.
+      tokens: i32[C,T].
+      length: i32[C], tokens sampled.
+      state: u8[C], EMPTY, PENDING, RUNNING, DONE or CANCELLED.
+      end: u8[C], the kind of mark at which the step ended (`steps.marks`).
+      keys: u32[C,2], sampling keys.
+    """
+
+    kv: KeysValues
+    hidden: jax.Array
+    tokens: jax.Array
+    length: jax.Array
+    state: jax.Array
+    end: jax.Array
+    keys: jax.Array
+
+
+@struct.dataclass
+class Slots:
+    """The decode batch; B slots.
+
+    Attributes:
+      kv: per layer, keys and values of the step being written [B,K,T,d].
+      hidden: [B,D], hidden state that the next token is sampled from.
+      cell: i32[B], FREE for none.
+      length: i32[B], tokens of the step so far.
+      mark: u8[B], state of the stop-mark automaton.
+    """
+
+    kv: KeysValues
+    hidden: jax.Array
+    cell: jax.Array
+    length: jax.Array
+    mark: jax.Array
+
+
+@struct.dataclass
+class Stops:
+    """The stop-mark automaton on the device (`steps.marks.MarkTable`), and which ids exist.
+
+    Attributes:
+      next: u8[states,V].
+      kind: u8[states].
+      vocab: i32[], ids from here on are padding rows of the head and never sampled.
+    """
+
+    next: jax.Array
+    kind: jax.Array
+    vocab: jax.Array
+
+
+def empty_kv(config, rows: int, positions: int, dtype) -> KeysValues:
+    """Returns zeros [rows,K,positions,d] for the keys and values of each layer."""
+    shape = (rows, config.num_kv_heads, positions, config.head_dim)
+    return [(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)) for _ in range(config.num_layers)]
+
+
+def empty_path(config, trees: int, positions: int, dtype) -> Path:
+    return Path(
+        kv=empty_kv(config, trees, positions, dtype),
+        length=jnp.zeros((trees,), jnp.int32),
+        hidden=jnp.zeros((trees, config.embed_dim), dtype),
+    )
+
+
+def empty_cells(config, cells: int, positions: int, dtype) -> Cells:
+    return Cells(
+        kv=empty_kv(config, cells, positions, dtype),
+        hidden=jnp.zeros((cells, config.embed_dim), dtype),
+        tokens=jnp.zeros((cells, positions), jnp.int32),
+        length=jnp.zeros((cells,), jnp.int32),
+        state=jnp.full((cells,), EMPTY, jnp.uint8),
+        end=jnp.zeros((cells,), jnp.uint8),
+        keys=jnp.zeros((cells, 2), jnp.uint32),
+    )
+
+
+def empty_slots(config, slots: int, positions: int, dtype) -> Slots:
+    return Slots(
+        kv=empty_kv(config, slots, positions, dtype),
+        hidden=jnp.zeros((slots, config.embed_dim), dtype),
+        cell=jnp.full((slots,), FREE, jnp.int32),
+        length=jnp.zeros((slots,), jnp.int32),
+        mark=jnp.zeros((slots,), jnp.uint8),
+    )
+
+
+def decode(
+    params: Any,
+    stops: Stops,
+    path: Path,
+    cells: Cells,
+    slots: Slots,
+    temperature: jax.Array,
+    iterations: jax.Array,
+    *,
+    config,
+    candidates: int,
+    first_answer_only: bool,
+) -> tuple[Cells, Slots, jax.Array]:
+    """Decodes up to `iterations` tokens in every slot, refilling slots as their steps end.
+
+    Stops early when no cell is pending or running. Returns the new cells and slots, and
+    i32[2]: iterations done, and tokens computed (live slots summed over the iterations).
+    """
+    network = decoders.bind(config, params)
+    limit = cells.tokens.shape[1]
+
+    def iterate(carry):
+        cells, slots, done, computed = carry
+        cells, slots = _refill(cells, slots, path, candidates)
+        live = slots.cell != FREE
+        cells, slots, token, kind = _sample(network, stops, cells, slots, live, temperature, limit)
+        slots = _run_token(network, path, slots, token, live, candidates)
+        cells, slots = _retire(cells, slots, live, kind)
+        if first_answer_only:
+            cells, slots = _cancel(cells, slots, candidates)
+        return cells, slots, done + 1, computed + live.sum(dtype=jnp.int32)
+
+    def working(carry):
+        cells, slots, done, _ = carry
+        waiting = (cells.state == PENDING).any() | (slots.cell != FREE).any()
+        return (done < iterations) & waiting
+
+    zero = jnp.int32(0)
+    cells, slots, done, computed = jax.lax.while_loop(working, iterate, (cells, slots, zero, zero))
+    return cells, slots, jnp.stack([done, computed])[None]
+
+
+def _refill(cells: Cells, slots: Slots, path: Path, candidates: int) -> tuple[Cells, Slots]:
+    """Gives free slots to pending cells, lowest cell first."""
+    count = cells.state.shape[0]
+    free = slots.cell == FREE
+    queue = jnp.nonzero(cells.state == PENDING, size=free.shape[0], fill_value=count)[0]
+    taken = jnp.where(free, queue[jnp.cumsum(free) - 1], count)
+    new = taken < count
+    tree = jnp.minimum(taken, count - 1) // candidates
+    slots = slots.replace(
+        cell=jnp.where(new, taken, slots.cell).astype(jnp.int32),
+        length=jnp.where(new, 0, slots.length),
+        mark=jnp.where(new, jnp.uint8(0), slots.mark),
+        hidden=jnp.where(new[:, None], path.hidden[tree], slots.hidden),
+    )
+    state = cells.state.at[taken].set(jnp.uint8(RUNNING), mode='drop')
+    return cells.replace(state=state), slots
+
+
+def _sample(network, stops: Stops, cells: Cells, slots: Slots, live, temperature, limit: int):
+    """Samples each live slot's next token and notes it in its cell."""
+    logits = network.head(slots.hidden).astype(jnp.float32)
+    padding = -logits.shape[1] % sampling.BLOCK
+    logits = jnp.pad(logits, ((0, 0), (0, padding)))
+    logits = jnp.where(jnp.arange(logits.shape[1]) < stops.vocab, logits, -jnp.inf)
+    cell = jnp.maximum(slots.cell, 0)
+    u = sampling.uniforms(cells.keys[cell], slots.length)
+    token = sampling.sample(logits, u, temperature)
+    mark = stops.next[slots.mark, token]
+    length = slots.length + live
+    kind = jnp.where(length >= limit, jnp.uint8(marks.LIMIT), jnp.uint8(marks.NONE))
+    kind = jnp.where(stops.kind[mark] != marks.NONE, stops.kind[mark], kind)
+    at = jnp.where(live, slots.cell, cells.state.shape[0])
+    cells = cells.replace(
+        tokens=cells.tokens.at[at, slots.length].set(token, mode='drop'),
+        length=cells.length.at[at].set(length, mode='drop'),
+    )
+    return cells, slots.replace(length=length, mark=mark), token, kind
+
+
+def _run_token(network, path: Path, slots: Slots, token, live, candidates: int) -> Slots:
+    """Runs the layers over the token just sampled, attending to path and own step."""
+    trees = path.length.shape[0]
+    rows = jnp.arange(slots.cell.shape[0])
+    cell = jnp.where(live, slots.cell, trees * candidates)
+    tree = jnp.minimum(cell // candidates, trees - 1)
+    own = jnp.maximum(slots.length - 1, 0)
+    position = path.length[tree] + own
+    limit = slots.kv[0][0].shape[2]
+    own_mask = jnp.arange(limit) <= own[:, None]
+
+    def attend(q, k, v, cache, window=None):
+        (path_k, path_v), (step_k, step_v) = cache
+        step_k = step_k.at[rows, :, own].set(k[:, 0])
+        step_v = step_v.at[rows, :, own].set(v[:, 0])
+        kv_heads = k.shape[2]
+        queries = two_part.by_key_head(q, kv_heads)
+        path_mask = jnp.arange(path_k.shape[2]) < path.length[:, None]
+        path_mask = path_mask[:, None, :]
+        step_mask = own_mask
+        if window is not None:
+            reach = position[:, None] - window
+            step_mask &= path.length[tree][:, None] + jnp.arange(limit) > reach
+            reach = jnp.zeros((trees * candidates, 1), jnp.int32).at[cell].set(reach, mode='drop')
+            near = jnp.arange(path_k.shape[2]) > reach.reshape(trees, candidates, 1)
+            path_mask = path_mask & near
+        shared = _path_part(queries, cell, path_k, path_v, path_mask, candidates)
+        mine = two_part.attend(queries, step_k, step_v, step_mask[:, None, None])
+        out = two_part.merge(shared, mine).astype(q.dtype)
+        return two_part.by_position(out, 1), (cache[0], (step_k, step_v))
+
+    caches = list(zip(path.kv, slots.kv, strict=True))
+    hidden, caches = network(token[:, None], position[:, None], attend, caches)
+    return slots.replace(hidden=hidden[:, 0], kv=[step for _, step in caches])
+
+
+def _path_part(queries, cell, path_k, path_v, mask, candidates: int) -> two_part.Part:
+    """Attention of the slots to their trees' paths; each path is read once for all its slots.
+
+    queries [B,K,r,d] are scattered to their cells, [G,K,n*r,d]; the result is gathered back.
+    mask: bool [G, 1 or n, S].
+    """
+    _, kv_heads, group, d = queries.shape
+    trees = path_k.shape[0]
+    by_cell = jnp.zeros((trees * candidates, kv_heads, group, d), queries.dtype)
+    by_cell = by_cell.at[cell].set(queries, mode='drop', unique_indices=False)
+    by_tree = by_cell.reshape(trees, candidates, kv_heads, group, d).swapaxes(1, 2)
+    mask = jnp.broadcast_to(mask, (trees, candidates, mask.shape[2]))
+    mask = jnp.repeat(mask, group, axis=1)[:, None]
+    part = two_part.attend(by_tree.reshape(trees, kv_heads, -1, d), path_k, path_v, mask)
+
+    def back(x):
+        x = x.reshape(trees, kv_heads, candidates, group, *x.shape[3:]).swapaxes(1, 2)
+        x = x.reshape(trees * candidates, kv_heads, group, *x.shape[4:])
+        return x[jnp.minimum(cell, trees * candidates - 1)]
+
+    return two_part.Part(*map(back, part))
+
+
+def _retire(cells: Cells, slots: Slots, live, kind) -> tuple[Cells, Slots]:
+    """Moves steps that ended out of their slots into their cells."""
+    ended = live & (kind != marks.NONE)
+    which = jnp.nonzero(ended, size=ended.shape[0], fill_value=0)[0]
+
+    def move(i, kv):
+        slot = which[i]
+        return _put_rows(kv, slots.kv, slots.cell[slot], slot, 0)
+
+    kv = jax.lax.fori_loop(0, ended.sum(), move, cells.kv)
+    at = jnp.where(ended, slots.cell, cells.state.shape[0])
+    cells = cells.replace(
+        kv=kv,
+        hidden=cells.hidden.at[at].set(slots.hidden, mode='drop'),
+        state=cells.state.at[at].set(jnp.uint8(DONE), mode='drop'),
+        end=cells.end.at[at].set(kind, mode='drop'),
+    )
+    return cells, slots.replace(cell=jnp.where(ended, FREE, slots.cell))
+
+
+def _cancel(cells: Cells, slots: Slots, candidates: int) -> tuple[Cells, Slots]:
+    """Stops the candidates behind the first that ended in an answer: they would be dropped."""
+    state = cells.state.reshape(-1, candidates)
+    answer = (state == DONE) & (cells.end.reshape(-1, candidates) == marks.ANSWER)
+    behind = (jnp.cumsum(answer, axis=1) - answer) > 0
+    state = jnp.where(behind & (state < DONE) & (state > EMPTY), jnp.uint8(CANCELLED), state)
+    state = state.reshape(-1)
+    gone = state[jnp.maximum(slots.cell, 0)] == CANCELLED
+    return cells.replace(state=state), slots.replace(cell=jnp.where(gone, FREE, slots.cell))
+
+
+def _put_rows(into: KeysValues, source: KeysValues, row, source_row, offset) -> KeysValues:
+    """Copies one row of each array of `source` into one row of `into`, from a position on."""
+
+    def put(target, values):
+        values = jax.lax.dynamic_slice_in_dim(values, source_row, 1, axis=0)
+        zero = jnp.int32(0)
+        at = (row, zero, jnp.asarray(offset, jnp.int32), zero)
+        return jax.lax.dynamic_update_slice(target, values.astype(target.dtype), at)
+
+    return jax.tree.map(put, into, source)
+
+
+def forward(params, path: Path, trees, tokens, counts, starts, *, config):
+    """Runs rows of known tokens behind paths: prompts, executor outputs, steps to be scored.
+
+    Args:
+      path: whose keys and values [G,K,S,d] the rows continue.
+      trees: i32[R], each row's path. Rows without tokens may name any.
+      tokens: i32[R,C].
+      counts: i32[R], tokens of each row; 0 for none.
+      starts: i32[R], how much of its path a row continues.
+
+    Returns:
+      The hidden state behind each row's last token [R,D], and per layer the rows' own keys and
+      values [R,K,C,d].
+    """
+    network = decoders.bind(config, params)
+    rows, length = tokens.shape
+    trees = jnp.minimum(trees, path.length.shape[0] - 1)
+    own = jnp.arange(length)
+    positions = starts[:, None] + own
+    causal = (own[None, None, :] <= own[None, :, None]) & (own < counts[:, None])[:, None, :]
+    causal |= jnp.eye(length, dtype=bool)[None]
+
+    def attend(q, k, v, cache, window=None):
+        path_k, path_v = cache
+        stored = jnp.arange(path_k.shape[2])
+        path_mask = jnp.broadcast_to(
+            (stored < starts[:, None])[:, None, :], (rows, length, stored.size)
+        )
+        own_mask = causal
+        if window is not None:
+            path_mask &= stored > positions[..., None] - window
+            own_mask = own_mask & (own[None, None, :] > own[None, :, None] - window)
+        kv_heads = k.shape[2]
+        group = q.shape[2] // kv_heads
+        queries = two_part.by_key_head(q, kv_heads)
+        k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)
+        path_mask = jnp.repeat(path_mask, group, axis=1)[:, None]
+        own_mask = jnp.repeat(own_mask, group, axis=1)[:, None]
+        shared = two_part.attend(queries, path_k[trees], path_v[trees], path_mask)
+        mine = two_part.attend(queries, k, v, own_mask)
+        out = two_part.merge(shared, mine).astype(q.dtype)
+        return two_part.by_position(out, length), (k, v)
+
+    hidden, kv = network(tokens, positions, attend, path.kv)
+    last = jnp.maximum(counts - 1, 0)
+    return jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0], kv
+
+
+def extend(params, path: Path, trees, tokens, counts, starts, *, config) -> Path:
+    """Computes tokens behind paths and makes them part of these; arguments as for `forward`.
+
+    Rows in use come first; a row without tokens names a tree that does not exist.
+    """
+    hidden, kv = forward(params, path, trees, tokens, counts, starts, config=config)
+
+    def write(i, stored):
+        return _put_rows(stored, kv, trees[i], i, starts[i])
+
+    return Path(
+        kv=jax.lax.fori_loop(0, (counts > 0).sum(), write, path.kv),
+        length=path.length.at[trees].set(starts + counts, mode='drop'),
+        hidden=path.hidden.at[trees].set(hidden, mode='drop'),
+    )
+
+
+def score(
+    params, path: Path, cells_kv: KeysValues, trees, cells, tokens, counts, *, config, squash
+):
+    """Scores steps with the PPM, each behind its tree's path.
+
+    Args:
+      params: {'decoder', 'value_head'}.
+      cells_kv: per layer, keys and values of the scored steps [C,K,T,d]; those of the rows'
+        steps are written to i32[R] `cells`, as far as they fit.
+
+    Returns:
+      cells_kv, and f32[R] scores in [-1, 1].
+    """
+    starts = path.length[jnp.minimum(trees, path.length.shape[0] - 1)]
+    hidden, kv = forward(params['decoder'], path, trees, tokens, counts, starts, config=config)
+
+    room = cells_kv[0][0].shape[2]
+    kv = jax.tree.map(lambda x: x[:, :, :room], kv)
+
+    def write(i, stored):
+        return _put_rows(stored, kv, cells[i], i, 0)
+
+    cells_kv = jax.lax.fori_loop(0, (counts > 0).sum(), write, cells_kv)
+    return cells_kv, heads.squash(squash, heads.value(params['value_head'], hidden))
+
+
+def append(path: Path, cells_kv: KeysValues, hidden, trees, cells, starts, counts) -> Path:
+    """Makes finished steps part of their trees' paths, from the keys and values at hand.
+
+    Args:
+      hidden: [C,D] of the cells, or None where the path's hidden state is of no use (PPM).
+      trees, cells, starts, counts: i32[A]; path `trees[i]` becomes its first `starts[i]` tokens
+        and then the first `counts[i]` of cell `cells[i]`. Entries in use come first; the others
+        name a tree that does not exist.
+    """
+
+    def write(i, stored):
+        return _put_rows(stored, cells_kv, trees[i], cells[i], starts[i])
+
+    new = {
+        'kv': jax.lax.fori_loop(0, (trees < path.length.shape[0]).sum(), write, path.kv),
+        'length': path.length.at[trees].set(starts + counts, mode='drop'),
+    }
+    if hidden is not None:
+        last = hidden[jnp.minimum(cells, hidden.shape[0] - 1)]
+        new['hidden'] = path.hidden.at[trees].set(last, mode='drop')
+    return path.replace(**new)
+
+
+def load_prefix(path: Path, prefix: Path, trees: jax.Array) -> Path:
+    """Starts the paths of i32[A] `trees` with the one stored path of `prefix`."""
+
+    def write(i, stored):
+        return _put_rows(stored, prefix.kv, trees[i], 0, 0)
+
+    return path.replace(
+        kv=jax.lax.fori_loop(0, (trees < path.length.shape[0]).sum(), write, path.kv),
+        length=path.length.at[trees].set(prefix.length[0], mode='drop'),
+    )
+
+
+def open_cells(cells: Cells, opened: jax.Array, keys: jax.Array) -> Cells:
+    """Marks the cells of bool[C] `opened` as pending, with u32[C,2] sampling keys."""
+    return cells.replace(
+        state=jnp.where(opened, jnp.uint8(PENDING), cells.state),
+        length=jnp.where(opened, 0, cells.length),
+        keys=jnp.where(opened[:, None], keys, cells.keys),
+    )
+
+
+def resize(slots: Slots, size: int) -> Slots:
+    """Packs the live slots into `size` slots; there must be no more than that."""
+    order = jnp.argsort(slots.cell == FREE, stable=True)
+    have = slots.cell.shape[0]
+    if size <= have:
+        return jax.tree.map(lambda x: x[order[:size]], slots)
+
+    def pad(x):
+        return jnp.pad(x, ((0, size - have), *[(0, 0)] * (x.ndim - 1)))
+
+    grown = jax.tree.map(pad, slots)
+    cell = jnp.where(jnp.arange(size) < have, grown.cell, FREE)
+    return grown.replace(cell=cell)
+
+
+def grow(path: Path, positions: int) -> Path:
+    """Returns the path with room for `positions` tokens (more or fewer than before)."""
+
+    def fit(x):
+        missing = positions - x.shape[2]
+        if missing <= 0:
+            return x[:, :, :positions]
+        return jnp.pad(x, ((0, 0), (0, 0), (0, missing), (0, 0)))
+
+    return path.replace(kv=jax.tree.map(fit, path.kv))
+
+
+def sampling_key(*parts: Any) -> np.ndarray:
+    """Returns u32[2], a hash of the parts: the key of one candidate, whoever decodes it when."""
+    text = '/'.join(map(str, parts))
+    return np.frombuffer(hashlib.blake2b(text.encode(), digest_size=8).digest(), np.uint32)

@@ -1,0 +1,525 @@
+"""The expander that runs the models: what is done on the devices for the trees of one host.
+
+The runner says which node of which tree is to be expanded; the engine brings that tree's path up
+to date, opens its cells, decodes in chunks, and hands over steps as they end:
+
+    start, expand  -> queues of appends and prefills, then opened cells
+    dispatch       -> those queues and one chunk of decoding, left running on the devices
+    collect        -> steps that ended
+    scores         -> PPM scores of steps behind the current paths
+
+Rows are trees in flight, row = device * G + tree; every device array has the devices' parts on its
+first axis, and every function of `decode` is mapped over the `data` axis of the local mesh by
+shard_map. No function communicates between devices. The `tensor` axis is left to the compiler.
+"""
+
+import collections
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from rstar_jax import steps
+from rstar_jax.errors import UserError
+from rstar_jax.search import decode
+from rstar_jax.search.config import Config
+from rstar_jax.steps import marks
+
+# Rows of known tokens are computed in one of these lengths; longer ones in pieces of the last.
+PREFILL_LENGTHS = (32, 128)
+PATH_UNIT = 256
+# Room behind a step's tokens for the executor's output, in the PPM's cells.
+OUTPUT_ROOM = 64
+# A prefix that all prompts share is computed once if it is at least this long.
+SHARED_PREFIX = 64
+
+
+@dataclasses.dataclass
+class Ended:
+    """A candidate that is done: its row, its number, what was sampled and why it ended.
+
+    text is None for a candidate that was stopped because it could not matter any more.
+    """
+
+    row: int
+    candidate: int
+    text: str | None
+    tokens: list[int]
+    kind: int
+
+
+@dataclasses.dataclass
+class _Row:
+    """What the engine knows of the tree in one row."""
+
+    key: tuple = ()
+    nodes: list[int] = dataclasses.field(default_factory=list)
+    ends: list[int] = dataclasses.field(default_factory=list)
+    todo: int = 0
+    opening: tuple | None = None
+
+
+@dataclasses.dataclass
+class _Segment:
+    """Tokens to be computed behind a row's path, for the policy or for the PPM."""
+
+    row: int
+    start: int
+    tokens: list[int]
+
+
+class _Model:
+    """One model on the devices with the paths of all rows: the policy or the PPM."""
+
+    def __init__(self, engine: 'Engine', config, params, cells_kv_length: int):
+        self.config = config
+        self.params = engine.place(params)
+        self.dtype = jax.tree.leaves(params)[0].dtype
+        self.capacity = 0
+        self.path = None
+        self.segments: collections.deque[_Segment] = collections.deque()
+        self.appends: list[tuple[int, int, int, int]] = []
+        self.longest_write = max(cells_kv_length, PREFILL_LENGTHS[-1])
+
+    def decoder_params(self):
+        return self.params.get('decoder', self.params)
+
+
+class Engine:
+    """Drives policy and PPM on this host's devices. See the module's text for the calls."""
+
+    def __init__(self, policy, ppm, config: Config, mesh, trees: int, prompts: list[list[int]]):
+        """Args:
+        policy: models.Policy.
+        ppm: models.PPM or None.
+        config: what is searched.
+        mesh: local mesh with the axes (data, tensor).
+        trees: how many trees there are to search in all; fewer need less memory.
+        prompts: the token ids of all prompts, to find what they share.
+        """
+        if ppm is not None and len(ppm.tokenizer) != len(policy.tokenizer):
+            raise UserError(
+                f'policy and PPM have different tokenizers ({len(policy.tokenizer)} and '
+                f'{len(ppm.tokenizer)} tokens): use a PPM that was trained from this policy'
+            )
+        self.config, self.mesh, self.tokenizer = config, mesh, policy.tokenizer
+        self.devices = mesh.shape['data']
+        n = config.candidates
+        self.slot_count = config.slots or default_slots(mesh)
+        in_flight = config.trees_in_flight or max(1, -(-3 * self.slot_count // n))
+        self.trees = min(in_flight, -(-trees // self.devices))
+        self.slot_count = min(self.slot_count, self.trees * n)
+        self.rows = self.devices * self.trees
+        self.state = [_Row() for _ in range(self.rows)]
+        self.texts = steps.token_bytes(self.tokenizer, policy.config.vocab_size)
+        self.stops = self.place(self._stops(policy.config))
+        self.policy = _Model(self, policy.config, policy.params, config.step_tokens)
+        self.ppm = None
+        if ppm is not None:
+            self.squash = ppm.squash
+            self.ppm_length = config.step_tokens + OUTPUT_ROOM
+            self.ppm = _Model(self, ppm.config, ppm.params, self.ppm_length)
+            self.ppm_cells = self._zeros(
+                decode.empty_kv, ppm.config, self.trees * n, self.ppm_length, self.ppm.dtype
+            )
+        self.models = [self.policy] + ([self.ppm] if self.ppm else [])
+        dtype = self.policy.dtype
+        self.cells = self._zeros(
+            decode.empty_cells, policy.config, self.trees * n, config.step_tokens, dtype
+        )
+        self.slots = self._zeros(
+            decode.empty_slots, policy.config, self.slot_count, config.step_tokens, dtype
+        )
+        self.sizes = slot_sizes(self.slot_count)
+        self.size = self.slot_count
+        self.known = np.zeros(self.rows * n, np.uint8)
+        self.opened = np.zeros(self.rows * n, bool)
+        self.keys = np.zeros((self.rows * n, 2), np.uint32)
+        self.counters = collections.Counter()
+        self.temperature = np.float32(config.temperature)
+        longest = max(map(len, prompts))
+        for model in self.models:
+            self._reserve(model, longest + config.step_tokens)
+        self.prefix = self._shared_prefix(prompts)
+
+    # --- placing arrays and mapping functions over the devices ---
+
+    def place(self, tree: Any) -> Any:
+        """Puts a pytree on every `data` row of the mesh, cut over `tensor` where there is one."""
+        if self.mesh.shape['tensor'] > 1 and isinstance(tree, dict):
+            from rstar_jax.models import sharding
+
+            return sharding.shard(tree, self.mesh)
+        return jax.device_put(tree, NamedSharding(self.mesh, P()))
+
+    def _split(self, array) -> jax.Array:
+        return jax.device_put(array, NamedSharding(self.mesh, P('data')))
+
+    def _zeros(self, make, *args):
+        """Makes each device's part of a state on that device."""
+        return self._map(lambda: make(*args), 0)()
+
+    def _map(self, f, arguments: int, shared: tuple[int, ...] = (), donate: tuple[int, ...] = ()):
+        """Returns `f` jitted and mapped over the devices; `shared` arguments are whole on each."""
+        specs = tuple(P() if i in shared else P('data') for i in range(arguments))
+        mapped = jax.shard_map(
+            f,
+            mesh=self.mesh,
+            in_specs=specs,
+            out_specs=P('data'),
+            axis_names={'data'},
+            check_vma=False,
+        )
+        return jax.jit(mapped, donate_argnums=donate)
+
+    # Donated below: each of these replaces the state that it is given, and the engine keeps no
+    # other reference to it.
+
+    @functools.cached_property
+    def _decode(self):
+        f = functools.partial(
+            decode.decode,
+            config=self.policy.config,
+            candidates=self.config.candidates,
+            first_answer_only=self.config.first_answer_only,
+        )
+        return self._map(f, 7, shared=(0, 1, 5, 6), donate=(3, 4))
+
+    @functools.cache  # noqa: B019 - as many entries as models, and the engine ends with the run
+    def _extend(self, model):
+        f = functools.partial(decode.extend, config=model.config)
+        return self._map(f, 6, shared=(0,), donate=(1,))
+
+    @functools.cached_property
+    def _append(self):
+        return self._map(decode.append, 7, donate=(0,))
+
+    @functools.cached_property
+    def _append_ppm(self):
+        def f(path, kv, *rest):
+            return decode.append(path, kv, None, *rest)
+
+        return self._map(f, 6, donate=(0,))
+
+    @functools.cached_property
+    def _score(self):
+        f = functools.partial(decode.score, config=self.ppm.config, squash=self.squash)
+        return self._map(f, 7, shared=(0,), donate=(2,))
+
+    @functools.cached_property
+    def _open(self):
+        return self._map(decode.open_cells, 3, donate=(0,))
+
+    @functools.cached_property
+    def _load_prefix(self):
+        return self._map(decode.load_prefix, 3, donate=(0,))
+
+    @functools.cache  # noqa: B019
+    def _resize(self, size):
+        return self._map(functools.partial(decode.resize, size=size), 1)
+
+    @functools.cache  # noqa: B019
+    def _grow(self, positions):
+        return self._map(functools.partial(decode.grow, positions=positions), 1)
+
+    # --- what the runner calls ---
+
+    def start(self, row: int, task) -> None:
+        """Forgets what the row held; the next `expand` brings in the task's prompt."""
+        self.state[row] = _Row(key=(task.seed, *task.key))
+
+    def expand(self, row: int, task, nodes: list[int], tag: str) -> None:
+        """Asks for the candidates of the last of `nodes` (root to cursor)."""
+        state = self.state[row]
+        common = 0
+        while common < min(len(nodes), len(state.nodes)) and state.nodes[common] == nodes[common]:
+            common += 1
+        start = state.ends[common - 1] if common else 0
+        walked_on = common == len(state.nodes) == len(nodes) - 1 and common > 0
+        fresh = [task.tokens[node] for node in nodes[common:]]
+        for model in self.models:
+            done = 0
+            if walked_on:
+                done = self._step_at_hand(model, row, task, nodes[-1], start)
+            elif common == 0 and model is self.policy and self.prefix is not None:
+                done = int(self.prefix.length[0])
+                self.loads.append(row)
+            rest = [token for tokens in fresh for token in tokens][done:]
+            if rest:
+                model.segments.append(_Segment(row, start + done, rest))
+                state.todo += 1
+        state.nodes = list(nodes)
+        ends = np.cumsum([len(tokens) for tokens in fresh]) + start
+        state.ends = state.ends[:common] + ends.tolist()
+        state.opening = tag
+        for model in self.models:
+            self._reserve(model, state.ends[-1] + self.config.step_tokens)
+        self._open_if_ready(row)
+
+    def dispatch(self) -> Any:
+        """Starts what is queued and a chunk of decoding; does not wait for the devices."""
+        self._flush_appends()
+        self._prefill()
+        if self.opened.any():
+            self.cells = self._open(self.cells, self._split(self.opened), self._split(self.keys))
+            self.known[self.opened] = decode.PENDING
+            self.opened[:] = False
+        need = int(self._busy().reshape(self.devices, -1).sum(axis=1).max())
+        if not need:
+            return None
+        size = next((s for s in self.sizes if s >= need), self.slot_count)
+        if size != self.size:
+            self.slots, self.size = self._resize(size)(self.slots), size
+        self.cells, self.slots, stats = self._decode(
+            self.policy.params,
+            self.stops,
+            self.policy.path,
+            self.cells,
+            self.slots,
+            self.temperature,
+            np.int32(self.config.chunk),
+        )
+        # Copies: the next call donates the cells.
+        view = (self.cells.state, self.cells.end, self.cells.length, self.cells.tokens)
+        return jax.tree.map(jnp.copy, view), stats
+
+    def collect(self, running: Any) -> list[Ended]:
+        """Waits for a dispatched chunk and returns the candidates that ended in it."""
+        if running is None:
+            return []
+        (state, end, length, tokens), stats = jax.device_get(running)
+        self.counters['iterations'] += int(stats[:, 0].max())
+        self.counters['slot_steps'] += int((stats[:, 0] * self.size).sum())
+        self.counters['live_slot_steps'] += int(stats[:, 1].sum())
+        self.counters['policy_computed'] += int(stats[:, 1].sum())
+        n = self.config.candidates
+        ended = []
+        for cell in np.nonzero((state >= decode.DONE) & (self.known < decode.DONE))[0].tolist():
+            count = int(length[cell])
+            self.counters['sampled'] += count
+            if state[cell] == decode.CANCELLED:
+                ended.append(Ended(cell // n, cell % n, None, [], marks.NONE))
+                continue
+            ids = tokens[cell, :count].tolist()
+            kind = int(end[cell])
+            if kind == marks.EOS:
+                ids = ids[:-1]
+            text = b''.join(self.texts[i] for i in ids).decode('utf-8', errors='replace')
+            ended.append(Ended(cell // n, cell % n, text, ids, kind))
+        self.known = state.copy()
+        return ended
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of an executor output."""
+        return self.tokenizer.encode(text, add_special_tokens=False)
+
+    @property
+    def has_ppm(self) -> bool:
+        return self.ppm is not None
+
+    def scores(self, requests: list[tuple[int, Any]]) -> list[float]:
+        """PPM scores of children behind the current paths.
+
+        requests: (row, child). Steps of like length are batched together, and their keys and
+        values kept for the walk into one of them.
+        """
+        order = sorted(range(len(requests)), key=lambda i: len(requests[i][1].tokens))
+        queues = [[] for _ in range(self.devices)]
+        for i in order:
+            queues[requests[i][0] // self.trees].append(i)
+        results, waiting = [0.0] * len(requests), []
+        while any(queues):
+            longest = max(len(requests[q[-1]][1].tokens) for q in queues if q)
+            length = self._score_length(longest)
+            count = max(1, prefill_budget(self.mesh) // length)
+            batch = [[q.pop() for _ in range(min(count, len(q)))] for q in queues]
+            rows = _Rows(self.devices, count, length, self.trees)
+            for device, indices in enumerate(batch):
+                for slot, i in enumerate(indices):
+                    row, child = requests[i]
+                    tree = row % self.trees
+                    cell = tree * self.config.candidates + child.candidate.ended.candidate
+                    rows.put(device, slot, tree, child.tokens, cell)
+            self.counters['ppm_computed'] += int(rows.counts.sum())
+            self.ppm_cells, values = self._score(
+                self.ppm.params,
+                self.ppm.path,
+                self.ppm_cells,
+                *map(self._split, (rows.trees, rows.starts, rows.tokens, rows.counts)),
+            )
+            waiting.append((batch, count, values))
+        for batch, count, values in waiting:
+            values = np.asarray(values).reshape(self.devices, count)
+            for device, indices in enumerate(batch):
+                for slot, i in enumerate(indices):
+                    results[i] = float(values[device, slot])
+        return results
+
+    # --- paths ---
+
+    def _step_at_hand(self, model, row: int, task, node: int, start: int) -> int:
+        """Queues the step's keys and values for its path; returns how many tokens that covers."""
+        candidate, sampled, kind = task.origin[node]
+        tokens = len(task.tokens[node])
+        if model is self.policy:
+            # The hidden state at hand is the one behind the mark; behind a text's end it is not.
+            count = sampled - 1 if kind == marks.EOS else sampled
+        else:
+            count = tokens if tokens <= self.ppm_length else 0
+        if count:
+            cell = (row % self.trees) * self.config.candidates + candidate
+            model.appends.append((row, cell, start, count))
+        return count
+
+    def _open_if_ready(self, row: int) -> None:
+        state = self.state[row]
+        if state.opening is None or state.todo:
+            return
+        n = self.config.candidates
+        for candidate in range(n):
+            cell = row * n + candidate
+            self.opened[cell] = True
+            self.keys[cell] = decode.sampling_key(*state.key, state.opening, candidate)
+        state.opening = None
+
+    def _flush_appends(self) -> None:
+        for model in self.models:
+            if not model.appends:
+                continue
+            per_device = [[] for _ in range(self.devices)]
+            for row, *entry in model.appends:
+                per_device[row // self.trees].append((row % self.trees, *entry))
+            model.appends.clear()
+            packed = np.zeros((4, self.devices, self.trees), np.int32)
+            packed[0] = self.trees
+            for device, entries in enumerate(per_device):
+                for i, entry in enumerate(entries):
+                    packed[:, device, i] = entry
+            arguments = [self._split(x.reshape(-1)) for x in packed]
+            if model is self.policy:
+                kv, hidden = self.cells.kv, self.cells.hidden
+                model.path = self._append(model.path, kv, hidden, *arguments)
+            else:
+                model.path = self._append_ppm(model.path, self.ppm_cells, *arguments)
+
+    def _prefill(self) -> None:
+        """Computes queued segments, a bounded number of calls, so that decoding goes on."""
+        if self.loads:
+            packed = np.full((self.devices, self.trees), self.trees, np.int32)
+            for device in range(self.devices):
+                mine = [r % self.trees for r in self.loads if r // self.trees == device]
+                packed[device, : len(mine)] = mine
+            rows = self._split(packed.reshape(-1))
+            self.policy.path = self._load_prefix(self.policy.path, self.prefix, rows)
+            self.loads.clear()
+        for model in self.models:
+            calls = 0
+            while model.segments and calls < self._prefill_calls():
+                self._prefill_once(model)
+                calls += 1
+
+    def _busy(self) -> np.ndarray:
+        return (self.known == decode.PENDING) | (self.known == decode.RUNNING)
+
+    def _prefill_calls(self) -> int:
+        """Calls before the next chunk: as many tokens as that decodes; all where none decodes."""
+        if not (self.opened.any() or self._busy().any()):
+            return 1 << 30
+        return max(1, self.config.chunk * self.slot_count // prefill_budget(self.mesh))
+
+    def _prefill_once(self, model) -> None:
+        heads = list(model.segments)[: 4 * self.rows]
+        length = self._prefill_length(max(len(s.tokens) for s in heads[: self.devices]))
+        count = max(1, prefill_budget(self.mesh) // length)
+        rows = _Rows(self.devices, count, length, self.trees)
+        used = [0] * self.devices
+        for segment in heads:
+            device = segment.row // self.trees
+            if used[device] == count:
+                continue
+            piece, segment.tokens = segment.tokens[:length], segment.tokens[length:]
+            rows.put(device, used[device], segment.row % self.trees, piece, segment.start)
+            segment.start += len(piece)
+            used[device] += 1
+            if not segment.tokens:
+                model.segments.remove(segment)
+                self.state[segment.row].todo -= 1
+                self._open_if_ready(segment.row)
+        name = 'policy_computed' if model is self.policy else 'ppm_computed'
+        self.counters[name] += int(rows.counts.sum())
+        arguments = map(self._split, (rows.trees, rows.tokens, rows.counts, rows.starts))
+        model.path = self._extend(model)(model.decoder_params(), model.path, *arguments)
+
+    def _prefill_length(self, longest: int) -> int:
+        return next((x for x in PREFILL_LENGTHS if x >= longest), PREFILL_LENGTHS[-1])
+
+    def _score_length(self, longest: int) -> int:
+        """Like `_prefill_length`, but a step is scored in one piece."""
+        lengths = (*PREFILL_LENGTHS, self.ppm_length)
+        return next((x for x in sorted(lengths) if x >= longest), 1 << longest.bit_length())
+
+    def _reserve(self, model, tokens: int) -> None:
+        """Makes room for paths of that many tokens."""
+        need = -(-(tokens + model.longest_write) // PATH_UNIT) * PATH_UNIT
+        if need <= model.capacity:
+            return
+        if model.path is None:
+            model.path = self._zeros(decode.empty_path, model.config, self.trees, need, model.dtype)
+        else:
+            model.path = self._grow(need)(model.path)
+        model.capacity = need
+
+    def _shared_prefix(self, prompts: list[list[int]]):
+        """Computes what all prompts begin with, once; None where that is short."""
+        self.loads: list[int] = []
+        first, last = min(prompts), max(prompts)
+        longest = min(map(len, prompts)) - 1
+        same = [a == b for a, b in zip(first[:longest], last, strict=False)]
+        shared = first[: same.index(False) if False in same else len(same)]
+        if len(shared) < SHARED_PREFIX or len(prompts) < 2:
+            return None
+        self.policy.segments.extend(
+            _Segment(device * self.trees, 0, list(shared)) for device in range(self.devices)
+        )
+        for device in range(self.devices):
+            self.state[device * self.trees].todo += 1
+        while self.policy.segments:
+            self._prefill_once(self.policy)
+        return self._map(lambda path: jax.tree.map(lambda x: x[:1], path), 1)(self.policy.path)
+
+
+class _Rows:
+    """The padded arguments of one call of `extend` or `score`: `count` rows on each device."""
+
+    def __init__(self, devices: int, count: int, length: int, trees: int):
+        self._count = count
+        self.trees = np.full(devices * count, trees, np.int32)
+        self.tokens = np.zeros((devices * count, length), np.int32)
+        self.counts = np.zeros(devices * count, np.int32)
+        self.starts = np.zeros(devices * count, np.int32)
+
+    def put(self, device: int, slot: int, tree: int, tokens: list[int], start: int) -> None:
+        """Fills a row; `start` is the path position, or the cell when steps are scored."""
+        at = device * self._count + slot
+        self.trees[at], self.counts[at], self.starts[at] = tree, len(tokens), start
+        self.tokens[at, : len(tokens)] = tokens
+
+
+def default_slots(mesh) -> int:
+    """Sequences that one device decodes at once: where its products reach their full speed."""
+    return 64 if mesh.devices.flat[0].platform == 'cpu' else 256
+
+
+def prefill_budget(mesh) -> int:
+    """Tokens of one prefill call on one device: enough to keep it busy, and soon over."""
+    return 128 if mesh.devices.flat[0].platform == 'cpu' else 2048
+
+
+def slot_sizes(slots: int) -> list[int]:
+    """Compiled sizes of the decode batch: all slots, and fewer for when the last trees run out."""
+    return sorted({slots, max(1, slots // 4), max(1, slots // 16)})

@@ -1,0 +1,443 @@
+"""The search loop: problems in, finished trees out.
+
+    problems -> rows (trees in flight) -> expander: candidates of each tree's cursor
+        -> programs run, answers graded (worker processes, while the device decodes on)
+        -> PPM scores -> tree.advance on the device -> next cursor, or a finished Record
+
+The host keeps what only the edges need (texts, programs, outputs); which node comes next is
+decided on the device.
+"""
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from rstar_jax import execution, grading, parallel, steps
+from rstar_jax.errors import UserError
+from rstar_jax.search import tree as trees_lib
+from rstar_jax.search.config import Config
+from rstar_jax.search.engine import Ended, Engine
+from rstar_jax.search.record import TERMINAL_ANSWERS, Record, Status
+from rstar_jax.steps import marks
+
+
+@dataclasses.dataclass
+class Candidate:
+    """One sampled step on its way to becoming a child."""
+
+    ended: Ended
+    answer: str = ''
+    code: str = ''
+    run: Future | None = None
+    grade: Future | None = None
+
+    def done(self) -> bool:
+        return all(future is None or future.done() for future in (self.run, self.grade))
+
+
+@dataclasses.dataclass
+class Child:
+    """A node about to be added."""
+
+    candidate: Candidate
+    text: str
+    tokens: list[int]
+    status: Status = Status.OPEN
+    errors: int = 0
+    reward: float = 0.0
+    score: float = float('nan')
+    output: str = ''
+    correct: bool = False
+
+
+@dataclasses.dataclass
+class Task:
+    """The host's side of one tree in flight; lists run over its nodes, the root first.
+
+    origin holds, for each node, the candidate it was, its sampled tokens and the kind of its end.
+    """
+
+    problem: dict[str, Any]
+    tree: int
+    seed: int
+    prompt: str
+    tokens: list[list[int]]
+    texts: list[str] = dataclasses.field(default_factory=lambda: [''])
+    tags: list[str] = dataclasses.field(default_factory=lambda: ['0'])
+    code: list[str] = dataclasses.field(default_factory=lambda: [''])
+    outputs: list[str] = dataclasses.field(default_factory=lambda: [''])
+    answers: list[str] = dataclasses.field(default_factory=lambda: [''])
+    correct: list[bool] = dataclasses.field(default_factory=lambda: [False])
+    errors: list[int] = dataclasses.field(default_factory=lambda: [0])
+    origin: list[tuple] = dataclasses.field(default_factory=lambda: [()])
+    nodes: list[int] = dataclasses.field(default_factory=list)
+    candidates: list[Candidate | None] = dataclasses.field(default_factory=list)
+    sampled: int = 0
+    started: float = dataclasses.field(default_factory=time.monotonic)
+
+    @property
+    def key(self) -> tuple[int, int]:
+        return self.problem['index'], self.tree
+
+    @property
+    def prefix(self) -> str:
+        """The partial solution down to the cursor."""
+        return ''.join(self.texts[node] for node in self.nodes)
+
+    def history(self) -> list[str]:
+        """Programs of the nodes above, since the last `<end_of_code>`."""
+        cells = []
+        for node in reversed(self.nodes[1:]):
+            if steps.CODE_END in self.texts[node]:
+                break
+            cells.append(self.code[node])
+        return cells[::-1]
+
+    def add(self, parent: int, children: list[Child]) -> None:
+        for number, child in enumerate(children, 1):
+            ended = child.candidate.ended
+            self.texts.append(child.text)
+            self.tokens.append(child.tokens)
+            self.tags.append(f'{self.tags[parent]}.{number}')
+            self.code.append(child.candidate.code)
+            self.outputs.append(child.output)
+            self.answers.append(child.candidate.answer)
+            self.correct.append(child.correct)
+            self.errors.append(child.errors)
+            self.origin.append((ended.candidate, len(ended.tokens), ended.kind))
+
+
+def run(
+    problems: Iterable[dict[str, Any]],
+    policy=None,
+    ppm=None,
+    *,
+    config: Config,
+    expander=None,
+    seed: int = 0,
+    trees: int = 1,
+    skip: frozenset = frozenset(),
+    progress: Callable[[dict[str, float]], None] | None = None,
+    mesh=None,
+) -> Iterator[Record]:
+    """Searches and yields each tree as it is finished, in no fixed order.
+
+    Args:
+      problems: {'index', 'question', 'answer', ...} each.
+      policy: models.Policy that writes the steps; or give `expander`.
+      ppm: models.PPM that scores them, or None.
+      config: what is searched.
+      expander: an object with the calls of `Engine`, such as `scripted(...)`, in place of models.
+      seed: of the sampling. A tree is the same for the same seed, problem index and tree number,
+        whatever else is searched beside it.
+      trees: trees to grow for each problem, numbered from 0.
+      skip: (problem index, tree number) of trees that are not wanted, such as those done before.
+      progress: called about once a second with the totals so far.
+      mesh: local mesh (data, tensor); all devices of this host by default.
+
+    Raises:
+      UserError: neither policy nor expander is given, or a setting is out of range.
+    """
+    if (policy is None) == (expander is None):
+        raise UserError('search.run: give either a policy or an expander')
+    todo = [(p, t) for p in problems for t in range(trees) if (p['index'], t) not in skip]
+    if not todo:
+        return
+    tokenizer = policy.tokenizer if policy else None
+    tasks = [_task(problem, number, seed, config, tokenizer) for problem, number in todo]
+    if expander is None:
+        mesh = mesh or parallel.local_mesh(tensor=config.tensor)
+        prompts = [task.tokens[0] for task in tasks]
+        expander = Engine(policy, ppm, config, mesh, len(tasks), prompts)
+    limits = execution.Limits(seconds=config.code_seconds, memory_mb=config.code_memory_mb)
+    workers = config.workers or None
+    with (
+        execution.Pool(workers=workers, limits=limits, isolation=config.isolation) as pool,
+        grading.Grader(workers=workers) as grader,
+    ):
+        yield from _Search(tasks, expander, config, pool, grader, progress).run()
+
+
+def _task(problem: dict[str, Any], number: int, seed: int, config: Config, tokenizer) -> Task:
+    prompt = steps.prompt(problem['question'], config.prompt)
+    tokens = tokenizer(prompt)['input_ids'] if tokenizer else []
+    return Task(problem, number, seed, prompt, [tokens])
+
+
+class _Search:
+    """The loop's state: which tree is in which row, and the tree arrays on the devices."""
+
+    def __init__(self, tasks, expander, config: Config, pool, grader, progress):
+        self.expander, self.config, self.pool, self.grader = expander, config, pool, grader
+        self.report = _Report(len(tasks), expander.counters, progress)
+        self.queue = tasks[::-1]
+        self.tasks: dict[int, Task] = {}
+        self.free = list(range(expander.rows))[::-1]
+        self.split = NamedSharding(expander.mesh, P('data'))
+        self.rules = trees_lib.Rules.of(config)
+        self.trees = self._map(lambda: trees_lib.init(expander.trees, config.nodes), 0)()
+        self.reset = self._map(trees_lib.reset, 2, donate=(0,))
+        # The trees are donated: the only reference to them is replaced by the result.
+        self.advance = self._map(self._advance_and_look, 3, shared=(2,), donate=(0,))
+
+    def _map(self, f, arguments, shared=(), donate=()):
+        specs = tuple(P() if i in shared else P('data') for i in range(arguments))
+        mapped = jax.shard_map(
+            f, mesh=self.expander.mesh, in_specs=specs, out_specs=P('data'), check_vma=False
+        )
+        return jax.jit(mapped, donate_argnums=donate)
+
+    def _advance_and_look(self, tree, expansion, rules):
+        tree = trees_lib.advance(tree, expansion, rules)
+        longest = self.config.max_depth + 2
+        return tree, (trees_lib.paths(tree, longest), tree.finished)
+
+    def run(self) -> Iterator[Record]:
+        while self.queue or self.tasks:
+            self._fill()
+            running = self.expander.dispatch()
+            for ended in self.expander.collect(running):
+                self._judge(ended)
+            ready = [row for row, task in self.tasks.items() if self._ready(task)]
+            if ready:
+                yield from self._grow(ready)
+            elif running is None:
+                self._await_workers()
+            self.report.tick()
+        self.report.tick(final=True)
+
+    def _fill(self) -> None:
+        """Puts waiting problems into free rows."""
+        fresh = np.zeros(self.expander.rows, bool)
+        starting = []
+        while self.queue and self.free:
+            row, task = self.free.pop(), self.queue.pop()
+            self.tasks[row] = task
+            task.started = time.monotonic()
+            fresh[row] = True
+            starting.append(row)
+        if starting:
+            self.trees = self.reset(self.trees, jax.device_put(fresh, self.split))
+        for row in starting:
+            self.expander.start(row, self.tasks[row])
+            self._ask(row, [trees_lib.ROOT])
+
+    def _ask(self, row: int, nodes: list[int]) -> None:
+        task = self.tasks[row]
+        task.nodes = nodes
+        task.candidates = [None] * self.config.candidates
+        self.expander.expand(row, task, nodes, task.tags[nodes[-1]])
+
+    # --- candidates ---
+
+    def _judge(self, ended: Ended) -> None:
+        """Starts whatever a candidate needs: its program to be run, its answer to be graded."""
+        task = self.tasks[ended.row]
+        candidate = Candidate(ended)
+        task.candidates[ended.candidate] = candidate
+        task.sampled += len(ended.tokens)
+        if ended.text is None or not ended.text.strip():
+            return
+        box = steps.boxed(ended.text)
+        if box is not None:
+            candidate.answer = box
+            if self.config.use_ground_truth:
+                candidate.grade = self.grader.submit(box, task.problem['answer'])
+        elif ended.kind != marks.ANSWER:
+            candidate.code = steps.code_of(ended.text)
+            candidate.run = self.pool.submit([*task.history(), candidate.code])
+
+    def _ready(self, task: Task) -> bool:
+        if any(c is None for c in task.candidates):
+            return False
+        return all(c.done() for c in self._kept(task))
+
+    def _await_workers(self) -> None:
+        futures = [
+            future
+            for task in self.tasks.values()
+            for c in task.candidates
+            if c is not None
+            for future in (c.run, c.grade)
+            if future is not None and not future.done()
+        ]
+        if futures:
+            wait(futures, timeout=1.0, return_when=FIRST_COMPLETED)
+
+    def _kept(self, task: Task) -> list[Candidate]:
+        """Candidates that become children: identical texts merged, the first answer alone."""
+        alive = [c for c in task.candidates if c.ended.text is not None]
+        if self.config.first_answer_only:
+            answers = [c for c in alive if c.ended.kind == marks.ANSWER]
+            if answers:
+                return answers[:1]
+        unique: dict[str, Candidate] = {}
+        for candidate in alive:
+            unique.setdefault(candidate.ended.text, candidate)
+        return list(unique.values())
+
+    def _children(self, task: Task) -> list[Child]:
+        cursor = task.nodes[-1]
+        children = [self._child(task, cursor, c) for c in self._kept(task)]
+        room = self.config.path_tokens - sum(len(task.tokens[node]) for node in task.nodes)
+        for child in children:
+            if child.status == Status.OPEN and len(child.tokens) + self.config.step_tokens > room:
+                child.status = Status.TOO_DEEP
+        return children
+
+    def _child(self, task: Task, cursor: int, candidate: Candidate) -> Child:
+        ended = candidate.ended
+        child = Child(candidate, ended.text, ended.tokens)
+        if candidate.answer:
+            child.status = Status.ANSWER
+            if candidate.grade is not None:
+                child.correct = candidate.grade.result()
+                child.reward = 1.0 if child.correct else -1.0
+        elif candidate.run is None:
+            child.status = Status.UNPARSABLE
+        else:
+            result = candidate.run.result()
+            child.output = result.output if result.ok else result.error
+            child.errors = 0 if result.ok else task.errors[cursor] + 1
+            if child.errors >= self.config.error_threshold:
+                child.status = Status.CODE_ERRORS
+            if child.status == Status.CODE_ERRORS or steps.CODE_END in ended.text:
+                child.text = steps.with_output(ended.text, child.output)
+                added = self.expander.encode(child.text[len(ended.text) :])
+                child.tokens = ended.tokens + added
+        return child
+
+    # --- trees ---
+
+    def _grow(self, ready: list[int]) -> Iterator[Record]:
+        """Adds the children of the ready trees' cursors and lets each tree walk on."""
+        born = {row: self._children(self.tasks[row]) for row in ready}
+        self._score(born)
+        expansion = self._expansion(born)
+        self.trees, look = self.advance(self.trees, expansion, self.rules)
+        paths, finished = jax.device_get(look)
+        for row, children in born.items():
+            task = self.tasks[row]
+            task.add(task.nodes[-1], children)
+        for row in ready:
+            if finished[row]:
+                yield self._finish(row)
+            else:
+                self._ask(row, [int(node) for node in paths[row] if node >= 0])
+
+    def _score(self, born: dict[int, list[Child]]) -> None:
+        """Asks the PPM about children that can be walked into, and answers where it decides."""
+        wanted = [
+            (row, child)
+            for row, children in born.items()
+            for child in children
+            if child.status == Status.OPEN
+            or (child.status == Status.ANSWER and not self.config.use_ground_truth)
+        ]
+        if not wanted or not self.expander.has_ppm:
+            return
+        scores = self.expander.scores(wanted)
+        for (_, child), score in zip(wanted, scores, strict=True):
+            child.score = score
+            if child.status == Status.ANSWER:
+                child.reward = score
+
+    def _expansion(self, born: dict[int, list[Child]]) -> trees_lib.Expansion:
+        shape = (self.expander.rows, self.config.candidates)
+        expansion = trees_lib.Expansion(
+            active=np.zeros(shape[0], bool),
+            count=np.zeros(shape[0], np.int32),
+            status=np.zeros(shape, np.uint8),
+            errors=np.zeros(shape, np.int32),
+            reward=np.zeros(shape, np.float32),
+            score=np.full(shape, np.nan, np.float32),
+        )
+        for row, children in born.items():
+            expansion.active[row] = True
+            expansion.count[row] = len(children)
+            for i, child in enumerate(children):
+                expansion.status[row, i] = child.status
+                expansion.errors[row, i] = child.errors
+                expansion.reward[row, i] = child.reward
+                expansion.score[row, i] = child.score
+        return jax.device_put(expansion, self.split)
+
+    def _finish(self, row: int) -> Record:
+        task = self.tasks.pop(row)
+        self.free.append(row)
+        arrays = jax.tree.map(lambda x: x[row], self.trees)
+        arrays = jax.device_get(arrays)
+        size = int(arrays.size)
+        status = arrays.status[:size]
+        answers = [
+            TERMINAL_ANSWERS.get(Status(s), answer)
+            for s, answer in zip(status.tolist(), task.answers, strict=True)
+        ]
+        record = Record(
+            problem=task.problem,
+            tree=task.tree,
+            prompt=task.prompt,
+            texts=task.texts,
+            tokens=task.tokens,
+            parent=arrays.parent[:size],
+            visits=arrays.visits[:size],
+            value_sum=arrays.value_sum[:size],
+            score=arrays.score[:size],
+            depth=arrays.depth[:size],
+            status=status,
+            errors=arrays.errors[:size],
+            answers=answers,
+            code=task.code,
+            outputs=task.outputs,
+            correct=task.correct,
+            counters={
+                'sampled_tokens': float(task.sampled),
+                'seconds': time.monotonic() - task.started,
+            },
+        )
+        self.report.finished(record)
+        return record
+
+
+class _Report:
+    """Totals of a run, reported about once a second."""
+
+    def __init__(self, total: int, counters, callback):
+        self.total, self.counters, self.callback = total, counters, callback
+        self.started = self.last = time.monotonic()
+        self.done = self.solved = self.nodes = 0
+
+    def finished(self, record: Record) -> None:
+        self.done += 1
+        self.solved += record.solved
+        self.nodes += len(record.texts)
+
+    def tick(self, final: bool = False) -> None:
+        now = time.monotonic()
+        if self.callback is None or (now - self.last < 1.0 and not final):
+            return
+        self.last = now
+        seconds = now - self.started
+        sampled = self.counters['sampled']
+        left = (self.total - self.done) * seconds / self.done if self.done else float('nan')
+        self.callback(
+            {
+                **self.counters,
+                'trees_done': self.done,
+                'trees_total': self.total,
+                'solved': self.solved,
+                'nodes': self.nodes,
+                'tokens': sampled,
+                'tokens_per_second': sampled / max(seconds, 1e-9),
+                'slot_use': self.counters['live_slot_steps'] / max(self.counters['slot_steps'], 1),
+                'seconds': seconds,
+                'seconds_left': left,
+            }
+        )

@@ -1,0 +1,123 @@
+"""The search in plain Python, one tree at a time: what the arrays on the device must agree with."""
+
+import dataclasses
+import math
+
+import numpy as np
+
+from rstar_jax import steps
+from rstar_jax.search import Status
+
+
+@dataclasses.dataclass(eq=False)
+class Node:
+    text: str
+    parent: 'Node | None' = None
+    depth: int = 0
+    children: list['Node'] = dataclasses.field(default_factory=list)
+    status: int = Status.OPEN
+    visits: int = 0
+    value_sum: np.float32 = np.float32(0)
+    errors: int = 0
+    answer: str = ''
+
+    def path(self):
+        return [*(self.parent.path() if self.parent else []), self]
+
+    def partial(self):
+        return ''.join(node.text for node in self.path())
+
+
+def uct(node, config):
+    if node.visits == 0:
+        return np.float32(config.unvisited_value)
+    count = np.float32(node.visits)
+    log_parent = np.float32(math.log(max(node.parent.visits, 1)))
+    bonus = np.float32(config.exploration) * np.sqrt(log_parent / count)
+    return node.value_sum / count + bonus
+
+
+def best_child(node, config):
+    best = None
+    for child in node.children:
+        if child.status != Status.OPEN:
+            continue
+        if best is None or uct(child, config) > uct(best, config):
+            best = child
+    return best
+
+
+def search(question, truth, texts, score, execute, config):
+    """Grows a tree and returns its nodes in the order of their making.
+
+    execute(cells) -> (ok, output); answers are compared as strings.
+    """
+    root = Node('')
+    nodes = [root]
+    for _ in range(config.rollouts):
+        if root.status != Status.OPEN:
+            break
+        node = root
+        if root.children:
+            node = best_child(root, config)
+            if node is None:
+                root.status = Status.EXHAUSTED
+                break
+        for _ in range(config.max_depth):
+            if not node.children:
+                expand(node, question, truth, texts, score, execute, config)
+                nodes += node.children
+            child = best_child(node, config)
+            if child is None:
+                node.status = Status.EXHAUSTED
+                break
+            node = child
+    return nodes
+
+
+def expand(node, question, truth, texts, score, execute, config):
+    prefix = node.partial()
+    candidates = texts(question, prefix, config.candidates)
+    answers = [t for t in candidates if t.rstrip().endswith(steps.ANSWER_END)]
+    if answers and config.answers_kept == 'first':
+        candidates = answers[:1]
+    for text in dict.fromkeys(candidates):
+        child = Node(text, node, node.depth + 1)
+        judge(child, truth, execute, config)
+        if child.status == Status.OPEN and child.depth > config.max_depth:
+            child.status = Status.TOO_DEEP
+        node.children.append(child)
+        if child.status == Status.ANSWER:
+            if config.use_ground_truth:
+                reward = np.float32(1 if child.answer == truth else -1)
+            else:
+                reward = np.float32(score(question, child.partial()) if score else 0)
+            for above in child.path():
+                above.visits += 1
+                above.value_sum = np.float32(above.value_sum + reward)
+        elif child.status != Status.OPEN:
+            child.visits, child.value_sum = 1, np.float32(-1)
+        elif score:
+            child.visits, child.value_sum = 1, np.float32(score(question, child.partial()))
+
+
+def judge(child, truth, execute, config):
+    box = steps.boxed(child.text)
+    if not child.text.strip():
+        child.status = Status.UNPARSABLE
+    elif box is not None:
+        child.status, child.answer = Status.ANSWER, box
+    elif child.text.rstrip().endswith(steps.ANSWER_END):
+        child.status = Status.UNPARSABLE
+    else:
+        cells = []
+        for above in reversed(child.parent.path()[1:]):
+            if steps.CODE_END in above.text:
+                break
+            cells.insert(0, steps.code_of(above.text))
+        ok, output = execute([*cells, steps.code_of(child.text)])
+        child.errors = 0 if ok else child.parent.errors + 1
+        if child.errors >= config.error_threshold:
+            child.status = Status.CODE_ERRORS
+        if child.status == Status.CODE_ERRORS or steps.CODE_END in child.text:
+            child.text = steps.with_output(child.text, output)

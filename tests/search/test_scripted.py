@@ -1,0 +1,221 @@
+"""Scripted searches: every rule of the tree, and equality with the plain reference."""
+
+import hashlib
+
+import numpy as np
+import pytest
+
+from rstar_jax import search
+from rstar_jax.execution import Pool
+from rstar_jax.search import Status
+from tests.search import reference
+
+
+def _random(*parts):
+    digest = hashlib.blake2b('/'.join(map(str, parts)).encode(), digest_size=8).digest()
+    return np.random.default_rng(int.from_bytes(digest, 'little'))
+
+
+def random_texts(question, prefix, n):
+    """Steps that run, fail, print, answer, repeat each other or say nothing, by the prefix."""
+    rng = _random('texts', question, prefix)
+    texts = []
+    for _ in range(n):
+        kind = rng.choice(7, p=[0.4, 0.1, 0.15, 0.12, 0.03, 0.15, 0.05])
+        value = int(rng.integers(3))
+        texts.append(
+            [
+                f'x = {value}\n<end_of_step>',
+                f'fail_{value}\n<end_of_step>',
+                f'print({value})\n<end_of_code>',
+                f'<answer>\\boxed{{{value}}}<end_of_answer>',
+                '<answer>no box<end_of_answer>',
+                'x = 0\n<end_of_step>',
+                '  ',
+            ][kind]
+        )
+    return texts
+
+
+def random_score(question, prefix):
+    return float(np.float32(_random('score', question, prefix).uniform(-1, 1)))
+
+
+def _problems(count):
+    return [{'index': i, 'question': f'q{i}', 'answer': str(i % 3)} for i in range(count)]
+
+
+def _compare(record, nodes):
+    """Node by node, visit by visit, value by value."""
+    index = {id(node): i for i, node in enumerate(nodes)}
+    assert record.texts == [node.text for node in nodes]
+    parents = [index[id(node.parent)] if node.parent else -1 for node in nodes]
+    np.testing.assert_array_equal(record.parent, parents)
+    np.testing.assert_array_equal(record.status, [node.status for node in nodes])
+    np.testing.assert_array_equal(record.visits, [node.visits for node in nodes])
+    np.testing.assert_array_equal(record.value_sum, [node.value_sum for node in nodes])
+    np.testing.assert_array_equal(record.errors, [node.errors for node in nodes])
+    np.testing.assert_array_equal(record.depth, [node.depth for node in nodes])
+
+
+@pytest.mark.parametrize(
+    'settings',
+    [
+        dict(rollouts=8, candidates=4, max_depth=3, error_threshold=2),
+        dict(rollouts=6, candidates=3, max_depth=4, error_threshold=1, answers_kept='all'),
+        dict(rollouts=8, candidates=3, max_depth=4, error_threshold=2, scored=True),
+        dict(rollouts=5, candidates=4, max_depth=3, scored=True, use_ground_truth=False),
+        dict(rollouts=8, candidates=2, max_depth=2, unvisited_value=5.0, exploration=0.7),
+    ],
+)
+def test_random_searches_equal_the_reference(settings):
+    scored = settings.pop('scored', False)
+    config = search.Config(**settings)
+    score = random_score if scored else None
+    problems = _problems(60)
+    expander = search.scripted(random_texts, score, trees=64)
+    records = list(search.run(problems, expander=expander, config=config))
+    assert sorted(r.key for r in records) == [(i, 0) for i in range(60)]
+    seen = set()
+    with Pool() as pool:
+
+        def execute(cells):
+            result = pool.submit(cells).result()
+            return result.ok, result.output if result.ok else result.error
+
+        for record in records:
+            question, truth = record.problem['question'], record.problem['answer']
+            nodes = reference.search(question, truth, random_texts, score, execute, config)
+            _compare(record, nodes)
+            seen |= set(record.status.tolist())
+    assert seen >= {Status.ANSWER, Status.CODE_ERRORS, Status.UNPARSABLE, Status.EXHAUSTED}
+
+
+def _grow(script, score=None, truth='1', **settings):
+    """Searches one problem beside two others, whose scripts must not matter; returns its record."""
+    table = {'q': script, 'wrong': {'': ['<answer>\\boxed{7}<end_of_answer>']}, 'stuck': {}}
+
+    def texts(question, prefix, n):
+        found = table[question].get(prefix, ['pass\n<end_of_step>'])
+        return [found[i % len(found)] for i in range(n)]
+
+    config = search.Config(**{'rollouts': 1, 'candidates': 2, 'max_depth': 2, **settings})
+    problems = [
+        {'index': i, 'question': question, 'answer': truth}
+        for i, question in enumerate(('wrong', 'q', 'stuck'))
+    ]
+    records = search.run(problems, expander=search.scripted(texts, score), config=config)
+    return {r.problem['question']: r for r in records}['q']
+
+
+STEP_A, STEP_B = 'a = 1\n<end_of_step>', 'b = 2\n<end_of_step>'
+RIGHT = '<answer>\\boxed{1}<end_of_answer>'
+WRONG = '<answer>\\boxed{2}<end_of_answer>'
+
+
+def test_identical_texts_are_merged():
+    record = _grow({'': [STEP_A, STEP_A]}, max_depth=1)
+    assert record.texts == ['', STEP_A]
+
+
+def test_only_the_first_answer_is_kept():
+    script = {'': [STEP_A, WRONG, RIGHT]}
+    record = _grow(script, candidates=3)
+    assert record.texts == ['', WRONG]
+    assert record.value_sum.tolist() == [-1, -1]
+    record = _grow(script, candidates=3, answers_kept='all', max_depth=1)
+    assert record.texts == ['', STEP_A, WRONG, RIGHT]
+    assert record.visits.tolist() == [2, 0, 1, 1]
+    assert record.value_sum.tolist() == [0, 0, -1, 1]
+    assert record.correct == [False, False, False, True]
+
+
+def test_backup_reaches_the_root():
+    record = _grow({'': [STEP_A, STEP_B], STEP_A: [RIGHT, RIGHT]})
+    assert record.texts == ['', STEP_A, STEP_B, RIGHT]
+    assert record.visits.tolist() == [1, 1, 0, 1]
+    assert record.value_sum.tolist() == [1, 1, 0, 1]
+    assert record.status[1] == Status.EXHAUSTED
+
+
+def test_a_root_of_terminal_children_ends_the_tree():
+    record = _grow({'': [RIGHT, RIGHT]}, rollouts=5)
+    assert record.status.tolist() == [Status.EXHAUSTED, Status.ANSWER]
+    assert record.visits.tolist() == [1, 1]
+
+
+def test_a_tried_wrong_child_can_beat_an_untried_one():
+    """Unvisited children count 0; -1 + 2 sqrt(ln 2 / 1) is 0.67."""
+    script = {'': [STEP_A, STEP_B], STEP_A: [WRONG, STEP_A], STEP_A + STEP_A: [STEP_A, STEP_B]}
+    record = _grow(script, rollouts=3, answers_kept='all')
+    assert (record.parent == 2).sum() == 0
+    record = _grow(script, rollouts=3, answers_kept='all', unvisited_value=10.0)
+    assert (record.parent == 2).sum() > 0
+
+
+def test_errors_end_a_branch_at_the_threshold():
+    bad = 'oops\n<end_of_step>'
+    script = {'': [bad, bad], bad: [bad, STEP_A], bad + STEP_A: [bad, bad]}
+    record = _grow(script, error_threshold=2, max_depth=3)
+    first, again, fine, last = record.texts[1:5]
+    assert first == bad
+    assert again.startswith(bad.rstrip()) and again.endswith('<end_of_output>')
+    assert "name 'oops' is not defined" in again and '<end_of_code>\n<output>' in again
+    assert record.errors.tolist()[:5] == [0, 1, 2, 0, 1]
+    assert record.status[2] == Status.CODE_ERRORS and record.value_sum[2] == -1
+    assert record.answers[2] == 'Too many consecutive steps have code errors.'
+    assert fine == STEP_A and last == bad
+    record = _grow(script, error_threshold=1)
+    assert record.status.tolist() == [Status.EXHAUSTED, Status.CODE_ERRORS]
+
+
+def test_output_follows_the_end_of_the_code_and_variables_carry_over():
+    first, second = 'x = 2\n<end_of_step>', 'print(x / 3)\n<end_of_code>'
+    record = _grow({'': [first], first: [second]})
+    assert record.texts[2] == second + '\n<output>0.6667<end_of_output>'
+    assert record.outputs[2] == '0.6667'
+
+
+def test_children_beyond_the_depth_limit():
+    record = _grow({}, rollouts=2, max_depth=1)
+    assert record.depth.tolist() == [0, 1, 2]
+    assert record.status.tolist() == [Status.OPEN, Status.EXHAUSTED, Status.TOO_DEEP]
+    assert record.answers[2] == 'Fail to sove the problem within limited steps.'
+    assert record.value_sum.tolist() == [0, 0, -1]
+
+
+def test_the_first_of_equals_is_walked_into():
+    record = _grow({'': [STEP_A, STEP_B]}, score=lambda q, p: 0.5)
+    assert record.parent.tolist() == [-1, 0, 0, 1]
+
+
+def test_ppm_scores_guide_and_stay_on_their_node():
+    scores = {STEP_A: -0.5, STEP_B: 0.5, STEP_B + STEP_A: 0.25}
+    record = _grow(
+        {'': [STEP_A, STEP_B], STEP_B: [STEP_A, STEP_A]}, score=lambda q, p: scores.get(p, 0.0)
+    )
+    assert record.texts == ['', STEP_A, STEP_B, STEP_A]
+    assert record.visits.tolist() == [0, 1, 1, 1]
+    np.testing.assert_array_equal(record.value_sum, np.float32([0, -0.5, 0.5, 0.25]))
+
+
+def test_at_test_time_the_ppm_is_the_reward():
+    record = _grow(
+        {'': [WRONG, RIGHT]}, score=lambda q, p: 0.25, use_ground_truth=False, answers_kept='all'
+    )
+    np.testing.assert_array_equal(record.value_sum, np.float32([0.5, 0.25, 0.25]))
+    assert record.visits.tolist() == [2, 1, 1]
+    assert record.best_answer() == ('2', 0.25)
+
+
+def test_records_survive_storage_and_interchange():
+    script = {'': [STEP_A, STEP_B], STEP_A: [RIGHT], STEP_B: [WRONG]}
+    record = _grow(script, rollouts=3, score=lambda q, p: 0.125)
+    again = search.Record.from_bytes(record.to_bytes())
+    assert again.to_interchange() == record.to_interchange()
+    assert again.tokens == record.tokens and again.correct == record.correct
+    back = search.Record.from_interchange(record.to_interchange())
+    order = [record.tags().index(tag) for tag in back.tags()]
+    assert back.texts == [record.texts[i] for i in order]
+    assert back.visits.tolist() == record.visits[order].tolist()
+    assert back.answers == [record.answers[i] for i in order]

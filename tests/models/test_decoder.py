@@ -1,5 +1,7 @@
 """The decoder against itself: cached against full, padding, packing, shapes without arrays."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -31,7 +33,13 @@ def config(request):
     return VARIANTS[request.param]
 
 
+@functools.cache
 def params_of(config):
+    return _random(config)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _random(config):
     params = models.decoder.init_params(config, jax.random.key(0))
     # Norms and biases that are all 1 or 0 would hide a mistake in them.
     keys = iter(jax.random.split(jax.random.key(1), 100))
@@ -40,9 +48,10 @@ def params_of(config):
     )
 
 
-def run(config, params, tokens, positions, attend):
+@functools.partial(jax.jit, static_argnums=0)
+def run(config, params, tokens, positions, segment_ids=None):
     network = models.decoder.bind(config, params)
-    hidden, _ = network(tokens, positions, attend)
+    hidden, _ = network(tokens, positions, attention.full(segment_ids=segment_ids))
     return network.head(hidden)
 
 
@@ -59,7 +68,7 @@ def close(ours, expected, tolerance=1e-5):
 def test_decoding_token_by_token_equals_the_whole_text(config):
     params = params_of(config)
     tokens, positions = texts()
-    whole = run(config, params, tokens, positions, attention.full())
+    whole = run(config, params, tokens, positions)
 
     @jax.jit
     def step(token, position, index, caches):
@@ -85,14 +94,14 @@ def test_padding_left_right_or_none_makes_no_difference(config):
     right = policy.logits(tokens, lengths)
     for row, length in enumerate(lengths):
         text = tokens[row, :length]
-        alone = run(config, params, text[None], positions[:1, :length], attention.full())[0]
+        alone = run(config, params, text[None], positions[:1, :length])[0]
         close(right[row, :length], alone)
 
         pad = 11 - length
         left = jnp.concatenate([jnp.full(pad, 96), text])[None]
         place = jnp.maximum(jnp.arange(11) - pad, 0)[None]
         segment = (jnp.arange(11) >= pad).astype(jnp.int32)[None]
-        padded = run(config, params, left, place, attention.full(segment_ids=segment))[0]
+        padded = run(config, params, left, place, segment)[0]
         close(padded[pad:], alone)
 
 
@@ -101,20 +110,20 @@ def test_packed_texts_do_not_see_each_other(config):
     tokens, _ = texts(batch=1)
     place = jnp.array([[0, 1, 2, 3, 0, 1, 2, 3, 4, 5, 6]])
     segment = jnp.array([[1] * 4 + [2] * 7])
-    packed = run(config, params, tokens, place, attention.full(segment_ids=segment))[0]
+    packed = run(config, params, tokens, place, segment)[0]
     for part in (slice(0, 4), slice(4, 11)):
-        alone = run(config, params, tokens[:, part], place[:, part], attention.full())[0]
+        alone = run(config, params, tokens[:, part], place[:, part])[0]
         close(packed[part], alone)
 
 
 def test_any_leading_axes(config):
     params = params_of(config)
     tokens, positions = texts(batch=6)
-    flat = run(config, params, tokens, positions, attention.full())
+    flat = run(config, params, tokens, positions)
     shape = (2, 3, 11)
-    nested = run(config, params, tokens.reshape(shape), positions.reshape(shape), attention.full())
+    nested = run(config, params, tokens.reshape(shape), positions.reshape(shape))
     close(nested.reshape(flat.shape), flat)
-    single = run(config, params, tokens[0], positions[0], attention.full())
+    single = run(config, params, tokens[0], positions[0])
     close(single, flat[0])
 
 
@@ -127,8 +136,8 @@ def test_recomputing_layers_leaves_the_gradient(config):
         hidden, _ = network(tokens, positions, attention.full(), remat=remat)
         return jnp.mean(jax.nn.logsumexp(network.head(hidden), axis=-1))
 
-    plain = jax.grad(loss)(params, False)
-    recomputed = jax.grad(loss)(params, True)
+    gradient = jax.jit(jax.grad(loss), static_argnums=1)
+    plain, recomputed = gradient(params, False), gradient(params, True)
     assert jax.tree.structure(plain) == jax.tree.structure(params)
     jax.tree.map(close, recomputed, plain)
 
@@ -136,11 +145,11 @@ def test_recomputing_layers_leaves_the_gradient(config):
 def test_bfloat16_keeps_its_dtype_and_float32_logits(config):
     params = params_of(config)
     tokens, positions = texts()
-    exact = run(config, params, tokens, positions, attention.full())
+    exact = run(config, params, tokens, positions)
     half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
     hidden, _ = models.decoder.bind(config, half)(tokens, positions, attention.full())
     assert hidden.dtype == jnp.bfloat16
-    logits = run(config, half, tokens, positions, attention.full())
+    logits = run(config, half, tokens, positions)
     assert logits.dtype == jnp.float32
     error = np.sqrt(np.mean((logits - exact) ** 2) / np.mean(exact**2))
     assert error < 0.05, error  # 8 bits of mantissa through 3 layers
@@ -162,9 +171,7 @@ def test_traced_from_shapes_alone():
     tokens = jax.ShapeDtypeStruct((2, 5), jnp.int32)
 
     def forward(params, tokens):
-        return run(
-            config, params, tokens, jnp.broadcast_to(jnp.arange(5), (2, 5)), attention.full()
-        )
+        return run(config, params, tokens, jnp.broadcast_to(jnp.arange(5), (2, 5)))
 
     out = jax.eval_shape(forward, shapes, tokens)
     assert out.shape == (2, 5, 97) and out.dtype == jnp.float32

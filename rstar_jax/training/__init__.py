@@ -1,0 +1,207 @@
+"""Training of the policy (SFT) and of reward models, out of a round's examples.
+
+    policy, metrics = training.sft(policy, examples, training.default_sft(), directory)
+    ppm, metrics = training.ppm(policy, pairs, training.default_ppm(), directory)
+
+Both go on where they were stopped, and return at once when `directory` holds their result.
+"""
+
+import dataclasses
+import json
+import os
+import pathlib
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from rstar_jax import steps
+from rstar_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
+
+    from rstar_jax.models import PPM, Policy
+
+KINDS = {'pairwise': 'pairs', 'orm': 'outcomes', 'pqm': 'q_values'}  # loss -> encoder
+
+
+def default_sft() -> 'ConfigDict':
+    """The paper's SFT (ALGORITHM section 5)."""
+    return _default(epochs=2, batch_size=128, length=4096, micro_batch=1)
+
+
+def default_ppm() -> 'ConfigDict':
+    """The paper's PPM training (ALGORITHM section 5).
+
+    loss: pairwise (PPM), orm or pqm. squash: 'tanh' in training and use (paper), or 'tanh5', raw in
+    training and tanh(r / 5) in use (released code). dropout: on what the scalar head reads.
+    held_out: share of the problems whose examples are not trained on but measured.
+    """
+    return _default(
+        epochs=1,
+        batch_size=512,
+        length=2048,
+        micro_batch=2,
+        loss='pairwise',
+        squash='tanh',
+        dropout=0.1,
+        held_out=0.1,
+    )
+
+
+def _default(**special) -> 'ConfigDict':
+    from ml_collections import ConfigDict
+
+    return ConfigDict(
+        {
+            'epochs': 1,  # passes over the examples
+            'batch_size': 128,  # examples of one optimiser step
+            'length': 4096,  # tokens; longer examples are dropped and counted
+            'micro_batch': 1,  # rows of `length` run at once per device; shorter rows: more
+            'learning_rate': 7e-6,
+            'schedule': 'linear',  # or 'cosine'; both from the first step down to 0
+            'weight_decay': 0.1,
+            'grad_clip': 1.0,  # greatest norm of the gradients; 0 = no limit
+            'seed': 0,  # of order, dropout, the head's first weights, the hold-out
+            'dtype': '',  # the network runs in; '' = bfloat16, on CPUs float32
+            'log_every': 10.0,  # seconds between log lines
+            'checkpoint_minutes': 10.0,  # between states on disk
+            **special,
+        }
+    )
+
+
+def sft(
+    policy: 'Policy',
+    examples: Iterable[dict[str, Any]],
+    config,
+    directory: str | os.PathLike,
+    *,
+    mesh=None,
+    progress=None,
+) -> tuple['Policy', dict[str, float]]:
+    """Trains a policy on {query, response}: next token, on the response only.
+
+    Args:
+      policy: where to start; stays as it is. The tokens of the step language are added.
+      config: attributes as in `default_sft`.
+      directory: gets the states while training, then the model (checkpoints.load_policy).
+      mesh: with axes (data, fsdp, tensor), see models.sharding; None = the first device.
+      progress: called with a dict of numbers after each micro batch: step, steps, loss,
+        tokens_per_second, seconds, seconds_left.
+
+    Returns:
+      (policy with float32 parameters, metrics): steps, loss_first, loss_last (means over the first
+      and last tenth of the steps), examples, dropped, tokens, tokens_per_second, padding_share,
+      shared_prefix_tokens_share, seconds, compiles, compile_seconds.
+
+    Raises:
+      UserError: no usable example, a loss that is not finite (names the step), or `directory` has
+        another training.
+    """
+    from rstar_jax import models
+    from rstar_jax.training import examples as encoding
+
+    policy = models.add_tokens(policy, steps.SFT_TOKENS)
+    encoded = encoding.sft(examples, policy.tokenizer, config.length)
+    return _finished(policy, encoded, 'sft', config, directory, mesh, progress)
+
+
+def ppm(
+    policy: 'Policy',
+    pairs: Iterable[dict[str, Any]],
+    config,
+    directory: str | os.PathLike,
+    *,
+    mesh=None,
+    progress=None,
+) -> tuple['PPM', dict[str, float]]:
+    """Trains a reward model that starts as `policy` with a scalar head.
+
+    Args:
+      pairs: what config.loss learns from: 'pairwise', {prompt, pos, neg, pos_count, neg_count};
+        'orm', {query, response, correct}; 'pqm', {query, steps, values}. An ORM in the ranking form
+        is 'pairwise' on pairs of whole trajectories.
+      config: attributes as in `default_ppm`.
+      The others are those of `sft`.
+
+    Returns:
+      (PPM with float32 parameters, metrics): those of `sft`, and on held-out problems
+      held_out_pairs, pair_accuracy_before, pair_accuracy_after (shares of the pairs whose better
+      side has the higher reward; held_out and accuracy for orm, nothing but the loss for pqm),
+      held_out_loss_before, held_out_loss_after.
+
+    Raises:
+      UserError: as `sft`; or config.loss is none of the three.
+    """
+    from rstar_jax import models
+    from rstar_jax.training import examples as encoding
+    from rstar_jax.training import trainer
+
+    if config.loss not in KINDS:
+        raise UserError(f'loss={config.loss!r}: expected one of {", ".join(KINDS)}')
+    model = models.init_ppm(policy, config.seed, config.squash)
+    encoded = getattr(encoding, KINDS[config.loss])(pairs, model.tokenizer, config.length)
+    chosen, held_out = encoding.hold_out(encoded, config.held_out, config.seed)
+
+    def measure(compiled, params) -> dict[str, float]:
+        found = trainer.evaluate(compiled, params, encoded, held_out, config)
+        named = {'held_out_loss': found['loss']}
+        if 'pairs' in found:
+            named['pair_accuracy'] = found['pairs_right'] / found['pairs']
+        elif 'accuracy' in found:
+            named['accuracy'] = found['accuracy']
+        return named
+
+    held = sum(encoded.examples[i].count for i in held_out)
+    name = 'held_out_pairs' if config.loss == 'pairwise' else 'held_out'
+    model, metrics = _finished(
+        model, encoded, config.loss, config, directory, mesh, progress, chosen, measure
+    )
+    return model, metrics | {name: held}
+
+
+def _finished(
+    model, encoded, loss, config, directory, mesh, progress, chosen=None, measure=None
+) -> tuple[Any, dict[str, float]]:
+    """Trains `model` and puts the result on disk; or reads it where that was done before."""
+    from rstar_jax import models
+    from rstar_jax.training import checkpoints, trainer
+
+    directory = pathlib.Path(directory)
+    chosen = range(len(encoded.examples)) if chosen is None else chosen
+    done = directory / 'training.json'  # written last
+    name = trainer.fingerprint(model.params, encoded, chosen, loss, config)
+    if done.exists():
+        about = json.loads(done.read_text(encoding='utf-8'))
+        if about['fingerprint'] != name:
+            raise UserError(
+                f'{directory}: holds what another training made (other settings, examples or start)'
+                '; remove it or choose another directory'
+            )
+        load = checkpoints.load_ppm if isinstance(model, models.PPM) else checkpoints.load_policy
+        return load(directory, mesh=mesh), about['metrics']
+    params, metrics = trainer.train(
+        model.config,
+        model.params,
+        encoded,
+        chosen,
+        loss,
+        config,
+        directory,
+        name=name,
+        mesh=mesh,
+        progress=progress,
+        measure=measure if len(chosen) < len(encoded.examples) else None,
+    )
+    metrics |= {
+        'examples': sum(encoded.examples[i].count for i in chosen),
+        'dropped': encoded.dropped,
+    }
+    model = dataclasses.replace(model, params=params)
+    checkpoints.save_model(model, directory)
+    checkpoints.write_json(done, {'fingerprint': name, 'metrics': metrics})
+    checkpoints.delete_states(directory)
+    return model, metrics
+
+
+__all__ = ['default_ppm', 'default_sft', 'ppm', 'sft']

@@ -1,0 +1,156 @@
+"""Orbax checkpoints: the state of a training, to go on from, and the model that came of it.
+
+    DIR/state/STEP/     parameters, optimiser state; the newest only, gone when training is done
+    DIR/params/         the trained parameters
+    DIR/model.json      kind (policy or ppm), config, squash
+    DIR/tokenizer/      the tokenizer as transformers writes it
+
+`model.json` is written last, by rename: a directory that has it is whole.
+"""
+
+import json
+import os
+import pathlib
+import shutil
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+
+from rstar_jax import models
+from rstar_jax.errors import UserError
+from rstar_jax.models import decoder as decoders
+from rstar_jax.models import heads, sharding
+
+KEPT = 1  # states on disk; a new one is whole before the old one goes
+
+
+class States:
+    """The states of one training, by step; a context manager."""
+
+    def __init__(self, directory: str | os.PathLike):
+        self._path = pathlib.Path(directory).resolve() / 'state'
+        options = ocp.CheckpointManagerOptions(max_to_keep=KEPT, create=True)
+        self._manager = ocp.CheckpointManager(self._path, options=options)
+
+    def save(self, step: int, state: Any, about: dict[str, Any]) -> None:
+        """Writes the state after `step` steps; returns when it is on disk.
+
+        state: pytree of arrays. about: small JSON values kept with it.
+        """
+        args = ocp.args.Composite(
+            state=ocp.args.StandardSave(state), about=ocp.args.JsonSave(about)
+        )
+        self._manager.save(step, args=args)
+        self._manager.wait_until_finished()
+
+    def newest(self) -> tuple[int, dict[str, Any]] | None:
+        """Returns (step, about) of the newest state, or None if there is none."""
+        step = self._manager.latest_step()
+        if step is None:
+            return None
+        args = ocp.args.Composite(about=ocp.args.JsonRestore())
+        return step, self._manager.restore(step, args=args)['about']
+
+    def restore(self, step: int, like: Any) -> Any:
+        """Returns the state after `step` steps.
+
+        like: as from `abstract`.
+        """
+        args = ocp.args.Composite(state=ocp.args.StandardRestore(like))
+        return self._manager.restore(step, args=args)['state']
+
+    def close(self) -> None:
+        self._manager.close()
+
+    def __enter__(self) -> 'States':
+        return self
+
+    def __exit__(self, *error) -> None:
+        self.close()
+
+
+def abstract(state: Any) -> Any:
+    """Shape, dtype and sharding of each array."""
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
+    )
+
+
+def delete_states(directory: str | os.PathLike) -> None:
+    """Removes the states of a training whose model is on disk."""
+    if jax.process_index() == 0:
+        shutil.rmtree(pathlib.Path(directory) / 'state', ignore_errors=True)
+
+
+def write_json(path: pathlib.Path, value: Any) -> None:
+    """Writes a JSON file that is there whole or not at all; on the first host only."""
+    if jax.process_index():
+        return
+    temporary = path.with_name(path.name + '.tmp')
+    with open(temporary, 'w', encoding='utf-8') as file:
+        json.dump(value, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def save_model(model, directory: str | os.PathLike) -> None:
+    """Writes a Policy or a PPM: parameters by orbax, config and tokenizer beside them."""
+    directory = pathlib.Path(directory).resolve()
+    directory.mkdir(parents=True, exist_ok=True)
+    marker = directory / 'model.json'
+    if jax.process_index() == 0:
+        marker.unlink(missing_ok=True)
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(directory / 'params', model.params, force=True)
+    if jax.process_index() == 0:
+        model.tokenizer.save_pretrained(directory / 'tokenizer')
+    about = {
+        'kind': 'policy',
+        'config': model.config.to_dict(),
+        'generation': model.generation,
+    }
+    if isinstance(model, models.PPM):
+        about |= {'kind': 'ppm', 'squash': model.squash}
+    write_json(marker, about)
+
+
+def load_policy(directory: str | os.PathLike, dtype: str = 'float32', mesh=None) -> models.Policy:
+    """Reads a policy that `save_model` wrote.
+
+    Args:
+      dtype: 'float32' or 'bfloat16'.
+      mesh: where the parameters go, by models.sharding; None = the first device.
+    """
+    about, config, tokenizer, params = _load(directory, 'policy', dtype, mesh)
+    return models.Policy(config, tokenizer, params, about['generation'])
+
+
+def load_ppm(directory: str | os.PathLike, dtype: str = 'float32', mesh=None) -> models.PPM:
+    """Reads a PPM that `save_model` wrote; arguments as of `load_policy`."""
+    about, config, tokenizer, params = _load(directory, 'ppm', dtype, mesh)
+    return models.PPM(config, tokenizer, params, about['squash'], about['generation'])
+
+
+def _load(directory, kind: str, dtype: str, mesh):
+    directory = pathlib.Path(directory).resolve()
+    try:
+        about = json.loads((directory / 'model.json').read_text(encoding='utf-8'))
+    except FileNotFoundError:
+        raise UserError(f'{directory}: holds no trained model (no model.json); train one') from None
+    if about['kind'] != kind:
+        raise UserError(f'{directory}: holds a {about["kind"]}, not a {kind}')
+    from transformers import AutoTokenizer
+
+    config = models.Config.from_dict(about['config'])
+    tokenizer = AutoTokenizer.from_pretrained(directory / 'tokenizer')
+    shapes = decoders.abstract_params(config, jnp.dtype(dtype), headless=kind == 'ppm')
+    if kind == 'ppm':
+        head = jax.eval_shape(heads.init_value_head, config.embed_dim, jax.random.key(0))
+        shapes = {'decoder': shapes, 'value_head': head}
+    shapes = sharding.place_shapes(shapes, mesh or sharding.one_device())
+    with ocp.StandardCheckpointer() as checkpointer:
+        params = checkpointer.restore(directory / 'params', shapes)
+    return about, config, tokenizer, params

@@ -1,0 +1,157 @@
+"""What runs on the devices: gradients of a micro batch, AdamW, evaluation.
+
+Parameters, gradients and optimiser state are float32 and cut over the mesh by models.sharding; the
+network itself runs in `settings.dtype`.
+"""
+
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from rstar_jax.errors import UserError
+from rstar_jax.models import sharding
+from rstar_jax.training import losses
+
+AXES = ('data', 'fsdp', 'tensor')
+
+
+def schedule(settings, steps: int) -> optax.Schedule:
+    """Learning rate by step: from settings.learning_rate to 0 over `steps`, without a warm-up."""
+    if settings.schedule == 'linear':
+        return optax.linear_schedule(settings.learning_rate, 0, steps)
+    if settings.schedule == 'cosine':
+        return optax.cosine_decay_schedule(settings.learning_rate, steps)
+    raise UserError(f'schedule={settings.schedule!r}: expected linear or cosine')
+
+
+def optimiser(settings, steps: int) -> optax.GradientTransformation:
+    """AdamW after clipping. Weight decay leaves out vectors: biases and norms."""
+    adamw = optax.adamw(
+        schedule(settings, steps),
+        weight_decay=settings.weight_decay,
+        mask=lambda params: jax.tree.map(lambda p: p.ndim > 1, params),
+    )
+    if not settings.grad_clip:
+        return adamw
+    return optax.chain(optax.clip_by_global_norm(settings.grad_clip), adamw)
+
+
+class Compiled:
+    """The compiled functions of one training, a micro batch's ones by its shape.
+
+    Attributes:
+      count: number of compilations so far.
+      seconds: time they took.
+    """
+
+    def __init__(self, config, settings, loss: str, mesh: Mesh, steps: int):
+        self.mesh, self.count, self.seconds = mesh, 0, 0.0
+        self._config, self._settings = config, settings
+        self._loss = losses.BY_NAME[loss]
+        self._optimiser = optimiser(settings, steps)
+        self._schedule = schedule(settings, steps)
+        self._ready: dict[tuple, Any] = {}
+        self._dtype = compute_dtype(settings)
+
+    def learning_rate(self, step: int) -> float:
+        return float(self._schedule(step))
+
+    def init(self, params) -> dict[str, Any]:
+        """The state {params, optimiser} before the first step; `params` are copied to float32."""
+        params = jax.tree.map(lambda p: jnp.array(p, jnp.float32, copy=True), params)
+        params = sharding.shard(params, self.mesh)
+        moments = self._optimiser.init(params)
+        # Moments lie where their parameters lie, counts on all devices.
+        everywhere = NamedSharding(self.mesh, PartitionSpec())
+        where = optax.tree_utils.tree_map_params(
+            self._optimiser,
+            lambda _, p: p.sharding,
+            moments,
+            params,
+            transform_non_params=lambda _: everywhere,
+        )
+        return {'params': params, 'optimiser': jax.device_put(moments, where)}
+
+    def zeros(self, params):
+        """Gradients before the first micro batch of a step."""
+        return jax.tree.map(lambda p: jnp.zeros(p.shape, p.dtype, device=p.sharding), params)
+
+    def accumulate(self, params, grads, batch, scale: float, key):
+        """Adds the gradients of scale * (loss of one micro batch) -> (grads, metric sums)."""
+
+        def function(params, grads, batch, scale, key):
+            def loss(params):
+                value, metrics = self._value(params, batch, key)
+                return scale * value, {'loss': value} | metrics
+
+            new, metrics = jax.grad(loss, has_aux=True)(params)
+            return jax.tree.map(jnp.add, grads, new), metrics
+
+        batch, scale = self._place(batch), jnp.float32(scale)
+        # Donated: the caller goes on with the sum alone.
+        return self._run('accumulate', function, (params, grads, batch, scale, key), (1,))
+
+    def evaluate(self, params, batch) -> dict[str, jax.Array]:
+        """Sums of loss and metrics over one micro batch, without dropout."""
+
+        def function(params, batch):
+            value, metrics = self._value(params, batch, None)
+            return {'loss': value} | metrics
+
+        return self._run('evaluate', function, (params, self._place(batch)), ())
+
+    def update(self, state, grads) -> tuple[dict[str, Any], jax.Array]:
+        """One AdamW step -> (state, norm of the gradients before clipping)."""
+
+        def function(state, grads):
+            updates, moments = self._optimiser.update(grads, state['optimiser'], state['params'])
+            params = optax.apply_updates(state['params'], updates)
+            return {'params': params, 'optimiser': moments}, optax.global_norm(grads)
+
+        # Donated: nobody holds the state before this step.
+        return self._run('update', function, (state, grads), (0, 1))
+
+    def _value(self, params, batch, key):
+        value_head = params.get('value_head')
+        params = jax.tree.map(lambda p: p.astype(self._dtype), params)
+        if value_head is not None:
+            params['value_head'] = value_head
+        return self._loss(self._config, params, batch, key, self._settings)
+
+    def _place(self, batch):
+        rows = NamedSharding(self.mesh, PartitionSpec(AXES[:2]))
+        return {
+            name: jax.make_array_from_callback(value.shape, rows, lambda i, v=value: v[i])
+            for name, value in batch.items()
+        }
+
+    def _run(self, name: str, function, args, donated):
+        batch = next((a for a in args if isinstance(a, dict) and 'tokens' in a), None)
+        key = name, None if batch is None else batch['tokens'].shape
+        if key not in self._ready:
+            start = time.monotonic()
+            where = jax.tree.map(lambda x: x.sharding, args)
+            # What is donated comes back in the same place.
+            outs = {'accumulate': lambda: (where[1], None), 'update': lambda: (where[0], None)}
+            out = outs[name]() if name in outs else None
+            jitted = jax.jit(function, donate_argnums=donated, out_shardings=out)
+            self._ready[key] = jitted.lower(*args).compile()
+            self.count += 1
+            self.seconds += time.monotonic() - start
+        return self._ready[key](*args)
+
+
+def compute_dtype(settings) -> Any:
+    """The dtype the network runs in: settings.dtype, or what the device is fast at."""
+    if settings.dtype:
+        return jnp.dtype(settings.dtype)
+    return jnp.dtype('float32' if jax.default_backend() == 'cpu' else 'bfloat16')
+
+
+def one_device() -> Mesh:
+    return Mesh(np.array(jax.devices()[:1]).reshape(1, 1, 1), AXES)

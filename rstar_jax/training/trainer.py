@@ -1,0 +1,321 @@
+"""One trainer for all losses.
+
+    examples -> the examples of every step, in an order fixed by the seed     packing.batches
+    a step   -> micro batches of few shapes                                   packing.plan, fill
+             -> gradients, summed over the micro batches                      Compiled.accumulate
+             -> AdamW                                                         Compiled.update
+
+Whatever a step does is a function of the settings, the examples and the step's number alone, and a
+checkpoint holds parameters and optimiser state: so a training that was killed and goes on ends
+with the very same parameters.
+"""
+
+import hashlib
+import json
+import math
+import os
+import pathlib
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+
+from rstar_jax.errors import UserError
+from rstar_jax.training import checkpoints, packing
+from rstar_jax.training.examples import Encoded
+from rstar_jax.training.step import Compiled, one_device
+
+Progress = Callable[[dict[str, float]], None]
+
+MEANS = ('loss', 'accuracy')  # metric sums that are divided by the weight
+# Settings that do not change what is learnt: a training may go on with others.
+FREE = ('log_every', 'checkpoint_minutes')
+
+
+class Micros:
+    """The micro batches of one step.
+
+    Attributes:
+      batches: what packing.fill makes, one for each.
+      tokens: tokens of each that are no padding.
+      places: of all of them, padding included.
+      alone: tokens, had every sequence been run by itself.
+      weight: sum of the weights of all that is learnt.
+    """
+
+    def __init__(self, encoded: Encoded, indices: Sequence[int], settings, mesh):
+        chosen = [encoded.examples[i] for i in indices]
+        items = packing.merge(chosen, encoded.length)
+        sizes = [len(laid.tokens) for _, laid in items]
+        pairs = [len(example.pairs) for example, _ in items]
+        lengths = packing.row_lengths(encoded.length, encoded.row)
+        multiple = mesh.shape['data'] * mesh.shape['fsdp']
+        budget = settings.micro_batch * encoded.length * multiple
+        micros = packing.plan(sizes, pairs, lengths, budget, multiple)
+        self.batches = [packing.fill(micro, items, encoded.fields) for micro in micros]
+        self.tokens = [sum(sizes[i] for row in micro.members for i in row) for micro in micros]
+        self.places = sum(micro.rows * micro.length for micro in micros)
+        self.alone = sum(example.alone for example in chosen)
+        self.weight = float(sum(example.weight for example in chosen))
+
+
+def evaluate(compiled: Compiled, params, encoded: Encoded, indices, settings) -> dict[str, float]:
+    """Loss (mean by weight) and metric sums over examples, without dropout."""
+    sums: dict[str, float] = {}
+    weight = 0.0
+    for start in range(0, len(indices), settings.batch_size):
+        micros = Micros(
+            encoded, indices[start : start + settings.batch_size], settings, compiled.mesh
+        )
+        weight += micros.weight
+        for batch in micros.batches:
+            for name, value in compiled.evaluate(params, batch).items():
+                sums[name] = sums.get(name, 0.0) + float(value)
+    return {name: value / weight if name in MEANS else value for name, value in sums.items()}
+
+
+def train(
+    config,
+    params,
+    encoded: Encoded,
+    indices: Sequence[int],
+    loss: str,
+    settings,
+    directory: str | os.PathLike,
+    *,
+    name: str,
+    mesh=None,
+    progress: Progress | None = None,
+    measure: Callable[[Compiled, Any], dict[str, float]] | None = None,
+) -> tuple[Any, dict[str, float]]:
+    """Trains, from the newest state in `directory` if there is one.
+
+    Args:
+      config: the decoder's.
+      params: a policy's or a PPM's; stay as they are.
+      encoded, indices: the examples, and which of them to learn from.
+      loss: a name in losses.BY_NAME.
+      settings: attributes as in training.default_sft.
+      directory: gets `state/` and `metrics.jsonl`, one line a step.
+      name: the fingerprint of this training.
+      mesh: with axes (data, fsdp, tensor); None = the first device.
+      progress: called with a dict of numbers after every micro batch.
+      measure: (compiled, params) -> further metrics, called before and after training; their names
+        get `_before` and `_after`.
+
+    Returns:
+      (float32 parameters, metrics). The states are left for the caller to remove, when the model is
+      on disk.
+
+    Raises:
+      UserError: no examples; a loss that is not finite; states of another training.
+    """
+    steps = order(encoded, indices, settings)
+    if not steps:
+        raise UserError(
+            f'training: no example fits into length={settings.length}, {encoded.dropped} are longer'
+            if encoded.dropped
+            else 'training: there are no examples to learn from'
+        )
+    compiled = Compiled(config, settings, loss, mesh or one_device(), len(steps))
+    run = _Run(compiled, encoded, steps, settings, pathlib.Path(directory), progress)
+    with checkpoints.States(directory) as states:
+        state, found = compiled.init(params), states.newest()
+        if found is None:
+            about = {'fingerprint': name, 'metrics': _named(measure, compiled, state, 'before')}
+            start = 0
+        else:
+            start, about = found
+            if about['fingerprint'] != name:
+                raise UserError(
+                    f'{directory}: holds the state of a training with other settings or examples; '
+                    'remove it or choose another directory'
+                )
+            like = checkpoints.abstract(state)
+            del state  # no two states in memory
+            state = states.restore(start, like)
+        state = run.steps(state, start, states, about)
+    return state['params'], (
+        run.summary() | about['metrics'] | _named(measure, compiled, state, 'after')
+    )
+
+
+def _named(measure, compiled, state, suffix: str) -> dict[str, float]:
+    found = measure(compiled, state['params']) if measure else {}
+    return {f'{name}_{suffix}': value for name, value in found.items()}
+
+
+def order(encoded: Encoded, indices: Sequence[int], settings) -> list[tuple[int, np.ndarray]]:
+    """(epoch, examples) of every step."""
+    counts = [encoded.examples[i].count for i in indices]
+    indices = np.asarray(indices, np.int64)
+    return [
+        (epoch, indices[part])
+        for epoch in range(settings.epochs if counts else 0)
+        for part in packing.batches(counts, settings.batch_size, settings.seed, epoch)
+    ]
+
+
+def fingerprint(params, encoded: Encoded, indices: Sequence[int], loss: str, settings) -> str:
+    """Identifies a training: its settings, its examples and what it starts from."""
+    digest = hashlib.sha256(loss.encode())
+    kept = {key: settings[key] for key in sorted(settings) if key not in FREE}
+    digest.update(json.dumps(kept, sort_keys=True, default=str).encode())
+    for i in indices:
+        example = encoded.examples[i]
+        for array in (*example.sequences, example.pairs, example.pair_weights):
+            digest.update(np.ascontiguousarray(array).tobytes())
+        for field in example.fields:
+            digest.update(field['targets'].tobytes())
+    for leaf in jax.tree.leaves(params):
+        # A few numbers of each array tell models apart; all of them would take minutes.
+        digest.update(f'{leaf.shape}'.encode())
+        digest.update(np.asarray(leaf[(0,) * (leaf.ndim - 1)][:16], np.float32).tobytes())
+    return digest.hexdigest()[:16]
+
+
+class _Run:
+    """The loop over steps, and what it tells while it runs."""
+
+    def __init__(self, compiled, encoded, steps, settings, directory, progress):
+        self._compiled, self._encoded, self._all = compiled, encoded, steps
+        self._settings, self._progress = settings, progress
+        self._path = directory / 'metrics.jsonl'
+        self._began = self._saved = self._logged = time.monotonic()
+        self._sizes = [len(indices) for _, indices in steps]
+        self._start = 0
+        self._counts = {'tokens': 0, 'tokens_alone': 0, 'places': 0}
+        self._losses: list[float] = []
+
+    def steps(self, state, start: int, states: checkpoints.States, about: dict[str, Any]):
+        """Takes the steps from `start` on; returns the last state."""
+        self._resume(start)
+        upcoming = self._micros(start)
+        for number in range(start, len(self._all)):
+            micros = upcoming
+            state, sums, norm = self._step(state, number, micros)
+            upcoming = self._micros(number + 1)  # while the device is still busy
+            self._finish(number, micros, sums, norm)
+            if number + 1 < len(self._all) and self._due():
+                states.save(number + 1, state, about)
+                self._saved = time.monotonic()
+        return state
+
+    def summary(self) -> dict[str, float]:
+        """Figures of the whole training; rates are of the part that ran in this process."""
+        seconds = time.monotonic() - self._began
+        busy = max(seconds - self._compiled.seconds, 1e-9)
+        counts, ends = self._counts, max(1, len(self._losses) // 10)
+        return {
+            'steps': len(self._all),
+            'loss_first': float(np.mean(self._losses[:ends])),
+            'loss_last': float(np.mean(self._losses[-ends:])),
+            'tokens': counts['tokens'],
+            'tokens_per_second': counts['tokens'] / busy,
+            'padding_share': 1 - counts['tokens'] / max(1, counts['places']),
+            'shared_prefix_tokens_share': 1 - counts['tokens'] / max(1, counts['tokens_alone']),
+            'seconds': seconds,
+            'compiles': self._compiled.count,
+            'compile_seconds': self._compiled.seconds,
+        }
+
+    def _micros(self, number: int) -> Micros | None:
+        if number >= len(self._all):
+            return None
+        return Micros(self._encoded, self._all[number][1], self._settings, self._compiled.mesh)
+
+    def _step(self, state, number: int, micros: Micros):
+        """Starts one step on the device -> (state, metric sums, gradient norm)."""
+        compiled, params = self._compiled, state['params']
+        key = jax.random.fold_in(jax.random.key(self._settings.seed), number)
+        scale = 1 / max(micros.weight, 1e-9)
+        grads, sums, last = compiled.zeros(params), {}, None
+        for i, batch in enumerate(micros.batches):
+            grads, new = compiled.accumulate(
+                params, grads, batch, scale, jax.random.fold_in(key, i)
+            )
+            sums = {name: sums.get(name, 0) + value for name, value in new.items()}
+            # One micro batch waits in the device's queue while another is computed, no more.
+            jax.block_until_ready(last)
+            last = new
+            self._counts['tokens'] += micros.tokens[i]
+            self._tell(number, i / len(micros.batches))
+        state, norm = compiled.update(state, grads)
+        return state, sums, norm
+
+    def _finish(self, number: int, micros: Micros, sums, norm) -> None:
+        """Waits for a step; checks, writes and tells its metrics."""
+        found = {name: float(value) for name, value in sums.items()}
+        found = {n: v / max(micros.weight, 1e-9) if n in MEANS else v for n, v in found.items()}
+        found['grad_norm'] = float(norm)
+        for name in ('loss', 'grad_norm'):
+            if not math.isfinite(found[name]):
+                raise UserError(
+                    f'step {number + 1} of {len(self._all)}: {name} is {found[name]}; lower '
+                    f'learning_rate (now {self._settings.learning_rate:g}), and look for the cause '
+                    f'in {self._path}'
+                )
+        self._losses.append(found['loss'])
+        self._counts['tokens_alone'] += micros.alone
+        self._counts['places'] += micros.places
+        line = {'step': number + 1, 'epoch': self._all[number][0]}
+        line |= {'learning_rate': self._compiled.learning_rate(number)} | found
+        line |= {'tokens': sum(micros.tokens), 'micro_batches': len(micros.batches)}
+        if jax.process_index() == 0:
+            with open(self._path, 'a', encoding='utf-8') as file:
+                file.write(json.dumps(line) + '\n')
+        self._tell(number + 1, 0, line)
+
+    def _tell(self, number: int, share: float, line: dict[str, float] | None = None) -> None:
+        """Calls `progress`, logs now and then. number: steps done; share: of the next one."""
+        now = time.monotonic()
+        busy = now - self._began - self._compiled.seconds
+        done = sum(self._sizes[self._start : number])
+        done += share * self._sizes[number] if share else 0
+        left = sum(self._sizes[self._start :]) - done
+        numbers = {
+            'step': number,
+            'steps': len(self._all),
+            'tokens_per_second': self._counts['tokens'] / max(busy, 1e-9),
+            'seconds': now - self._began,
+            'seconds_left': busy / done * left if done else math.nan,
+        }
+        if self._losses:
+            numbers['loss'] = self._losses[-1]
+        numbers |= line or {}
+        if self._progress is not None:
+            self._progress(numbers)
+        if now - self._logged >= self._settings.log_every:
+            self._logged = now
+            logging.info(
+                'step %d/%d  loss %.4f  %.0f tokens/s  %.0f s left',
+                number,
+                len(self._all),
+                numbers.get('loss', math.nan),
+                numbers['tokens_per_second'],
+                numbers['seconds_left'],
+            )
+
+    def _resume(self, start: int) -> None:
+        """Keeps of the log what belongs to the state that the training goes on from."""
+        self._start = start
+        lines = self._path.read_text(encoding='utf-8').splitlines() if self._path.exists() else []
+        kept = []
+        for text in lines[:start]:
+            self._losses.append(json.loads(text)['loss'])
+            kept.append(text + '\n')
+        if jax.process_index() == 0:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._path.write_text(''.join(kept), encoding='utf-8')
+
+    def _due(self) -> bool:
+        """Whether to save now: by the clock of the first host, for all of them."""
+        due = time.monotonic() - self._saved >= 60 * self._settings.checkpoint_minutes
+        if jax.process_count() > 1:
+            from jax.experimental import multihost_utils
+
+            due = bool(multihost_utils.broadcast_one_to_all(np.int32(due)))
+        return due

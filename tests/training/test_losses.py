@@ -1,0 +1,282 @@
+"""Losses against plain references, and packed rows against sequences run one by one."""
+
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+
+from rstar_jax import models
+from rstar_jax.models import attention as plain
+from rstar_jax.models import decoder as decoders
+from rstar_jax.models import heads
+from rstar_jax.training import attention, losses, packing
+
+SETTINGS = types.SimpleNamespace(dropout=0.0, squash='tanh')
+
+
+def config(**changes):
+    values = {
+        'family': 'qwen2',
+        'vocab_size': 61,
+        'embed_dim': 32,
+        'mlp_dim': 48,
+        'num_layers': 2,
+        'num_heads': 4,
+        'num_kv_heads': 2,
+        'head_dim': 8,
+        'qkv_bias': True,
+        'tie_embeddings': True,
+    }
+    return models.Config(**values | changes)
+
+
+def params_of(shape, seed=0):
+    params = decoders.init_params(shape, jax.random.key(seed))
+    # Large enough that every token matters to every other.
+    return jax.tree.map(lambda p: 5 * p if p.ndim > 1 else p, params)
+
+
+def ppm_params(shape, seed=0):
+    head = {'weight': jax.random.normal(jax.random.key(9), (1, shape.embed_dim))}
+    return {'decoder': params_of(shape, seed), 'value_head': head | {'bias': jnp.full((1,), 0.3)}}
+
+
+def plain_hidden(shape, params, sequences):
+    """Hidden states f32[n, S, D] of sequences, each in a row of its own, by plain attention."""
+    padded = np.zeros((len(sequences), max(map(len, sequences))), np.int32)
+    for row, sequence in zip(padded, sequences):
+        row[: len(sequence)] = sequence  # what follows a token is not seen by it
+    positions = jnp.broadcast_to(jnp.arange(padded.shape[1]), padded.shape)
+    return decoders.bind(shape, params)(padded, positions, plain.full())[0]
+
+
+def packed(examples, fields, length=96, rows=1):
+    """All examples as one micro batch of rows that are filled in turn."""
+    items = packing.merge(examples, length)
+    members = [list(range(row, len(items), rows)) for row in range(rows)]
+    batch = packing.fill(packing.Micro(rows, length, members), items, fields)
+    return {name: jnp.asarray(value) for name, value in batch.items()}
+
+
+def close(a, b, tolerance=2e-5):
+    scale = max(float(jnp.max(jnp.abs(x))) for x in jax.tree.leaves(b))
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_allclose(x, y, atol=tolerance * scale)
+
+
+def random_sequences(count, seed=0, low=5, high=14):
+    rng = np.random.default_rng(seed)
+    return [rng.integers(1, 61, rng.integers(low, high)).astype(np.int32) for _ in range(count)]
+
+
+def sft_example(tokens, prompt):
+    targets, weights = np.zeros_like(tokens), np.zeros(len(tokens), np.float32)
+    targets[prompt - 1 : -1], weights[prompt - 1 : -1] = tokens[prompt:], 1
+    return packing.Example((tokens,), (prompt - 1,), ({'targets': targets, 'weights': weights},))
+
+
+SFT_FIELDS = {'targets': np.int32, 'weights': np.float32}
+
+
+@pytest.mark.parametrize('chunk', [4, 24, 512])
+def test_cross_entropy_equals_torch_with_gradients(monkeypatch, chunk):
+    monkeypatch.setattr(losses, 'CHUNK_TOKENS', chunk)
+    rng = np.random.default_rng(0)
+    hidden, head = rng.normal(size=(2, 11, 8)), rng.normal(size=(37, 8))
+    targets = rng.integers(0, 37, (2, 11))
+    weights = (rng.random((2, 11)) < [[0.8], [0.2]]) * rng.random((2, 11))
+    h, w = (torch.tensor(x, dtype=torch.float64, requires_grad=True) for x in (hidden, head))
+    each = torch.nn.functional.cross_entropy(
+        (h @ w.T).reshape(-1, 37), torch.tensor(targets).reshape(-1), reduction='none'
+    )
+    expected = 3 * (each * torch.tensor(weights).reshape(-1)).sum()
+    expected.backward()
+    arrays = [jnp.asarray(x, jnp.float32) for x in (hidden, head)]
+    weights = jnp.asarray(weights, jnp.float32)
+    targets = jnp.asarray(targets)
+
+    def function(h, w):
+        return 3 * losses.cross_entropy(h, w, targets, weights)
+
+    value, gradients = jax.jit(jax.value_and_grad(function, (0, 1)))(*arrays)
+    assert float(value) == pytest.approx(float(expected.detach()), rel=1e-5)
+    assert float(function(*arrays)) == pytest.approx(float(value), rel=1e-6)
+    close(gradients, [jnp.asarray(h.grad.numpy()), jnp.asarray(w.grad.numpy())], 1e-6)
+
+
+@pytest.mark.parametrize('tied', [True, False])
+def test_packed_sft_equals_sequences_one_by_one(tied):
+    shape = config(tie_embeddings=tied)
+    params = params_of(shape)
+    sequences = random_sequences(6)
+    # Two answers to one question share its prompt.
+    sequences[1] = np.concatenate([sequences[0][:3], sequences[1]])
+    sequences += [np.concatenate([np.arange(1, 21), s]).astype(np.int32) for s in sequences[:2]]
+    prompts = [3, 3, 4, 2, 3, 1, 20, 20]
+    examples = [sft_example(s, p) for s, p in zip(sequences, prompts)]
+    batch = packed(examples, SFT_FIELDS, rows=2)
+    assert int((batch['end'] > 0).sum()) < sum(map(len, sequences))
+
+    def reference(params):
+        total = 0.0
+        hidden = plain_hidden(shape, params, sequences)
+        chances = jax.nn.log_softmax(decoders.bind(shape, params).head(hidden))
+        for row, sequence, prompt in zip(chances, sequences, prompts):
+            places = jnp.arange(prompt - 1, len(sequence) - 1)
+            total -= jnp.sum(row[places, sequence[prompt:]])
+        return total
+
+    def function(params):
+        return losses.sft(shape, params, batch, None, SETTINGS)[0]
+
+    value, gradients = jax.jit(jax.value_and_grad(function))(params)
+    expected, expected_gradients = jax.jit(jax.value_and_grad(reference))(params)
+    assert float(value) == pytest.approx(float(expected), rel=1e-5)
+    close(gradients, expected_gradients)
+
+
+def pair_examples(seed=0):
+    rng = np.random.default_rng(seed)
+    examples = []
+    for _ in range(3):
+        prefix = rng.integers(1, 61, 18)
+        sides = [np.append(prefix, rng.integers(1, 61, n)).astype(np.int32) for n in (4, 7, 3, 5)]
+        examples.append(
+            packing.Example(
+                tuple(sides),
+                tuple(map(len, sides)),
+                pairs=np.array([[0, 2], [0, 3], [1, 2], [1, 3]], np.int32),
+                pair_weights=np.full(4, 0.25, np.float32),
+                count=4,
+            )
+        )
+    return examples
+
+
+@pytest.mark.parametrize('squash', ['tanh', 'tanh5'])
+def test_packed_pairs_with_shared_prefixes_equal_plain_ones(squash):
+    shape = config()
+    params = ppm_params(shape)
+    examples = pair_examples()
+    batch = packed(examples, {}, rows=2)
+    computed = int((batch['end'] > 0).sum())
+    assert computed == 3 * (18 + 4 + 7 + 3 + 5)
+    assert sum(example.alone for example in examples) == 3 * (8 * 18 + 2 * (4 + 7 + 3 + 5))
+
+    def rewards(params):
+        sequences = [sequence for example in examples for sequence in example.sequences]
+        hidden = plain_hidden(shape, params['decoder'], sequences)
+        last = hidden[jnp.arange(len(sequences)), jnp.array([len(s) - 1 for s in sequences])]
+        raw = last @ params['value_head']['weight'][0] + params['value_head']['bias'][0]
+        return (jnp.tanh(raw) if squash == 'tanh' else raw).reshape(len(examples), -1)
+
+    def reference(params):
+        total = 0.0
+        for r, example in zip(rewards(params), examples):
+            for (i, j), weight in zip(example.pairs, example.pair_weights):
+                total -= weight * jnp.log(1 / (1 + jnp.exp(r[j] - r[i])))
+        return total
+
+    settings = types.SimpleNamespace(dropout=0.0, squash=squash)
+
+    def function(params):
+        return losses.pairwise(shape, params, batch, None, settings)
+
+    (value, metrics), gradients = jax.jit(jax.value_and_grad(function, has_aux=True))(params)
+    expected, expected_gradients = jax.jit(jax.value_and_grad(reference))(params)
+    assert float(value) == pytest.approx(float(expected), rel=1e-5)
+    close(gradients, expected_gradients)
+    assert int(metrics['pairs']) == 12
+    values = np.asarray(jax.jit(rewards)(params))
+    right = sum(r[i] > r[j] for r, example in zip(values, examples) for i, j in example.pairs)
+    assert int(metrics['pairs_right']) == right
+
+
+def test_pairwise_value_equals_torch():
+    rng = np.random.default_rng(0)
+    chosen, rejected, weights = rng.normal(size=(3, 4, 5)).astype(np.float32)
+    for squash, function in (('tanh', torch.tanh), ('tanh5', lambda x: x)):
+        a, b, w = (torch.tensor(x) for x in (chosen, rejected, weights))
+        expected = -(w * torch.nn.functional.logsigmoid(function(a) - function(b))).sum()
+        value = losses.pairwise_value(*map(jnp.asarray, (chosen, rejected, weights)), squash)
+        assert float(value) == pytest.approx(float(expected), rel=1e-5)
+
+
+@pytest.mark.parametrize('name', ['orm', 'pqm'])
+def test_outcome_and_q_value_losses_equal_torch(name):
+    shape = config()
+    params = ppm_params(shape)
+    sequences = random_sequences(4, seed=3)
+    rng = np.random.default_rng(4)
+    examples, expected = [], torch.tensor(0.0, dtype=torch.float64)
+    hidden = np.asarray(plain_hidden(shape, params['decoder'], sequences), np.float64)
+    head = {k: np.asarray(v, np.float64) for k, v in params['value_head'].items()}
+    for row, sequence in zip(hidden, sequences):
+        targets, weights = np.zeros((2, len(sequence)), np.float32)
+        places = [len(sequence) - 1] if name == 'orm' else [3, len(sequence) - 1]
+        values = rng.integers(0, 2, 1) if name == 'orm' else rng.uniform(-1, 1, 2)
+        targets[places], weights[places] = values, 1
+        field = {'targets': targets, 'weights': weights}
+        examples.append(packing.Example((sequence,), (places[0],), (field,)))
+        raw = torch.tensor(row[places] @ head['weight'][0] + head['bias'][0])
+        target = torch.tensor(np.asarray(values, np.float64))
+        if name == 'orm':
+            expected += torch.nn.functional.binary_cross_entropy_with_logits(
+                raw, target, reduction='sum'
+            )
+        else:
+            expected += ((torch.tanh(raw) - target) ** 2).sum()
+    batch = packed(examples, {'targets': np.float32, 'weights': np.float32}, rows=2)
+    function = jax.jit(lambda p: losses.BY_NAME[name](shape, p, batch, None, SETTINGS)[0])
+    value = function(params)
+    assert float(value) == pytest.approx(float(expected), rel=1e-4)
+
+
+def test_dropout_acts_in_training_only_and_keeps_the_mean():
+    shape = config()
+    params = ppm_params(shape)
+    batch = packed(pair_examples(), {}, rows=2)
+    settings = types.SimpleNamespace(dropout=0.5, squash='tanh5')
+    hidden = losses.hidden_states(shape, params['decoder'], batch)
+
+    function = jax.jit(lambda key: losses.pairwise(shape, params, batch, key, settings)[0])
+
+    def value(key):
+        return float(function(key))
+
+    assert value(None) == value(None)
+    assert value(jax.random.key(0)) == value(jax.random.key(0)) != value(jax.random.key(1))
+    values = jax.vmap(lambda key: heads.value(params['value_head'], hidden, dropout=0.5, key=key))(
+        jax.random.split(jax.random.key(0), 400)
+    )
+    spread = np.std(values, axis=0) / np.sqrt(400)
+    plain_values = np.asarray(heads.value(params['value_head'], hidden))
+    assert np.all(np.abs(np.mean(values, axis=0) - plain_values) < 5 * spread + 1e-6)
+
+
+@pytest.mark.parametrize('window', [None, 5])
+def test_blocks_of_queries_equal_plain_attention(monkeypatch, window):
+    monkeypatch.setattr(attention, 'BLOCK', 8)
+    monkeypatch.setattr(attention, 'MAX_BLOCKS', 4)
+    examples = pair_examples()[:2]
+    batch = packed(examples, {}, length=80)
+    length = 80
+    rng = np.random.default_rng(0)
+    q = jnp.asarray(rng.normal(size=(1, length, 4, 8)), jnp.float32)
+    k, v = jnp.asarray(rng.normal(size=(2, 1, length, 2, 8)), jnp.float32)
+    keyed = {} if window is None else {'window': window}
+    attend = attention.packed(batch['end'], batch['positions'])
+    out, _ = attend(q, k, v, None, **keyed)
+    start = 0
+    for _, laid in packing.merge(examples, length):
+        for places in laid.places:
+            # Padded to one compiled size; what follows a token is not seen.
+            at = np.pad(places + start, (0, 32 - len(places)))
+            expected = plain.causal(q[0, at], k[0, at], v[0, at], window=window)
+            np.testing.assert_allclose(
+                out[0, at][: len(places)], expected[: len(places)], atol=2e-6
+            )
+        start += len(laid.tokens)

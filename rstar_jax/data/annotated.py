@@ -13,9 +13,10 @@ grades the answers anew. Records carry the grader's verdict, which is taken as i
 """
 
 import dataclasses
-import math
 from collections.abc import Callable, Iterator
 from typing import Any
+
+import numpy as np
 
 from rstar_jax import steps
 from rstar_jax.errors import UserError
@@ -26,9 +27,9 @@ NOT_ANSWERS = frozenset(
 )
 CORRECT, WRONG, NEITHER = 1, -1, 0
 
-# Q values come through float32: what differs by less than this many decimals is equal, so that
-# ties are ties and a margin of 0.7 - 0.2 is not below 0.5.
-DECIMALS = 6
+# Q values come through float32; counted in millionths, as integers, ties are ties and a margin of
+# 0.7 - 0.2 is not below 0.5.
+MILLION = 10**6
 
 Grade = Callable[[str, Any], bool]
 
@@ -42,7 +43,7 @@ class Annotated:
       texts: N step texts, '' for the root.
       parent: N node numbers, -1 for the root.
       children: N lists of node numbers, in the order of expansion.
-      q: N Q values, 0 where never visited.
+      q: N Q values in millionths, 0 where never visited.
       verdict: N of CORRECT and WRONG for ANSWER nodes, NEITHER for all others.
     """
 
@@ -50,7 +51,7 @@ class Annotated:
     texts: list[str]
     parent: list[int]
     children: list[list[int]]
-    q: list[float]
+    q: list[int]
     verdict: list[int]
 
     def trajectories(self) -> Iterator['Trajectory']:
@@ -63,7 +64,8 @@ class Annotated:
             path.append(node)
             if self.verdict[node] != NEITHER:
                 q = [self.q[i] for i in path]
-                yield Trajectory(tuple(path), self.verdict[node] == CORRECT, mean(q), min(q))
+                mean = round(sum(q) / len(q))
+                yield Trajectory(tuple(path), self.verdict[node] == CORRECT, mean, min(q))
             stack.extend((child, depth + 1) for child in reversed(self.children[node]))
 
     def text(self, nodes: tuple[int, ...]) -> str:
@@ -77,19 +79,14 @@ class Trajectory:
     Attributes:
       nodes: node numbers, the root not among them.
       correct: whether the answer is right.
-      mean_q: mean Q of its steps.
-      min_q: lowest Q of its steps.
+      mean_q: mean Q of its steps, in millionths.
+      min_q: lowest Q of its steps, in millionths.
     """
 
     nodes: tuple[int, ...]
     correct: bool
-    mean_q: float
-    min_q: float
-
-
-def mean(values: list[float]) -> float:
-    """The mean, to DECIMALS; it does not depend on the order of the values."""
-    return round(math.fsum(values) / len(values), DECIMALS)
+    mean_q: int
+    min_q: int
 
 
 def annotate(tree: dict[str, Any] | Record, grade: Grade | None = None) -> Annotated:
@@ -120,7 +117,7 @@ def _from_record(record: Record, grade: Grade | None) -> Annotated:
         if grade:
             correct = grade(record.answers[node], record.problem.get('answer'))
         verdict[node] = CORRECT if correct else WRONG
-    q = [round(value, DECIMALS) for value in record.q_values.tolist()]
+    q = np.rint(record.q_values.astype(np.float64) * MILLION).astype(np.int64).tolist()
     return Annotated(record.problem, record.texts, parent, children, q, verdict)
 
 
@@ -138,11 +135,11 @@ def _from_interchange(tree: dict[str, Any], grade: Grade | None) -> Annotated:
         raise UserError(f"{name}: expected node tags such as '0.1.2'") from None
     number = {tag: i for i, tag in enumerate(order)}
     parent, children = [-1] * len(order), [[] for _ in order]
-    texts, q, verdict = [''] * len(order), [0.0] * len(order), [NEITHER] * len(order)
+    texts, q, verdict = [''] * len(order), [0] * len(order), [NEITHER] * len(order)
     for i, tag in enumerate(order):
         node = nodes[tag]
         try:
-            q[i] = round(float(node['q_value']), DECIMALS) if node['visit_count'] else 0.0
+            q[i] = round(float(node['q_value']) * MILLION) if node['visit_count'] else 0
             texts[i] = node['text'] or ''
             answer = node['final_answer'] or ''
         except (KeyError, TypeError, ValueError) as error:
@@ -168,7 +165,7 @@ def _from_interchange(tree: dict[str, Any], grade: Grade | None) -> Annotated:
 def _rewarded(node: dict[str, Any], name: str) -> int:
     """The reward of an ANSWER node; see the module's docstring."""
     q, visits = float(node['q_value']), node['visit_count']
-    total = round(q * visits, DECIMALS)
+    total = round(q * visits, 6)  # of the reward, and the score where there is one
     if visits == 1 and abs(total) == 1:
         return CORRECT if total > 0 else WRONG
     if visits == 2 and abs(total) <= 2:

@@ -21,7 +21,6 @@ A pair's `prompt` is the SFT prompt of the question followed by the prefix, as i
 
 import bisect
 import collections
-import contextlib
 import dataclasses
 import os
 from collections.abc import Iterable, Iterator
@@ -31,7 +30,7 @@ from rapidfuzz.distance import Levenshtein
 
 from rstar_jax import steps
 from rstar_jax.data import examples, files
-from rstar_jax.data.annotated import NEITHER, Annotated, Grade, Trajectory, annotate, mean
+from rstar_jax.data.annotated import MILLION, NEITHER, Annotated, Grade, Trajectory, annotate
 from rstar_jax.errors import UserError
 from rstar_jax.search.record import Record
 
@@ -124,10 +123,10 @@ def curate_to(
     grade: Grade | None = None,
     **rules: Any,
 ) -> Counts:
-    """Makes training data tree by tree, into `sft.array_record` and `pairs.array_record`.
+    """Makes training data tree by tree, into `sft-*.array_record` and `pairs-*.array_record`.
 
-    Memory holds one problem's data at a time, however many trees there are. The files appear, with
-    `counts.json`, when all is done.
+    Memory holds one problem's data at a time, and some 100 bytes of book-keeping a problem. The
+    files appear, with `counts.json`, when all is done.
 
     Args:
       trees: as of `curate`, but the trees of one problem must follow each other; a TreeStore gives
@@ -139,16 +138,17 @@ def curate_to(
     """
     rules_ = Rules(final_step_pairs, **rules)
     counts: Counts = Counts()
-    with contextlib.ExitStack() as stack:
-        writers = []
-        for kind in examples.KINDS:
-            path = stack.enter_context(files.replacing(examples.path_of(directory, kind)))
-            writers.append(stack.enter_context(files.RecordWriter(path)))
+    with (
+        examples.ExampleWriter(directory, 'sft') as sft,
+        examples.ExampleWriter(directory, 'pairs') as pairs,
+    ):
         for problem in _consecutive(trees, rules_, grade, counts):
-            for writer, made in zip(writers, problem.finish(rules_, counts)):
-                for example in made:
-                    writer.write(examples.encode(example))
-    files.write_json(examples.path_of(directory, 'sft').with_name('counts.json'), counts)
+            its_sft, its_pairs = problem.finish(rules_, counts)
+            for example in its_sft:
+                sft.write(example)
+            for pair in its_pairs:
+                pairs.write(pair)
+    files.write_json(sft.directory / 'counts.json', counts)
     return counts
 
 
@@ -171,7 +171,7 @@ class _Problem:
     """What the trees of one problem gave so far: no more than its results."""
 
     problem: dict[str, Any]
-    best: list[tuple[float, float, int, str]] = dataclasses.field(default_factory=list)
+    best: list[tuple[int, int, int, str]] = dataclasses.field(default_factory=list)
     pairs: list[Example] = dataclasses.field(default_factory=list)
     correct: int = 0
     wrong: int = 0
@@ -223,16 +223,17 @@ def pairs_of(
     tree: Annotated, trajectories: list[Trajectory], rules: Rules, counts: Counts
 ) -> list[Example]:
     """Preference pairs of one tree, node by node in depth-first order, whole trajectories last."""
-    best: dict[int, float] = {}  # node -> mean Q of the best completion to a correct answer
-    worst: dict[int, float] = {}
+    best: dict[int, int] = {}  # node -> mean Q of the best completion to a correct answer
+    worst: dict[int, int] = {}
     for trajectory in trajectories:
-        q = [tree.q[node] for node in trajectory.nodes]
-        for i, node in enumerate(trajectory.nodes):
-            value = mean(q[i:])
+        total = 0
+        for length, node in enumerate(reversed(trajectory.nodes), 1):
+            total += tree.q[node]
+            mean = round(total / length)
             if trajectory.correct:
-                best[node] = max(value, best.get(node, value))
+                best[node] = max(mean, best.get(node, mean))
             else:
-                worst[node] = min(value, worst.get(node, value))
+                worst[node] = min(mean, worst.get(node, mean))
     start = steps.prompt(tree.problem['question'])
     pairs: list[Example] = []
     stack = [(0, start)]
@@ -251,8 +252,8 @@ def _node_pairs(
     tree: Annotated,
     children: list[int],
     prompt: str,
-    best: dict[int, float],
-    worst: dict[int, float],
+    best: dict[int, int],
+    worst: dict[int, int],
     rules: Rules,
     counts: Counts,
 ) -> list[Example]:
@@ -267,12 +268,13 @@ def _node_pairs(
     counts['nodes_paired'] += 1
     side = [rules.side_of_one if len(x) == 1 else rules.side for x in (negatives, positives)]
     positives, negatives = positives[: side[0]], negatives[: side[1]]
+    margin = round(rules.margin * MILLION)
     pairs = []
     for pos in positives:
         for neg in negatives:
             if not (q[pos] > q[neg] and best[pos] > worst[neg]):
                 counts['pairs_not_ordered'] += 1
-            elif round(q[pos] - q[neg], 6) < rules.margin:
+            elif q[pos] - q[neg] < margin:
                 counts['pairs_dropped_margin'] += 1
             elif _alike(tree.texts[pos], tree.texts[neg], rules.edit_distance):
                 counts['pairs_dropped_alike'] += 1

@@ -1,5 +1,13 @@
-"""SFT examples and preference pairs on disk: one ArrayRecord file a kind, records in JSON."""
+"""SFT examples and preference pairs on disk: ArrayRecord files of JSON records.
 
+    sft-00000-of-00001.array_record    pairs-00000-of-00002.array_record ...
+
+Long sets are cut into several files, because a writer's memory grows with its file's records. The
+files take their names together at the end; a set of which some are missing is refused.
+"""
+
+import bisect
+import itertools
 import json
 import os
 import pathlib
@@ -15,19 +23,24 @@ KINDS = {
 }
 
 
+# About 200 bytes of index a record are held until a file is closed.
+FILE_EXAMPLES = 200_000
+
+
 class Examples(Sequence[dict[str, Any]]):
     """Stored examples as a sequence that is read as it is used, grain's random-access source.
 
     `list(examples)` holds them all; 1.4 million pairs need not fit into memory. Pickles as its
-    path, so that worker processes open the file for themselves.
+    paths, so that worker processes open the files for themselves.
     """
 
-    def __init__(self, path: str | os.PathLike):
-        self.path = pathlib.Path(path)
-        self._reader = files.RecordReader(self.path)
+    def __init__(self, paths: Sequence[str | os.PathLike]):
+        self.paths = [pathlib.Path(path) for path in paths]
+        self._readers = [files.RecordReader(path) for path in self.paths]
+        self._starts = [0, *itertools.accumulate(len(reader) for reader in self._readers)]
 
     def __len__(self) -> int:
-        return len(self._reader)
+        return self._starts[-1]
 
     @overload
     def __getitem__(self, item: int) -> dict[str, Any]: ...
@@ -36,43 +49,96 @@ class Examples(Sequence[dict[str, Any]]):
     def __getitem__(self, item):
         if isinstance(item, slice):
             return [self[i] for i in range(*item.indices(len(self)))]
-        return json.loads(self._reader[item + len(self) if item < 0 else item])
+        position = item + len(self) if item < 0 else item
+        if not 0 <= position < len(self):
+            raise IndexError(item)
+        file = bisect.bisect_right(self._starts, position) - 1
+        return json.loads(self._readers[file][position - self._starts[file]])
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        return map(json.loads, self._reader)
+        return (json.loads(record) for reader in self._readers for record in reader)
 
     def __reduce__(self) -> tuple:
-        return Examples, (self.path,)
+        return Examples, (self.paths,)
 
     def __repr__(self) -> str:
-        return f'Examples({os.fspath(self.path)!r}, {len(self)} examples)'
+        return f'Examples({[os.fspath(path) for path in self.paths]}, {len(self)} examples)'
 
 
-def path_of(directory: str | os.PathLike, kind: str) -> pathlib.Path:
-    """The file of one kind ('sft' or 'pairs') in a folder."""
-    if kind not in KINDS:
-        raise UserError(f'examples of kind {kind!r}: expected one of {", ".join(KINDS)}')
-    return pathlib.Path(directory) / f'{kind}.array_record'
+class ExampleWriter:
+    """Writes examples of one kind; the set appears when the block ends without an error.
 
+    Raises:
+      UserError: the kind is not known.
+    """
 
-def encode(example: dict[str, Any]) -> bytes:
-    return json.dumps(example, ensure_ascii=False).encode()
+    def __init__(self, directory: str | os.PathLike, kind: str, file_examples: int = FILE_EXAMPLES):
+        self.directory = _checked(directory, kind)
+        self.directory.mkdir(parents=True, exist_ok=True)
+        self.count = 0
+        self._kind, self._file_examples = kind, file_examples
+        self._parts: list[pathlib.Path] = []
+        self._writer: files.RecordWriter | None = None
+
+    def write(self, example: dict[str, Any]) -> None:
+        if self._writer is None or self._writer.count == self._file_examples:
+            self._next_file()
+        self._writer.write(json.dumps(example, ensure_ascii=False).encode())
+        self.count += 1
+
+    def __enter__(self) -> 'ExampleWriter':
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        try:
+            if kind is None:
+                if self._writer is None:
+                    self._next_file()
+                self._end_file()
+                self._publish()
+            elif self._writer is not None:
+                self._writer.close()
+        finally:
+            for part in self._parts:
+                part.unlink(missing_ok=True)
+
+    def _next_file(self) -> None:
+        self._end_file()
+        name = f'{files.TEMPORARY}{os.getpid()}-{self._kind}-{len(self._parts):05d}.part'
+        self._parts.append(self.directory / name)
+        self._writer = files.RecordWriter(self._parts[-1])
+
+    def _end_file(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+            files.sync(self._parts[-1])
+
+    def _publish(self) -> None:
+        number = len(self._parts)
+        names = [f'{self._kind}-{i:05d}-of-{number:05d}.array_record' for i in range(number)]
+        # Old files go first, lest old and new together look like a whole set; a single file takes
+        # the place of a single one at once.
+        for old in _files_of(self.directory, self._kind):
+            if number > 1 or old.name != names[0]:
+                old.unlink()
+        for part, name in zip(self._parts, names):
+            part.replace(self.directory / name)
+        files.sync(self.directory)
 
 
 def store_examples(
     directory: str | os.PathLike, kind: str, examples: Iterable[dict[str, Any]]
 ) -> int:
-    """Writes examples as they come; the file appears whole or not at all. Returns their number.
+    """Writes examples as they come; they appear whole or not at all. Returns their number.
 
     Args:
-      directory: folder; made if absent. A file of the same kind in it is replaced.
+      directory: folder; made if absent. Examples of the same kind in it are replaced.
       kind: 'sft' ({query, response}) or 'pairs' ({prompt, pos, neg, pos_count, neg_count}).
       examples: any iterable.
     """
-    path = path_of(directory, kind)
-    with files.replacing(path) as temporary, files.RecordWriter(temporary) as out:
+    with ExampleWriter(directory, kind) as out:
         for example in examples:
-            out.write(encode(example))
+            out.write(example)
     return out.count
 
 
@@ -80,10 +146,26 @@ def load_examples(directory: str | os.PathLike, kind: str) -> Examples:
     """Opens what `store_examples` or `curate_to` wrote.
 
     Raises:
-      UserError: nothing of this kind is there.
+      UserError: nothing of this kind is there, or not all of its files are.
     """
-    path = path_of(directory, kind)
-    try:
-        return Examples(path)
-    except FileNotFoundError:
-        raise UserError(f'{path}: no such file; the curate stage makes it') from None
+    paths = _files_of(_checked(directory, kind), kind)
+    if not paths:
+        raise UserError(f'{directory}: no {kind}*.array_record here; the curate stage makes them')
+    number = int(paths[0].stem.rpartition('-')[2])
+    expected = [f'{kind}-{i:05d}-of-{number:05d}.array_record' for i in range(number)]
+    if [path.name for path in paths] != expected:
+        raise UserError(
+            f'{directory}: the {kind} files are not one whole set ({len(paths)} of {number}, or '
+            'of several sets); run the curate stage again'
+        )
+    return Examples(paths)
+
+
+def _checked(directory: str | os.PathLike, kind: str) -> pathlib.Path:
+    if kind not in KINDS:
+        raise UserError(f'examples of kind {kind!r}: expected one of {", ".join(KINDS)}')
+    return pathlib.Path(directory)
+
+
+def _files_of(directory: pathlib.Path, kind: str) -> list[pathlib.Path]:
+    return sorted(directory.glob(f'{kind}-[0-9]*-of-[0-9]*.array_record'))

@@ -68,8 +68,11 @@ class RecordWriter:
     def __enter__(self) -> 'RecordWriter':
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
         self._writer.close()
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
 class RecordReader:

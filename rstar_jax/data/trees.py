@@ -11,13 +11,13 @@ files tell what is stored without reading it; a lost `.keys` file is made again 
 """
 
 import collections
-import contextlib
 import fcntl
 import json
 import os
 import pathlib
 import re
 from collections.abc import Iterator
+from typing import IO
 
 from rstar_jax.data import files
 from rstar_jax.errors import UserError
@@ -46,7 +46,7 @@ class TreeStore:
         self.directory = pathlib.Path(directory)
         self.shard_trees = shard_trees
         self._writer = writer
-        self._lock: int | None = None
+        self._lock: IO[str] | None = None
         self._where: dict[Key, tuple[str, int]] = {}
         self._parts: list[tuple[Key, pathlib.Path]] = []
         self._readers: collections.OrderedDict[str, files.RecordReader] = collections.OrderedDict()
@@ -209,28 +209,24 @@ class TreeStore:
             reader.close()
 
     def _take_lock(self) -> bool:
-        """Takes the right to write as this writer; it ends with the process at the latest."""
+        """Takes the right to write as this writer; False if another process has it."""
         if self._lock is None:
-            path = self.directory / f'.lock-{self._writer}'
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+            # A file object: the system frees the lock when it is closed, at the process's end too.
+            lock = (self.directory / f'.lock-{self._writer}').open('a')
             try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                os.close(descriptor)
+                lock.close()
                 return False
             except OSError:  # a file system without locks: then nobody is kept out
                 pass
-            self._lock = descriptor
+            self._lock = lock
         return True
 
     def _release_lock(self) -> None:
         if self._lock is not None:
-            os.close(self._lock)
+            self._lock.close()
             self._lock = None
-
-    def __del__(self) -> None:
-        with contextlib.suppress(AttributeError, OSError):
-            self._release_lock()
 
 
 def _write_keys(shard: pathlib.Path, keys: list[Key], tag: str) -> None:

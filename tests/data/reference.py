@@ -41,7 +41,7 @@ def steps_between(top, leaf):
 
 
 def mean_q(nodes, tags):
-    return Fraction(round(float(sum(q(nodes, t) for t in tags) / len(tags)) * 10**6), 10**6)
+    return Fraction(round(sum(q(nodes, t) for t in tags) / len(tags) * 10**6), 10**6)
 
 
 def joined(nodes, tags):

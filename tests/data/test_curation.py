@@ -184,6 +184,18 @@ def test_margin(pos, neg, kept):
     assert pairs(one) == ([('a', 'b', 1, 1)] if kept else [])
 
 
+def test_pairs_are_ordered_whatever_the_margin():
+    one = tree(
+        [
+            (A, 0.3, [('x', 1.0, 'right')]),
+            (B, 0.3, [('x', -1.0, 'wrong')]),
+            (C, 0.2, [('x', -1.0, 'wrong')]),
+            (D, 0.4, [('x', -1.0, 'wrong')]),
+        ]
+    )
+    assert pairs(one, margin=0.0) == [('a', 'c', 1, 3)]
+
+
 @pytest.mark.parametrize('changed, kept', [(19, False), (20, True)])
 def test_edit_distance(changed, kept):
     one, other = 'a' * 40, 'b' * changed + 'a' * (40 - changed)
@@ -358,7 +370,8 @@ def test_streaming_gives_the_same(tmp_path):
     assert counts == expected_counts
     assert (counts['sft'], counts['pairs'], counts['trees']) == (len(sft), len(made), 40)
     names = sorted(p.name for p in (tmp_path / 'curate').iterdir())
-    assert names == ['counts.json', 'pairs.array_record', 'sft.array_record']
+    one = '00000-of-00001.array_record'
+    assert names == ['counts.json', f'pairs-{one}', f'sft-{one}']
 
 
 def test_streaming_wants_the_trees_of_a_problem_together(tmp_path):

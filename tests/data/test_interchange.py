@@ -4,6 +4,7 @@ import pickle
 import pytest
 
 from rstar_jax import data
+from rstar_jax.data.examples import ExampleWriter
 from rstar_jax.errors import UserError
 from tests.data import samples
 
@@ -145,9 +146,28 @@ def test_examples_are_a_sequence_read_on_demand(tmp_path):
         examples[150]
     assert data.store_examples(tmp_path, 'sft', []) == 0
     assert list(data.load_examples(tmp_path, 'sft')) == []
-    for kind, message in [('orm', 'expected one of'), ('pairs', 'no such file')]:
+    for kind, message in [('orm', 'expected one of'), ('pairs', 'no pairs')]:
         with pytest.raises(UserError, match=message):
             data.load_examples(tmp_path / 'none', kind)
+
+
+def test_long_sets_are_cut_and_only_whole_sets_are_read(tmp_path):
+    def store(count, size):
+        with ExampleWriter(tmp_path, 'sft', size) as out:
+            for i in range(count):
+                out.write({'query': str(i), 'response': ''})
+        return sorted(p.name[4:-13] for p in tmp_path.iterdir())
+
+    assert store(7, 3) == ['00000-of-00003', '00001-of-00003', '00002-of-00003']
+    examples = data.load_examples(tmp_path, 'sft')
+    assert [int(e['query']) for e in examples] == [int(examples[i]['query']) for i in range(7)]
+    assert [int(e['query']) for e in pickle.loads(pickle.dumps(examples))] == list(range(7))
+    assert store(6, 3) == ['00000-of-00002', '00001-of-00002']
+    (tmp_path / 'sft-00000-of-00002.array_record').unlink()
+    with pytest.raises(UserError, match='not one whole set'):
+        data.load_examples(tmp_path, 'sft')
+    assert store(2, 3) == store(3, 3) == ['00000-of-00001']
+    assert len(data.load_examples(tmp_path, 'sft')) == 3
 
 
 def test_examples_feed_grain(tmp_path):

@@ -4,7 +4,7 @@ Random trees of the given size are stored first, outside the measurement: steps 
 characters, answers and code errors as frequent as in a search with a small model, two trees a
 problem. Then a fresh process runs `data.curate_to` on the store: reading, parsing, curating and
 writing are in the time; starting Python is not. `peak_memory_mb` is the whole process at its
-highest, about 240 MB of it imports; it must not grow with `--trees`.
+highest, about 185 MB of it imports; it must hardly grow with `--trees`.
 """
 
 import json

@@ -6,6 +6,7 @@ words is one token, so they are the same each time for the same texts.
 """
 
 import collections
+import itertools
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -94,7 +95,7 @@ def _merges(counts: Mapping[str, int]) -> tuple[list[str], list[tuple[str, str]]
     while True:
         pairs: collections.Counter[tuple[str, str]] = collections.Counter()
         for word, split in pieces.items():
-            for pair in zip(split, split[1:]):
+            for pair in itertools.pairwise(split):
                 pairs[pair] += counts[word]
         if not pairs:
             return sorted(pre_tokenizers.ByteLevel.alphabet()), merges

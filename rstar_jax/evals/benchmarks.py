@@ -1,0 +1,91 @@
+"""Problem sets to evaluate on: by name, looked up in a folder, or by path."""
+
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rstar_jax.data.problems import load_problems
+from rstar_jax.errors import UserError
+
+Problems = list[dict[str, Any]]
+
+# Name -> stems of the file that may hold it; the benchmarks of the paper's tables.
+KNOWN: dict[str, tuple[str, ...]] = {
+    'math500': ('math500', 'math_500'),
+    'aime2024': ('aime2024', 'aime24'),
+    'aime2025': ('aime2025', 'aime25'),
+    'amc23': ('amc23', 'amc2023'),
+    'olympiadbench': ('olympiadbench', 'olympiad_bench', 'olympiad'),
+    'collegemath': ('collegemath', 'college_math', 'college'),
+    'gsm8k': ('gsm8k_test', 'gsm8k'),
+    'gaokao2023en': ('gaokao2023en', 'gaokao_en', 'gaokao'),
+    'omnimath': ('omnimath', 'omni_math'),
+}
+ENDINGS = ('.json', '.jsonl')
+
+
+def load(
+    benchmarks: str | Sequence[str],
+    folder: str | os.PathLike = 'data',
+    limit: int | None = None,
+    builtin: Mapping[str, Problems] | None = None,
+) -> dict[str, Problems]:
+    """Reads the problems of each benchmark.
+
+    Args:
+      benchmarks: names or paths, a sequence or one string with commas. A name's file is looked for
+        in `folder`; a path is anything with a separator or an ending, and goes by its stem.
+      folder: holds math500.json, gsm8k_test.json, ...; `KNOWN` has the names, and any other file
+        there can be named by its stem as well.
+      limit: only the first so many problems of each; None or 0, all.
+      builtin: problems that need no file, by name.
+
+    Returns:
+      {name: problems}, in the order given.
+
+    Raises:
+      UserError: no such benchmark (known names are listed), two of the same name, or as
+        `load_problems`.
+    """
+    if isinstance(benchmarks, str):
+        benchmarks = benchmarks.split(',')
+    found: dict[str, Problems] = {}
+    for benchmark in (b.strip() for b in benchmarks if b.strip()):
+        if builtin and benchmark in builtin:
+            name, problems = benchmark, list(builtin[benchmark])[: limit or None]
+        else:
+            name, path = _file_of(benchmark, pathlib.Path(folder), builtin or {})
+            problems = load_problems(path, limit or None)
+        if name in found:
+            raise UserError(
+                f'--config.eval.benchmarks={",".join(benchmarks)}: {name} comes twice; give each '
+                'file a name of its own'
+            )
+        found[name] = problems
+    return found
+
+
+def _file_of(
+    benchmark: str, folder: pathlib.Path, builtin: Mapping[str, Problems]
+) -> tuple[str, pathlib.Path]:
+    path = pathlib.Path(benchmark)
+    if benchmark.endswith(ENDINGS) or os.sep in benchmark:
+        if not path.is_file():
+            raise UserError(f'--config.eval.benchmarks={benchmark}: no such file')
+        return path.stem, path
+    for stem in KNOWN.get(benchmark, (benchmark,)):
+        for ending in ENDINGS:
+            if (folder / (stem + ending)).is_file():
+                return benchmark, folder / (stem + ending)
+    if benchmark in KNOWN:
+        raise UserError(
+            f'--config.eval.benchmarks={benchmark}: no {KNOWN[benchmark][0]}.json or .jsonl in '
+            f'{folder}/; put it there, set --config.eval.folder, or give a path'
+        )
+    others = sorted(p.stem for p in folder.glob('*') if p.suffix in ENDINGS)
+    names = dict.fromkeys([*builtin, *KNOWN, *others])
+    raise UserError(
+        f'--config.eval.benchmarks={benchmark}: no such benchmark; known are {", ".join(names)}, '
+        'or give the path of a file'
+    )

@@ -1,0 +1,67 @@
+"""One final answer out of the answers of several trajectories (paper, section 4.1 and appendix).
+
+Every search tree of a problem stands for one trajectory: its answer with the highest PPM score.
+Answers are grouped by mathematical equivalence, not by spelling: 1/2 and 0.5 vote together.
+"""
+
+import collections
+import math
+from collections.abc import Callable, Sequence
+
+from rstar_jax import grading
+
+Candidate = tuple[str, float]  # an answer ('' where the tree found none) and its score in [-1, 1]
+Classes = Callable[[list[str]], list[int]]
+
+MODES = ('best', 'majority', 'weighted', 'any')
+
+
+def top_of(trajectories: int) -> int:
+    """How many of so many trajectories vote in the majority: half of them, but 4 to 8."""
+    return min(8, max(4, trajectories // 2))
+
+
+def best(candidates: Sequence[Candidate]) -> str:
+    """Returns the answer with the highest score, the first of equals; '' where there is none."""
+    ranked = _ranked(candidates)
+    return ranked[0][0] if ranked else ''
+
+
+def majority(candidates: Sequence[Candidate], top: int, classes: Classes | None = None) -> str:
+    """Returns the commonest answer among the `top` highest scores.
+
+    Of equally common answers the one whose best score is higher wins.
+    """
+    return _vote([(answer, 1.0) for answer, _ in _ranked(candidates)[:top]], classes)
+
+
+def weighted(candidates: Sequence[Candidate], classes: Classes | None = None) -> str:
+    """Returns the answer with the largest sum of weights, (1 + score) / 2 for each trajectory.
+
+    Scores lie in [-1, 1]. Shifted, a trajectory that the PPM dislikes counts for little; as they
+    are, many of them would count against the answer that they share.
+    """
+    return _vote([(answer, (1 + score) / 2) for answer, score in _ranked(candidates)], classes)
+
+
+def answers(candidates: Sequence[Candidate]) -> list[str]:
+    """Returns the answers there are; `any` asks whether one of them is right."""
+    return [answer for answer, _ in _ranked(candidates)]
+
+
+def _ranked(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """Drops trajectories without an answer; highest score first, in their order where equal."""
+    found = [(a, -1.0 if math.isnan(s) else s) for a, s in candidates if a]
+    return sorted(found, key=lambda candidate: -candidate[1])
+
+
+def _vote(votes: list[Candidate], classes: Classes | None) -> str:
+    if not votes:
+        return ''
+    groups = (classes or grading.classes)([answer for answer, _ in votes])
+    sums: dict[int, float] = collections.defaultdict(float)
+    for group, (_, weight) in zip(groups, votes):
+        sums[group] += weight
+    # max() keeps the first of equals, and the votes come best score first.
+    winner = max(dict.fromkeys(groups), key=lambda group: sums[group])
+    return votes[groups.index(winner)][0]

@@ -1,0 +1,65 @@
+"""Benchmarks by name and by path."""
+
+import json
+
+import pytest
+
+from rstar_jax.errors import UserError
+from rstar_jax.evals import benchmarks
+
+PROBLEMS = [{'index': i, 'question': f'{i} + {i}?', 'answer': str(2 * i)} for i in range(5)]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / 'math500.json').write_text(json.dumps(PROBLEMS))
+    (tmp_path / 'gsm8k_test.jsonl').write_text('\n'.join(map(json.dumps, PROBLEMS[:3])))
+    (tmp_path / 'mine.json').write_text(json.dumps(PROBLEMS[:2]))
+    return tmp_path
+
+
+def test_by_name_in_the_order_given(folder):
+    found = benchmarks.load('gsm8k, math500', folder)
+    assert list(found) == ['gsm8k', 'math500']
+    assert found == {'gsm8k': PROBLEMS[:3], 'math500': PROBLEMS}
+
+
+def test_other_files_of_the_folder_and_paths(folder):
+    assert benchmarks.load('mine', folder) == {'mine': PROBLEMS[:2]}
+    assert benchmarks.load([str(folder / 'mine.json')]) == {'mine': PROBLEMS[:2]}
+
+
+def test_limit_and_built_in(folder):
+    assert benchmarks.load(['math500'], folder, limit=2) == {'math500': PROBLEMS[:2]}
+    builtin = {'sums': PROBLEMS}
+    assert benchmarks.load('sums', folder, limit=1, builtin=builtin) == {'sums': PROBLEMS[:1]}
+    assert benchmarks.load('sums', folder, limit=0, builtin=builtin) == {'sums': PROBLEMS}
+
+
+def test_no_benchmarks(folder):
+    assert benchmarks.load('', folder) == {}
+
+
+@pytest.mark.parametrize(
+    ('asked', 'said'),
+    [
+        ('maths500', r'maths500: no such benchmark; known are sums, math500, .*gsm8k.*, mine'),
+        ('aime2024', r'aime2024: no aime2024.json or .jsonl in .*--config.eval.folder'),
+        ('nowhere/x.json', r'nowhere/x.json: no such file'),
+        ('math500,math500', r'math500 comes twice'),
+    ],
+)
+def test_mistakes_are_one_line(folder, asked, said):
+    with pytest.raises(UserError, match=said) as error:
+        benchmarks.load(asked, folder, builtin={'sums': PROBLEMS})
+    assert '\n' not in str(error.value)
+
+
+def test_shared_benchmarks(shared):
+    found = benchmarks.load('math500,aime2024,amc23,gsm8k', shared / 'data')
+    assert {name: len(problems) for name, problems in found.items()} == {
+        'math500': 500,
+        'aime2024': 30,
+        'amc23': 40,
+        'gsm8k': 1319,
+    }

@@ -1,0 +1,37 @@
+"""Accuracies and Wilson intervals."""
+
+import math
+
+import pytest
+
+from rstar_jax.evals import metrics
+
+
+def test_accuracy():
+    assert metrics.accuracy([True, False, True, True]) == 0.75
+    assert math.isnan(metrics.accuracy([]))
+
+
+# Published values: Newcombe (1998), Statistics in Medicine 17, table I, method 3.
+@pytest.mark.parametrize(
+    ('right', 'n', 'low', 'high'),
+    [
+        (81, 263, 0.2553, 0.3662),
+        (15, 148, 0.0624, 0.1605),
+        (0, 20, 0.0, 0.1611),
+        (1, 29, 0.0061, 0.1718),
+    ],
+)
+def test_interval_equals_published_values(right, n, low, high):
+    found = metrics.interval95([True] * right + [False] * (n - right))
+    assert found == pytest.approx([low, high], abs=6e-5)
+
+
+def test_interval_is_symmetric_and_within_bounds():
+    for n in (1, 7, 30):
+        for right in range(n + 1):
+            low, high = metrics.interval95([True] * right + [False] * (n - right))
+            other = metrics.interval95([False] * right + [True] * (n - right))
+            assert 0 <= low <= right / n <= high <= 1
+            assert other == pytest.approx([1 - high, 1 - low], abs=1e-12)
+    assert metrics.interval95([]) == [0.0, 1.0]

@@ -1,0 +1,248 @@
+"""Models in and out of files: Hugging Face folders, hub names and GGUF files.
+
+A folder is complete when its config.json is there: that file is written last.
+"""
+
+import contextlib
+import json
+import pathlib
+import re
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rstar_jax.errors import UserError
+from rstar_jax.models import families, sharding, tokenizer, torch_file, weights
+from rstar_jax.models.config import Config
+from rstar_jax.models.gguf_file import GGUFFile
+from rstar_jax.models.policy import PPM, Policy
+
+SHARD_BYTES = 4 << 30
+HUB_NAME = re.compile(r'[\w-][\w.-]*/[\w-][\w.-]*')
+HUB_FILES = ['*.json', '*.safetensors', '*.model', '*.txt', '*.jinja', 'value_head.bin']
+HEAD = {'weight': 'v_head.summary.weight', 'bias': 'v_head.summary.bias'}
+SQUASH_KEY = 'ppm_squash'  # in a PPM's config.json; transformers carries unknown keys along
+
+
+def default_dtype() -> str:
+    """What the device is fast at: bfloat16 on TPU, GPU and CPUs with instructions for it."""
+    if jax.default_backend() != 'cpu':
+        return 'bfloat16'
+    with contextlib.suppress(OSError):
+        flags = pathlib.Path('/proc/cpuinfo').read_text()
+        if re.search(r'\b(avx512_bf16|amx_bf16)\b', flags):
+            return 'bfloat16'
+    return 'float32'
+
+
+def load(
+    path_or_name: str | pathlib.Path,
+    dtype: str | None = None,
+    *,
+    mesh: jax.sharding.Mesh | None = None,
+) -> Policy:
+    """A policy from a Hugging Face folder, a hub name ('Qwen/Qwen2.5-Math-1.5B') or a .gguf file.
+
+    dtype: 'float32' or 'bfloat16'; None = `default_dtype()`.
+    mesh: lay the parameters out over it (see `sharding`); None = the default device.
+    Raises UserError: no such path, architecture not supported, damaged files, no tokenizer; all
+    faults of the weights in one.
+    """
+    config, params, made, generation = _read(path_or_name, dtype, mesh, headless=False)
+    return Policy(config, made, params, generation)
+
+
+def save(policy: Policy, directory: str | pathlib.Path, *, shard_bytes: int = SHARD_BYTES) -> None:
+    """Writes a Hugging Face folder: safetensors (sharded beyond `shard_bytes`), config, generation
+    config and tokenizer. On several hosts all must call it; the first one writes."""
+    _write(pathlib.Path(directory), policy, policy.params, shard_bytes, {})
+
+
+def load_ppm(
+    directory: str | pathlib.Path,
+    dtype: str | None = None,
+    *,
+    mesh: jax.sharding.Mesh | None = None,
+    squash: str | None = None,
+) -> PPM:
+    """A PPM from a folder of the decoder plus its value head.
+
+    The head is read from value_head.safetensors, else value_head.bin (the released code's form).
+    squash: how values come into [-1, 1]; None = as saved, else 'tanh5', the released code's.
+    """
+    folder = _find(directory)
+    if folder.suffix == '.gguf':
+        raise UserError(f'{folder}: a PPM is read from a folder with value_head.bin')
+    head = _read_head(folder)
+    config, params, made, generation = _read(folder, dtype, mesh, headless=True)
+    expected = {'weight': (1, config.embed_dim), 'bias': (1,)}
+    faults = [
+        f'{HEAD[name]} has shape {list(head[name].shape)}, expected {list(shape)}'
+        for name, shape in expected.items()
+        if head[name].shape != shape
+    ]
+    weights.raise_faults(str(folder), faults)
+    put = _putter('float32', mesh, config)
+    value_head = {name: put(f'value_head/{name}', tensor) for name, tensor in head.items()}
+    saved = json.loads((folder / 'config.json').read_text()).get(SQUASH_KEY, 'tanh5')
+    params = {'decoder': params, 'value_head': value_head}
+    return PPM(config, made, params, squash or saved, generation)
+
+
+def save_ppm(ppm: PPM, directory: str | pathlib.Path, *, shard_bytes: int = SHARD_BYTES) -> None:
+    """Writes the decoder as a Hugging Face folder, with value_head.bin and value_head.safetensors.
+
+    The decoder's vocabulary head is gone where it was untied: transformers then makes up a new one
+    and says so, which is right, as a PPM does not use it.
+    """
+    from safetensors.numpy import save_file
+
+    folder = pathlib.Path(directory)
+    head = {
+        HEAD[name]: weights.to_host(tensor).astype(np.float32)
+        for name, tensor in ppm.params['value_head'].items()
+    }
+    if jax.process_index() == 0:
+        folder.mkdir(parents=True, exist_ok=True)
+        torch_file.save(head, folder / 'value_head.bin')
+        temporary = folder / '.value_head.safetensors.tmp'
+        save_file(head, temporary, metadata={'format': 'pt'})
+        weights.publish(temporary, folder / 'value_head.safetensors')
+    _write(folder, ppm, ppm.params['decoder'], shard_bytes, {SQUASH_KEY: ppm.squash})
+
+
+def _read(path_or_name, dtype, mesh, headless):
+    """(config, params, tokenizer, generation)."""
+    dtype = default_dtype() if dtype is None else dtype
+    if dtype not in ('float32', 'bfloat16'):
+        raise UserError(f'dtype={dtype!r}: expected float32 or bfloat16')
+    path = _find(path_or_name)
+    generation: dict[str, Any] = {}
+    if path.suffix == '.gguf':
+        source = GGUFFile(path)
+        config = source.config
+        made = tokenizer.from_gguf(source.fields, str(path))
+    else:
+        config = families.read_config(_json(path / 'config.json'), str(path / 'config.json'))
+        if (path / 'generation_config.json').exists():
+            generation = _json(path / 'generation_config.json')
+            config = _with_ends(config, generation)
+        made = tokenizer.load(path)
+        source = weights.SafetensorsFolder(path)
+    if len(made) > config.vocab_size:
+        raise UserError(
+            f'{path}: its tokenizer has {len(made)} entries, its embedding {config.vocab_size} rows'
+        )
+    params = weights.place(source, config, _putter(dtype, mesh, config), headless)
+    return config, params, made, generation
+
+
+def _with_ends(config: Config, generation: dict[str, Any]) -> Config:
+    """The ids that end a text, where generation_config.json names more of them."""
+    eos = generation.get('eos_token_id')
+    if eos is None:
+        return config
+    return config.replace(eos_ids=tuple(eos) if isinstance(eos, list) else (eos,))
+
+
+def _find(path_or_name: str | pathlib.Path) -> pathlib.Path:
+    path = pathlib.Path(path_or_name).expanduser()
+    if path.is_dir():
+        if not (path / 'config.json').exists():
+            files = ', '.join(sorted(p.name for p in path.glob('*.gguf'))[:4])
+            hint = f'; name one of its files: {files}' if files else ''
+            raise UserError(f'{path}: no config.json in this folder{hint}')
+        return path
+    if path.is_file():
+        if path.suffix != '.gguf':
+            raise UserError(f'{path}: expected a Hugging Face folder, a .gguf file or a hub name')
+        return path
+    if path.suffix == '.gguf' or not HUB_NAME.fullmatch(str(path_or_name)):
+        raise UserError(f'{path}: does not exist; expected a folder, a .gguf file or a hub name')
+    return _from_hub(str(path_or_name))
+
+
+def _from_hub(name: str) -> pathlib.Path:
+    import huggingface_hub
+
+    try:
+        return pathlib.Path(huggingface_hub.snapshot_download(name, allow_patterns=HUB_FILES))
+    except Exception as error:  # network, authorisation, no such repository: many kinds
+        reason = ' '.join(str(error).split())[:160]
+        raise UserError(f'{name}: no such folder, and not had from the hub ({reason})') from None
+
+
+def _json(path: pathlib.Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text(encoding='utf-8'))
+    except (ValueError, OSError) as error:
+        raise UserError(f'{path}: expected a JSON object ({error})') from None
+    if not isinstance(values, dict):
+        raise UserError(f'{path}: expected a JSON object')
+    return values
+
+
+def _read_head(folder: pathlib.Path) -> dict[str, np.ndarray]:
+    names = ('value_head.safetensors', 'value_head.bin')
+    file = next((folder / name for name in names if (folder / name).exists()), None)
+    if file is None:
+        raise UserError(f'{folder}: no value head: expected {names[1]} (or {names[0]})')
+    if file.suffix == '.bin':
+        tensors = torch_file.load(file)
+    else:
+        from safetensors.numpy import load_file
+
+        try:
+            tensors = load_file(file)
+        except Exception as error:  # the library raises its own type without a base
+            raise UserError(f'{file}: cut off or no safetensors file ({error})') from None
+    missing = [name for name in HEAD.values() if name not in tensors]
+    weights.raise_faults(str(file), [f'{name} is missing' for name in missing])
+    return {ours: np.asarray(tensors[name], np.float32) for ours, name in HEAD.items()}
+
+
+def _putter(
+    dtype: str, mesh: jax.sharding.Mesh | None, config: Config
+) -> Callable[[str, np.ndarray], jax.Array]:
+    """put(path, tensor): a copy in `dtype`, on the default device or in its place on the mesh."""
+
+    def put(path, tensor):
+        if mesh is None:
+            return jax.device_put(weights.cast(tensor, dtype))
+        spec = sharding.spec(path, tensor.shape, mesh, config)
+        where = jax.sharding.NamedSharding(mesh, spec)
+        return jax.make_array_from_callback(
+            tensor.shape, where, lambda index: weights.cast(tensor[index], dtype)
+        )
+
+    return put
+
+
+def _write(folder, model, params, shard_bytes, extra):
+    folder = pathlib.Path(folder)
+    dtype = jnp.dtype(params['embed']['weight'].dtype).name
+    if folder.is_file():
+        raise UserError(f'{folder}: is a file; a model is saved into a folder')
+    first = jax.process_index() == 0
+    if first:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / 'config.json').unlink(missing_ok=True)
+    weights.save_safetensors(params, model.config, folder, shard_bytes, write=first)
+    if not first:
+        return
+    if model.tokenizer is not None:
+        model.tokenizer.save_pretrained(folder)
+    config = families.write_config(model.config, dtype)
+    ends = {name: config[name] for name in ('bos_token_id', 'eos_token_id', 'pad_token_id')}
+    generation = {**model.generation, **ends}
+    _write_json(folder / 'generation_config.json', generation)
+    _write_json(folder / 'config.json', {**config, **extra})
+
+
+def _write_json(path: pathlib.Path, values: dict[str, Any]) -> None:
+    temporary = path.with_name(f'.{path.name}.tmp')
+    temporary.write_text(json.dumps(values, indent=2) + '\n', encoding='utf-8')
+    temporary.replace(path)

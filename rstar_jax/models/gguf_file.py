@@ -1,0 +1,140 @@
+"""GGUF files: configuration, tokenizer and (dequantised) tensors of one file.
+
+The metadata is llama.cpp's. Files of the Llama architecture hold the rows of Q and K in another
+order (pairs of a rotation side by side), which is undone here; the other families' do not.
+"""
+
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from rstar_jax.errors import UserError
+from rstar_jax.models.config import Config, Rope
+from rstar_jax.models.families import ARCHITECTURES, unsupported
+
+
+class GGUFFile:
+    """A GGUF file as a source of weights (see `weights.Source`)."""
+
+    key = 'gguf'
+
+    def __init__(self, path: pathlib.Path):
+        import gguf
+
+        self.where = str(path)
+        try:
+            reader = gguf.GGUFReader(path)
+            self.fields = {name: field.contents() for name, field in reader.fields.items()}
+            self._tensors = {tensor.name: tensor for tensor in reader.tensors}
+        except Exception as error:  # a damaged header shows as almost any exception
+            reason = ' '.join(str(error).split()) or type(error).__name__
+            raise UserError(f'{path}: cut off or no GGUF file ({reason[:150]})') from None
+        self.family = self.fields.get('general.architecture')
+        if self.family not in ARCHITECTURES:
+            raise unsupported(self.family, self.where)
+        self.config = self._read_config()
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """The architecture's value `key` ('block_count')."""
+        return self.fields.get(f'{self.family}.{key}', default)
+
+    def _read_config(self) -> Config:
+        needed = (
+            'embedding_length',
+            'feed_forward_length',
+            'block_count',
+            'attention.head_count',
+        )
+        missing = [key for key in needed if self.get(key) is None]
+        missing += [name for name in ('token_embd.weight',) if name not in self._tensors]
+        if missing:
+            raise UserError(f'{self.where}: {", ".join(missing)} missing: not a whole GGUF model')
+        heads, width = self.get('attention.head_count'), self.get('embedding_length')
+        head_dim = self.get('attention.key_length') or width // heads
+        layers, length = self.get('block_count'), self.get('context_length', 4096)
+        window = self.get('attention.sliding_window') if self.family == 'phi3' else None
+        eos = self.fields.get('tokenizer.ggml.eos_token_id')
+        return Config(
+            family=self.family,
+            vocab_size=int(self._tensors['token_embd.weight'].shape[1]),
+            embed_dim=width,
+            mlp_dim=self.get('feed_forward_length'),
+            num_layers=layers,
+            num_heads=heads,
+            num_kv_heads=self.get('attention.head_count_kv', heads),
+            head_dim=head_dim,
+            rope_theta=float(self.get('rope.freq_base', 10000.0)),
+            norm_eps=float(self.get('attention.layer_norm_rms_epsilon', 1e-6)),
+            tie_embeddings='output.weight' not in self._tensors,
+            qkv_bias='blk.0.attn_q.bias' in self._tensors,
+            output_bias='blk.0.attn_output.bias' in self._tensors,
+            mlp_bias='blk.0.ffn_gate.bias' in self._tensors,
+            qk_norm=self.family == 'qwen3',
+            windows=(window,) * layers if window and window < length else (),
+            rope=self._read_rope(length),
+            rope_fraction=self.get('rope.dimension_count', head_dim) / head_dim,
+            max_length=length,
+            bos_id=self.fields.get('tokenizer.ggml.bos_token_id'),
+            eos_ids=() if eos is None else (eos,),
+            pad_id=self.fields.get('tokenizer.ggml.padding_token_id'),
+        )
+
+    def _read_rope(self, length: int) -> Rope:
+        kind = self.get('rope.scaling.type', 'none')
+        original = self.get('rope.scaling.original_context_length', length)
+        factors = {
+            name: tuple(float(x) for x in self._tensors[tensor].data)
+            for name, tensor in (
+                ('one', 'rope_freqs.weight'),
+                ('short', 'rope_factors_short.weight'),
+                ('long', 'rope_factors_long.weight'),
+            )
+            if tensor in self._tensors
+        }
+        if 'one' in factors:  # llama3's smoothing, stored as what it comes to
+            one = factors['one']
+            return Rope('longrope', short=one, long=one, original=original, attention_factor=1.0)
+        if 'long' in factors:
+            scale = self.get('rope.scaling.attn_factor')
+            return Rope(
+                'longrope',
+                short=factors['short'],
+                long=factors['long'],
+                original=original,
+                attention_factor=scale,
+            )
+        if kind == 'linear':
+            return Rope('linear', factor=float(self.get('rope.scaling.factor', 1.0)))
+        if kind not in ('none', 'longrope'):
+            raise UserError(f'{self.where}: rope scaling {kind!r}: expected none, linear, longrope')
+        return Rope()
+
+    def shapes(self):
+        return {
+            name: (tuple(int(n) for n in reversed(tensor.shape)), 'float32')
+            for name, tensor in self._tensors.items()
+        }
+
+    def read(self, names):
+        import gguf
+
+        for name in names:
+            tensor = self._tensors[name]
+            try:
+                values = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
+            except (NotImplementedError, ValueError) as error:
+                kind = tensor.tensor_type.name
+                raise UserError(f'{self.where}: {name} of type {kind}: {error}') from None
+            if self.family == 'llama' and '.attn_q.' in name:
+                values = unpermute(values, self.config.num_heads)
+            if self.family == 'llama' and '.attn_k.' in name:
+                values = unpermute(values, self.config.num_kv_heads)
+            yield name, values
+
+
+def unpermute(weight: np.ndarray, heads: int) -> np.ndarray:
+    """Rows in pairs (0, 1), (2, 3), ... of a rotation -> first halves, then second halves."""
+    half = weight.shape[0] // heads // 2
+    pairs = weight.reshape(heads, half, 2, *weight.shape[1:])
+    return pairs.swapaxes(1, 2).reshape(weight.shape)

@@ -1,0 +1,181 @@
+"""Tokenizers: transformers' fast ones, read from a folder or rebuilt from a GGUF file's metadata.
+
+A GGUF file holds vocabulary, merges and kinds of token, but names the splitting of a text into
+words only by a word ('smollm', 'qwen2', 'llama-bpe'); the patterns behind those words are here.
+"""
+
+import pathlib
+from typing import Any
+
+from rstar_jax.errors import UserError
+
+NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5  # llama.cpp's kinds of token
+WHOLE = (CONTROL, USER_DEFINED)
+FILES = ('tokenizer.json', 'tokenizer.model', 'vocab.json')
+_WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s"
+    r'| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+'
+)
+# Patterns that cut a text into words before the merges; None = GPT-2's own.
+SPLITS = {
+    'qwen2': _WORDS % '',
+    'deepseek-r1-qwen': _WORDS % '',
+    'llama-bpe': _WORDS % '{1,3}',
+    'llama3': _WORDS % '{1,3}',
+    'llama-v3': _WORDS % '{1,3}',
+    'smaug-bpe': _WORDS % '{1,3}',
+    'smollm': None,  # after each digit is cut off
+    'gpt-2': None,
+    'default': None,
+}
+
+
+def load(folder: pathlib.Path) -> Any:
+    """The fast tokenizer of a Hugging Face folder; UserError where there is none."""
+    from transformers import AutoTokenizer
+
+    if not any((folder / name).exists() for name in FILES):
+        raise UserError(f'{folder}: no tokenizer: expected one of {", ".join(FILES)}')
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    except Exception as error:  # the libraries raise many kinds for a damaged file
+        reason = ' '.join(str(error).split())[:200]
+        raise UserError(f'{folder}: its tokenizer cannot be read ({reason})') from None
+    if not tokenizer.is_fast:
+        raise UserError(f'{folder}: expected a fast tokenizer (tokenizer.json)')
+    return tokenizer
+
+
+def from_gguf(fields: dict[str, Any], where: str) -> Any:
+    """The tokenizer that a GGUF file's metadata describes.
+
+    Padding entries at the vocabulary's end are dropped, so that new tokens take their ids.
+    """
+    from transformers import PreTrainedTokenizerFast
+
+    tokens = fields.get('tokenizer.ggml.tokens')
+    if not tokens:
+        raise UserError(f'{where}: no tokenizer: expected tokenizer.ggml.tokens in its metadata')
+    kinds = fields.get('tokenizer.ggml.token_type') or [NORMAL] * len(tokens)
+    count = len(tokens)
+    while count and kinds[count - 1] == UNUSED and tokens[count - 1].startswith('[PAD'):
+        count -= 1
+    tokens, kinds = tokens[:count], kinds[:count]
+    model = fields.get('tokenizer.ggml.model')
+    if model == 'gpt2':
+        backend = _byte_level(fields, tokens, kinds, where)
+    elif model == 'llama':
+        backend = _sentencepiece(fields, tokens, kinds)
+    else:
+        raise UserError(f'{where}: tokenizer of kind {model!r}: expected gpt2 or llama')
+    _add_whole_tokens(backend, tokens, kinds)
+
+    def token(name):
+        index = fields.get(f'tokenizer.ggml.{name}_token_id')
+        return tokens[index] if index is not None and index < count else None
+
+    special = {
+        'bos_token': token('bos'),
+        'eos_token': token('eos'),
+        'pad_token': token('padding') or token('eos'),
+        'unk_token': token('unknown') if model == 'llama' else None,
+    }
+    options = {name: text for name, text in special.items() if text is not None}
+    add_bos = bool(fields.get('tokenizer.ggml.add_bos_token', model == 'llama'))
+    if add_bos and special['bos_token']:
+        from tokenizers import processors
+
+        bos = special['bos_token']
+        backend.post_processor = processors.Sequence(
+            [
+                backend.post_processor or processors.ByteLevel(trim_offsets=False),
+                processors.TemplateProcessing(
+                    single=f'{bos} $A',
+                    pair=f'{bos} $A {bos} $B',
+                    special_tokens=[(bos, tokens.index(bos))],
+                ),
+            ]
+        )
+    made = PreTrainedTokenizerFast(
+        tokenizer_object=backend, clean_up_tokenization_spaces=False, **options
+    )
+    made.chat_template = fields.get('tokenizer.chat_template')
+    return made
+
+
+def _byte_level(fields, tokens, kinds, where):
+    """GPT-2's byte-level BPE with the file's way of splitting words."""
+    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+
+    split = fields.get('tokenizer.ggml.pre', 'default')
+    if split not in SPLITS:
+        raise UserError(f'{where}: tokenizer.ggml.pre={split!r}: expected {", ".join(SPLITS)}')
+    vocabulary = {
+        token: index
+        for index, (token, kind) in enumerate(zip(tokens, kinds))
+        if kind not in WHOLE or split == 'smollm'  # SmolLM has its marks in the vocabulary too
+    }
+    merges = [tuple(merge.split(' ')) for merge in fields.get('tokenizer.ggml.merges', ())]
+    backend = Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
+    pattern = SPLITS[split]
+    if pattern is not None:
+        steps = [
+            pre_tokenizers.Split(Regex(pattern), behavior='isolated'),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    else:
+        steps = [pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)]
+        if split == 'smollm':
+            steps.insert(0, pre_tokenizers.Digits(individual_digits=True))
+    if 'qwen' in split:
+        backend.normalizer = normalizers.NFC()
+    backend.pre_tokenizer = pre_tokenizers.Sequence(steps)
+    backend.decoder = decoders.ByteLevel()
+    return backend
+
+
+def _sentencepiece(fields, tokens, kinds):
+    """Sentencepiece's BPE: merges recovered from the pieces' scores, unknown text as bytes."""
+    from tokenizers import Tokenizer, decoders, models, normalizers
+
+    scores = fields['tokenizer.ggml.scores']
+    vocabulary = {token: index for index, token in enumerate(tokens)}
+    pieces = {token: index for token, index in vocabulary.items() if kinds[index] == NORMAL}
+    found = []
+    for token, index in pieces.items():
+        for cut in range(1, len(token)):
+            left, right = token[:cut], token[cut:]
+            if left in pieces and right in pieces:
+                found.append((-scores[index], pieces[left], pieces[right], left, right))
+    merges = [(left, right) for *_, left, right in sorted(found)]
+    unknown = fields.get('tokenizer.ggml.unknown_token_id', 0)
+    backend = Tokenizer(
+        models.BPE(
+            vocab=vocabulary,
+            merges=merges,
+            unk_token=tokens[unknown],
+            fuse_unk=True,
+            byte_fallback=True,
+        )
+    )
+    prefix = fields.get('tokenizer.ggml.add_space_prefix', True)
+    steps = [normalizers.Prepend('▁')] if prefix else []
+    backend.normalizer = normalizers.Sequence([*steps, normalizers.Replace(' ', '▁')])
+    ends = [decoders.Strip(content=' ', left=1)] if prefix else []
+    backend.decoder = decoders.Sequence(
+        [decoders.Replace('▁', ' '), decoders.ByteFallback(), decoders.Fuse(), *ends]
+    )
+    return backend
+
+
+def _add_whole_tokens(backend, tokens, kinds):
+    """Control and user-defined tokens are never cut, and keep the ids that the file gives them."""
+    from tokenizers import AddedToken
+
+    added = [
+        AddedToken(token, normalized=False, special=kind == CONTROL)
+        for token, kind in zip(tokens, kinds)
+        if kind in WHOLE
+    ]
+    if added:
+        backend.add_tokens(added)

@@ -1,45 +1,244 @@
-"""What keeps a child inside: the layers, each used where the kernel has it."""
+"""What keeps a child inside: layers, each tried once in a probe and used where the kernel has it.
+
+    janitor   namespaces: network, processes (with them everything a child starts dies), IPC
+    child     resource limits, no capabilities, no new privileges, Landlock (interpreter and
+              libraries readable, one scratch folder writable), seccomp (computing only)
+
+A child has no descriptor but /dev/null and its report pipe, and an empty environment.
+"""
 
 from __future__ import annotations
 
+import ctypes
 import math
 import os
 import resource
 import signal
+import struct
+import sys
+import sysconfig
+from collections.abc import Callable
 
-LAYERS: tuple[str, ...] = ('limits', 'empty environment', 'scratch folder')
+from rstar_jax.execution import landlock, seccomp
+
+LINUX = sys.platform.startswith('linux')
+_NEWUSER, _NEWPID, _NEWNET, _NEWIPC = 0x10000000, 0x20000000, 0x40000000, 0x08000000
+_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER, _PR_SET_NO_NEW_PRIVS = 1, 36, 38
+_CAPABILITY_VERSION = 0x20080522
+_NOBODY = 65534
+_HIGH = 100  # descriptors from here on are free for a moment
+_libc = ctypes.CDLL(None, use_errno=True)
+_SYSTEM_FOLDERS = (
+    '/usr/lib', '/usr/lib64', '/lib', '/lib64', '/usr/local/lib', '/usr/share/zoneinfo',
+    '/etc/ld.so.cache', '/etc/localtime', '/dev/zero', '/dev/urandom', '/dev/random',
+)  # fmt: skip
 
 
 def enter_namespaces() -> list[str]:
-    """Put this process's future children into namespaces of their own; the names of those made."""
-    return []
+    """Put this process's future children into namespaces of their own; the names of those made.
+
+    An ordinary user gets them inside a new user namespace, where the system allows one.
+    """
+    if not LINUX:
+        return []
+    user, group = os.getuid(), os.getgid()
+    if _libc.unshare(_NEWNET | _NEWPID | _NEWIPC):
+        if _libc.unshare(_NEWUSER | _NEWNET | _NEWPID | _NEWIPC):
+            return []
+        for name, text in (
+            ('setgroups', 'deny'),
+            ('uid_map', f'{user} {user} 1'),
+            ('gid_map', f'{group} {group} 1'),
+        ):
+            try:
+                with open(f'/proc/self/{name}', 'w', encoding='ascii') as file:
+                    file.write(text)
+            except OSError:
+                pass  # files then show the overflow user; nothing depends on it
+    return ['network namespace', 'process namespace', 'IPC namespace']
 
 
 class Cage:
-    """The restrictions that every child of a zygote puts on itself."""
+    """The restrictions that every child of a zygote puts on itself.
 
-    def __init__(self, scratch: str, namespaces: list[str], isolation: str) -> None:
+    Attributes:
+      layers: what is in force, by name.
+      missing: what full isolation would also need.
+    """
+
+    def __init__(self, scratch: str, namespaces: list[str], isolation: str, limits: dict) -> None:
+        self.layers = ['limits', 'empty environment', 'scratch folder', *namespaces]
         self.missing: list[str] = []
-        self.layers = [*LAYERS, *namespaces]
-        self.base_bytes = _address_space()
+        self._limits = limits
+        self._base_bytes = _address_space()
+        self._own_processes = 'process namespace' in namespaces
+        self._steps: list[Callable[[], None]] = []
+        self._filter: Callable[[], None] | None = None
+        if LINUX and not self._own_processes:
+            _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+        if isolation == 'none':
+            return
+        for name, step in (
+            ('no capabilities', _drop_capabilities),
+            ('no new privileges', _no_new_privileges),
+            ('Landlock', _landlock(scratch)),
+        ):
+            self._add(name, step)
+        if 'Landlock' in self.missing and LINUX and os.getuid() == 0 and _open_to_all(sys.prefix):
+            os.chown(scratch, _NOBODY, _NOBODY)
+            self._steps.insert(0, _become_nobody)
+            self.layers.append('user nobody')
+        self._add('seccomp', _seccomp())
+        if 'seccomp' in self.layers:
+            self._filter = self._steps.pop()
+        elif 'network namespace' not in namespaces:
+            self.missing.append('network namespace')
 
-    def close_in(self) -> None:
-        """What holds for a child's whole life; before any job is read."""
+    def _add(self, name: str, step: Callable[[], None] | None) -> None:
+        if step is not None and _works([*self._steps, step]):
+            self._steps.append(step)
+            self.layers.append(name)
+        else:
+            self.missing.append(name)
 
-    def limit(self, limits: dict, whole_life: bool) -> None:
-        """Resource limits of one job (of every job, where the child serves several)."""
-        seconds = math.ceil(limits['seconds']) + 1
+    def close_in(self, keep: list[int], whole_life: bool) -> None:
+        """In a child, for its whole life, before any job is read.
+
+        Args:
+          keep: descriptors that stay open, beside 0 to 2; they become 3, 4, ...
+          whole_life: the CPU limit counts for the whole life (a child of one job).
+        """
+        high = [os.dup2(fd, _HIGH + index) for index, fd in enumerate(keep)]
+        self._limit(whole_life)
+        for step in self._steps:
+            step()
+        for index, fd in enumerate(high):  # only now: a step's own descriptor may be 3 or 4
+            os.dup2(fd, 3 + index)
+        os.closerange(3 + len(keep), 1 << 16)
+        if LINUX:
+            _libc.prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
+        if self._filter is not None:
+            self._filter()
+
+    def _limit(self, whole_life: bool) -> None:
+        limits = self._limits
         if whole_life:
-            _limit(resource.RLIMIT_CPU, seconds)
-        if self.base_bytes:
-            _limit(resource.RLIMIT_AS, self.base_bytes + int(limits['memory_mb'] * 2**20))
+            _limit(resource.RLIMIT_CPU, math.ceil(limits['seconds']) + 1)
+        if self._base_bytes:
+            _limit(resource.RLIMIT_AS, self._base_bytes + int(limits['memory_mb'] * 2**20))
         _limit(resource.RLIMIT_FSIZE, int(limits['scratch_mb'] * 2**20))
         _limit(resource.RLIMIT_NOFILE, int(limits['open_files']))
         _limit(resource.RLIMIT_CORE, 0)
+        _limit(resource.RLIMIT_NPROC, 0)
+        if hasattr(resource, 'RLIMIT_MSGQUEUE'):
+            _limit(resource.RLIMIT_MSGQUEUE, 0)
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 
-    def sweep(self) -> None:
-        """Kill whatever a child left behind."""
+    def sweep(self, group: int) -> None:
+        """In the zygote: kill whatever a child left behind, and reap it."""
+        if self._own_processes:
+            _quietly(os.kill, -1, signal.SIGKILL)  # all of the namespace but its first process
+        elif self._filter is None:
+            _quietly(os.killpg, group, signal.SIGKILL)
+            for _ in range(1000):
+                left = _children()
+                for pid in left:
+                    _quietly(os.kill, pid, signal.SIGKILL)
+                if not left or not LINUX:
+                    break
+                _reap()
+        else:
+            return  # the filter let it start nothing
+        _reap()
+
+
+def _reap() -> None:
+    try:
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+    except ChildProcessError:
+        pass
+
+
+def _children() -> list[int]:
+    try:
+        with open(f'/proc/self/task/{os.getpid()}/children', encoding='ascii') as file:
+            return [int(pid) for pid in file.read().split()]
+    except OSError:
+        return []
+
+
+def _quietly(call: Callable, *arguments) -> None:
+    try:
+        call(*arguments)
+    except OSError:
+        pass
+
+
+def _works(steps: list[Callable[[], None]]) -> bool:
+    """Try the steps in a child of their own."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            for step in steps:
+                step()
+            os._exit(0)
+        finally:
+            os._exit(1)
+    return os.waitpid(pid, 0)[1] == 0
+
+
+def _drop_capabilities() -> None:
+    header = struct.pack('=Ii', _CAPABILITY_VERSION, 0)
+    if _libc.capset(header, bytes(24)):
+        raise OSError(ctypes.get_errno(), 'capset')
+
+
+def _no_new_privileges() -> None:
+    if _libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0):
+        raise OSError(ctypes.get_errno(), 'no_new_privs')
+
+
+def _become_nobody() -> None:
+    os.setgroups([])
+    os.setresgid(_NOBODY, _NOBODY, _NOBODY)
+    os.setresuid(_NOBODY, _NOBODY, _NOBODY)
+
+
+def _open_to_all(path: str) -> bool:
+    """Whether any user may walk to a folder."""
+    path = os.path.realpath(path)
+    while True:
+        if not os.stat(path).st_mode & 0o001:
+            return False
+        if path == os.path.dirname(path):
+            return True
+        path = os.path.dirname(path)
+
+
+def _landlock(scratch: str) -> Callable[[], None] | None:
+    try:
+        return landlock.Ruleset(
+            dict.fromkeys(readable_paths(), landlock.READ)
+            | {os.devnull: landlock.READ | landlock.WRITE_FILE, scratch: landlock.SCRATCH}
+        ).enforce
+    except OSError:
+        return None
+
+
+def _seccomp() -> Callable[[], None] | None:
+    return seccomp.Filter().enforce if seccomp.supported() else None
+
+
+def readable_paths() -> list[str]:
+    """What a program may read: the interpreter's library, its packages, the system's libraries."""
+    paths = set(_SYSTEM_FOLDERS)
+    kinds = ('stdlib', 'platstdlib', 'purelib', 'platlib')
+    paths |= {sysconfig.get_path(kind) for kind in kinds}
+    paths |= {entry for entry in sys.path if entry.endswith(('site-packages', 'dist-packages'))}
+    if sys.base_prefix not in ('/', '/usr', '/usr/local'):
+        paths.add(os.path.join(sys.base_prefix, 'lib'))
+    return sorted(path for path in paths if os.path.exists(path))
 
 
 def _limit(kind: int, value: int) -> None:

@@ -19,7 +19,7 @@ class Limits:
     Attributes:
       seconds: wall time, and CPU time rounded up to whole seconds.
       memory_mb: address space in MiB beyond what the warm interpreter already has.
-      printed_chars: characters printed before the program counts as over its limit (the output
+      printed_chars: characters (bytes of UTF-8) printed before the program is ended (the output
         shown is shorter, see `format_output`).
       scratch_mb: MiB of files in the scratch folder.
       open_files: open descriptors.
@@ -28,8 +28,8 @@ class Limits:
     seconds: float = 10.0
     memory_mb: int = 1024
     printed_chars: int = 1_000_000
-    scratch_mb: int = 16
-    open_files: int = 64
+    scratch_mb: int = 8
+    open_files: int = 32
 
     def __post_init__(self) -> None:
         for name, least in (

@@ -57,7 +57,9 @@ class WorkerDied(Exception):
 class _Worker:
     """One worker process and the socket to it; used by one thread only."""
 
-    def __init__(self, handler: str, jobs_per_child: int, isolation: str, base: str) -> None:
+    def __init__(
+        self, handler: str, jobs_per_child: int, isolation: str, limits: Limits, base: str
+    ) -> None:
         self.scratch = tempfile.mkdtemp(dir=base)
         ours, theirs = socket.socketpair()
         self.socket = ours
@@ -87,6 +89,7 @@ class _Worker:
             'handler': handler,
             'jobs_per_child': jobs_per_child,
             'isolation': isolation,
+            'limits': vars(limits),
             'scratch': self.scratch,
             'environment': environment,
         }
@@ -140,10 +143,10 @@ class _Worker:
 
 
 class _Job:
-    __slots__ = ('body', 'futures', 'key', 'seconds')
+    __slots__ = ('body', 'futures', 'key')
 
-    def __init__(self, key: bytes, body: bytes, seconds: float) -> None:
-        self.key, self.body, self.seconds, self.futures = key, body, seconds, []
+    def __init__(self, key: bytes, body: bytes) -> None:
+        self.key, self.body, self.futures = key, body, []
 
 
 class Workers:
@@ -154,6 +157,7 @@ class Workers:
       count: worker processes; None for one a core.
       jobs_per_child: jobs that one forked child may serve; 1 for untrusted programs.
       isolation: 'auto' (what the kernel allows), 'strict' (all or UserError), 'none' (limits only).
+      limits: of every job.
       finish: turns a report (dict) into (value of the future, whether it may be remembered).
     """
 
@@ -164,13 +168,15 @@ class Workers:
         count: int | None,
         jobs_per_child: int,
         isolation: str,
+        limits: Limits,
         finish: Callable[[dict], tuple[Any, bool]],
     ) -> None:
         if isolation not in ISOLATION:
             raise UserError(f'isolation={isolation!r}: expected one of {", ".join(ISOLATION)}')
         if count is not None and (not isinstance(count, int) or count < 1):
             raise UserError(f'workers={count!r}: needs an integer of at least 1')
-        self._spawn = (handler, jobs_per_child, isolation)
+        self._spawn = (handler, jobs_per_child, isolation, limits)
+        self._seconds = limits.seconds
         self._finish = finish
         self._queue: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._memo: collections.OrderedDict[bytes, Any] = collections.OrderedDict()
@@ -200,8 +206,8 @@ class Workers:
             self.close()
             raise self._failure
 
-    def submit(self, job: dict, seconds: float) -> Future:
-        """Queue a job (JSON-able, with 'limits'); never blocks."""
+    def submit(self, job: dict) -> Future:
+        """Queue a job (JSON-able); never blocks."""
         body = json.dumps(job).encode('ascii')
         key = hashlib.blake2b(body, digest_size=16).digest()
         future: Future = Future()
@@ -217,7 +223,7 @@ class Workers:
                 return future
             job_ = self._pending.get(key)
             if job_ is None:
-                job_ = self._pending[key] = _Job(key, body, seconds)
+                job_ = self._pending[key] = _Job(key, body)
                 self._queue.put(job_)
             else:
                 self.remembered += 1
@@ -236,7 +242,7 @@ class Workers:
                 for _ in range(2):
                     worker = worker or self._start()
                     try:
-                        report = worker.ask(job.body, job.seconds)
+                        report = worker.ask(job.body, self._seconds)
                         break
                     except WorkerDied as error:
                         worker.stop(0)
@@ -357,12 +363,12 @@ class Pool:
         isolation: str = 'auto',
     ) -> None:
         self.limits = limits or Limits()
-        self._limits = vars(self.limits).copy()
         self._workers = Workers(
             'rstar_jax.execution.program',
             count=workers,
             jobs_per_child=1,
             isolation=isolation,
+            limits=self.limits,
             finish=self._result,
         )
         if isolation == 'strict':
@@ -392,17 +398,16 @@ class Pool:
         Returns at once. A future not yet running can be cancelled.
         """
         cells = [program] if isinstance(program, str) else list(program)
-        job = {'cells': cells, 'limits': self._limits}
-        return self._workers.submit(job, self.limits.seconds)
+        return self._workers.submit({'cells': cells})
 
     def _result(self, report: dict) -> tuple[Result, bool]:
         killed = report.get('killed')
         seconds = float(report.get('seconds', 0.0))
         if killed:
             return Result(False, '', self._reason(killed, report.get('status', 0)), seconds), False
-        error = str(report.get('error', ''))
-        result = Result(bool(report.get('ok')), str(report.get('output', '')), error, seconds)
-        return result, not error.startswith('MemoryError')
+        error = report['error']
+        # A lack of memory may be the machine's, the next time there may be enough.
+        return Result(not error, report['output'], error, seconds), error != 'MemoryError'
 
     def _reason(self, killed: str, status: int) -> str:
         limits = self.limits
@@ -410,6 +415,8 @@ class Pool:
             return f'TimeoutError: ran longer than the limit of {limits.seconds:g} s'
         if killed == 'scratch':
             return f'OSError: wrote more than the limit of {limits.scratch_mb:g} MB'
+        if killed == 'printed':
+            return f'OutputError: printed more than the limit of {limits.printed_chars} characters'
         if killed == 'closed':
             return 'RuntimeError: the pool was closed'
         if killed == 'worker':

@@ -7,6 +7,7 @@ import importlib
 import io
 import random
 import sys
+import warnings
 
 from rstar_jax.execution.limits import format_output
 
@@ -72,24 +73,10 @@ print(f'{math.pi:.3f}', Fraction(3, 4) + 1, sorted(itertools.permutations(range(
 )
 
 
-class PrintedTooMuch(Exception):
-    """More characters than Limits.printed_chars."""
-
-
-class _Printed(io.BytesIO):
-    """Collects what is printed, up to a limit; the limit stays broken even if the error is caught."""
-
-    def __init__(self, limit: int) -> None:
-        super().__init__()
-        self.left = limit
-        self.over = False
-
-    def write(self, data) -> int:
-        self.left -= len(data)
-        if self.left < 0:
-            self.over = True
-            raise PrintedTooMuch
-        return super().write(data)
+# The child's descriptor 1 is its pipe to the zygote. Made once, before any fork.
+_STDOUT = io.TextIOWrapper(
+    io.BufferedWriter(io.FileIO(1, 'w', closefd=False)), 'utf-8', 'backslashreplace'
+)
 
 
 def warm() -> None:
@@ -101,9 +88,13 @@ def warm() -> None:
             if name.split('.')[0] in ('numpy', 'sympy'):
                 raise
     for program in WARM_PROGRAMS:
-        outcome = handle({'cells': [program], 'limits': {'printed_chars': 10**6}})
-        if not outcome['ok']:
-            raise RuntimeError(f'a warm-up program failed: {outcome["error"]}')
+        try:
+            error = _run([program], io.StringIO())
+        finally:
+            sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__
+        if error:
+            raise RuntimeError(f'a warm-up program failed: {error}')
+    warnings.simplefilter('ignore')
     _seed_generators()
 
 
@@ -111,6 +102,7 @@ def _seed_generators() -> None:
     """Same program, same random numbers: also where it asks for a generator without a seed."""
     import numpy
 
+    random.seed(0)
     numpy.random.seed(0)
     unseeded = numpy.random.default_rng
     if not getattr(unseeded, 'seeded', False):
@@ -123,35 +115,39 @@ def _seed_generators() -> None:
         numpy.random.default_rng = default_rng
 
 
-def handle(job: dict) -> dict:
-    """Run job['cells'] in one namespace; output and error of the last cell."""
-    limit = job['limits']['printed_chars']
-    random.seed(0)  # here, because the module seeds itself anew in every forked child
-    namespace = {'__name__': '__main__', '__builtins__': builtins}
-    keep = sys.stdout, sys.stderr
+def handle(job: dict) -> bytes:
+    """In the child: run job['cells'] in one namespace; b'' or the error, as one line.
+
+    What the last cell prints goes to descriptor 1.
+    """
+    error = _run(job['cells'], _STDOUT)
     try:
+        _STDOUT.flush()
+    except BaseException as caught:  # closed by the program
+        error = error or last_line(caught)
+    return error.encode('utf-8', 'backslashreplace')
+
+
+def present(report: dict) -> dict:
+    """In the zygote: a child's report as the main process gets it."""
+    return {'output': format_output(report['output']), 'error': report['ending']}
+
+
+def _run(cells: list[str], stdout: io.TextIOBase) -> str:
+    """Run the cells; '' or the error. Prints of all but the last block are dropped."""
+    namespace = {'__name__': '__main__', '__builtins__': builtins}
+    try:
+        sources = blocks(cells)
+    except (SyntaxError, ValueError, MemoryError, RecursionError) as error:
+        return last_line(error)
+    sys.stderr = io.StringIO()
+    for number, code in enumerate(sources):
+        sys.stdout = stdout if number == len(sources) - 1 else io.StringIO()
         try:
-            sources = blocks(job['cells'])
-        except (SyntaxError, ValueError, MemoryError, RecursionError) as error:
-            return {'ok': False, 'output': '', 'error': last_line(error)}
-        for number, code in enumerate(sources):
-            last = number == len(sources) - 1
-            printed = _Printed(limit)
-            sys.stdout = io.TextIOWrapper(printed, 'utf-8', 'backslashreplace', write_through=True)
-            sys.stderr = io.StringIO()
-            error = ''
-            try:
-                exec(code, namespace)
-            except BaseException as caught:
-                error = last_line(caught)
-            if printed.over:
-                error = f'OutputError: printed more than the limit of {limit} characters'
-            if error or last:
-                text = printed.getvalue().decode('utf-8', 'replace') if last else ''
-                return {'ok': not error, 'output': format_output(text), 'error': error}
-        return {'ok': True, 'output': '', 'error': ''}
-    finally:
-        sys.stdout, sys.stderr = keep
+            exec(code, namespace)
+        except BaseException as caught:
+            return last_line(caught)
+    return ''
 
 
 def blocks(cells: list[str]) -> list:
@@ -180,11 +176,7 @@ def blocks(cells: list[str]) -> list:
 
 
 def _compile(source: str):
-    import warnings
-
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore')
-        return compile(source, '<step>', 'exec', dont_inherit=True)
+    return compile(source, '<step>', 'exec', dont_inherit=True)
 
 
 def last_line(error: BaseException) -> str:

@@ -30,7 +30,6 @@ class Grader:
         self, workers: int | None = None, *, seconds: float = 3.0, memory_mb: int = 1024
     ) -> None:
         self.limits = Limits(seconds=seconds, memory_mb=memory_mb)
-        self._limits = vars(self.limits).copy()
         self._count = workers
         self._workers: Workers | None = None
         self._lock = threading.Lock()
@@ -43,9 +42,10 @@ class Grader:
                     count=self._count,
                     jobs_per_child=_JOBS_PER_CHILD,
                     isolation='auto',
+                    limits=self.limits,
                     finish=_finish,
                 )
-        return self._workers.submit({**job, 'limits': self._limits}, self.limits.seconds)
+        return self._workers.submit(job)
 
     def submit(self, answer: str, truth: str | Sequence[str]) -> Future[bool]:
         """Is the answer (LaTeX or plain, one box) equivalent to the truth, or to one of several?"""

@@ -1,0 +1,157 @@
+"""A worker's children: forked for one program, or for a row of trusted jobs; seen from both sides.
+
+    Once   is forked with its program in memory; its one pipe carries what it prints and, at the
+           end, a token that only this program's runner was given, and how it ended
+    Many   reads jobs from one pipe and answers on another, in frames of JSON
+
+A child that breaks a limit, dies, or sends anything else is killed, and the report says so:
+`{'killed': 'seconds' | 'scratch' | 'printed' | 'ended' | 'forged' | 'closed', 'status': wait status}`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import select
+import signal
+import time
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+from rstar_jax.execution import scratch, wire
+
+if TYPE_CHECKING:
+    from rstar_jax.execution.worker import Zygote
+
+_TICK = 0.05  # seconds between two looks at the size of the scratch folder
+_FRAME_BYTES = 1 << 20
+_TRAILER_BYTES = 8192
+
+
+class Broken(Exception):
+    """A child must be killed; args[0] is the reason."""
+
+
+class _Child:
+    """A forked child and the pipe that it reports on."""
+
+    def __init__(self, zygote: Zygote, live: Callable[[], None], extra: list[int]) -> None:
+        self.zygote = zygote
+        self.output, reports = os.pipe()
+        self.pid = zygote.fork()
+        if self.pid == 0:
+            try:
+                os.setpgid(0, 0)
+                os.dup2(reports, 1)
+                zygote.cage.close_in(extra, whole_life=zygote.jobs_per_child == 1)
+                live()
+            finally:
+                os._exit(70)
+        os.close(reports)
+
+    def arriving(self, deadline: float) -> Iterator[bytes]:
+        """What the child sends, as it comes; Broken at a limit; ends with its end of stream."""
+        poll = select.poll()
+        poll.register(self.output, select.POLLIN)
+        poll.register(self.zygote.channel, 0)
+        bound = self.zygote.limits['scratch_mb'] * 2**20
+        while True:
+            wait = deadline - time.monotonic()
+            if wait <= 0:
+                raise Broken('seconds')
+            events = poll.poll(1000 * min(wait, _TICK) + 1)
+            for fd, _ in events:
+                if fd != self.output:
+                    raise Broken('closed')
+                part = os.read(fd, 1 << 16)
+                if not part:
+                    return
+                yield part
+            if not events and scratch.too_big(self.zygote.scratch, bound):
+                raise Broken('scratch')
+
+    def end(self) -> int:
+        """Kill the child and whatever it left; its wait status."""
+        done, status = os.waitpid(self.pid, os.WNOHANG)
+        if not done:
+            os.kill(self.pid, signal.SIGKILL)
+            status = os.waitpid(self.pid, 0)[1]
+        os.close(self.output)
+        self.zygote.cage.sweep(self.pid)
+        return status
+
+
+class Once(_Child):
+    """A child for one program."""
+
+    def __init__(self, zygote: Zygote, job: dict) -> None:
+        self.token = secrets.token_bytes(16)
+
+        def live() -> None:
+            ending = zygote.handler.handle(job)
+            wire.write_all(1, self.token + ending)
+            os._exit(0)
+
+        super().__init__(zygote, live, [])
+
+    def report(self, deadline: float) -> dict:
+        """{'output', 'ending'}: what it printed, and what handler.handle returned."""
+        printed, limit = bytearray(), self.zygote.limits['printed_chars']
+        for part in self.arriving(deadline):
+            printed += part
+            if len(printed) > limit + _TRAILER_BYTES:
+                raise Broken('printed')
+        at = printed.rfind(self.token)
+        if at < 0:
+            raise Broken('ended')
+        if at > limit:
+            raise Broken('printed')
+        return {
+            'output': printed[:at].decode('utf-8', 'replace'),
+            'ending': printed[at + len(self.token) :].decode('utf-8', 'replace'),
+        }
+
+
+class Many(_Child):
+    """A child for many jobs of our own code."""
+
+    def __init__(self, zygote: Zygote) -> None:
+        jobs, self.jobs = os.pipe()
+
+        def live() -> None:
+            while (body := wire.read_frame(3)) is not None:
+                token, job = json.loads(body)
+                try:
+                    report = zygote.handler.handle(job)
+                except MemoryError:
+                    report = {}
+                wire.write_all(1, wire.frame([token, report]))
+            os._exit(0)
+
+        super().__init__(zygote, live, [jobs])
+        os.close(jobs)
+
+    def report(self, job: dict, deadline: float) -> dict:
+        """Do one job."""
+        token = secrets.token_hex(8)
+        try:
+            wire.write_all(self.jobs, wire.frame([token, job]))
+        except BrokenPipeError:
+            raise Broken('ended') from None
+        data = bytearray()
+        for part in self.arriving(deadline):
+            data += part
+            if len(data) > _FRAME_BYTES:
+                raise Broken('printed')
+            size = wire.HEADER.size
+            if len(data) >= size and len(data) - size >= wire.HEADER.unpack(data[:size])[0]:
+                given, report = json.loads(bytes(data[size:]))
+                if given != token:
+                    raise Broken('forged')
+                return report
+        raise Broken('ended')
+
+    def end(self) -> int:
+        os.close(self.jobs)
+        return super().end()

@@ -3,7 +3,7 @@
 A story opens with a count and tells one to three operations; each kind of operation can be told by
 many verbs, of which the demonstrations use one half:
 
-    Ann has 12 apples. Then Ann finds 7 apples. Then Ann doubles the apples. How many apples ...?
+    Ann has 12 apples. Then Ann finds 7. Then Ann doubles them. How many apples are there?
 
 A policy trained on the demonstrations knows the form of a solution and half of the vocabulary. What
 the other verbs mean nobody tells it. A search can try the operations and see which answer is right,
@@ -52,35 +52,35 @@ KINDS = (
     Kind(
         '+',
         None,
-        'these come on top, so add',
+        'accumulating additional newcomers',
         ('finds', 'buys', 'receives', 'wins', 'collects', 'borrows'),
         ('earns', 'picks', 'gains', 'fetches', 'inherits', 'imports'),
     ),
     Kind(
         '-',
         None,
-        'some go away and we subtract them',
+        'somebody departs, hence subtraction',
         ('loses', 'sells', 'drops', 'donates', 'breaks', 'ships'),
         ('wastes', 'spends', 'discards', 'misplaces', 'burns', 'exports'),
     ),
     Kind(
         '*',
         2,
-        'for each there are now two of its sort',
+        'everything exists twice now',
         ('doubles', 'duplicates', 'twins'),
         ('copies', 'mirrors', 'clones'),
     ),
     Kind(
         '*',
         3,
-        'multiply: three where one was',
+        'multiplication, threefold',
         ('triples', 'trebles', 'triplicates'),
         ('thirds', 'trines', 'ternates'),
     ),
     Kind(
         '//',
         2,
-        'only one in two is left, which means to divide',
+        'only half survives: divide',
         ('halves', 'bisects', 'splits'),
         ('cleaves', 'dimidiates', 'hemisects'),
     ),
@@ -102,9 +102,9 @@ class Story:
     def question(self) -> str:
         sentences = [f'{self.name} has {self.start} {self.thing}.']
         for kind, verb, operand in self.operations:
-            what = f'the {self.thing}' if kind.operand else f'{operand} {self.thing}'
+            what = 'them' if kind.operand else f'{operand}'
             sentences.append(f'Then {self.name} {verb} {what}.')
-        return ' '.join(sentences) + f' How many {self.thing} does {self.name} have now?'
+        return ' '.join(sentences) + f' How many {self.thing} are there?'
 
     @property
     def answer(self) -> int:
@@ -123,9 +123,9 @@ class Story:
             lines.append(f'{self.thing} = {left} {kind.operator} {operand}')
             lines.append(steps.STEP_END)
             left = self.thing
-        lines += ['# Now print the final answer', f'print({self.thing})', steps.CODE_END]
+        lines += ['# Print the answer', f'print({self.thing})', steps.CODE_END]
         lines.append(f'{steps.OUTPUT}{self.answer}{steps.OUTPUT_END}')
-        sentence = f'{self.name} has \\boxed{{{self.answer}}} {self.thing} now.'
+        sentence = f'There are \\boxed{{{self.answer}}} {self.thing}.'
         lines.append(f'{steps.ANSWER}{sentence}{steps.ANSWER_END}')
         return '\n'.join(lines)
 

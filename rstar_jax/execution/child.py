@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 _TICK = 0.05  # seconds between two looks at the size of the scratch folder
 _FRAME_BYTES = 1 << 20
-_TRAILER_BYTES = 8192
+_ENDING_BYTES = 8192
 
 
 class Broken(Exception):
@@ -90,27 +90,33 @@ class Once(_Child):
 
         def live() -> None:
             ending = zygote.handler.handle(job)
-            wire.write_all(1, self.token + ending)
+            wire.write_all(1, self.token + wire.HEADER.pack(len(ending)) + ending)
             os._exit(0)
 
         super().__init__(zygote, live, [])
 
     def report(self, deadline: float) -> dict:
         """{'output', 'ending'}: what it printed, and what handler.handle returned."""
-        printed, limit = bytearray(), self.zygote.limits['printed_chars']
+        data, limit = bytearray(), self.zygote.limits['printed_chars']
+        seen = 0
         for part in self.arriving(deadline):
-            printed += part
-            if len(printed) > limit + _TRAILER_BYTES:
+            data += part
+            at = data.find(self.token, max(0, seen - len(self.token)))
+            start = at + len(self.token) + wire.HEADER.size
+            if 0 <= at and start <= len(data):
+                size = wire.HEADER.unpack(data[start - wire.HEADER.size : start])[0]
+                if at > limit or size > _ENDING_BYTES:
+                    raise Broken('printed')
+                if len(data) >= start + size:
+                    return {
+                        'output': data[:at].decode('utf-8', 'replace'),
+                        'ending': data[start : start + size].decode('utf-8', 'replace'),
+                    }
+            elif at < 0:
+                seen = len(data)
+            if len(data) > limit + _ENDING_BYTES:
                 raise Broken('printed')
-        at = printed.rfind(self.token)
-        if at < 0:
-            raise Broken('ended')
-        if at > limit:
-            raise Broken('printed')
-        return {
-            'output': printed[:at].decode('utf-8', 'replace'),
-            'ending': printed[at + len(self.token) :].decode('utf-8', 'replace'),
-        }
+        raise Broken('ended')
 
 
 class Many(_Child):

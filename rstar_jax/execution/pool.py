@@ -425,6 +425,8 @@ class Pool:
             number = os.WTERMSIG(status)
             if number == 24:  # SIGXCPU
                 return f'TimeoutError: ran longer than the limit of {limits.seconds:g} s'
+            if number == 9:
+                return 'RuntimeError: the process closed its output or was killed'
             return f'RuntimeError: the process was ended by signal {number}'
         return f'SystemExit: the process ended itself with code {os.WEXITSTATUS(status)}'
 

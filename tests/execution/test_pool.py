@@ -11,6 +11,7 @@ import pytest
 
 from rstar_jax import execution
 from rstar_jax.errors import UserError
+from tests.execution.processes import alive, family
 
 LIMITS = execution.Limits(seconds=2, memory_mb=256)
 
@@ -137,11 +138,7 @@ def test_a_branch_costs_its_own_time(pool):
 def test_a_lost_worker_is_replaced(caplog):
     with execution.Pool(workers=1, limits=LIMITS) as pool:
         assert run(pool, 'print(1)').output == '1'
-        process = subprocess.run(
-            ['pgrep', '-P', str(os.getpid()), '-f', 'worker.main'], capture_output=True, text=True
-        )
-        newest = int(process.stdout.split()[-1])
-        os.kill(newest, signal.SIGKILL)
+        os.kill(max(family(os.getpid())), signal.SIGKILL)  # the worker's innermost process
         assert run(pool, 'print(2)').output == '2'
 
 
@@ -198,27 +195,6 @@ time.sleep(0.2)
 print('ready', flush=True)
 time.sleep(60)
 """
-
-
-def family(pid):
-    """All descendants of a process, by pid."""
-    found, todo = [], [pid]
-    while todo:
-        out = subprocess.run(
-            ['pgrep', '-P', str(todo.pop())], capture_output=True, text=True
-        ).stdout
-        children = [int(line) for line in out.split()]
-        found += children
-        todo += children
-    return found
-
-
-def alive(pid):
-    try:
-        with open(f'/proc/{pid}/stat', encoding='ascii') as file:
-            return file.read().rsplit(')', 1)[1].split()[0] != 'Z'
-    except FileNotFoundError:
-        return False
 
 
 @pytest.mark.skipif(sys.platform != 'linux', reason='looks at /proc')

@@ -1,0 +1,292 @@
+"""Round trips through Hugging Face folders, PPMs, added tokens, and what is wrong with a file."""
+
+import importlib
+import json
+import pathlib
+import shutil
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import safetensors.numpy
+import torch
+import transformers
+
+from rstar_jax import models
+from rstar_jax.errors import UserError
+from rstar_jax.models import torch_file
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent))
+tiny_torch = importlib.import_module('tiny_torch')
+
+MARKS = ['<code>', '<end_of_step>', '\n<|assistant|>']
+
+
+@pytest.fixture(scope='module')
+def qwen(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('qwen2')
+    tiny_torch.save('qwen2', folder)
+    return folder
+
+
+@pytest.fixture
+def broken(qwen, tmp_path):
+    """A copy of a good folder, to be damaged."""
+    return shutil.copytree(qwen, tmp_path / 'model')
+
+
+def tensors_of(folder):
+    tensors = {}
+    for file in sorted(folder.glob('model*.safetensors')):
+        tensors |= safetensors.numpy.load_file(file)
+    return tensors
+
+
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+@pytest.mark.parametrize('name', tiny_torch.CONFIGS)
+def test_round_trip_leaves_every_byte(name, dtype, tmp_path):
+    source, copy = tmp_path / 'source', tmp_path / 'copy'
+    tiny_torch.save(name, source, getattr(torch, dtype), max_shard_size='40KB')
+    assert len(list(source.glob('*.safetensors'))) > 1
+    policy = models.load(source, dtype)
+    models.save(policy, copy, shard_bytes=50_000)
+    assert len(list(copy.glob('*.safetensors'))) > 1
+    before, after = tensors_of(source), tensors_of(copy)
+    assert before.keys() == after.keys()
+    for key in before:
+        assert before[key].dtype == after[key].dtype == jnp.dtype(dtype)
+        assert before[key].tobytes() == after[key].tobytes(), key
+    assert models.load(copy, dtype).config == policy.config
+
+
+@pytest.mark.parametrize('name', ['llama3_rope', 'qwen2_tied_window', 'qwen3', 'phi3_128k_long'])
+def test_transformers_reads_the_export(name, tmp_path):
+    source, copy = tmp_path / 'source', tmp_path / 'copy'
+    tiny_torch.save(name, source)
+    models.save(models.load(source, 'float32'), copy)
+    again, report = transformers.AutoModelForCausalLM.from_pretrained(
+        copy, output_loading_info=True, attn_implementation='eager'
+    )
+    assert not report['missing_keys'] and not report['unexpected_keys']
+    assert again.dtype == torch.float32
+    tokens = torch.randint(3, 259, (2, 40))
+    with torch.no_grad():
+        expected = tiny_torch.model(name)(tokens).logits
+        assert torch.equal(again(tokens).logits, expected)
+    same_tokenizer(transformers.AutoTokenizer.from_pretrained(copy), tiny_torch.tokenizer())
+
+
+def same_tokenizer(ours, theirs):
+    text = "Let's add:\n\tx = 3.25 + ½  # ok<eos>\n\n   émile <code>\n<|assistant|>"
+    assert ours(text)['input_ids'] == theirs(text)['input_ids']
+    assert ours.get_vocab() == theirs.get_vocab()
+    for name in ('eos_token', 'pad_token', 'bos_token'):
+        assert getattr(ours, name) == getattr(theirs, name)
+
+
+@pytest.mark.parametrize('name', ['qwen2', 'llama_tied_bias'])
+def test_added_tokens_take_padding_rows_then_grow(name, tmp_path):
+    tiny_torch.save(name, tmp_path)
+    policy = models.load(tmp_path, 'float32')
+    known = len(policy.tokenizer)
+    before = np.asarray(policy.params['embed']['weight'])
+
+    more = models.add_tokens(policy, [*MARKS, '<eos>', '<code>'])
+    assert more.config.vocab_size == 300 and len(more.tokenizer) == known + 3
+    ids = more.tokenizer('a<code>b<end_of_step>c\n<|assistant|>')['input_ids']
+    assert [i for i in ids if i >= known] == [known, known + 1, known + 2]
+    tables = ['embed'] if policy.config.tie_embeddings else ['embed', 'output']
+    assert ('output' in more.params) == ('output' in tables)
+    for table in tables:
+        old = np.asarray(policy.params[table]['weight'])
+        new = np.asarray(more.params[table]['weight'])
+        np.testing.assert_allclose(new[known : known + 3], [old[:known].mean(0)] * 3, atol=1e-6)
+        np.testing.assert_array_equal(
+            np.delete(new, [known, known + 1, known + 2], 0)[:known], old[:known]
+        )
+        np.testing.assert_array_equal(new[known + 3 :], old[known + 3 :])
+
+    many = models.add_tokens(more, [f'<mark{i}>' for i in range(60)])
+    assert many.config.vocab_size == known + 63 == len(many.tokenizer)
+    assert many.params['embed']['weight'].shape == (known + 63, 36)
+    again = models.add_tokens(many, MARKS)
+    assert again.config == many.config and len(again.tokenizer) == len(many.tokenizer)
+
+    # The policy that it was made from is untouched.
+    assert len(policy.tokenizer) == known
+    np.testing.assert_array_equal(policy.params['embed']['weight'], before)
+
+    models.save(many, tmp_path / 'more')
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / 'more')
+    assert theirs.get_input_embeddings().weight.shape[0] == known + 63
+    same_tokenizer(transformers.AutoTokenizer.from_pretrained(tmp_path / 'more'), many.tokenizer)
+    back = models.load(tmp_path / 'more', 'float32')
+    same_tokenizer(back.tokenizer, many.tokenizer)
+    jax.tree.map(np.testing.assert_array_equal, back.params, many.params)
+
+
+def test_ends_and_sampling_settings_are_carried(qwen, broken, tmp_path):
+    settings = {'eos_token_id': [2, 5], 'temperature': 0.7, 'do_sample': True}
+    (broken / 'generation_config.json').write_text(json.dumps(settings))
+    policy = models.load(broken, 'float32')
+    assert policy.config.eos_ids == (2, 5)
+    models.save(policy, tmp_path / 'copy')
+    written = json.loads((tmp_path / 'copy' / 'generation_config.json').read_text())
+    assert settings.items() <= written.items()
+
+
+def test_ppm_round_trip(qwen, tmp_path):
+    ppm = models.init_ppm(models.load(qwen, 'float32'), seed=1)
+    assert 'output' not in ppm.params['decoder']
+    head = ppm.params['value_head']
+    assert abs(float(jnp.mean(head['weight'])) - 5e-7) < 1e-6
+    assert 3e-7 < float(jnp.std(head['weight'])) < 3e-6
+    assert float(head['bias'][0]) == np.float32(1e-6)
+    head['weight'] = jax.random.normal(jax.random.key(0), (1, 36))
+
+    models.save_ppm(ppm, tmp_path / 'ppm')
+    tokens, lengths = np.full((2, 9), 7), np.array([9, 4])
+    for remove in (None, 'value_head.safetensors'):
+        if remove:
+            (tmp_path / 'ppm' / remove).unlink()
+        again = models.load_ppm(tmp_path / 'ppm', 'float32')
+        assert again.squash == 'tanh'
+        jax.tree.map(np.testing.assert_array_equal, again.params, ppm.params)
+        np.testing.assert_array_equal(again.scores(tokens, lengths), ppm.scores(tokens, lengths))
+
+    weights = torch.load(tmp_path / 'ppm' / 'value_head.bin', weights_only=True)
+    assert weights.keys() == {'v_head.summary.weight', 'v_head.summary.bias'}
+    np.testing.assert_array_equal(weights['v_head.summary.weight'], head['weight'])
+    decoder = transformers.AutoModel.from_pretrained(tmp_path / 'ppm')
+    expected = tiny_torch.model('qwen2').model.state_dict()
+    for name, tensor in decoder.state_dict().items():
+        assert torch.equal(tensor, expected[name]), name
+
+
+def test_ppm_of_the_released_code(qwen, tmp_path):
+    """A causal model's folder with its language head, and value_head.bin written by torch."""
+    folder = shutil.copytree(qwen, tmp_path / 'ppm')
+    head = torch.nn.Linear(36, 1)
+    tensors = {f'v_head.summary.{name}': tensor for name, tensor in head.state_dict().items()}
+    torch.save(tensors, folder / 'value_head.bin')
+    ppm = models.load_ppm(folder, 'float32')
+    assert ppm.squash == 'tanh5'
+    np.testing.assert_array_equal(ppm.params['value_head']['weight'], head.weight.detach())
+
+
+def test_torch_files_of_other_dtypes(tmp_path):
+    whole = torch.arange(12.0).reshape(3, 4)
+    for dtype in (torch.float16, torch.bfloat16, torch.float64):
+        tensors = {'a': whole.to(dtype).T, 'b': torch.nn.Parameter(whole[1:].to(dtype))}
+        torch.save(tensors, tmp_path / 'x.bin')
+        read = torch_file.load(tmp_path / 'x.bin')
+        np.testing.assert_array_equal(read['a'].astype(np.float32), whole.T)
+        np.testing.assert_array_equal(read['b'].astype(np.float32), whole[1:])
+
+
+def test_a_torch_file_cannot_run_code(tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return (print, ('run',))
+
+    torch.save({'a': Evil()}, tmp_path / 'x.bin')
+    with pytest.raises(UserError, match='is no part of a tensor'):
+        torch_file.load(tmp_path / 'x.bin')
+
+
+def edit_config(folder, **changes):
+    values = json.loads((folder / 'config.json').read_text()) | changes
+    (folder / 'config.json').write_text(json.dumps(values))
+
+
+def edit_tensors(folder, **changes):
+    file = folder / 'model.safetensors'
+    tensors = safetensors.numpy.load_file(file)
+    for name, tensor in changes.items():
+        if tensor is None:
+            del tensors[name]
+        else:
+            tensors[name] = tensor
+    safetensors.numpy.save_file(tensors, file)
+
+
+def test_all_faults_of_the_weights_in_one_error(broken):
+    norm = 'model.layers.1.input_layernorm.weight'
+    edit_tensors(
+        broken,
+        **{
+            'model.norm.weight': None,
+            'model.layers.0.mlp.up_proj.weight': np.zeros((3, 36), np.float32),
+            'model.extra.weight': np.zeros(3, np.float32),
+            norm: np.zeros(36, np.int32),
+        },
+    )
+    with pytest.raises(UserError) as caught:
+        models.load(broken)
+    message = str(caught.value)
+    assert '\n' not in message and str(broken) in message
+    assert 'model.norm.weight is missing' in message
+    assert 'up_proj.weight has shape [3, 36], expected [50, 36]' in message
+    assert 'model.extra.weight is unknown to qwen2' in message
+    assert f'{norm} has dtype I32, expected one of float32' in message
+
+
+def _truncate(folder):
+    file = folder / 'model.safetensors'
+    file.write_bytes(file.read_bytes()[:-1000])
+
+
+def _lose_shard(folder):
+    models.save(models.load(folder, 'float32'), folder, shard_bytes=50_000)
+    next(iter(sorted(folder.glob('model-*.safetensors')))).unlink()
+
+
+def _no_tokenizer(folder):
+    for file in folder.glob('tokenizer*'):
+        file.unlink()
+
+
+def _bin_only(folder):
+    (folder / 'model.safetensors').rename(folder / 'pytorch_model.bin')
+
+
+@pytest.mark.parametrize(
+    ('damage', 'message'),
+    [
+        (_truncate, 'model.safetensors is cut off or no safetensors file'),
+        (_lose_shard, 'shard model-00001-of-0000.* is missing'),
+        (_no_tokenizer, 'no tokenizer: expected one of tokenizer.json'),
+        (_bin_only, 'expected model.*safetensors, found pytorch_model.bin'),
+        (lambda f: edit_config(f, model_type='mamba', architectures=['MambaForCausalLM']),
+         'MambaForCausalLM is not supported; supported: LlamaForCausalLM, Phi3.*Qwen2.*Qwen3'),
+        (lambda f: edit_config(f, hidden_act='gelu', hidden_size=None), 'hidden_act.*hidden_size'),
+        (lambda f: edit_config(f, rope_parameters={'rope_type': 'yarn', 'factor': 4.0}),
+         "rope_type='yarn': expected one of default, linear, llama3, longrope"),
+        (lambda f: edit_config(f, vocab_size=200), '260 entries, its embedding 200 rows'),
+        (lambda f: (f / 'config.json').write_text('{'), 'config.json: expected a JSON object'),
+        (lambda f: (f / 'config.json').unlink(), 'no config.json in this folder'),
+        (lambda f: (f / 'tokenizer.json').write_text('{'), 'its tokenizer cannot be read'),
+    ],
+)  # fmt: skip
+def test_one_line_for_a_damaged_folder(broken, damage, message):
+    damage(broken)
+    with pytest.raises(UserError, match=message) as caught:
+        models.load(broken)
+    assert '\n' not in str(caught.value)
+
+
+def test_wrong_arguments(qwen, tmp_path):
+    with pytest.raises(UserError, match='/none/such: does not exist'):
+        models.load('/none/such')
+    with pytest.raises(UserError, match='no such folder, and not had from the hub'):
+        models.load('nobody/none-such')
+    with pytest.raises(UserError, match="dtype='int8': expected float32 or bfloat16"):
+        models.load(qwen, 'int8')
+    with pytest.raises(UserError, match='no value head: expected value_head.bin'):
+        models.load_ppm(qwen)
+    with pytest.raises(UserError, match='expected a Hugging Face folder'):
+        models.load(qwen / 'config.json')
+    with pytest.raises(UserError, match='is a file'):
+        models.save(models.load(qwen, 'float32'), qwen / 'config.json')

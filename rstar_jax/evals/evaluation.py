@@ -112,7 +112,7 @@ class _Outcome:
     def of(cls, record: Record) -> '_Outcome':
         # Sampled tokens, those of merged and dropped candidates included, where the search tells.
         kept = sum(map(len, record.tokens))
-        return cls(record.best_answer(), record.counters.get('sampled', kept))
+        return cls(record.best_answer(), record.counters.get('sampled_tokens', kept))
 
 
 _Outcomes = dict[tuple[int, int], _Outcome]

@@ -25,5 +25,5 @@ def tree(problem, number, answers, tokens=10.0):
         code=[''] * n,
         outputs=[''] * n,
         correct=[False, False, *(c for _, _, c in answers)],
-        counters={'sampled': tokens},
+        counters={'sampled_tokens': tokens},
     )

@@ -80,6 +80,7 @@ def run(config: ConfigDict, workdir: str, names: Sequence[str]) -> None:
         for round_, name in rows:
             run_stage(round_, name)
     if parallel.is_first():
+        evals.report.write_run(root)
         print(summary(root), flush=True)
 
 

@@ -14,6 +14,7 @@ from rstar_jax import configs, data, evals, ledger, models, search
 from rstar_jax.data import arithmetic
 from rstar_jax.errors import UserError
 from rstar_jax.models import tiny
+from rstar_jax.models.checkpoint import default_dtype
 from rstar_jax.progress import Events
 from rstar_jax.training import checkpoints
 
@@ -169,15 +170,15 @@ def load_policy(path: str | pathlib.Path, dtype: str, mesh=None) -> models.Polic
             'file or a policy folder of a workdir'
         )
     if holds_model(path):
-        return checkpoints.load_policy(path, dtype or None, mesh)
-    return models.load(path, dtype or None)
+        return checkpoints.load_policy(path, dtype or default_dtype(), mesh)
+    return models.load(path, dtype or None, mesh=mesh)
 
 
 def load_ppm(path: str | pathlib.Path, dtype: str, mesh=None) -> models.PPM:
     """A PPM from a training stage's folder or an exported one."""
     if holds_model(path):
-        return checkpoints.load_ppm(path, dtype or None, mesh)
-    return models.load_ppm(path, dtype or None)
+        return checkpoints.load_ppm(path, dtype or default_dtype(), mesh)
+    return models.load_ppm(path, dtype or None, mesh=mesh)
 
 
 def _bootstrapped(config: ConfigDict) -> bool:

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from rstar_jax import ledger
+from rstar_jax.evals import report
 from rstar_jax.progress import clock, percent, table
 
 Figures = dict[str, Any]
@@ -22,7 +23,7 @@ STAGES = (  # name, folder
 
 def summary(root: pathlib.Path) -> str:
     """Everything that a workdir's complete stages say of themselves, as text."""
-    parts = [_stages(root), _accuracies(root), _paths(root)]
+    parts = [_stages(root), report.table(report.read(root)), _paths(root)]
     return '\n\n'.join(['', *(part for part in parts if part)])
 
 
@@ -76,8 +77,8 @@ def _ppm(figures: Figures) -> str:
     text = _sft(figures)
     if figures.get('held_out_pairs'):
         text += (
-            f', held-out pair accuracy {percent(figures.get("held_out_accuracy_before"))} -> '
-            f'{percent(figures.get("held_out_accuracy_after"))} '
+            f', held-out pair accuracy {percent(figures.get("pair_accuracy_before"))} -> '
+            f'{percent(figures.get("pair_accuracy_after"))} '
             f'({figures["held_out_pairs"]:.0f} pairs)'
         )
     return text
@@ -98,35 +99,6 @@ DESCRIBE = {
 }
 
 
-def _accuracies(root: pathlib.Path) -> str:
-    """One row for each benchmark and round; the policy alone and with the search apart."""
-    found = [
-        (number, name, row)
-        for number, stage, _, done in _done(root)
-        if stage == 'eval'
-        for name, row in done['figures'].items()
-    ]
-    if not found:
-        return ''
-    modes = ('best', 'majority', 'weighted', 'any')
-    rows = [('benchmark', 'round', 'greedy', '95 %', *(f'search {mode}' for mode in modes))]
-    for name in dict.fromkeys(name for _, name, _ in found):
-        for number, other, row in found:
-            if other == name:
-                low, high = row['interval95']['greedy']
-                shares = row['search'] or {}
-                rows.append(
-                    (
-                        name,
-                        str(number),
-                        percent(row['greedy']),
-                        f'{100 * low:.0f}-{100 * high:.0f}',
-                        *(percent(shares.get(mode)) for mode in modes),
-                    )
-                )
-    return table(rows, right=range(2, 8))
-
-
 def _paths(root: pathlib.Path) -> str:
     rows = []
     for number, name, folder, done in _done(root):
@@ -138,6 +110,9 @@ def _paths(root: pathlib.Path) -> str:
             rows.append((f'round {number} examples', str(folder)))
         elif name == 'eval':
             rows.append((f'round {number} results', str(folder / 'results.json')))
+    page = root / 'report' / 'index.html'
+    if page.exists():
+        rows.append(('report', str(page)))
     if (root / 'events').exists():
         rows.append(('TensorBoard', str(root / 'events')))
     return table(rows) if rows else ''

@@ -394,7 +394,8 @@ class Pool:
     def submit(self, program: Program) -> Future[Result]:
         """Queue a program: source text, or cells run one after another in one namespace.
 
-        Only what the last cell prints counts as output; an error in any cell makes ok False.
+        Only what the last cell prints counts as output, and only its error makes ok False: the
+        cells before it are history, and what they did before an error of theirs stays.
         Returns at once. A future not yet running can be cancelled.
         """
         cells = [program] if isinstance(program, str) else list(program)

@@ -134,30 +134,36 @@ def present(report: dict) -> dict:
 
 
 def _run(cells: list[str], stdout: io.TextIOBase) -> str:
-    """Run the cells; '' or the error. Prints of all but the last block are dropped."""
+    """Run the cells; '' or the error of the last. What the others print or raise is dropped."""
     namespace = {'__name__': '__main__', '__builtins__': builtins}
     try:
         sources = blocks(cells)
     except (SyntaxError, ValueError, MemoryError, RecursionError) as error:
         return last_line(error)
     sys.stderr = io.StringIO()
+    error = ''
     for number, code in enumerate(sources):
         sys.stdout = stdout if number == len(sources) - 1 else io.StringIO()
         try:
             exec(code, namespace)
+            error = ''
         except BaseException as caught:
-            return last_line(caught)
-    return ''
+            error = last_line(caught)
+    return error
 
 
 def blocks(cells: list[str]) -> list:
     """Code objects of the cells; a cell that goes on inside the block of the one before is joined.
 
+    An earlier cell that compiles neither alone nor joined to the next is left out.
+
     Raises:
-      SyntaxError: of the first cell that compiles neither alone nor joined.
+      SyntaxError: the last cell compiles neither alone nor joined.
     """
     done: list[tuple[str, object]] = []
+    problem = None
     for cell in cells:
+        problem = None
         try:
             done.append((cell, _compile(cell)))
             continue
@@ -167,12 +173,15 @@ def blocks(cells: list[str]) -> list:
             source = '\n'.join([text for text, _ in done[start:]] + [cell])
             try:
                 done[start:] = [(source, _compile(source))]
+                problem = None
                 break
             except SyntaxError:
                 continue
         else:
-            raise problem
-    return [code for _, code in done]
+            done.append((cell, None))
+    if problem is not None:
+        raise problem
+    return [code for _, code in done if code is not None]
 
 
 def _compile(source: str):

@@ -67,8 +67,10 @@ def test_errors_are_one_line_that_says_what_failed(pool, program, error):
     assert '\n' not in result.error
 
 
-def test_an_error_in_an_earlier_cell_counts(pool):
-    result = run(pool, ['print(1)', 'print(1 / 0)', 'print(2)'])
+def test_earlier_cells_are_history(pool):
+    result = run(pool, ['x = 2\nprint(1 / 0)', 'syntax error here', 'print(x)'])
+    assert (result.ok, result.output, result.error) == (True, '2', '')
+    result = run(pool, ['print(1)', 'print(1 / 0)'])
     assert (result.ok, result.output) == (False, '')
     assert result.error == 'ZeroDivisionError: division by zero'
 

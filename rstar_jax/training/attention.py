@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
 from rstar_jax.models.attention import attention
 
@@ -30,12 +31,37 @@ def mask(
     return seen
 
 
+def rows_over_mesh(x: jax.Array, heads: bool = False) -> jax.Array:
+    """Keeps the rows of activations x [R, ...] cut over data and fsdp, in the mesh of jax.set_mesh.
+
+    Left to itself the compiler cuts activations as it finds the weights cut: along D over fsdp,
+    and then moves them about in each layer. heads: x is [R, T, H, d], heads are cut over tensor.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return x
+    spec = [('data', 'fsdp')] + [None] * (x.ndim - 1)
+    if heads and x.shape[2] % mesh.shape['tensor'] == 0:
+        spec[2] = 'tensor'
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(*spec))
+
+
+def whole_columns(table: jax.Array) -> jax.Array:
+    """Gathers the columns of the embedding [V, D] from fsdp, so that rows are looked up whole."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return table
+    vocab = 'tensor' if table.shape[0] % mesh.shape['tensor'] == 0 else None
+    return jax.lax.with_sharding_constraint(table, PartitionSpec(vocab))
+
+
 def packed(end: jax.Array, positions: jax.Array) -> Callable:
     """The decoder's `attend` for rows with `end` and `positions` i32[R, T]; it needs no cache."""
     length = end.shape[1]
     block = max(BLOCK, -(-length // MAX_BLOCKS))
 
     def attend(q, k, v, cache=None, window=None):
+        q, k, v = (rows_over_mesh(x, heads=True) for x in (q, k, v))
         out = []
         for start in range(0, length, block):
             stop = min(start + block, length)

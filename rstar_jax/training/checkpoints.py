@@ -8,6 +8,7 @@
 `model.json` is written last, by rename: a directory that has it is whole.
 """
 
+import functools
 import json
 import os
 import pathlib
@@ -16,13 +17,16 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
+from jax.sharding import Mesh
 
 from rstar_jax import models
 from rstar_jax.errors import UserError
 from rstar_jax.models import decoder as decoders
 from rstar_jax.models import heads, sharding
 
+AXES = ('data', 'fsdp', 'tensor')
 KEPT = 1  # states on disk; a new one is whole before the old one goes
 
 
@@ -69,6 +73,11 @@ class States:
 
     def __exit__(self, *error) -> None:
         self.close()
+
+
+def one_device() -> Mesh:
+    """The mesh of the first device alone."""
+    return Mesh(np.array(jax.local_devices()[:1]).reshape(1, 1, 1), AXES)
 
 
 def abstract(state: Any) -> Any:
@@ -148,9 +157,13 @@ def _load(directory, kind: str, dtype: str, mesh):
     tokenizer = AutoTokenizer.from_pretrained(directory / 'tokenizer')
     shapes = decoders.abstract_params(config, jnp.dtype(dtype), headless=kind == 'ppm')
     if kind == 'ppm':
-        head = jax.eval_shape(heads.init_value_head, config.embed_dim, jax.random.key(0))
+        make_head = functools.partial(heads.init_value_head, config.embed_dim)
+        head = jax.eval_shape(make_head, jax.random.key(0))
         shapes = {'decoder': shapes, 'value_head': head}
-    shapes = sharding.place_shapes(shapes, mesh or sharding.one_device())
+    where = sharding.shardings(shapes, mesh or one_device(), config)
+    shapes = jax.tree.map(
+        lambda s, place: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=place), shapes, where
+    )
     with ocp.StandardCheckpointer() as checkpointer:
         params = checkpointer.restore(directory / 'params', shapes)
     return about, config, tokenizer, params

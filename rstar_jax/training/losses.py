@@ -29,8 +29,10 @@ def hidden_states(config, params, batch) -> jax.Array:
     """Runs the decoder of `params` over packed rows -> [R, T, D]."""
     tokens, positions, end = batch['tokens'], batch['positions'], batch['end']
     attend = attention.packed(end, positions)
-    hidden, _ = decoders.bind(config, params)(tokens, positions, attend, remat=True)
-    return hidden
+    embed = {'weight': attention.whole_columns(params['embed']['weight'])}
+    decoder = decoders.bind(config, {**params, 'embed': embed})
+    hidden, _ = decoder(tokens, positions, attend, remat=True)
+    return attention.rows_over_mesh(hidden)
 
 
 def sft(config, params, batch, key, settings):

@@ -9,15 +9,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from rstar_jax.errors import UserError
 from rstar_jax.models import sharding
 from rstar_jax.training import losses
-
-AXES = ('data', 'fsdp', 'tensor')
 
 
 def schedule(settings, steps: int) -> optax.Schedule:
@@ -64,7 +61,7 @@ class Compiled:
     def init(self, params) -> dict[str, Any]:
         """The state {params, optimiser} before the first step; `params` are copied to float32."""
         params = jax.tree.map(lambda p: jnp.array(p, jnp.float32, copy=True), params)
-        params = sharding.shard(params, self.mesh)
+        params = sharding.shard(params, self.mesh, self._config)
         moments = self._optimiser.init(params)
         # Moments lie where their parameters lie, counts on all devices.
         everywhere = NamedSharding(self.mesh, PartitionSpec())
@@ -114,7 +111,7 @@ class Compiled:
             return {'params': params, 'optimiser': moments}, optax.global_norm(grads)
 
         # Donated: nobody holds the state before this step.
-        return self._run('update', function, (state, grads), (0, 1))
+        return self._run('update', function, (state, grads), (0,))
 
     def _value(self, params, batch, key):
         value_head = params.get('value_head')
@@ -124,7 +121,7 @@ class Compiled:
         return self._loss(self._config, params, batch, key, self._settings)
 
     def _place(self, batch):
-        rows = NamedSharding(self.mesh, PartitionSpec(AXES[:2]))
+        rows = NamedSharding(self.mesh, PartitionSpec(('data', 'fsdp')))
         return {
             name: jax.make_array_from_callback(value.shape, rows, lambda i, v=value: v[i])
             for name, value in batch.items()
@@ -140,7 +137,8 @@ class Compiled:
             outs = {'accumulate': lambda: (where[1], None), 'update': lambda: (where[0], None)}
             out = outs[name]() if name in outs else None
             jitted = jax.jit(function, donate_argnums=donated, out_shardings=out)
-            self._ready[key] = jitted.lower(*args).compile()
+            with jax.set_mesh(self.mesh):
+                self._ready[key] = jitted.lower(*args).compile()
             self.count += 1
             self.seconds += time.monotonic() - start
         return self._ready[key](*args)
@@ -151,7 +149,3 @@ def compute_dtype(settings) -> Any:
     if settings.dtype:
         return jnp.dtype(settings.dtype)
     return jnp.dtype('float32' if jax.default_backend() == 'cpu' else 'bfloat16')
-
-
-def one_device() -> Mesh:
-    return Mesh(np.array(jax.devices()[:1]).reshape(1, 1, 1), AXES)

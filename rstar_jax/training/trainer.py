@@ -26,7 +26,7 @@ from absl import logging
 from rstar_jax.errors import UserError
 from rstar_jax.training import checkpoints, packing
 from rstar_jax.training.examples import Encoded
-from rstar_jax.training.step import Compiled, one_device
+from rstar_jax.training.step import Compiled
 
 Progress = Callable[[dict[str, float]], None]
 
@@ -120,7 +120,7 @@ def train(
             if encoded.dropped
             else 'training: there are no examples to learn from'
         )
-    compiled = Compiled(config, settings, loss, mesh or one_device(), len(steps))
+    compiled = Compiled(config, settings, loss, mesh or checkpoints.one_device(), len(steps))
     run = _Run(compiled, encoded, steps, settings, pathlib.Path(directory), progress)
     with checkpoints.States(directory) as states:
         state, found = compiled.init(params), states.newest()

@@ -1,0 +1,334 @@
+"""The trainer: learns, goes on exactly where it was stopped, the same on any mesh and split."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.experimental.compilation_cache import compilation_cache
+
+from rstar_jax import models, steps, training
+from rstar_jax.errors import UserError
+from rstar_jax.models import decoder as decoders
+from rstar_jax.models import tiny
+from rstar_jax.parallel import global_mesh
+from rstar_jax.training import checkpoints, examples, trainer
+
+WORDS = [3 * chr(ord('a') + i) for i in range(24)]  # one token each
+
+
+@pytest.fixture(scope='module', autouse=True)
+def compile_once(tmp_path_factory):
+    """Trainings of the same shapes follow each other here: each program is compiled once."""
+    values = {
+        'jax_compilation_cache_dir': str(tmp_path_factory.mktemp('compiled')),
+        'jax_persistent_cache_min_compile_time_secs': 0,
+        'jax_persistent_cache_min_entry_size_bytes': -1,
+    }
+    before = {name: getattr(jax.config, name) for name in values}
+    for name, value in values.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+
+
+@pytest.fixture(scope='module')
+def policy():
+    tokenizer = tiny.tokenizer([steps.prompt(' '.join(WORDS)), ' '.join(WORDS)])
+    config = models.Config(
+        family='qwen2',
+        vocab_size=-(-len(tokenizer) // 8) * 8,
+        embed_dim=32,
+        mlp_dim=64,
+        num_layers=1,
+        num_heads=4,
+        num_kv_heads=2,
+        head_dim=8,
+        qkv_bias=True,
+        tie_embeddings=True,
+    )
+    params = jax.jit(decoders.init_params, static_argnums=0)(config, jax.random.key(0))
+    # At 0.02 so narrow a model does next to nothing, and takes long to begin to learn.
+    params = jax.tree.map(lambda p: 8 * p if p.ndim > 1 else p, params)
+    return models.Policy(config, tokenizer, params)
+
+
+def sft_examples(count=12):
+    rng = np.random.default_rng(0)
+    return [
+        {
+            'query': ' '.join(rng.choice(WORDS, 3)),
+            'response': f'<code>\n{" ".join(rng.choice(WORDS, rng.integers(4, 12)))}<end_of_code>',
+        }
+        for _ in range(count)
+    ]
+
+
+def pair_examples(problems=40):
+    """A step with the word bbb is right, one with ccc wrong, wherever it stands."""
+    rng = np.random.default_rng(1)
+    pairs = []
+    for _ in range(problems):
+        prompt = steps.prompt(' '.join(rng.choice(WORDS[3:], 4))) + '<code>\n'
+        for _ in range(2):
+            sides = {}
+            for side, word in (('pos', 'bbb'), ('neg', 'ccc')):
+                words = [*rng.choice(WORDS[3:], 4), word]
+                sides[side] = '# ' + ' '.join(rng.permutation(words)) + '<end_of_step>'
+            pairs.append({'prompt': prompt, **sides, 'pos_count': 1, 'neg_count': 2})
+    return pairs
+
+
+def sft_settings(**changes):
+    config = training.default_sft()
+    config.update(dict(epochs=2, batch_size=4, length=128, learning_rate=1e-2) | changes)
+    return config
+
+
+def ppm_settings(**changes):
+    config = training.default_ppm()
+    config.update(dict(epochs=3, batch_size=16, length=96, learning_rate=3e-3) | changes)
+    return config
+
+
+def same(a, b):
+    return all(
+        np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    )
+
+
+def test_sft_memorises_and_leaves_its_start_alone(policy, tmp_path):
+    before = jax.tree.map(np.array, policy.params)
+    seen = []
+    settings = sft_settings(epochs=40, batch_size=3, weight_decay=0.0)
+    trained, metrics = training.sft(
+        policy, sft_examples(6), settings, tmp_path, progress=seen.append
+    )
+    assert metrics['steps'] == 80 and metrics['examples'] == 6 and metrics['dropped'] == 0
+    assert metrics['loss_first'] > 3
+    assert metrics['loss_last'] < 0.1
+    assert same(before, policy.params)
+    example = sft_examples(6)[3]
+    prompt = trained.tokenizer(steps.prompt(example['query']))['input_ids']
+    answer = trained.tokenizer(example['response'])['input_ids'] + [trained.tokenizer.eos_token_id]
+    tokens = jnp.asarray([prompt + answer])
+    logits = trained.logits(tokens, jnp.array([tokens.shape[1]]))
+    found = jnp.argmax(logits[0, len(prompt) - 1 : -1], axis=-1).tolist()
+    assert found == answer
+    lines = [json.loads(line) for line in (tmp_path / 'metrics.jsonl').read_text().splitlines()]
+    assert [line['step'] for line in lines] == list(range(1, 81))
+    assert lines[0]['learning_rate'] == pytest.approx(1e-2)
+    assert lines[40]['learning_rate'] == pytest.approx(0.5e-2)
+    assert seen[-1]['step'] == 80 and seen[-1]['seconds_left'] == 0
+    assert not (tmp_path / 'state').exists()
+
+
+def test_finished_training_is_read_not_repeated(policy, tmp_path):
+    trained, metrics = training.sft(policy, sft_examples(), sft_settings(), tmp_path)
+    again, metrics_again = training.sft(policy, sft_examples(), sft_settings(), tmp_path)
+    assert same(trained.params, again.params) and metrics == metrics_again
+    assert again.config == trained.config
+    assert again.tokenizer('a<code>b')['input_ids'] == trained.tokenizer('a<code>b')['input_ids']
+    loaded = checkpoints.load_policy(tmp_path, 'bfloat16')
+    assert loaded.params['norm']['weight'].dtype == jnp.bfloat16
+    with pytest.raises(UserError, match='another training'):
+        training.sft(policy, sft_examples(), sft_settings(seed=1), tmp_path)
+    with pytest.raises(UserError, match='holds a policy, not a ppm'):
+        checkpoints.load_ppm(tmp_path)
+
+
+class Killed(Exception):
+    pass
+
+
+def killed_at(step):
+    def progress(numbers):
+        # Within the step, before its update.
+        if numbers['step'] == step and 'grad_norm' not in numbers:
+            raise Killed
+
+    return progress
+
+
+@pytest.mark.parametrize('kind', ['sft', 'ppm'])
+def test_killed_and_resumed_training_ends_with_the_same_bits(policy, tmp_path, kind):
+    if kind == 'sft':
+        run, data, settings = training.sft, sft_examples(), sft_settings(checkpoint_minutes=0)
+    else:
+        run, data = training.ppm, pair_examples(20)
+        settings = ppm_settings(checkpoint_minutes=0, batch_size=12)
+    whole, metrics = run(policy, data, settings, tmp_path / 'whole')
+    parts = tmp_path / 'parts'
+    for step in (2, 5):  # in the middle of the first epoch and of the second
+        with pytest.raises(Killed):
+            run(policy, data, settings, parts, progress=killed_at(step))
+        assert [path.name for path in (parts / 'state').iterdir()] == [str(step)]
+    with pytest.raises(UserError, match='other settings'):
+        changed = settings.copy_and_resolve_references()
+        changed.learning_rate = 1.0
+        run(policy, data, changed, parts)
+    resumed, resumed_metrics = run(policy, data, settings, parts)
+    assert same(whole.params, resumed.params)
+    for name in metrics:
+        if 'loss' in name or 'accuracy' in name:
+            assert metrics[name] == resumed_metrics[name]
+    logs = [
+        [json.loads(line) for line in (folder / 'metrics.jsonl').read_text().splitlines()]
+        for folder in (tmp_path / 'whole', parts)
+    ]
+    assert logs[0] == logs[1]
+
+
+def gradients(policy, settings, mesh=None, kind='sft'):
+    """(gradients of one step as numpy, their norm, its micro batches, the state after it)."""
+    model = models.add_tokens(policy, steps.SFT_TOKENS)
+    if kind == 'sft':
+        encoded = examples.sft(sft_examples(), model.tokenizer, settings.length)
+    else:
+        model = models.init_ppm(policy, 0)
+        model.params['value_head']['weight'] = jnp.ones((1, 32)) / 8
+        encoded = examples.pairs(pair_examples(8), model.tokenizer, settings.length)
+    mesh = mesh or checkpoints.one_device()
+    loss = 'sft' if kind == 'sft' else 'pairwise'
+    compiled = trainer.Compiled(policy.config, settings, loss, mesh, 2)
+    state = compiled.init(model.params)
+    micros = trainer.Micros(encoded, range(len(encoded.examples)), settings, mesh)
+    grads = compiled.zeros(state['params'])
+    for batch in micros.batches:
+        grads, _ = compiled.accumulate(
+            state['params'], grads, batch, 1 / micros.weight, jax.random.key(0)
+        )
+    kept = jax.tree.map(np.array, grads)
+    state, norm = compiled.update(state, grads)
+    return kept, float(norm), micros, state
+
+
+def close(a, b, tolerance):
+    scale = max(np.abs(x).max() for x in jax.tree.leaves(b))
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_allclose(x, y, rtol=0, atol=tolerance * scale)
+
+
+@pytest.mark.parametrize('kind', ['sft', 'ppm'])
+def test_accumulation_and_meshes_change_nothing(policy, kind):
+    settings = sft_settings() if kind == 'sft' else ppm_settings(length=128, dropout=0.0)
+    settings.micro_batch = 8
+    whole, norm, micros, _ = gradients(policy, settings, kind=kind)
+    assert len(micros.batches) == 1
+    assert norm == pytest.approx(
+        np.sqrt(sum(float(np.sum(g.astype(np.float64) ** 2)) for g in jax.tree.leaves(whole))),
+        rel=1e-5,
+    )
+    settings.micro_batch = 1
+    parts, _, micros, _ = gradients(policy, settings, kind=kind)
+    assert len(micros.batches) > 1
+    close(parts, whole, 1e-5)
+    mesh = global_mesh(fsdp=2, tensor=2)
+    assert dict(mesh.shape) == {'data': 2, 'fsdp': 2, 'tensor': 2}
+    cut, _, micros, state = gradients(policy, settings, mesh, kind)
+    assert all(batch['tokens'].shape[0] % 4 == 0 for batch in micros.batches)
+    close(cut, whole, 1e-5)
+    parts = jax.tree.leaves(state['optimiser'], is_leaf=lambda x: hasattr(x, 'mu'))
+    moments = next(part for part in parts if hasattr(part, 'mu'))
+    where = jax.tree.map(lambda p: p.sharding, state['params'])
+    assert where == jax.tree.map(lambda p: p.sharding, moments.mu)
+    gate = state['params'] if kind == 'sft' else state['params']['decoder']
+    gate = gate['layers']['0']['mlp']['gate']['weight']
+    assert gate.addressable_shards[0].data.size * 4 == gate.size
+
+
+def test_ppm_learns_a_planted_preference(policy, tmp_path):
+    settings = ppm_settings(epochs=4, learning_rate=1e-2, held_out=0.25)
+    ppm, metrics = training.ppm(policy, pair_examples(), settings, tmp_path)
+    assert metrics['held_out_pairs'] == 20 and metrics['examples'] == 60
+    assert metrics['pair_accuracy_before'] < 0.8
+    assert metrics['pair_accuracy_after'] == 1
+    assert metrics['loss_last'] < metrics['loss_first']
+    assert metrics['held_out_loss_after'] < metrics['held_out_loss_before']
+    assert metrics['shared_prefix_tokens_share'] > 0.4
+    loaded = checkpoints.load_ppm(tmp_path)
+    assert loaded.squash == 'tanh' and same(loaded.params, ppm.params)
+    prompt = steps.prompt('fff ggg hhh') + '<code>\n'
+    texts = [prompt + text for text in ('# iii bbb jjj<end_of_step>', '# iii ccc jjj<end_of_step>')]
+    tokens = jnp.asarray(ppm.tokenizer(texts)['input_ids'])
+    good, bad = loaded.scores(tokens, jnp.full(2, tokens.shape[1]))
+    assert -1 <= bad < good <= 1
+
+
+def test_orm_and_pqm_learn(policy, tmp_path):
+    pairs = pair_examples()
+    outcomes = [
+        {'query': str(i), 'response': pair[side], 'correct': side == 'pos'}
+        for i, pair in enumerate(pairs)
+        for side in ('pos', 'neg')
+    ]
+    settings = ppm_settings(loss='orm', epochs=6, batch_size=32, learning_rate=1e-2)
+    _, metrics = training.ppm(policy, outcomes, settings, tmp_path / 'orm')
+    assert metrics['accuracy_after'] > 0.9 > metrics['accuracy_before']
+    values = [
+        {'query': str(i), 'steps': [p['neg'], p['pos']], 'values': [-0.5, 0.5]}
+        for i, p in enumerate(pairs)
+    ]
+    settings = ppm_settings(loss='pqm', epochs=4, learning_rate=1e-2)
+    _, metrics = training.ppm(policy, values, settings, tmp_path / 'pqm')
+    assert metrics['held_out_loss_after'] < 0.1 < 0.2 < metrics['held_out_loss_before']
+
+
+def test_a_loss_that_is_not_finite_names_the_step(policy, tmp_path):
+    settings = sft_settings(learning_rate=1e30, grad_clip=0.0)
+    with pytest.raises(UserError, match=r'^step 2 of 6: loss is .*lower learning_rate'):
+        training.sft(policy, sft_examples(), settings, tmp_path)
+
+
+def test_what_does_not_fit_is_dropped_and_counted(policy, tmp_path):
+    long = {'query': 'bbb', 'response': 'ccc ' * 200}
+    encoded = examples.sft([long, *sft_examples(2)], policy.tokenizer, 128)
+    assert (len(encoded.examples), encoded.dropped) == (2, 1)
+    with pytest.raises(UserError, match='no example fits into length=128'):
+        training.sft(policy, [long], sft_settings(), tmp_path)
+    with pytest.raises(UserError, match='no examples'):
+        training.sft(policy, [], sft_settings(), tmp_path)
+    with pytest.raises(UserError, match="needs the text 'response'"):
+        training.sft(policy, [{'query': 'bbb'}], sft_settings(), tmp_path)
+    with pytest.raises(UserError, match='expected linear or cosine'):
+        training.sft(policy, sft_examples(2), sft_settings(schedule='step'), tmp_path)
+    with pytest.raises(UserError, match='expected one of pairwise, orm, pqm'):
+        training.ppm(policy, [], ppm_settings(loss='dpo'), tmp_path)
+
+
+def test_targets_are_the_response_and_the_end_of_text(policy):
+    tokenizer = policy.tokenizer
+    example = {'query': 'bbb ccc', 'response': '<code>\nw3<end_of_code>'}
+    (encoded,) = examples.sft([example], tokenizer, 128).examples
+    (tokens,), (field,) = encoded.sequences, encoded.fields
+    text = steps.prompt('bbb ccc') + example['response'] + tokenizer.eos_token
+    assert tokenizer.decode(tokens) == text
+    learnt = field['targets'][field['weights'] > 0]
+    assert tokenizer.decode(learnt) == example['response'] + tokenizer.eos_token
+    assert encoded.shareable == (len(tokenizer(steps.prompt('bbb ccc'))['input_ids']) - 1,)
+
+
+def test_pairs_of_one_prefix_stay_together(policy):
+    prompt = steps.prompt('bbb') + '<code>\nw3<end_of_step>'
+    pairs = [
+        {'prompt': prompt, 'pos': p, 'neg': n, 'pos_count': 2, 'neg_count': 2}
+        for p in ('eee', 'fff ggg')
+        for n in ('hhh', 'iii')
+    ]
+    encoded = examples.pairs([*pairs, {**pairs[0], 'prompt': 'jjj'}], policy.tokenizer, 64)
+    both, bare = encoded.examples
+    assert (len(both.sequences), both.count, bare.count) == (4, 4, 1)
+    assert both.pair_weights.tolist() == [0.25] * 4
+    texts = [policy.tokenizer.decode(s) for s in both.sequences]
+    assert [[texts[i] for i in pair] for pair in both.pairs] == [
+        [prompt + p['pos'], prompt + p['neg']] for p in pairs
+    ]
+    assert policy.tokenizer.decode(bare.sequences[0]) == steps.prompt('jjj') + 'eee'
+    assert encoded.questions == [steps.prompt('bbb'), steps.prompt('jjj')]
+    chosen, held = examples.hold_out(encoded, 0.1, 0)
+    assert len(held) == 1 and sorted(chosen + held) == [0, 1]
+    assert examples.hold_out(encoded, 0.0, 0) == ([0, 1], [])

@@ -2,7 +2,7 @@
 
 from rstar_jax.search.config import Config, greedy
 from rstar_jax.search.record import Record, Status
-from rstar_jax.search.runner import run
+from rstar_jax.search.runner import Workers, run
 from rstar_jax.search.scripted import scripted
 
-__all__ = ['Config', 'Record', 'Status', 'greedy', 'run', 'scripted']
+__all__ = ['Config', 'Record', 'Status', 'Workers', 'greedy', 'run', 'scripted']

@@ -41,7 +41,9 @@ SHARED_PREFIX = 64
 
 @dataclasses.dataclass
 class Ended:
-    """A candidate that is done: its row, its number, what was sampled and why it ended.
+    """A candidate that is done: its row, its number, its step and why it ended.
+
+    sampled counts its tokens, those that are not part of the step (a text's end) included.
 
     text is None for a candidate that was stopped because it could not matter any more.
     """
@@ -51,6 +53,7 @@ class Ended:
     text: str | None
     tokens: list[int]
     kind: int
+    sampled: int = 0
 
 
 @dataclasses.dataclass
@@ -146,6 +149,18 @@ class Engine:
         for model in self.models:
             self._reserve(model, longest + config.step_tokens)
         self.prefix = self._shared_prefix(prompts)
+
+    def _stops(self, config) -> decode.Stops:
+        kinds = {
+            steps.STEP_END: marks.STEP,
+            steps.CODE_END: marks.CODE,
+            steps.ANSWER_END: marks.ANSWER,
+        }
+        if self.config.prompt == 'few_shot':
+            kinds[steps.OUTPUT_END] = marks.STEP
+        table = steps.mark_table(self.texts, kinds, steps.eos_ids(self.tokenizer))
+        vocab = np.int32(min(config.vocab_size, len(self.tokenizer)))
+        return decode.Stops(table.next, table.kind, vocab)
 
     # --- placing arrays and mapping functions over the devices ---
 
@@ -266,7 +281,9 @@ class Engine:
         self._flush_appends()
         self._prefill()
         if self.opened.any():
-            self.cells = self._open(self.cells, self._split(self.opened), self._split(self.keys))
+            # Copies, as the device may read the host's arrays later than this line.
+            opened, keys = self.opened.copy(), self.keys.copy()
+            self.cells = self._open(self.cells, self._split(opened), self._split(keys))
             self.known[self.opened] = decode.PENDING
             self.opened[:] = False
         need = int(self._busy().reshape(self.devices, -1).sum(axis=1).max())
@@ -303,14 +320,14 @@ class Engine:
             count = int(length[cell])
             self.counters['sampled'] += count
             if state[cell] == decode.CANCELLED:
-                ended.append(Ended(cell // n, cell % n, None, [], marks.NONE))
+                ended.append(Ended(cell // n, cell % n, None, [], marks.NONE, count))
                 continue
             ids = tokens[cell, :count].tolist()
             kind = int(end[cell])
             if kind == marks.EOS:
                 ids = ids[:-1]
             text = b''.join(self.texts[i] for i in ids).decode('utf-8', errors='replace')
-            ended.append(Ended(cell // n, cell % n, text, ids, kind))
+            ended.append(Ended(cell // n, cell % n, text, ids, kind, count))
         self.known = state.copy()
         return ended
 
@@ -512,7 +529,7 @@ class _Rows:
 
 def default_slots(mesh) -> int:
     """Sequences that one device decodes at once: where its products reach their full speed."""
-    return 64 if mesh.devices.flat[0].platform == 'cpu' else 256
+    return 128 if mesh.devices.flat[0].platform == 'cpu' else 256
 
 
 def prefill_budget(mesh) -> int:

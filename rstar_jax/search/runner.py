@@ -8,6 +8,7 @@ The host keeps what only the edges need (texts, programs, outputs); which node c
 decided on the device.
 """
 
+import contextlib
 import dataclasses
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -114,6 +115,26 @@ class Task:
             self.origin.append((ended.candidate, len(ended.tokens), ended.kind))
 
 
+@dataclasses.dataclass
+class Workers:
+    """The processes that run programs and grade answers beside the device."""
+
+    pool: execution.Pool
+    grader: grading.Grader
+
+    @classmethod
+    @contextlib.contextmanager
+    def start(cls, config: Config) -> Iterator['Workers']:
+        """Starts them with the limits of `config`; stops them at the end of the block."""
+        limits = execution.Limits(seconds=config.code_seconds, memory_mb=config.code_memory_mb)
+        count = config.workers or None
+        with (
+            execution.Pool(workers=count, limits=limits, isolation=config.isolation) as pool,
+            grading.Grader(workers=count) as grader,
+        ):
+            yield cls(pool, grader)
+
+
 def run(
     problems: Iterable[dict[str, Any]],
     policy=None,
@@ -126,6 +147,7 @@ def run(
     skip: frozenset = frozenset(),
     progress: Callable[[dict[str, float]], None] | None = None,
     mesh=None,
+    workers: 'Workers | None' = None,
 ) -> Iterator[Record]:
     """Searches and yields each tree as it is finished, in no fixed order.
 
@@ -141,6 +163,8 @@ def run(
       skip: (problem index, tree number) of trees that are not wanted, such as those done before.
       progress: called about once a second with the totals so far.
       mesh: local mesh (data, tensor); all devices of this host by default.
+      workers: started worker processes, to be shared by several searches; started and stopped
+        here by default.
 
     Raises:
       UserError: neither policy nor expander is given, or a setting is out of range.
@@ -156,13 +180,9 @@ def run(
         mesh = mesh or parallel.local_mesh(tensor=config.tensor)
         prompts = [task.tokens[0] for task in tasks]
         expander = Engine(policy, ppm, config, mesh, len(tasks), prompts)
-    limits = execution.Limits(seconds=config.code_seconds, memory_mb=config.code_memory_mb)
-    workers = config.workers or None
-    with (
-        execution.Pool(workers=workers, limits=limits, isolation=config.isolation) as pool,
-        grading.Grader(workers=workers) as grader,
-    ):
-        yield from _Search(tasks, expander, config, pool, grader, progress).run()
+    with contextlib.ExitStack() as stack:
+        workers = workers or stack.enter_context(Workers.start(config))
+        yield from _Search(tasks, expander, config, workers, progress).run()
 
 
 def _task(problem: dict[str, Any], number: int, seed: int, config: Config, tokenizer) -> Task:
@@ -174,8 +194,8 @@ def _task(problem: dict[str, Any], number: int, seed: int, config: Config, token
 class _Search:
     """The loop's state: which tree is in which row, and the tree arrays on the devices."""
 
-    def __init__(self, tasks, expander, config: Config, pool, grader, progress):
-        self.expander, self.config, self.pool, self.grader = expander, config, pool, grader
+    def __init__(self, tasks, expander, config: Config, workers: Workers, progress):
+        self.expander, self.config, self.workers = expander, config, workers
         self.report = _Report(len(tasks), expander.counters, progress)
         self.queue = tasks[::-1]
         self.tasks: dict[int, Task] = {}
@@ -242,17 +262,17 @@ class _Search:
         task = self.tasks[ended.row]
         candidate = Candidate(ended)
         task.candidates[ended.candidate] = candidate
-        task.sampled += len(ended.tokens)
+        task.sampled += ended.sampled
         if ended.text is None or not ended.text.strip():
             return
         box = steps.boxed(ended.text)
         if box is not None:
             candidate.answer = box
             if self.config.use_ground_truth:
-                candidate.grade = self.grader.submit(box, task.problem['answer'])
+                candidate.grade = self.workers.grader.submit(box, task.problem['answer'])
         elif ended.kind != marks.ANSWER:
             candidate.code = steps.code_of(ended.text)
-            candidate.run = self.pool.submit([*task.history(), candidate.code])
+            candidate.run = self.workers.pool.submit([*task.history(), candidate.code])
 
     def _ready(self, task: Task) -> bool:
         if any(c is None for c in task.candidates):

@@ -8,6 +8,8 @@ import numpy as np
 from rstar_jax import steps
 from rstar_jax.search import Status
 
+ZERO = np.float32(0)
+
 
 @dataclasses.dataclass(eq=False)
 class Node:
@@ -17,7 +19,7 @@ class Node:
     children: list['Node'] = dataclasses.field(default_factory=list)
     status: int = Status.OPEN
     visits: int = 0
-    value_sum: np.float32 = np.float32(0)
+    value_sum: np.float32 = ZERO
     errors: int = 0
     answer: str = ''
 

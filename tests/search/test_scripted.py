@@ -1,12 +1,12 @@
 """Scripted searches: every rule of the tree, and equality with the plain reference."""
 
+import functools
 import hashlib
 
 import numpy as np
 import pytest
 
 from rstar_jax import search
-from rstar_jax.execution import Pool
 from rstar_jax.search import Status
 from tests.search import reference
 
@@ -41,6 +41,17 @@ def random_score(question, prefix):
     return float(np.float32(_random('score', question, prefix).uniform(-1, 1)))
 
 
+@pytest.fixture(scope='module')
+def workers():
+    with search.Workers.start(search.Config()) as started:
+        yield started
+
+
+@pytest.fixture
+def grow(workers):
+    return functools.partial(_grow, workers)
+
+
 def _problems(count):
     return [{'index': i, 'question': f'q{i}', 'answer': str(i % 3)} for i in range(count)]
 
@@ -68,30 +79,28 @@ def _compare(record, nodes):
         dict(rollouts=8, candidates=2, max_depth=2, unvisited_value=5.0, exploration=0.7),
     ],
 )
-def test_random_searches_equal_the_reference(settings):
+def test_random_searches_equal_the_reference(settings, workers):
     scored = settings.pop('scored', False)
     config = search.Config(**settings)
     score = random_score if scored else None
-    problems = _problems(60)
     expander = search.scripted(random_texts, score, trees=64)
-    records = list(search.run(problems, expander=expander, config=config))
+    records = list(search.run(_problems(60), expander=expander, config=config, workers=workers))
     assert sorted(r.key for r in records) == [(i, 0) for i in range(60)]
+
+    def execute(cells):
+        result = workers.pool.submit(cells).result()
+        return result.ok, result.output if result.ok else result.error
+
     seen = set()
-    with Pool() as pool:
-
-        def execute(cells):
-            result = pool.submit(cells).result()
-            return result.ok, result.output if result.ok else result.error
-
-        for record in records:
-            question, truth = record.problem['question'], record.problem['answer']
-            nodes = reference.search(question, truth, random_texts, score, execute, config)
-            _compare(record, nodes)
-            seen |= set(record.status.tolist())
+    for record in records:
+        question, truth = record.problem['question'], record.problem['answer']
+        nodes = reference.search(question, truth, random_texts, score, execute, config)
+        _compare(record, nodes)
+        seen |= set(record.status.tolist())
     assert seen >= {Status.ANSWER, Status.CODE_ERRORS, Status.UNPARSABLE, Status.EXHAUSTED}
 
 
-def _grow(script, score=None, truth='1', **settings):
+def _grow(workers, script, score=None, truth='1', **settings):
     """Searches one problem beside two others, whose scripts must not matter; returns its record."""
     table = {'q': script, 'wrong': {'': ['<answer>\\boxed{7}<end_of_answer>']}, 'stuck': {}}
 
@@ -104,7 +113,9 @@ def _grow(script, score=None, truth='1', **settings):
         {'index': i, 'question': question, 'answer': truth}
         for i, question in enumerate(('wrong', 'q', 'stuck'))
     ]
-    records = search.run(problems, expander=search.scripted(texts, score), config=config)
+    records = search.run(
+        problems, expander=search.scripted(texts, score), config=config, workers=workers
+    )
     return {r.problem['question']: r for r in records}['q']
 
 
@@ -113,50 +124,52 @@ RIGHT = '<answer>\\boxed{1}<end_of_answer>'
 WRONG = '<answer>\\boxed{2}<end_of_answer>'
 
 
-def test_identical_texts_are_merged():
-    record = _grow({'': [STEP_A, STEP_A]}, max_depth=1)
+def test_identical_texts_are_merged(grow):
+    record = grow({'': [STEP_A, STEP_A]}, max_depth=1)
     assert record.texts == ['', STEP_A]
 
 
-def test_only_the_first_answer_is_kept():
+def test_only_the_first_answer_is_kept(grow):
     script = {'': [STEP_A, WRONG, RIGHT]}
-    record = _grow(script, candidates=3)
+    record = grow(script, candidates=3)
     assert record.texts == ['', WRONG]
     assert record.value_sum.tolist() == [-1, -1]
-    record = _grow(script, candidates=3, answers_kept='all', max_depth=1)
+    record = grow(script, candidates=3, answers_kept='all', max_depth=1)
     assert record.texts == ['', STEP_A, WRONG, RIGHT]
     assert record.visits.tolist() == [2, 0, 1, 1]
     assert record.value_sum.tolist() == [0, 0, -1, 1]
     assert record.correct == [False, False, False, True]
 
 
-def test_backup_reaches_the_root():
-    record = _grow({'': [STEP_A, STEP_B], STEP_A: [RIGHT, RIGHT]})
+def test_backup_reaches_the_root(grow):
+    record = grow({'': [STEP_A, STEP_B], STEP_A: [RIGHT, RIGHT]})
     assert record.texts == ['', STEP_A, STEP_B, RIGHT]
     assert record.visits.tolist() == [1, 1, 0, 1]
     assert record.value_sum.tolist() == [1, 1, 0, 1]
     assert record.status[1] == Status.EXHAUSTED
 
 
-def test_a_root_of_terminal_children_ends_the_tree():
-    record = _grow({'': [RIGHT, RIGHT]}, rollouts=5)
+def test_a_root_of_terminal_children_ends_the_tree(grow):
+    record = grow({'': [RIGHT, RIGHT]}, rollouts=5)
     assert record.status.tolist() == [Status.EXHAUSTED, Status.ANSWER]
     assert record.visits.tolist() == [1, 1]
 
 
-def test_a_tried_wrong_child_can_beat_an_untried_one():
+def test_a_tried_wrong_child_can_beat_an_untried_one(grow):
     """Unvisited children count 0; -1 + 2 sqrt(ln 2 / 1) is 0.67."""
-    script = {'': [STEP_A, STEP_B], STEP_A: [WRONG, STEP_A], STEP_A + STEP_A: [STEP_A, STEP_B]}
-    record = _grow(script, rollouts=3, answers_kept='all')
-    assert (record.parent == 2).sum() == 0
-    record = _grow(script, rollouts=3, answers_kept='all', unvisited_value=10.0)
-    assert (record.parent == 2).sum() > 0
+    script = {'': [STEP_A, STEP_B, WRONG], STEP_A: [WRONG, STEP_A, STEP_A]}
+    settings = {'rollouts': 2, 'candidates': 3, 'answers_kept': 'all'}
+    record = grow(script, **settings)
+    assert record.visits[:3].tolist() == [2, 1, 0]
+    assert (record.parent == 1).any() and not (record.parent == 2).any()
+    record = grow(script, unvisited_value=1.0, **settings)
+    assert (record.parent == 2).any()
 
 
-def test_errors_end_a_branch_at_the_threshold():
+def test_errors_end_a_branch_at_the_threshold(grow):
     bad = 'oops\n<end_of_step>'
     script = {'': [bad, bad], bad: [bad, STEP_A], bad + STEP_A: [bad, bad]}
-    record = _grow(script, error_threshold=2, max_depth=3)
+    record = grow(script, error_threshold=2, max_depth=3)
     first, again, fine, last = record.texts[1:5]
     assert first == bad
     assert again.startswith(bad.rstrip()) and again.endswith('<end_of_output>')
@@ -165,33 +178,33 @@ def test_errors_end_a_branch_at_the_threshold():
     assert record.status[2] == Status.CODE_ERRORS and record.value_sum[2] == -1
     assert record.answers[2] == 'Too many consecutive steps have code errors.'
     assert fine == STEP_A and last == bad
-    record = _grow(script, error_threshold=1)
+    record = grow(script, error_threshold=1)
     assert record.status.tolist() == [Status.EXHAUSTED, Status.CODE_ERRORS]
 
 
-def test_output_follows_the_end_of_the_code_and_variables_carry_over():
+def test_output_follows_the_end_of_the_code_and_variables_carry_over(grow):
     first, second = 'x = 2\n<end_of_step>', 'print(x / 3)\n<end_of_code>'
-    record = _grow({'': [first], first: [second]})
+    record = grow({'': [first], first: [second]})
     assert record.texts[2] == second + '\n<output>0.6667<end_of_output>'
     assert record.outputs[2] == '0.6667'
 
 
-def test_children_beyond_the_depth_limit():
-    record = _grow({}, rollouts=2, max_depth=1)
+def test_children_beyond_the_depth_limit(grow):
+    record = grow({}, rollouts=2, max_depth=1)
     assert record.depth.tolist() == [0, 1, 2]
     assert record.status.tolist() == [Status.OPEN, Status.EXHAUSTED, Status.TOO_DEEP]
     assert record.answers[2] == 'Fail to sove the problem within limited steps.'
     assert record.value_sum.tolist() == [0, 0, -1]
 
 
-def test_the_first_of_equals_is_walked_into():
-    record = _grow({'': [STEP_A, STEP_B]}, score=lambda q, p: 0.5)
+def test_the_first_of_equals_is_walked_into(grow):
+    record = grow({'': [STEP_A, STEP_B]}, score=lambda q, p: 0.5)
     assert record.parent.tolist() == [-1, 0, 0, 1]
 
 
-def test_ppm_scores_guide_and_stay_on_their_node():
+def test_ppm_scores_guide_and_stay_on_their_node(grow):
     scores = {STEP_A: -0.5, STEP_B: 0.5, STEP_B + STEP_A: 0.25}
-    record = _grow(
+    record = grow(
         {'': [STEP_A, STEP_B], STEP_B: [STEP_A, STEP_A]}, score=lambda q, p: scores.get(p, 0.0)
     )
     assert record.texts == ['', STEP_A, STEP_B, STEP_A]
@@ -199,8 +212,8 @@ def test_ppm_scores_guide_and_stay_on_their_node():
     np.testing.assert_array_equal(record.value_sum, np.float32([0, -0.5, 0.5, 0.25]))
 
 
-def test_at_test_time_the_ppm_is_the_reward():
-    record = _grow(
+def test_at_test_time_the_ppm_is_the_reward(grow):
+    record = grow(
         {'': [WRONG, RIGHT]}, score=lambda q, p: 0.25, use_ground_truth=False, answers_kept='all'
     )
     np.testing.assert_array_equal(record.value_sum, np.float32([0.5, 0.25, 0.25]))
@@ -208,9 +221,9 @@ def test_at_test_time_the_ppm_is_the_reward():
     assert record.best_answer() == ('2', 0.25)
 
 
-def test_records_survive_storage_and_interchange():
+def test_records_survive_storage_and_interchange(grow):
     script = {'': [STEP_A, STEP_B], STEP_A: [RIGHT], STEP_B: [WRONG]}
-    record = _grow(script, rollouts=3, score=lambda q, p: 0.125)
+    record = grow(script, rollouts=3, score=lambda q, p: 0.125)
     again = search.Record.from_bytes(record.to_bytes())
     assert again.to_interchange() == record.to_interchange()
     assert again.tokens == record.tokens and again.correct == record.correct

@@ -1,0 +1,104 @@
+"""An expander that computes everything anew for every token: what the engine must agree with."""
+
+import collections
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rstar_jax import parallel, steps
+from rstar_jax.search import decode, sampling
+from rstar_jax.search.engine import Ended
+from rstar_jax.steps import marks
+
+LENGTH = 160
+
+
+@jax.jit
+def _pick(logits, key, position, vocab, temperature):
+    logits = jnp.where(jnp.arange(len(logits)) < vocab, logits, -jnp.inf)
+    logits = jnp.pad(logits, (0, -len(logits) % 128), constant_values=-jnp.inf)
+    u = sampling.uniforms(key[None], jnp.asarray([position]))
+    return sampling.sample(logits[None], u, temperature)[0]
+
+
+class Naive:
+    """Full forward passes over prompt, path and step, one candidate and one token at a time."""
+
+    def __init__(self, policy, ppm, config):
+        self.policy, self.ppm, self.config = policy, ppm, config
+        self.rows = self.trees = 1
+        self.mesh = parallel.local_mesh(devices=parallel.local_mesh().devices.flat[:1])
+        self.counters = collections.Counter()
+        self.has_ppm = ppm is not None
+        self.bytes = steps.token_bytes(policy.tokenizer, policy.config.vocab_size)
+        self.eos = steps.eos_ids(policy.tokenizer)
+        self.asked = None
+
+    def start(self, row, task):
+        task.tokens[0] = self.policy.tokenizer(task.prompt)['input_ids']
+
+    def expand(self, row, task, nodes, tag):
+        self.task, self.asked = task, (nodes, tag)
+        self.path = [token for node in nodes for token in task.tokens[node]]
+
+    def dispatch(self):
+        asked, self.asked = self.asked, None
+        return asked
+
+    def collect(self, asked):
+        if asked is None:
+            return []
+        return [self._write(j, asked[1]) for j in range(self.config.candidates)]
+
+    def _write(self, candidate, tag):
+        key = decode.sampling_key(self.task.seed, *self.task.key, tag, candidate)
+        tokens, kind = [], marks.NONE
+        while kind == marks.NONE:
+            logits = self._logits(self.policy, [*self.path, *tokens])
+            tokens.append(
+                int(
+                    _pick(
+                        logits,
+                        key,
+                        len(tokens),
+                        len(self.policy.tokenizer),
+                        jnp.float32(self.config.temperature),
+                    )
+                )
+            )
+            kind = self._kind(tokens)
+        if kind == marks.EOS:
+            tokens = tokens[:-1]
+        text = b''.join(self.bytes[t] for t in tokens).decode('utf-8', errors='replace')
+        return Ended(0, candidate, text, tokens, kind)
+
+    def _kind(self, tokens):
+        text = b''.join(self.bytes[t] for t in tokens).decode('utf-8', errors='replace')
+        for mark, kind in (
+            (steps.STEP_END, marks.STEP),
+            (steps.CODE_END, marks.CODE),
+            (steps.ANSWER_END, marks.ANSWER),
+        ):
+            if mark in text:
+                return kind
+        if tokens[-1] in self.eos:
+            return marks.EOS
+        return marks.LIMIT if len(tokens) == self.config.step_tokens else marks.NONE
+
+    def _logits(self, model, tokens):
+        padded = np.zeros((1, LENGTH), np.int32)
+        padded[0, : len(tokens)] = tokens
+        return model.logits(padded, np.array([len(tokens)]))[0, len(tokens) - 1]
+
+    def encode(self, text):
+        return self.policy.tokenizer.encode(text, add_special_tokens=False)
+
+    def scores(self, requests):
+        found = []
+        for _, child in requests:
+            tokens = [*self.path, *child.tokens]
+            padded = np.zeros((1, LENGTH), np.int32)
+            padded[0, : len(tokens)] = tokens
+            found.append(float(self.ppm.scores(padded, np.array([len(tokens)]))[0]))
+        return found

@@ -1,0 +1,140 @@
+"""The engine against full forward passes, and what must not change its trees."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from rstar_jax import models, parallel, search
+from rstar_jax.models import tiny
+from tests.search.naive import Naive
+
+CONFIG = search.Config(
+    rollouts=4,
+    candidates=3,
+    max_depth=3,
+    error_threshold=2,
+    step_tokens=12,
+    slots=4,
+    trees_in_flight=2,
+    chunk=3,
+)
+PROBLEMS = [
+    {'index': i, 'question': question, 'answer': '3'}
+    for i, question in enumerate(['Tom has 2 apples.', 'Anna and Tom', '7 boxes of 5'])
+]
+# Random weights write these often enough for branches of every kind.
+FAVOURED = ['<end_of_step>', '<end_of_code>', '1', ' 1', '\n', 'print(1)', '<end_of_answer>']
+
+
+def one_device():
+    return parallel.local_mesh(devices=jax.devices()[:1])
+
+
+@pytest.fixture(scope='module')
+def workers():
+    with search.Workers.start(CONFIG) as started:
+        yield started
+
+
+@pytest.fixture(scope='module')
+def policy():
+    made = tiny.policy(['print(1)\n x = 1 + 2 \\boxed{3} apples Tom'], num_layers=2)
+    return _favour(made)
+
+
+def _favour(policy):
+    """Aligns the embedding rows of some tokens, so that they are sampled often."""
+    rows = [policy.tokenizer.encode(t, add_special_tokens=False)[0] for t in FAVOURED]
+    weight = np.array(policy.params['embed']['weight']) * 4
+    weight[rows] += np.linspace(0.5, 1.5, weight.shape[1]) * np.sign(weight[rows[0]])
+    params = {**policy.params, 'embed': {'weight': jax.numpy.asarray(weight)}}
+    return dataclasses.replace(policy, params=params)
+
+
+@pytest.fixture(scope='module')
+def ppm(policy):
+    made = models.init_ppm(policy, seed=1)
+    head = {'weight': 0.3 * jax.random.normal(jax.random.key(0), (1, 128)), 'bias': np.zeros(1)}
+    return dataclasses.replace(made, params={**made.params, 'value_head': head})
+
+
+def grow(policy, ppm, workers, problems=PROBLEMS, config=CONFIG, **settings):
+    settings.setdefault('mesh', one_device())
+    records = search.run(problems, policy, ppm, config=config, workers=workers, **settings)
+    return {record.key: record for record in records}
+
+
+def assert_same(ours, theirs, exact=True):
+    assert ours.keys() == theirs.keys()
+    for key, record in ours.items():
+        other = theirs[key]
+        assert record.texts == other.texts
+        assert record.tokens == other.tokens
+        for name in ('parent', 'visits', 'status', 'errors', 'depth'):
+            np.testing.assert_array_equal(getattr(record, name), getattr(other, name))
+        compare = np.testing.assert_array_equal if exact else _close
+        compare(record.score, other.score)
+        compare(record.value_sum, other.value_sum)
+
+
+def _close(a, b):
+    np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize('scored', [False, True])
+def test_equal_to_full_forward_passes(policy, ppm, workers, scored):
+    ppm = ppm if scored else None
+    ours = grow(policy, ppm, workers)
+    naive = Naive(policy, ppm, CONFIG)
+    theirs = search.run(PROBLEMS, expander=naive, config=CONFIG, workers=workers, policy=None)
+    theirs = {record.key: record for record in theirs}
+    assert_same(ours, theirs, exact=False)
+    kinds = {int(s) for record in ours.values() for s in record.status}
+    assert len(kinds) >= 3, kinds
+    assert max(len(record.texts) for record in ours.values()) > 10
+    if scored:
+        assert sum(np.isfinite(record.score).sum() for record in ours.values()) > 10
+
+
+def test_other_problems_order_and_devices_change_nothing(policy, ppm, workers):
+    expected = grow(policy, ppm, workers)
+    reordered = grow(policy, ppm, workers, problems=PROBLEMS[::-1])
+    assert_same(expected, reordered)
+    alone = grow(policy, ppm, workers, skip={(0, 0), (1, 0)})
+    assert_same({(2, 0): expected[2, 0]}, alone, exact=False)
+    several = parallel.local_mesh(devices=jax.devices()[:4])
+    config = dataclasses.replace(CONFIG, trees_in_flight=1)
+    assert_same(expected, grow(policy, ppm, workers, config=config, mesh=several), exact=False)
+
+
+def test_seeds_and_tree_numbers_differ(policy, workers):
+    first = grow(policy, None, workers, problems=PROBLEMS[:2], trees=2)
+    other = grow(policy, None, workers, problems=PROBLEMS[:2], seed=1)
+    assert first[0, 0].texts != first[0, 1].texts
+    assert first[0, 0].texts != other[0, 0].texts
+
+
+def test_tokens_are_counted(policy, workers):
+    totals = []
+    records = grow(policy, None, workers, progress=totals.append)
+    last = totals[-1]
+    assert last['trees_done'] == last['trees_total'] == len(PROBLEMS)
+    assert last['nodes'] == sum(len(record.texts) for record in records.values())
+    assert last['sampled'] == sum(r.counters['sampled_tokens'] for r in records.values())
+    prompts = sum(len(record.tokens[0]) for record in records.values())
+    # All that was sampled and all prompts were computed; jumps computed some tokens again.
+    assert last['policy_computed'] >= last['sampled'] + prompts
+    assert last['live_slot_steps'] <= last['slot_steps']
+
+
+def test_greedy_is_one_branch_of_the_likeliest_tokens(policy, workers):
+    config = search.greedy(CONFIG)
+    records = grow(policy, None, workers, config=config)
+    naive = search.run(
+        PROBLEMS, expander=Naive(policy, None, config), config=config, workers=workers
+    )
+    assert_same(records, {r.key: r for r in naive}, exact=False)
+    for record in records.values():
+        assert all(record.parent == np.arange(-1, len(record.texts) - 1))

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from rstar_jax.execution.worker import Zygote
 
 _TICK = 0.05  # seconds between two looks at the size of the scratch folder
+_STOPPED = 2.0  # seconds without a look at the clock
 _FRAME_BYTES = 1 << 20
 _ENDING_BYTES = 8192
 
@@ -56,8 +57,12 @@ class _Child:
         poll.register(self.output, select.POLLIN)
         poll.register(self.zygote.channel, 0)
         bound = self.zygote.limits['scratch_mb'] * 2**20
+        last = time.monotonic()
         while True:
-            wait = deadline - time.monotonic()
+            now = time.monotonic()
+            if now - last > _STOPPED:  # this process was stopped, and with it the child
+                deadline += now - last
+            last, wait = now, deadline - now
             if wait <= 0:
                 raise Broken('seconds')
             events = poll.poll(1000 * min(wait, _TICK) + 1)

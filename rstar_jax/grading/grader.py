@@ -100,7 +100,7 @@ class Grader:
             plain = normalise.verdict(head, other)
             if plain:
                 return number
-            if plain is None and (_odd(head) or _odd(other)):
+            if plain is None and _odd(head) and _odd(other):
                 asked.append((self._ask({'pair': [head, other]}), number))
         return next((number for future, number in asked if future.result()), None)
 
@@ -117,9 +117,9 @@ class Grader:
 
 
 def _odd(text: str) -> bool:
-    """Forms that equal others of another outer form: relations, intervals, lists, units."""
+    """Forms that may equal one of another outer form: relations, intervals, tuples, matrices."""
     return any(
-        mark in text for mark in ('<', '>', '=', '\\le', '\\ge', '[', '\\cup', 'matrix', '%')
+        mark in text for mark in ('<', '>', '=', '\\le', '\\ge', '[', ']', ',', '\\infty', 'matrix')
     )
 
 

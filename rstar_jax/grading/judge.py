@@ -88,9 +88,24 @@ def same(a: str, b: str) -> bool:
         return (unordered if brackets == '[]' else ordered)(one.parts, two.parts)
     if kinds <= {'set', 'list', 'one'} and not _relations(a, b):
         return unordered(_spread(one.parts), _spread(two.parts))
+    if kinds == {'list', 'union'} and _relations(a, b):
+        rays = [ray(part) for part in (one if one.kind == 'list' else two).parts]
+        union = one if one.kind == 'union' else two
+        return None not in rays and unordered(tuple(rays), union.parts)
     if kinds == {'union'}:
         return unordered(one.parts, two.parts) or symbolic(a, b)
     return symbolic(a, b)
+
+
+def ray(relation_: str) -> str | None:
+    """'x < 2' as '(-\\infty, 2)', or None."""
+    found = re.fullmatch(r'\s*[a-z]\s*(<|>|\\leq?|\\geq?)\s*([^<>=]+)', relation_)
+    if not found:
+        return None
+    sign, end = found.groups()
+    if sign in ('<', '\\le', '\\leq'):
+        return f'(-\\infty, {end}{")" if sign == "<" else "]"}'
+    return f'{"(" if sign == ">" else "["}{end}, \\infty)'
 
 
 def _relations(*texts: str) -> bool:

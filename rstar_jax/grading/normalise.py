@@ -92,6 +92,9 @@ def clean(raw: object) -> str:
     text = re.sub(r'\\(?:ast|star)(?![a-z])', '*', text).replace('**', '^')
     text = re.sub(r'\^\s*\{?\s*\\(?:circ|degree)\s*\}?|\\degree', r' \\text{deg}', text)
     text = re.sub(rf'{_TEXT}\s*\{{([^{{}}]*)\}}', _text, text)
+    text = re.sub(r'_\{?\s*(?:\\text\{(\d+)\}|\((\d+)\))\s*\}?', r'_{\1\2}', text)
+    text = re.sub(r'^\\text\{([^{}]*\d[^{}]*)\}$', r'\1', text.strip())
+    text = re.sub(r'(?<=[\d)}])\s+(?:and|or)\s+(?=[-\d\\(a-z])', ', ', text)
     text = _functions(text)
     text = _GROUPED.sub(lambda match: match[0].replace(',', ''), text) if _scalar(text) else text
     text = _arguments(text)
@@ -340,6 +343,7 @@ def words(text: str) -> str | None:
     if not inside and not re.fullmatch(r"[A-Za-z][A-Za-z' .\-]*[A-Za-z.]", plain):
         return None
     plain = ' '.join(re.sub(r'[^a-z0-9]+', ' ', plain.lower()).split())
+    plain = re.sub(r'^(?:an?|the) (?=\w{3})', '', plain)
     return plain if inside or re.search(r'[a-z]{3}', plain) else None
 
 

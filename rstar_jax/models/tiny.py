@@ -20,7 +20,9 @@ from rstar_jax.models.config import Config
 from rstar_jax.models.policy import Policy
 
 EOS = '<|endoftext|>'
-SPREAD = 0.02  # standard deviation of new weights
+# Standard deviation of new weights. For 128 dimensions 0.06 learns in half the steps of the usual
+# 0.02, and leaves embeddings that no text has trained different enough to be told apart.
+SPREAD = 0.06
 ROWS = 64  # the vocabulary is padded to a multiple of this
 
 
@@ -52,7 +54,7 @@ def policy(texts: Iterable[str], seed: int = 0, **shape: Any) -> Policy:
 
 
 def _weights(config: Config, seed: int) -> dict[str, Any]:
-    """Random weights as `decoder.init_params`, drawn by NumPy: there is nothing to compile."""
+    """Random weights, drawn by NumPy: there is nothing to compile."""
     random = np.random.default_rng(seed)
 
     def draw(path, leaf):

@@ -35,6 +35,8 @@ PREFILL_LENGTHS = (32, 128)
 PATH_UNIT = 256
 # Room behind a step's tokens for the executor's output, in the PPM's cells.
 OUTPUT_ROOM = 64
+# So few slots are all used at once, as fewer would be hardly faster.
+FEW_SLOTS = 16
 # A prefix that all prompts share is computed once if it is at least this long.
 SHARED_PREFIX = 64
 
@@ -116,7 +118,9 @@ class Engine:
         self.slot_count = config.slots or default_slots(mesh)
         in_flight = config.trees_in_flight or max(1, -(-3 * self.slot_count // n))
         self.trees = min(in_flight, -(-trees // self.devices))
-        self.slot_count = min(self.slot_count, self.trees * n)
+        # Half of what the trees can fill: the other half waits, so that no slot does.
+        cells = self.trees * n
+        self.slot_count = min(self.slot_count, max(cells // 2, FEW_SLOTS), cells)
         self.rows = self.devices * self.trees
         self.state = [_Row() for _ in range(self.rows)]
         self.texts = steps.token_bytes(self.tokenizer, policy.config.vocab_size)
@@ -147,7 +151,7 @@ class Engine:
         self.temperature = np.float32(config.temperature)
         longest = max(map(len, prompts))
         for model in self.models:
-            self._reserve(model, longest + config.step_tokens)
+            self._reserve(model, longest)
         self.prefix = self._shared_prefix(prompts)
 
     def _stops(self, config) -> decode.Stops:
@@ -273,7 +277,7 @@ class Engine:
         state.ends = state.ends[:common] + ends.tolist()
         state.opening = tag
         for model in self.models:
-            self._reserve(model, state.ends[-1] + self.config.step_tokens)
+            self._reserve(model, state.ends[-1])
         self._open_if_ready(row)
 
     def dispatch(self) -> Any:
@@ -539,4 +543,4 @@ def prefill_budget(mesh) -> int:
 
 def slot_sizes(slots: int) -> list[int]:
     """Compiled sizes of the decode batch: all slots, and fewer for when the last trees run out."""
-    return sorted({slots, max(1, slots // 4), max(1, slots // 16)})
+    return sorted({max(1, slots >> shift) for shift in range(5)})

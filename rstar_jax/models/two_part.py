@@ -1,7 +1,8 @@
 """Attention in parts over different key stores, merged by log-sum-exp.
 
 The candidates of a node share their path. Its keys are stored once a tree and attended to by all
-candidates together; each candidate's own step is a second, small part. Every part yields an
+candidates together; each candidate's own step is a second, small part, and what all prompts begin
+with a third, stored once. Every part yields an
 unnormalised output with the running maximum and sum of its softmax, and `merge` combines them
 exactly (the identity behind flash and bifurcated attention, arXiv 2403.08845).
 
@@ -9,6 +10,7 @@ Keys and values are stored as [rows, K, positions, d]: batch axes first, so that
 a transposed copy of a cache.
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -51,12 +53,31 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> Part:
     return Part(out, top, weights.sum(axis=-1))
 
 
-def merge(a: Part, b: Part) -> jax.Array:
-    """Returns the normalised attention over both key stores, float32 [..., d]."""
-    top = jnp.maximum(a.top, b.top)
-    scale_a, scale_b = jnp.exp(a.top - top), jnp.exp(b.top - top)
-    total = a.total * scale_a + b.total * scale_b
-    out = a.out * scale_a[..., None] + b.out * scale_b[..., None]
+def attend_shared(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None) -> Part:
+    """Attends from all rows to one key store, as one product.
+
+    Args:
+      q: [R, K, M, d].
+      k: [1, K, S, d].
+      v: [1, K, S, d].
+      mask: bool [R, M, S], or None where every key is attended to.
+    """
+    rows, kv_heads, queries, d = q.shape
+    mask = jnp.bool_(True) if mask is None else mask.reshape(1, 1, rows * queries, -1)
+    part = attend(q.swapaxes(0, 1).reshape(1, kv_heads, rows * queries, d), k, v, mask)
+
+    def back(x):
+        return x.reshape(kv_heads, rows, queries, *x.shape[3:]).swapaxes(0, 1)
+
+    return Part(*map(back, part))
+
+
+def merge(*parts: Part) -> jax.Array:
+    """Returns the normalised attention over the key stores of all parts, float32 [..., d]."""
+    top = functools.reduce(jnp.maximum, (part.top for part in parts))
+    scales = [jnp.exp(part.top - top) for part in parts]
+    total = sum(part.total * scale for part, scale in zip(parts, scales, strict=True))
+    out = sum(part.out * scale[..., None] for part, scale in zip(parts, scales, strict=True))
     return out / total[..., None]
 
 

@@ -1,5 +1,6 @@
 """The device side of generation: paths, cells and slots, and the loop that decodes.
 
+    what all prompts begin with --extend--> prefix  (keys and values, once for all trees)
     prompt, outputs --extend--> Path  (keys and values of root..cursor, once a tree)
     Path --decode--> Slots --ended--> Cells  (candidate steps: tokens, keys and values)
     Cells --append--> Path  (the child that the walk went into; nothing is computed again)
@@ -33,8 +34,8 @@ class Path:
     """The current path (prompt, then steps down to the cursor) of each of G trees.
 
     Attributes:
-      kv: per layer, keys and values [G,K,S,d].
-      length: i32[G], tokens in the path.
+      kv: per layer, keys and values [G,K,S,d], without those of the prefix.
+      length: i32[G], tokens in the path behind the prefix.
       hidden: [G,D], hidden state behind the path's last token: what the next token comes from.
     """
 
@@ -139,6 +140,7 @@ def empty_slots(config, slots: int, positions: int, dtype) -> Slots:
 def decode(
     params: Any,
     stops: Stops,
+    prefix: KeysValues,
     path: Path,
     cells: Cells,
     slots: Slots,
@@ -162,7 +164,7 @@ def decode(
         cells, slots = _refill(cells, slots, path, candidates)
         live = slots.cell != FREE
         cells, slots, token, kind = _sample(network, stops, cells, slots, live, temperature, limit)
-        slots = _run_token(network, path, slots, token, live, candidates)
+        slots = _run_token(network, prefix, path, slots, token, live, candidates)
         cells, slots = _retire(cells, slots, live, kind)
         if first_answer_only:
             cells, slots = _cancel(cells, slots, candidates)
@@ -217,19 +219,22 @@ def _sample(network, stops: Stops, cells: Cells, slots: Slots, live, temperature
     return cells, slots.replace(length=length, mark=mark), token, kind
 
 
-def _run_token(network, path: Path, slots: Slots, token, live, candidates: int) -> Slots:
-    """Runs the layers over the token just sampled, attending to path and own step."""
+def _run_token(
+    network, prefix: KeysValues, path: Path, slots: Slots, token, live, candidates: int
+) -> Slots:
+    """Runs the layers over the token just sampled, attending to prefix, path and own step."""
     trees = path.length.shape[0]
     rows = jnp.arange(slots.cell.shape[0])
     cell = jnp.where(live, slots.cell, trees * candidates)
     tree = jnp.minimum(cell // candidates, trees - 1)
     own = jnp.maximum(slots.length - 1, 0)
-    position = path.length[tree] + own
+    before = _length(prefix)
+    position = before + path.length[tree] + own
     limit = slots.kv[0][0].shape[2]
     own_mask = jnp.arange(limit) <= own[:, None]
 
     def attend(q, k, v, cache, window=None):
-        (path_k, path_v), (step_k, step_v) = cache
+        first, (path_k, path_v), (step_k, step_v) = cache
         step_k = step_k.at[rows, :, own].set(k[:, 0])
         step_v = step_v.at[rows, :, own].set(v[:, 0])
         kv_heads = k.shape[2]
@@ -239,18 +244,35 @@ def _run_token(network, path: Path, slots: Slots, token, live, candidates: int) 
         step_mask = own_mask
         if window is not None:
             reach = position[:, None] - window
-            step_mask &= path.length[tree][:, None] + jnp.arange(limit) > reach
+            step_mask &= before + path.length[tree][:, None] + jnp.arange(limit) > reach
             reach = jnp.zeros((trees * candidates, 1), jnp.int32).at[cell].set(reach, mode='drop')
-            near = jnp.arange(path_k.shape[2]) > reach.reshape(trees, candidates, 1)
+            near = before + jnp.arange(path_k.shape[2]) > reach.reshape(trees, candidates, 1)
             path_mask = path_mask & near
         shared = _path_part(queries, cell, path_k, path_v, path_mask, candidates)
         mine = two_part.attend(queries, step_k, step_v, step_mask[:, None, None])
-        out = two_part.merge(shared, mine).astype(q.dtype)
-        return two_part.by_position(out, 1), (cache[0], (step_k, step_v))
+        parts = [shared, mine, *_prefix_part(queries, first, position[:, None], window)]
+        out = two_part.merge(*parts).astype(q.dtype)
+        return two_part.by_position(out, 1), (*cache[:2], (step_k, step_v))
 
-    caches = list(zip(path.kv, slots.kv, strict=True))
+    caches = list(zip(prefix, path.kv, slots.kv, strict=True))
     hidden, caches = network(token[:, None], position[:, None], attend, caches)
-    return slots.replace(hidden=hidden[:, 0], kv=[step for _, step in caches])
+    return slots.replace(hidden=hidden[:, 0], kv=[step for *_, step in caches])
+
+
+def _length(prefix: KeysValues) -> int:
+    return prefix[0][0].shape[2]
+
+
+def _prefix_part(queries, stored, positions, window: int | None) -> list[two_part.Part]:
+    """Attention of rows [R,K,T*r,d] to the prefix [1,K,P,d]; i32[R,T] `positions`. [] if P is 0."""
+    keys, values = stored
+    if not keys.shape[2]:
+        return []
+    mask = None
+    if window is not None:
+        reach = jnp.repeat(positions - window, queries.shape[2] // positions.shape[1], axis=1)
+        mask = jnp.arange(keys.shape[2]) > reach[..., None]
+    return [two_part.attend_shared(queries, keys, values, mask)]
 
 
 def _path_part(queries, cell, path_k, path_v, mask, candidates: int) -> two_part.Part:
@@ -319,10 +341,11 @@ def _put_rows(into: KeysValues, source: KeysValues, row, source_row, offset) -> 
     return jax.tree.map(put, into, source)
 
 
-def forward(params, path: Path, trees, tokens, counts, starts, *, config):
+def forward(params, prefix: KeysValues, path: Path, trees, tokens, counts, starts, *, config):
     """Runs rows of known tokens behind paths: prompts, executor outputs, steps to be scored.
 
     Args:
+      prefix: per layer, keys and values [1,K,P,d] in front of every path; P may be 0.
       path: whose keys and values [G,K,S,d] the rows continue.
       trees: i32[R], each row's path. Rows without tokens may name any.
       tokens: i32[R,C].
@@ -337,19 +360,20 @@ def forward(params, path: Path, trees, tokens, counts, starts, *, config):
     rows, length = tokens.shape
     trees = jnp.minimum(trees, path.length.shape[0] - 1)
     own = jnp.arange(length)
-    positions = starts[:, None] + own
+    before = _length(prefix)
+    positions = before + starts[:, None] + own
     causal = (own[None, None, :] <= own[None, :, None]) & (own < counts[:, None])[:, None, :]
     causal |= jnp.eye(length, dtype=bool)[None]
 
     def attend(q, k, v, cache, window=None):
-        path_k, path_v = cache
+        first, (path_k, path_v) = cache
         stored = jnp.arange(path_k.shape[2])
         path_mask = jnp.broadcast_to(
             (stored < starts[:, None])[:, None, :], (rows, length, stored.size)
         )
         own_mask = causal
         if window is not None:
-            path_mask &= stored > positions[..., None] - window
+            path_mask &= before + stored > positions[..., None] - window
             own_mask = own_mask & (own[None, None, :] > own[None, :, None] - window)
         kv_heads = k.shape[2]
         group = q.shape[2] // kv_heads
@@ -359,20 +383,24 @@ def forward(params, path: Path, trees, tokens, counts, starts, *, config):
         own_mask = jnp.repeat(own_mask, group, axis=1)[:, None]
         shared = two_part.attend(queries, path_k[trees], path_v[trees], path_mask)
         mine = two_part.attend(queries, k, v, own_mask)
-        out = two_part.merge(shared, mine).astype(q.dtype)
+        parts = [shared, mine, *_prefix_part(queries, first, positions, window)]
+        out = two_part.merge(*parts).astype(q.dtype)
         return two_part.by_position(out, length), (k, v)
 
-    hidden, kv = network(tokens, positions, attend, path.kv)
+    caches = list(zip(prefix, path.kv, strict=True))
+    hidden, kv = network(tokens, positions, attend, caches)
     last = jnp.maximum(counts - 1, 0)
     return jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0], kv
 
 
-def extend(params, path: Path, trees, tokens, counts, starts, *, config) -> Path:
+def extend(
+    params, prefix: KeysValues, path: Path, trees, tokens, counts, starts, *, config
+) -> Path:
     """Computes tokens behind paths and makes them part of these; arguments as for `forward`.
 
     Rows in use come first; a row without tokens names a tree that does not exist.
     """
-    hidden, kv = forward(params, path, trees, tokens, counts, starts, config=config)
+    hidden, kv = forward(params, prefix, path, trees, tokens, counts, starts, config=config)
 
     def write(i, stored):
         return _put_rows(stored, kv, trees[i], i, starts[i])
@@ -385,7 +413,17 @@ def extend(params, path: Path, trees, tokens, counts, starts, *, config) -> Path
 
 
 def score(
-    params, path: Path, cells_kv: KeysValues, trees, cells, tokens, counts, *, config, squash
+    params,
+    prefix: KeysValues,
+    path: Path,
+    cells_kv: KeysValues,
+    trees,
+    cells,
+    tokens,
+    counts,
+    *,
+    config,
+    squash,
 ):
     """Scores steps with the PPM, each behind its tree's path.
 
@@ -398,8 +436,9 @@ def score(
       cells_kv, and f32[R] scores in [-1, 1].
     """
     starts = path.length[jnp.minimum(trees, path.length.shape[0] - 1)]
-    hidden, kv = forward(params['decoder'], path, trees, tokens, counts, starts, config=config)
-
+    hidden, kv = forward(
+        params['decoder'], prefix, path, trees, tokens, counts, starts, config=config
+    )
     room = cells_kv[0][0].shape[2]
     kv = jax.tree.map(lambda x: x[:, :, :room], kv)
 
@@ -431,18 +470,6 @@ def append(path: Path, cells_kv: KeysValues, hidden, trees, cells, starts, count
         last = hidden[jnp.minimum(cells, hidden.shape[0] - 1)]
         new['hidden'] = path.hidden.at[trees].set(last, mode='drop')
     return path.replace(**new)
-
-
-def load_prefix(path: Path, prefix: Path, trees: jax.Array) -> Path:
-    """Starts the paths of i32[A] `trees` with the one stored path of `prefix`."""
-
-    def write(i, stored):
-        return _put_rows(stored, prefix.kv, trees[i], 0, 0)
-
-    return path.replace(
-        kv=jax.lax.fori_loop(0, (trees < path.length.shape[0]).sum(), write, path.kv),
-        length=path.length.at[trees].set(prefix.length[0], mode='drop'),
-    )
 
 
 def open_cells(cells: Cells, opened: jax.Array, keys: jax.Array) -> Cells:

@@ -87,6 +87,9 @@ class _Model:
         self.dtype = jax.tree.leaves(params)[0].dtype
         self.capacity = 0
         self.path = None
+        # What all prompts begin with; `shared` of its tokens are in front of every path.
+        self.prefix = engine.zeros(decode.empty_kv, config, 1, 0, self.dtype)
+        self.shared = 0
         self.segments: collections.deque[_Segment] = collections.deque()
         self.appends: list[tuple[int, int, int, int]] = []
         self.longest_write = max(cells_kv_length, PREFILL_LENGTHS[-1])
@@ -131,15 +134,15 @@ class Engine:
             self.squash = ppm.squash
             self.ppm_length = config.step_tokens + OUTPUT_ROOM
             self.ppm = _Model(self, ppm.config, ppm.params, self.ppm_length)
-            self.ppm_cells = self._zeros(
+            self.ppm_cells = self.zeros(
                 decode.empty_kv, ppm.config, self.trees * n, self.ppm_length, self.ppm.dtype
             )
         self.models = [self.policy] + ([self.ppm] if self.ppm else [])
         dtype = self.policy.dtype
-        self.cells = self._zeros(
+        self.cells = self.zeros(
             decode.empty_cells, policy.config, self.trees * n, config.step_tokens, dtype
         )
-        self.slots = self._zeros(
+        self.slots = self.zeros(
             decode.empty_slots, policy.config, self.slot_count, config.step_tokens, dtype
         )
         self.sizes = slot_sizes(self.slot_count)
@@ -149,10 +152,9 @@ class Engine:
         self.keys = np.zeros((self.rows * n, 2), np.uint32)
         self.counters = collections.Counter()
         self.temperature = np.float32(config.temperature)
-        longest = max(map(len, prompts))
+        self._share_prefix(self.policy, prompts)
         for model in self.models:
-            self._reserve(model, longest)
-        self.prefix = self._shared_prefix(prompts)
+            self._reserve(model, max(map(len, prompts)) - model.shared)
 
     def _stops(self, config) -> decode.Stops:
         kinds = {
@@ -179,7 +181,7 @@ class Engine:
     def _split(self, array) -> jax.Array:
         return jax.device_put(array, NamedSharding(self.mesh, P('data')))
 
-    def _zeros(self, make, *args):
+    def zeros(self, make, *args):
         """Makes each device's part of a state on that device."""
         return self._map(lambda: make(*args), 0)()
 
@@ -207,12 +209,12 @@ class Engine:
             candidates=self.config.candidates,
             first_answer_only=self.config.first_answer_only,
         )
-        return self._map(f, 7, shared=(0, 1, 5, 6), donate=(3, 4))
+        return self._map(f, 8, shared=(0, 1, 6, 7), donate=(4, 5))
 
     @functools.cache  # noqa: B019 - as many entries as models, and the engine ends with the run
     def _extend(self, model):
         f = functools.partial(decode.extend, config=model.config)
-        return self._map(f, 6, shared=(0,), donate=(1,))
+        return self._map(f, 7, shared=(0,), donate=(2,))
 
     @functools.cached_property
     def _append(self):
@@ -228,15 +230,11 @@ class Engine:
     @functools.cached_property
     def _score(self):
         f = functools.partial(decode.score, config=self.ppm.config, squash=self.squash)
-        return self._map(f, 7, shared=(0,), donate=(2,))
+        return self._map(f, 8, shared=(0,), donate=(3,))
 
     @functools.cached_property
     def _open(self):
         return self._map(decode.open_cells, 3, donate=(0,))
-
-    @functools.cached_property
-    def _load_prefix(self):
-        return self._map(decode.load_prefix, 3, donate=(0,))
 
     @functools.cache  # noqa: B019
     def _resize(self, size):
@@ -258,26 +256,25 @@ class Engine:
         common = 0
         while common < min(len(nodes), len(state.nodes)) and state.nodes[common] == nodes[common]:
             common += 1
-        start = state.ends[common - 1] if common else 0
+        kept = state.ends[common - 1] if common else 0
         walked_on = common == len(state.nodes) == len(nodes) - 1 and common > 0
         fresh = [task.tokens[node] for node in nodes[common:]]
         for model in self.models:
-            done = 0
-            if walked_on:
-                done = self._step_at_hand(model, row, task, nodes[-1], start)
-            elif common == 0 and model is self.policy and self.prefix is not None:
-                done = int(self.prefix.length[0])
-                self.loads.append(row)
+            start = kept - model.shared if common else 0
+            done = 0 if common else model.shared
             rest = [token for tokens in fresh for token in tokens][done:]
+            if walked_on:
+                at_hand = self._step_at_hand(model, row, task, nodes[-1], start)
+                start, rest = start + at_hand, rest[at_hand:]
             if rest:
-                model.segments.append(_Segment(row, start + done, rest))
+                model.segments.append(_Segment(row, start, rest))
                 state.todo += 1
         state.nodes = list(nodes)
-        ends = np.cumsum([len(tokens) for tokens in fresh]) + start
+        ends = np.cumsum([len(tokens) for tokens in fresh]) + kept
         state.ends = state.ends[:common] + ends.tolist()
         state.opening = tag
         for model in self.models:
-            self._reserve(model, state.ends[-1])
+            self._reserve(model, state.ends[-1] - model.shared)
         self._open_if_ready(row)
 
     def dispatch(self) -> Any:
@@ -299,6 +296,7 @@ class Engine:
         self.cells, self.slots, stats = self._decode(
             self.policy.params,
             self.stops,
+            self.policy.prefix,
             self.policy.path,
             self.cells,
             self.slots,
@@ -369,6 +367,7 @@ class Engine:
             self.counters['ppm_computed'] += int(rows.counts.sum())
             self.ppm_cells, values = self._score(
                 self.ppm.params,
+                self.ppm.prefix,
                 self.ppm.path,
                 self.ppm_cells,
                 *map(self._split, (rows.trees, rows.starts, rows.tokens, rows.counts)),
@@ -430,14 +429,6 @@ class Engine:
 
     def _prefill(self) -> None:
         """Computes queued segments, a bounded number of calls, so that decoding goes on."""
-        if self.loads:
-            packed = np.full((self.devices, self.trees), self.trees, np.int32)
-            for device in range(self.devices):
-                mine = [r % self.trees for r in self.loads if r // self.trees == device]
-                packed[device, : len(mine)] = mine
-            rows = self._split(packed.reshape(-1))
-            self.policy.path = self._load_prefix(self.policy.path, self.prefix, rows)
-            self.loads.clear()
         for model in self.models:
             calls = 0
             while model.segments and calls < self._prefill_calls():
@@ -474,7 +465,9 @@ class Engine:
         name = 'policy_computed' if model is self.policy else 'ppm_computed'
         self.counters[name] += int(rows.counts.sum())
         arguments = map(self._split, (rows.trees, rows.tokens, rows.counts, rows.starts))
-        model.path = self._extend(model)(model.decoder_params(), model.path, *arguments)
+        model.path = self._extend(model)(
+            model.decoder_params(), model.prefix, model.path, *arguments
+        )
 
     def _prefill_length(self, longest: int) -> int:
         return next((x for x in PREFILL_LENGTHS if x >= longest), PREFILL_LENGTHS[-1])
@@ -490,28 +483,29 @@ class Engine:
         if need <= model.capacity:
             return
         if model.path is None:
-            model.path = self._zeros(decode.empty_path, model.config, self.trees, need, model.dtype)
+            model.path = self.zeros(decode.empty_path, model.config, self.trees, need, model.dtype)
         else:
             model.path = self._grow(need)(model.path)
         model.capacity = need
 
-    def _shared_prefix(self, prompts: list[list[int]]):
-        """Computes what all prompts begin with, once; None where that is short."""
-        self.loads: list[int] = []
+    def _share_prefix(self, model, prompts: list[list[int]]) -> None:
+        """Computes what all prompts begin with, once, where that is long enough to matter."""
         first, last = min(prompts), max(prompts)
         longest = min(map(len, prompts)) - 1
         same = [a == b for a, b in zip(first[:longest], last, strict=False)]
-        shared = first[: same.index(False) if False in same else len(same)]
-        if len(shared) < SHARED_PREFIX or len(prompts) < 2:
-            return None
-        self.policy.segments.extend(
-            _Segment(device * self.trees, 0, list(shared)) for device in range(self.devices)
-        )
+        shared = same.index(False) if False in same else len(same)
+        if shared < SHARED_PREFIX or len(prompts) < 2:
+            return
+        self._reserve(model, shared)
         for device in range(self.devices):
-            self.state[device * self.trees].todo += 1
-        while self.policy.segments:
-            self._prefill_once(self.policy)
-        return self._map(lambda path: jax.tree.map(lambda x: x[:1], path), 1)(self.policy.path)
+            row = device * self.trees
+            model.segments.append(_Segment(row, 0, first[:shared]))
+            self.state[row].todo += 1
+        while model.segments:
+            self._prefill_once(model)
+        cut = self._map(lambda path: jax.tree.map(lambda x: x[:1, :, :shared], path.kv), 1)
+        model.prefix, model.shared = cut(model.path), shared
+        model.path, model.capacity = None, 0
 
 
 class _Rows:

@@ -8,6 +8,7 @@ import pytest
 
 from rstar_jax import models, parallel, search
 from rstar_jax.models import tiny
+from rstar_jax.search import engine
 from tests.search.naive import Naive
 
 CONFIG = search.Config(
@@ -96,6 +97,23 @@ def test_equal_to_full_forward_passes(policy, ppm, workers, scored):
     assert sum(len(record.texts) for record in ours.values()) > 20
     if scored:
         assert sum(np.isfinite(record.score).sum() for record in ours.values()) > 3
+
+
+def test_a_shared_prefix_and_sliding_windows(policy, ppm, workers, monkeypatch):
+    """Prompts that begin alike have that part computed once; windows reach across all parts."""
+    config = dataclasses.replace(policy.config, windows=(None, 9))
+    policy = dataclasses.replace(policy, config=config)
+    ppm = dataclasses.replace(ppm, config=config)
+    naive = search.run(
+        PROBLEMS, expander=Naive(policy, ppm, CONFIG), config=CONFIG, workers=workers
+    )
+    naive = {record.key: record for record in naive}
+    assert_same(grow(policy, ppm, workers), naive, exact=False)
+    monkeypatch.setattr(engine, 'SHARED_PREFIX', 1)
+    totals = []
+    assert_same(grow(policy, ppm, workers, progress=totals.append), naive, exact=False)
+    prompts = sum(len(record.tokens[0]) for record in naive.values())
+    assert totals[-1]['policy_computed'] - totals[-1]['sampled'] < 2 * prompts
 
 
 def test_other_problems_order_and_devices_change_nothing(policy, ppm, workers):

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from rstar_jax.models import decoder as decoders
 from rstar_jax.models import heads
-from rstar_jax.training import attention
+from rstar_jax.training import attention, recompute
 
 CHUNK_TOKENS = 512  # tokens whose logits [tokens, V] are in memory at once
 
@@ -31,7 +31,9 @@ def hidden_states(config, params, batch) -> jax.Array:
     attend = attention.packed(end, positions)
     embed = {'weight': attention.whole_columns(params['embed']['weight'])}
     decoder = decoders.bind(config, {**params, 'embed': embed})
-    hidden, _ = decoder(tokens, positions, attend, remat=True)
+    if recompute.needed(config, *tokens.shape):
+        decoder = recompute.layers_of(decoder)
+    hidden, _ = decoders.Decoder.__call__(decoder, tokens, positions, attend)
     return attention.rows_over_mesh(hidden)
 
 

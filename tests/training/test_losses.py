@@ -12,7 +12,7 @@ from rstar_jax import models
 from rstar_jax.models import attention as plain
 from rstar_jax.models import decoder as decoders
 from rstar_jax.models import heads
-from rstar_jax.training import attention, losses, packing
+from rstar_jax.training import attention, losses, packing, recompute
 
 SETTINGS = types.SimpleNamespace(dropout=0.0, squash='tanh')
 
@@ -107,8 +107,9 @@ def test_cross_entropy_equals_torch_with_gradients(monkeypatch, chunk):
     close(gradients, [jnp.asarray(h.grad.numpy()), jnp.asarray(w.grad.numpy())], 1e-6)
 
 
-@pytest.mark.parametrize('tied', [True, False])
-def test_packed_sft_equals_sequences_one_by_one(tied):
+@pytest.mark.parametrize('tied, kept', [(True, 2**40), (False, 0)])
+def test_packed_sft_equals_sequences_one_by_one(monkeypatch, tied, kept):
+    monkeypatch.setattr(recompute, 'KEPT_BYTES', kept)
     shape = config(tie_embeddings=tied)
     params = params_of(shape)
     sequences = random_sequences(6)
@@ -280,3 +281,23 @@ def test_blocks_of_queries_equal_plain_attention(monkeypatch, window):
                 out[0, at][: len(places)], expected[: len(places)], atol=2e-6
             )
         start += len(laid.tokens)
+
+
+def test_recomputed_layers_take_little_memory(monkeypatch):
+    shape = config(num_layers=4, mlp_dim=512)
+    params = decoders.abstract_params(shape)
+    names = ('tokens', 'positions', 'end', 'targets', 'weights')
+    batch = {
+        name: jax.ShapeDtypeStruct((4, 256), jnp.float32 if name == 'weights' else jnp.int32)
+        for name in names
+    }
+
+    def bytes_used(kept):
+        monkeypatch.setattr(recompute, 'KEPT_BYTES', kept)
+        loss = jax.jit(jax.grad(lambda p, b: losses.sft(shape, p, b, None, SETTINGS)[0]))
+        return loss.lower(params, batch).compile().memory_analysis().temp_size_in_bytes
+
+    assert bytes_used(0) < 0.5 * bytes_used(2**40)
+    monkeypatch.setattr(recompute, 'KEPT_BYTES', 3 * 2**30)
+    qwen = config(num_layers=24, embed_dim=896, mlp_dim=4864, num_heads=14)
+    assert recompute.needed(qwen, 4, 1024) and not recompute.needed(qwen, 1, 512)

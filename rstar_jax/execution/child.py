@@ -4,8 +4,8 @@
            end, a token that only this program's runner was given, and how it ended
     Many   reads jobs from one pipe and answers on another, in frames of JSON
 
-A child that breaks a limit, dies, or sends anything else is killed, and the report says so:
-`{'killed': 'seconds' | 'scratch' | 'printed' | 'ended' | 'forged' | 'closed', 'status': wait status}`.
+A child that breaks a limit, dies, or sends anything else is killed, and the report says so in
+'killed': seconds, scratch, printed, ended, forged or closed; 'status' is its wait status.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ class Once(_Child):
             data += part
             at = data.find(self.token, max(0, seen - len(self.token)))
             start = at + len(self.token) + wire.HEADER.size
-            if 0 <= at and start <= len(data):
+            if at >= 0 and start <= len(data):
                 size = wire.HEADER.unpack(data[start - wire.HEADER.size : start])[0]
                 if at > limit or size > _ENDING_BYTES:
                     raise Broken('printed')

@@ -1,8 +1,8 @@
 """Cheap forks of a warm interpreter: no handlers, few pages to copy.
 
-What a fork costs here is page faults: every page that the child writes to (reference counts, mostly)
-is copied. os.fork runs the interpreter's handlers for threads, which touch 200 pages that a process
-of one thread never needed; and page tables of small pages take longer to copy than those of large.
+What a fork costs here is page faults: a page that the child writes to (reference counts, mostly)
+is copied. os.fork runs the interpreter's handlers for threads, which touch 200 pages that a
+process of one thread never needed; and small pages take longer to copy the tables of than large.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ A child has no descriptor but /dev/null and its report pipe, and an empty enviro
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import math
 import os
@@ -169,10 +170,8 @@ def _children() -> list[int]:
 
 
 def _quietly(call: Callable, *arguments) -> None:
-    try:
+    with contextlib.suppress(OSError):
         call(*arguments)
-    except OSError:
-        pass
 
 
 def _works(steps: list[Callable[[], None]]) -> bool:

@@ -1,4 +1,4 @@
-"""Landlock by ctypes: a ruleset of readable folders and one scratch folder, for this thread's future.
+"""Landlock by ctypes: folders that may be read, one scratch folder, nothing else.
 
 Numbers from linux/landlock.h; the system calls are the same on every architecture. The packages
 that wrap Landlock are young or development releases, and all that is needed is here.

@@ -1,4 +1,4 @@
-"""Inside a child: run the cells of one program, catch what it prints, reduce its error to a line."""
+"""Inside a child: run the cells of one program, pass on its prints, reduce its error to a line."""
 
 from __future__ import annotations
 
@@ -55,11 +55,14 @@ x, y, z = sp.symbols('x y z')
 n = sp.symbols('n', integer=True, positive=True)
 sp.solve(x**2 - 5*x + 6, x); sp.solve([x + y - 5, x - y - 1], [x, y]); sp.solve(x**3 - x - 1, x)
 sp.solve(sp.Eq(2*x + 3, 7), x); sp.solve(sp.sqrt(x + 1) - 3, x); sp.solve(x**2 < 4, x)
-sp.simplify((x**2 - 1)/(x - 1)); sp.expand((x + y)**3); sp.factor(x**3 - 1); sp.apart(1/(x*(x + 1)))
+sp.simplify((x**2 - 1)/(x - 1)); sp.expand((x + y)**3); sp.factor(x**3 - 1)
+sp.apart(1/(x*(x + 1)))
 sp.integrate(x*sp.exp(x), x); sp.integrate(sp.sin(x), (x, 0, sp.pi)); sp.diff(sp.sin(x)**2, x)
 sp.limit(sp.sin(x)/x, x, 0); sp.summation(n, (n, 1, x)); sp.series(sp.cos(x), x, 0, 4)
-sp.N(sp.sqrt(2) + sp.pi, 20); sp.Matrix([[1, 2], [3, 4]]).inv(); sp.Matrix([[2, 0], [0, 3]]).eigenvals()
-sp.gcd(12, 18); sp.isprime(97); sp.factorint(360); sp.divisors(28); sp.nsimplify(0.5); sp.Rational(1, 3)
+sp.N(sp.sqrt(2) + sp.pi, 20); sp.Matrix([[1, 2], [3, 4]]).inv()
+sp.Matrix([[2, 0], [0, 3]]).eigenvals()
+sp.gcd(12, 18); sp.isprime(97); sp.factorint(360); sp.divisors(28)
+sp.nsimplify(0.5); sp.Rational(1, 3)
 sp.trigsimp(sp.sin(x)**2 + sp.cos(x)**2); sp.solveset(x**2 - 1, x, sp.S.Reals); sp.binomial(10, 3)
 print(sp.latex(sp.sqrt(x)/2), sp.sqrt(8), sp.pi*x**2)
 """,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -45,10 +46,8 @@ def empty(folder: str) -> None:
 def remove(folder: str) -> None:
     """Delete a folder with what is in it."""
     empty(folder)
-    try:
+    with contextlib.suppress(OSError):
         os.rmdir(folder)
-    except OSError:
-        pass
 
 
 def _remove(folder: str) -> None:

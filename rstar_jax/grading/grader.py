@@ -9,7 +9,7 @@ from concurrent.futures import Future
 from typing import Any
 
 from rstar_jax.execution.limits import Limits
-from rstar_jax.execution.pool import Workers
+from rstar_jax.execution.workers import Workers
 from rstar_jax.grading import normalise
 
 _JOBS_PER_CHILD = 2000

@@ -308,7 +308,7 @@ def key(answer: str) -> str:
 
     One leaf's key is its value (at the fixed points) to 9 digits; a form's key is its parts'.
     """
-    name, text = structure.assignment(answer)
+    _name, text = structure.assignment(answer)
     found = structure.form(text)
     if found.kind == 'one':
         said = normalise.words(answer)

@@ -179,7 +179,7 @@ def closing(text: str, start: int) -> int:
 
 
 def _arguments(text: str) -> str:
-    """Braces around the bare arguments of `\\frac` and `\\sqrt`, and the spaces before them away."""
+    """Braces around the bare arguments of `\\frac` and `\\sqrt`, and the spaces before them away."""  # noqa: E501
     out, index = [], 0
     while index < len(text):
         match = re.match(r'\\frac(?![a-zA-Z])|\\sqrt(?![a-zA-Z])(\s*\[[^\]]*\])?', text[index:])

@@ -1,3 +1,4 @@
+# ruff: noqa: E501
 """Programs that try to get out, each with how a failed attempt shows.
 
 An attack prints `BROKE OUT` exactly when it got what it wanted; whatever else it says, however it

@@ -1,3 +1,4 @@
+# ruff: noqa: E501
 """Attacks on the sandbox, each run for real; afterwards the pool answers and nothing is left."""
 
 import os
@@ -78,7 +79,7 @@ def test_attack_fails(scene, name):
 
 @pytest.mark.parametrize('name', attacks.LIMITS)
 def test_limit_holds(scene, name):
-    pool, _, outside, workers, _ = scene
+    pool, _, _outside, workers, _ = scene
     code, errors = attacks.LIMITS[name]
     started = time.monotonic()
     result = pool.submit(code).result(60)

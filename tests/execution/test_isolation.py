@@ -1,3 +1,4 @@
+# ruff: noqa: E501
 """Layers where the kernel gives fewer of them: ordinary users, containers, no Landlock."""
 
 import json

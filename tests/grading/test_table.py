@@ -1,3 +1,4 @@
+# ruff: noqa: E501
 """Precision and recall on a table of real benchmark answers; hostile pairs; every ground truth."""
 
 import json

@@ -44,6 +44,14 @@ def scene(tmp_path_factory):
     del os.environ['RSTAR_TEST_SECRET']
 
 
+@pytest.fixture(scope='module')
+def patient(scene):
+    """A pool whose time limit is not what stops a program, on a busy machine neither."""
+    limits = execution.Limits(seconds=60, memory_mb=256)
+    with execution.Pool(workers=1, limits=limits) as pool:
+        yield pool
+
+
 def descriptors():
     return len(os.listdir('/proc/self/fd'))
 
@@ -78,16 +86,17 @@ def test_attack_fails(scene, name):
 
 
 @pytest.mark.parametrize('name', attacks.LIMITS)
-def test_limit_holds(scene, name):
+def test_limit_holds(scene, patient, name):
     pool, _, _outside, workers, _ = scene
     code, errors = attacks.LIMITS[name]
     started = time.monotonic()
-    result = pool.submit(code).result(60)
+    timed = 'TimeoutError' in errors
+    result = (pool if timed else patient).submit(code).result(120)
     assert not result.ok
     assert result.error.startswith(errors), result.error
     assert '\n' not in result.error
     assert len(result.error) < 600
-    assert time.monotonic() - started < 20
+    assert time.monotonic() - started < (20 if timed else 60)
     assert all(alive(pid) for pid in workers)
 
 
@@ -142,8 +151,9 @@ def test_poison_stays_in_its_own_program(scene, poison):
         assert pool.submit(check + mark + f' {number}').result(60).output == expected.output
 
 
-def test_nothing_is_left(scene):
+def test_nothing_is_left(scene, patient):
     """Last: after all of the attacks, the pool answers; closed, it leaves no trace."""
+    patient.close()
     pool, _, outside, workers, before = scene
     assert pool.submit('print("still here")').result(60).output == 'still here'
     assert set(family(os.getpid())) - set(before[0]) == workers  # no child of a worker is left

@@ -508,6 +508,11 @@ def grow(path: Path, positions: int) -> Path:
     return path.replace(kv=jax.tree.map(fit, path.kv))
 
 
+def first_path(path: Path, positions: int) -> KeysValues:
+    """Returns the first `positions` keys and values of the first path, [1,K,P,d] per layer."""
+    return jax.tree.map(lambda x: x[:1, :, :positions], path.kv)
+
+
 def sampling_key(*parts: Any) -> np.ndarray:
     """Returns u32[2], a hash of the parts: the key of one candidate, whoever decodes it when."""
     text = '/'.join(map(str, parts))

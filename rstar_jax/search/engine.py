@@ -15,7 +15,6 @@ shard_map. No function communicates between devices. The `tensor` axis is left t
 
 import collections
 import dataclasses
-import functools
 from typing import Any
 
 import jax
@@ -26,7 +25,7 @@ from jax.sharding import PartitionSpec as P
 
 from rstar_jax import steps
 from rstar_jax.errors import UserError
-from rstar_jax.search import decode
+from rstar_jax.search import decode, devices
 from rstar_jax.search.config import Config
 from rstar_jax.steps import marks
 
@@ -181,68 +180,49 @@ class Engine:
     def _split(self, array) -> jax.Array:
         return jax.device_put(array, NamedSharding(self.mesh, P('data')))
 
-    def zeros(self, make, *args):
+    def zeros(self, f, *args):
         """Makes each device's part of a state on that device."""
-        return self._map(lambda: make(*args), 0)()
-
-    def _map(self, f, arguments: int, shared: tuple[int, ...] = (), donate: tuple[int, ...] = ()):
-        """Returns `f` jitted and mapped over the devices; `shared` arguments are whole on each."""
-        specs = tuple(P() if i in shared else P('data') for i in range(arguments))
-        mapped = jax.shard_map(
-            f,
-            mesh=self.mesh,
-            in_specs=specs,
-            out_specs=P('data'),
-            axis_names={'data'},
-            check_vma=False,
-        )
-        return jax.jit(mapped, donate_argnums=donate)
+        return devices.make(self.mesh, f, *args)
 
     # Donated below: each of these replaces the state that it is given, and the engine keeps no
     # other reference to it.
 
-    @functools.cached_property
-    def _decode(self):
-        f = functools.partial(
+    def _decode(self, *arguments):
+        f = devices.mapped(
             decode.decode,
+            self.mesh,
+            8,
+            shared=(0, 1, 6, 7),
+            donate=(4, 5),
             config=self.policy.config,
             candidates=self.config.candidates,
             first_answer_only=self.config.first_answer_only,
         )
-        return self._map(f, 8, shared=(0, 1, 6, 7), donate=(4, 5))
+        return f(*arguments)
 
-    @functools.cache  # noqa: B019 - as many entries as models, and the engine ends with the run
-    def _extend(self, model):
-        f = functools.partial(decode.extend, config=model.config)
-        return self._map(f, 7, shared=(0,), donate=(2,))
+    def _extend(self, model, *arguments):
+        f = devices.mapped(
+            decode.extend, self.mesh, 7, shared=(0,), donate=(2,), config=model.config
+        )
+        return f(*arguments)
 
-    @functools.cached_property
-    def _append(self):
-        return self._map(decode.append, 7, donate=(0,))
+    def _score(self, *arguments):
+        settings = {'config': self.ppm.config, 'squash': self.squash}
+        f = devices.mapped(decode.score, self.mesh, 8, shared=(0,), donate=(3,), **settings)
+        return f(*arguments)
 
-    @functools.cached_property
-    def _append_ppm(self):
-        def f(path, kv, *rest):
-            return decode.append(path, kv, None, *rest)
+    def _append(self, path, kv, hidden, *arguments):
+        f = devices.mapped(decode.append, self.mesh, 7, donate=(0,))
+        return f(path, kv, hidden, *arguments)
 
-        return self._map(f, 6, donate=(0,))
+    def _open(self, *arguments):
+        return devices.mapped(decode.open_cells, self.mesh, 3, donate=(0,))(*arguments)
 
-    @functools.cached_property
-    def _score(self):
-        f = functools.partial(decode.score, config=self.ppm.config, squash=self.squash)
-        return self._map(f, 8, shared=(0,), donate=(3,))
+    def _resize(self, slots, size):
+        return devices.mapped(decode.resize, self.mesh, 1, size=size)(slots)
 
-    @functools.cached_property
-    def _open(self):
-        return self._map(decode.open_cells, 3, donate=(0,))
-
-    @functools.cache  # noqa: B019
-    def _resize(self, size):
-        return self._map(functools.partial(decode.resize, size=size), 1)
-
-    @functools.cache  # noqa: B019
-    def _grow(self, positions):
-        return self._map(functools.partial(decode.grow, positions=positions), 1)
+    def _grow(self, path, positions):
+        return devices.mapped(decode.grow, self.mesh, 1, positions=positions)(path)
 
     # --- what the runner calls ---
 
@@ -292,7 +272,7 @@ class Engine:
             return None
         size = next((s for s in self.sizes if s >= need), self.slot_count)
         if size != self.size:
-            self.slots, self.size = self._resize(size)(self.slots), size
+            self.slots, self.size = self._resize(self.slots, size), size
         self.cells, self.slots, stats = self._decode(
             self.policy.params,
             self.stops,
@@ -425,7 +405,7 @@ class Engine:
                 kv, hidden = self.cells.kv, self.cells.hidden
                 model.path = self._append(model.path, kv, hidden, *arguments)
             else:
-                model.path = self._append_ppm(model.path, self.ppm_cells, *arguments)
+                model.path = self._append(model.path, self.ppm_cells, None, *arguments)
 
     def _prefill(self) -> None:
         """Computes queued segments, a bounded number of calls, so that decoding goes on."""
@@ -465,8 +445,8 @@ class Engine:
         name = 'policy_computed' if model is self.policy else 'ppm_computed'
         self.counters[name] += int(rows.counts.sum())
         arguments = map(self._split, (rows.trees, rows.tokens, rows.counts, rows.starts))
-        model.path = self._extend(model)(
-            model.decoder_params(), model.prefix, model.path, *arguments
+        model.path = self._extend(
+            model, model.decoder_params(), model.prefix, model.path, *arguments
         )
 
     def _prefill_length(self, longest: int) -> int:
@@ -485,7 +465,7 @@ class Engine:
         if model.path is None:
             model.path = self.zeros(decode.empty_path, model.config, self.trees, need, model.dtype)
         else:
-            model.path = self._grow(need)(model.path)
+            model.path = self._grow(model.path, need)
         model.capacity = need
 
     def _share_prefix(self, model, prompts: list[list[int]]) -> None:
@@ -503,7 +483,7 @@ class Engine:
             self.state[row].todo += 1
         while model.segments:
             self._prefill_once(model)
-        cut = self._map(lambda path: jax.tree.map(lambda x: x[:1, :, :shared], path.kv), 1)
+        cut = devices.mapped(decode.first_path, self.mesh, 1, positions=shared)
         model.prefix, model.shared = cut(model.path), shared
         model.path, model.capacity = None, 0
 

@@ -22,6 +22,7 @@ from jax.sharding import PartitionSpec as P
 
 from rstar_jax import execution, grading, parallel, steps
 from rstar_jax.errors import UserError
+from rstar_jax.search import devices
 from rstar_jax.search import tree as trees_lib
 from rstar_jax.search.config import Config
 from rstar_jax.search.engine import Ended, Engine
@@ -191,6 +192,12 @@ def _task(problem: dict[str, Any], number: int, seed: int, config: Config, token
     return Task(problem, number, seed, prompt, [tokens])
 
 
+def _advance(tree, expansion, rules, longest: int):
+    """Grows the trees; returns them, and what the host must know: paths and finished trees."""
+    tree = trees_lib.advance(tree, expansion, rules)
+    return tree, (trees_lib.paths(tree, longest), tree.finished)
+
+
 class _Search:
     """The loop's state: which tree is in which row, and the tree arrays on the devices."""
 
@@ -202,22 +209,13 @@ class _Search:
         self.free = list(range(expander.rows))[::-1]
         self.split = NamedSharding(expander.mesh, P('data'))
         self.rules = trees_lib.Rules.of(config)
-        self.trees = self._map(lambda: trees_lib.init(expander.trees, config.nodes), 0)()
-        self.reset = self._map(trees_lib.reset, 2, donate=(0,))
+        mesh = expander.mesh
+        self.trees = devices.make(mesh, trees_lib.init, expander.trees, config.nodes)
+        self.reset = devices.mapped(trees_lib.reset, mesh, 2, donate=(0,))
         # The trees are donated: the only reference to them is replaced by the result.
-        self.advance = self._map(self._advance_and_look, 3, shared=(2,), donate=(0,))
-
-    def _map(self, f, arguments, shared=(), donate=()):
-        specs = tuple(P() if i in shared else P('data') for i in range(arguments))
-        mapped = jax.shard_map(
-            f, mesh=self.expander.mesh, in_specs=specs, out_specs=P('data'), check_vma=False
+        self.advance = devices.mapped(
+            _advance, mesh, 3, shared=(2,), donate=(0,), longest=config.max_depth + 2
         )
-        return jax.jit(mapped, donate_argnums=donate)
-
-    def _advance_and_look(self, tree, expansion, rules):
-        tree = trees_lib.advance(tree, expansion, rules)
-        longest = self.config.max_depth + 2
-        return tree, (trees_lib.paths(tree, longest), tree.finished)
 
     def run(self) -> Iterator[Record]:
         while self.queue or self.tasks:

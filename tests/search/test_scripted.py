@@ -84,8 +84,8 @@ def test_random_searches_equal_the_reference(settings, workers):
     config = search.Config(**settings)
     score = random_score if scored else None
     expander = search.scripted(random_texts, score, trees=64)
-    records = list(search.run(_problems(60), expander=expander, config=config, workers=workers))
-    assert sorted(r.key for r in records) == [(i, 0) for i in range(60)]
+    records = list(search.run(_problems(200), expander=expander, config=config, workers=workers))
+    assert sorted(r.key for r in records) == [(i, 0) for i in range(200)]
 
     def execute(cells):
         result = workers.pool.submit(cells).result()

@@ -220,8 +220,8 @@ def sft(round_: Round, stage: ledger.Stage, line: Line) -> Figures:
     examples = data.load_examples(round_.folder / 'curate', 'sft')
     if not len(examples):
         raise UserError(
-            f'{examples.path}: no trajectory to train on, the search solved no problem: raise '
-            '--config.search.rollouts or candidates, or use a stronger policy'
+            f'{round_.folder / "curate"}: no trajectory to train on, the search solved no '
+            'problem: raise --config.search.rollouts or candidates, or use a stronger policy'
         )
     policy = sources.base_policy(round_)
     return _train_policy(round_, stage, line, policy, examples, round_.config.training.sft)
@@ -243,8 +243,8 @@ def ppm(round_: Round, stage: ledger.Stage, line: Line) -> Figures:
     pairs = data.load_examples(round_.folder / 'curate', 'pairs')
     if not len(pairs):
         raise UserError(
-            f'{pairs.path}: no preference pair to train on: raise --config.search.rollouts or '
-            'candidates, or leave the stage out with --stages'
+            f'{round_.folder / "curate"}: no preference pair to train on: raise '
+            '--config.search.rollouts or candidates, or leave the stage out with --stages'
         )
     sources.finished(round_.folder / 'policy', 'policy', stage.folder.name)
     policy = sources.load_policy(round_.folder / 'policy', 'float32')

@@ -1,0 +1,115 @@
+"""The command line: help, wrong flags and keys, Ctrl-C, exit codes; nothing is a traceback."""
+
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from rstar_jax import main
+
+REPOSITORY = pathlib.Path(__file__).parents[1]
+QUICKSTART = str(REPOSITORY / 'experiments' / 'quickstart.py')
+
+
+def run(*arguments: str, **options) -> subprocess.CompletedProcess:
+    """The real command in a process of its own."""
+    return subprocess.run(
+        [sys.executable, '-m', 'rstar_jax.main', *arguments],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        **options,
+    )
+
+
+def failing(capsys, *arguments: str) -> str:
+    """The one line that the command prints when it fails."""
+    assert main.main([*arguments]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith('error: ')
+    assert error.count('\n') == 1
+    return error
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        ([], '--config: needs a config file, for example experiments/quickstart.py'),
+        (['--config=nope.py'], '--config=nope.py: no such file'),
+        (['--config.search.rolouts=3'], 'did you mean --config.search.rollouts?'),
+        (['--config.rolouts=3'], 'did you mean --config.'),
+        (['--config.search=3'], '--config.search: a section; set one of its keys'),
+        (['--config.search.candidates=0'], '--config.search.candidates=0: needs at least 1'),
+        (['--config.search.candidates=x'], '--config.search.candidates=x'),
+        (['--config.search.prompt=sf'], '--config.search.prompt=sf: needs one of sft, few_shot'),
+        (['--config.last_round=0'], '--config.last_round=0: needs at least first_round=1'),
+        (['--wrkdir=x'], "unknown flag 'wrkdir'. Did you mean: workdir ?"),
+        (['--stages=serch'], '--stages=serch: no stage serch; did you mean search?'),
+        (['extra'], 'extra: expected --name=value'),
+        (['--config.seed=3'], '--workdir: needs a folder for what the run makes'),
+    ],
+)
+def test_a_wrong_command_line_is_one_line(capsys, arguments, message):
+    if arguments and not arguments[0].startswith('--config='):
+        arguments = [f'--config={QUICKSTART}', *arguments]
+    assert message in failing(capsys, *arguments)
+
+
+def test_the_process_exits_with_2_and_one_line():
+    result = run(f'--config={QUICKSTART}', '--config.search.rolouts=3')
+    assert result.returncode == 2
+    assert result.stdout == ''
+    assert result.stderr == (
+        'error: --config.search.rolouts: no such key; did you mean --config.search.rollouts?\n'
+    )
+
+
+def test_overrides_reach_the_config():
+    config, values = main.parse(
+        QUICKSTART, ['--workdir=w', '--config.search.rollouts=3', '--config.seed', '5']
+    )
+    assert (config.search.rollouts, config.seed, values.workdir) == (3, 5, 'w')
+    assert config.is_locked
+
+
+def test_help_lists_flags_experiments_and_settings(capsys):
+    assert main.main(['--help']) == 0
+    text = capsys.readouterr().out
+    assert '--workdir=DIR' in text
+    assert 'quickstart.py' in text
+    assert main.main([f'--config={QUICKSTART}', '--help']) == 0
+    text = capsys.readouterr().out
+    assert text.startswith('One round on a tiny model')
+    assert '--config.search.rollouts=' in text
+
+
+def test_ctrl_c_is_one_line_and_130(tmp_path):
+    process = subprocess.Popen(
+        [
+            sys.executable, '-m', 'rstar_jax.main',
+            f'--config={QUICKSTART}', f'--workdir={tmp_path}', '--stages=bootstrap',
+        ],
+        cwd=REPOSITORY,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, 'XLA_FLAGS': ''},
+    )  # fmt: skip
+    try:
+        deadline = time.monotonic() + 120
+        while not (tmp_path / 'round0' / 'policy' / 'begun.json').exists():
+            assert process.poll() is None, process.communicate()[1]
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        time.sleep(1)
+        process.send_signal(signal.SIGINT)
+        _, error = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 130
+    assert error.strip() == main.STOPPED

@@ -1,0 +1,421 @@
+"""A whole round by the real command, in a world small enough to be learnt by heart.
+
+A tiny policy learns four questions, each with a right and a wrong solution. So the search finds
+both, curation finds pairs, and every stage has real work to do.
+"""
+
+import json
+import os
+import pathlib
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from rstar_jax import configs, data, ledger, main, models, rounds, steps, training
+from rstar_jax.data import arithmetic
+from rstar_jax.errors import UserError
+from rstar_jax.models import tiny
+from rstar_jax.progress import Events
+from rstar_jax.sources import Round
+from rstar_jax.training import checkpoints
+
+REPOSITORY = pathlib.Path(__file__).parents[1]
+
+CONFIG = """
+from rstar_jax import configs
+
+def get_config():
+    config = configs.default()
+    config.policy.dtype = 'float32'
+    config.search.rollouts = 3
+    config.search.candidates = 4
+    config.search.max_depth = 4
+    config.search.step_tokens = 40
+    config.search.path_tokens = 256
+    config.search.workers = 1
+    config.curate.edit_distance = 1
+    for part in (config.training.sft, config.training.ppm):
+        part.length = 160
+        part.batch_size = 8
+        part.micro_batch = 4
+        part.learning_rate = 1e-3
+    config.training.sft.epochs = 3
+    config.training.ppm.held_out = 0.25
+    config.eval.trajectories = 2
+    config.eval.rollouts = 1
+    config.eval.candidates = 2
+    return config
+"""
+
+
+@pytest.fixture(scope='module')
+def world(tmp_path_factory) -> pathlib.Path:
+    """A folder with config.py, problems.json and a policy that knows them by heart."""
+    folder = tmp_path_factory.mktemp('world')
+    (folder / 'config.py').write_text(CONFIG)
+    problems = arithmetic.problems(4, seed=3, operations=(1,))
+    (folder / 'problems.json').write_text(json.dumps(problems))
+    examples = []
+    for problem in problems:
+        for comment, value in (('add it up', problem['answer']), ('wild guess here', '0')):
+            examples.append({'query': problem['question'], 'response': solution(comment, value)})
+    settings = training.default_sft()
+    settings.update(
+        {'epochs': 50, 'batch_size': 8, 'length': 128, 'micro_batch': 8, 'learning_rate': 3e-3}
+    )
+    policy = tiny.policy(arithmetic.vocabulary() + [e['response'] for e in examples])
+    training.sft(policy, examples, settings, folder / 'policy')
+    return folder
+
+
+def solution(comment: str, value: str) -> str:
+    return (
+        f'{steps.CODE}\n# Step 1: {comment}\nx = {value}\n{steps.STEP_END}\n'
+        f'# Print the answer\nprint(x)\n{steps.CODE_END}\n'
+        f'{steps.OUTPUT}{value}{steps.OUTPUT_END}\n'
+        f'{steps.ANSWER}There are \\boxed{{{value}}}.{steps.ANSWER_END}'
+    )
+
+
+def command(world: pathlib.Path, workdir: pathlib.Path, *more: str) -> list[str]:
+    return [
+        sys.executable,
+        '-m',
+        'rstar_jax.main',
+        f'--config={world / "config.py"}',
+        f'--workdir={workdir}',
+        f'--config.policy.path={world / "policy"}',
+        f'--config.data.problems={world / "problems.json"}',
+        f'--config.eval.benchmarks={world / "problems.json"}',
+        *more,
+    ]
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, 'XLA_FLAGS': '', 'JAX_PLATFORMS': 'cpu'}
+
+
+def run(world: pathlib.Path, workdir: pathlib.Path, *more: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        command(world, workdir, *more),
+        cwd=REPOSITORY,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
+
+
+@pytest.fixture(scope='module')
+def finished(world) -> tuple[pathlib.Path, str]:
+    """(workdir, what the command printed) of one whole round."""
+    workdir = world / 'run'
+    result = run(world, workdir)
+    assert result.returncode == 0, result.stderr
+    return workdir, result.stdout
+
+
+def test_every_stage_is_done_and_timed(finished):
+    workdir, _ = finished
+    for name in ('search', 'curate', 'policy', 'ppm', 'eval', 'export'):
+        done = ledger.read_json(workdir / 'round1' / name / 'done.json')
+        assert done['seconds'] > 0, name
+    assert ledger.read_json(workdir / 'round0' / 'eval' / 'done.json')
+
+
+def test_the_search_found_right_and_wrong_answers(finished):
+    workdir, _ = finished
+    with data.TreeStore(workdir / 'round1' / 'search') as store:
+        records = list(store)
+    assert sorted(record.key for record in records) == [(i, 0) for i in range(4)]
+    figures = ledger.read_json(workdir / 'round1' / 'search' / 'done.json')['figures']
+    assert figures['trees'] == figures['problems'] == 4
+    assert figures['solved'] == sum(record.solved for record in records) >= 3
+    assert figures['nodes'] == sum(len(record.texts) for record in records)
+    assert figures['tokens'] > 100
+    assert any(not right for r in records for right, a in zip(r.correct, r.answers) if a)
+
+
+def test_the_trainings_learnt(finished):
+    workdir, _ = finished
+    sft = ledger.read_json(workdir / 'round1' / 'policy' / 'done.json')['figures']
+    assert sft['loss_last'] < sft['loss_first']
+    ppm = ledger.read_json(workdir / 'round1' / 'ppm' / 'done.json')['figures']
+    assert ppm['held_out_pairs'] >= 1
+    assert 0 <= ppm['pair_accuracy_after'] <= 1
+
+
+def test_results_json_has_policy_and_search_apart(finished):
+    workdir, _ = finished
+    start = ledger.read_json(workdir / 'round0' / 'eval' / 'results.json')
+    after = ledger.read_json(workdir / 'round1' / 'eval' / 'results.json')
+    assert (start['round'], after['round']) == (0, 1)
+    row = after['benchmarks']['problems']
+    assert row['problems'] == 4
+    assert 0 <= row['greedy'] <= 1
+    assert {'trajectories', 'best', 'majority', 'weighted', 'any'} <= row['search'].keys()
+    assert row['interval95']['greedy'][0] <= row['greedy'] <= row['interval95']['greedy'][1]
+    assert start['benchmarks']['problems']['search'] is None  # there was no PPM yet
+
+
+def test_the_table_and_the_paths_are_printed(finished):
+    workdir, text = finished
+    assert re.search(r'1\s+search\s+[\d:]+\s+4 trees, \d+ nodes, [\d,]+ tokens generated', text)
+    assert re.search(r'1\s+sft\s+[\d:]+\s+loss [\d.]+ -> [\d.]+', text)
+    assert 'held-out pair accuracy' in text
+    for path in ('round1/export/policy', 'round1/export/ppm', 'report/index.html', 'events'):
+        assert str(workdir / path) in text, path
+        assert (workdir / path).exists(), path
+    assert (workdir / 'config.json').exists()
+
+
+def test_the_export_is_the_policy(finished):
+    """transformers continues a prompt greedily as our own policy does."""
+    import torch
+    import transformers
+
+    workdir, _ = finished
+    folder = workdir / 'round1' / 'export' / 'policy'
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    ours = checkpoints.load_policy(workdir / 'round1' / 'policy')
+    problem = json.loads((workdir.parent / 'problems.json').read_text())[0]
+    prompt = tokenizer(steps.prompt(problem['question']))['input_ids']
+    assert prompt == ours.tokenizer(steps.prompt(problem['question']))['input_ids']
+    with torch.no_grad():
+        generated = theirs.generate(torch.tensor([prompt]), max_new_tokens=24, do_sample=False)
+    generated = generated[0].tolist()
+    logits = np.asarray(
+        ours.logits(np.array([generated], np.int32), np.array([len(generated)], np.int32))
+    )[0]
+    assert logits[len(prompt) - 1 : -1].argmax(-1).tolist() == generated[len(prompt) :]
+    ppm = models.load_ppm(workdir / 'round1' / 'export' / 'ppm', 'float32')
+    kept = checkpoints.load_ppm(workdir / 'round1' / 'ppm')
+    arguments = np.array([prompt], np.int32), np.array([len(prompt)], np.int32)
+    np.testing.assert_allclose(ppm.scores(*arguments), kept.scores(*arguments), atol=1e-6)
+
+
+def test_the_same_command_again_does_nothing(world, finished):
+    workdir, _ = finished
+    before = {path: path.stat().st_mtime_ns for path in workdir.rglob('*.array_record')}
+    result = run(world, workdir)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count(': complete') == 7
+    assert before == {path: path.stat().st_mtime_ns for path in workdir.rglob('*.array_record')}
+
+
+def test_other_settings_are_refused(world, finished):
+    workdir, _ = finished
+    result = run(world, workdir, '--config.search.rollouts=2')
+    assert result.returncode == 2
+    assert result.stderr.startswith('error: --config.search.rollouts=2: ')
+    assert 'was made with 3' in result.stderr
+    assert result.stderr.count('\n') == 1
+
+
+def test_killed_in_the_search_it_goes_on(world, tmp_path):
+    problems = json.loads((world / 'problems.json').read_text())
+    many = [{**problems[i % 4], 'index': i} for i in range(24)]
+    (tmp_path / 'many.json').write_text(json.dumps(many))
+    more = (
+        f'--config.data.problems={tmp_path / "many.json"}',
+        '--stages=search',
+        '--config.search.slots=4',
+        '--config.search.trees_in_flight=2',
+    )
+    workdir = tmp_path / 'run'
+    search = workdir / 'round1' / 'search'
+    process = subprocess.Popen(
+        command(world, workdir, *more), cwd=REPOSITORY, env=environment(), stdout=subprocess.PIPE
+    )
+    try:
+        deadline = time.monotonic() + 300
+        while len(list(search.glob('*.array_record'))) < 3:
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    finally:
+        process.kill()
+        process.stdout.close()
+    first = {path.name: path.read_bytes() for path in search.glob('*.array_record')}
+    with data.TreeStore(search) as store:
+        kept = store.keys()
+    assert 3 <= len(kept) < 24
+    result = run(world, workdir, *more)
+    assert result.returncode == 0, result.stderr
+    with data.TreeStore(search) as store:
+        assert sorted(record.key for record in store) == [(i, 0) for i in range(24)]
+    for name, content in first.items():
+        assert (search / name).read_bytes() == content
+
+
+WRONG_FILES = [
+    (None, 'no such file'),
+    ('', 'empty'),
+    ('{"question": "1+1?", "answer": "2"}\n{"question": \n', 'line 2'),
+    ('{"question": "1+1?"}\n', 'without an answer'),
+]
+
+
+@pytest.mark.parametrize(('content', 'message'), WRONG_FILES, ids=lambda x: str(x)[:12])
+def test_wrong_problem_files_are_one_line(world, tmp_path, capsys, content, message):
+    path = tmp_path / 'wrong.jsonl'
+    if content is not None:
+        path.write_text(content)
+    arguments = command(world, tmp_path / 'run', f'--config.data.problems={path}')[3:]
+    assert main.main([*arguments, '--stages=search']) == 2
+    error = capsys.readouterr().err
+    assert error.startswith('error: ')
+    assert error.count('\n') == 1
+    assert 'wrong.jsonl' in error
+    assert message in error
+
+
+def unsupported(folder: pathlib.Path) -> str:
+    (folder / 'config.json').write_text('{"architectures": ["BertModel"], "model_type": "bert"}')
+    return str(folder)
+
+
+@pytest.mark.parametrize(
+    ('make', 'message'),
+    [
+        (lambda folder: str(folder / 'missing'), 'missing'),
+        (unsupported, 'architecture BertModel is not supported'),
+        (lambda folder: '', '--config.policy.path=: needs a model'),
+        (lambda folder: 'previous', 'holds no finished policy'),
+    ],
+    ids=['missing', 'architecture', 'empty', 'previous'],
+)
+def test_wrong_models_are_one_line(world, tmp_path, capsys, make, message):
+    arguments = command(world, tmp_path / 'run', f'--config.policy.path={make(tmp_path)}')[3:]
+    assert main.main([*arguments, '--stages=search']) == 2
+    error = capsys.readouterr().err
+    assert error.startswith('error: ')
+    assert error.count('\n') == 1
+    assert message in error
+
+
+# --- the order of rounds and stages, without models ---
+
+
+def test_the_order_of_four_rounds():
+    config = configs.load(str(REPOSITORY / 'experiments' / 'self_evolve.py'))
+    config.policy.path = 'instruct'
+    rows = rounds.order(config, configs.STAGES)
+    each = ['search', 'curate', 'sft', 'ppm', 'eval', 'export']
+    expected = [(number, name) for number in range(1, 5) for name in each]
+    expected.insert(4, (0, 'eval'))
+    assert rows == expected
+
+
+def test_a_bootstrap_comes_first_and_an_evaluation_can_come_alone():
+    quickstart = configs.load(str(REPOSITORY / 'experiments' / 'quickstart.py'))
+    assert rounds.order(quickstart, configs.STAGES)[0] == (0, 'bootstrap')
+    evaluate = configs.load(str(REPOSITORY / 'experiments' / 'evaluate.py'))
+    assert rounds.order(evaluate, ('eval',)) == [(0, 'eval')]
+
+
+def test_rounds_follow_each_other(tmp_path, monkeypatch):
+    """Stages that only say what they were given; the bookkeeping is the real one."""
+    seen = []
+
+    def stage(name):
+        def note(round_, folder, line):
+            del line
+            seen.append((round_.number, name, round_.config.policy.path, round_.config.ppm.path))
+            return {}
+
+        return note
+
+    monkeypatch.setattr(rounds, 'STAGES', {name: stage(name) for name in configs.STAGES})
+    monkeypatch.setattr(rounds, 'summary', lambda root: '')
+    monkeypatch.setattr(rounds.evals.report, 'write_run', lambda root: None)
+    config = configs.load(str(REPOSITORY / 'experiments' / 'self_evolve.py'))
+    config.policy.path = 'instruct'
+    rounds.run(config, str(tmp_path), ('search', 'sft', 'ppm'))
+    searches = [row for row in seen if row[1] == 'search']
+    assert searches == [
+        (1, 'search', 'instruct', 'none'),
+        (2, 'search', 'previous', 'none'),
+        (3, 'search', 'previous', 'previous'),
+        (4, 'search', 'previous', 'previous'),
+    ]
+    count = len(seen)
+    rounds.run(config, str(tmp_path), ('search', 'sft', 'ppm'))
+    assert len(seen) == count
+    kept = ledger.read_json(tmp_path / 'config.json')
+    assert kept['round4']['search.more_rollouts'] == [64, 128]
+    config.search.exploration = 1.0
+    with pytest.raises(UserError, match='--config.search.exploration=1.0: '):
+        rounds.run(config, str(tmp_path), ('search',))
+
+
+def test_later_trees_are_for_problems_still_unsolved(tmp_path, monkeypatch):
+    """Round 4's further trees: one more for each number, with that many rollouts."""
+    config = configs.paper_round(4)
+    asked = []
+
+    class Tree:
+        def __init__(self, problem, tree):
+            self.problem, self.tree, self.key = problem, tree, (problem['index'], tree)
+            self.solved = (problem['index'], tree) in {(0, 0), (2, 1)}
+            self.texts, self.counters = ['', 'x'], {'sampled_tokens': 10.0}
+
+    class Store:
+        trees: dict = {}  # noqa: RUF012
+
+        def __init__(self, directory, writer=0):
+            self.directory = directory
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            pass
+
+        def __iter__(self):
+            return iter(list(self.trees.values()))
+
+        def __len__(self):
+            return len(self.trees)
+
+        def keys(self):
+            return set(self.trees)
+
+        def append(self, tree):
+            assert tree.key not in self.trees
+            self.trees[tree.key] = tree
+
+    def search(problems, policy, ppm, *, config, seed, trees, skip, progress):
+        for problem in problems:
+            for tree in range(trees):
+                if (problem['index'], tree) not in skip:
+                    asked.append((problem['index'], tree, config.rollouts))
+                    yield Tree(problem, tree)
+
+    problems = [{'index': i, 'question': 'q', 'answer': '1'} for i in range(4)]
+    monkeypatch.setattr(rounds.sources, 'problems', lambda round_: problems)
+    monkeypatch.setattr(rounds.sources, 'searching_policy', lambda round_: None)
+    monkeypatch.setattr(rounds.sources, 'searching_ppm', lambda round_: None)
+    monkeypatch.setattr(rounds.data, 'TreeStore', Store)
+    monkeypatch.setattr(rounds.search, 'run', search)
+    round_ = Round(configs.for_round(config, 4), tmp_path, 4, Events(None))
+    stage = rounds.stage_of(round_, 'search')
+    stage.begin()
+    figures = rounds.search_trees(round_, stage, rounds.Line('search'))
+    assert asked == [
+        (0, 0, 16), (1, 0, 16), (2, 0, 16), (3, 0, 16),
+        (1, 1, 64), (2, 1, 64), (3, 1, 64),
+        (1, 2, 128), (3, 2, 128),
+    ]  # fmt: skip
+    assert (figures['trees'], figures['problems'], figures['solved']) == (9, 4, 2)
+    asked.clear()
+    rounds.search_trees(round_, stage, rounds.Line('search'))
+    assert asked == []

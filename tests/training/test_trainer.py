@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 
 from rstar_jax import models, steps, training
 from rstar_jax.errors import UserError
@@ -16,24 +15,6 @@ from rstar_jax.parallel import global_mesh
 from rstar_jax.training import checkpoints, examples, trainer
 
 WORDS = [3 * chr(ord('a') + i) for i in range(24)]  # one token each
-
-
-@pytest.fixture(scope='module', autouse=True)
-def compile_once(tmp_path_factory):
-    """Trainings of the same shapes follow each other here: each program is compiled once."""
-    values = {
-        'jax_compilation_cache_dir': str(tmp_path_factory.mktemp('compiled')),
-        'jax_persistent_cache_min_compile_time_secs': 0,
-        'jax_persistent_cache_min_entry_size_bytes': -1,
-    }
-    before = {name: getattr(jax.config, name) for name in values}
-    for name, value in values.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
 
 
 @pytest.fixture(scope='module')
@@ -51,9 +32,12 @@ def policy():
         qkv_bias=True,
         tie_embeddings=True,
     )
-    params = jax.jit(decoders.init_params, static_argnums=0)(config, jax.random.key(0))
     # At 0.02 so narrow a model does next to nothing, and takes long to begin to learn.
-    params = jax.tree.map(lambda p: 8 * p if p.ndim > 1 else p, params)
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(
+        lambda p: jnp.asarray(rng.normal(p.ndim == 1, 0.15, p.shape), p.dtype),
+        decoders.abstract_params(config),
+    )
     return models.Policy(config, tokenizer, params)
 
 
@@ -266,14 +250,14 @@ def test_orm_and_pqm_learn(policy, tmp_path):
         for i, pair in enumerate(pairs)
         for side in ('pos', 'neg')
     ]
-    settings = ppm_settings(loss='orm', epochs=6, batch_size=32, learning_rate=1e-2)
+    settings = ppm_settings(loss='orm', epochs=6, batch_size=32, learning_rate=1e-2, micro_batch=1)
     _, metrics = training.ppm(policy, outcomes, settings, tmp_path / 'orm')
     assert metrics['accuracy_after'] > 0.9 > metrics['accuracy_before']
     values = [
         {'query': str(i), 'steps': [p['neg'], p['pos']], 'values': [-0.5, 0.5]}
         for i, p in enumerate(pairs)
     ]
-    settings = ppm_settings(loss='pqm', epochs=4, learning_rate=1e-2)
+    settings = ppm_settings(loss='pqm', epochs=4, learning_rate=1e-2, micro_batch=1)
     _, metrics = training.ppm(policy, values, settings, tmp_path / 'pqm')
     assert metrics['held_out_loss_after'] < 0.1 < 0.2 < metrics['held_out_loss_before']
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rstar_jax.errors import UserError
-from rstar_jax.models import attention, decoder, heads
+from rstar_jax.models import decoder, heads, kernels
 from rstar_jax.models.config import Config
 
 
@@ -31,7 +31,8 @@ class Policy:
 
         What stands at positions from a row's length on is meaningless.
         """
-        return _logits(self.config, self.params, jnp.asarray(tokens), jnp.asarray(lengths))
+        tokens, lengths = jnp.asarray(tokens), jnp.asarray(lengths)
+        return _logits(self.config, _kernel(self.params), self.params, tokens, lengths)
 
 
 @dataclasses.dataclass
@@ -58,7 +59,8 @@ class PPM:
         tokens: i32[B, T], padded on the right; lengths: i32[B], at least 1.
         """
         tokens, lengths = jnp.asarray(tokens), jnp.asarray(lengths)
-        return _scores(self.config, self.squash, self.params, tokens, lengths)
+        options = (self.config, self.squash, _kernel(self.params))
+        return _scores(*options, self.params, tokens, lengths)
 
 
 def init_ppm(policy: Policy, seed: int = 0, squash: str = 'tanh') -> PPM:
@@ -103,20 +105,28 @@ def _with_mean_rows(weight: jax.Array, known: int, total: int) -> jax.Array:
     return weight.at[np.arange(known, total)].set(mean)
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _logits(config, params, tokens, lengths):
-    network = decoder.bind(config, params)
-    hidden, _ = _whole_text(network, tokens, lengths)
-    return network.head(hidden)
+def _kernel(params):
+    """Kernels run on one device; spread parameters need attention that the compiler can cut."""
+    leaf = jax.tree.leaves(params)[0]
+    many = isinstance(leaf, jax.Array) and not isinstance(leaf, jax.core.Tracer)
+    return 'plain' if many and len(leaf.sharding.device_set) > 1 else None
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _scores(config, squash, params, tokens, lengths):
-    hidden, _ = _whole_text(decoder.bind(config, params['decoder']), tokens, lengths)
+def _logits(config, kernel, params, tokens, lengths):
+    network = decoder.bind(config, params)
+    return network.head(_whole_text(network, kernel, tokens, lengths))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _scores(config, squash, kernel, params, tokens, lengths):
+    network = decoder.bind(config, params['decoder'])
+    hidden = _whole_text(network, kernel, tokens, lengths)
     last = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)[:, 0]
     return heads.squash(squash, heads.value(params['value_head'], last))
 
 
-def _whole_text(network, tokens, lengths):
+def _whole_text(network, kernel, tokens, lengths):
     positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
-    return network(tokens, positions, attention.full(lengths=lengths), rope_length=lengths)
+    attend = kernels.full(lengths=lengths, kernel=kernel)
+    return network(tokens, positions, attend, rope_length=lengths)[0]

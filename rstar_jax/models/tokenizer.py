@@ -62,12 +62,15 @@ def from_gguf(fields: dict[str, Any], where: str) -> Any:
         count -= 1
     tokens, kinds = tokens[:count], kinds[:count]
     model = fields.get('tokenizer.ggml.model')
-    if model == 'gpt2':
-        backend = _byte_level(fields, tokens, kinds, where)
-    elif model == 'llama':
-        backend = _sentencepiece(fields, tokens, kinds)
-    else:
+    if model not in ('gpt2', 'llama'):
         raise UserError(f'{where}: tokenizer of kind {model!r}: expected gpt2 or llama')
+    try:
+        build = _byte_level if model == 'gpt2' else _sentencepiece
+        backend = build(fields, tokens, kinds)
+    except UserError as error:
+        raise UserError(f'{where}: {error}') from None
+    except Exception as error:  # what the library raises for tables that do not fit together
+        raise UserError(f'{where}: its tokenizer cannot be rebuilt ({error!r})') from None
     _add_whole_tokens(backend, tokens, kinds)
 
     def token(name):
@@ -103,18 +106,14 @@ def from_gguf(fields: dict[str, Any], where: str) -> Any:
     return made
 
 
-def _byte_level(fields, tokens, kinds, where):
+def _byte_level(fields, tokens, kinds):
     """GPT-2's byte-level BPE with the file's way of splitting words."""
     from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
     split = fields.get('tokenizer.ggml.pre', 'default')
     if split not in SPLITS:
-        raise UserError(f'{where}: tokenizer.ggml.pre={split!r}: expected {", ".join(SPLITS)}')
-    vocabulary = {
-        token: index
-        for index, (token, kind) in enumerate(zip(tokens, kinds))
-        if kind not in WHOLE or split == 'smollm'  # SmolLM has its marks in the vocabulary too
-    }
+        raise UserError(f'tokenizer.ggml.pre={split!r}: expected {", ".join(SPLITS)}')
+    vocabulary = {token: index for index, token in enumerate(tokens)}
     merges = [tuple(merge.split(' ')) for merge in fields.get('tokenizer.ggml.merges', ())]
     backend = Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
     pattern = SPLITS[split]

@@ -12,7 +12,7 @@ SIZES = {
     'vocab_size': 300,
     'hidden_size': 36,
     'intermediate_size': 50,
-    'num_hidden_layers': 3,
+    'num_hidden_layers': 2,
     'max_position_embeddings': 128,
     'bos_token_id': 1,
     'eos_token_id': 2,

@@ -1,0 +1,115 @@
+"""Attention of whole texts by the fast kernels that JAX ships, where the device has one.
+
+    plain   attention.py: every device, the reference
+    cudnn   flash attention of cuDNN (NVIDIA GPUs, 16-bit types)
+    splash  the Pallas kernel for TPUs: skips what causality or the window hides
+
+All take the same arguments and agree with `attention.full` at every place that is no padding.
+"""
+
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from rstar_jax.models import attention
+
+LANES = 128  # splash wants lengths and head sizes in multiples of it
+BLOCK = 512
+KERNELS = ('plain', 'cudnn', 'splash')
+
+
+def choose(length: int, head_dim: int, dtype: jnp.dtype, backend: str | None = None) -> str:
+    """The kernel for texts of `length` tokens on `backend` (None = the default one)."""
+    backend = backend or jax.default_backend()
+    if backend == 'tpu' and length % LANES == 0:
+        return 'splash'
+    narrow = jnp.dtype(dtype) in (jnp.bfloat16, jnp.float16)
+    if backend in ('gpu', 'cuda') and narrow and head_dim % 8 == 0 and head_dim <= 128:
+        return 'cudnn'
+    return 'plain'
+
+
+def full(
+    segment_ids: jax.Array | None = None,
+    lengths: jax.Array | None = None,
+    kernel: str | None = None,
+    interpret: bool = False,
+) -> Callable:
+    """The decoder's `attend` for texts [B, T] without a cache; see `attention.full`.
+
+    segment_ids: i32[B, T]; lengths: i32[B]. kernel: one of KERNELS; None = `choose`.
+    interpret: run splash without a TPU (slow; for tests).
+    """
+
+    def attend(q, k, v, cache=None, window=None):
+        chosen = kernel or choose(q.shape[-3], q.shape[-1], q.dtype)
+        if chosen == 'splash':
+            out = _splash(q, k, v, segment_ids, lengths, window, interpret)
+        elif chosen == 'cudnn':
+            out = _cudnn(q, k, v, segment_ids, lengths, window)
+        else:
+            plain = attention.full(segment_ids, lengths)
+            out, _ = plain(q, k, v, window=window)
+        return out, cache
+
+    return attend
+
+
+def _cudnn(q, k, v, segment_ids, lengths, window, implementation='cudnn'):
+    mask = None
+    if segment_ids is not None:
+        mask = (segment_ids[:, :, None] == segment_ids[:, None, :])[:, None]
+    return jax.nn.dot_product_attention(
+        q,
+        k,
+        v,
+        mask=mask,
+        is_causal=True,
+        query_seq_lengths=lengths,
+        key_value_seq_lengths=lengths,
+        local_window_size=None if window is None else (window - 1, 0),
+        implementation=implementation,
+    )
+
+
+def _splash(q, k, v, segment_ids, lengths, window, interpret):
+    from jax.experimental.pallas.ops.tpu import splash_attention as splash
+
+    batch, length, heads, dim = q.shape
+    if segment_ids is None:
+        segment_ids = jnp.zeros((batch, length), jnp.int32)
+    if lengths is not None:  # padding becomes a segment of its own
+        segment_ids = jnp.where(jnp.arange(length) < lengths[:, None], segment_ids, -1)
+    pad = [(0, 0)] * 3 + [(0, -dim % LANES)]
+    scaled = (q.astype(jnp.float32) * dim**-0.5).astype(q.dtype)
+    q, k, v = (jnp.pad(x, pad).swapaxes(1, 2) for x in (scaled, k, v))
+    run = _splash_kernel(length, heads // k.shape[1], window, interpret)
+    q = q.reshape(batch, k.shape[1], heads // k.shape[1], length, -1)
+    ids = splash.SegmentIds(segment_ids, segment_ids)
+    # Over kv heads (each with its group of query heads), then over rows.
+    grouped = jax.vmap(run, in_axes=(0, 0, 0, None))
+    out = jax.vmap(grouped)(q, k, v, ids)
+    return out.reshape(batch, heads, length, -1).swapaxes(1, 2)[..., :dim]
+
+
+@functools.lru_cache(maxsize=32)
+def _splash_kernel(length, group, window, interpret):
+    from jax.experimental.pallas.ops.tpu import splash_attention as splash
+
+    shape = (length, length)
+    mask = splash.CausalMask(shape)
+    if window is not None:
+        mask = splash.LocalMask(shape, (window - 1, 0), 0)
+    block = next(size for size in (BLOCK, 256, LANES) if length % size == 0)
+    sizes = splash.BlockSizes(*[block] * 3, **_backward_blocks(block))
+    with jax.ensure_compile_time_eval():
+        return splash.make_splash_mqa_single_device(
+            splash.MultiHeadMask([mask] * group), block_sizes=sizes, interpret=interpret
+        )
+
+
+def _backward_blocks(block: int) -> dict[str, int]:
+    names = ('q_dkv', 'kv_dkv', 'kv_dkv_compute', 'q_dq', 'kv_dq')
+    return {f'block_{name}': block for name in names}

@@ -1,0 +1,229 @@
+"""GGUF files: written here from torch models as llama.cpp's converter does, and real ones."""
+
+import importlib
+import os
+import pathlib
+import sys
+
+import gguf
+import numpy as np
+import pytest
+import torch
+import transformers
+
+from rstar_jax import models
+from rstar_jax.errors import UserError
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent))
+tiny_torch = importlib.import_module('tiny_torch')
+
+NAMES = {  # llama.cpp's tensor names (gguf-py's tensor_mapping.py)
+    'model.embed_tokens': 'token_embd',
+    'model.norm': 'output_norm',
+    'lm_head': 'output',
+    'input_layernorm': 'attn_norm',
+    'post_attention_layernorm': 'ffn_norm',
+    'self_attn.q_proj': 'attn_q',
+    'self_attn.k_proj': 'attn_k',
+    'self_attn.v_proj': 'attn_v',
+    'self_attn.o_proj': 'attn_output',
+    'self_attn.q_norm': 'attn_q_norm',
+    'self_attn.k_norm': 'attn_k_norm',
+    'self_attn.qkv_proj': 'attn_qkv',
+    'mlp.gate_proj': 'ffn_gate',
+    'mlp.up_proj': 'ffn_up',
+    'mlp.gate_up_proj': 'ffn_up',
+    'mlp.down_proj': 'ffn_down',
+}
+REAL = ('smollm2-135m-instruct', 'qwen2.5-coder-0.5b-instruct')
+
+
+def gguf_name(name):
+    stem, kind = name.rsplit('.', 1)
+    if stem.startswith('model.layers.'):
+        _, _, layer, rest = stem.split('.', 3)
+        return f'blk.{layer}.{NAMES[rest]}.{kind}'
+    return f'{NAMES[stem]}.{kind}'
+
+
+def permute(weight, heads):
+    """LlamaModel.permute of llama.cpp's convert_hf_to_gguf.py."""
+    shape = weight.shape
+    return (
+        weight.reshape(heads, 2, shape[0] // heads // 2, *shape[1:]).swapaxes(1, 2).reshape(shape)
+    )
+
+
+def write(name, path, pre='qwen2', merges=()):
+    reference = tiny_torch.model(name)
+    config = reference.config
+    family = config.model_type
+    writer = gguf.GGUFWriter(path, family)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    rope = config.rope_parameters
+    writer.add_rope_freq_base(rope['rope_theta'])
+    if family == 'qwen3':
+        writer.add_key_length(config.head_dim)
+    if rope['rope_type'] == 'longrope':
+        writer.add_rope_scaling_orig_ctx_len(rope['original_max_position_embeddings'])
+        for kind in ('short', 'long'):
+            factors = np.array(rope[f'{kind}_factor'], np.float32)
+            writer.add_tensor(f'rope_factors_{kind}.weight', factors)
+    if family == 'phi3' and config.sliding_window:
+        writer.add_sliding_window(config.sliding_window)
+    known = sorted(tiny_torch.tokenizer().get_vocab().items(), key=lambda item: item[1])
+    tokens = [token for token, _ in known]
+    kinds = [3, 3, 3] + [1] * (len(tokens) - 3)
+    pads = range(len(tokens), 300)
+    writer.add_tokenizer_model('gpt2')
+    writer.add_tokenizer_pre(pre)
+    writer.add_token_list(tokens + [f'[PAD{i}]' for i in pads])
+    writer.add_token_types(kinds + [5 for _ in pads])
+    if merges:
+        writer.add_token_merges(merges)
+    writer.add_eos_token_id(2)
+    writer.add_bos_token_id(1)
+    writer.add_pad_token_id(0)
+    for tensor_name, tensor in reference.state_dict().items():
+        if tensor_name == 'lm_head.weight' and config.tie_word_embeddings:
+            continue
+        values = tensor.numpy()
+        if family == 'llama' and '.q_proj.' in tensor_name:
+            values = permute(values, config.num_attention_heads)
+        if family == 'llama' and '.k_proj.' in tensor_name:
+            values = permute(values, config.num_key_value_heads)
+        writer.add_tensor(gguf_name(tensor_name), np.ascontiguousarray(values))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+@pytest.mark.parametrize(
+    'name', ['llama_tied_bias', 'qwen2', 'qwen3_tied_bias', 'phi3_4k', 'phi3_128k_long']
+)
+def test_logits_of_a_written_file(name, tmp_path):
+    write(name, tmp_path / 'm.gguf')
+    policy = models.load(tmp_path / 'm.gguf', 'float32')
+    tokens = np.random.default_rng(0).integers(3, 259, (2, 40))
+    with torch.no_grad():
+        expected = tiny_torch.model(name)(torch.tensor(tokens)).logits.numpy()
+    ours = np.asarray(policy.logits(tokens, np.array([40, 40])))
+    assert np.abs(ours - expected).max() <= 1e-5 * np.abs(expected).max()
+
+
+def test_tokenizer_drops_padding_and_survives_export(tmp_path):
+    write('qwen2', tmp_path / 'm.gguf')
+    policy = models.load(tmp_path / 'm.gguf', 'float32')
+    made, expected = policy.tokenizer, tiny_torch.tokenizer()
+    assert made.is_fast and len(made) == len(expected) < policy.config.vocab_size == 300
+    text = 'Let us say:\n\tx = 3.25 + ½  # ok<eos>\n\n   émile'
+    assert made(text)['input_ids'] == expected(text)['input_ids']
+    assert made.decode(made(text)['input_ids']) == text
+    assert (made.bos_token, made.eos_token, made.pad_token) == ('<bos>', '<eos>', '<pad>')
+    models.save(policy, tmp_path / 'export')
+    again = transformers.AutoTokenizer.from_pretrained(tmp_path / 'export')
+    assert again(text)['input_ids'] == made(text)['input_ids']
+    assert again.get_vocab() == made.get_vocab() and again.eos_token == '<eos>'
+
+
+def _cut(path):
+    path.write_bytes(path.read_bytes()[:-5000])
+
+
+def _cut_in_the_header(path):
+    path.write_bytes(path.read_bytes()[:3000])
+
+
+def _wrong_magic(path):
+    path.write_bytes(b'XXXX' + path.read_bytes()[4:])
+
+
+def _huge_count(path):
+    data = path.read_bytes()
+    path.write_bytes(data[:16] + b'\xff' * 8 + data[24:])
+
+
+def _empty(path):
+    path.write_bytes(b'')
+
+
+@pytest.mark.parametrize('damage', [_cut, _cut_in_the_header, _wrong_magic, _huge_count, _empty])
+def test_one_line_for_a_damaged_file(damage, tmp_path):
+    path = tmp_path / 'm.gguf'
+    write('qwen2', path)
+    damage(path)
+    with pytest.raises(UserError, match=r'm\.gguf: cut off or no GGUF file') as caught:
+        models.load(path)
+    assert '\n' not in str(caught.value)
+
+
+def test_one_line_for_what_is_not_supported(tmp_path):
+    write('qwen2', tmp_path / 'pre.gguf', pre='falcon')
+    with pytest.raises(UserError, match="tokenizer.ggml.pre='falcon': expected qwen2"):
+        models.load(tmp_path / 'pre.gguf')
+    write('qwen2', tmp_path / 'merges.gguf', merges=['a b'])  # there is no token 'ab'
+    with pytest.raises(UserError, match=r'merges\.gguf: its tokenizer cannot be rebuilt .*`ab`'):
+        models.load(tmp_path / 'merges.gguf')
+    writer = gguf.GGUFWriter(tmp_path / 'mamba.gguf', 'mamba')
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    with pytest.raises(UserError, match='architecture mamba is not supported; supported: Llama'):
+        models.load(tmp_path / 'mamba.gguf')
+    with pytest.raises(UserError, match=r'none\.gguf: does not exist'):
+        models.load(tmp_path / 'none.gguf')
+
+
+@pytest.fixture(scope='module', params=REAL)
+def real(request):
+    folder = pathlib.Path(os.environ.get('RSTAR_MODELS', ''))
+    path = folder / f'{request.param}.gguf'
+    if not os.environ.get('RSTAR_MODELS') or not path.exists():
+        pytest.skip(f'no {path.name} (set RSTAR_MODELS to the folder that holds it)')
+    return models.load(path, 'float32')
+
+
+@pytest.fixture(scope='module')
+def exported(real, tmp_path_factory):
+    folder = tmp_path_factory.mktemp('export')
+    models.save(real, folder)
+    return folder
+
+
+def test_real_tokenizer(real, exported):
+    text = "It's 12345 tests:\n\n\n    x_1 = 3.25  # don't <|im_end|> naïve ½"
+    ids = real.tokenizer(text)['input_ids']
+    assert real.tokenizer.decode(ids) == text
+    # Both models write each digit as a token of its own, and marks as one.
+    digits = [real.tokenizer.decode([i]) for i in ids]
+    assert [piece for piece in digits if piece.strip().isdigit()][:5] == list('12345')
+    assert digits.count('<|im_end|>') == 1
+    hello = {'llama': [19556, 905], 'qwen2': [9707, 1879]}[real.config.family]
+    assert real.tokenizer('Hello world')['input_ids'] == hello
+    again = transformers.AutoTokenizer.from_pretrained(exported)
+    assert again(text)['input_ids'] == ids and len(again) == len(real.tokenizer)
+
+
+def test_real_weights_choose_what_transformers_chooses(real, exported):
+    """2,000 positions of real text, the same dequantised weights on both sides."""
+    text = pathlib.Path(models.__file__).with_name('checkpoint.py').read_text() * 2
+    tokens = np.array(real.tokenizer(text)['input_ids'][:2000]).reshape(4, 500)
+    reference = transformers.AutoModelForCausalLM.from_pretrained(exported, dtype=torch.float32)
+    same, worst = 0, 0.0
+    for row in tokens:
+        ours = np.asarray(real.logits(row[None], np.array([500])))[0]
+        with torch.no_grad():
+            theirs = reference(torch.tensor(row[None])).logits[0].numpy()
+        same += int((ours.argmax(-1) == theirs.argmax(-1)).sum())
+        worst = max(worst, float(np.abs(ours - theirs).max()))
+    print(f'{real.config.family}: {same}/2000 equal, largest logit difference {worst:.2e}')
+    assert same >= 1998
+    assert worst < 1e-2

@@ -27,8 +27,11 @@ SHAPE_ONLY = jnp.float32  # modules are built from shapes; real arrays come in b
 
 def matmul(x: jax.Array, weight: jax.Array) -> jax.Array:
     """x [..., in] times weight [out, in] -> f32[..., out], summed in float32."""
-    dims = (((x.ndim - 1,), (1,)), ((), ()))
-    return lax.dot_general(x, weight, dims, preferred_element_type=jnp.float32)
+    # With more than one axis in front, XLA for CPUs copies the weight before each product.
+    rows = x.reshape(-1, x.shape[-1])
+    dims = (((1,), (1,)), ((), ()))
+    y = lax.dot_general(rows, weight, dims, preferred_element_type=jnp.float32)
+    return y.reshape(*x.shape[:-1], weight.shape[0])
 
 
 class Dense(nnx.Module):

@@ -1,6 +1,6 @@
 """Every setting: its default, what it means, what it may be; and the paper's settings by round.
 
-Keys of the sections `search` and `training` have the defaults of `search.Config` and
+Keys of the sections `search`, `execution` and `training` have the defaults of `search.Config` and
 `training.default_sft`, `training.default_ppm`; a test compares them.
 """
 
@@ -54,10 +54,14 @@ KEYS: dict[str, tuple[Any, str]] = {
     'search.path_tokens': (4096, 'longest prompt with partial solution, in tokens'),
     'search.chunk': (8, 'decode steps between two looks of the host'),
     'search.tensor': (1, 'devices that share the weights while searching; divides their number'),
-    'search.workers': (0, 'processes that run code and grade; 0: one a core'),
-    'search.code_seconds': (10.0, 'time limit of one program'),
-    'search.code_memory_mb': (1024, 'memory limit of one program'),
-    'search.isolation': ('auto', 'of model-written programs: auto, strict or none'),
+    'execution.isolation': (
+        'auto',
+        'of model-written programs: auto, the layers that this machine has; strict, all of them or '
+        'nothing runs; none, limits only',
+    ),
+    'execution.seconds': (10.0, 'time limit of one program'),
+    'execution.memory_mb': (1024, 'memory limit of one program'),
+    'execution.workers': (0, 'processes that run programs, and that grade; 0: one a core'),
     'curate.final_step_pairs': ('steps', 'steps, or trajectories: whole ones, as in the paper'),
     'curate.trajectories': (2, 'correct trajectories kept for SFT, for each problem'),
     'curate.side': (2, 'positives and negatives paired at a node, each'),
@@ -128,9 +132,9 @@ AT_LEAST: dict[str, float] = {
     'search.path_tokens': 1,
     'search.chunk': 1,
     'search.tensor': 1,
-    'search.workers': 0,
-    'search.code_seconds': 1,
-    'search.code_memory_mb': 64,
+    'execution.seconds': 1,
+    'execution.memory_mb': 64,
+    'execution.workers': 0,
     'curate.trajectories': 1,
     'curate.side': 1,
     'curate.side_of_one': 1,
@@ -151,7 +155,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     'policy.dtype': ('', 'float32', 'bfloat16'),
     'search.prompt': ('sft', 'few_shot'),
     'search.answers_kept': ('first', 'all'),
-    'search.isolation': ('auto', 'strict', 'none'),
+    'execution.isolation': ('auto', 'strict', 'none'),
     'curate.final_step_pairs': ('steps', 'trajectories'),
 }
 

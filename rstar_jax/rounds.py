@@ -40,16 +40,17 @@ INPUTS = {
 # The config keys that bind a stage once it has begun: those that its results depend on.
 BINDING = {
     'bootstrap': ('seed', 'policy.path', 'bootstrap', 'training.bootstrap'),
-    'search': ('seed', 'policy', 'ppm', 'data', 'search'),
+    'search': ('seed', 'policy', 'ppm', 'data', 'search', 'execution'),
     'curate': ('curate',),
     'sft': ('seed', 'base', 'training.sft'),
     'ppm': ('seed', 'training.ppm'),
-    'eval': ('seed', 'eval', 'search'),
+    'eval': ('seed', 'eval', 'search', 'execution'),
     'export': (),
 }
-# Under 'search', but the trees are the same whatever they are.
-UNBOUND = tuple(
-    f'search.{key}' for key in ('slots', 'trees_in_flight', 'chunk', 'tensor', 'workers')
+# Of these sections, but the trees are the same whatever they are.
+UNBOUND = (
+    *(f'search.{key}' for key in ('slots', 'trees_in_flight', 'chunk', 'tensor')),
+    *(f'execution.{key}' for key in ('isolation', 'workers')),
 )
 
 

@@ -21,6 +21,13 @@ from rstar_jax.training import checkpoints
 ARITHMETIC = 'arithmetic'  # the built-in problems, in place of a file
 ARITHMETIC_TESTS = 500  # never trained on, however many of them are used
 ARITHMETIC_TRAIN = 1000  # where config.data.limit does not say
+# Keys of the section `execution`, and what search.Config calls them.
+EXECUTION = {
+    'isolation': 'isolation',
+    'seconds': 'code_seconds',
+    'memory_mb': 'code_memory_mb',
+    'workers': 'workers',
+}
 TINY = 'tiny'
 NONE = 'none'
 
@@ -73,9 +80,10 @@ def world(config: ConfigDict) -> arithmetic.World:
 
 
 def search_config(config: ConfigDict, **changes: Any) -> search.Config:
-    """The search engine's settings out of the config's section, with `changes`."""
+    """The search engine's settings: sections search and execution, with `changes`."""
     fields = {field.name for field in dataclasses.fields(search.Config)}
     given = {key: value for key, value in config.search.items() if key in fields}
+    given |= {EXECUTION[key]: value for key, value in config.execution.items()}
     return search.Config(**{**given, **changes})
 
 

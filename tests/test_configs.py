@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from rstar_jax import configs, keys, search, training
+from rstar_jax import configs, keys, search, sources, training
 from rstar_jax.errors import UserError
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
@@ -36,6 +36,8 @@ def test_search_keys_are_those_of_the_search():
     theirs = {field.name: field.default for field in dataclasses.fields(search.Config)}
     del ours['trees'], ours['more_rollouts']  # of the stage: which trees, not how
     del theirs['use_ground_truth']  # of the task: making data, or solving
+    for key, name in sources.EXECUTION.items():
+        ours[name] = keys.KEYS[f'execution.{key}'][0]
     assert ours == theirs
 
 
@@ -49,8 +51,7 @@ def test_training_keys_are_those_of_the_training(name):
 
 
 def test_every_key_of_our_own_is_read_somewhere():
-    sources = [path.read_text() for path in (REPOSITORY / 'rstar_jax').glob('*.py')]
-    text = '\n'.join(sources)
+    text = '\n'.join(path.read_text() for path in (REPOSITORY / 'rstar_jax').glob('*.py'))
     for key in keys.KEYS:
         section, _, leaf = key.rpartition('.')
         if section in ('', 'policy', 'base', 'ppm', 'bootstrap', 'data', 'eval') or leaf in (

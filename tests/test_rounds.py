@@ -37,7 +37,7 @@ def get_config():
     config.search.max_depth = 4
     config.search.step_tokens = 40
     config.search.path_tokens = 256
-    config.search.workers = 1
+    config.execution.workers = 1
     config.curate.edit_distance = 1
     for part in (config.training.sft, config.training.ppm):
         part.length = 160

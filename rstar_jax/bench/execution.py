@@ -1,23 +1,39 @@
-"""Programs a second and latency of the sandboxed pool, against pools that run bare `exec`."""
+"""Programs a second and latency of the sandboxed pool, against pools that run bare `exec`.
+
+Each program differs from the others, so that none is answered from memory. All pools have warm
+workers, one a core, with numpy and sympy imported. pebble is compared where it is installed.
+"""
 
 from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import importlib.util
 import io
+import itertools
 import multiprocessing
 import statistics
 import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 
 from rstar_jax import execution
+from rstar_jax.execution.workers import cores
 
-TRIVIAL = 'x = {n}\nprint(x * 2)'
-NUMPY = 'import numpy as np\na = np.arange({n} + 9.0).reshape(-1, 1)\nprint((a.T @ a).item())'
-SYMPY = (
-    'import sympy as sp\nx = sp.symbols("x")\nprint(sp.solve(x**2 - ({n} + 3) * x + {n} % 7, x))'
-)
-# The same equation every time, told apart by a comment: what the warm-up's caches can know.
-SYMPY_KNOWN = 'import sympy as sp\nx = sp.symbols("x")\nprint(sp.solve(x**2 - 5*x + 6, x))  # {n}'
+KINDS = {
+    'programs': 'x = {n}\nprint(x * 2)',
+    'numpy': 'import numpy as np\na = np.arange({n} + 9.0)\nprint(a @ a, np.sort(-a)[:3])',
+    'sympy': """
+import sympy as sp
+x, a, b = sp.symbols('x'), {n} + 3, {n} + 4
+print(sp.solve(x**2 - (a + b) * x + a * b, x))
+""",
+}
+# Step 12 of a branch whose step 3 sleeps for a second.
+BRANCH = ['x = 1', 'x += 1', 'import time\ntime.sleep(1)', *['x += 1'] * 8, 'print(x)']
+AHEAD = 2  # programs that wait for each worker, so that none idles
+
+Submit = Callable[[str], Future]
 
 
 def _bare(program: str) -> str:
@@ -29,30 +45,45 @@ def _bare(program: str) -> str:
 
 def _warm() -> None:
     import numpy  # noqa: F401
-    import sympy  # noqa: F401
+    import sympy
+
+    sympy.solve('x**2 - 5*x + 6')
 
 
-def _rate(submit, programs: list[str]) -> tuple[float, list[float]]:
-    """(programs a second, latency of each in seconds) with two programs waiting for each worker."""
-    latencies: list[float] = []
-    waiting: list = []
+@contextlib.contextmanager
+def _pools(count: int, isolation: str) -> Iterator[dict[str, Submit]]:
+    """What submits a program, by the name of its pool; 'ours' first."""
+    context = multiprocessing.get_context('spawn')
+    with contextlib.ExitStack() as stack:
+        ours = stack.enter_context(execution.Pool(count, isolation=isolation, announce=print))
+        pools: dict[str, Submit] = {'ours': ours.submit}
+        bare = concurrent.futures.ProcessPoolExecutor(count, context, _warm)
+        stack.enter_context(bare)
+        pools['bare_exec'] = lambda text: bare.submit(_bare, text)
+        if importlib.util.find_spec('pebble'):
+            import pebble
+
+            other = pebble.ProcessPool(count, context=context, initializer=_warm)
+            stack.enter_context(other)
+            pools['pebble'] = lambda text: other.schedule(_bare, args=[text])
+        yield pools
+
+
+def _rate(submit: Submit, programs: list[str], count: int) -> float:
+    """Programs a second, with enough of them waiting that no worker idles."""
+    waiting: list[Future] = []
     started = time.perf_counter()
     for program in programs:
-        if len(waiting) >= 4:
+        if len(waiting) >= AHEAD * count:
             waiting.pop(0).result()
-        begun = time.perf_counter()
-        future = submit(program)
-        future.add_done_callback(
-            lambda _, begun=begun: latencies.append(time.perf_counter() - begun)
-        )
-        waiting.append(future)
+        waiting.append(submit(program))
     for future in waiting:
         future.result()
-    return len(programs) / (time.perf_counter() - started), latencies
+    return len(programs) / (time.perf_counter() - started)
 
 
-def _alone(submit, programs: list[str]) -> list[float]:
-    """Latency of each program when nothing else waits, in milliseconds."""
+def _latencies(submit: Submit, programs: list[str]) -> list[float]:
+    """Milliseconds of each program when nothing else waits."""
     out = []
     for program in programs:
         started = time.perf_counter()
@@ -62,67 +93,49 @@ def _alone(submit, programs: list[str]) -> list[float]:
 
 
 def run(
-    *, programs: int = 600, workers: int = 0, isolation: str = 'auto', repeats: int = 3
+    *, programs: int = 300, workers: int = 0, isolation: str = 'auto', repeats: int = 5
 ) -> dict[str, float]:
-    """Programs a second of three kinds (median of `repeats`); p50 and p99 of a lone trivial one."""
-    count = workers or None
+    """Rates are the median of `repeats`; p50 and p99 are of lone programs, all repeats together.
+
+    Args:
+      programs: of each kind in one repeat.
+      workers: of each pool; 0: one a core.
+      isolation: of our pool.
+      repeats: of everything, the pools in turn.
+
+    Returns:
+      For a trivial program (no prefix), numpy_ and sympy_: *_per_second, p50_ms, p99_ms, and the
+      ratio to the faster of the other pools; the others' rates; the seconds that step 12 of a
+      branch takes whose step 3 sleeps for one.
+    """
+    count = workers or cores()
+    numbers = itertools.count()
+    with _pools(count, isolation) as pools:
+        rates: dict[tuple[str, str], list[float]] = {}
+        alone: dict[str, list[float]] = {kind: [] for kind in KINDS}
+        for repeat in range(repeats + 1):  # the first warms up
+            size = programs if repeat else 10 * count
+            for kind, template in KINDS.items():
+                for name, submit in pools.items():
+                    texts = [template.format(n=next(numbers)) for _ in range(size)]
+                    rates.setdefault((name, kind), []).append(_rate(submit, texts, count))
+                texts = [template.format(n=next(numbers)) for _ in range(size)]
+                alone[kind] += _latencies(pools['ours'], texts) if repeat else []
+        started = time.perf_counter()
+        result = pools['ours'](BRANCH).result()
+        branch = time.perf_counter() - started
+        assert result.output == '10', result
+    median = {key: statistics.median(values[1:]) for key, values in rates.items()}
     figures: dict[str, float] = {}
-    kinds = {
-        'programs': (TRIVIAL, programs),
-        'numpy': (NUMPY, programs),
-        'sympy': (SYMPY, programs),
-    }
-    ours: dict[str, list[float]] = {kind: [] for kind in kinds}
-    bare: dict[str, list[float]] = {kind: [] for kind in kinds}
-    alone: list[float] = []
-    number = 0
-    context = multiprocessing.get_context('spawn')
-    with (
-        execution.Pool(count, isolation=isolation) as pool,
-        concurrent.futures.ProcessPoolExecutor(
-            len(pool._workers._threads), mp_context=context, initializer=_warm
-        ) as other,
-    ):
-        list(other.map(_bare, ['import sympy'] * 8))
-        for future in [pool.submit(f'print({-n})') for n in range(20)]:
-            future.result()
-        figures['layers'] = len(pool.layers)
-        figures['missing_layers'] = len(pool.missing)
-        for _ in range(repeats):
-            for kind, (template, size) in kinds.items():
-                texts = [template.format(n=number + n) for n in range(size)]
-                number += size
-                ours[kind].append(_rate(pool.submit, texts)[0])
-                bare[kind].append(_rate(lambda text: other.submit(_bare, text), texts)[0])
-            texts = [TRIVIAL.format(n=number + n) for n in range(programs // 3)]
-            number += len(texts)
-            alone += _alone(pool.submit, texts)
-        started = time.perf_counter()
-        cells = [f'x{n} = {n}' for n in range(11)] + ['print(x10)']
-        cells[2] = 'import time\nx2 = 2\ntime.sleep(1)'
-        assert pool.submit(cells).result().ok
-        figures['branch_12_steps_seconds'] = time.perf_counter() - started
-        started = time.perf_counter()
-        futures = [pool.submit(f'print({n}, "s")') for n in range(200)]
-        figures['submit_ms'] = 1e3 * (time.perf_counter() - started) / 200
-        for future in futures:
-            future.result()
-    alone.sort()
-    figures |= {
-        'programs_per_second': statistics.median(ours['programs']),
-        'numpy_per_second': statistics.median(ours['numpy']),
-        'sympy_per_second': statistics.median(ours['sympy']),
-        'sympy_distinct_per_second': statistics.median(ours['distinct']),
-        'p50_ms': alone[len(alone) // 2],
-        'p99_ms': alone[int(len(alone) * 0.99)],
-        'bare_exec_per_second': statistics.median(bare['programs']),
-        'bare_exec_sympy_per_second': statistics.median(bare['sympy']),
-        'bare_exec_sympy_distinct_per_second': statistics.median(bare['distinct']),
-    }
-    figures['ratio_vs_bare_exec_pool'] = (
-        figures['programs_per_second'] / figures['bare_exec_per_second']
-    )
-    figures['sympy_ratio_vs_bare_exec_pool'] = (
-        figures['sympy_per_second'] / figures['bare_exec_sympy_per_second']
-    )
-    return figures
+    for kind in KINDS:
+        prefix = '' if kind == 'programs' else f'{kind}_'
+        latencies = sorted(alone[kind])
+        others = [value for (name, of), value in median.items() if of == kind and name != 'ours']
+        figures[f'{kind}_per_second'] = median['ours', kind]
+        figures[f'{prefix}p50_ms'] = latencies[len(latencies) // 2]
+        figures[f'{prefix}p99_ms'] = latencies[int(len(latencies) * 0.99)]
+        figures[f'{prefix}ratio_vs_bare_exec_pool'] = median['ours', kind] / max(others)
+    for (name, kind), value in median.items():
+        if name != 'ours':
+            figures[f'{name}_{kind}_per_second'] = value
+    return figures | {'branch_step_12_seconds': branch}

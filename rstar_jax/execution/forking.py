@@ -38,7 +38,6 @@ def settle() -> None:
     """Before the first fork: nothing to collect, and the heap in large pages (Linux 6.1 on)."""
     gc.collect()
     gc.freeze()
-    gc.disable()
     if not sys.platform.startswith('linux'):
         return
     libc = ctypes.CDLL(None)

@@ -1,8 +1,10 @@
 """What keeps a child inside: layers, each tried once in a probe and used where the kernel has it.
 
     janitor   namespaces: network, processes (with them everything a child starts dies), IPC
-    child     resource limits, no capabilities, no new privileges, Landlock (interpreter and
-              libraries readable, one scratch folder writable), seccomp (computing only)
+    zygote    what its children inherit and it can live with: limits of memory and files, no
+              capabilities, no new privileges
+    child     limits of time, processes and descriptors, Landlock (interpreter and libraries
+              readable, one scratch folder writable), seccomp (computing only)
 
 A child has no descriptor but /dev/null and its report pipe, and an empty environment.
 """
@@ -18,6 +20,7 @@ import signal
 import struct
 import sys
 import sysconfig
+import time
 from collections.abc import Callable
 
 from rstar_jax.execution import landlock, seccomp
@@ -27,6 +30,7 @@ _NEWUSER, _NEWPID, _NEWNET, _NEWIPC = 0x10000000, 0x20000000, 0x40000000, 0x0800
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER, _PR_SET_NO_NEW_PRIVS = 1, 36, 38
 _CAPABILITY_VERSION = 0x20080522
 _NOBODY = 65534
+_SWEEP_SECONDS = 5.0
 _HIGH = 100  # descriptors from here on are free for a moment
 _libc = ctypes.CDLL(None, use_errno=True)
 _SYSTEM_FOLDERS = (
@@ -60,7 +64,7 @@ def enter_namespaces() -> list[str]:
 
 
 class Cage:
-    """The restrictions that every child of a zygote puts on itself.
+    """The restrictions that a zygote's children live under, tried out and partly put on here.
 
     Attributes:
       layers: what is in force, by name.
@@ -70,30 +74,36 @@ class Cage:
     def __init__(self, scratch: str, namespaces: list[str], isolation: str, limits: dict) -> None:
         self.layers = ['limits', 'empty environment', 'scratch folder', *namespaces]
         self.missing: list[str] = []
-        self._limits = limits
-        self._base_bytes = _address_space()
         self._own_processes = 'process namespace' in namespaces
         self._steps: list[Callable[[], None]] = []
         self._filter: Callable[[], None] | None = None
         if LINUX and not self._own_processes:
             _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-        if isolation == 'none':
-            return
-        for name, step in (
-            ('no capabilities', _drop_capabilities),
-            ('no new privileges', _no_new_privileges),
-            ('Landlock', _landlock(scratch)),
-        ):
-            self._add(name, step)
+        if isolation != 'none':
+            self._find_layers(scratch, namespaces)
+        for kind, value in _inherited_limits(limits):
+            resource.setrlimit(kind, (value, value))
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        self._limits = _limits_of_a_child(limits)
+
+    def _find_layers(self, scratch: str, namespaces: list[str]) -> None:
+        self._add('no capabilities', _drop_capabilities)
+        self._add('no new privileges', _no_new_privileges)
+        inherited = list(self._steps)
+        self._add('Landlock', _landlock(scratch))
         if 'Landlock' in self.missing and LINUX and os.getuid() == 0 and _open_to_all(sys.prefix):
             os.chown(scratch, _NOBODY, _NOBODY)
             self._steps.insert(0, _become_nobody)
             self.layers.append('user nobody')
+            inherited = []  # the zygote needs its capabilities to become, and to kill, that user
         self._add('seccomp', _seccomp())
         if 'seccomp' in self.layers:
             self._filter = self._steps.pop()
         elif 'network namespace' not in namespaces:
             self.missing.append('network namespace')
+        for step in inherited:
+            step()
+            self._steps.remove(step)
 
     def _add(self, name: str, step: Callable[[], None] | None) -> None:
         if step is not None and _works([*self._steps, step]):
@@ -110,7 +120,9 @@ class Cage:
           whole_life: the CPU limit counts for the whole life (a child of one job).
         """
         high = [os.dup2(fd, _HIGH + index) for index, fd in enumerate(keep)]
-        self._limit(whole_life)
+        for kind, value in self._limits:
+            if whole_life or kind != resource.RLIMIT_CPU:
+                resource.setrlimit(kind, (value, value))
         for step in self._steps:
             step()
         for index, fd in enumerate(high):  # only now: a step's own descriptor may be 3 or 4
@@ -121,47 +133,28 @@ class Cage:
         if self._filter is not None:
             self._filter()
 
-    def _limit(self, whole_life: bool) -> None:
-        limits = self._limits
-        if whole_life:
-            _limit(resource.RLIMIT_CPU, math.ceil(limits['seconds']) + 1)
-        if self._base_bytes:
-            _limit(resource.RLIMIT_AS, self._base_bytes + int(limits['memory_mb'] * 2**20))
-        _limit(resource.RLIMIT_FSIZE, int(limits['scratch_mb'] * 2**20))
-        _limit(resource.RLIMIT_NOFILE, int(limits['open_files']))
-        _limit(resource.RLIMIT_CORE, 0)
-        _limit(resource.RLIMIT_NPROC, 0)
-        if hasattr(resource, 'RLIMIT_MSGQUEUE'):
-            _limit(resource.RLIMIT_MSGQUEUE, 0)
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-
     def sweep(self, group: int) -> None:
         """In the zygote: kill whatever a child left behind, and reap it."""
-        if self._own_processes:
-            _quietly(os.kill, -1, signal.SIGKILL)  # all of the namespace but its first process
-        elif self._filter is None:
-            _quietly(os.killpg, group, signal.SIGKILL)
-            for _ in range(1000):
-                left = _children()
-                for pid in left:
-                    _quietly(os.kill, pid, signal.SIGKILL)
-                if not left or not LINUX:
-                    break
-                _reap()
-        else:
+        if self._filter is not None and not self._own_processes:
             return  # the filter let it start nothing
-        _reap()
-
-
-def _reap() -> None:
-    try:
-        while os.waitpid(-1, os.WNOHANG)[0]:
-            pass
-    except ChildProcessError:
-        pass
+        deadline = time.monotonic() + _SWEEP_SECONDS
+        while time.monotonic() < deadline:
+            if self._own_processes:
+                _quietly(os.kill, -1, signal.SIGKILL)  # all of the namespace but its first process
+            else:
+                _quietly(os.killpg, group, signal.SIGKILL)
+                for pid in _children():
+                    _quietly(os.kill, pid, signal.SIGKILL)
+            try:
+                while os.waitpid(-1, os.WNOHANG)[0]:
+                    pass
+            except ChildProcessError:
+                return
+            time.sleep(0.001)
 
 
 def _children() -> list[int]:
+    """Children of this process, those included that it inherited (Linux)."""
     try:
         with open(f'/proc/self/task/{os.getpid()}/children', encoding='ascii') as file:
             return [int(pid) for pid in file.read().split()]
@@ -240,10 +233,32 @@ def readable_paths() -> list[str]:
     return sorted(path for path in paths if os.path.exists(path))
 
 
-def _limit(kind: int, value: int) -> None:
+def _inherited_limits(limits: dict) -> list[tuple[int, int]]:
+    """(kind, value) of the limits that a zygote can live with itself."""
+    found = [
+        (resource.RLIMIT_FSIZE, int(limits['scratch_mb'] * 2**20)),
+        (resource.RLIMIT_CORE, 0),
+    ]
+    base = _address_space()
+    if base:
+        found.append((resource.RLIMIT_AS, base + int(limits['memory_mb'] * 2**20)))
+    if hasattr(resource, 'RLIMIT_MSGQUEUE'):
+        found.append((resource.RLIMIT_MSGQUEUE, 0))
+    return [_allowed(*limit) for limit in found]
+
+
+def _limits_of_a_child(limits: dict) -> list[tuple[int, int]]:
+    """(kind, value) of the limits on what a child alone may not use."""
+    return [
+        _allowed(resource.RLIMIT_CPU, math.ceil(limits['seconds']) + 1),
+        _allowed(resource.RLIMIT_NOFILE, int(limits['open_files'])),
+        _allowed(resource.RLIMIT_NPROC, 0),
+    ]
+
+
+def _allowed(kind: int, value: int) -> tuple[int, int]:
     hard = resource.getrlimit(kind)[1]
-    value = value if hard == resource.RLIM_INFINITY else min(value, hard)
-    resource.setrlimit(kind, (value, value))
+    return kind, value if hard == resource.RLIM_INFINITY else min(value, hard)
 
 
 def _address_space() -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 
 from rstar_jax.execution.limits import Limits, Result
@@ -26,6 +26,8 @@ class Pool:
       limits: of every program.
       isolation: 'auto' uses every layer that the kernel allows, 'strict' raises UserError where
         one is missing, 'none' keeps only the limits.
+      announce: called once, in another thread, with one line that tells the layers in force; by
+        default only a lack of some is logged.
     """
 
     def __init__(
@@ -33,6 +35,7 @@ class Pool:
         workers: int | None = None,
         limits: Limits | None = None,
         isolation: str = 'auto',
+        announce: Callable[[str], None] | None = None,
     ) -> None:
         self.limits = limits or Limits()
         self._workers = Workers(
@@ -42,6 +45,7 @@ class Pool:
             isolation=isolation,
             limits=self.limits,
             finish=self._result,
+            announce=announce,
         )
         if isolation == 'strict':
             self._workers.await_start()

@@ -76,6 +76,7 @@ class _Worker:
             'OMP_NUM_THREADS': '1',
             'OPENBLAS_NUM_THREADS': '1',
             'MKL_NUM_THREADS': '1',
+            'SYMPY_CACHE_SIZE': 'None',  # a bounded cache writes to memory at every look-up
         }
         with theirs:
             self.process = subprocess.Popen(
@@ -160,6 +161,8 @@ class Workers:
       isolation: 'auto' (what the kernel allows), 'strict' (all or UserError), 'none' (limits only).
       limits: of every job.
       finish: turns a report (dict) into (value of the future, whether it may be remembered).
+      announce: called once, in another thread, with a line that tells the layers in force; None
+        logs a warning where some are missing.
     """
 
     def __init__(
@@ -171,6 +174,7 @@ class Workers:
         isolation: str,
         limits: Limits,
         finish: Callable[[dict], tuple[Any, bool]],
+        announce: Callable[[str], None] | None = None,
     ) -> None:
         if isolation not in ISOLATION:
             raise UserError(f'isolation={isolation!r}: expected one of {", ".join(ISOLATION)}')
@@ -178,7 +182,7 @@ class Workers:
             raise UserError(f'workers={count!r}: needs an integer of at least 1')
         self._spawn = (handler, jobs_per_child, isolation, limits)
         self._seconds = limits.seconds
-        self._finish = finish
+        self._finish, self._announce = finish, announce
         self._queue: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._memo: collections.OrderedDict[bytes, Any] = collections.OrderedDict()
         self._pending: dict[bytes, _Job] = {}
@@ -278,13 +282,25 @@ class Workers:
             worker.stop()
             raise UserError(
                 f"isolation='strict': this machine lacks {', '.join(worker.missing)}; "
-                "use isolation='auto' to run with the layers that it has"
+                "isolation='auto' (--config.execution.isolation=auto) runs with what it has"
             )
-        if worker.missing and not self._started.is_set():
-            _LOG.warning('model-written code runs without: %s', ', '.join(worker.missing))
-        self.layers, self.missing = worker.layers, worker.missing
-        self._started.set()
+        with self._lock:
+            first = not self._started.is_set()
+            self.layers, self.missing = worker.layers, worker.missing
+            self._started.set()
+        if first:
+            self._tell()
         return worker
+
+    def _tell(self) -> None:
+        """Tell the layers in force."""
+        line = f'execution: {", ".join(self.layers)}'
+        if self.missing:
+            line += f'; not available here: {", ".join(self.missing)}'
+        if self._announce is not None:
+            self._announce(line)
+        elif self.missing:
+            _LOG.warning(line)
 
     def _fail(self, error: Exception) -> None:
         """No worker can be started: everything queued, and everything to come, raises this."""

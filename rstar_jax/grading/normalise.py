@@ -43,6 +43,13 @@ _UNITS = {
     'second': 's', 'sec': 's', 's': 's', 'minute': 'min', 'min': 'min', 'hour': 'h', 'hr': 'h',
     'day': 'day', 'week': 'week', 'month': 'month', 'year': 'year', 'mph': 'mile/h',
 }  # fmt: skip
+_SCALES = {'hundred': 2, 'thousand': 3, 'million': 6, 'billion': 9, 'trillion': 12}
+_SCALED = re.compile(rf'(?<=\d)\s*(\\text\{{)?\s*({"|".join(_SCALES)})s?(?![a-z])\s*')
+_SMALL = [
+    'zero', 'one', 'two', 'three', 'four', 'five', 'six', 'seven', 'eight', 'nine', 'ten', 'eleven',
+    'twelve', 'thirteen', 'fourteen', 'fifteen', 'sixteen', 'seventeen', 'eighteen', 'nineteen',
+]  # fmt: skip
+_TENS = ['twenty', 'thirty', 'forty', 'fifty', 'sixty', 'seventy', 'eighty', 'ninety']
 _CURRENCY = {'$': '$', '£': 'pound', '€': 'euro', '¥': 'yen'}
 _TEXT = r'\\(?:text|mbox|textbf|textit|textrm|mathrm|mathbf|mathit|operatorname|rm|bf|hbox|emph)'
 _SPACES = re.compile(r'\\[,;:! ]|\\q?quad(?![a-zA-Z])|(?<!\\)~|\\(?:hspace|phantom)\{[^{}]*\}')
@@ -95,13 +102,14 @@ def clean(raw: object) -> str:
     text = re.sub(r'_\{?\s*(?:\\text\{(\d+)\}|\((\d+)\))\s*\}?', r'_{\1\2}', text)
     text = re.sub(r'^\\text\{([^{}]*\d[^{}]*)\}$', r'\1', text.strip())
     text = re.sub(r'(?<=[\d)}])\s+(?:and|or)\s+(?=[-\d\\(a-z])', ', ', text)
-    text = _functions(text)
+    text = _SCALED.sub(lambda match: rf'\times 10^{{{_SCALES[match[2]]}}} {match[1] or ""}', text)
+    text = _functions(text.replace('\\text{}', ''))
     text = _GROUPED.sub(lambda match: match[0].replace(',', ''), text) if _scalar(text) else text
     text = _arguments(text)
     text = re.sub(r'\s+', ' ', text).strip()
     if text.endswith('.') and not text.endswith('..'):
         text = text[:-1].strip()
-    return text.replace('\x00', '\\\\')
+    return _spelled(text) or text.replace('\x00', '\\\\')
 
 
 def _unwrap_math(text: str) -> str:
@@ -136,6 +144,19 @@ def _text(match: re.Match) -> str:
     if re.fullmatch(r'[A-Za-z]', inside) and not match.group(0).startswith(('\\text', '\\mbox')):
         return f' {inside} '
     return rf'\text{{{inside}}}' if inside else ' '
+
+
+def _spelled(text: str) -> str:
+    """'18' for 'eighteen'; '' for what is no whole number below 100 in words."""
+    words = text.removeprefix('\\text{').removesuffix('}').lower().replace('-', ' ').split()
+    if len(words) == 1 and words[0] in _SMALL:
+        return str(_SMALL.index(words[0]))
+    if not words or words[0] not in _TENS:
+        return ''
+    value = 10 * (2 + _TENS.index(words[0]))
+    if len(words) == 2 and words[1] in _SMALL[1:10]:
+        return str(value + _SMALL.index(words[1]))
+    return str(value) if len(words) == 1 else ''
 
 
 def _scalar(text: str) -> bool:

@@ -10,6 +10,7 @@ decided on the device.
 
 import contextlib
 import dataclasses
+import functools
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, wait
@@ -130,10 +131,16 @@ class Workers:
         limits = execution.Limits(seconds=config.code_seconds, memory_mb=config.code_memory_mb)
         count = config.workers or None
         with (
-            execution.Pool(workers=count, limits=limits, isolation=config.isolation) as pool,
+            execution.Pool(count, limits, config.isolation, _announce) as pool,
             grading.Grader(workers=count) as grader,
         ):
             yield cls(pool, grader)
+
+
+@functools.cache
+def _announce(line: str) -> None:
+    """Prints a line once a process."""
+    print(line, flush=True)
 
 
 def run(

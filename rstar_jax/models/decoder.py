@@ -153,6 +153,7 @@ class Decoder(nnx.Module):
         """
         cos, sin = rope.angles(self.config, positions, rope_length)
         x = jnp.take(self.embed.weight[...], tokens, axis=0, mode='clip')
+        x = x.astype(self.norm.weight.dtype)
         caches = [None] * self.config.num_layers if caches is None else caches
         updated = []
         for index, (layer, cache) in enumerate(zip(self.layers, caches, strict=True)):

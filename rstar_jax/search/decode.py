@@ -11,6 +11,7 @@ decode batch and belongs to no tree: it takes any pending cell, and the next one
 ends. All arrays here are those of one device; `engine` maps the functions over the devices.
 """
 
+import dataclasses
 import hashlib
 from typing import Any
 
@@ -107,17 +108,43 @@ def empty_kv(config, rows: int, positions: int, dtype) -> KeysValues:
     return [(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)) for _ in range(config.num_layers)]
 
 
-def empty_path(config, trees: int, positions: int, dtype) -> Path:
+def cache_dtype(platform: str, dtype) -> Any:
+    """The dtype of the caches of a network that runs in `dtype`.
+
+    XLA for CPUs has no batched products in bfloat16: it would widen every cache for each token.
+    """
+    return jnp.dtype(jnp.float32) if platform == 'cpu' else jnp.dtype(dtype)
+
+
+def wide_embedding(platform: str, config, params: Any) -> tuple[Any, Any]:
+    """(config, params) whose table for looking tokens up is float32 where the platform needs it.
+
+    In a loop XLA for CPUs widens a bfloat16 table as a whole before rows are taken from it.
+    """
+    decoder = params.get('decoder', params)
+    table = decoder['embed']['weight']
+    if platform != 'cpu' or table.dtype == jnp.float32:
+        return config, params
+    decoder = {**decoder, 'embed': {'weight': jnp.asarray(table, jnp.float32)}}
+    if 'decoder' in params:
+        return config, {**params, 'decoder': decoder}
+    if config.tie_embeddings:
+        decoder['output'] = {'weight': table}
+        config = dataclasses.replace(config, tie_embeddings=False)
+    return config, decoder
+
+
+def empty_path(config, trees: int, positions: int, dtype, kv_dtype=None) -> Path:
     return Path(
-        kv=empty_kv(config, trees, positions, dtype),
+        kv=empty_kv(config, trees, positions, kv_dtype or dtype),
         length=jnp.zeros((trees,), jnp.int32),
         hidden=jnp.zeros((trees, config.embed_dim), dtype),
     )
 
 
-def empty_cells(config, cells: int, positions: int, dtype) -> Cells:
+def empty_cells(config, cells: int, positions: int, dtype, kv_dtype=None) -> Cells:
     return Cells(
-        kv=empty_kv(config, cells, positions, dtype),
+        kv=empty_kv(config, cells, positions, kv_dtype or dtype),
         hidden=jnp.zeros((cells, config.embed_dim), dtype),
         tokens=jnp.zeros((cells, positions), jnp.int32),
         length=jnp.zeros((cells,), jnp.int32),
@@ -127,9 +154,9 @@ def empty_cells(config, cells: int, positions: int, dtype) -> Cells:
     )
 
 
-def empty_slots(config, slots: int, positions: int, dtype) -> Slots:
+def empty_slots(config, slots: int, positions: int, dtype, kv_dtype=None) -> Slots:
     return Slots(
-        kv=empty_kv(config, slots, positions, dtype),
+        kv=empty_kv(config, slots, positions, kv_dtype or dtype),
         hidden=jnp.zeros((slots, config.embed_dim), dtype),
         cell=jnp.full((slots,), FREE, jnp.int32),
         length=jnp.zeros((slots,), jnp.int32),
@@ -232,23 +259,24 @@ def _run_token(
     position = before + path.length[tree] + own
     limit = slots.kv[0][0].shape[2]
     own_mask = jnp.arange(limit) <= own[:, None]
+    slot_of_cell = jnp.zeros((trees * candidates,), jnp.int32).at[cell].set(rows, mode='drop')
 
     def attend(q, k, v, cache, window=None):
         first, (path_k, path_v), (step_k, step_v) = cache
-        step_k = step_k.at[rows, :, own].set(k[:, 0])
-        step_v = step_v.at[rows, :, own].set(v[:, 0])
+        step_k = step_k.at[rows, :, own].set(k[:, 0].astype(step_k.dtype))
+        step_v = step_v.at[rows, :, own].set(v[:, 0].astype(step_v.dtype))
         kv_heads = k.shape[2]
-        queries = two_part.by_key_head(q, kv_heads)
+        queries = two_part.by_key_head(q, kv_heads).astype(step_k.dtype)
         path_mask = jnp.arange(path_k.shape[2]) < path.length[:, None]
         path_mask = path_mask[:, None, :]
         step_mask = own_mask
         if window is not None:
             reach = position[:, None] - window
             step_mask &= before + path.length[tree][:, None] + jnp.arange(limit) > reach
-            reach = jnp.zeros((trees * candidates, 1), jnp.int32).at[cell].set(reach, mode='drop')
-            near = before + jnp.arange(path_k.shape[2]) > reach.reshape(trees, candidates, 1)
+            reach = reach[slot_of_cell].reshape(trees, candidates, 1)
+            near = before + jnp.arange(path_k.shape[2]) > reach
             path_mask = path_mask & near
-        shared = _path_part(queries, cell, path_k, path_v, path_mask, candidates)
+        shared = _path_part(queries, cell, slot_of_cell, path_k, path_v, path_mask)
         mine = two_part.attend(queries, step_k, step_v, step_mask[:, None, None])
         parts = [shared, mine, *_prefix_part(queries, first, position[:, None], window)]
         out = two_part.merge(*parts).astype(q.dtype)
@@ -275,17 +303,16 @@ def _prefix_part(queries, stored, positions, window: int | None) -> list[two_par
     return [two_part.attend_shared(queries, keys, values, mask)]
 
 
-def _path_part(queries, cell, path_k, path_v, mask, candidates: int) -> two_part.Part:
+def _path_part(queries, cell, slot_of_cell, path_k, path_v, mask) -> two_part.Part:
     """Attention of the slots to their trees' paths; each path is read once for all its slots.
 
-    queries [B,K,r,d] are scattered to their cells, [G,K,n*r,d]; the result is gathered back.
-    mask: bool [G, 1 or n, S].
+    queries [B,K,r,d] are brought to their cells, [G,K,n*r,d]; the result is gathered back. What
+    cells without a slot get nobody reads. mask: bool [G, 1 or n, S].
     """
     _, kv_heads, group, d = queries.shape
     trees = path_k.shape[0]
-    by_cell = jnp.zeros((trees * candidates, kv_heads, group, d), queries.dtype)
-    by_cell = by_cell.at[cell].set(queries, mode='drop', unique_indices=False)
-    by_tree = by_cell.reshape(trees, candidates, kv_heads, group, d).swapaxes(1, 2)
+    candidates = slot_of_cell.shape[0] // trees
+    by_tree = queries[slot_of_cell].reshape(trees, candidates, kv_heads, group, d).swapaxes(1, 2)
     mask = jnp.broadcast_to(mask, (trees, candidates, mask.shape[2]))
     mask = jnp.repeat(mask, group, axis=1)[:, None]
     part = two_part.attend(by_tree.reshape(trees, kv_heads, -1, d), path_k, path_v, mask)
@@ -377,8 +404,8 @@ def forward(params, prefix: KeysValues, path: Path, trees, tokens, counts, start
             own_mask = own_mask & (own[None, None, :] > own[None, :, None] - window)
         kv_heads = k.shape[2]
         group = q.shape[2] // kv_heads
-        queries = two_part.by_key_head(q, kv_heads)
-        k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)
+        queries = two_part.by_key_head(q, kv_heads).astype(path_k.dtype)
+        k, v = (x.swapaxes(1, 2).astype(path_k.dtype) for x in (k, v))
         path_mask = jnp.repeat(path_mask, group, axis=1)[:, None]
         own_mask = jnp.repeat(own_mask, group, axis=1)[:, None]
         shared = two_part.attend(queries, path_k[trees], path_v[trees], path_mask)

@@ -81,13 +81,15 @@ class _Model:
     """One model on the devices with the paths of all rows: the policy or the PPM."""
 
     def __init__(self, engine: 'Engine', config, params, cells_kv_length: int):
+        config, params = decode.wide_embedding(engine.platform, config, params)
         self.config = config
         self.params = engine.place(params)
-        self.dtype = jax.tree.leaves(params)[0].dtype
+        self.dtype = self.decoder_params()['norm']['weight'].dtype
+        self.kv_dtype = decode.cache_dtype(engine.platform, self.dtype)
         self.capacity = 0
         self.path = None
         # What all prompts begin with; `shared` of its tokens are in front of every path.
-        self.prefix = engine.zeros(decode.empty_kv, config, 1, 0, self.dtype)
+        self.prefix = engine.zeros(decode.empty_kv, config, 1, 0, self.kv_dtype)
         self.shared = 0
         self.segments: collections.deque[_Segment] = collections.deque()
         self.appends: list[tuple[int, int, int, int]] = []
@@ -115,6 +117,7 @@ class Engine:
                 f'{len(ppm.tokenizer)} tokens): use a PPM that was trained from this policy'
             )
         self.config, self.mesh, self.tokenizer = config, mesh, policy.tokenizer
+        self.platform = mesh.devices.flat[0].platform
         self.devices = mesh.shape['data']
         n = config.candidates
         self.slot_count = config.slots or default_slots(mesh)
@@ -134,16 +137,12 @@ class Engine:
             self.ppm_length = config.step_tokens + OUTPUT_ROOM
             self.ppm = _Model(self, ppm.config, ppm.params, self.ppm_length)
             self.ppm_cells = self.zeros(
-                decode.empty_kv, ppm.config, self.trees * n, self.ppm_length, self.ppm.dtype
+                decode.empty_kv, ppm.config, self.trees * n, self.ppm_length, self.ppm.kv_dtype
             )
         self.models = [self.policy] + ([self.ppm] if self.ppm else [])
-        dtype = self.policy.dtype
-        self.cells = self.zeros(
-            decode.empty_cells, policy.config, self.trees * n, config.step_tokens, dtype
-        )
-        self.slots = self.zeros(
-            decode.empty_slots, policy.config, self.slot_count, config.step_tokens, dtype
-        )
+        state = config.step_tokens, self.policy.dtype, self.policy.kv_dtype
+        self.cells = self.zeros(decode.empty_cells, policy.config, self.trees * n, *state)
+        self.slots = self.zeros(decode.empty_slots, policy.config, self.slot_count, *state)
         self.sizes = slot_sizes(self.slot_count)
         self.size = self.slot_count
         self.known = np.zeros(self.rows * n, np.uint8)
@@ -463,7 +462,8 @@ class Engine:
         if need <= model.capacity:
             return
         if model.path is None:
-            model.path = self.zeros(decode.empty_path, model.config, self.trees, need, model.dtype)
+            state = need, model.dtype, model.kv_dtype
+            model.path = self.zeros(decode.empty_path, model.config, self.trees, *state)
         else:
             model.path = self._grow(model.path, need)
         model.capacity = need

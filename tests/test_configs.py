@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from rstar_jax import configs, keys, search, sources, training
+from rstar_jax import configs, keys, main, search, sources, training
 from rstar_jax.errors import UserError
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
@@ -39,6 +39,15 @@ def test_search_keys_are_those_of_the_search():
     for key, name in sources.EXECUTION.items():
         ours[name] = keys.KEYS[f'execution.{key}'][0]
     assert ours == theirs
+
+
+def test_the_flags_of_the_execution_reach_the_search():
+    flags = ['isolation=strict', 'seconds=3', 'memory_mb=128', 'workers=5']
+    arguments = [f'--config.execution.{flag}' for flag in flags]
+    config, _ = main.parse(str(REPOSITORY / 'experiments' / 'solve.py'), arguments)
+    made = sources.search_config(config)
+    assert (made.isolation, made.code_seconds, made.code_memory_mb) == ('strict', 3.0, 128)
+    assert made.workers == 5
 
 
 @pytest.mark.parametrize('name', ['sft', 'ppm'])

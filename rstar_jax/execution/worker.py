@@ -13,6 +13,7 @@ the death of the main process, ends everything.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import importlib
 import json
@@ -39,9 +40,10 @@ def main() -> None:
     zygote = 0
 
     def stop(*_):
-        if zygote:
-            os.kill(zygote, signal.SIGKILL)
-            os.waitpid(zygote, 0)
+        with contextlib.suppress(OSError):  # it may have ended, and been waited for, just now
+            if zygote:
+                os.kill(zygote, signal.SIGKILL)
+                os.waitpid(zygote, 0)
         scratch.remove(settings['scratch'])
         os._exit(0)
 

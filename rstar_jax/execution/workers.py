@@ -281,8 +281,8 @@ class Workers:
         if worker.missing and self._spawn[2] == 'strict':
             worker.stop()
             raise UserError(
-                f"isolation='strict': this machine lacks {', '.join(worker.missing)}; "
-                "isolation='auto' (--config.execution.isolation=auto) runs with what it has"
+                '--config.execution.isolation=strict: this machine lacks '
+                f'{", ".join(worker.missing)}; auto runs with the layers that it has'
             )
         with self._lock:
             first = not self._started.is_set()

@@ -56,7 +56,11 @@ def _run(arguments: list[str]) -> int:
     config, values = parse(path, rest)
     configs.validate(config)
     if values.plan:
-        return _plan(config, values.plan)
+        from rstar_jax import planning
+
+        for line in planning.plan(config, values.plan):
+            print(line, flush=True)
+        return 0
     stages = configs.stages_of(values.stages or config.stages)
 
     if not (values.workdir or config.question):
@@ -126,15 +130,6 @@ def _one_line(error: Exception) -> str:
     """absl's messages without their traceback or their prefix."""
     text = ' '.join(str(error).split())
     return text.removeprefix('flag ').replace('Unknown command line flag', 'unknown flag')
-
-
-def _plan(config: ConfigDict, topology: str) -> int:
-    try:
-        from rstar_jax.parallel import planning
-    except ImportError:
-        raise UserError(f'--plan={topology}: not available in this version of rstar_jax') from None
-    print(planning.plan(config, topology))
-    return 0
 
 
 def _help(path: str | None) -> str:

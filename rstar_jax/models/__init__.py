@@ -1,7 +1,7 @@
 """Small language models in Flax: one decoder for all families, in and out of Hugging Face files."""
 
 from rstar_jax.models import decoder
-from rstar_jax.models.checkpoint import load, load_ppm, save, save_ppm
+from rstar_jax.models.checkpoint import load, load_ppm, read_config, save, save_ppm
 from rstar_jax.models.config import Config, Rope
 from rstar_jax.models.policy import PPM, Policy, add_tokens, init_ppm
 
@@ -15,6 +15,7 @@ __all__ = [
     'init_ppm',
     'load',
     'load_ppm',
+    'read_config',
     'save',
     'save_ppm',
 ]

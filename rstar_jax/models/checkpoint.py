@@ -55,6 +55,12 @@ def load(
     return Policy(config, made, params, generation)
 
 
+def read_config(path_or_name: str | pathlib.Path) -> Config:
+    """The shape of a model as `load` would read it; errors as there."""
+    path = _find(path_or_name)
+    return GGUFFile(path).config if path.suffix == '.gguf' else _folder_config(path)
+
+
 def save(policy: Policy, directory: str | pathlib.Path, *, shard_bytes: int = SHARD_BYTES) -> None:
     """Writes a Hugging Face folder: safetensors (sharded beyond `shard_bytes`), config, generation
     config and tokenizer. On several hosts all must call it; the first one writes."""
@@ -126,7 +132,7 @@ def _read(path_or_name, dtype, mesh, headless):
         config = source.config
         made = tokenizer.from_gguf(source.fields, str(path))
     else:
-        config = families.read_config(_json(path / 'config.json'), str(path / 'config.json'))
+        config = _folder_config(path)
         if (path / 'generation_config.json').exists():
             generation = _json(path / 'generation_config.json')
             config = _with_ends(config, generation)
@@ -138,6 +144,11 @@ def _read(path_or_name, dtype, mesh, headless):
         )
     params = weights.place(source, config, _putter(dtype, mesh, config), headless)
     return config, params, made, generation
+
+
+def _folder_config(folder: pathlib.Path) -> Config:
+    file = folder / 'config.json'
+    return families.read_config(_json(file), str(file))
 
 
 def _with_ends(config: Config, generation: dict[str, Any]) -> Config:

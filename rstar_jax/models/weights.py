@@ -140,6 +140,7 @@ def place(
         ends = np.cumsum([shape[0] for shape in row.shapes])
         for path, part in zip(row.paths, np.split(tensor, ends[:-1])):
             flat[path] = put(path, part)
+        del tensor, part  # before the next one is read
     return nest(flat)
 
 
@@ -159,8 +160,7 @@ class SafetensorsFolder:
         self.where = str(folder)
         index = folder / 'model.safetensors.index.json'
         if index.exists():
-            names = sorted(set(json.loads(index.read_text())['weight_map'].values()))
-            files = [folder / name for name in names]
+            files = [folder / name for name in _indexed(index)]
         else:
             files = sorted(folder.glob('model*.safetensors'))
         missing = [f'shard {file.name} is missing' for file in files if not file.exists()]
@@ -205,6 +205,14 @@ class SafetensorsFolder:
             with safe_open(file, 'numpy') as tensors:
                 for name in inside:
                     yield name, tensors.get_tensor(self._where_is[name][1])
+
+
+def _indexed(index: pathlib.Path) -> list[str]:
+    """The names of the files that an index lists."""
+    try:
+        return sorted(set(json.loads(index.read_text(encoding='utf-8'))['weight_map'].values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f'{index}: expected a JSON object with weight_map ({error!r})') from None
 
 
 DTYPES = {'F32': 'float32', 'BF16': 'bfloat16', 'F16': 'float16', 'F64': 'float64'}

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 
@@ -44,8 +44,31 @@ def mapped(
 
 
 def make(mesh: Mesh, f: Callable, *args: Any) -> Any:
-    """Makes each device's part of a state, `f(*args)`, on that device."""
-    return mapped(_call, mesh, 0, function=f, args=args)()
+    """Makes each device's part of a state, `f(*args)`, where `shapes` says."""
+    return _maker(mesh, f, args)[0]()
+
+
+def shapes(mesh: Mesh, f: Callable, *args: Any) -> Any:
+    """What `make` makes, as ShapeDtypeStructs in their sharding.
+
+    Keys and values, [rows,K,positions,d], lie beside the heads that made them: cut over `tensor`
+    where that divides K. All else is whole on the devices of a `data` row.
+    """
+    return _maker(mesh, f, args)[1]
+
+
+@functools.lru_cache(maxsize=1024)
+def _maker(mesh: Mesh, f: Callable, args: tuple) -> tuple[Callable, Any]:
+    make = mapped(_call, mesh, 0, function=f, args=args)
+
+    def place(x):
+        ways = mesh.shape['tensor']
+        cut = ways > 1 and x.ndim == 4 and x.shape[1] % ways == 0
+        where = NamedSharding(mesh, P('data', 'tensor') if cut else P('data'))
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
+
+    placed = jax.tree.map(place, jax.eval_shape(make))
+    return jax.jit(make, out_shardings=jax.tree.map(lambda x: x.sharding, placed)), placed
 
 
 def _call(function: Callable, args: tuple) -> Any:

@@ -5,6 +5,7 @@ import json
 import pathlib
 import shutil
 import sys
+import weakref
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,7 @@ import transformers
 
 from rstar_jax import models
 from rstar_jax.errors import UserError
-from rstar_jax.models import torch_file
+from rstar_jax.models import torch_file, weights
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 tiny_torch = importlib.import_module('tiny_torch')
@@ -196,6 +197,34 @@ def test_a_torch_file_cannot_run_code(tmp_path):
         torch_file.load(tmp_path / 'x.bin')
 
 
+@pytest.mark.parametrize('with_mesh', [False, True])
+def test_one_tensor_of_a_file_is_on_the_host_at_a_time(qwen, monkeypatch, with_mesh):
+    alive, most, read = 0, 0, weights.SafetensorsFolder.read
+
+    def forget():
+        nonlocal alive
+        alive -= 1
+
+    def counted(self, names):
+        nonlocal alive, most
+        for name in names:
+            # As `read` itself does, no name here holds the tensor that was handed out.
+            ((_, tensor),) = read(self, [name])
+            alive, most = alive + 1, max(most, alive + 1)
+            weakref.finalize(tensor, forget)
+            pair = [(name, tensor)]
+            del tensor
+            yield pair.pop()
+
+    monkeypatch.setattr(weights.SafetensorsFolder, 'read', counted)
+    mesh = None
+    if with_mesh:
+        mesh = jax.sharding.Mesh(np.array(jax.devices()).reshape(2, 4), ('fsdp', 'tensor'))
+    policy = models.load(qwen, 'bfloat16', mesh=mesh)
+    assert most == 1 and alive == 0
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(policy.params)} == {'bfloat16'}
+
+
 def edit_config(folder, **changes):
     values = json.loads((folder / 'config.json').read_text()) | changes
     (folder / 'config.json').write_text(json.dumps(values))
@@ -243,6 +272,11 @@ def _lose_shard(folder):
     next(iter(sorted(folder.glob('model-*.safetensors')))).unlink()
 
 
+def _damage_index(folder):
+    models.save(models.load(folder, 'float32'), folder, shard_bytes=50_000)
+    (folder / 'model.safetensors.index.json').write_text('{"weight_map": ')
+
+
 def _no_tokenizer(folder):
     for file in folder.glob('tokenizer*'):
         file.unlink()
@@ -257,6 +291,7 @@ def _bin_only(folder):
     [
         (_truncate, 'model.safetensors is cut off or no safetensors file'),
         (_lose_shard, 'shard model-00001-of-0000.* is missing'),
+        (_damage_index, 'model.safetensors.index.json: expected a JSON object'),
         (_no_tokenizer, 'no tokenizer: expected one of tokenizer.json'),
         (_bin_only, 'expected model.*safetensors, found pytorch_model.bin'),
         (lambda f: edit_config(f, model_type='mamba', architectures=['MambaForCausalLM']),
@@ -274,6 +309,27 @@ def test_one_line_for_a_damaged_folder(broken, damage, message):
     damage(broken)
     with pytest.raises(UserError, match=message) as caught:
         models.load(broken)
+    assert '\n' not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ('tensors', 'message'),
+    [
+        ({'weight': torch.zeros(1, 35)}, r'v_head.summary.weight has shape \[1, 35\].*\[1, 36\]'),
+        ({'bias': None}, 'v_head.summary.bias is missing'),
+        ('cut', 'value_head.bin: expected a torch file'),
+    ],
+)
+def test_one_line_for_a_damaged_value_head(broken, tensors, message):
+    file = broken / 'value_head.bin'
+    head = {'weight': torch.zeros(1, 36), 'bias': torch.zeros(1)}
+    changes = {} if tensors == 'cut' else tensors
+    kept = {k: v for k, v in (head | changes).items() if v is not None}
+    torch.save({f'v_head.summary.{name}': tensor for name, tensor in kept.items()}, file)
+    if tensors == 'cut':
+        file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(UserError, match=message) as caught:
+        models.load_ppm(broken)
     assert '\n' not in str(caught.value)
 
 

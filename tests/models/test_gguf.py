@@ -54,7 +54,7 @@ def permute(weight, heads):
     )
 
 
-def write(name, path, pre='qwen2', merges=()):
+def write(name, path, pre='qwen2', merges=(), tokenizer=True):
     reference = tiny_torch.model(name)
     config = reference.config
     family = config.model_type
@@ -77,19 +77,8 @@ def write(name, path, pre='qwen2', merges=()):
             writer.add_tensor(f'rope_factors_{kind}.weight', factors)
     if family == 'phi3' and config.sliding_window:
         writer.add_sliding_window(config.sliding_window)
-    known = sorted(tiny_torch.tokenizer().get_vocab().items(), key=lambda item: item[1])
-    tokens = [token for token, _ in known]
-    kinds = [3, 3, 3] + [1] * (len(tokens) - 3)
-    pads = range(len(tokens), 300)
-    writer.add_tokenizer_model('gpt2')
-    writer.add_tokenizer_pre(pre)
-    writer.add_token_list(tokens + [f'[PAD{i}]' for i in pads])
-    writer.add_token_types(kinds + [5 for _ in pads])
-    if merges:
-        writer.add_token_merges(merges)
-    writer.add_eos_token_id(2)
-    writer.add_bos_token_id(1)
-    writer.add_pad_token_id(0)
+    if tokenizer:
+        write_tokenizer(writer, pre, merges)
     for tensor_name, tensor in reference.state_dict().items():
         if tensor_name == 'lm_head.weight' and config.tie_word_embeddings:
             continue
@@ -103,6 +92,22 @@ def write(name, path, pre='qwen2', merges=()):
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+
+
+def write_tokenizer(writer, pre, merges):
+    known = sorted(tiny_torch.tokenizer().get_vocab().items(), key=lambda item: item[1])
+    tokens = [token for token, _ in known]
+    kinds = [3, 3, 3] + [1] * (len(tokens) - 3)
+    pads = range(len(tokens), 300)
+    writer.add_tokenizer_model('gpt2')
+    writer.add_tokenizer_pre(pre)
+    writer.add_token_list(tokens + [f'[PAD{i}]' for i in pads])
+    writer.add_token_types(kinds + [5 for _ in pads])
+    if merges:
+        writer.add_token_merges(merges)
+    writer.add_eos_token_id(2)
+    writer.add_bos_token_id(1)
+    writer.add_pad_token_id(0)
 
 
 @pytest.mark.parametrize(
@@ -171,6 +176,9 @@ def test_one_line_for_what_is_not_supported(tmp_path):
     write('qwen2', tmp_path / 'merges.gguf', merges=['a b'])  # there is no token 'ab'
     with pytest.raises(UserError, match=r'merges\.gguf: its tokenizer cannot be rebuilt .*`ab`'):
         models.load(tmp_path / 'merges.gguf')
+    write('qwen2', tmp_path / 'bare.gguf', tokenizer=False)
+    with pytest.raises(UserError, match=r'bare\.gguf: no tokenizer: expected tokenizer\.ggml'):
+        models.load(tmp_path / 'bare.gguf')
     writer = gguf.GGUFWriter(tmp_path / 'mamba.gguf', 'mamba')
     writer.write_header_to_file()
     writer.write_kv_data_to_file()

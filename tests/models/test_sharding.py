@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from rstar_jax import models
-from rstar_jax.models import attention, sharding, weights
+from rstar_jax.models import attention, published, sharding, weights
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 tiny_torch = importlib.import_module('tiny_torch')
@@ -22,38 +22,6 @@ SNAPSHOTS = pathlib.Path(__file__).parent / 'snapshots'
 TINY = models.Config('qwen2', 320, 64, 96, 2, 8, 2, 8, qkv_bias=True)  # fewer kv heads than devices
 ODD = models.Config('phi3', 321, 56, 72, 2, 7, 7, 8, windows=(5, 5))  # heads that 8 does not divide
 
-# The paper's models and the small ones that the project is tried with (their config.json).
-FULL = {
-    'qwen2.5-math-7b': models.Config(
-        'qwen2', 152064, 3584, 18944, 28, 28, 4, 128, 10000.0, 1e-6, False, True
-    ),
-    'qwen2-math-7b': models.Config(
-        'qwen2', 152064, 3584, 18944, 28, 28, 4, 128, 10000.0, 1e-6, False, True
-    ),
-    'qwen2.5-math-1.5b': models.Config(
-        'qwen2', 151936, 1536, 8960, 28, 12, 2, 128, 10000.0, 1e-6, True, True
-    ),
-    'phi3-mini-4k': models.Config(
-        'phi3', 32064, 3072, 8192, 32, 32, 32, 96, 10000.0, 1e-5, windows=(2047,) * 32
-    ),
-    'phi3-mini-128k': models.Config(
-        'phi3',
-        32064,
-        3072,
-        8192,
-        32,
-        32,
-        32,
-        96,
-        norm_eps=1e-5,
-        max_length=131072,
-        rope=models.Rope('longrope', short=(1.0,) * 48, long=(2.0,) * 48, original=4096),
-    ),
-    'qwen3-1.7b': models.Config(
-        'qwen3', 151936, 2048, 6144, 28, 16, 8, 128, 1e6, 1e-6, True, qk_norm=True
-    ),
-    'smollm2-135m': models.Config('llama', 49152, 576, 1536, 30, 9, 3, 64, 1e5, 1e-5, True),
-}
 PARAMETERS = {  # of the published checkpoints
     'qwen2.5-math-7b': 7_615_616_512,
     'qwen2-math-7b': 7_615_616_512,
@@ -61,6 +29,7 @@ PARAMETERS = {  # of the published checkpoints
     'phi3-mini-4k': 3_821_079_552,
     'phi3-mini-128k': 3_821_079_552,
     'qwen3-1.7b': 1_720_574_976,
+    'qwen2.5-coder-0.5b': 494_032_768,
     'smollm2-135m': 134_515_008,
 }
 
@@ -136,9 +105,9 @@ def test_loading_puts_each_part_where_it_belongs(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, again.params, whole.params)
 
 
-@pytest.mark.parametrize('name', FULL)
+@pytest.mark.parametrize('name', published.SHAPES)
 def test_full_size_models_traced_without_arrays(name):
-    config = FULL[name]
+    config = published.SHAPES[name]
     shapes = models.decoder.abstract_params(config, jnp.bfloat16)
     count = sum(np.prod(leaf.shape) for leaf in jax.tree.leaves(shapes))
     assert count == PARAMETERS[name]

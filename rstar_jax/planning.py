@@ -1,0 +1,331 @@
+"""Plans without hardware: the search's own functions compiled for a TPU slice.
+
+    --plan=TOPOLOGY -> chips of one host -> mesh (data, tensor) -> shapes of the search's state
+        -> decode and score, compiled ahead of time -> memory a chip, trees that fit, limits
+
+The policy and the PPM, of one shape, are both in memory, as while searching. Paths are planned at
+their longest (`search.path_tokens`). What the compiler says of memory and work is reported.
+"""
+
+import dataclasses
+import functools
+import os
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+from ml_collections import ConfigDict
+
+from rstar_jax import models, parallel, search, sources
+from rstar_jax.errors import UserError
+from rstar_jax.models import heads, published, sharding
+from rstar_jax.search import decode, devices, engine, sampling
+
+GIB = 2**30
+# The compiler's library asks for a TPU's host, and says at length that there is none.
+QUIET = {
+    'TPU_SKIP_MDS_QUERY': '1',
+    'TPU_WORKER_HOSTNAMES': 'localhost',
+    'TPU_ACCELERATOR_TYPE': 'v5litepod-4',
+    'TPU_STDERR_LOG_LEVEL': '3',
+    'TPU_MIN_LOG_LEVEL': '3',
+}
+MARK_STATES = 64  # of the automaton that finds the stop marks: a few dozen in real tokenizers
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """A chip's limits: bytes a program may use (the compiler's own limit), bfloat16 FLOP/s of the
+    matrix units, bytes/s of its memory (the maker's figures)."""
+
+    memory: float
+    flops: float
+    bandwidth: float
+
+
+CHIPS = {  # by device_kind
+    'TPU v5 lite': Chip(15.75 * GIB, 197e12, 819e9),
+    'TPU v6 lite': Chip(31.25 * GIB, 918e12, 1640e9),
+    'TPU v5': Chip(95.74 * GIB, 459e12, 2765e9),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """One model's plan; bytes, FLOPs and seconds are of one chip.
+
+    tensor: chips that share the weights. trees: in flight on each such group, as compiled; most:
+    that would fit. decode, score: bytes in use while decoding and while scoring, the other model's
+    and the trees' included. weights: bytes of both models. tree: bytes that one more tree takes.
+    flops, traffic: of one decode step of all `slots`, as the compiler counts them. seconds: of
+    compiling both functions.
+    """
+
+    tensor: int
+    slots: int
+    trees: int
+    most: int
+    weights: int
+    tree: int
+    decode: int
+    score: int
+    flops: float
+    traffic: float
+    seconds: float
+
+
+def plan(config: ConfigDict, topology: str) -> Iterator[str]:
+    """The lines for `--plan=topology`: the config's policy, or all of the paper's models.
+
+    Raises UserError: no such topology, no compiler for it, a chip whose limits are not known.
+    """
+    chips = host_chips(topology)
+    chip = CHIPS.get(chips[0].device_kind)
+    if chip is None:
+        known = ', '.join(CHIPS)
+        raise UserError(f'--plan={topology}: {chips[0].device_kind} is none of {known}')
+    settings = sources.search_config(config)
+    yield (
+        f'{topology}: {len(chips)} {chips[0].device_kind} a host, each {chip.memory / GIB:g} GiB, '
+        f'{chip.flops / 1e12:g} TFLOP/s, {chip.bandwidth / 1e9:g} GB/s'
+    )
+    yield (
+        f'bfloat16, {settings.candidates} candidates, steps of {settings.step_tokens} and paths of '
+        f'{settings.path_tokens} tokens; policy and PPM in memory together\n'
+    )
+    yield ROW.format(*HEADER)
+    # Models of one shape need one plan.
+    compiled = functools.cache(functools.partial(plan_model, settings, chips, chip.memory))
+    for name, shape in _models_of(config).items():
+        yield ROW.format(name, *_cells(compiled(shape), chip))
+    yield f'\n{NOTES}'
+
+
+HEADER = (
+    'model',
+    'tensor',
+    'trees',
+    'most',
+    'slots',
+    'weights',
+    'decode',
+    'score',
+    'a tree',
+    'compile',
+    'GFLOP',
+    'MB',
+    'tokens/s',
+)
+ROW = '{:18} {:>6} {:>5} {:>5} {:>5} {:>8} {:>7} {:>7} {:>7} {:>8} {:>7} {:>7}  {}'
+NOTES = """\
+tensor: chips that share the weights. trees: in flight on each such group, as compiled; most: as
+many as fit. weights, decode, score, a tree: GiB a chip. compile: seconds here, of both functions.
+GFLOP, MB: a token and chip, by the compiler's count. tokens/s: a group's limits by FLOPs and by
+memory traffic."""
+
+
+def _cells(plan: Plan | None, chip: Chip) -> list[str]:
+    if plan is None:
+        return ['does not fit', *[''] * (len(HEADER) - 2)]
+    gib = (f'{x / GIB:.2f}' for x in (plan.weights, plan.decode, plan.score, plan.tree))
+    limits = plan.slots * chip.flops / plan.flops, plan.slots * chip.bandwidth / plan.traffic
+    return [
+        *map(str, (plan.tensor, plan.trees, plan.most, plan.slots)),
+        *gib,
+        f'{plan.seconds:.0f}',
+        f'{plan.flops / plan.slots / 1e9:.2f}',
+        f'{plan.traffic / plan.slots / 1e6:.0f}',
+        ', '.join(f'{limit:,.0f}' for limit in limits),
+    ]
+
+
+def _models_of(config: ConfigDict) -> dict[str, models.Config]:
+    path = config.policy.path
+    known = published.find(path)
+    if known:
+        return {known: published.SHAPES[known]}
+    if os.path.exists(path):
+        return {os.path.basename(path): models.read_config(path)}
+    return {name: published.SHAPES[name] for name in published.PAPER}
+
+
+def host_chips(topology: str) -> list[Any]:
+    """The chips that one host of a TPU slice ('v5e:4x8') drives: a search needs no others."""
+    # This machine need not be a TPU's host, and where it is one, its chips are left alone.
+    jax.config.update('jax_platforms', 'cpu')
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+    from jax.experimental import topologies
+
+    try:
+        chips = topologies.get_topology_desc(topology, platform='tpu').devices
+    except Exception as error:  # the compiler's library raises many kinds
+        reason = ' '.join(str(error).split())[:160]
+        raise UserError(
+            f'--plan={topology}: expected a TPU slice such as v5e:2x4, and the compiler of the '
+            f'extra `plan` (pip install -e .[plan]): {reason}'
+        ) from None
+    return [chip for chip in chips if chip.process_index == chips[0].process_index]
+
+
+def plan_model(
+    settings: search.Config, chips: Sequence[Any], memory: float, shape: models.Config
+) -> Plan | None:
+    """The plan for policy and PPM of one shape on one host's chips; None where no tree fits.
+
+    Takes the fewest chips a group, `settings.tensor` or more, on which a tree fits.
+    """
+    for tensor in range(settings.tensor, len(chips) + 1):
+        if len(chips) % tensor == 0:
+            state = _State(settings, parallel.local_mesh(tensor, chips), shape)
+            made = state.plan(memory)
+            if made is not None:
+                return made
+    return None
+
+
+class _State:
+    """Shapes of what a search has on the devices, for a number of trees, in their sharding."""
+
+    def __init__(self, settings: search.Config, mesh, shape: models.Config):
+        self.settings, self.mesh, self.shape = settings, mesh, shape
+        self.step = settings.step_tokens
+        self.scored = self.step + engine.OUTPUT_ROOM
+        room = settings.path_tokens + max(self.scored, engine.PREFILL_LENGTHS[-1])
+        self.path_length = -(-room // engine.PATH_UNIT) * engine.PATH_UNIT
+        trunk = models.decoder.abstract_params(shape, jnp.bfloat16, headless=True)
+        head = jax.eval_shape(lambda: heads.init_value_head(shape.embed_dim, jax.random.key(0)))
+        self.policy = self._params(models.decoder.abstract_params(shape, jnp.bfloat16))
+        self.ppm = self._params({'decoder': trunk, 'value_head': head})
+        self.weights = _bytes((self.policy, self.ppm))
+
+    def plan(self, memory: float) -> Plan | None:
+        n, slots = self.settings.candidates, self.settings.slots or engine.default_slots(self.mesh)
+        wanted = self.settings.trees_in_flight or max(1, -(-3 * slots // n))
+        tree = _bytes((self._policy(1)[1:3], self._ppm(1)[1:]))
+        trees = min(wanted, int((0.95 * memory - self.resident(0)) // tree))
+        while trees > 0:
+            try:
+                start = time.perf_counter()
+                decoding, scoring = self._decode(trees).compile(), self._score(trees).compile()
+                seconds = time.perf_counter() - start
+            except jax.errors.JaxRuntimeError as error:
+                if 'RESOURCE_EXHAUSTED' not in str(error):
+                    raise
+                trees = trees * 3 // 4
+                continue
+            held = self.resident(trees)
+            extra = [_temporary(function) for function in (decoding, scoring)]
+            if held + max(extra) <= memory:
+                break
+            trees -= 1 + int((held + max(extra) - memory) // tree)
+        else:
+            return None
+        cost = decoding.cost_analysis()
+        # What a step works with grows with the trees as well.
+        most = (memory - self.resident(0)) // (tree + max(extra) / trees)
+        return Plan(
+            tensor=self.mesh.shape['tensor'],
+            slots=self.slots(trees),
+            trees=trees,
+            most=max(trees, int(most)),
+            weights=self.weights,
+            tree=tree,
+            decode=held + extra[0],
+            score=held + extra[1],
+            flops=cost['flops'],
+            traffic=cost['bytes accessed'],
+            seconds=seconds,
+        )
+
+    def slots(self, trees: int) -> int:
+        """Sequences that a group decodes at once, as the engine chooses."""
+        cells = trees * self.settings.candidates
+        most = self.settings.slots or engine.default_slots(self.mesh)
+        return min(most, max(cells // 2, engine.FEW_SLOTS), cells)
+
+    def resident(self, trees: int) -> int:
+        """Bytes a chip of all that stays in memory with so many trees."""
+        return self.weights + _bytes((self._stops(), *self._policy(trees), *self._ppm(trees)))
+
+    def _decode(self, trees: int) -> jax.stages.Lowered:
+        f = devices.mapped(
+            decode.decode,
+            self.mesh,
+            8,
+            shared=(0, 1, 6, 7),
+            donate=(4, 5),
+            config=self.shape,
+            candidates=self.settings.candidates,
+            first_answer_only=self.settings.first_answer_only,
+        )
+        how = jax.tree.map(lambda x: self._whole((), x.dtype), sampling.Settings.of(self.settings))
+        iterations = self._whole((), jnp.int32)
+        prefix, path, cells, slots = self._policy(trees)
+        return f.lower(self.policy, self._stops(), prefix, path, cells, slots, how, iterations)
+
+    def _score(self, trees: int) -> jax.stages.Lowered:
+        names = {'config': self.shape, 'squash': 'tanh'}
+        f = devices.mapped(decode.score, self.mesh, 8, shared=(0,), donate=(3,), **names)
+        rows = max(1, engine.prefill_budget(self.mesh) // self.scored)
+        integers = devices.shapes(self.mesh, jnp.zeros, rows, jnp.int32)
+        tokens = devices.shapes(self.mesh, jnp.zeros, (rows, self.scored), jnp.int32)
+        prefix, path, cells = self._ppm(trees)
+        return f.lower(self.ppm, prefix, path, cells, integers, integers, tokens, integers)
+
+    def _policy(self, trees: int) -> tuple:
+        shape, kind, n = self.shape, jnp.bfloat16, self.settings.candidates
+        slots = self.slots(trees)
+        return (
+            devices.shapes(self.mesh, decode.empty_kv, shape, 1, 0, kind),
+            devices.shapes(self.mesh, decode.empty_path, shape, trees, self.path_length, kind),
+            devices.shapes(self.mesh, decode.empty_cells, shape, trees * n, self.step, kind),
+            devices.shapes(self.mesh, decode.empty_slots, shape, slots, self.step, kind),
+        )
+
+    def _ppm(self, trees: int) -> tuple:
+        shape, kind, n = self.shape, jnp.bfloat16, self.settings.candidates
+        return (
+            devices.shapes(self.mesh, decode.empty_kv, shape, 1, 0, kind),
+            devices.shapes(self.mesh, decode.empty_path, shape, trees, self.path_length, kind),
+            devices.shapes(self.mesh, decode.empty_kv, shape, trees * n, self.scored, kind),
+        )
+
+    def _stops(self) -> decode.Stops:
+        table = self._whole((MARK_STATES, self.shape.vocab_size), jnp.uint8)
+        return decode.Stops(
+            table, self._whole((MARK_STATES,), jnp.uint8), self._whole((), jnp.int32)
+        )
+
+    def _params(self, shapes: Any) -> Any:
+        places = sharding.shardings(shapes, self.mesh, self.shape)
+        return jax.tree.map(_placed, shapes, places)
+
+    def _whole(self, shape: tuple, dtype: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(self.mesh, P()))
+
+
+def _placed(shape: jax.ShapeDtypeStruct, where: NamedSharding) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=where)
+
+
+def _bytes(tree: Any) -> int:
+    """Bytes that the shapes of `tree` take on one chip."""
+
+    def one(leaf):
+        part = leaf.sharding.shard_shape(leaf.shape)
+        return leaf.dtype.itemsize * int(np.prod(part))
+
+    return sum(map(one, jax.tree.leaves(tree)))
+
+
+def _temporary(compiled: jax.stages.Compiled) -> int:
+    """Bytes a chip that a compiled function needs beyond its arguments."""
+    memory = compiled.memory_analysis()
+    made = memory.output_size_in_bytes - memory.alias_size_in_bytes
+    return made + memory.temp_size_in_bytes + memory.generated_code_size_in_bytes

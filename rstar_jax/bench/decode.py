@@ -1,0 +1,215 @@
+"""Decoding: tokens a second of the search's own loop, against transformers' generate.
+
+B sequences share a prompt of 256 tokens, and each draws new tokens at temperature 1 from the whole
+vocabulary, as the candidates of one node do. Ours is `search.decode.decode` on one device;
+theirs is `generate` with the same weights, on as many threads as there are cores, from a cache of
+the prompt that is computed beforehand. Neither prefill nor first runs count. The ratio is taken
+against transformers in the faster of float32 and bfloat16. `products_share_bN` is the time of the
+weights' products alone, in a row, over the time of a whole step: what is left is everything else.
+"""
+
+import copy
+import os
+import tempfile
+import time
+
+import numpy as np
+
+BATCHES = (1, 8, 64)
+DTYPES = ('float32', 'bfloat16')
+
+
+def run(
+    *,
+    model: str = 'smollm2-135m',
+    prompt: int = 256,
+    tokens: int = 32,
+    dtype: str = '',
+    repeats: int = 3,
+    compare: bool = True,
+    seed: int = 0,
+) -> dict[str, float]:
+    """Settings: model, a path, or the name of a published shape with random weights; prompt,
+    tokens, lengths; dtype, of ours, empty for what the device is fast at; repeats, the best counts.
+    """
+    policy = _policy(model, dtype, seed)
+    ids = np.random.default_rng(seed).integers(0, policy.config.vocab_size, prompt)
+    others = [_Transformers(policy, kind, ids, tokens) for kind in DTYPES] if compare else []
+    figures: dict[str, float] = {}
+    for batch in BATCHES:
+        ours = _Ours(policy, ids, batch, tokens)
+        # In turns, so that whatever else the machine does meets all.
+        rounds = [
+            (ours.step(), ours.products(), *(other.step(batch) for other in others))
+            for _ in range(repeats + 1)
+        ]
+        step, products, *theirs = (min(seconds) for seconds in zip(*rounds[1:]))
+        figures[f'tokens_per_second_b{batch}'] = batch / step
+        figures[f'products_share_b{batch}'] = products / step
+        for kind, seconds in zip(DTYPES, theirs):
+            figures[f'transformers_{kind}_b{batch}'] = batch / seconds
+        if theirs:
+            figures[f'ratio_vs_transformers_b{batch}'] = min(theirs) / step
+    return figures
+
+
+def _policy(model: str, dtype: str, seed: int):
+    import jax
+
+    from rstar_jax import models
+    from rstar_jax.models import published
+    from rstar_jax.models.checkpoint import default_dtype
+
+    dtype = dtype or default_dtype()
+    if os.path.exists(model):
+        return models.load(model, dtype)
+    shape = published.shape(model)
+    make = jax.jit(models.decoder.init_params, static_argnums=(0, 2))
+    return models.Policy(shape, None, make(shape, jax.random.key(seed), dtype))
+
+
+class _Ours:
+    """One tree of which all slots decode a candidate, again and again."""
+
+    def __init__(self, policy, ids: np.ndarray, batch: int, tokens: int):
+        import jax
+        import jax.numpy as jnp
+
+        from rstar_jax import parallel
+        from rstar_jax.search import decode, devices, sampling
+        from rstar_jax.search.config import Config
+
+        self._batch, self._tokens = batch, tokens
+        mesh = parallel.local_mesh(devices=jax.devices()[:1])
+        platform, kind = jax.default_backend(), policy.params['norm']['weight'].dtype
+        shape, self._params = decode.wide_embedding(platform, policy.config, policy.params)
+        stored = decode.cache_dtype(platform, kind)
+        self._prefix = devices.make(mesh, decode.empty_kv, shape, 1, 0, stored)
+        path = devices.make(mesh, decode.empty_path, shape, 1, len(ids), kind, stored)
+        state = tokens, kind, stored
+        self._cells = devices.make(mesh, decode.empty_cells, shape, batch, *state)
+        self._slots = devices.make(mesh, decode.empty_slots, shape, batch, *state)
+        vocab = shape.vocab_size
+        # No text is a mark: all run to their limit.
+        self._stops = decode.Stops(
+            jnp.zeros((1, vocab), jnp.uint8), jnp.zeros(1, jnp.uint8), np.int32(vocab)
+        )
+        extend = devices.mapped(decode.extend, mesh, 7, shared=(0,), donate=(2,), config=shape)
+        one = np.zeros(1, np.int32)
+        arguments = (one, ids[None].astype(np.int32), one + len(ids), one)
+        self._path = extend(self._params, self._prefix, path, *arguments)
+        self._open = devices.mapped(decode.open_cells, mesh, 3, donate=(0,))
+        self._decode = devices.mapped(
+            decode.decode,
+            mesh,
+            8,
+            shared=(0, 1, 6, 7),
+            donate=(4, 5),
+            config=shape,
+            candidates=batch,
+            first_answer_only=False,
+        )
+        self._products = jax.jit(_products, static_argnums=2)
+        self._sampling = sampling.Settings.of(Config(temperature=1.0))
+
+    def step(self) -> float:
+        """Seconds of one step of all sequences."""
+        import jax
+
+        batch, limit = self._batch, np.int32(self._tokens)
+        keys = np.arange(2 * batch, dtype=np.uint32).reshape(batch, 2)
+        cells = self._open(self._cells, np.ones(batch, bool), keys)
+        state = jax.block_until_ready((cells, self._slots))
+        start = time.perf_counter()
+        self._cells, self._slots, done = self._decode(
+            self._params, self._stops, self._prefix, self._path, *state, self._sampling, limit
+        )
+        computed = np.asarray(done)[0]
+        seconds = time.perf_counter() - start
+        if computed.tolist() != [limit, limit * batch]:
+            raise RuntimeError(f'decoded {computed} of {limit} steps of {batch} sequences')
+        return seconds / self._tokens
+
+    def products(self) -> float:
+        """Seconds of the products that a step consists of, and nothing else."""
+        import jax
+
+        start = time.perf_counter()
+        jax.block_until_ready(self._products(self._params, self._tokens, self._batch))
+        return (time.perf_counter() - start) / self._tokens
+
+
+def _products(params, times, batch):
+    """Multiplies [batch, in] by each weight once, `times` times, one product after another."""
+    import jax
+    import jax.numpy as jnp
+
+    from rstar_jax.models import decoder
+
+    # What looks up tokens is a product only where it serves as the output as well.
+    table = params['output'] if 'output' in params else params['embed']
+    weights = [w for w in jax.tree.leaves((params['layers'], table)) if w.ndim == 2]
+
+    def once(_, carry):
+        for weight in weights:
+            x = jnp.full((batch, weight.shape[1]), carry, weight.dtype)
+            # Else the compiler computes only what is used of a product.
+            y = decoder.matmul(jax.lax.optimization_barrier(x), weight)
+            carry = jax.lax.optimization_barrier(y)[0, 0]
+        return carry
+
+    return jax.lax.fori_loop(0, times, once, jnp.float32(0))
+
+
+class _Transformers:
+    """transformers' generate with the policy's weights in one dtype."""
+
+    def __init__(self, policy, dtype: str, ids: np.ndarray, tokens: int):
+        import torch
+        import transformers
+
+        from rstar_jax import models
+
+        transformers.logging.set_verbosity_error()
+        transformers.logging.disable_progress_bar()
+        torch.set_num_threads(os.cpu_count() or 1)
+        with tempfile.TemporaryDirectory() as folder:
+            models.save(models.Policy(policy.config, None, policy.params), folder)
+            self._network = transformers.AutoModelForCausalLM.from_pretrained(
+                folder, dtype=getattr(torch, dtype)
+            ).eval()
+        self._ids, self._tokens = torch.tensor(ids)[None], tokens
+        with torch.inference_mode():
+            self._cache = self._network(self._ids[:, :-1], use_cache=True).past_key_values
+
+    def step(self, batch: int) -> float:
+        """Seconds of one step of all sequences, by the clock at the ends of the first and last."""
+        import torch
+        import transformers
+
+        stamps = []
+
+        class Clock(transformers.StoppingCriteria):
+            def __call__(self, ids, scores, **_):
+                stamps.append(time.perf_counter())
+                return torch.zeros(len(ids), dtype=torch.bool)
+
+        cache = copy.deepcopy(self._cache)
+        cache.batch_repeat_interleave(batch)
+        with torch.inference_mode():
+            self._network.generate(
+                self._ids.repeat(batch, 1),
+                attention_mask=torch.ones(batch, self._ids.shape[1], dtype=torch.long),
+                past_key_values=cache,
+                max_new_tokens=self._tokens,
+                eos_token_id=None,
+                pad_token_id=0,
+                do_sample=True,
+                temperature=1.0,
+                top_k=0,
+                top_p=1.0,
+                stopping_criteria=[Clock()],
+            )
+        if len(stamps) != self._tokens:
+            raise RuntimeError(f'transformers generated {len(stamps)} of {self._tokens} tokens')
+        return (stamps[-1] - stamps[0]) / (self._tokens - 1)

@@ -13,7 +13,6 @@ is skipped, an incomplete one goes on (`ledger`), so killing a run loses at most
 """
 
 import contextlib
-import math
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -274,10 +273,10 @@ def _training_progress(
 
     def progress(now: dict[str, float]) -> None:
         stage.beat()
-        line.show(
-            f'step {now["step"]}/{now["steps"]}, loss {now.get("loss", math.nan):.3f}, '
-            f'{now["tokens_per_second"]:.0f} tokens/s, {_times(now)}'
-        )
+        figures = [f'step {now["step"]}/{now["steps"]}']
+        if 'loss' in now:  # after the first step
+            figures += [f'loss {now["loss"]:.3f}', f'{now["tokens_per_second"]:.0f} tokens/s']
+        line.show(', '.join([*figures, _times(now)]))
         round_.events.add(f'round{round_.number}/{name}', now, int(now['step']))
 
     return progress

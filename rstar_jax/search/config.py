@@ -23,6 +23,8 @@ class Config:
       prompt: 'sft' or 'few_shot'.
       step_tokens: longest step, in tokens (T).
       temperature: of sampling; 0 takes the likeliest token.
+      top_k, top_p, min_p: which tokens may be sampled at all, see `sampling.Settings`; the paper
+        samples from the whole distribution.
       answers_kept: 'first', where some candidate ends in an answer the first such is the only
         child; 'all', every candidate is a child (the paper's text).
       unvisited_value: UCT of a child that was never visited.
@@ -47,6 +49,9 @@ class Config:
     prompt: str = 'sft'
     step_tokens: int = 256
     temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
     answers_kept: str = 'first'
     unvisited_value: float = 0.0
     slots: int = 0
@@ -65,6 +70,13 @@ class Config:
                 raise UserError(f'--config.search.{name}={getattr(self, name)}: needs at least 1')
         if self.temperature < 0:
             raise UserError(f'--config.search.temperature={self.temperature}: needs at least 0')
+        if self.top_k < 0:
+            raise UserError(f'--config.search.top_k={self.top_k}: needs at least 0 (all tokens)')
+        for name in ('top_p', 'min_p'):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(
+                    f'--config.search.{name}={getattr(self, name)}: needs a number from 0 to 1'
+                )
         if self.answers_kept not in ('first', 'all'):
             raise UserError(
                 f'--config.search.answers_kept={self.answers_kept!r}: expected first or all'

@@ -171,7 +171,7 @@ def decode(
     path: Path,
     cells: Cells,
     slots: Slots,
-    temperature: jax.Array,
+    settings: sampling.Settings,
     iterations: jax.Array,
     *,
     config,
@@ -190,7 +190,7 @@ def decode(
         cells, slots, done, computed = carry
         cells, slots = _refill(cells, slots, path, candidates)
         live = slots.cell != FREE
-        cells, slots, token, kind = _sample(network, stops, cells, slots, live, temperature, limit)
+        cells, slots, token, kind = _sample(network, stops, cells, slots, live, settings, limit)
         slots = _run_token(network, prefix, path, slots, token, live, candidates)
         cells, slots = _retire(cells, slots, live, kind)
         if first_answer_only:
@@ -225,7 +225,7 @@ def _refill(cells: Cells, slots: Slots, path: Path, candidates: int) -> tuple[Ce
     return cells.replace(state=state), slots
 
 
-def _sample(network, stops: Stops, cells: Cells, slots: Slots, live, temperature, limit: int):
+def _sample(network, stops: Stops, cells: Cells, slots: Slots, live, settings, limit: int):
     """Samples each live slot's next token and notes it in its cell."""
     logits = network.head(slots.hidden).astype(jnp.float32)
     padding = -logits.shape[1] % sampling.BLOCK
@@ -233,7 +233,7 @@ def _sample(network, stops: Stops, cells: Cells, slots: Slots, live, temperature
     logits = jnp.where(jnp.arange(logits.shape[1]) < stops.vocab, logits, -jnp.inf)
     cell = jnp.maximum(slots.cell, 0)
     u = sampling.uniforms(cells.keys[cell], slots.length)
-    token = sampling.sample(logits, u, temperature)
+    token = sampling.sample(logits, u, settings)
     mark = stops.next[slots.mark, token]
     length = slots.length + live
     kind = jnp.where(length >= limit, jnp.uint8(marks.LIMIT), jnp.uint8(marks.NONE))

@@ -25,7 +25,7 @@ from jax.sharding import PartitionSpec as P
 
 from rstar_jax import steps
 from rstar_jax.errors import UserError
-from rstar_jax.search import decode, devices
+from rstar_jax.search import decode, devices, memory, sampling
 from rstar_jax.search.config import Config
 from rstar_jax.steps import marks
 
@@ -34,8 +34,6 @@ PREFILL_LENGTHS = (32, 128)
 PATH_UNIT = 256
 # Room behind a step's tokens for the executor's output, in the PPM's cells.
 OUTPUT_ROOM = 64
-# So few slots are all used at once, as fewer would be hardly faster.
-FEW_SLOTS = 16
 # A prefix that all prompts share is computed once if it is at least this long.
 SHARED_PREFIX = 64
 
@@ -93,7 +91,12 @@ class _Model:
         self.shared = 0
         self.segments: collections.deque[_Segment] = collections.deque()
         self.appends: list[tuple[int, int, int, int]] = []
+        self.cell_length = cells_kv_length
         self.longest_write = max(cells_kv_length, PREFILL_LENGTHS[-1])
+
+    @property
+    def network(self) -> memory.Network:
+        return memory.Network(self.config, self.dtype, self.kv_dtype, self.cell_length)
 
     def decoder_params(self):
         return self.params.get('decoder', self.params)
@@ -120,14 +123,6 @@ class Engine:
         self.platform = mesh.devices.flat[0].platform
         self.devices = mesh.shape['data']
         n = config.candidates
-        self.slot_count = config.slots or default_slots(mesh)
-        in_flight = config.trees_in_flight or max(1, -(-3 * self.slot_count // n))
-        self.trees = min(in_flight, -(-trees // self.devices))
-        # Half of what the trees can fill: the other half waits, so that no slot does.
-        cells = self.trees * n
-        self.slot_count = min(self.slot_count, max(cells // 2, FEW_SLOTS), cells)
-        self.rows = self.devices * self.trees
-        self.state = [_Row() for _ in range(self.rows)]
         self.texts = steps.token_bytes(self.tokenizer, policy.config.vocab_size)
         self.stops = self.place(self._stops(policy.config))
         self.policy = _Model(self, policy.config, policy.params, config.step_tokens)
@@ -136,10 +131,22 @@ class Engine:
             self.squash = ppm.squash
             self.ppm_length = config.step_tokens + OUTPUT_ROOM
             self.ppm = _Model(self, ppm.config, ppm.params, self.ppm_length)
+        self.models = [self.policy] + ([self.ppm] if self.ppm else [])
+        self.plan = memory.plan(
+            config,
+            [model.network for model in self.models],
+            mesh,
+            -(-trees // self.devices),
+            prefill_budget(mesh),
+            default_slots(mesh),
+        )
+        self.trees, self.slot_count = self.plan.trees, self.plan.slots
+        self.rows = self.devices * self.trees
+        self.state = [_Row() for _ in range(self.rows)]
+        if self.ppm is not None:
             self.ppm_cells = self.zeros(
                 decode.empty_kv, ppm.config, self.trees * n, self.ppm_length, self.ppm.kv_dtype
             )
-        self.models = [self.policy] + ([self.ppm] if self.ppm else [])
         state = config.step_tokens, self.policy.dtype, self.policy.kv_dtype
         self.cells = self.zeros(decode.empty_cells, policy.config, self.trees * n, *state)
         self.slots = self.zeros(decode.empty_slots, policy.config, self.slot_count, *state)
@@ -149,7 +156,7 @@ class Engine:
         self.opened = np.zeros(self.rows * n, bool)
         self.keys = np.zeros((self.rows * n, 2), np.uint32)
         self.counters = collections.Counter()
-        self.temperature = np.float32(config.temperature)
+        self.sampling = sampling.Settings.of(config)
         self._share_prefix(self.policy, prompts)
         for model in self.models:
             self._reserve(model, max(map(len, prompts)) - model.shared)
@@ -279,7 +286,7 @@ class Engine:
             self.policy.path,
             self.cells,
             self.slots,
-            self.temperature,
+            self.sampling,
             np.int32(self.config.chunk),
         )
         # Copies: the next call donates the cells.

@@ -188,6 +188,7 @@ def run(
         mesh = mesh or parallel.local_mesh(tensor=config.tensor)
         prompts = [task.tokens[0] for task in tasks]
         expander = Engine(policy, ppm, config, mesh, len(tasks), prompts)
+        _announce(f'search: {expander.plan}')
     with contextlib.ExitStack() as stack:
         workers = workers or stack.enter_context(Workers.start(config))
         yield from _Search(tasks, expander, config, workers, progress).run()

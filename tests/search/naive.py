@@ -15,11 +15,11 @@ LENGTH = 160
 
 
 @jax.jit
-def _pick(logits, key, position, vocab, temperature):
+def _pick(logits, key, position, vocab, settings):
     logits = jnp.where(jnp.arange(len(logits)) < vocab, logits, -jnp.inf)
     logits = jnp.pad(logits, (0, -len(logits) % 128), constant_values=-jnp.inf)
     u = sampling.uniforms(key[None], jnp.asarray([position]))
-    return sampling.sample(logits[None], u, temperature)[0]
+    return sampling.sample(logits[None], u, settings)[0]
 
 
 class Naive:
@@ -63,7 +63,7 @@ class Naive:
                         key,
                         len(tokens),
                         len(self.policy.tokenizer),
-                        jnp.float32(self.config.temperature),
+                        sampling.Settings.of(self.config),
                     )
                 )
             )

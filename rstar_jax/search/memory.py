@@ -1,0 +1,166 @@
+"""How many trees a device has room for, and how many slots they can keep busy.
+
+Weights are on the device already; what is counted here comes on top. A tree takes its longest path
+and the cells of its candidates, for the policy and for the PPM, a slot one step, and one call of
+the prefill its scores against the longest path. Lengths are the longest that the settings allow,
+so that a search that began does not run out of memory in the middle.
+"""
+
+import dataclasses
+import os
+
+import jax
+import numpy as np
+
+from rstar_jax.errors import UserError
+from rstar_jax.search import decode
+from rstar_jax.search.tree import init
+
+GIB = 2**30
+MARGIN = 0.9  # of the free memory; the rest is for what compiled functions work with
+# So few slots are all used at once, as fewer would be hardly faster.
+FEW_SLOTS = 16
+TREES_FOR_SLOTS = 3  # as many trees in flight as fill the slots this many times
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """What of a model matters here: its models.Config, dtypes, and the length of its cells."""
+
+    config: object
+    dtype: object
+    kv_dtype: object
+    cell: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What one device (or group of devices that share the weights) works on.
+
+    Attributes:
+      trees: in flight (G).
+      slots: sequences decoded at once (B).
+      tree, slot, prefill: bytes of each tree, of each slot, and of one call of the prefill.
+      free: bytes that are free on the device now.
+    """
+
+    trees: int
+    slots: int
+    tree: int
+    slot: int
+    prefill: int
+    free: int
+
+    @property
+    def most(self) -> int:
+        """Bytes, when all paths are at their longest."""
+        return self.trees * self.tree + self.slots * self.slot + self.prefill
+
+    def __str__(self) -> str:
+        return (
+            f'{self.trees} trees in flight and {self.slots} slots on each device: at most '
+            f'{self.most / GIB:.2f} of {self.free / GIB:.2f} GiB free'
+        )
+
+
+def plan(config, networks: list[Network], mesh, trees: int, budget: int, slots: int) -> Plan:
+    """Chooses the trees in flight and the slots of each device.
+
+    Args:
+      config: search.Config; `slots` and `trees_in_flight` are taken as they are where not 0.
+      networks: of the policy, and of the PPM if there is one.
+      mesh: local mesh (data, tensor).
+      trees: that each device is to search in all; there is no room needed for more.
+      budget: tokens of one prefill call.
+      slots: that keep a device busy.
+
+    Raises:
+      UserError: not one tree fits, or not those that the settings ask for.
+    """
+    n = config.candidates
+    split = mesh.shape['tensor']
+    tree, slot, prefill = (
+        sum(part(config, network) // _share(network, split) for network in networks)
+        for part in (
+            _tree_bytes,
+            _slot_bytes,
+            lambda c, network: _prefill_bytes(c, network, budget),
+        )
+    )
+    tree += _size(jax.eval_shape(lambda: init(1, config.nodes)))
+    free = free_bytes(mesh)
+    room = MARGIN * free - prefill
+    slots = config.slots or slots
+    wanted = config.trees_in_flight or max(1, -(-TREES_FOR_SLOTS * slots // n))
+    wanted = min(wanted, trees)
+    # A tree and the slots that it can fill, or as many slots as were asked for.
+    each = tree + (0 if config.slots else max(1, n // 2) * slot)
+    fitting = int((room - config.slots * slot) // each)
+    possible = min(wanted, fitting)
+    if possible < 1 or (config.trees_in_flight and possible < wanted):
+        need = prefill + config.slots * slot + max(1, config.trees_in_flight and wanted) * each
+        raise UserError(
+            f'search: {max(1, config.trees_in_flight and wanted)} trees in flight need '
+            f'{need / MARGIN / GIB:.2f} GiB beside the weights, and {free / GIB:.2f} GiB are free '
+            'on a device: lower --config.search.path_tokens, step_tokens or candidates, or raise '
+            '--config.search.tensor to share the model among devices'
+        )
+    # Half of what the trees can fill: the other half waits, so that no slot does.
+    cells = possible * n
+    slots = min(slots, max(cells // 2, FEW_SLOTS), cells)
+    return Plan(possible, slots, tree, slot, prefill, free)
+
+
+def free_bytes(mesh) -> int:
+    """Bytes that are free on the device that has the fewest; of the host's, each CPU a share."""
+    local = list(mesh.devices.flat)
+    if local[0].platform == 'cpu':
+        return _host_bytes() // len(local)
+    stats = [device.memory_stats() or {} for device in local]
+    return min(s.get('bytes_limit', 0) - s.get('bytes_in_use', 0) for s in stats)
+
+
+def _host_bytes() -> int:
+    try:
+        with open('/proc/meminfo', encoding='ascii') as file:
+            rows = dict(line.split(':', 1) for line in file)
+        return int(rows['MemAvailable'].split()[0]) * 1024
+    except (OSError, KeyError):  # no Linux: half of all
+        return os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') // 2
+
+
+def _share(network: Network, split: int) -> int:
+    """Into how many parts the keys and values of a network are cut over its devices."""
+    return split if network.config.num_kv_heads % split == 0 else 1
+
+
+def _tree_bytes(config, network: Network) -> int:
+    def state():
+        dtypes = network.dtype, network.kv_dtype
+        path = decode.empty_path(network.config, 1, _longest_path(config, network), *dtypes)
+        return path, decode.empty_cells(network.config, config.candidates, network.cell, *dtypes)
+
+    return _size(jax.eval_shape(state))
+
+
+def _slot_bytes(config, network: Network) -> int:
+    def state():
+        dtypes = network.dtype, network.kv_dtype
+        return decode.empty_slots(network.config, 1, config.step_tokens, *dtypes)
+
+    # Logits, their weights, and a copy while they are summed.
+    return _size(jax.eval_shape(state)) + 3 * 4 * network.config.vocab_size
+
+
+def _prefill_bytes(config, network: Network, budget: int) -> int:
+    shape = network.config
+    scores = 2 * shape.num_heads * _longest_path(config, network)
+    return 4 * budget * (scores + 3 * shape.mlp_dim + 8 * shape.embed_dim)
+
+
+def _longest_path(config, network: Network) -> int:
+    return config.path_tokens + network.cell
+
+
+def _size(tree) -> int:
+    return sum(int(np.prod(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree))

@@ -1,0 +1,69 @@
+"""The plan of a device's memory: what it counts is what the arrays take, and it never overdraws."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from rstar_jax import parallel
+from rstar_jax.errors import UserError
+from rstar_jax.models.config import Config as Shape
+from rstar_jax.search import decode, memory
+from rstar_jax.search.config import Config
+
+SHAPE = Shape(
+    family='qwen2',
+    vocab_size=512,
+    embed_dim=64,
+    mlp_dim=128,
+    num_layers=2,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=16,
+)
+NETWORK = memory.Network(SHAPE, np.dtype('float32'), np.dtype('float32'), 32)
+CONFIG = Config(rollouts=2, candidates=4, max_depth=3, step_tokens=32, path_tokens=128)
+
+
+@pytest.fixture
+def mesh():
+    return parallel.local_mesh(devices=jax.local_devices()[:1])
+
+
+def plan(mesh, free, monkeypatch, trees=1000, networks=1, **changes):
+    monkeypatch.setattr(memory, 'free_bytes', lambda mesh: free)
+    config = dataclasses.replace(CONFIG, **changes)
+    return memory.plan(config, [NETWORK] * networks, mesh, trees, budget=64, slots=64)
+
+
+def test_a_tree_takes_what_its_arrays_take(mesh, monkeypatch):
+    one = plan(mesh, 2**30, monkeypatch)
+    kv = [np.float32] * 2
+    path = decode.empty_path(SHAPE, 1, 160, *kv)
+    cells = decode.empty_cells(SHAPE, 4, 32, *kv)
+    arrays = sum(x.nbytes for x in jax.tree.leaves((path, cells)))
+    assert 0 < one.tree - arrays < 5000  # the tree's own statistics
+    assert plan(mesh, 2**30, monkeypatch, networks=2).tree - one.tree == arrays
+
+
+@pytest.mark.parametrize('free', [3e6, 5e6, 1e7, 3e7])
+def test_never_more_than_is_free(mesh, monkeypatch, free):
+    small = plan(mesh, int(free), monkeypatch)
+    assert 1 <= small.trees <= 48 and small.most <= free
+    assert small.slots <= small.trees * CONFIG.candidates
+
+
+def test_as_many_trees_as_keep_the_slots_busy(mesh, monkeypatch):
+    roomy = plan(mesh, 2**34, monkeypatch)
+    assert (roomy.trees, roomy.slots) == (3 * 64 // 4, 64)
+    assert plan(mesh, 2**34, monkeypatch, trees=6).trees == 6
+    asked = plan(mesh, 2**34, monkeypatch, slots=10, trees_in_flight=7)
+    assert (asked.trees, asked.slots) == (7, 10)
+
+
+def test_no_room_is_one_clear_error(mesh, monkeypatch):
+    with pytest.raises(UserError, match=r'1 trees in flight need .* GiB .*search.path_tokens'):
+        plan(mesh, 6 * 10**5, monkeypatch)
+    with pytest.raises(UserError, match='500 trees in flight need'):
+        plan(mesh, 10**7, monkeypatch, trees_in_flight=500)

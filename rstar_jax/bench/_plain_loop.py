@@ -1,0 +1,198 @@
+"""Search speed of a plain loop, which does what the released code does: the baseline of `search`.
+
+    all trees in lock-step:  whole prompts --prefill, once a node--> batch of trees x candidates
+        -> decoded until the longest has ended -> all programs run, the device idle
+        -> whole partial solutions --PPM--> scores -> every tree walks on
+
+Nothing computed for a step is kept for the next one. Decoder, sampler and sampling keys are those
+of the engine, so both grow the same trees; the n candidates of a node attend to one copy of its
+prompt, and a batch shrinks (by halves) when trees are finished. What differs is that every prompt
+and every partial solution is computed anew, and who waits for whom.
+"""
+
+import collections
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+
+from rstar_jax import models
+from rstar_jax.search import decode, engine, runner, sampling
+from rstar_jax.search.config import Config
+from rstar_jax.search.record import Record
+from rstar_jax.steps import marks
+
+# Prompts and partial solutions are padded to multiples of these, so that few sizes are compiled.
+PATH_UNIT = 256
+SCORED_UNIT = 64
+# Tokens of one call of the PPM: enough for products at full speed.
+SCORED_TOKENS = 2048
+
+
+class Plain:
+    """The expander of `LockStep`: has the calls of `search.engine.Engine` that the loop needs.
+
+    Args:
+      policy: models.Policy.
+      ppm: models.PPM or None.
+      config: what is searched.
+      mesh: local mesh of one device.
+      trees: all trees, which are in flight at once.
+      prompts: not looked at.
+    """
+
+    def __init__(
+        self,
+        policy: models.Policy,
+        ppm: models.PPM | None,
+        config: Config,
+        mesh: jax.sharding.Mesh,
+        trees: int,
+        prompts: list[list[int]],
+    ):
+        del prompts
+        self.mesh, self.config, self.policy, self.ppm = mesh, config, policy, ppm
+        self.rows = self.trees = trees
+        self.has_ppm = ppm is not None
+        # For its table of marks and its texts of tokens; it holds no tree.
+        self._engine = engine.Engine(policy, None, config, mesh, 1, [[0]])
+        self.encode = self._engine.encode
+        self.counters: collections.Counter = collections.Counter()
+        self._asked: dict[int, tuple[Any, str]] = {}
+        self._paths: dict[int, list[int]] = {}
+        # The memory of the step before, to be written over.
+        self._path: Any = None
+        self._cells: Any = None
+        self._slots: Any = None
+
+    def start(self, row: int, task: Any) -> None:
+        """Nothing is kept for a tree, so there is nothing to forget."""
+
+    def expand(self, row: int, task: Any, nodes: list[int], tag: str) -> None:
+        """Asks for the candidates of the last of `nodes` (root to cursor)."""
+        self._asked[row] = task, tag
+        self._paths[row] = [token for node in nodes for token in task.tokens[node]]
+
+    def sample(self) -> list[engine.Ended]:
+        """Samples all candidates that were asked for, and returns when the longest has ended."""
+        asked, n = self._asked, self.config.candidates
+        rows, self._asked = list(asked), {}
+        trees = self.trees
+        while trees // 2 >= len(rows):
+            trees //= 2
+        self._prefill(trees, [self._paths[row] for row in rows])
+        keys = np.zeros((trees * n, 2), np.uint32)
+        places = [(row, candidate) for row in rows for candidate in range(n)]
+        for cell, (row, candidate) in enumerate(places):
+            task, tag = asked[row]
+            keys[cell] = decode.sampling_key(task.seed, *task.key, tag, candidate)
+        cells = self._decode(keys, np.arange(len(keys)) < len(places))
+        return [self._ended(cells, cell, *place) for cell, place in enumerate(places)]
+
+    def scores(self, requests: list[tuple[int, Any]]) -> list[float]:
+        """PPM scores of children, each computed from its prompt's first token."""
+        texts = [[*self._paths[row], *child.tokens] for row, child in requests]
+        order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
+        found = np.zeros(len(texts))
+        while order:
+            length = _round_up(len(texts[order[-1]]), SCORED_UNIT)
+            count = max(1, SCORED_TOKENS // length)
+            batch, order = order[-count:], order[:-count]
+            tokens, lengths = np.zeros((count, length), np.int32), np.ones(count, np.int32)
+            for i, which in enumerate(batch):
+                lengths[i] = len(texts[which])
+                tokens[i, : lengths[i]] = texts[which]
+            self.counters['ppm_computed'] += sum(len(texts[which]) for which in batch)
+            found[batch] = np.asarray(self.ppm.scores(tokens, lengths))[: len(batch)]
+        return found.tolist()
+
+    def _prefill(self, trees: int, prompts: list[list[int]]) -> None:
+        """Computes whole prompts, in pieces of as many tokens as the engine computes at once."""
+        model, piece = self._engine.policy, engine.PREFILL_LENGTHS[-1]
+        # Pieces are written whole, padding included: they need room behind the last prompt.
+        need = _round_up(max(map(len, prompts)) + piece, PATH_UNIT)
+        have = self._path.kv[0][0].shape if self._path else (0, 0, 0, 0)
+        if have[0] != trees or have[2] < need:
+            need = max(need, have[2])
+            self._path = decode.empty_path(model.config, trees, need, model.dtype, model.kv_dtype)
+        count = max(1, engine.prefill_budget(self.mesh) // piece)
+        for start in range(0, max(map(len, prompts)), piece):
+            longer = [i for i, prompt in enumerate(prompts) if len(prompt) > start]
+            for first in range(0, len(longer), count):
+                self._extend(prompts, longer[first : first + count], start, count)
+        self.counters['policy_computed'] += sum(map(len, prompts))
+
+    def _extend(self, prompts, members: list[int], start: int, count: int) -> None:
+        pieces = [prompts[i][start : start + engine.PREFILL_LENGTHS[-1]] for i in members]
+        longest = max(map(len, pieces))
+        length = next(size for size in engine.PREFILL_LENGTHS if size >= longest)
+        tokens, counts = np.zeros((count, length), np.int32), np.zeros(count, np.int32)
+        trees = np.full(count, self._path.length.shape[0], np.int32)
+        for i, piece in enumerate(pieces):
+            trees[i], counts[i], tokens[i, : len(piece)] = members[i], len(piece), piece
+        starts, model = np.full(count, start, np.int32), self._engine.policy
+        arguments = (model.params, model.prefix, self._path, trees, tokens, counts, starts)
+        self._path = _extended(*arguments, config=model.config)
+
+    def _decode(self, keys: np.ndarray, opened: np.ndarray) -> decode.Cells:
+        model, limit = self._engine.policy, self.config.step_tokens
+        if self._cells is None or self._cells.state.shape[0] != len(keys):
+            state = model.config, len(keys), limit, model.dtype, model.kv_dtype
+            self._cells = decode.empty_cells(*state)
+            self._slots = decode.empty_slots(*state)
+        self._cells, self._slots, stats = _decoded(
+            model.params,
+            self._engine.stops,
+            model.prefix,
+            self._path,
+            _opened(self._cells, opened, keys),
+            self._slots,
+            sampling.Settings.of(self.config),
+            np.int32(limit),
+            config=model.config,
+            candidates=self.config.candidates,
+            first_answer_only=False,
+        )
+        iterations, computed = np.asarray(stats)[0].tolist()
+        self.counters['iterations'] += iterations
+        self.counters['slot_steps'] += iterations * len(keys)
+        self.counters['live_slot_steps'] += computed
+        self.counters['policy_computed'] += computed
+        return jax.device_get(self._cells.replace(kv=None, hidden=None))
+
+    def _ended(self, cells: decode.Cells, cell: int, row: int, candidate: int) -> engine.Ended:
+        count, kind = int(cells.length[cell]), int(cells.end[cell])
+        self.counters['sampled'] += count
+        tokens = cells.tokens[cell, : count - (kind == marks.EOS)].tolist()
+        text = b''.join(self._engine.texts[t] for t in tokens).decode('utf-8', errors='replace')
+        return engine.Ended(row, candidate, text, tokens, kind, count)
+
+
+class LockStep(runner._Search):
+    """The search loop without anything beside anything: sample, run, score, walk, for all trees."""
+
+    expander = Plain
+
+    def run(self) -> Iterator[Record]:
+        self._fill()
+        while self.tasks:
+            for ended in self.expander.sample():
+                self._judge(ended)
+            while not all(map(self._ready, self.tasks.values())):
+                self._await_workers()
+            yield from self._grow(list(self.tasks))
+
+
+# What is donated is replaced by the result at once.
+_opened = jax.jit(decode.open_cells, donate_argnums=(0,))
+_extended = jax.jit(decode.extend, static_argnames=('config',), donate_argnums=(2,))
+_decoded = jax.jit(
+    decode.decode,
+    static_argnames=('config', 'candidates', 'first_answer_only'),
+    donate_argnums=(4, 5),
+)
+
+
+def _round_up(count: int, unit: int) -> int:
+    return -(-count // unit) * unit

@@ -1,0 +1,211 @@
+"""Whole searches: trees a minute, what is computed twice, what waits; against a plain loop.
+
+Without --model a tiny model is made and trained on demonstrations (a minute), and searches word
+problems; with one (Hugging Face folder, hub name or .gguf), --problems names its problems. The PPM
+is the policy's decoder with a random value head: its scores mean nothing, its work is the same.
+
+    policy_tokens_per_unique   positions that the policy was run on / each tree's prompt, every
+                               sampled token and every output of a kept node, each once
+    ppm_tokens_per_unique      the same for the PPM / each prompt and each scored node once
+    slot_use                   slots with a candidate that is being written / slot-steps
+    device_wait_share          time in which nothing is left to decode until some program has run
+    tree_ops_share             time in walk, expansion and backup
+    compiles_after_warmup      in the measured search, after one over --warmup other problems
+    ratio_vs_plain_loop        trees a minute against `_plain_loop`, same problems, same run
+
+Seconds spent in compiling are not counted, on neither side.
+"""
+
+import collections
+import contextlib
+import tempfile
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+
+from rstar_jax import data, models, parallel, search, training
+from rstar_jax.bench import _plain_loop
+from rstar_jax.data import arithmetic
+from rstar_jax.errors import UserError
+from rstar_jax.models import tiny
+from rstar_jax.search import engine, runner
+
+COMPILE_EVENTS = (
+    '/jax/core/compile/backend_compile_duration',
+    '/jax/core/compile/jaxpr_to_mlir_module_duration',
+)
+# How the tiny model is trained: enough to write steps that run, and to be right now and then.
+DEMONSTRATIONS = 6400
+TRAINING = {'epochs': 1, 'batch_size': 32, 'length': 256, 'micro_batch': 16, 'learning_rate': 3e-3}
+
+
+def run(
+    *,
+    model: str = '',
+    problems: str = '',
+    count: int = 16,
+    warmup: int = 16,
+    rollouts: int = 4,
+    candidates: int = 8,
+    step_tokens: int = 256,
+    error_threshold: int = 2,
+    temperature: float = 0.7,
+    ppm: bool = True,
+    plain: bool = True,
+    slots: int = 0,
+    trees_in_flight: int = 0,
+    dtype: str = '',
+    seed: int = 0,
+) -> dict[str, float]:
+    """Settings: count, problems measured, one tree each; warmup, problems searched before, the next
+    ones of the file; plain, whether the plain loop runs, too. The others are those of a search.
+    """
+    if count < 1 or warmup < 0:
+        raise UserError(f'--count={count} --warmup={warmup}: needs at least 1 and at least 0')
+    policy, found = _given(model, problems, count + warmup, dtype)
+    if len(found) < count + warmup:
+        raise UserError(
+            f'--problems={problems}: holds {len(found)}, needs {count} measured and {warmup} before'
+        )
+    config = search.Config(
+        rollouts=rollouts,
+        candidates=candidates,
+        step_tokens=step_tokens,
+        error_threshold=error_threshold,
+        temperature=temperature,
+        prompt='few_shot' if model else 'sft',
+        slots=slots,
+        trees_in_flight=trees_in_flight,
+    )
+    scorer = _random_ppm(policy, seed) if ppm else None
+
+    def measured(kind, chosen):
+        # Workers remember what they ran: each search gets new ones.
+        with search.Workers.start(config) as workers:
+            return _Run(kind, policy, scorer, config, workers, chosen, seed)
+
+    if warmup:
+        measured(_Ours, found[count:])
+    ours = measured(_Ours, found[:count])
+    figures = ours.figures(ppm) | {'compiles_after_warmup': ours.compiles}
+    if plain:
+        theirs = measured(_plain_loop.LockStep, found[:count])
+        figures['ratio_vs_plain_loop'] = theirs.seconds / ours.seconds
+        figures |= {f'plain_{key}': value for key, value in theirs.figures(ppm).items()}
+    return figures
+
+
+class _Ours(runner._Search):
+    """The search as it is."""
+
+    expander = engine.Engine
+
+
+def _given(model: str, problems: str, count: int, dtype: str) -> tuple[models.Policy, list[dict]]:
+    if bool(model) != bool(problems):
+        raise UserError('bench search: give both --model and --problems, or neither')
+    if model:
+        return models.load(model, dtype or None), data.load_problems(problems, count)
+    world = arithmetic.world(DEMONSTRATIONS, train=count, test=0)
+    settings = training.default_sft()
+    settings.update(TRAINING)
+    with tempfile.TemporaryDirectory() as folder:
+        start = tiny.policy(arithmetic.vocabulary())
+        policy, _ = training.sft(start, world.demonstrations, settings, folder)
+    return policy, world.train
+
+
+def _random_ppm(policy: models.Policy, seed: int) -> models.PPM:
+    scorer = models.init_ppm(policy, seed)
+    dim = policy.config.embed_dim
+    weight = np.random.default_rng(seed).standard_normal((1, dim), np.float32) / dim**0.5
+    scorer.params['value_head']['weight'] = jax.numpy.asarray(weight)
+    return scorer
+
+
+class _Run:
+    """One search, done: its records, tasks, counters and times (seconds, without compiling)."""
+
+    def __init__(self, kind, policy, scorer, config, workers, problems, seed: int):
+        mesh = parallel.local_mesh(devices=jax.local_devices()[:1])
+        with _compiling() as compiling:
+            start = time.perf_counter()
+            self.tasks = [
+                runner._task(problem, 0, seed, config, policy.tokenizer) for problem in problems
+            ]
+            prompts = [task.tokens[0] for task in self.tasks]
+            expander = kind.expander(policy, scorer, config, mesh, len(prompts), prompts)
+            loop = kind(list(self.tasks), expander, config, workers, None)
+            self.watched: collections.Counter = collections.Counter()
+            loop.advance = self._watch('trees', loop.advance)
+            loop._await_workers = self._watch('waiting', loop._await_workers)
+            self.records = {record.key: record for record in loop.run()}
+            self.compiling = sum(map(sum, compiling.values()))
+            self.seconds = time.perf_counter() - start - self.compiling
+        self.compiles = len(compiling[COMPILE_EVENTS[0]])
+        self.counters, self.encode = expander.counters, expander.encode
+
+    def _watch(self, name: str, f):
+        def watched(*arguments):
+            start = time.perf_counter()
+            result = jax.block_until_ready(f(*arguments))
+            self.watched[name] += time.perf_counter() - start
+            return result
+
+        return watched
+
+    def unique(self) -> int:
+        """Tokens that the policy could not do without."""
+        return sum(
+            task.sampled + sum(map(len, task.tokens)) - sum(kept for _, kept, _ in task.origin[1:])
+            for task in self.tasks
+        )
+
+    def unique_scored(self) -> int:
+        """Tokens that the PPM could not do without."""
+        scored = (np.isfinite(self.records[task.key].score) for task in self.tasks)
+        return sum(
+            len(task.tokens[0]) + sum(len(task.tokens[node]) for node in np.nonzero(nodes)[0])
+            for task, nodes in zip(self.tasks, scored, strict=True)
+        )
+
+    def figures(self, scored: bool) -> dict[str, float]:
+        figures = {
+            'trees_per_minute': 60 * len(self.records) / self.seconds,
+            'policy_tokens_per_unique': self.counters['policy_computed'] / self.unique(),
+        }
+        if scored:
+            computed = self.counters['ppm_computed']
+            figures['ppm_tokens_per_unique'] = computed / self.unique_scored()
+        return figures | {
+            'slot_use': self.counters['live_slot_steps'] / self.counters['slot_steps'],
+            'device_wait_share': self.watched['waiting'] / self.seconds,
+            'tree_ops_share': self.watched['trees'] / self.seconds,
+            'sampled_per_second': self.counters['sampled'] / self.seconds,
+            'seconds': self.seconds,
+            'sampled_tokens': self.counters['sampled'],
+            'unique_tokens': self.unique(),
+            'prompt_tokens': sum(len(task.tokens[0]) for task in self.tasks),
+            'nodes': sum(len(record.texts) for record in self.records.values()),
+            'solved': sum(record.solved for record in self.records.values()),
+            'compile_seconds': self.compiling,
+        }
+
+
+@contextlib.contextmanager
+def _compiling() -> Iterator[dict[str, list[float]]]:
+    """Collects the seconds of each compilation in the block, by event."""
+    seconds: dict[str, list[float]] = {event: [] for event in COMPILE_EVENTS}
+
+    def heard(event: str, duration: float, **_: Any) -> None:
+        if event in seconds:
+            seconds[event].append(duration)
+
+    jax.monitoring.register_event_duration_secs_listener(heard)
+    try:
+        yield seconds
+    finally:
+        jax.monitoring.unregister_event_duration_listener(heard)

@@ -1,0 +1,79 @@
+"""The bench of whole searches: the plain loop grows the same trees, and tokens are counted."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from rstar_jax import search as searching
+from rstar_jax import steps
+from rstar_jax.bench import _plain_loop, search
+from rstar_jax.errors import UserError
+from rstar_jax.models import tiny
+from tests.search import test_engine
+
+# One size of the decode batch, so that little is compiled.
+CONFIG = dataclasses.replace(test_engine.CONFIG, slots=1)
+PROBLEMS = test_engine.PROBLEMS[:2]
+
+
+@pytest.fixture(scope='module')
+def policy():
+    made = tiny.policy(['print(1)\n x = 1 + 2 \\boxed{3} apples Tom'], num_layers=1)
+    return test_engine._favour(made)
+
+
+@pytest.fixture(scope='module')
+def runs(policy):
+    """The same problems by the engine and by the plain loop, with a PPM."""
+    ppm = search._random_ppm(policy, 1)
+    with searching.Workers.start(CONFIG) as workers:
+        return [
+            search._Run(kind, policy, ppm, CONFIG, workers, PROBLEMS, seed=0)
+            for kind in (search._Ours, _plain_loop.LockStep)
+        ]
+
+
+def test_the_plain_loop_grows_the_same_trees(runs):
+    ours, plain = runs
+    test_engine.assert_same(ours.records, plain.records, exact=False)
+    assert sum(np.isfinite(record.score).sum() for record in ours.records.values()) > 3
+
+
+def test_tokens_are_counted(runs):
+    ours, plain = runs
+    prompts = sum(len(task.tokens[0]) for task in ours.tasks)
+    for run in runs:
+        sampled = sum(record.counters['sampled_tokens'] for record in run.records.values())
+        nodes, tokens = _outputs(run)
+        # In front of `<output>` stand a newline and a mark, where the model did not write them.
+        assert 0 <= run.unique() - prompts - sampled - tokens <= 2 * nodes
+        assert run.counters['policy_computed'] >= sampled + prompts
+        figures = run.figures(scored=True)
+        assert figures['ppm_tokens_per_unique'] >= 1
+        assert figures['trees_per_minute'] > 0
+        assert 0 < figures['slot_use'] <= 1
+    # Every prompt again for every step, every partial solution again for every score.
+    for name in ('policy_computed', 'ppm_computed'):
+        assert plain.counters[name] > ours.counters[name]
+    # The engine stops candidates that cannot matter.
+    assert plain.unique() >= ours.unique()
+
+
+def _outputs(run):
+    """(nodes with an executor's output, tokens from `<output>` on in all of them)."""
+    (mark,) = run.encode(steps.OUTPUT)
+    found = [
+        tokens[::-1].index(mark) + 1
+        for task in run.tasks
+        for tokens, text, output in zip(task.tokens, task.texts, task.outputs, strict=True)
+        if text.endswith(f'{steps.OUTPUT}{output}{steps.OUTPUT_END}')
+    ]
+    return len(found), sum(found)
+
+
+def test_errors_are_plain():
+    with pytest.raises(UserError, match='--count=0'):
+        search.run(count=0)
+    with pytest.raises(UserError, match='both --model and --problems'):
+        search.run(model='somewhere')

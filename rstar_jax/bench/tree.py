@@ -84,6 +84,7 @@ def _expansions(trees: int, count: int, children: int, seed: int) -> list[trees_
                 errors=np.zeros(shape, np.int32),
                 reward=rng.choice([-1, 1], shape).astype(np.float32),
                 score=rng.uniform(-1, 1, shape).astype(np.float32),
+                prior=np.full(shape, 1 / children, np.float32),
             )
         )
         for _ in range(count)

@@ -5,7 +5,8 @@ import dataclasses
 from rstar_jax import steps
 from rstar_jax.errors import UserError
 
-_AT_LEAST_ONE = ('rollouts', 'candidates', 'max_depth', 'error_threshold', 'step_tokens')
+STRATEGIES = ('mcts', 'puct', 'beam', 'dvts')
+_AT_LEAST_ONE = ('rollouts', 'candidates', 'max_depth', 'error_threshold', 'step_tokens', 'width')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,6 +17,10 @@ class Config:
       rollouts: walks from the root of one tree.
       candidates: steps sampled at each node (n).
       max_depth: moves of one rollout; children deeper than this end as TOO_DEEP.
+      strategy: 'mcts', 'puct', 'beam' or 'dvts', see `strategies`.
+      width: beams of beam search and DVTS.
+      stop_reward: a tree is finished with its first answer of this reward: 1 while making training
+        data, the first right one; at test time, a score that is good enough. 2 is never reached.
       exploration: c of UCT.
       error_threshold: consecutive steps with code errors that end a branch.
       use_ground_truth: the reward of an answer is +1 or -1 by the ground truth (making training
@@ -43,6 +48,9 @@ class Config:
     rollouts: int = 48
     candidates: int = 12
     max_depth: int = 16
+    strategy: str = 'mcts'
+    width: int = 8
+    stop_reward: float = 2.0
     exploration: float = 2.0
     error_threshold: int = 1
     use_ground_truth: bool = True
@@ -70,6 +78,10 @@ class Config:
                 raise UserError(f'--config.search.{name}={getattr(self, name)}: needs at least 1')
         if self.temperature < 0:
             raise UserError(f'--config.search.temperature={self.temperature}: needs at least 0')
+        if self.strategy not in STRATEGIES:
+            raise UserError(
+                f'--config.search.strategy={self.strategy!r}: expected {", ".join(STRATEGIES)}'
+            )
         if self.top_k < 0:
             raise UserError(f'--config.search.top_k={self.top_k}: needs at least 0 (all tokens)')
         for name in ('top_p', 'min_p'):
@@ -89,12 +101,21 @@ class Config:
 
     @property
     def nodes(self) -> int:
-        """Most nodes that one tree can get (N): each move of each rollout expands at most once."""
+        """Most nodes that one tree can get (N).
+
+        Each move of each rollout expands at most once; by level, each beam of each level, and
+        the root.
+        """
+        if self.strategy in ('beam', 'dvts'):
+            return 1 + (1 + self.max_depth * self.width) * self.candidates
         return 1 + self.rollouts * self.max_depth * self.candidates
+
+
+def sampled(config: Config) -> Config:
+    """Returns the settings of best-of-n and majority voting: each tree is one sampled solution."""
+    return dataclasses.replace(config, strategy='mcts', candidates=1, rollouts=1)
 
 
 def greedy(config: Config) -> Config:
     """Returns the settings of a policy on its own: one candidate, one rollout, temperature 0."""
-    return dataclasses.replace(
-        config, candidates=1, rollouts=1, temperature=0.0, use_ground_truth=False
-    )
+    return dataclasses.replace(sampled(config), temperature=0.0, use_ground_truth=False)

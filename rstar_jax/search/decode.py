@@ -54,6 +54,7 @@ class Cells:
       hidden: [C,D], hidden state behind the step's last token.
       tokens: i32[C,T].
       length: i32[C], tokens sampled.
+      likelihood: f32[C], sum of their log-probabilities.
       state: u8[C], EMPTY, PENDING, RUNNING, DONE or CANCELLED.
       end: u8[C], the kind of mark at which the step ended (`steps.marks`).
       keys: u32[C,2], sampling keys.
@@ -63,6 +64,7 @@ class Cells:
     hidden: jax.Array
     tokens: jax.Array
     length: jax.Array
+    likelihood: jax.Array
     state: jax.Array
     end: jax.Array
     keys: jax.Array
@@ -148,6 +150,7 @@ def empty_cells(config, cells: int, positions: int, dtype, kv_dtype=None) -> Cel
         hidden=jnp.zeros((cells, config.embed_dim), dtype),
         tokens=jnp.zeros((cells, positions), jnp.int32),
         length=jnp.zeros((cells,), jnp.int32),
+        likelihood=jnp.zeros((cells,), jnp.float32),
         state=jnp.full((cells,), EMPTY, jnp.uint8),
         end=jnp.zeros((cells,), jnp.uint8),
         keys=jnp.zeros((cells, 2), jnp.uint32),
@@ -233,7 +236,7 @@ def _sample(network, stops: Stops, cells: Cells, slots: Slots, live, settings, l
     logits = jnp.where(jnp.arange(logits.shape[1]) < stops.vocab, logits, -jnp.inf)
     cell = jnp.maximum(slots.cell, 0)
     u = sampling.uniforms(cells.keys[cell], slots.length)
-    token = sampling.sample(logits, u, settings)
+    token, share = sampling.sample(logits, u, settings)
     mark = stops.next[slots.mark, token]
     length = slots.length + live
     kind = jnp.where(length >= limit, jnp.uint8(marks.LIMIT), jnp.uint8(marks.NONE))
@@ -242,6 +245,7 @@ def _sample(network, stops: Stops, cells: Cells, slots: Slots, live, settings, l
     cells = cells.replace(
         tokens=cells.tokens.at[at, slots.length].set(token, mode='drop'),
         length=cells.length.at[at].set(length, mode='drop'),
+        likelihood=cells.likelihood.at[at].add(jnp.log(share), mode='drop'),
     )
     return cells, slots.replace(length=length, mark=mark), token, kind
 
@@ -504,6 +508,7 @@ def open_cells(cells: Cells, opened: jax.Array, keys: jax.Array) -> Cells:
     return cells.replace(
         state=jnp.where(opened, jnp.uint8(PENDING), cells.state),
         length=jnp.where(opened, 0, cells.length),
+        likelihood=jnp.where(opened, 0.0, cells.likelihood),
         keys=jnp.where(opened[:, None], keys, cells.keys),
     )
 

@@ -44,6 +44,7 @@ class Ended:
 
     sampled counts its tokens, those that are not part of the step (a text's end) included.
 
+    likelihood is the mean of its tokens' log-probabilities, under the temperature.
     text is None for a candidate that was stopped because it could not matter any more.
     """
 
@@ -53,6 +54,7 @@ class Ended:
     tokens: list[int]
     kind: int
     sampled: int = 0
+    likelihood: float = 0.0
 
 
 @dataclasses.dataclass
@@ -290,14 +292,15 @@ class Engine:
             np.int32(self.config.chunk),
         )
         # Copies: the next call donates the cells.
-        view = (self.cells.state, self.cells.end, self.cells.length, self.cells.tokens)
+        cells = self.cells
+        view = (cells.state, cells.end, cells.length, cells.tokens, cells.likelihood)
         return jax.tree.map(jnp.copy, view), stats
 
     def collect(self, running: Any) -> list[Ended]:
         """Waits for a dispatched chunk and returns the candidates that ended in it."""
         if running is None:
             return []
-        (state, end, length, tokens), stats = jax.device_get(running)
+        (state, end, length, tokens, likelihood), stats = jax.device_get(running)
         self.counters['iterations'] += int(stats[:, 0].max())
         self.counters['slot_steps'] += int((stats[:, 0] * self.size).sum())
         self.counters['live_slot_steps'] += int(stats[:, 1].sum())
@@ -315,7 +318,8 @@ class Engine:
             if kind == marks.EOS:
                 ids = ids[:-1]
             text = b''.join(self.texts[i] for i in ids).decode('utf-8', errors='replace')
-            ended.append(Ended(cell // n, cell % n, text, ids, kind, count))
+            mean = float(likelihood[cell]) / count
+            ended.append(Ended(cell // n, cell % n, text, ids, kind, count, mean))
         self.known = state.copy()
         return ended
 

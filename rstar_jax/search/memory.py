@@ -63,7 +63,15 @@ class Plan:
         )
 
 
-def plan(config, networks: list[Network], mesh, trees: int, budget: int, slots: int) -> Plan:
+def plan(
+    config,
+    networks: list[Network],
+    mesh,
+    trees: int,
+    budget: int,
+    slots: int,
+    free: int | None = None,
+) -> Plan:
     """Chooses the trees in flight and the slots of each device.
 
     Args:
@@ -73,6 +81,7 @@ def plan(config, networks: list[Network], mesh, trees: int, budget: int, slots: 
       trees: that each device is to search in all; there is no room needed for more.
       budget: tokens of one prefill call.
       slots: that keep a device busy.
+      free: bytes to plan with; None asks the devices.
 
     Raises:
       UserError: not one tree fits, or not those that the settings ask for.
@@ -88,7 +97,7 @@ def plan(config, networks: list[Network], mesh, trees: int, budget: int, slots: 
         )
     )
     tree += _size(jax.eval_shape(lambda: init(1, config.nodes)))
-    free = free_bytes(mesh)
+    free = free_bytes(mesh) if free is None else free
     room = MARGIN * free - prefill
     slots = config.slots or slots
     wanted = config.trees_in_flight or max(1, -(-TREES_FOR_SLOTS * slots // n))

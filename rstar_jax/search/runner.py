@@ -23,7 +23,7 @@ from jax.sharding import PartitionSpec as P
 
 from rstar_jax import execution, grading, parallel, steps
 from rstar_jax.errors import UserError
-from rstar_jax.search import devices
+from rstar_jax.search import devices, strategies
 from rstar_jax.search import tree as trees_lib
 from rstar_jax.search.config import Config
 from rstar_jax.search.engine import Ended, Engine
@@ -56,6 +56,7 @@ class Child:
     errors: int = 0
     reward: float = 0.0
     score: float = float('nan')
+    prior: float = 0.0
     output: str = ''
     correct: bool = False
 
@@ -200,9 +201,9 @@ def _task(problem: dict[str, Any], number: int, seed: int, config: Config, token
     return Task(problem, number, seed, prompt, [tokens])
 
 
-def _advance(tree, expansion, rules, longest: int):
+def _advance(tree, expansion, rules, longest: int, strategy: str):
     """Grows the trees; returns them, and what the host must know: paths and finished trees."""
-    tree = trees_lib.advance(tree, expansion, rules)
+    tree = trees_lib.advance(tree, expansion, rules, strategies.WALKS[strategy])
     return tree, (trees_lib.paths(tree, longest), tree.finished)
 
 
@@ -222,7 +223,13 @@ class _Search:
         self.reset = devices.mapped(trees_lib.reset, mesh, 2, donate=(0,))
         # The trees are donated: the only reference to them is replaced by the result.
         self.advance = devices.mapped(
-            _advance, mesh, 3, shared=(2,), donate=(0,), longest=config.max_depth + 2
+            _advance,
+            mesh,
+            3,
+            shared=(2,),
+            donate=(0,),
+            longest=config.max_depth + 2,
+            strategy=config.strategy,
         )
 
     def run(self) -> Iterator[Record]:
@@ -313,6 +320,10 @@ class _Search:
         cursor = task.nodes[-1]
         children = [self._child(task, cursor, c) for c in self._kept(task)]
         room = self.config.path_tokens - sum(len(task.tokens[node]) for node in task.nodes)
+        likelihoods = np.array([c.candidate.ended.likelihood for c in children])
+        priors = np.exp(likelihoods - likelihoods.max(initial=0))
+        for child, prior in zip(children, priors / priors.sum(), strict=True):
+            child.prior = float(prior)
         for child in children:
             if child.status == Status.OPEN and len(child.tokens) + self.config.step_tokens > room:
                 child.status = Status.TOO_DEEP
@@ -384,6 +395,7 @@ class _Search:
             errors=np.zeros(shape, np.int32),
             reward=np.zeros(shape, np.float32),
             score=np.full(shape, np.nan, np.float32),
+            prior=np.zeros(shape, np.float32),
         )
         for row, children in born.items():
             expansion.active[row] = True
@@ -393,6 +405,7 @@ class _Search:
                 expansion.errors[row, i] = child.errors
                 expansion.reward[row, i] = child.reward
                 expansion.score[row, i] = child.score
+                expansion.prior[row, i] = child.prior
         return jax.device_put(expansion, self.split)
 
     def _finish(self, row: int) -> Record:

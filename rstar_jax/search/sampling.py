@@ -48,7 +48,7 @@ class Settings:
         )
 
 
-def sample(logits: jax.Array, u: jax.Array, settings: Settings) -> jax.Array:
+def sample(logits: jax.Array, u: jax.Array, settings: Settings) -> tuple[jax.Array, jax.Array]:
     """Samples by inverse CDF in two levels: the block of 128 tokens, then the token in it.
 
     Gumbel noise would need V random numbers and logarithms a token; this needs one number.
@@ -59,7 +59,7 @@ def sample(logits: jax.Array, u: jax.Array, settings: Settings) -> jax.Array:
       settings: which tokens may be drawn.
 
     Returns:
-      i32[B].
+      Tokens i32[B], and the probabilities f32[B] with which they were drawn.
     """
 
     def draw(logits):
@@ -76,10 +76,12 @@ def sample(logits: jax.Array, u: jax.Array, settings: Settings) -> jax.Array:
         token = _first_above(jnp.cumsum(inside, axis=-1), target - before)
         # Rounding may carry the target past the last token of any weight.
         last = BLOCK - 1 - jnp.argmax(inside[:, ::-1] > 0, axis=-1)
-        return (block * BLOCK + jnp.minimum(token, last)).astype(jnp.int32)
+        token = jnp.minimum(token, last)
+        share = jnp.take_along_axis(inside, token[:, None], axis=1)[:, 0] / upto[:, -1]
+        return (block * BLOCK + token).astype(jnp.int32), share
 
     def likeliest(logits):
-        return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+        return jnp.argmax(logits, axis=-1).astype(jnp.int32), jnp.ones(logits.shape[0])
 
     return jax.lax.cond(settings.temperature > 0, draw, likeliest, logits)
 

@@ -11,6 +11,7 @@ the released code; UCT(s) = Q(s) + c sqrt(ln N(parent) / N(s)).
 """
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -35,6 +36,8 @@ class Tree:
       visits: i32[G,N].
       value_sum: f32[G,N].
       score: f32[G,N], PPM scores, nan where there is none.
+      prior: f32[G,N], the policy's own likelihood of a step among its siblings.
+      chosen: bool[G,N], beams of the level that is being expanded (beam search, DVTS).
       depth: i32[G,N].
       status: u8[G,N], Status codes.
       errors: i32[G,N], consecutive steps with code errors that end in the node.
@@ -52,6 +55,8 @@ class Tree:
     visits: jax.Array
     value_sum: jax.Array
     score: jax.Array
+    prior: jax.Array
+    chosen: jax.Array
     depth: jax.Array
     status: jax.Array
     errors: jax.Array
@@ -73,6 +78,7 @@ class Expansion:
       errors: i32[G,n].
       reward: f32[G,n], of ANSWER children.
       score: f32[G,n], PPM scores, nan where there is none.
+      prior: f32[G,n], the policy's own likelihood of each, together 1.
     """
 
     active: jax.Array
@@ -81,6 +87,7 @@ class Expansion:
     errors: jax.Array
     reward: jax.Array
     score: jax.Array
+    prior: jax.Array
 
 
 @struct.dataclass
@@ -90,6 +97,9 @@ class Rules:
     Attributes:
       exploration: f32[], c of UCT.
       unvisited_value: f32[], UCT of a child without visits.
+      puct: bool[], whether the bonus goes by the prior (AlphaZero's formula).
+      stop_reward: f32[], a tree is finished with the first answer that has this reward.
+      width: i32[], beams of beam search and DVTS.
       rollouts: i32[].
       max_depth: i32[].
       logarithm: f32[N+1], ln of each visit count (0 for 0). A table, so that every backend walks
@@ -98,6 +108,9 @@ class Rules:
 
     exploration: jax.Array
     unvisited_value: jax.Array
+    puct: jax.Array
+    stop_reward: jax.Array
+    width: jax.Array
     rollouts: jax.Array
     max_depth: jax.Array
     logarithm: jax.Array
@@ -109,6 +122,9 @@ class Rules:
         return cls(
             exploration=np.float32(config.exploration),
             unvisited_value=np.float32(config.unvisited_value),
+            puct=np.bool_(config.strategy == 'puct'),
+            stop_reward=np.float32(config.stop_reward),
+            width=np.int32(config.width),
             rollouts=np.int32(config.rollouts),
             max_depth=np.int32(config.max_depth),
             logarithm=np.log(counts).astype(np.float32),
@@ -131,6 +147,8 @@ def init(trees: int, nodes: int) -> Tree:
         visits=full(0, jnp.int32),
         value_sum=full(0, jnp.float32),
         score=full(jnp.nan, jnp.float32),
+        prior=full(0, jnp.float32),
+        chosen=full(False, bool),
         depth=full(0, jnp.int32),
         status=full(Status.OPEN, jnp.uint8),
         errors=full(0, jnp.int32),
@@ -152,14 +170,18 @@ def reset(tree: Tree, rows: jax.Array) -> Tree:
     return jax.tree.map(choose, fresh, tree)
 
 
-def uct(value_sum, visits, log_parent_visits, rules: Rules) -> jax.Array:
-    """UCT of nodes: f32, i32, f32 -> f32, of one shape or broadcast.
+def uct(value_sum, visits, prior, parent_visits, rules: Rules) -> jax.Array:
+    """What a child is worth to the walk: f32, i32, f32, i32 -> f32, of one shape or broadcast.
 
-    A node without visits is worth `unvisited_value`; a parent without visits gives no bonus.
+    UCT, where a node without visits is worth `unvisited_value` and a parent without visits gives no
+    bonus; or PUCT: Q + c prior sqrt(N(parent)) / (1 + N), which needs no exception.
     """
     count = jnp.maximum(visits, 1).astype(jnp.float32)
-    bonus = rules.exploration * jnp.sqrt(log_parent_visits / count)
-    return jnp.where(visits > 0, value_sum / count + bonus, rules.unvisited_value)
+    mean = value_sum / count
+    bonus = rules.exploration * jnp.sqrt(rules.logarithm[parent_visits] / count)
+    plain = jnp.where(visits > 0, mean + bonus, rules.unvisited_value)
+    share = jnp.sqrt(parent_visits.astype(jnp.float32)) / (1 + visits)
+    return jnp.where(rules.puct, mean + rules.exploration * prior * share, plain)
 
 
 def best_child(tree: Tree, node: jax.Array, n: int, rules: Rules) -> jax.Array:
@@ -170,9 +192,9 @@ def best_child(tree: Tree, node: jax.Array, n: int, rules: Rules) -> jax.Array:
     rows = jnp.arange(node.shape[0])
     start, count = tree.child_start[rows, node], tree.child_count[rows, node]
     children = jnp.maximum(start, 0)[:, None] + jnp.arange(n)
-    log_visits = rules.logarithm[tree.visits[rows, node]][:, None]
+    parent_visits = tree.visits[rows, node][:, None]
     at = (rows[:, None], jnp.minimum(children, tree.parent.shape[1] - 1))
-    values = uct(tree.value_sum[at], tree.visits[at], log_visits, rules)
+    values = uct(tree.value_sum[at], tree.visits[at], tree.prior[at], parent_visits, rules)
     walkable = (jnp.arange(n) < count[:, None]) & (tree.status[at] == Status.OPEN)
     best = jnp.argmax(jnp.where(walkable, values, -jnp.inf), axis=1)
     return jnp.where(walkable.any(axis=1), start + best, NO_NODE).astype(jnp.int32)
@@ -206,6 +228,7 @@ def expand(tree: Tree, expansion: Expansion, rules: Rules) -> Tree:
         visits=put(tree.visits, visits),
         value_sum=put(tree.value_sum, value),
         score=put(tree.score, expansion.score),
+        prior=put(tree.prior, expansion.prior),
         depth=put(tree.depth, depth[:, None]),
         status=put(tree.status, status),
         errors=put(tree.errors, expansion.errors),
@@ -288,7 +311,13 @@ def paths(tree: Tree, longest: int) -> jax.Array:
     return jnp.where(order >= 0, downward, NO_NODE)
 
 
-def advance(tree: Tree, expansion: Expansion, rules: Rules) -> Tree:
-    """Expands, backs up and walks on: one simulation of every active tree."""
+def advance(tree: Tree, expansion: Expansion, rules: Rules, walk: Callable = walk) -> Tree:
+    """Expands, backs up and walks on: one simulation of every active tree.
+
+    walk: where to, see `strategies`.
+    """
     tree = backup(expand(tree, expansion, rules), expansion)
-    return walk(tree, expansion.status.shape[1], rules)
+    n = expansion.status.shape[1]
+    answered = (expansion.status == Status.ANSWER) & (jnp.arange(n) < expansion.count[:, None])
+    enough = expansion.active & (answered & (expansion.reward >= rules.stop_reward)).any(axis=1)
+    return walk(tree.replace(finished=tree.finished | enough), n, rules)

@@ -22,6 +22,8 @@ class Node:
     value_sum: np.float32 = ZERO
     errors: int = 0
     answer: str = ''
+    score: float = 0.0
+    reward: float = -1.0
 
     def path(self):
         return [*(self.parent.path() if self.parent else []), self]
@@ -31,6 +33,12 @@ class Node:
 
 
 def uct(node, config):
+    if config.strategy == 'puct':
+        mean = node.value_sum / np.float32(max(node.visits, 1))
+        # Scripted steps are all as likely as each other.
+        prior = np.float32(1 / len(node.parent.children))
+        share = np.sqrt(np.float32(node.parent.visits)) / np.float32(1 + node.visits)
+        return mean + np.float32(config.exploration) * prior * share
     if node.visits == 0:
         return np.float32(config.unvisited_value)
     count = np.float32(node.visits)
@@ -56,6 +64,16 @@ def search(question, truth, texts, score, execute, config):
     """
     root = Node('')
     nodes = [root]
+    if config.strategy in ('beam', 'dvts'):
+        beams = [root]
+        while beams:
+            for beam in beams:
+                expand(beam, question, truth, texts, score, execute, config)
+                nodes += beam.children
+                if enough(beam, config):
+                    return nodes
+            beams = next_beams(beams, nodes, config)
+        return nodes
     for _ in range(config.rollouts):
         if root.status != Status.OPEN:
             break
@@ -69,12 +87,28 @@ def search(question, truth, texts, score, execute, config):
             if not node.children:
                 expand(node, question, truth, texts, score, execute, config)
                 nodes += node.children
+                if enough(node, config):
+                    return nodes
             child = best_child(node, config)
             if child is None:
                 node.status = Status.EXHAUSTED
                 break
             node = child
     return nodes
+
+
+def enough(node, config):
+    return any(c.status == Status.ANSWER and c.reward >= config.stop_reward for c in node.children)
+
+
+def next_beams(beams, nodes, config):
+    below = [c for beam in beams for c in beam.children if c.status == Status.OPEN]
+    if config.strategy == 'dvts' and beams[0].parent:
+        groups = [[c for c in below if c.parent is beam] for beam in beams]
+        below = [max(group, key=lambda c: c.score) for group in groups if group]
+    width = max(config.width - sum(node.status == Status.ANSWER for node in nodes), 0)
+    best = sorted(below, key=lambda c: -c.score)[:width]
+    return [c for c in below if c in best]
 
 
 def expand(node, question, truth, texts, score, execute, config):
@@ -94,13 +128,15 @@ def expand(node, question, truth, texts, score, execute, config):
                 reward = np.float32(1 if child.answer == truth else -1)
             else:
                 reward = np.float32(score(question, child.partial()) if score else 0)
+            child.reward = reward
             for above in child.path():
                 above.visits += 1
                 above.value_sum = np.float32(above.value_sum + reward)
         elif child.status != Status.OPEN:
             child.visits, child.value_sum = 1, np.float32(-1)
         elif score:
-            child.visits, child.value_sum = 1, np.float32(score(question, child.partial()))
+            child.score = np.float32(score(question, child.partial()))
+            child.visits, child.value_sum = 1, child.score
 
 
 def judge(child, truth, execute, config):

@@ -16,11 +16,14 @@ def shares(**settings) -> np.ndarray:
     """How often each token is drawn when u runs evenly over [0, 1)."""
     draw = jax.jit(sampling.sample)
     chosen = sampling.Settings.of(Config(**settings))
-    counts = np.zeros((ROWS, VOCAB))
+    counts, told = np.zeros((2, ROWS, VOCAB))
     for u in (np.arange(2000) + 0.5) / 2000:
-        tokens = draw(LOGITS, jnp.full((ROWS,), u, jnp.float32), chosen)
+        tokens, share = draw(LOGITS, jnp.full((ROWS,), u, jnp.float32), chosen)
         counts[np.arange(ROWS), np.asarray(tokens)] += 1
-    return counts / 2000
+        told[np.arange(ROWS), np.asarray(tokens)] = share
+    counts /= 2000
+    np.testing.assert_allclose(told[counts > 0], counts[counts > 0], atol=1.1e-3)
+    return counts
 
 
 def expected(temperature=1.0, top_k=0, top_p=1.0, min_p=0.0) -> np.ndarray:
@@ -57,7 +60,7 @@ def test_shares_are_those_of_transformers(settings):
 
 
 def test_without_temperature_the_likeliest_token_is_taken():
-    tokens = sampling.sample(
+    tokens, _ = sampling.sample(
         LOGITS, jnp.full((ROWS,), 0.9, jnp.float32), sampling.Settings.of(Config(temperature=0.0))
     )
     np.testing.assert_array_equal(tokens, np.argmax(LOGITS, axis=-1))

@@ -1,0 +1,83 @@
+"""Where a tree goes next: the searches, as functions that move cursors over the same trees.
+
+    mcts    down from the root by UCT, once a rollout                       (`tree.walk`)
+    puct    the same with the policy's own likelihood of a step as its prior
+    beam    level by level: the `width` best steps of all are expanded
+    dvts    diverse verifier tree search: `width` subtrees from the root, each goes on with its best
+
+Beam search and DVTS rank steps by their PPM scores (without one, the first are the best), and each
+answer found takes a beam away. Best-of-n and majority voting need no function of their own: many
+trees of one candidate and one rollout (`config.sampled`), and a choice among their answers.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from rstar_jax.search import tree as trees_lib
+from rstar_jax.search.record import Status
+from rstar_jax.search.tree import NO_NODE, ROOT, Rules, Tree
+
+Walk = Callable[[Tree, int, Rules], Tree]
+
+
+def beam(tree: Tree, n: int, rules: Rules) -> Tree:
+    """To the next beam of this level, or to the first of the `rules.width` best of the next."""
+    return _by_level(tree, rules, _best_of_all)
+
+
+def dvts(tree: Tree, n: int, rules: Rules) -> Tree:
+    """As `beam`, but below the root each beam goes on with the best of its own children."""
+    return _by_level(tree, rules, _best_of_each)
+
+
+def _by_level(tree: Tree, rules: Rules, choose: Callable) -> Tree:
+    """Beams are the nodes with `chosen`, all of one level; those without children are left."""
+    rows = jnp.arange(tree.cursor.shape[0])
+    walking = ~tree.finished & (tree.child_start[rows, tree.cursor] != NO_NODE)
+    level = tree.depth[rows, tree.cursor][:, None]
+    inside = jnp.arange(tree.parent.shape[1]) < tree.size[:, None]
+    left = tree.chosen & (tree.child_start == NO_NODE) & (tree.depth == level)
+    below = inside & (tree.depth == level + 1) & (tree.status == Status.OPEN)
+    ended = (inside & (tree.status == Status.ANSWER)).sum(axis=1)
+    best = choose(tree, below, jnp.maximum(rules.width - ended, 0))
+    here = left.any(axis=1)
+    going = jnp.where(here[:, None], left, best)
+    cursor = jnp.argmax(going, axis=1).astype(jnp.int32)
+    onward = walking & ~here
+    return tree.replace(
+        chosen=jnp.where(onward[:, None], best, tree.chosen),
+        cursor=jnp.where(walking, cursor, tree.cursor),
+        finished=tree.finished | (walking & ~going.any(axis=1)),
+    )
+
+
+def _best_of_all(tree: Tree, below: jax.Array, width: jax.Array) -> jax.Array:
+    """bool[G,N]: the `width` (i32[G]) nodes of `below` with the highest scores, the first of ties."""
+    scores = jnp.where(below, jnp.nan_to_num(tree.score), -jnp.inf)
+    rank = jnp.argsort(jnp.argsort(-scores, axis=1, stable=True), axis=1)
+    return below & (rank < width[:, None])
+
+
+def _best_of_each(tree: Tree, below: jax.Array, width: jax.Array) -> jax.Array:
+    """bool[G,N]: the best child of each beam; of the root's children the `width` best."""
+    rows = jnp.arange(below.shape[0])[:, None]
+    parent = jnp.maximum(tree.parent, 0)
+    scores = jnp.where(below, jnp.nan_to_num(tree.score), -jnp.inf)
+    highest = jnp.full(scores.shape, -jnp.inf).at[rows, parent].max(scores)
+    best = below & (scores == highest[rows, parent])
+    number = jnp.where(best, jnp.arange(below.shape[1]), below.shape[1])
+    first = jnp.full(number.shape, below.shape[1]).at[rows, parent].min(number)
+    best &= number == first[rows, parent]
+    at_root = (below & (tree.parent == ROOT)).any(axis=1)
+    wanted = jnp.where(at_root[:, None], below, best)
+    return _best_of_all(tree, wanted, width)
+
+
+WALKS: dict[str, Walk] = {
+    'mcts': trees_lib.walk,
+    'puct': trees_lib.walk,
+    'beam': beam,
+    'dvts': dvts,
+}

@@ -83,6 +83,10 @@ KEYS: dict[str, tuple[Any, str]] = {
     'eval.limit': (0, 'only the first so many problems of each benchmark; 0: all'),
     'eval.trajectories': (8, 'trees for each problem, with different seeds; 0: the policy alone'),
     'eval.top': (0, 'how many of them, the best by score, vote in the majority; 0: half, 4 to 8'),
+    'eval.strategy': (
+        'mcts',
+        'as search.strategy, or sampled: plain samples, as for best-of-n and majority voting',
+    ),
     'eval.rollouts': (4, 'walks from the root, for each of them'),
     'eval.candidates': (32, 'candidate steps at each expansion'),
     'eval.temperature': (1.0, 'of sampling in the search'),
@@ -162,6 +166,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     'policy.dtype': ('', 'float32', 'bfloat16'),
     'search.prompt': ('sft', 'few_shot'),
     'search.strategy': ('mcts', 'puct', 'beam', 'dvts'),
+    'eval.strategy': ('mcts', 'puct', 'beam', 'dvts', 'sampled'),
     'search.answers_kept': ('first', 'all'),
     'execution.isolation': ('auto', 'strict', 'none'),
     'curate.final_step_pairs': ('steps', 'trajectories'),

@@ -137,13 +137,16 @@ def evaluation_config(round_: Round) -> evals.Config:
     """How an evaluation searches; what a round has trained knows the step form without examples."""
     settings = round_.config.eval
     changes = {} if round_.number == 0 else {'prompt': 'sft'}
+    sampled = settings.strategy == 'sampled'
     searches = search_config(
         round_.config,
+        strategy='mcts' if sampled else settings.strategy,
         rollouts=settings.rollouts,
         candidates=settings.candidates,
         temperature=settings.temperature,
         **changes,
     )
+    searches = search.sampled(searches) if sampled else searches
     return evals.Config(searches, trajectories=settings.trajectories, top=settings.top)
 
 

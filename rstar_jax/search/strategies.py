@@ -54,7 +54,7 @@ def _by_level(tree: Tree, rules: Rules, choose: Callable) -> Tree:
 
 
 def _best_of_all(tree: Tree, below: jax.Array, width: jax.Array) -> jax.Array:
-    """bool[G,N]: the `width` (i32[G]) nodes of `below` with the highest scores, the first of ties."""
+    """bool[G,N]: the `width` (i32[G]) highest-scored nodes of `below`, the first of ties."""
     scores = jnp.where(below, jnp.nan_to_num(tree.score), -jnp.inf)
     rank = jnp.argsort(jnp.argsort(-scores, axis=1, stable=True), axis=1)
     return below & (rank < width[:, None])

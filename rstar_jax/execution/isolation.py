@@ -1,10 +1,10 @@
 """What keeps a child inside: layers, each tried once in a probe and used where the kernel has it.
 
     janitor   namespaces: network, processes (with them everything a child starts dies), IPC
-    zygote    what its children inherit and it can live with: limits of memory and files, no
-              capabilities, no new privileges
-    child     limits of time, processes and descriptors, Landlock (interpreter and libraries
-              readable, one scratch folder writable), seccomp (computing only)
+    zygote    what its children inherit and it can live with: size of files, no capabilities, no
+              new privileges
+    child     limits of time, memory, processes and descriptors, Landlock (interpreter and
+              libraries readable, one scratch folder writable), seccomp (computing only)
 
 A child has no descriptor but /dev/null and its report pipe, and an empty environment.
 """
@@ -87,6 +87,8 @@ class Cage:
         self._limits = _limits_of_a_child(limits)
 
     def _find_layers(self, scratch: str, namespaces: list[str]) -> None:
+        if not _address_space():
+            self.missing.append('memory limit')
         self._add('no capabilities', _drop_capabilities)
         self._add('no new privileges', _no_new_privileges)
         inherited = list(self._steps)
@@ -236,24 +238,26 @@ def readable_paths() -> list[str]:
 def _inherited_limits(limits: dict) -> list[tuple[int, int]]:
     """(kind, value) of the limits that a zygote can live with itself."""
     found = [
-        (resource.RLIMIT_FSIZE, int(limits['scratch_mb'] * 2**20)),
-        (resource.RLIMIT_CORE, 0),
+        _allowed(resource.RLIMIT_FSIZE, int(limits['scratch_mb'] * 2**20)),
+        _allowed(resource.RLIMIT_CORE, 0),
     ]
-    base = _address_space()
-    if base:
-        found.append((resource.RLIMIT_AS, base + int(limits['memory_mb'] * 2**20)))
     if hasattr(resource, 'RLIMIT_MSGQUEUE'):
-        found.append((resource.RLIMIT_MSGQUEUE, 0))
-    return [_allowed(*limit) for limit in found]
+        found.append(_allowed(resource.RLIMIT_MSGQUEUE, 0))
+    return found
 
 
 def _limits_of_a_child(limits: dict) -> list[tuple[int, int]]:
     """(kind, value) of the limits on what a child alone may not use."""
-    return [
+    found = [
         _allowed(resource.RLIMIT_CPU, math.ceil(limits['seconds']) + 1),
         _allowed(resource.RLIMIT_NOFILE, int(limits['open_files'])),
         _allowed(resource.RLIMIT_NPROC, 0),
     ]
+    base = _address_space()
+    if base:
+        limit = base + int(limits['memory_mb'] * 2**20)
+        found.append(_allowed(resource.RLIMIT_AS, limit))
+    return found
 
 
 def _allowed(kind: int, value: int) -> tuple[int, int]:

@@ -11,6 +11,7 @@ import pytest
 
 from rstar_jax import execution
 from rstar_jax.errors import UserError
+from rstar_jax.execution import program, workers
 from tests.execution.processes import family
 
 pytestmark = pytest.mark.skipif(sys.platform != 'linux', reason='the layers are those of Linux')
@@ -188,6 +189,18 @@ def test_ordinary_user(scene, prepare, tmp_path):
         with open('/proc/sys/user/max_user_namespaces', encoding='ascii') as file:
             if int(file.read()):
                 assert 'network namespace' in found['layers'] or found['missing'] == []
+
+
+def test_another_system_has_fewer_layers(monkeypatch):
+    """Workers that take themselves for macOS, once their libraries are loaded: no Linux calls."""
+    start, end = workers._BOOT.split('from ')
+    load = f'import {", ".join(program.WARM_IMPORTS)}; sys.platform = "darwin"; '
+    monkeypatch.setattr(workers, '_BOOT', f'{start}{load}from {end}')
+    limits = execution.Limits(seconds=2)
+    with execution.Pool(workers=1, limits=limits) as pool:
+        assert pool.submit('import sympy\nprint(sympy.sqrt(8))').result(60).output == '2*sqrt(2)'
+        assert pool.submit('while True: pass').result(60).error.startswith('TimeoutError')
+        assert {'Landlock', 'seccomp', 'network namespace'} <= set(pool.missing)
 
 
 def test_no_isolation_keeps_the_limits():

@@ -24,6 +24,7 @@ import numpy as np
 
 from rstar_jax.errors import UserError
 from rstar_jax.search import tree as trees_lib
+from rstar_jax.search.config import Config
 from rstar_jax.search.record import Status
 
 ENDLESS = 1 << 30
@@ -105,13 +106,10 @@ class _Ours:
     def __init__(self, step, max_depth: int, trees: int, nodes: int, expansions):
         self._new = functools.partial(trees_lib.init, trees, nodes)
         self._expansions = expansions
-        counts = np.maximum(np.arange(nodes + 1), 1)
-        self._rules = trees_lib.Rules(
-            exploration=np.float32(EXPLORATION),
-            unvisited_value=np.float32(0),
-            rollouts=np.int32(ENDLESS),
-            max_depth=np.int32(max_depth),
-            logarithm=np.log(counts).astype(np.float32),
+        # Its table of logarithms goes as far as there are nodes.
+        config = Config(rollouts=nodes, candidates=1, max_depth=1, exploration=EXPLORATION)
+        self._rules = trees_lib.Rules.of(config).replace(
+            rollouts=np.int32(ENDLESS), max_depth=np.int32(max_depth)
         )
         # Donated: the loop below holds no other reference to the trees.
         self._step = jax.jit(step, donate_argnums=0)

@@ -13,6 +13,8 @@ is skipped, an incomplete one goes on (`ledger`), so killing a run loses at most
 """
 
 import contextlib
+import ctypes
+import gc
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -22,7 +24,7 @@ from ml_collections import ConfigDict
 
 from rstar_jax import configs, data, evals, ledger, models, parallel, search, sources, training
 from rstar_jax.errors import UserError
-from rstar_jax.progress import Events, Line, clock
+from rstar_jax.progress import Events, Line, clock, percent
 from rstar_jax.sources import Round
 from rstar_jax.summary import summary
 
@@ -133,7 +135,15 @@ def run_stage(round_: Round, name: str) -> None:
     parallel.barrier(f'{label} ends')
     if parallel.is_first():
         stage.finish(figures)
+    _give_memory_back()
     line.end(f'done in {clock(stage.seconds)}')
+
+
+def _give_memory_back() -> None:
+    """Returns to the system what a stage has freed, which glibc would keep: 16 GB after an SFT."""
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError, TypeError):  # no glibc
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def bootstrap(round_: Round, stage: ledger.Stage, line: Line) -> Figures:
@@ -152,7 +162,7 @@ def search_trees(round_: Round, stage: ledger.Stage, line: Line) -> Figures:
 
     def progress(now: dict[str, float]) -> None:
         stage.beat()
-        line.show(_search_line(now))
+        line.show(_search_line(now, f'{now["solved"]} solved, '))
         round_.events.add(f'round{round_.number}/search', now, int(now['trees_done']))
 
     with data.TreeStore(stage.folder, writer=jax.process_index()) as store:
@@ -282,10 +292,11 @@ def _training_progress(
     return progress
 
 
-def _search_line(now: dict[str, float]) -> str:
+def _search_line(now: dict[str, float], solved: str = '') -> str:
     return (
-        f'{now["trees_done"]}/{now["trees_total"]} trees, {now["solved"]} solved, '
-        f'{now["tokens_per_second"]:.0f} tokens/s, {_times(now)}'
+        f'{now["trees_done"]}/{now["trees_total"]} trees, {solved}'
+        f'{now["tokens_per_second"]:.0f} tokens/s, slots {percent(now["slot_use"])} used, '
+        f'{_times(now)}'
     )
 
 

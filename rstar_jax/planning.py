@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -24,7 +24,7 @@ from ml_collections import ConfigDict
 from rstar_jax import models, parallel, search, sources
 from rstar_jax.errors import UserError
 from rstar_jax.models import heads, published, sharding
-from rstar_jax.search import decode, devices, engine, sampling
+from rstar_jax.search import decode, devices, engine, memory, sampling, tree
 
 GIB = 2**30
 # The compiler's library asks for a TPU's host, and says at length that there is none.
@@ -35,6 +35,8 @@ QUIET = {
     'TPU_STDERR_LOG_LEVEL': '3',
     'TPU_MIN_LOG_LEVEL': '3',
 }
+DTYPE = jnp.dtype(jnp.bfloat16)
+MANY = 1 << 30  # trees to search in all: as many as one likes
 MARK_STATES = 64  # of the automaton that finds the stop marks: a few dozen in real tokenizers
 
 
@@ -59,11 +61,11 @@ CHIPS = {  # by device_kind
 class Plan:
     """One model's plan; bytes, FLOPs and seconds are of one chip.
 
-    tensor: chips that share the weights. trees: in flight on each such group, as compiled; most:
-    that would fit. decode, score: bytes in use while decoding and while scoring, the other model's
-    and the trees' included. weights: bytes of both models. tree: bytes that one more tree takes.
-    flops, traffic: of one decode step of all `slots`, as the compiler counts them. seconds: of
-    compiling both functions.
+    tensor: chips that share the weights. trees: in flight on each such group, as the search would
+    choose, and compiled; most: that would fit. decode, score: bytes in use while decoding and while
+    scoring, the other model's and the trees' included. weights: bytes of both models. tree: bytes
+    that one more tree takes. flops, traffic: of one decode step of all `slots`, as the compiler
+    counts them. seconds: of compiling both functions.
     """
 
     tensor: int
@@ -123,10 +125,10 @@ HEADER = (
 )
 ROW = '{:18} {:>6} {:>5} {:>5} {:>5} {:>8} {:>7} {:>7} {:>7} {:>8} {:>7} {:>7}  {}'
 NOTES = """\
-tensor: chips that share the weights. trees: in flight on each such group, as compiled; most: as
-many as fit. weights, decode, score, a tree: GiB a chip. compile: seconds here, of both functions.
-GFLOP, MB: a token and chip, by the compiler's count. tokens/s: a group's limits by FLOPs and by
-memory traffic."""
+tensor: chips that share the weights. trees: in flight on each such group, as the search chooses;
+most: as many as would fit. weights, decode, score, a tree: GiB a chip. compile: seconds here, of
+both functions. GFLOP, MB: a token and chip, by the compiler's count. tokens/s: a group's limits by
+FLOPs and by memory traffic."""
 
 
 def _cells(plan: Plan | None, chip: Chip) -> list[str]:
@@ -174,7 +176,7 @@ def host_chips(topology: str) -> list[Any]:
 
 
 def plan_model(
-    settings: search.Config, chips: Sequence[Any], memory: float, shape: models.Config
+    settings: search.Config, chips: Sequence[Any], bytes_of_chip: float, shape: models.Config
 ) -> Plan | None:
     """The plan for policy and PPM of one shape on one host's chips; None where no tree fits.
 
@@ -183,77 +185,61 @@ def plan_model(
     for tensor in range(settings.tensor, len(chips) + 1):
         if len(chips) % tensor == 0:
             state = _State(settings, parallel.local_mesh(tensor, chips), shape)
-            made = state.plan(memory)
+            made = state.plan(bytes_of_chip)
             if made is not None:
                 return made
     return None
 
 
 class _State:
-    """Shapes of what a search has on the devices, for a number of trees, in their sharding."""
+    """Shapes of what a search has on the devices, in their sharding."""
 
     def __init__(self, settings: search.Config, mesh, shape: models.Config):
         self.settings, self.mesh, self.shape = settings, mesh, shape
         self.step = settings.step_tokens
         self.scored = self.step + engine.OUTPUT_ROOM
-        room = settings.path_tokens + max(self.scored, engine.PREFILL_LENGTHS[-1])
-        self.path_length = -(-room // engine.PATH_UNIT) * engine.PATH_UNIT
-        trunk = models.decoder.abstract_params(shape, jnp.bfloat16, headless=True)
+        trunk = models.decoder.abstract_params(shape, DTYPE, headless=True)
         head = jax.eval_shape(lambda: heads.init_value_head(shape.embed_dim, jax.random.key(0)))
-        self.policy = self._params(models.decoder.abstract_params(shape, jnp.bfloat16))
+        self.policy = self._params(models.decoder.abstract_params(shape, DTYPE))
         self.ppm = self._params({'decoder': trunk, 'value_head': head})
         self.weights = _bytes((self.policy, self.ppm))
 
-    def plan(self, memory: float) -> Plan | None:
-        n, slots = self.settings.candidates, self.settings.slots or engine.default_slots(self.mesh)
-        wanted = self.settings.trees_in_flight or max(1, -(-3 * slots // n))
-        tree = _bytes((self._policy(1)[1:3], self._ppm(1)[1:]))
-        trees = min(wanted, int((0.95 * memory - self.resident(0)) // tree))
-        while trees > 0:
-            try:
-                start = time.perf_counter()
-                decoding, scoring = self._decode(trees).compile(), self._score(trees).compile()
-                seconds = time.perf_counter() - start
-            except jax.errors.JaxRuntimeError as error:
-                if 'RESOURCE_EXHAUSTED' not in str(error):
-                    raise
-                trees = trees * 3 // 4
-                continue
-            held = self.resident(trees)
-            extra = [_temporary(function) for function in (decoding, scoring)]
-            if held + max(extra) <= memory:
-                break
-            trees -= 1 + int((held + max(extra) - memory) // tree)
-        else:
+    def plan(self, bytes_of_chip: float) -> Plan | None:
+        """The engine's own choice of trees and slots, compiled; None where not one tree fits."""
+        free = int(bytes_of_chip - self.weights)
+        networks = [memory.Network(self.shape, DTYPE, DTYPE, x) for x in (self.step, self.scored)]
+        budget, busy = engine.prefill_budget(self.mesh), engine.default_slots(self.mesh)
+        try:
+            chosen = memory.plan(self.settings, networks, self.mesh, MANY, budget, busy, free)
+        except UserError:
             return None
-        cost = decoding.cost_analysis()
-        # What a step works with grows with the trees as well.
-        most = (memory - self.resident(0)) // (tree + max(extra) / trees)
+        trees, slots = chosen.trees, chosen.slots
+        start = time.perf_counter()
+        decoding, scoring = self._decode(trees, slots).compile(), self._score(trees).compile()
+        seconds = time.perf_counter() - start
+        cost, held = decoding.cost_analysis(), self.resident(trees, slots)
+        room = memory.MARGIN * free - chosen.prefill - slots * chosen.slot
         return Plan(
             tensor=self.mesh.shape['tensor'],
-            slots=self.slots(trees),
+            slots=slots,
             trees=trees,
-            most=max(trees, int(most)),
+            most=int(room // chosen.tree),
             weights=self.weights,
-            tree=tree,
-            decode=held + extra[0],
-            score=held + extra[1],
+            tree=chosen.tree,
+            decode=held + _temporary(decoding),
+            score=held + _temporary(scoring),
             flops=cost['flops'],
             traffic=cost['bytes accessed'],
             seconds=seconds,
         )
 
-    def slots(self, trees: int) -> int:
-        """Sequences that a group decodes at once, as the engine chooses."""
-        cells = trees * self.settings.candidates
-        most = self.settings.slots or engine.default_slots(self.mesh)
-        return min(most, max(cells // 2, engine.FEW_SLOTS), cells)
+    def resident(self, trees: int, slots: int) -> int:
+        """Bytes a chip of all that stays in memory with so many trees and slots."""
+        nodes = devices.shapes(self.mesh, tree.init, trees, self.settings.nodes)
+        state = self._stops(), nodes, *self._policy(trees, slots), *self._ppm(trees)
+        return self.weights + _bytes(state)
 
-    def resident(self, trees: int) -> int:
-        """Bytes a chip of all that stays in memory with so many trees."""
-        return self.weights + _bytes((self._stops(), *self._policy(trees), *self._ppm(trees)))
-
-    def _decode(self, trees: int) -> jax.stages.Lowered:
+    def _decode(self, trees: int, slots: int) -> jax.stages.Lowered:
         f = devices.mapped(
             decode.decode,
             self.mesh,
@@ -266,8 +252,8 @@ class _State:
         )
         how = jax.tree.map(lambda x: self._whole((), x.dtype), sampling.Settings.of(self.settings))
         iterations = self._whole((), jnp.int32)
-        prefix, path, cells, slots = self._policy(trees)
-        return f.lower(self.policy, self._stops(), prefix, path, cells, slots, how, iterations)
+        state = self._policy(trees, slots)
+        return f.lower(self.policy, self._stops(), *state, how, iterations)
 
     def _score(self, trees: int) -> jax.stages.Lowered:
         names = {'config': self.shape, 'squash': 'tanh'}
@@ -278,23 +264,30 @@ class _State:
         prefix, path, cells = self._ppm(trees)
         return f.lower(self.ppm, prefix, path, cells, integers, integers, tokens, integers)
 
-    def _policy(self, trees: int) -> tuple:
-        shape, kind, n = self.shape, jnp.bfloat16, self.settings.candidates
-        slots = self.slots(trees)
+    def _policy(self, trees: int, slots: int) -> tuple:
+        """prefix, path, cells and slots, as `decode.decode` takes them."""
+        cells = trees * self.settings.candidates
         return (
-            devices.shapes(self.mesh, decode.empty_kv, shape, 1, 0, kind),
-            devices.shapes(self.mesh, decode.empty_path, shape, trees, self.path_length, kind),
-            devices.shapes(self.mesh, decode.empty_cells, shape, trees * n, self.step, kind),
-            devices.shapes(self.mesh, decode.empty_slots, shape, slots, self.step, kind),
+            self._made(decode.empty_kv, 1, 0),
+            self._made(decode.empty_path, trees, self._longest(self.step)),
+            self._made(decode.empty_cells, cells, self.step),
+            self._made(decode.empty_slots, slots, self.step),
         )
 
     def _ppm(self, trees: int) -> tuple:
-        shape, kind, n = self.shape, jnp.bfloat16, self.settings.candidates
+        """prefix, path and the cells' keys and values, as `decode.score` takes them."""
         return (
-            devices.shapes(self.mesh, decode.empty_kv, shape, 1, 0, kind),
-            devices.shapes(self.mesh, decode.empty_path, shape, trees, self.path_length, kind),
-            devices.shapes(self.mesh, decode.empty_kv, shape, trees * n, self.scored, kind),
+            self._made(decode.empty_kv, 1, 0),
+            self._made(decode.empty_path, trees, self._longest(self.scored)),
+            self._made(decode.empty_kv, trees * self.settings.candidates, self.scored),
         )
+
+    def _longest(self, cell: int) -> int:
+        unit = engine.PATH_UNIT
+        return -(-(self.settings.path_tokens + cell) // unit) * unit
+
+    def _made(self, f: Callable, rows: int, positions: int) -> Any:
+        return devices.shapes(self.mesh, f, self.shape, rows, positions, DTYPE)
 
     def _stops(self) -> decode.Stops:
         table = self._whole((MARK_STATES, self.shape.vocab_size), jnp.uint8)

@@ -57,6 +57,17 @@ def shapes(mesh: Mesh, f: Callable, *args: Any) -> Any:
     return _maker(mesh, f, args)[1]
 
 
+def whole(x: jax.Array) -> jax.Array:
+    """`x` inside a mapped function, in full on every device that shares the weights.
+
+    What follows is then computed by each of them alone. Loops of different rows of the mesh end at
+    different times, so no operation in them may exchange data among all devices.
+    """
+    if 'tensor' not in jax.sharding.get_abstract_mesh().axis_names:
+        return x
+    return jax.lax.with_sharding_constraint(x, P())
+
+
 @functools.lru_cache(maxsize=1024)
 def _maker(mesh: Mesh, f: Callable, args: tuple) -> tuple[Callable, Any]:
     make = mapped(_call, mesh, 0, function=f, args=args)

@@ -58,6 +58,10 @@ KEYS: dict[str, tuple[Any, str]] = {
     'search.slots': (0, 'sequences decoded at once on each device; 0: chosen by the device'),
     'search.trees_in_flight': (0, 'trees worked on at once on each device; 0: fills the slots'),
     'search.path_tokens': (4096, 'longest prompt with partial solution, in tokens'),
+    'search.one_size': (
+        False,
+        'slower, but trees are byte for byte the same whatever is searched beside them',
+    ),
     'search.chunk': (8, 'decode steps between two looks of the host'),
     'search.tensor': (1, 'devices that share the weights while searching; divides their number'),
     'execution.isolation': (

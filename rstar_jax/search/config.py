@@ -37,6 +37,9 @@ class Config:
       trees_in_flight: trees worked on at once on each device (G); 0 chooses three times as many
         as fill the slots.
       path_tokens: longest prompt with partial solution, in tokens (S).
+      one_size: every function is compiled for one shape, the largest. Then nothing at all changes a
+        tree; otherwise rounding may, as shapes follow what is being searched beside it: about one
+        token in a million in float32.
       chunk: decode steps between two looks of the host.
       tensor: devices that share one model's weights; the others each run their own trees.
       workers: processes that run code and grade; 0 chooses one a core.
@@ -65,6 +68,7 @@ class Config:
     slots: int = 0
     trees_in_flight: int = 0
     path_tokens: int = 4096
+    one_size: bool = False
     chunk: int = 8
     tensor: int = 1
     workers: int = 0

@@ -34,6 +34,8 @@ PREFILL_LENGTHS = (32, 128)
 PATH_UNIT = 256
 # Room behind a step's tokens for the executor's output, in the PPM's cells.
 OUTPUT_ROOM = 64
+# Longest step with its executor output (1,024 characters), where one shape must fit all.
+OUTPUT_TOKENS = 1088
 # A prefix that all prompts share is computed once if it is at least this long.
 SHARED_PREFIX = 64
 
@@ -138,7 +140,7 @@ class Engine:
             config,
             [model.network for model in self.models],
             mesh,
-            -(-trees // self.devices),
+            config.nodes * trees if config.one_size else -(-trees // self.devices),
             prefill_budget(mesh),
             default_slots(mesh),
         )
@@ -152,16 +154,18 @@ class Engine:
         state = config.step_tokens, self.policy.dtype, self.policy.kv_dtype
         self.cells = self.zeros(decode.empty_cells, policy.config, self.trees * n, *state)
         self.slots = self.zeros(decode.empty_slots, policy.config, self.slot_count, *state)
-        self.sizes = slot_sizes(self.slot_count)
+        self.sizes = [self.slot_count] if config.one_size else slot_sizes(self.slot_count)
         self.size = self.slot_count
         self.known = np.zeros(self.rows * n, np.uint8)
         self.opened = np.zeros(self.rows * n, bool)
         self.keys = np.zeros((self.rows * n, 2), np.uint32)
         self.counters = collections.Counter()
         self.sampling = sampling.Settings.of(config)
-        self._share_prefix(self.policy, prompts)
+        if not config.one_size:
+            self._share_prefix(self.policy, prompts)
         for model in self.models:
-            self._reserve(model, max(map(len, prompts)) - model.shared)
+            longest = config.path_tokens if config.one_size else max(map(len, prompts))
+            self._reserve(model, longest - model.shared)
 
     def _stops(self, config) -> decode.Stops:
         kinds = {
@@ -460,10 +464,14 @@ class Engine:
         )
 
     def _prefill_length(self, longest: int) -> int:
+        if self.config.one_size:
+            return PREFILL_LENGTHS[-1]
         return next((x for x in PREFILL_LENGTHS if x >= longest), PREFILL_LENGTHS[-1])
 
     def _score_length(self, longest: int) -> int:
         """Like `_prefill_length`, but a step is scored in one piece."""
+        if self.config.one_size:
+            longest = max(longest, self.config.step_tokens + OUTPUT_TOKENS)
         lengths = (*PREFILL_LENGTHS, self.ppm_length)
         return next((x for x in sorted(lengths) if x >= longest), 1 << longest.bit_length())
 

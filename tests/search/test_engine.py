@@ -127,6 +127,24 @@ def test_other_problems_order_and_devices_change_nothing(policy, ppm, workers):
     assert_same(expected, grow(policy, ppm, workers, config=config, mesh=several), exact=False)
 
 
+def test_with_one_size_no_bit_changes(policy, ppm, workers):
+    """Killed and gone on (some trees skipped), in another order, among other problems."""
+    config = dataclasses.replace(CONFIG, one_size=True, path_tokens=256)
+    more = [*PROBLEMS, {'index': 7, 'question': 'Anna has 9', 'answer': '9'}]
+    whole = grow(policy, ppm, workers, config=config, problems=more)
+
+    def bits(records, keys):
+        return [dataclasses.replace(records[key], counters={}).to_bytes() for key in keys]
+
+    for changes in (
+        {'problems': more[::-1]},
+        {'problems': more, 'skip': {(0, 0), (2, 0)}},
+        {'problems': PROBLEMS},
+    ):
+        again = grow(policy, ppm, workers, config=config, **changes)
+        assert bits(again, again) == bits(whole, again)
+
+
 def test_seeds_and_tree_numbers_differ(policy, workers):
     first = grow(policy, None, workers, problems=PROBLEMS[:2], trees=2)
     other = grow(policy, None, workers, problems=PROBLEMS[:2], seed=1)

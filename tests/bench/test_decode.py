@@ -1,0 +1,31 @@
+"""The decode bench on a tiny model: its figures, and what it refuses."""
+
+import pytest
+
+from rstar_jax import models
+from rstar_jax.bench import decode
+from rstar_jax.errors import UserError
+from rstar_jax.models import published
+
+TINY = models.Config('qwen2', 300, 64, 96, 1, 8, 2, 8, qkv_bias=True)
+
+
+def test_figures(monkeypatch):
+    monkeypatch.setitem(published.SHAPES, 'tiny', TINY)
+    monkeypatch.setattr(decode, 'BATCHES', (3,))
+    figures = decode.run(model='tiny', prompt=9, tokens=4, repeats=1)
+    theirs = max(figures[f'transformers_{kind}_b3'] for kind in decode.DTYPES)
+    ours = figures['tokens_per_second_b3']
+    assert figures['ratio_vs_transformers_b3'] == pytest.approx(ours / theirs)
+    assert figures['products_share_b3'] > 0 and len(figures) == 5
+
+
+def test_a_model_that_there_is_not():
+    with pytest.raises(UserError, match='none/such: its shape is not known; known are qwen2.5'):
+        decode.run(model='none/such')
+
+
+def test_a_published_name_is_found_with_its_owner_and_kind():
+    assert published.find('Qwen/Qwen2.5-Math-7B-Instruct') == 'qwen2.5-math-7b'
+    assert published.find('models/smollm2-135m-instruct.gguf') == 'smollm2-135m'
+    assert published.find('previous') is None

@@ -146,7 +146,7 @@ class Plain:
             self._engine.stops,
             model.prefix,
             self._path,
-            _opened(self._cells, opened, keys),
+            _opened(self._cells, opened, keys, np.zeros(len(keys), np.int32)),
             self._slots,
             sampling.Settings.of(self.config),
             np.int32(limit),

@@ -98,7 +98,7 @@ class _Ours:
         one = np.zeros(1, np.int32)
         arguments = (one, ids[None].astype(np.int32), one + len(ids), one)
         self._path = extend(self._params, self._prefix, path, *arguments)
-        self._open = devices.mapped(decode.open_cells, mesh, 3, donate=(0,))
+        self._open = devices.mapped(decode.open_cells, mesh, 4, donate=(0,))
         self._decode = devices.mapped(
             decode.decode,
             mesh,
@@ -118,7 +118,7 @@ class _Ours:
 
         batch, limit = self._batch, np.int32(self._tokens)
         keys = np.arange(2 * batch, dtype=np.uint32).reshape(batch, 2)
-        cells = self._open(self._cells, np.ones(batch, bool), keys)
+        cells = self._open(self._cells, np.ones(batch, bool), keys, np.zeros(batch, np.int32))
         state = jax.block_until_ready((cells, self._slots))
         start = time.perf_counter()
         self._cells, self._slots, done = self._decode(

@@ -58,6 +58,7 @@ class Cells:
       state: u8[C], EMPTY, PENDING, RUNNING, DONE or CANCELLED.
       end: u8[C], the kind of mark at which the step ended (`steps.marks`).
       keys: u32[C,2], sampling keys.
+      turn: i32[C]; slots go to the pending cells with the lowest first.
     """
 
     kv: KeysValues
@@ -68,6 +69,7 @@ class Cells:
     state: jax.Array
     end: jax.Array
     keys: jax.Array
+    turn: jax.Array
 
 
 @struct.dataclass
@@ -154,6 +156,7 @@ def empty_cells(config, cells: int, positions: int, dtype, kv_dtype=None) -> Cel
         state=jnp.full((cells,), EMPTY, jnp.uint8),
         end=jnp.zeros((cells,), jnp.uint8),
         keys=jnp.zeros((cells, 2), jnp.uint32),
+        turn=jnp.zeros((cells,), jnp.int32),
     )
 
 
@@ -211,11 +214,13 @@ def decode(
 
 
 def _refill(cells: Cells, slots: Slots, path: Path, candidates: int) -> tuple[Cells, Slots]:
-    """Gives free slots to pending cells, lowest cell first."""
+    """Gives free slots to pending cells, those whose turn is first."""
     count = cells.state.shape[0]
     free = slots.cell == FREE
-    queue = jnp.nonzero(cells.state == PENDING, size=free.shape[0], fill_value=count)[0]
-    taken = jnp.where(free, queue[jnp.cumsum(free) - 1], count)
+    pending = cells.state == PENDING
+    queue = jnp.argsort(jnp.where(pending, cells.turn, jnp.iinfo(jnp.int32).max), stable=True)
+    queue = jnp.where(pending[queue], queue, count)
+    taken = jnp.where(free, queue[jnp.minimum(jnp.cumsum(free), count) - 1], count)
     new = taken < count
     tree = jnp.minimum(taken, count - 1) // candidates
     slots = slots.replace(
@@ -503,13 +508,14 @@ def append(path: Path, cells_kv: KeysValues, hidden, trees, cells, starts, count
     return path.replace(**new)
 
 
-def open_cells(cells: Cells, opened: jax.Array, keys: jax.Array) -> Cells:
-    """Marks the cells of bool[C] `opened` as pending, with u32[C,2] sampling keys."""
+def open_cells(cells: Cells, opened: jax.Array, keys: jax.Array, turn: jax.Array) -> Cells:
+    """Marks the cells of bool[C] `opened` as pending, with u32[C,2] keys and i32[C] turns."""
     return cells.replace(
         state=jnp.where(opened, jnp.uint8(PENDING), cells.state),
         length=jnp.where(opened, 0, cells.length),
         likelihood=jnp.where(opened, 0.0, cells.likelihood),
         keys=jnp.where(opened[:, None], keys, cells.keys),
+        turn=jnp.where(opened, turn, cells.turn),
     )
 
 

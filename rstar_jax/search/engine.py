@@ -68,6 +68,7 @@ class _Row:
     ends: list[int] = dataclasses.field(default_factory=list)
     todo: int = 0
     opening: tuple | None = None
+    expansions: int = 0
 
 
 @dataclasses.dataclass
@@ -159,6 +160,8 @@ class Engine:
         self.known = np.zeros(self.rows * n, np.uint8)
         self.opened = np.zeros(self.rows * n, bool)
         self.keys = np.zeros((self.rows * n, 2), np.uint32)
+        # Trees with few expansions first: the last trees shall end together, not one by one.
+        self.turn = np.zeros(self.rows * n, np.int32)
         self.counters = collections.Counter()
         self.sampling = sampling.Settings.of(config)
         if not config.one_size:
@@ -228,7 +231,7 @@ class Engine:
         return f(path, kv, hidden, *arguments)
 
     def _open(self, *arguments):
-        return devices.mapped(decode.open_cells, self.mesh, 3, donate=(0,))(*arguments)
+        return devices.mapped(decode.open_cells, self.mesh, 4, donate=(0,))(*arguments)
 
     def _resize(self, slots, size):
         return devices.mapped(decode.resize, self.mesh, 1, size=size)(slots)
@@ -275,8 +278,8 @@ class Engine:
         self._prefill()
         if self.opened.any():
             # Copies, as the device may read the host's arrays later than this line.
-            opened, keys = self.opened.copy(), self.keys.copy()
-            self.cells = self._open(self.cells, self._split(opened), self._split(keys))
+            copies = [x.copy() for x in (self.opened, self.keys, self.turn)]
+            self.cells = self._open(self.cells, *map(self._split, copies))
             self.known[self.opened] = decode.PENDING
             self.opened[:] = False
         need = int(self._busy().reshape(self.devices, -1).sum(axis=1).max())
@@ -399,7 +402,9 @@ class Engine:
             cell = row * n + candidate
             self.opened[cell] = True
             self.keys[cell] = decode.sampling_key(*state.key, state.opening, candidate)
+            self.turn[cell] = state.expansions
         state.opening = None
+        state.expansions += 1
 
     def _flush_appends(self) -> None:
         for model in self.models:

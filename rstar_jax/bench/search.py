@@ -13,7 +13,7 @@ is the policy's decoder with a random value head: its scores mean nothing, its w
     compiles_after_warmup      in the measured search, after one over --warmup other problems
     ratio_vs_plain_loop        trees a minute against `_plain_loop`, same problems, same run
 
-Seconds spent in compiling are not counted, on neither side.
+Seconds spent in tracing and compiling are not counted, on neither side.
 """
 
 import collections
@@ -33,9 +33,11 @@ from rstar_jax.errors import UserError
 from rstar_jax.models import tiny
 from rstar_jax.search import engine, runner
 
-COMPILE_EVENTS = (
-    '/jax/core/compile/backend_compile_duration',
+# What jax does before it runs a function that is new to it; the last is the compiler proper.
+COMPILING = (
+    '/jax/core/compile/jaxpr_trace_duration',
     '/jax/core/compile/jaxpr_to_mlir_module_duration',
+    '/jax/core/compile/backend_compile_duration',
 )
 # How the tiny model is trained: enough to write steps that run, and to be right now and then.
 DEMONSTRATIONS = 6400
@@ -131,7 +133,7 @@ class _Run:
 
     def __init__(self, kind, policy, scorer, config, workers, problems, seed: int):
         mesh = parallel.local_mesh(devices=jax.local_devices()[:1])
-        with _compiling() as compiling:
+        with _compiling() as spans:
             start = time.perf_counter()
             self.tasks = [
                 runner._task(problem, 0, seed, config, policy.tokenizer) for problem in problems
@@ -143,9 +145,10 @@ class _Run:
             loop.advance = self._watch('trees', loop.advance)
             loop._await_workers = self._watch('waiting', loop._await_workers)
             self.records = {record.key: record for record in loop.run()}
-            self.compiling = sum(map(sum, compiling.values()))
-            self.seconds = time.perf_counter() - start - self.compiling
-        self.compiles = len(compiling[COMPILE_EVENTS[0]])
+            self.seconds = time.perf_counter() - start
+        self.compiling = _covered(spans)
+        self.seconds -= self.compiling
+        self.compiles = sum(event == COMPILING[-1] for event, *_ in spans)
         self.counters, self.encode = expander.counters, expander.encode
 
     def _watch(self, name: str, f):
@@ -196,16 +199,25 @@ class _Run:
 
 
 @contextlib.contextmanager
-def _compiling() -> Iterator[dict[str, list[float]]]:
-    """Collects the seconds of each compilation in the block, by event."""
-    seconds: dict[str, list[float]] = {event: [] for event in COMPILE_EVENTS}
+def _compiling() -> Iterator[list[tuple[str, float, float]]]:
+    """Collects (event, start, end) of whatever is traced or compiled in the block."""
+    spans: list[tuple[str, float, float]] = []
 
-    def heard(event: str, duration: float, **_: Any) -> None:
-        if event in seconds:
-            seconds[event].append(duration)
+    def heard(event: str, start: float, end: float, **_: Any) -> None:
+        if event in COMPILING:
+            spans.append((event, start, end))
 
-    jax.monitoring.register_event_duration_secs_listener(heard)
+    jax.monitoring.register_event_time_span_listener(heard)
     try:
-        yield seconds
+        yield spans
     finally:
-        jax.monitoring.unregister_event_duration_listener(heard)
+        jax.monitoring.unregister_event_time_span_listener(heard)
+
+
+def _covered(spans: list[tuple[str, float, float]]) -> float:
+    """Seconds in at least one of the spans: tracing one function traces others in it."""
+    total, upto = 0.0, 0.0
+    for _, start, end in sorted(spans, key=lambda span: span[1]):
+        total += max(0.0, end - max(start, upto))
+        upto = max(upto, end)
+    return total

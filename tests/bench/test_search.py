@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax
 import numpy as np
 import pytest
 
@@ -70,6 +71,14 @@ def _outputs(run):
         if text.endswith(f'{steps.OUTPUT}{output}{steps.OUTPUT_END}')
     ]
     return len(found), sum(found)
+
+
+def test_seconds_of_compiling_are_counted_once():
+    spans = [('outer', 1.0, 5.0), ('inner', 2.0, 3.0), ('other', 4.0, 7.0), ('late', 9.0, 9.5)]
+    assert search._covered(spans) == 6.5
+    with search._compiling() as heard:
+        jax.jit(lambda x: x * 3 + 1)(np.arange(7))
+    assert {event for event, *_ in heard} == set(search.COMPILING)
 
 
 def test_errors_are_plain():

@@ -137,6 +137,7 @@ def check_settings(
     settings: Mapping[str, Any],
     stages: Mapping[str, Stage],
     unbound: Collection[str] = (),
+    defaults: Mapping[str, Any] | None = None,
 ) -> None:
     """Compares a round's settings with those that the workdir was made with, then records them.
 
@@ -146,18 +147,19 @@ def check_settings(
       settings: flat config of the round, key -> value.
       stages: the round's stages by name; only those that have begun bind their settings.
       unbound: keys that bind nothing, though they are under a binding prefix.
+      defaults: what a key was that the workdir's version of the software did not have yet.
 
     Raises:
       UserError: naming the first key that differs, both values, and the remedy.
     """
     path = workdir / 'config.json'
     kept = read_json(path) or {}
-    old = kept.get(name, {})
+    old = json.loads(json.dumps({**(defaults or {}), **kept.get(name, {})}))
     now = json.loads(json.dumps(dict(settings)))
     for stage_name, stage in stages.items():
         if not stage.begun:
             continue
-        for key in sorted(old.keys() | now.keys()):
+        for key in sorted(now):
             bound = any(key == prefix or key.startswith(f'{prefix}.') for prefix in stage.settings)
             if bound and key not in unbound and old.get(key) != now.get(key):
                 raise UserError(

@@ -78,6 +78,7 @@ def run(config: ConfigDict, workdir: str, names: Sequence[str]) -> None:
                 configs.flatten(round_.config),
                 {name: stage_of(round_, name)},
                 UNBOUND,
+                configs.flatten(configs.default()),
             )
         for round_, name in rows:
             run_stage(round_, name)

@@ -102,6 +102,21 @@ def test_settings_bind_only_what_has_begun(tmp_path):
     assert kept['round2']['seed'] == 1
 
 
+def test_a_key_of_a_newer_version_binds_by_its_default(tmp_path):
+    stages = {'search': ledger.Stage(tmp_path / 'search', ('search',))}
+    ledger.check_settings(tmp_path, 'round1', {'search.rollouts': 8, 'search.gone': 1}, stages)
+    stages['search'].begin()
+
+    def check(new):
+        now = {'search.rollouts': 8, 'search.new': new}
+        defaults = {'search.rollouts': 48, 'search.new': 'plain'}
+        ledger.check_settings(tmp_path, 'round1', now, stages, defaults=defaults)
+
+    with pytest.raises(UserError, match='search.new=other: .* was made with plain'):
+        check('other')
+    check('plain')
+
+
 def test_a_broken_file_is_a_user_error(tmp_path):
     (tmp_path / 'config.json').write_text('{')
     with pytest.raises(UserError, match='config.json: not JSON'):

@@ -27,6 +27,7 @@ from rstar_jax.steps import marks
 
 EMPTY, PENDING, RUNNING, DONE, CANCELLED = range(5)
 FREE = -1
+COPIED = 32  # positions of keys and values that are copied at once
 KeysValues = list[tuple[jax.Array, jax.Array]]
 
 
@@ -341,7 +342,7 @@ def _retire(cells: Cells, slots: Slots, live, kind) -> tuple[Cells, Slots]:
 
     def move(i, kv):
         slot = which[i]
-        return _put_rows(kv, slots.kv, slots.cell[slot], slot, 0)
+        return _put_row(kv, slots.kv, slots.cell[slot], slot, 0, slots.length[slot])
 
     kv = jax.lax.fori_loop(0, ended.sum(), move, cells.kv)
     at = jnp.where(ended, slots.cell, cells.state.shape[0])
@@ -365,16 +366,27 @@ def _cancel(cells: Cells, slots: Slots, candidates: int) -> tuple[Cells, Slots]:
     return cells.replace(state=state), slots.replace(cell=jnp.where(gone, FREE, slots.cell))
 
 
-def _put_rows(into: KeysValues, source: KeysValues, row, source_row, offset) -> KeysValues:
-    """Copies one row of each array of `source` into one row of `into`, from a position on."""
+def _put_row(into: KeysValues, source: KeysValues, row, source_row, offset, count) -> KeysValues:
+    """Copies the first `count` positions of a row of `source` into a row of `into`, at `offset`.
 
-    def put(target, values):
-        values = jax.lax.dynamic_slice_in_dim(values, source_row, 1, axis=0)
-        zero = jnp.int32(0)
-        at = (row, zero, jnp.asarray(offset, jnp.int32), zero)
-        return jax.lax.dynamic_update_slice(target, values.astype(target.dtype), at)
+    In blocks: up to COPIED - 1 positions behind the last are overwritten as well.
+    """
+    length = source[0][0].shape[2]
+    block = min(COPIED, length)
 
-    return jax.tree.map(put, into, source)
+    def copy(i, into):
+        start = jnp.minimum(i * block, length - block)
+
+        def put(target, values):
+            _, heads, _, dim = values.shape
+            at = (source_row, 0, start, 0)
+            values = jax.lax.dynamic_slice(values, at, (1, heads, block, dim))
+            at = (row, 0, offset + start, 0)
+            return jax.lax.dynamic_update_slice(target, values.astype(target.dtype), at)
+
+        return jax.tree.map(put, into, source)
+
+    return jax.lax.fori_loop(0, (count + block - 1) // block, copy, into)
 
 
 def forward(params, prefix: KeysValues, path: Path, trees, tokens, counts, starts, *, config):
@@ -439,7 +451,7 @@ def extend(
     hidden, kv = forward(params, prefix, path, trees, tokens, counts, starts, config=config)
 
     def write(i, stored):
-        return _put_rows(stored, kv, trees[i], i, starts[i])
+        return _put_row(stored, kv, trees[i], i, starts[i], counts[i])
 
     return Path(
         kv=jax.lax.fori_loop(0, (counts > 0).sum(), write, path.kv),
@@ -479,7 +491,7 @@ def score(
     kv = jax.tree.map(lambda x: x[:, :, :room], kv)
 
     def write(i, stored):
-        return _put_rows(stored, kv, cells[i], i, 0)
+        return _put_row(stored, kv, cells[i], i, 0, jnp.minimum(counts[i], room))
 
     cells_kv = jax.lax.fori_loop(0, (counts > 0).sum(), write, cells_kv)
     return cells_kv, heads.squash(squash, heads.value(params['value_head'], hidden))
@@ -496,7 +508,7 @@ def append(path: Path, cells_kv: KeysValues, hidden, trees, cells, starts, count
     """
 
     def write(i, stored):
-        return _put_rows(stored, cells_kv, trees[i], cells[i], starts[i])
+        return _put_row(stored, cells_kv, trees[i], cells[i], starts[i], counts[i])
 
     new = {
         'kv': jax.lax.fori_loop(0, (trees < path.length.shape[0]).sum(), write, path.kv),

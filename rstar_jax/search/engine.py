@@ -97,7 +97,6 @@ class _Model:
         self.segments: collections.deque[_Segment] = collections.deque()
         self.appends: list[tuple[int, int, int, int]] = []
         self.cell_length = cells_kv_length
-        self.longest_write = max(cells_kv_length, PREFILL_LENGTHS[-1])
 
     @property
     def network(self) -> memory.Network:
@@ -482,7 +481,7 @@ class Engine:
 
     def _reserve(self, model, tokens: int) -> None:
         """Makes room for paths of that many tokens."""
-        need = -(-(tokens + model.longest_write) // PATH_UNIT) * PATH_UNIT
+        need = -(-(tokens + decode.COPIED) // PATH_UNIT) * PATH_UNIT
         if need <= model.capacity:
             return
         if model.path is None:

@@ -146,7 +146,7 @@ def _share(network: Network, split: int) -> int:
 def _tree_bytes(config, network: Network) -> int:
     def state():
         dtypes = network.dtype, network.kv_dtype
-        path = decode.empty_path(network.config, 1, _longest_path(config, network), *dtypes)
+        path = decode.empty_path(network.config, 1, _longest_path(config), *dtypes)
         return path, decode.empty_cells(network.config, config.candidates, network.cell, *dtypes)
 
     return _size(jax.eval_shape(state))
@@ -163,12 +163,12 @@ def _slot_bytes(config, network: Network) -> int:
 
 def _prefill_bytes(config, network: Network, budget: int) -> int:
     shape = network.config
-    scores = 2 * shape.num_heads * _longest_path(config, network)
+    scores = 2 * shape.num_heads * _longest_path(config)
     return 4 * budget * (scores + 3 * shape.mlp_dim + 8 * shape.embed_dim)
 
 
-def _longest_path(config, network: Network) -> int:
-    return config.path_tokens + network.cell
+def _longest_path(config) -> int:
+    return config.path_tokens + decode.COPIED
 
 
 def _size(tree) -> int:

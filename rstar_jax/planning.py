@@ -65,7 +65,8 @@ class Plan:
     choose, and compiled; most: that would fit. decode, score: bytes in use while decoding and while
     scoring, the other model's and the trees' included. weights: bytes of both models. tree: bytes
     that one more tree takes. flops, traffic: of one decode step of all `slots`, as the compiler
-    counts them. seconds: of compiling both functions.
+    counts them, bytes read and written; floor: bytes that it must read, weights and caches once.
+    seconds: of compiling both functions.
     """
 
     tensor: int
@@ -78,6 +79,7 @@ class Plan:
     score: int
     flops: float
     traffic: float
+    floor: int
     seconds: float
 
 
@@ -128,14 +130,14 @@ NOTES = """\
 tensor: chips that share the weights. trees: in flight on each such group, as the search chooses;
 most: as many as would fit. weights, decode, score, a tree: GiB a chip. compile: seconds here, of
 both functions. GFLOP, MB: a token and chip, by the compiler's count. tokens/s: a group's limits by
-FLOPs and by memory traffic."""
+those FLOPs, and by reading weights and caches once a step."""
 
 
 def _cells(plan: Plan | None, chip: Chip) -> list[str]:
     if plan is None:
         return ['does not fit', *[''] * (len(HEADER) - 2)]
     gib = (f'{x / GIB:.2f}' for x in (plan.weights, plan.decode, plan.score, plan.tree))
-    limits = plan.slots * chip.flops / plan.flops, plan.slots * chip.bandwidth / plan.traffic
+    limits = plan.slots * chip.flops / plan.flops, plan.slots * chip.bandwidth / plan.floor
     return [
         *map(str, (plan.tensor, plan.trees, plan.most, plan.slots)),
         *gib,
@@ -230,6 +232,7 @@ class _State:
             score=held + _temporary(scoring),
             flops=cost['flops'],
             traffic=cost['bytes accessed'],
+            floor=self.floor(trees, slots),
             seconds=seconds,
         )
 
@@ -238,6 +241,13 @@ class _State:
         nodes = devices.shapes(self.mesh, tree.init, trees, self.settings.nodes)
         state = self._stops(), nodes, *self._policy(trees, slots), *self._ppm(trees)
         return self.weights + _bytes(state)
+
+    def floor(self, trees: int, slots: int) -> int:
+        """Bytes a chip that a decode step reads, were everything read once."""
+        _, path, _, slot = self._policy(trees, slots)
+        rows = ('embed',) if 'output' in self.policy else ()  # of the table a few rows are read
+        weights = {name: part for name, part in self.policy.items() if name not in rows}
+        return _bytes((weights, path.kv, slot.kv))
 
     def _decode(self, trees: int, slots: int) -> jax.stages.Lowered:
         f = devices.mapped(

@@ -49,6 +49,10 @@ def test_sizes_are_those_of_the_arrays(ample):
     products = sum(x.size for x in jax.tree.leaves(params) if x.ndim == 2)
     products -= params['embed']['weight'].size
     assert 2 * 8 * products < ample.flops < 8 * 2 * 8 * products
+    caches = sum(x.nbytes for x in jax.tree.leaves((made[2].kv, made[4].kv)))
+    unread = params['embed']['weight'].nbytes
+    assert ample.floor == sum(x.nbytes for x in jax.tree.leaves(params)) - unread + caches
+    assert ample.floor < ample.traffic
 
 
 class Compiled:

@@ -92,7 +92,9 @@ def run(
     if warmup:
         measured(_Ours, found[count:])
     ours = measured(_Ours, found[:count])
-    figures = ours.figures(ppm) | {'compiles_after_warmup': ours.compiles}
+    figures = ours.figures(ppm) | {'compiles_after_warmup': len(ours.compiled)}
+    # The plain loop may take an hour: what is known is told before.
+    print(f'search: {figures}; compiled after the warm-up: {ours.compiled}', flush=True)
     if plain:
         theirs = measured(_plain_loop.LockStep, found[:count])
         figures['ratio_vs_plain_loop'] = theirs.seconds / ours.seconds
@@ -148,7 +150,7 @@ class _Run:
             self.seconds = time.perf_counter() - start
         self.compiling = _covered(spans)
         self.seconds -= self.compiling
-        self.compiles = sum(event == COMPILING[-1] for event, *_ in spans)
+        self.compiled = [name for event, *_, name in spans if event == COMPILING[-1]]
         self.counters, self.encode = expander.counters, expander.encode
 
     def _watch(self, name: str, f):
@@ -199,13 +201,13 @@ class _Run:
 
 
 @contextlib.contextmanager
-def _compiling() -> Iterator[list[tuple[str, float, float]]]:
-    """Collects (event, start, end) of whatever is traced or compiled in the block."""
-    spans: list[tuple[str, float, float]] = []
+def _compiling() -> Iterator[list[tuple[str, float, float, str]]]:
+    """Collects (event, start, end, function) of whatever is traced or compiled in the block."""
+    spans: list[tuple[str, float, float, str]] = []
 
-    def heard(event: str, start: float, end: float, **_: Any) -> None:
+    def heard(event: str, start: float, end: float, *, fun_name: str = '', **_: Any) -> None:
         if event in COMPILING:
-            spans.append((event, start, end))
+            spans.append((event, start, end, fun_name))
 
     jax.monitoring.register_event_time_span_listener(heard)
     try:
@@ -214,10 +216,10 @@ def _compiling() -> Iterator[list[tuple[str, float, float]]]:
         jax.monitoring.unregister_event_time_span_listener(heard)
 
 
-def _covered(spans: list[tuple[str, float, float]]) -> float:
+def _covered(spans: list[tuple[str, float, float, str]]) -> float:
     """Seconds in at least one of the spans: tracing one function traces others in it."""
     total, upto = 0.0, 0.0
-    for _, start, end in sorted(spans, key=lambda span: span[1]):
+    for _, start, end, _ in sorted(spans, key=lambda span: span[1]):
         total += max(0.0, end - max(start, upto))
         upto = max(upto, end)
     return total

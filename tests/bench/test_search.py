@@ -74,11 +74,16 @@ def _outputs(run):
 
 
 def test_seconds_of_compiling_are_counted_once():
-    spans = [('outer', 1.0, 5.0), ('inner', 2.0, 3.0), ('other', 4.0, 7.0), ('late', 9.0, 9.5)]
+    spans = [('', *span, '') for span in [(1.0, 5.0), (2.0, 3.0), (4.0, 7.0), (9.0, 9.5)]]
     assert search._covered(spans) == 6.5
+
+    def unheard_of(x):
+        return x * 3 + 1
+
     with search._compiling() as heard:
-        jax.jit(lambda x: x * 3 + 1)(np.arange(7))
+        jax.jit(unheard_of)(np.arange(7))
     assert {event for event, *_ in heard} == set(search.COMPILING)
+    assert 'unheard_of' in heard[-1][-1]
 
 
 def test_errors_are_plain():

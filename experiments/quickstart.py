@@ -21,10 +21,11 @@ def get_config() -> ConfigDict:
     config = configs.default()
     config.policy.path = 'tiny'
     config.policy.dtype = 'float32'
-    config.bootstrap.demonstrations = 12800
+    config.bootstrap.demonstrations = 8320
     config.training.bootstrap.batch_size = 32
+    config.training.bootstrap.learning_rate = 3e-3
     config.data.problems = 'arithmetic'
-    config.data.limit = 192
+    config.data.limit = 224
 
     config.search.rollouts = 8
     config.search.candidates = 6
@@ -37,14 +38,14 @@ def get_config() -> ConfigDict:
         training.micro_batch = 16
     config.training.sft.epochs = 4
     config.training.sft.batch_size = 32
-    config.training.sft.learning_rate = 1e-3
-    config.training.ppm.epochs = 2
-    config.training.ppm.batch_size = 32
-    config.training.ppm.learning_rate = 3e-4
+    config.training.sft.learning_rate = 5e-4
+    config.training.ppm.epochs = 4
+    config.training.ppm.batch_size = 8
+    config.training.ppm.learning_rate = 1e-3
 
     config.eval.benchmarks = 'arithmetic'
     config.eval.limit = 96
     config.eval.trajectories = 4
-    config.eval.rollouts = 2
+    config.eval.rollouts = 1
     config.eval.candidates = 4
     return config

@@ -38,6 +38,8 @@ OUTPUT_ROOM = 64
 OUTPUT_TOKENS = 1088
 # A prefix that all prompts share is computed once if it is at least this long.
 SHARED_PREFIX = 64
+# Its last tokens are left out: some other question may begin such that they are merged with it.
+MERGED = 4
 
 
 @dataclasses.dataclass
@@ -116,7 +118,7 @@ class Engine:
         config: what is searched.
         mesh: local mesh with the axes (data, tensor).
         trees: how many trees there are to search in all; fewer need less memory.
-        prompts: the token ids of all prompts, to find what they share.
+        prompts: the token ids of some prompts, to find what all share.
         """
         if ppm is not None and len(ppm.tokenizer) != len(policy.tokenizer):
             raise UserError(
@@ -163,6 +165,7 @@ class Engine:
         self.turn = np.zeros(self.rows * n, np.int32)
         self.counters = collections.Counter()
         self.sampling = sampling.Settings.of(config)
+        self.begin: list[int] = []
         if not config.one_size:
             self._share_prefix(self.policy, prompts)
         for model in self.models:
@@ -253,6 +256,11 @@ class Engine:
         kept = state.ends[common - 1] if common else 0
         walked_on = common == len(state.nodes) == len(nodes) - 1 and common > 0
         fresh = [task.tokens[node] for node in nodes[common:]]
+        if not common and fresh[0][: len(self.begin)] != self.begin:
+            raise UserError(
+                f'problem {task.problem["index"]}: its prompt does not begin with the tokens that '
+                'all others begin with: search with --config.search.one_size=True'
+            )
         for model in self.models:
             start = kept - model.shared if common else 0
             done = 0 if common else model.shared
@@ -497,6 +505,7 @@ class Engine:
         longest = min(map(len, prompts)) - 1
         same = [a == b for a, b in zip(first[:longest], last, strict=False)]
         shared = same.index(False) if False in same else len(same)
+        shared -= MERGED
         if shared < SHARED_PREFIX or len(prompts) < 2:
             return
         self._reserve(model, shared)
@@ -506,6 +515,7 @@ class Engine:
             self.state[row].todo += 1
         while model.segments:
             self._prefill_once(model)
+        self.begin = first[:shared]
         cut = devices.mapped(decode.first_path, self.mesh, 1, positions=shared)
         model.prefix, model.shared = cut(model.path), shared
         model.path, model.capacity = None, 0

@@ -30,6 +30,9 @@ from rstar_jax.search.engine import Ended, Engine
 from rstar_jax.search.record import TERMINAL_ANSWERS, Record, Status
 from rstar_jax.steps import marks
 
+# Prompts that are looked at to find what all have in common.
+PROMPTS = 512
+
 
 @dataclasses.dataclass
 class Candidate:
@@ -184,18 +187,19 @@ def run(
     if not todo:
         return
     tokenizer = policy.tokenizer if policy else None
-    tasks = [_task(problem, number, seed, config, tokenizer) for problem, number in todo]
+    make = functools.partial(_task, seed=seed, config=config, tokenizer=tokenizer)
     if expander is None:
         mesh = mesh or parallel.local_mesh(tensor=config.tensor)
-        prompts = [task.tokens[0] for task in tasks]
-        expander = Engine(policy, ppm, config, mesh, len(tasks), prompts)
+        some = todo[:: -(-len(todo) // PROMPTS)]
+        prompts = [make(problem, number).tokens[0] for problem, number in some]
+        expander = Engine(policy, ppm, config, mesh, len(todo), prompts)
         _announce(f'search: {expander.plan}')
     with contextlib.ExitStack() as stack:
         workers = workers or stack.enter_context(Workers.start(config))
-        yield from _Search(tasks, expander, config, workers, progress).run()
+        yield from _Search(todo, make, expander, config, workers, progress).run()
 
 
-def _task(problem: dict[str, Any], number: int, seed: int, config: Config, tokenizer) -> Task:
+def _task(problem: dict[str, Any], number: int, *, seed: int, config: Config, tokenizer) -> Task:
     prompt = steps.prompt(problem['question'], config.prompt)
     tokens = tokenizer(prompt)['input_ids'] if tokenizer else []
     return Task(problem, number, seed, prompt, [tokens])
@@ -210,10 +214,10 @@ def _advance(tree, expansion, rules, longest: int, strategy: str):
 class _Search:
     """The loop's state: which tree is in which row, and the tree arrays on the devices."""
 
-    def __init__(self, tasks, expander, config: Config, workers: Workers, progress):
+    def __init__(self, todo, make, expander, config: Config, workers: Workers, progress):
         self.expander, self.config, self.workers = expander, config, workers
-        self.report = _Report(len(tasks), expander.counters, progress)
-        self.queue = tasks[::-1]
+        self.report = _Report(len(todo), expander.counters, progress)
+        self.make, self.queue = make, todo[::-1]
         self.tasks: dict[int, Task] = {}
         self.free = list(range(expander.rows))[::-1]
         self.split = NamedSharding(expander.mesh, P('data'))
@@ -251,7 +255,7 @@ class _Search:
         fresh = np.zeros(self.expander.rows, bool)
         starting = []
         while self.queue and self.free:
-            row, task = self.free.pop(), self.queue.pop()
+            row, task = self.free.pop(), self.make(*self.queue.pop())
             self.tasks[row] = task
             task.started = time.monotonic()
             fresh[row] = True

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from rstar_jax import models, parallel, search
+from rstar_jax.errors import UserError
 from rstar_jax.models import tiny
-from rstar_jax.search import engine
+from rstar_jax.search import engine, runner
 from tests.search.naive import Naive
 
 CONFIG = search.Config(
@@ -110,6 +111,7 @@ def test_a_shared_prefix_and_sliding_windows(policy, ppm, workers, monkeypatch):
     naive = {record.key: record for record in naive}
     assert_same(grow(policy, ppm, workers), naive, exact=False)
     monkeypatch.setattr(engine, 'SHARED_PREFIX', 1)
+    monkeypatch.setattr(engine, 'MERGED', 0)
     totals = []
     assert_same(grow(policy, ppm, workers, progress=totals.append), naive, exact=False)
     prompts = sum(len(record.tokens[0]) for record in naive.values())
@@ -143,6 +145,16 @@ def test_with_one_size_no_bit_changes(policy, ppm, workers):
     ):
         again = grow(policy, ppm, workers, config=config, **changes)
         assert bits(again, again) == bits(whole, again)
+
+
+def test_a_prompt_that_begins_otherwise_is_an_error(policy, workers, monkeypatch):
+    """Where only some prompts were looked at, the first and the third here."""
+    monkeypatch.setattr(engine, 'SHARED_PREFIX', 1)
+    monkeypatch.setattr(runner, 'PROMPTS', 2)
+    problems = [{**PROBLEMS[0], 'question': f'Tom has {i}'} for i in (2, 3, 4)]
+    problems[1]['question'] = 'Anna'
+    with pytest.raises(UserError, match='problem 0: its prompt does not begin'):
+        grow(policy, None, workers, problems=problems)
 
 
 def test_seeds_and_tree_numbers_differ(policy, workers):

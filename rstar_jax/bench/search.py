@@ -137,12 +137,12 @@ class _Run:
         mesh = parallel.local_mesh(devices=jax.local_devices()[:1])
         with _compiling() as spans:
             start = time.perf_counter()
-            self.tasks = [
-                runner._task(problem, 0, seed, config, policy.tokenizer) for problem in problems
-            ]
+            settings = {'seed': seed, 'config': config, 'tokenizer': policy.tokenizer}
+            self.tasks = [runner._task(problem, 0, **settings) for problem in problems]
             prompts = [task.tokens[0] for task in self.tasks]
             expander = kind.expander(policy, scorer, config, mesh, len(prompts), prompts)
-            loop = kind(list(self.tasks), expander, config, workers, None)
+            numbers = [(number,) for number in range(len(problems))]
+            loop = kind(numbers, self.tasks.__getitem__, expander, config, workers, None)
             self.watched: collections.Counter = collections.Counter()
             loop.advance = self._watch('trees', loop.advance)
             loop._await_workers = self._watch('waiting', loop._await_workers)

@@ -40,6 +40,7 @@ OUTPUT_TOKENS = 1088
 SHARED_PREFIX = 64
 # Its last tokens are left out: some other question may begin such that they are merged with it.
 MERGED = 4
+PREFIX_UNIT = 32  # so that other problems seldom need other shapes
 
 
 @dataclasses.dataclass
@@ -505,7 +506,7 @@ class Engine:
         longest = min(map(len, prompts)) - 1
         same = [a == b for a, b in zip(first[:longest], last, strict=False)]
         shared = same.index(False) if False in same else len(same)
-        shared -= MERGED
+        shared = (shared - MERGED) // PREFIX_UNIT * PREFIX_UNIT
         if shared < SHARED_PREFIX or len(prompts) < 2:
             return
         self._reserve(model, shared)

@@ -112,6 +112,7 @@ def test_a_shared_prefix_and_sliding_windows(policy, ppm, workers, monkeypatch):
     assert_same(grow(policy, ppm, workers), naive, exact=False)
     monkeypatch.setattr(engine, 'SHARED_PREFIX', 1)
     monkeypatch.setattr(engine, 'MERGED', 0)
+    monkeypatch.setattr(engine, 'PREFIX_UNIT', 1)
     totals = []
     assert_same(grow(policy, ppm, workers, progress=totals.append), naive, exact=False)
     prompts = sum(len(record.tokens[0]) for record in naive.values())
@@ -150,6 +151,8 @@ def test_with_one_size_no_bit_changes(policy, ppm, workers):
 def test_a_prompt_that_begins_otherwise_is_an_error(policy, workers, monkeypatch):
     """Where only some prompts were looked at, the first and the third here."""
     monkeypatch.setattr(engine, 'SHARED_PREFIX', 1)
+    monkeypatch.setattr(engine, 'MERGED', 0)
+    monkeypatch.setattr(engine, 'PREFIX_UNIT', 1)
     monkeypatch.setattr(runner, 'PROMPTS', 2)
     problems = [{**PROBLEMS[0], 'question': f'Tom has {i}'} for i in (2, 3, 4)]
     problems[1]['question'] = 'Anna'

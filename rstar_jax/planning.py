@@ -29,6 +29,7 @@ from rstar_jax.search import decode, devices, engine, memory, sampling, tree
 GIB = 2**30
 # The compiler's library asks for a TPU's host, and says at length that there is none.
 QUIET = {
+    'ALLOW_MULTIPLE_LIBTPU_LOAD': '1',  # several may compile at once: no chip is touched
     'TPU_SKIP_MDS_QUERY': '1',
     'TPU_WORKER_HOSTNAMES': 'localhost',
     'TPU_ACCELERATOR_TYPE': 'v5litepod-4',

@@ -22,6 +22,8 @@ from rstar_jax.models import rope
 from rstar_jax.models.config import Config
 
 Params = dict[str, Any]
+# Fewer rows in bfloat16 take XLA for CPUs longer than so many; other devices pad to as many anyway.
+FEW_ROWS = 8
 SHAPE_ONLY = jnp.float32  # modules are built from shapes; real arrays come in by `bind`
 
 
@@ -29,9 +31,13 @@ def matmul(x: jax.Array, weight: jax.Array) -> jax.Array:
     """x [..., in] times weight [out, in] -> f32[..., out], summed in float32."""
     # With more than one axis in front, XLA for CPUs copies the weight before each product.
     rows = x.reshape(-1, x.shape[-1])
+    count = rows.shape[0]
+    if count < FEW_ROWS and rows.dtype == jnp.bfloat16:
+        # The barrier keeps the compiler from taking the rows away again.
+        rows = lax.optimization_barrier(jnp.pad(rows, ((0, FEW_ROWS - count), (0, 0))))
     dims = (((1,), (1,)), ((), ()))
     y = lax.dot_general(rows, weight, dims, preferred_element_type=jnp.float32)
-    return y.reshape(*x.shape[:-1], weight.shape[0])
+    return y[:count].reshape(*x.shape[:-1], weight.shape[0])
 
 
 class Dense(nnx.Module):

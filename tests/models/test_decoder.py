@@ -155,6 +155,19 @@ def test_bfloat16_keeps_its_dtype_and_float32_logits(config):
     assert error < 0.05, error  # 8 bits of mantissa through 3 layers
 
 
+@pytest.mark.parametrize('rows', [1, 3, 9])
+def test_products_of_few_rows_in_bfloat16(rows):
+    keys = jax.random.split(jax.random.key(0), 2)
+    x = jax.random.normal(keys[0], (rows, 1, 40), jnp.bfloat16)
+    weight = jax.random.normal(keys[1], (24, 40), jnp.bfloat16)
+    wide = jnp.einsum('rti,oi->rto', x.astype(jnp.float32), weight.astype(jnp.float32))
+    ours = models.decoder.matmul(x, weight)
+    assert ours.dtype == jnp.float32
+    close(ours, wide)
+    product = jax.grad(lambda w: models.decoder.matmul(x, w).sum())(weight)
+    close(product, jnp.broadcast_to(x.astype(jnp.float32).sum((0, 1)), weight.shape), 0.01)
+
+
 def test_a_window_hides_what_is_further_back():
     q = k = v = jax.random.normal(jax.random.key(0), (1, 9, 2, 4))
     seen = attention.causal(q, k, v, window=3)

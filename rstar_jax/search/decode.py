@@ -22,7 +22,7 @@ from flax import struct
 
 from rstar_jax.models import decoder as decoders
 from rstar_jax.models import heads, two_part
-from rstar_jax.search import sampling
+from rstar_jax.search import devices, sampling
 from rstar_jax.steps import marks
 
 EMPTY, PENDING, RUNNING, DONE, CANCELLED = range(5)
@@ -236,7 +236,7 @@ def _refill(cells: Cells, slots: Slots, path: Path, candidates: int) -> tuple[Ce
 
 def _sample(network, stops: Stops, cells: Cells, slots: Slots, live, settings, limit: int):
     """Samples each live slot's next token and notes it in its cell."""
-    logits = network.head(slots.hidden).astype(jnp.float32)
+    logits = devices.whole(network.head(slots.hidden))
     padding = -logits.shape[1] % sampling.BLOCK
     logits = jnp.pad(logits, ((0, 0), (0, padding)))
     logits = jnp.where(jnp.arange(logits.shape[1]) < stops.vocab, logits, -jnp.inf)

@@ -25,6 +25,7 @@ from jax.sharding import PartitionSpec as P
 
 from rstar_jax import steps
 from rstar_jax.errors import UserError
+from rstar_jax.models import sharding
 from rstar_jax.search import decode, devices, memory, sampling
 from rstar_jax.search.config import Config
 from rstar_jax.steps import marks
@@ -89,7 +90,7 @@ class _Model:
     def __init__(self, engine: 'Engine', config, params, cells_kv_length: int):
         config, params = decode.wide_embedding(engine.platform, config, params)
         self.config = config
-        self.params = engine.place(params)
+        self.params = engine.place(params, config)
         self.dtype = self.decoder_params()['norm']['weight'].dtype
         self.kv_dtype = decode.cache_dtype(engine.platform, self.dtype)
         self.capacity = 0
@@ -187,12 +188,11 @@ class Engine:
 
     # --- placing arrays and mapping functions over the devices ---
 
-    def place(self, tree: Any) -> Any:
-        """Puts a pytree on every `data` row of the mesh, cut over `tensor` where there is one."""
-        if self.mesh.shape['tensor'] > 1 and isinstance(tree, dict):
-            from rstar_jax.models import sharding
-
-            return sharding.shard(tree, self.mesh)
+    def place(self, tree: Any, network=None) -> Any:
+        """Puts a pytree on every `data` row of the mesh; the weights of `network`, a models.Config,
+        cut over `tensor`."""
+        if network is not None:
+            return sharding.shard(tree, self.mesh, network)
         return jax.device_put(tree, NamedSharding(self.mesh, P()))
 
     def _split(self, array) -> jax.Array:

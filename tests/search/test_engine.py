@@ -160,6 +160,13 @@ def test_a_prompt_that_begins_otherwise_is_an_error(policy, workers, monkeypatch
         grow(policy, None, workers, problems=problems)
 
 
+@pytest.mark.parametrize(('rows', 'tensor'), [(2, 2), (1, 4)])  # there are 2 key heads
+def test_devices_that_share_the_weights_change_nothing(policy, ppm, workers, rows, tensor):
+    mesh = parallel.local_mesh(tensor, jax.devices()[: rows * tensor])
+    expected = grow(policy, ppm, workers)
+    assert_same(grow(policy, ppm, workers, mesh=mesh), expected, exact=False)
+
+
 def test_seeds_and_tree_numbers_differ(policy, workers):
     first = grow(policy, None, workers, problems=PROBLEMS[:2], trees=2)
     other = grow(policy, None, workers, problems=PROBLEMS[:2], seed=1)

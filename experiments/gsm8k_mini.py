@@ -5,8 +5,10 @@
         --config.data.problems=gsm8k_train.jsonl --config.eval.benchmarks=gsm8k_test.json
 
 Hardware: 2 CPU cores, 24 GiB of memory, for a model of 0.5B parameters.
-Time: not measured yet.
-Score: not measured yet.
+Time: 29 minutes with Qwen2.5-Coder-0.5B-Instruct on 2 cores with bfloat16 instructions (other jobs
+ran at low priority): search 10, SFT 4, evaluation 14, the rest 1.
+Score: right answers to 9 of 16 training problems, SFT loss 3.3 -> 1.4; of 16 test problems 1 is
+solved before and after: what 14 examples teach is the form.
 
 The policy is any instruct model given by its path (Hugging Face directory, hub name or .gguf); it
 has not seen the step form, so two worked examples show it (the few-shot prompt of round 1).

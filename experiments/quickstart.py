@@ -25,7 +25,7 @@ def get_config() -> ConfigDict:
     config.training.bootstrap.batch_size = 32
     config.training.bootstrap.learning_rate = 3e-3
     config.data.problems = 'arithmetic'
-    config.data.limit = 224
+    config.data.limit = 192
 
     config.search.rollouts = 8
     config.search.candidates = 6
@@ -39,12 +39,12 @@ def get_config() -> ConfigDict:
     config.training.sft.epochs = 4
     config.training.sft.batch_size = 32
     config.training.sft.learning_rate = 5e-4
-    config.training.ppm.epochs = 4
+    config.training.ppm.epochs = 3
     config.training.ppm.batch_size = 8
     config.training.ppm.learning_rate = 1e-3
 
     config.eval.benchmarks = 'arithmetic'
-    config.eval.limit = 96
+    config.eval.limit = 64
     config.eval.trajectories = 4
     config.eval.rollouts = 1
     config.eval.candidates = 4

@@ -4,8 +4,9 @@
     python -m rstar_jax.main --config=experiments/quickstart.py --workdir=runs/quickstart
 
 Hardware: 2 CPU cores.
-Time: not measured yet.
-Score: not measured yet.
+Time: under 4 minutes: first policy 1:45, search 0:35, SFT and PPM 0:30, evaluation 1:00.
+Score: policy alone about 50 % before the round and 57 % after it; in any of its trees 61 %. The PPM
+has too few pairs here to be of help.
 
 A 0.8M-parameter model learns from demonstrations that use half of the verbs in which the word
 problems are told. The search finds out, by being right, what the other verbs mean, and training on
@@ -21,7 +22,7 @@ def get_config() -> ConfigDict:
     config = configs.default()
     config.policy.path = 'tiny'
     config.policy.dtype = 'float32'
-    config.bootstrap.demonstrations = 8320
+    config.bootstrap.demonstrations = 7680
     config.training.bootstrap.batch_size = 32
     config.training.bootstrap.learning_rate = 3e-3
     config.data.problems = 'arithmetic'
@@ -45,7 +46,7 @@ def get_config() -> ConfigDict:
 
     config.eval.benchmarks = 'arithmetic'
     config.eval.limit = 64
-    config.eval.trajectories = 4
+    config.eval.trajectories = 3
     config.eval.rollouts = 1
     config.eval.candidates = 4
     return config

@@ -11,7 +11,10 @@ usage: python -m rstar_jax.main --config=FILE --workdir=DIR [--config.KEY=VALUE 
 """
 
 import os
+import signal
 import sys
+import threading
+import types
 from collections.abc import Sequence
 
 # Before jax and transformers are imported: a run's terminal is for its own lines.
@@ -36,6 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     logging.set_verbosity(logging.ERROR)
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, _interrupt)
     try:
         return _run(arguments)
     except UserError as error:
@@ -44,6 +49,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f'\n{STOPPED}', file=sys.stderr)
         return 130
+
+
+def _interrupt(number: int, frame: types.FrameType | None) -> None:
+    """Raises KeyboardInterrupt, but not where Python would ignore it: then a moment later."""
+    while frame is not None:
+        if frame.f_code.co_name in ('_xla_gc_callback', '__del__'):
+            threading.Timer(0.05, os.kill, (os.getpid(), number)).start()
+            return
+        frame = frame.f_back
+    raise KeyboardInterrupt
 
 
 def _run(arguments: list[str]) -> int:

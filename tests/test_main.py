@@ -88,6 +88,27 @@ def test_help_lists_flags_experiments_and_settings(capsys):
     assert '--config.search.rollouts=' in text
 
 
+def test_ctrl_c_is_not_lost_where_python_ignores_it():
+    """An exception in a garbage collection's callback or a finaliser is ignored."""
+    program = (
+        'import signal, time\n'
+        'from rstar_jax import main\n'
+        'signal.signal(signal.SIGINT, main._interrupt)\n'
+        'class Late:\n'
+        '    def __del__(self):\n'
+        '        signal.raise_signal(signal.SIGINT)\n'
+        'try:\n'
+        '    Late()\n'
+        '    time.sleep(300)\n'
+        'except KeyboardInterrupt:\n'
+        '    print("stopped")\n'
+    )
+    done = subprocess.run(
+        [sys.executable, '-c', program], cwd=REPOSITORY, capture_output=True, text=True, timeout=60
+    )
+    assert (done.stdout, done.returncode) == ('stopped\n', 0), done.stderr
+
+
 def test_ctrl_c_is_one_line_and_130(tmp_path):
     process = subprocess.Popen(
         [

@@ -76,7 +76,7 @@ def plan(
 
     Args:
       config: search.Config; `slots` and `trees_in_flight` are taken as they are where not 0.
-      networks: of the policy, and of the PPM if there is one.
+      networks: of the policy, then of the PPM if there is one.
       mesh: local mesh (data, tensor).
       trees: that each device is to search in all; there is no room needed for more.
       budget: tokens of one prefill call.
@@ -88,14 +88,14 @@ def plan(
     """
     n = config.candidates
     split = mesh.shape['tensor']
-    tree, slot, prefill = (
+    tree, prefill = (
         sum(part(config, network) // _share(network, split) for network in networks)
-        for part in (
-            _tree_bytes,
-            _slot_bytes,
-            lambda c, network: _prefill_bytes(c, network, budget),
-        )
+        for part in (_tree_bytes, lambda c, network: _prefill_bytes(c, network, budget))
     )
+    policy = networks[0]  # the only one that decodes
+    # Logits, their weights, and a copy while they are summed: whole on each device.
+    logits = 3 * 4 * policy.config.vocab_size
+    slot = _slot_bytes(config, policy) // _share(policy, split) + logits
     tree += _size(jax.eval_shape(lambda: init(1, config.nodes)))
     free = free_bytes(mesh) if free is None else free
     room = MARGIN * free - prefill
@@ -157,8 +157,7 @@ def _slot_bytes(config, network: Network) -> int:
         dtypes = network.dtype, network.kv_dtype
         return decode.empty_slots(network.config, 1, config.step_tokens, *dtypes)
 
-    # Logits, their weights, and a copy while they are summed.
-    return _size(jax.eval_shape(state)) + 3 * 4 * network.config.vocab_size
+    return _size(jax.eval_shape(state))
 
 
 def _prefill_bytes(config, network: Network, budget: int) -> int:

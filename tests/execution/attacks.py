@@ -8,7 +8,10 @@ and may be written by the test's user, `{parent}` the main process, `{sibling}` 
 
 from __future__ import annotations
 
+import pathlib
 import textwrap
+
+HOME = str(pathlib.Path.home())
 
 _TRY = """
 import os, sys, ctypes
@@ -56,8 +59,8 @@ for _name, _path in {
     'root device': '/dev/vda',
     'memory device': '/dev/mem',
     'terminal': '/dev/tty',
-    'ssh key': '/root/.ssh/id_rsa',
-    'shell history': '/root/.bash_history',
+    'ssh key': f'{HOME}/.ssh/id_rsa',
+    'shell history': f'{HOME}/.bash_history',
     'dotted path': '../../../../../../../../{secret}',
     'path through proc root': '/proc/self/root{secret}',
     'path through proc cwd': '/proc/self/cwd/../../../../../../{secret}',
@@ -67,7 +70,7 @@ for _name, _path in {
 }.items():
     add(f'read {_name}', f'attempt(lambda: open({_path!r}, "rb").read(1))')
 
-add('list home', 'attempt(lambda: os.listdir("/root"))')
+add('list home', f'attempt(lambda: os.listdir({HOME!r}))')
 add('list root', 'attempt(lambda: os.listdir("/"))')
 add('list tmp', 'attempt(lambda: os.listdir("/tmp"))')
 add('list proc', 'attempt(lambda: os.listdir("/proc"))')

@@ -1,5 +1,6 @@
 """Rotary position embedding (Su et al. 2021) and the scalings that the supported families use."""
 
+import dataclasses
 import math
 
 import jax
@@ -45,13 +46,24 @@ def attention_factor(config: Config) -> float:
     return 1.0 if factor <= 1 else math.sqrt(1 + math.log(factor) / math.log(rope.original))
 
 
+def for_texts_of(config: Config, tokens: int) -> Config:
+    """`config` with one choice of longrope's factors for every text of up to so many tokens.
+
+    The long factors if such a text is longer than `original`, else the short ones (vLLM's rule):
+    keys that were stored when a text was short stay right when it has grown.
+    """
+    rope = config.rope
+    factors = rope.long if tokens > rope.original else rope.short
+    return config.replace(rope=dataclasses.replace(rope, short=factors, long=factors))
+
+
 def angles(
     config: Config, positions: jax.Array, length: jax.Array | int | None = None
 ) -> tuple[jax.Array, jax.Array]:
     """cos and sin f32[..., T, R/2] of positions i32[..., T].
 
     length: i32[...] length of the text for which longrope chooses its factors; None = the last
-    position of each row + 1. A cache must be filled and read with the same choice.
+    position of each row + 1. A cache must be filled and read with the same choice: `for_texts_of`.
     """
     frequency = jnp.asarray(frequencies(config))
     if config.rope.kind == 'longrope':

@@ -25,7 +25,7 @@ from jax.sharding import PartitionSpec as P
 
 from rstar_jax import steps
 from rstar_jax.errors import UserError
-from rstar_jax.models import sharding
+from rstar_jax.models import rope, sharding
 from rstar_jax.search import decode, devices, memory, sampling
 from rstar_jax.search.config import Config
 from rstar_jax.steps import marks
@@ -89,8 +89,8 @@ class _Model:
 
     def __init__(self, engine: 'Engine', config, params, cells_kv_length: int):
         config, params = decode.wide_embedding(engine.platform, config, params)
-        self.config = config
-        self.params = engine.place(params, config)
+        self.config = rope.for_texts_of(config, engine.config.path_tokens)
+        self.params = engine.place(params, self.config)
         self.dtype = self.decoder_params()['norm']['weight'].dtype
         self.kv_dtype = decode.cache_dtype(engine.platform, self.dtype)
         self.capacity = 0

@@ -119,6 +119,30 @@ def test_a_shared_prefix_and_sliding_windows(policy, ppm, workers, monkeypatch):
     assert totals[-1]['policy_computed'] - totals[-1]['sampled'] < 2 * prompts
 
 
+@pytest.mark.parametrize('path_tokens', [256, 96])
+def test_longrope_has_one_choice_of_factors(policy, ppm, workers, path_tokens):
+    """Where paths may grow beyond `original`, the long factors from the first token on."""
+    rope = models.Rope('longrope', short=(1.0,) * 16, long=(1.0, 3.0) * 8, original=96)
+    config = dataclasses.replace(CONFIG, path_tokens=path_tokens)
+
+    def scaled(rope):
+        shape = policy.config.replace(rope=rope)
+        return dataclasses.replace(policy, config=shape), dataclasses.replace(ppm, config=shape)
+
+    ours = grow(*scaled(rope), workers, problems=PROBLEMS[:1], config=config)
+    is_long = path_tokens > rope.original
+    expected = dataclasses.replace(rope, short=rope.long) if is_long else rope
+    naive = Naive(*scaled(expected), config)
+    theirs = search.run(PROBLEMS[:1], expander=naive, config=config, workers=workers)
+    assert_same(ours, {record.key: record for record in theirs}, exact=False)
+    (record,) = ours.values()
+    ends = np.zeros(len(record.tokens), int)  # of each node's path
+    for node, (parent, tokens) in enumerate(zip(record.parent, record.tokens)):
+        ends[node] = len(tokens) + (ends[parent] if node else 0)
+    assert ends[0] < rope.original
+    assert is_long == any(ends[record.parent[1:]] > rope.original)
+
+
 def test_other_problems_order_and_devices_change_nothing(policy, ppm, workers):
     expected = grow(policy, ppm, workers)
     reordered = grow(policy, ppm, workers, problems=PROBLEMS[::-1])

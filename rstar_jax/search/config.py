@@ -36,7 +36,8 @@ class Config:
       slots: sequences decoded at once on each device (B); 0 chooses by the device.
       trees_in_flight: trees worked on at once on each device (G); 0 chooses three times as many
         as fill the slots.
-      path_tokens: longest prompt with partial solution, in tokens (S).
+      path_tokens: longest prompt with partial solution, in tokens (S); chooses the factors of a
+        longrope model for all texts, see `models.rope.for_texts_of`.
       one_size: every function is compiled for one shape, the largest. Then nothing at all changes a
         tree; otherwise rounding may, as shapes follow what is being searched beside it: about one
         token in a million in float32.

@@ -294,8 +294,7 @@ class _State:
         )
 
     def _longest(self, cell: int) -> int:
-        unit = engine.PATH_UNIT
-        return -(-(self.settings.path_tokens + cell) // unit) * unit
+        return engine.path_room(self.settings.path_tokens + cell)
 
     def _made(self, f: Callable, rows: int, positions: int) -> Any:
         return devices.shapes(self.mesh, f, self.shape, rows, positions, DTYPE)

@@ -4,6 +4,7 @@
     prompt, outputs --extend--> Path  (keys and values of root..cursor, once a tree)
     Path --decode--> Slots --ended--> Cells  (candidate steps: tokens, keys and values)
     Cells --append--> Path  (the child that the walk went into; nothing is computed again)
+    Cells, Path --keep--> kept --recall--> Path  (steps that a later walk comes by again)
     Path, tokens --score--> PPM scores and PPM Cells
 
 A *cell* is one candidate of one tree, cell = tree * n + candidate. A *slot* is one row of the
@@ -184,21 +185,24 @@ def decode(
     config,
     candidates: int,
     first_answer_only: bool,
+    trees: int | None = None,
 ) -> tuple[Cells, Slots, jax.Array]:
     """Decodes up to `iterations` tokens in every slot, refilling slots as their steps end.
 
-    Stops early when no cell is pending or running. Returns the new cells and slots, and
-    i32[2]: iterations done, and tokens computed (live slots summed over the iterations).
+    Stops early when no cell is pending or running. No more than `trees` trees may have such cells
+    (None: all may); only their paths are attended to. Returns the new cells and slots, and i32[2]:
+    iterations done, and tokens computed (live slots summed over the iterations).
     """
     network = decoders.bind(config, params)
     limit = cells.tokens.shape[1]
+    used, place = _paths_in_use(path, cells, candidates, trees)
 
     def iterate(carry):
         cells, slots, done, computed = carry
         cells, slots = _refill(cells, slots, path, candidates)
         live = slots.cell != FREE
         cells, slots, token, kind = _sample(network, stops, cells, slots, live, settings, limit)
-        slots = _run_token(network, prefix, path, slots, token, live, candidates)
+        slots = _run_token(network, prefix, used, place, slots, token, live, candidates)
         cells, slots = _retire(cells, slots, live, kind)
         if first_answer_only:
             cells, slots = _cancel(cells, slots, candidates)
@@ -212,6 +216,19 @@ def decode(
     zero = jnp.int32(0)
     cells, slots, done, computed = jax.lax.while_loop(working, iterate, (cells, slots, zero, zero))
     return cells, slots, jnp.stack([done, computed])[None]
+
+
+def _paths_in_use(
+    path: Path, cells: Cells, candidates: int, trees: int | None
+) -> tuple[Path, jax.Array]:
+    """The paths of those trees that have cells to decode, and i32[G] where each of these is."""
+    total = path.length.shape[0]
+    if trees is None or trees >= total:
+        return path, jnp.arange(total)
+    busy = ((cells.state == PENDING) | (cells.state == RUNNING)).reshape(total, candidates)
+    rows = jnp.nonzero(busy.any(axis=1), size=trees, fill_value=total - 1)[0]
+    place = jnp.zeros((total,), jnp.int32).at[rows].set(jnp.arange(trees))
+    return jax.tree.map(lambda x: x[rows], path), place
 
 
 def _refill(cells: Cells, slots: Slots, path: Path, candidates: int) -> tuple[Cells, Slots]:
@@ -257,12 +274,16 @@ def _sample(network, stops: Stops, cells: Cells, slots: Slots, live, settings, l
 
 
 def _run_token(
-    network, prefix: KeysValues, path: Path, slots: Slots, token, live, candidates: int
+    network, prefix: KeysValues, path: Path, place, slots: Slots, token, live, candidates: int
 ) -> Slots:
-    """Runs the layers over the token just sampled, attending to prefix, path and own step."""
+    """Runs the layers over the token just sampled, attending to prefix, path and own step.
+
+    path: of the trees in use; i32[G] `place` says which is a tree's. Cells here are theirs.
+    """
     trees = path.length.shape[0]
     rows = jnp.arange(slots.cell.shape[0])
-    cell = jnp.where(live, slots.cell, trees * candidates)
+    cell = place[slots.cell // candidates] * candidates + slots.cell % candidates
+    cell = jnp.where(live, cell, trees * candidates)
     tree = jnp.minimum(cell // candidates, trees - 1)
     own = jnp.maximum(slots.length - 1, 0)
     before = _length(prefix)
@@ -366,22 +387,25 @@ def _cancel(cells: Cells, slots: Slots, candidates: int) -> tuple[Cells, Slots]:
     return cells.replace(state=state), slots.replace(cell=jnp.where(gone, FREE, slots.cell))
 
 
-def _put_row(into: KeysValues, source: KeysValues, row, source_row, offset, count) -> KeysValues:
-    """Copies the first `count` positions of a row of `source` into a row of `into`, at `offset`.
+def _put_row(
+    into: KeysValues, source: KeysValues, row, source_row, offset, count, source_offset=0
+) -> KeysValues:
+    """Copies `count` positions of a row of `source` into a row of `into`, at `offset`.
 
-    In blocks: up to COPIED - 1 positions behind the last are overwritten as well.
+    In blocks: up to COPIED - 1 positions behind the last are overwritten as well, and looked at
+    where they do not begin at 0.
     """
     length = source[0][0].shape[2]
     block = min(COPIED, length)
 
     def copy(i, into):
-        start = jnp.minimum(i * block, length - block)
+        start = jnp.minimum(source_offset + i * block, length - block)
 
         def put(target, values):
             _, heads, _, dim = values.shape
             at = (source_row, 0, start, 0)
             values = jax.lax.dynamic_slice(values, at, (1, heads, block, dim))
-            at = (row, 0, offset + start, 0)
+            at = (row, 0, offset + start - source_offset, 0)
             return jax.lax.dynamic_update_slice(target, values.astype(target.dtype), at)
 
         return jax.tree.map(put, into, source)
@@ -518,6 +542,30 @@ def append(path: Path, cells_kv: KeysValues, hidden, trees, cells, starts, count
         last = hidden[jnp.minimum(cells, hidden.shape[0] - 1)]
         new['hidden'] = path.hidden.at[trees].set(last, mode='drop')
     return path.replace(**new)
+
+
+def keep(
+    kept: KeysValues, source: KeysValues, rows, source_rows, offsets, source_offsets, counts
+) -> KeysValues:
+    """Copies steps, or parts of paths, to where a later walk can recall them from, or back.
+
+    Args:
+      kept: per layer, keys and values [G,K,M,d].
+      source: per layer, keys and values [R,K,S,d].
+      rows, source_rows: i32[A]. Entries in use come first; the others have a count of 0.
+      offsets, source_offsets, counts: i32[A], positions.
+    """
+
+    def write(i, kept):
+        place = rows[i], source_rows[i], offsets[i], counts[i], source_offsets[i]
+        return _put_row(kept, source, *place)
+
+    return jax.lax.fori_loop(0, (counts > 0).sum(), write, kept)
+
+
+def recall(path: Path, kept: KeysValues, *places) -> Path:
+    """`keep` the other way round; the path's length and hidden state stay as they are."""
+    return path.replace(kv=keep(path.kv, kept, *places))
 
 
 def open_cells(cells: Cells, opened: jax.Array, keys: jax.Array, turn: jax.Array) -> Cells:

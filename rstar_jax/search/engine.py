@@ -15,6 +15,7 @@ shard_map. No function communicates between devices. The `tensor` axis is left t
 
 import collections
 import dataclasses
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -28,11 +29,13 @@ from rstar_jax.errors import UserError
 from rstar_jax.models import rope, sharding
 from rstar_jax.search import decode, devices, memory, sampling
 from rstar_jax.search.config import Config
+from rstar_jax.search.kept import Kept
 from rstar_jax.steps import marks
 
 # Rows of known tokens are computed in one of these lengths; longer ones in pieces of the last.
 PREFILL_LENGTHS = (32, 128)
-PATH_UNIT = 256
+# Paths have room for as many tokens as one of these; each is compiled.
+PATH_ROOMS = (256, 512, 768, 1024, 1536, 2048, 3072, 4096)
 # Room behind a step's tokens for the executor's output, in the PPM's cells.
 OUTPUT_ROOM = 64
 # Longest step with its executor output (1,024 characters), where one shape must fit all.
@@ -65,11 +68,12 @@ class Ended:
 
 @dataclasses.dataclass
 class _Row:
-    """What the engine knows of the tree in one row."""
+    """What the engine knows of the tree in one row; `seen` are the nodes it has known of."""
 
     key: tuple = ()
     nodes: list[int] = dataclasses.field(default_factory=list)
     ends: list[int] = dataclasses.field(default_factory=list)
+    seen: int = 1
     todo: int = 0
     opening: tuple | None = None
     expansions: int = 0
@@ -101,6 +105,8 @@ class _Model:
         self.segments: collections.deque[_Segment] = collections.deque()
         self.appends: list[tuple[int, int, int, int]] = []
         self.cell_length = cells_kv_length
+        self.kept = Kept(0, 1, 0)
+        self.store = None
 
     @property
     def network(self) -> memory.Network:
@@ -151,6 +157,12 @@ class Engine:
         self.trees, self.slot_count = self.plan.trees, self.plan.slots
         self.rows = self.devices * self.trees
         self.state = [_Row() for _ in range(self.rows)]
+        for model in self.models:
+            model.kept = Kept(self.rows, self.trees, self.plan.kept)
+            room = memory.kept_room(self.plan.kept)
+            model.store = self.zeros(
+                decode.empty_kv, model.config, self.trees, room, model.kv_dtype
+            )
         if self.ppm is not None:
             self.ppm_cells = self.zeros(
                 decode.empty_kv, ppm.config, self.trees * n, self.ppm_length, self.ppm.kv_dtype
@@ -158,8 +170,10 @@ class Engine:
         state = config.step_tokens, self.policy.dtype, self.policy.kv_dtype
         self.cells = self.zeros(decode.empty_cells, policy.config, self.trees * n, *state)
         self.slots = self.zeros(decode.empty_slots, policy.config, self.slot_count, *state)
-        self.sizes = [self.slot_count] if config.one_size else slot_sizes(self.slot_count)
-        self.size = self.slot_count
+        self.sizes = [(self.slot_count, self.trees)]
+        if not config.one_size:
+            self.sizes = decode_sizes(self.slot_count, self.trees)
+        self.size = len(self.sizes) - 1
         self.known = np.zeros(self.rows * n, np.uint8)
         self.opened = np.zeros(self.rows * n, bool)
         self.keys = np.zeros((self.rows * n, 2), np.uint32)
@@ -205,7 +219,7 @@ class Engine:
     # Donated below: each of these replaces the state that it is given, and the engine keeps no
     # other reference to it.
 
-    def _decode(self, *arguments):
+    def _decode(self, trees: int, *arguments):
         f = devices.mapped(
             decode.decode,
             self.mesh,
@@ -215,6 +229,7 @@ class Engine:
             config=self.policy.config,
             candidates=self.config.candidates,
             first_answer_only=self.config.first_answer_only,
+            trees=trees,
         )
         return f(*arguments)
 
@@ -233,6 +248,12 @@ class Engine:
         f = devices.mapped(decode.append, self.mesh, 7, donate=(0,))
         return f(path, kv, hidden, *arguments)
 
+    def _keep(self, *arguments):
+        return devices.mapped(decode.keep, self.mesh, 7, donate=(0,))(*arguments)
+
+    def _recall(self, *arguments):
+        return devices.mapped(decode.recall, self.mesh, 7, donate=(0,))(*arguments)
+
     def _open(self, *arguments):
         return devices.mapped(decode.open_cells, self.mesh, 4, donate=(0,))(*arguments)
 
@@ -247,6 +268,8 @@ class Engine:
     def start(self, row: int, task) -> None:
         """Forgets what the row held; the next `expand` brings in the task's prompt."""
         self.state[row] = _Row(key=(task.seed, *task.key))
+        for model in self.models:
+            model.kept.clear(row)
 
     def expand(self, row: int, task, nodes: list[int], tag: str) -> None:
         """Asks for the candidates of the last of `nodes` (root to cursor)."""
@@ -266,13 +289,21 @@ class Engine:
             start = kept - model.shared if common else 0
             done = 0 if common else model.shared
             rest = [token for tokens in fresh for token in tokens][done:]
+            self._keep_steps(model, row, task, common)
+            at_hand = 0
             if walked_on:
-                at_hand = self._step_at_hand(model, row, task, nodes[-1], start)
-                start, rest = start + at_hand, rest[at_hand:]
+                cell, at_hand = self._step_at_hand(model, row, task, nodes[-1])
+                if at_hand:
+                    model.appends.append((row, cell, start, at_hand))
+            elif common:
+                walk = [(node, len(task.tokens[node])) for node in nodes[common:]]
+                # The last token is computed: the hidden state behind it is not kept.
+                at_hand = min(model.kept.recall(row, walk, start), len(rest) - 1)
+            start, rest = start + at_hand, rest[at_hand:]
             if rest:
                 model.segments.append(_Segment(row, start, rest))
                 state.todo += 1
-        state.nodes = list(nodes)
+        state.nodes, state.seen = list(nodes), len(task.tokens)
         ends = np.cumsum([len(tokens) for tokens in fresh]) + kept
         state.ends = state.ends[:common] + ends.tolist()
         state.opening = tag
@@ -282,7 +313,7 @@ class Engine:
 
     def dispatch(self) -> Any:
         """Starts what is queued and a chunk of decoding; does not wait for the devices."""
-        self._flush_appends()
+        self._copy_steps()
         self._prefill()
         if self.opened.any():
             # Copies, as the device may read the host's arrays later than this line.
@@ -290,13 +321,13 @@ class Engine:
             self.cells = self._open(self.cells, *map(self._split, copies))
             self.known[self.opened] = decode.PENDING
             self.opened[:] = False
-        need = int(self._busy().reshape(self.devices, -1).sum(axis=1).max())
+        busy = self._busy().reshape(self.devices, self.trees, self.config.candidates)
+        need, trees = int(busy.sum(axis=(1, 2)).max()), int(busy.any(axis=2).sum(axis=1).max())
         if not need:
             return None
-        size = next((s for s in self.sizes if s >= need), self.slot_count)
-        if size != self.size:
-            self.slots, self.size = self._resize(self.slots, size), size
+        trees = self._fit(need, trees)
         self.cells, self.slots, stats = self._decode(
+            trees,
             self.policy.params,
             self.stops,
             self.policy.prefix,
@@ -317,7 +348,7 @@ class Engine:
             return []
         (state, end, length, tokens, likelihood), stats = jax.device_get(running)
         self.counters['iterations'] += int(stats[:, 0].max())
-        self.counters['slot_steps'] += int((stats[:, 0] * self.size).sum())
+        self.counters['slot_steps'] += int((stats[:, 0] * self.sizes[self.size][0]).sum())
         self.counters['live_slot_steps'] += int(stats[:, 1].sum())
         self.counters['policy_computed'] += int(stats[:, 1].sum())
         n = self.config.candidates
@@ -387,8 +418,8 @@ class Engine:
 
     # --- paths ---
 
-    def _step_at_hand(self, model, row: int, task, node: int, start: int) -> int:
-        """Queues the step's keys and values for its path; returns how many tokens that covers."""
+    def _step_at_hand(self, model, row: int, task, node: int) -> tuple[int, int]:
+        """The cell in which a newly born step is, and how many of its tokens are of use there."""
         candidate, sampled, kind = task.origin[node]
         tokens = len(task.tokens[node])
         if model is self.policy:
@@ -396,10 +427,19 @@ class Engine:
             count = sampled - 1 if kind == marks.EOS else sampled
         else:
             count = tokens if tokens <= self.ppm_length else 0
-        if count:
-            cell = (row % self.trees) * self.config.candidates + candidate
-            model.appends.append((row, cell, start, count))
-        return count
+        return (row % self.trees) * self.config.candidates + candidate, count
+
+    def _keep_steps(self, model, row: int, task, common: int) -> None:
+        """Keeps the newly born steps, and of those that the walk leaves what is not kept yet."""
+        if not model.kept.positions:
+            return
+        state = self.state[row]
+        for node in range(state.seen, len(task.tokens)):
+            if task.open[node]:
+                model.kept.keep_cell(row, node, *self._step_at_hand(model, row, task, node))
+        for i in range(max(1, common), len(state.nodes)):
+            start, end = state.ends[i - 1 : i + 1]
+            model.kept.keep_path(row, state.nodes[i], start - model.shared, end - start)
 
     def _open_if_ready(self, row: int) -> None:
         state = self.state[row]
@@ -414,25 +454,38 @@ class Engine:
         state.opening = None
         state.expansions += 1
 
-    def _flush_appends(self) -> None:
+    def _copy_steps(self) -> None:
+        """Does the queued copies among cells, paths and what is kept."""
         for model in self.models:
-            if not model.appends:
-                continue
-            per_device = [[] for _ in range(self.devices)]
-            for row, *entry in model.appends:
-                per_device[row // self.trees].append((row % self.trees, *entry))
-            model.appends.clear()
-            packed = np.zeros((4, self.devices, self.trees), np.int32)
+            is_policy, kept = model is self.policy, model.kept
+            cells = self.cells.kv if is_policy else self.ppm_cells
+            hidden = self.cells.hidden if is_policy else None
+            for places in self._packed(kept.born):
+                model.store = self._keep(model.store, cells, *places)
+            for places in self._packed(kept.left):
+                model.store = self._keep(model.store, model.path.kv, *places)
+            for places in self._packed(kept.recalled):
+                model.path = self._recall(model.path, model.store, *places)
+            for places in self._packed(model.appends):
+                model.path = self._append(model.path, cells, hidden, *places)
+
+    def _packed(self, queue: list) -> Iterator[list[jax.Array]]:
+        """Empties a queue of (row, ...): i32[A] of each column, A entries of a device at a time.
+
+        Unused entries are 0 but for a row that does not exist.
+        """
+        width, columns = self.trees * self.config.candidates, max(map(len, queue), default=0)
+        per_device = [[] for _ in range(self.devices)]
+        for row, *entry in queue:
+            per_device[row // self.trees].append((row % self.trees, *entry))
+        queue.clear()
+        while any(per_device):
+            packed = np.zeros((columns, self.devices, width), np.int32)
             packed[0] = self.trees
             for device, entries in enumerate(per_device):
-                for i, entry in enumerate(entries):
-                    packed[:, device, i] = entry
-            arguments = [self._split(x.reshape(-1)) for x in packed]
-            if model is self.policy:
-                kv, hidden = self.cells.kv, self.cells.hidden
-                model.path = self._append(model.path, kv, hidden, *arguments)
-            else:
-                model.path = self._append(model.path, self.ppm_cells, None, *arguments)
+                some, per_device[device] = entries[:width], entries[width:]
+                packed[:, device, : len(some)] = np.array(some, np.int32).reshape(-1, columns).T
+            yield [self._split(x.reshape(-1)) for x in packed]
 
     def _prefill(self) -> None:
         """Computes queued segments, a bounded number of calls, so that decoding goes on."""
@@ -441,6 +494,18 @@ class Engine:
             while model.segments and calls < self._prefill_calls():
                 self._prefill_once(model)
                 calls += 1
+
+    def _fit(self, cells: int, trees: int) -> int:
+        """Brings the slots to the smallest size that will do; returns how many trees that is for.
+
+        By way of all sizes between, as each change of one size to another is compiled.
+        """
+        large = [slots >= cells and room >= trees for slots, room in self.sizes]
+        want = large.index(True) if any(large) else len(large) - 1
+        while want != self.size:
+            self.size += 1 if want > self.size else -1
+            self.slots = self._resize(self.slots, self.sizes[self.size][0])
+        return self.sizes[want][1]
 
     def _busy(self) -> np.ndarray:
         return (self.known == decode.PENDING) | (self.known == decode.RUNNING)
@@ -490,9 +555,9 @@ class Engine:
 
     def _reserve(self, model, tokens: int) -> None:
         """Makes room for paths of that many tokens."""
-        need = -(-(tokens + decode.COPIED) // PATH_UNIT) * PATH_UNIT
-        if need <= model.capacity:
+        if tokens + decode.COPIED <= model.capacity:
             return
+        need = path_room(tokens)
         if model.path is None:
             state = need, model.dtype, model.kv_dtype
             model.path = self.zeros(decode.empty_path, model.config, self.trees, *state)
@@ -539,6 +604,12 @@ class _Rows:
         self.tokens[at, : len(tokens)] = tokens
 
 
+def path_room(tokens: int) -> int:
+    """Positions that paths of so many tokens are given: few different numbers."""
+    need = tokens + decode.COPIED
+    return next((x for x in PATH_ROOMS if x >= need), -(-need // PATH_ROOMS[-1]) * PATH_ROOMS[-1])
+
+
 def default_slots(mesh) -> int:
     """Sequences that one device decodes at once: where its products reach their full speed."""
     return 128 if mesh.devices.flat[0].platform == 'cpu' else 256
@@ -549,6 +620,7 @@ def prefill_budget(mesh) -> int:
     return 128 if mesh.devices.flat[0].platform == 'cpu' else 2048
 
 
-def slot_sizes(slots: int) -> list[int]:
-    """Compiled sizes of the decode batch: all slots, and fewer for when the last trees run out."""
-    return sorted({max(1, slots >> shift) for shift in range(5)})
+def decode_sizes(slots: int, trees: int) -> list[tuple[int, int]]:
+    """Compiled sizes of a decode step, (slots, trees): all, and fewer for when trees run out."""
+    fewer = {max(1, slots >> shift) for shift in range(1, 5)} - {slots}
+    return [(size, min(trees, max(1, size // 2))) for size in sorted(fewer)] + [(slots, trees)]

@@ -3,7 +3,8 @@
 Weights are on the device already; what is counted here comes on top. A tree takes its longest path
 and the cells of its candidates, for the policy and for the PPM, a slot one step, and one call of
 the prefill its scores against the longest path. Lengths are the longest that the settings allow,
-so that a search that began does not run out of memory in the middle.
+so that a search that began does not run out of memory in the middle. Some of what is left keeps
+steps that a later walk comes by again.
 """
 
 import dataclasses
@@ -21,6 +22,8 @@ MARGIN = 0.9  # of the free memory; the rest is for what compiled functions work
 # So few slots are all used at once, as fewer would be hardly faster.
 FEW_SLOTS = 16
 TREES_FOR_SLOTS = 3  # as many trees in flight as fill the slots this many times
+STEP = 64  # tokens of a step, where room is made for what trees usually have of them
+KEPT = 0.5  # of what is left may be used to keep steps
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,26 +43,31 @@ class Plan:
     Attributes:
       trees: in flight (G).
       slots: sequences decoded at once (B).
+      kept: tokens that are kept of each tree beside its path, so as not to be computed again.
       tree, slot, prefill: bytes of each tree, of each slot, and of one call of the prefill.
+      token: bytes of a token that is kept.
       free: bytes that are free on the device now.
     """
 
     trees: int
     slots: int
+    kept: int
     tree: int
     slot: int
     prefill: int
+    token: int
     free: int
 
     @property
     def most(self) -> int:
         """Bytes, when all paths are at their longest."""
-        return self.trees * self.tree + self.slots * self.slot + self.prefill
+        tree = self.tree + kept_room(self.kept) * self.token
+        return self.trees * tree + self.slots * self.slot + self.prefill
 
     def __str__(self) -> str:
         return (
-            f'{self.trees} trees in flight and {self.slots} slots on each device: at most '
-            f'{self.most / GIB:.2f} of {self.free / GIB:.2f} GiB free'
+            f'{self.trees} trees in flight, {self.kept:,} tokens kept of each, and {self.slots} '
+            f'slots on each device: at most {self.most / GIB:.2f} of {self.free / GIB:.2f} GiB free'
         )
 
 
@@ -88,9 +96,9 @@ def plan(
     """
     n = config.candidates
     split = mesh.shape['tensor']
-    tree, prefill = (
+    tree, token, prefill = (
         sum(part(config, network) // _share(network, split) for network in networks)
-        for part in (_tree_bytes, lambda c, network: _prefill_bytes(c, network, budget))
+        for part in (_tree_bytes, _token_bytes, lambda c, x: _prefill_bytes(c, x, budget))
     )
     policy = networks[0]  # the only one that decodes
     # Logits, their weights, and a copy while they are summed: whole on each device.
@@ -117,7 +125,30 @@ def plan(
     # Half of what the trees can fill: the other half waits, so that no slot does.
     cells = possible * n
     slots = min(slots, max(cells // 2, FEW_SLOTS), cells)
-    return Plan(possible, slots, tree, slot, prefill, free)
+    left = room - possible * tree - slots * slot
+    fitting = int(KEPT * left // (possible * token)) - decode.COPIED
+    kept = max(0, min(_worth_keeping(config), fitting))
+    return Plan(possible, slots, kept, tree, slot, prefill, token, free)
+
+
+def kept_room(tokens: int) -> int:
+    """Positions of an array that keeps so many tokens of a tree."""
+    return tokens and tokens + decode.COPIED
+
+
+def _worth_keeping(config) -> int:
+    """Tokens of all steps that a tree usually has; 0 where no walk comes by the same step twice.
+
+    With one_size, too: what is kept depends on the free memory, and a kept step's rounding may
+    differ from that of one that is computed again.
+    """
+    if config.one_size or config.candidates == 1:
+        return 0
+    if config.strategy in ('beam', 'dvts'):
+        expansions = config.max_depth * config.width
+    else:
+        expansions = 2 * config.rollouts if config.rollouts > 1 else 0
+    return STEP * config.candidates * expansions
 
 
 def free_bytes(mesh) -> int:
@@ -150,6 +181,10 @@ def _tree_bytes(config, network: Network) -> int:
         return path, decode.empty_cells(network.config, config.candidates, network.cell, *dtypes)
 
     return _size(jax.eval_shape(state))
+
+
+def _token_bytes(config, network: Network) -> int:
+    return _size(jax.eval_shape(lambda: decode.empty_kv(network.config, 1, 1, network.kv_dtype)))
 
 
 def _slot_bytes(config, network: Network) -> int:

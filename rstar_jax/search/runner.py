@@ -68,7 +68,8 @@ class Child:
 class Task:
     """The host's side of one tree in flight; lists run over its nodes, the root first.
 
-    origin holds, for each node, the candidate it was, its sampled tokens and the kind of its end.
+    origin holds, for each node, the candidate it was, its sampled tokens and the kind of its end;
+    open, whether it may be walked into.
     """
 
     problem: dict[str, Any]
@@ -84,6 +85,7 @@ class Task:
     correct: list[bool] = dataclasses.field(default_factory=lambda: [False])
     errors: list[int] = dataclasses.field(default_factory=lambda: [0])
     origin: list[tuple] = dataclasses.field(default_factory=lambda: [()])
+    open: list[bool] = dataclasses.field(default_factory=lambda: [True])
     nodes: list[int] = dataclasses.field(default_factory=list)
     candidates: list[Candidate | None] = dataclasses.field(default_factory=list)
     sampled: int = 0
@@ -119,6 +121,7 @@ class Task:
             self.correct.append(child.correct)
             self.errors.append(child.errors)
             self.origin.append((ended.candidate, len(ended.tokens), ended.kind))
+            self.open.append(child.status == Status.OPEN)
 
 
 @dataclasses.dataclass

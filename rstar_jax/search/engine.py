@@ -557,7 +557,7 @@ class Engine:
         """Makes room for paths of that many tokens."""
         if tokens + decode.COPIED <= model.capacity:
             return
-        need = path_room(tokens)
+        need = path_room(tokens, self.config.path_tokens)
         if model.path is None:
             state = need, model.dtype, model.kv_dtype
             model.path = self.zeros(decode.empty_path, model.config, self.trees, *state)
@@ -604,10 +604,14 @@ class _Rows:
         self.tokens[at, : len(tokens)] = tokens
 
 
-def path_room(tokens: int) -> int:
-    """Positions that paths of so many tokens are given: few different numbers."""
-    need = tokens + decode.COPIED
-    return next((x for x in PATH_ROOMS if x >= need), -(-need // PATH_ROOMS[-1]) * PATH_ROOMS[-1])
+def path_room(tokens: int, longest: int) -> int:
+    """Positions that paths of so many tokens are given: few different numbers.
+
+    None is larger than for paths of `longest` tokens, unless a prompt alone is.
+    """
+    need, most = (x + decode.COPIED for x in (tokens, longest))
+    rooms = [x for x in PATH_ROOMS if x < most] + [most]
+    return next((x for x in rooms if x >= need), -(-need // PATH_ROOMS[-1]) * PATH_ROOMS[-1])
 
 
 def default_slots(mesh) -> int:

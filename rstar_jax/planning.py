@@ -12,6 +12,7 @@ import functools
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -63,11 +64,12 @@ class Plan:
     """One model's plan; bytes, FLOPs and seconds are of one chip.
 
     tensor: chips that share the weights. trees: in flight on each such group, as the search would
-    choose, and compiled; most: that would fit. decode, score: bytes in use while decoding and while
-    scoring, the other model's and the trees' included. weights: bytes of both models. tree: bytes
-    that one more tree takes. flops, traffic: of one decode step of all `slots`, as the compiler
-    counts them, bytes read and written; floor: bytes that it must read, weights and caches once.
-    seconds: of compiling both functions.
+    choose, and compiled; most: that would fit. weights: bytes of both models. planned: bytes that
+    the search counts with at most, weights included. decode, score: bytes in use while decoding and
+    while scoring, the other model's and the trees' included, by the compiler. tree: bytes that one
+    more tree takes. flops, traffic: of one decode step of all `slots`, as the compiler counts them,
+    bytes read and written; floor: bytes that it must read, weights and caches once. seconds: of
+    compiling both functions side by side.
     """
 
     tensor: int
@@ -75,6 +77,7 @@ class Plan:
     trees: int
     most: int
     weights: int
+    planned: int
     tree: int
     decode: int
     score: int
@@ -118,6 +121,7 @@ HEADER = (
     'most',
     'slots',
     'weights',
+    'planned',
     'decode',
     'score',
     'a tree',
@@ -126,18 +130,20 @@ HEADER = (
     'MB',
     'tokens/s',
 )
-ROW = '{:18} {:>6} {:>5} {:>5} {:>5} {:>8} {:>7} {:>7} {:>7} {:>8} {:>7} {:>7}  {}'
+ROW = '{:18} {:>6} {:>5} {:>5} {:>5} {:>8} {:>8} {:>7} {:>7} {:>7} {:>8} {:>7} {:>7}  {}'
 NOTES = """\
 tensor: chips that share the weights. trees: in flight on each such group, as the search chooses;
-most: as many as would fit. weights, decode, score, a tree: GiB a chip. compile: seconds here, of
-both functions. GFLOP, MB: a token and chip, by the compiler's count. tokens/s: a group's limits by
+most: as many as would fit. weights, planned, decode, score, a tree: GiB a chip; planned: what the
+search counts with at most; decode, score: by the compiler. compile: seconds here, of both functions
+side by side. GFLOP, MB: a token and chip, by the compiler's count. tokens/s: a group's limits by
 those FLOPs, and by reading weights and caches once a step."""
 
 
 def _cells(plan: Plan | None, chip: Chip) -> list[str]:
     if plan is None:
         return ['does not fit', *[''] * (len(HEADER) - 2)]
-    gib = (f'{x / GIB:.2f}' for x in (plan.weights, plan.decode, plan.score, plan.tree))
+    sizes = plan.weights, plan.planned, plan.decode, plan.score, plan.tree
+    gib = (f'{x / GIB:.2f}' for x in sizes)
     limits = plan.slots * chip.flops / plan.flops, plan.slots * chip.bandwidth / plan.floor
     return [
         *map(str, (plan.tensor, plan.trees, plan.most, plan.slots)),
@@ -201,6 +207,7 @@ class _State:
         self.settings, self.mesh, self.shape = settings, mesh, shape
         self.step = settings.step_tokens
         self.scored = self.step + engine.OUTPUT_ROOM
+        self.longest = engine.path_room(settings.path_tokens, settings.path_tokens)
         trunk = models.decoder.abstract_params(shape, DTYPE, headless=True)
         head = jax.eval_shape(lambda: heads.init_value_head(shape.embed_dim, jax.random.key(0)))
         self.policy = self._params(models.decoder.abstract_params(shape, DTYPE))
@@ -218,9 +225,11 @@ class _State:
             return None
         trees, slots = chosen.trees, chosen.slots
         start = time.perf_counter()
-        decoding, scoring = self._decode(trees, slots).compile(), self._score(trees).compile()
+        lowered = self._decode(trees, slots), self._score(trees)
+        with ThreadPoolExecutor() as threads:  # the compiler uses one core for each
+            decoding, scoring = threads.map(lambda x: x.compile(), lowered)
         seconds = time.perf_counter() - start
-        cost, held = decoding.cost_analysis(), self.resident(trees, slots)
+        cost, held = decoding.cost_analysis(), self.resident(chosen)
         room = memory.MARGIN * free - chosen.prefill - slots * chosen.slot
         return Plan(
             tensor=self.mesh.shape['tensor'],
@@ -228,6 +237,7 @@ class _State:
             trees=trees,
             most=int(room // chosen.tree),
             weights=self.weights,
+            planned=self.weights + chosen.most,
             tree=chosen.tree,
             decode=held + _temporary(decoding),
             score=held + _temporary(scoring),
@@ -237,11 +247,13 @@ class _State:
             seconds=seconds,
         )
 
-    def resident(self, trees: int, slots: int) -> int:
-        """Bytes a chip of all that stays in memory with so many trees and slots."""
+    def resident(self, chosen: memory.Plan) -> int:
+        """Bytes a chip of all that stays in memory with what was chosen."""
+        trees = chosen.trees
         nodes = devices.shapes(self.mesh, tree.init, trees, self.settings.nodes)
-        state = self._stops(), nodes, *self._policy(trees, slots), *self._ppm(trees)
-        return self.weights + _bytes(state)
+        kept = self._made(decode.empty_kv, trees, memory.kept_room(chosen.kept))
+        state = self._stops(), nodes, *self._policy(trees, chosen.slots), *self._ppm(trees)
+        return self.weights + _bytes((state, kept, kept))
 
     def floor(self, trees: int, slots: int) -> int:
         """Bytes a chip that a decode step reads, were everything read once."""
@@ -280,7 +292,7 @@ class _State:
         cells = trees * self.settings.candidates
         return (
             self._made(decode.empty_kv, 1, 0),
-            self._made(decode.empty_path, trees, self._longest(self.step)),
+            self._made(decode.empty_path, trees, self.longest),
             self._made(decode.empty_cells, cells, self.step),
             self._made(decode.empty_slots, slots, self.step),
         )
@@ -289,12 +301,9 @@ class _State:
         """prefix, path and the cells' keys and values, as `decode.score` takes them."""
         return (
             self._made(decode.empty_kv, 1, 0),
-            self._made(decode.empty_path, trees, self._longest(self.scored)),
+            self._made(decode.empty_path, trees, self.longest),
             self._made(decode.empty_kv, trees * self.settings.candidates, self.scored),
         )
-
-    def _longest(self, cell: int) -> int:
-        return engine.path_room(self.settings.path_tokens + cell)
 
     def _made(self, f: Callable, rows: int, positions: int) -> Any:
         return devices.shapes(self.mesh, f, self.shape, rows, positions, DTYPE)

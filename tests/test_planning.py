@@ -9,10 +9,12 @@ import pytest
 from rstar_jax import configs, models, parallel, planning, search
 from rstar_jax.errors import UserError
 from rstar_jax.models import published
-from rstar_jax.search import decode, devices, engine, tree
+from rstar_jax.search import decode, devices, engine, memory, tree
 
 SHAPE = models.Config('qwen2', 320, 64, 96, 1, 8, 2, 8, qkv_bias=True)
 SETTINGS = search.Config(rollouts=2, candidates=4, step_tokens=16, path_tokens=200, slots=8)
+
+CHOSEN = memory.Plan(trees=6, slots=8, kept=1024, tree=0, slot=0, prefill=0, token=0, free=0)
 
 
 @pytest.fixture(scope='module')
@@ -30,11 +32,12 @@ def test_sizes_are_those_of_the_arrays(ample):
         *(
             devices.make(mesh, f, SHAPE, rows, length, 'bfloat16')
             for f, rows, length in (
-                (decode.empty_path, 6, 256),
+                (decode.empty_path, 6, 200 + decode.COPIED),
                 (decode.empty_cells, 24, 16),
                 (decode.empty_slots, 8, 16),
-                (decode.empty_path, 6, 512),
+                (decode.empty_path, 6, 200 + decode.COPIED),
                 (decode.empty_kv, 24, 16 + 64),
+                *[(decode.empty_kv, 6, CHOSEN.kept + decode.COPIED)] * 2,
             )
         ),
         devices.make(mesh, tree.init, 6, SETTINGS.nodes),
@@ -43,7 +46,7 @@ def test_sizes_are_those_of_the_arrays(ample):
     held += planning.MARK_STATES * (SHAPE.vocab_size + 1) + 4
     assert (ample.tensor, ample.trees, ample.slots) == (1, 6, 8)
     assert min(ample.decode, ample.score) > held
-    assert planning._State(SETTINGS, mesh, SHAPE).resident(6, 8) == held
+    assert planning._State(SETTINGS, mesh, SHAPE).resident(CHOSEN) == held
     assert ample.weights == sum(x.nbytes for x in jax.tree.leaves(made[:2]))
     # The products of one step of 8 sequences, embedding look-up left out.
     products = sum(x.size for x in jax.tree.leaves(params) if x.ndim == 2)
@@ -85,7 +88,7 @@ def test_little_memory_means_fewer_trees_then_more_chips_then_none(monkeypatch, 
     found = [plan(one.weights + room) for room in range(-60_000, 1_000_000, 60_000)]
     trees = {(made.tensor, made.trees) for made in found if made}
     assert {(1, 3), (1, 6)} <= trees and max(n for _, n in trees) == 6
-    assert found[-1].decode == one.resident(6, 8) + 1000
+    assert plan(1e9).decode == one.resident(CHOSEN) + 1000
     assert found[-1].most > found[-1].trees
     shared = next(made for made in found if made)
     assert shared.tensor == 2 and shared.weights == two.weights < one.weights

@@ -33,38 +33,46 @@ class Part(NamedTuple):
     total: jax.Array
 
 
-def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> Part:
+def bias(mask: jax.Array) -> jax.Array:
+    """f32 of a mask's shape, to be added to scores: where it is False there is no weight."""
+    return jnp.where(mask, 0.0, _MASKED)
+
+
+def attend(q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array | None) -> Part:
     """Attends within each row.
 
     Args:
       q: [R, K, M, d], M queries of each key head, not scaled.
       k: [R, K, S, d].
       v: [R, K, S, d].
-      mask: bool, broadcast to [R, K, M, S]; False is not attended to. A query with no key at all
-        yields a part of no weight.
+      bias: f32, broadcast to [R, K, M, S], see `bias`; None where every key is attended to. A
+        query with no key at all yields a part of no weight beside any other.
     """
     scores = jnp.einsum('rkmd,rksd->rkms', q, k, preferred_element_type=jnp.float32)
-    scores = jnp.where(mask, scores * q.shape[-1] ** -0.5, _MASKED)
+    scores *= q.shape[-1] ** -0.5
+    if bias is not None:
+        scores += bias
     top = scores.max(axis=-1)
-    weights = jnp.where(mask, jnp.exp(scores - top[..., None]), 0.0)
+    weights = jnp.exp(scores - top[..., None])
     out = jnp.einsum(
         'rkms,rksd->rkmd', weights.astype(v.dtype), v, preferred_element_type=jnp.float32
     )
     return Part(out, top, weights.sum(axis=-1))
 
 
-def attend_shared(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None) -> Part:
+def attend_shared(q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array | None) -> Part:
     """Attends from all rows to one key store, as one product.
 
     Args:
       q: [R, K, M, d].
       k: [1, K, S, d].
       v: [1, K, S, d].
-      mask: bool [R, M, S], or None where every key is attended to.
+      bias: f32[R, M, S], see `bias`, or None where every key is attended to.
     """
     rows, kv_heads, queries, d = q.shape
-    mask = jnp.bool_(True) if mask is None else mask.reshape(1, 1, rows * queries, -1)
-    part = attend(q.swapaxes(0, 1).reshape(1, kv_heads, rows * queries, d), k, v, mask)
+    if bias is not None:
+        bias = bias.reshape(1, 1, rows * queries, -1)
+    part = attend(q.swapaxes(0, 1).reshape(1, kv_heads, rows * queries, d), k, v, bias)
 
     def back(x):
         return x.reshape(kv_heads, rows, queries, *x.shape[3:]).swapaxes(0, 1)

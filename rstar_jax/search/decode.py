@@ -13,6 +13,7 @@ ends. All arrays here are those of one device; `engine` maps the functions over 
 """
 
 import dataclasses
+import functools
 import hashlib
 from typing import Any
 
@@ -289,27 +290,37 @@ def _run_token(
     before = _length(prefix)
     position = before + path.length[tree] + own
     limit = slots.kv[0][0].shape[2]
+    group = network.config.num_heads // network.config.num_kv_heads
     own_mask = jnp.arange(limit) <= own[:, None]
     slot_of_cell = jnp.zeros((trees * candidates,), jnp.int32).at[cell].set(rows, mode='drop')
 
-    def attend(q, k, v, cache, window=None):
-        first, (path_k, path_v), (step_k, step_v) = cache
-        step_k = step_k.at[rows, :, own].set(k[:, 0].astype(step_k.dtype))
-        step_v = step_v.at[rows, :, own].set(v[:, 0].astype(step_v.dtype))
-        kv_heads = k.shape[2]
-        queries = two_part.by_key_head(q, kv_heads).astype(step_k.dtype)
-        path_mask = jnp.arange(path_k.shape[2]) < path.length[:, None]
-        path_mask = path_mask[:, None, :]
+    @functools.cache
+    def biases(window):
+        """Of path, step and prefix."""
+        stored = jnp.arange(path.kv[0][0].shape[2])
+        path_mask = (stored < path.length[:, None])[:, None, :]
         step_mask = own_mask
         if window is not None:
             reach = position[:, None] - window
             step_mask &= before + path.length[tree][:, None] + jnp.arange(limit) > reach
             reach = reach[slot_of_cell].reshape(trees, candidates, 1)
-            near = before + jnp.arange(path_k.shape[2]) > reach
-            path_mask = path_mask & near
-        shared = _path_part(queries, cell, slot_of_cell, path_k, path_v, path_mask)
-        mine = two_part.attend(queries, step_k, step_v, step_mask[:, None, None])
-        parts = [shared, mine, *_prefix_part(queries, first, position[:, None], window)]
+            path_mask = path_mask & (before + stored > reach)
+            path_mask = jnp.repeat(path_mask, group, axis=1)
+        near = _prefix_bias(before, group, position[:, None], window)
+        return two_part.bias(path_mask[:, None]), two_part.bias(step_mask[:, None, None]), near
+
+    def attend(q, k, v, cache, window=None):
+        first, (path_k, path_v), (step_k, step_v) = cache
+        path_bias, step_bias, first_bias = biases(window)
+        step_k = step_k.at[rows, :, own].set(k[:, 0].astype(step_k.dtype))
+        step_v = step_v.at[rows, :, own].set(v[:, 0].astype(step_v.dtype))
+        queries = two_part.by_key_head(q, k.shape[2]).astype(step_k.dtype)
+        parts = [
+            _path_part(queries, cell, slot_of_cell, path_k, path_v, path_bias),
+            two_part.attend(queries, step_k, step_v, step_bias),
+        ]
+        if before:
+            parts.append(two_part.attend_shared(queries, *first, first_bias))
         out = two_part.merge(*parts).astype(q.dtype)
         return two_part.by_position(out, 1), (*cache[:2], (step_k, step_v))
 
@@ -322,31 +333,25 @@ def _length(prefix: KeysValues) -> int:
     return prefix[0][0].shape[2]
 
 
-def _prefix_part(queries, stored, positions, window: int | None) -> list[two_part.Part]:
-    """Attention of rows [R,K,T*r,d] to the prefix [1,K,P,d]; i32[R,T] `positions`. [] if P is 0."""
-    keys, values = stored
-    if not keys.shape[2]:
-        return []
-    mask = None
-    if window is not None:
-        reach = jnp.repeat(positions - window, queries.shape[2] // positions.shape[1], axis=1)
-        mask = jnp.arange(keys.shape[2]) > reach[..., None]
-    return [two_part.attend_shared(queries, keys, values, mask)]
+def _prefix_bias(length: int, group: int, positions, window: int | None) -> jax.Array | None:
+    """Of tokens at i32[R,T] `positions`, `group` queries each, to a prefix: f32[R,T*group,P]."""
+    if window is None:
+        return None
+    reach = jnp.repeat(positions - window, group, axis=1)
+    return two_part.bias(jnp.arange(length) > reach[..., None])
 
 
-def _path_part(queries, cell, slot_of_cell, path_k, path_v, mask) -> two_part.Part:
+def _path_part(queries, cell, slot_of_cell, path_k, path_v, bias) -> two_part.Part:
     """Attention of the slots to their trees' paths; each path is read once for all its slots.
 
     queries [B,K,r,d] are brought to their cells, [G,K,n*r,d]; the result is gathered back. What
-    cells without a slot get nobody reads. mask: bool [G, 1 or n, S].
+    cells without a slot get nobody reads. bias: f32[G, 1, 1 or n*r, S].
     """
     _, kv_heads, group, d = queries.shape
     trees = path_k.shape[0]
     candidates = slot_of_cell.shape[0] // trees
     by_tree = queries[slot_of_cell].reshape(trees, candidates, kv_heads, group, d).swapaxes(1, 2)
-    mask = jnp.broadcast_to(mask, (trees, candidates, mask.shape[2]))
-    mask = jnp.repeat(mask, group, axis=1)[:, None]
-    part = two_part.attend(by_tree.reshape(trees, kv_heads, -1, d), path_k, path_v, mask)
+    part = two_part.attend(by_tree.reshape(trees, kv_heads, -1, d), path_k, path_v, bias)
 
     def back(x):
         x = x.reshape(trees, kv_heads, candidates, group, *x.shape[3:]).swapaxes(1, 2)
@@ -429,7 +434,7 @@ def forward(params, prefix: KeysValues, path: Path, trees, tokens, counts, start
       values [R,K,C,d].
     """
     network = decoders.bind(config, params)
-    rows, length = tokens.shape
+    length = tokens.shape[1]
     trees = jnp.minimum(trees, path.length.shape[0] - 1)
     own = jnp.arange(length)
     before = _length(prefix)
@@ -437,25 +442,32 @@ def forward(params, prefix: KeysValues, path: Path, trees, tokens, counts, start
     causal = (own[None, None, :] <= own[None, :, None]) & (own < counts[:, None])[:, None, :]
     causal |= jnp.eye(length, dtype=bool)[None]
 
+    group = config.num_heads // config.num_kv_heads
+
+    @functools.cache
+    def biases(window):
+        """Of path, own tokens and prefix."""
+        stored = jnp.arange(path.kv[0][0].shape[2])
+        path_mask, own_mask = (stored < starts[:, None])[:, None, :], causal
+        if window is not None:
+            path_mask = path_mask & (before + stored > positions[..., None] - window)
+            path_mask = jnp.repeat(path_mask, group, axis=1)
+            own_mask = own_mask & (own[None, None, :] > own[None, :, None] - window)
+        own_mask = jnp.repeat(own_mask, group, axis=1)
+        near = _prefix_bias(before, group, positions, window)
+        return two_part.bias(path_mask[:, None]), two_part.bias(own_mask[:, None]), near
+
     def attend(q, k, v, cache, window=None):
         first, (path_k, path_v) = cache
-        stored = jnp.arange(path_k.shape[2])
-        path_mask = jnp.broadcast_to(
-            (stored < starts[:, None])[:, None, :], (rows, length, stored.size)
-        )
-        own_mask = causal
-        if window is not None:
-            path_mask &= before + stored > positions[..., None] - window
-            own_mask = own_mask & (own[None, None, :] > own[None, :, None] - window)
-        kv_heads = k.shape[2]
-        group = q.shape[2] // kv_heads
-        queries = two_part.by_key_head(q, kv_heads).astype(path_k.dtype)
+        path_bias, own_bias, first_bias = biases(window)
+        queries = two_part.by_key_head(q, k.shape[2]).astype(path_k.dtype)
         k, v = (x.swapaxes(1, 2).astype(path_k.dtype) for x in (k, v))
-        path_mask = jnp.repeat(path_mask, group, axis=1)[:, None]
-        own_mask = jnp.repeat(own_mask, group, axis=1)[:, None]
-        shared = two_part.attend(queries, path_k[trees], path_v[trees], path_mask)
-        mine = two_part.attend(queries, k, v, own_mask)
-        parts = [shared, mine, *_prefix_part(queries, first, positions, window)]
+        parts = [
+            two_part.attend(queries, path_k[trees], path_v[trees], path_bias),
+            two_part.attend(queries, k, v, own_bias),
+        ]
+        if before:
+            parts.append(two_part.attend_shared(queries, *first, first_bias))
         out = two_part.merge(*parts).astype(q.dtype)
         return two_part.by_position(out, length), (k, v)
 

@@ -55,11 +55,11 @@ def test_parts_merge_to_plain_attention(tensors, window):
     parts = []
     for (k, v), mask in zip(stores, masks(window)):
         k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)
-        mask = jnp.repeat(mask, group, axis=1)
+        bias = two_part.bias(jnp.repeat(mask, group, axis=1))
         if k.shape[0] == 1:
-            parts.append(two_part.attend_shared(queries, k, v, mask))
+            parts.append(two_part.attend_shared(queries, k, v, bias))
         else:
-            parts.append(two_part.attend(queries, k, v, mask[:, None]))
+            parts.append(two_part.attend(queries, k, v, bias[:, None]))
     ours = two_part.by_position(two_part.merge(*parts), STEP)
     np.testing.assert_allclose(ours, expected, atol=1e-5 * np.abs(expected).max())
 

@@ -9,7 +9,7 @@ import pytest
 from rstar_jax import models, parallel, search
 from rstar_jax.errors import UserError
 from rstar_jax.models import tiny
-from rstar_jax.search import engine, runner
+from rstar_jax.search import engine, memory, runner
 from tests.search.naive import Naive
 
 CONFIG = search.Config(
@@ -209,6 +209,33 @@ def test_tokens_are_counted(policy, workers):
     # All that was sampled and all prompts were computed; jumps computed some tokens again.
     assert last['policy_computed'] >= last['sampled'] + prompts
     assert last['live_slot_steps'] <= last['slot_steps']
+
+
+def test_kept_steps_are_not_computed_again(policy, ppm, workers, monkeypatch):
+    """And how many are kept, all, some or none, does not matter for the trees."""
+    config = dataclasses.replace(CONFIG, rollouts=8)
+    naive = search.run(
+        PROBLEMS, expander=Naive(policy, ppm, config), config=config, workers=workers
+    )
+    naive = {record.key: record for record in naive}
+    prompts = sum(len(record.tokens[0]) for record in naive.values())
+    scored = sum(
+        len(record.tokens[node])
+        for record in naive.values()
+        for node in np.nonzero(np.isfinite(record.score))[0]
+    )
+    again, policy_computed = [], []
+    for tokens in (10_000, 30, 0):
+        monkeypatch.setattr(memory, '_worth_keeping', lambda config, tokens=tokens: tokens)
+        totals = []
+        assert_same(grow(policy, ppm, workers, config=config, progress=totals.append), naive, False)
+        again.append(totals[-1]['ppm_computed'] - prompts - scored)
+        policy_computed.append(totals[-1]['policy_computed'])
+    # The last token of a path that is jumped to, no other.
+    expansions = sum(len(set(record.parent[1:].tolist())) for record in naive.values())
+    assert 0 < again[0] <= expansions < again[2], (again, expansions)
+    assert again[0] < again[1] < again[2]
+    assert policy_computed[0] < policy_computed[1] < policy_computed[2]
 
 
 def test_greedy_is_one_branch_of_the_likeliest_tokens(policy, workers):

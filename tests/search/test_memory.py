@@ -45,6 +45,17 @@ def test_a_tree_takes_what_its_arrays_take(mesh, monkeypatch):
     arrays = sum(x.nbytes for x in jax.tree.leaves((path, cells)))
     assert 0 < one.tree - arrays < 5000  # the tree's own statistics
     assert plan(mesh, 2**30, monkeypatch, networks=2).tree - one.tree == arrays
+    assert one.kept > 0
+    kept = decode.empty_kv(SHAPE, 1, memory.kept_room(one.kept), np.float32)
+    total = one.trees * (one.tree + sum(x.nbytes for x in jax.tree.leaves(kept)))
+    assert one.most == total + one.slots * one.slot + one.prefill
+
+
+def test_steps_are_kept_in_what_is_left(mesh, monkeypatch):
+    enough, short, none = (plan(mesh, int(free), monkeypatch) for free in (2**34, 3e7, 3e6))
+    assert enough.kept > short.kept > none.kept == 0
+    assert plan(mesh, 2**34, monkeypatch, rollouts=1).kept == 0
+    assert plan(mesh, 2**34, monkeypatch, one_size=True).kept == 0
 
 
 @pytest.mark.parametrize('free', [3e6, 5e6, 1e7, 3e7])

@@ -8,6 +8,7 @@ is the policy's decoder with a random value head: its scores mean nothing, its w
                                sampled token and every output of a kept node, each once
     ppm_tokens_per_unique      the same for the PPM / each prompt and each scored node once
     slot_use                   slots with a candidate that is being written / slot-steps
+    slot_use_while_left        the same, until the last problem was begun
     device_wait_share          time in which nothing is left to decode until some program has run
     tree_ops_share             time in walk, expansion and backup
     compiles_after_warmup      in the measured search, after one over --warmup other problems
@@ -144,6 +145,8 @@ class _Run:
             numbers = [(number,) for number in range(len(problems))]
             loop = kind(numbers, self.tasks.__getitem__, expander, config, workers, None)
             self.watched: collections.Counter = collections.Counter()
+            self.while_left: collections.Counter = collections.Counter()
+            loop._fill = self._until_all_are_begun(loop, loop._fill)
             loop.advance = self._watch('trees', loop.advance)
             loop._await_workers = self._watch('waiting', loop._await_workers)
             self.records = {record.key: record for record in loop.run()}
@@ -159,6 +162,14 @@ class _Run:
             result = jax.block_until_ready(f(*arguments))
             self.watched[name] += time.perf_counter() - start
             return result
+
+        return watched
+
+    def _until_all_are_begun(self, loop, fill):
+        def watched():
+            if loop.queue:
+                self.while_left = collections.Counter(loop.expander.counters)
+            fill()
 
         return watched
 
@@ -185,6 +196,8 @@ class _Run:
         if scored:
             computed = self.counters['ppm_computed']
             figures['ppm_tokens_per_unique'] = computed / self.unique_scored()
+        if left := self.while_left['slot_steps']:
+            figures['slot_use_while_left'] = self.while_left['live_slot_steps'] / left
         return figures | {
             'slot_use': self.counters['live_slot_steps'] / self.counters['slot_steps'],
             'device_wait_share': self.watched['waiting'] / self.seconds,

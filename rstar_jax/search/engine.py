@@ -160,9 +160,8 @@ class Engine:
         for model in self.models:
             model.kept = Kept(self.rows, self.trees, self.plan.kept)
             room = memory.kept_room(self.plan.kept)
-            model.store = self.zeros(
-                decode.empty_kv, model.config, self.trees, room, model.kv_dtype
-            )
+            # Keys and values come in the model's dtype, whatever the other caches widen it to.
+            model.store = self.zeros(decode.empty_kv, model.config, self.trees, room, model.dtype)
         if self.ppm is not None:
             self.ppm_cells = self.zeros(
                 decode.empty_kv, ppm.config, self.trees * n, self.ppm_length, self.ppm.kv_dtype

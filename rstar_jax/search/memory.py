@@ -184,7 +184,7 @@ def _tree_bytes(config, network: Network) -> int:
 
 
 def _token_bytes(config, network: Network) -> int:
-    return _size(jax.eval_shape(lambda: decode.empty_kv(network.config, 1, 1, network.kv_dtype)))
+    return _size(jax.eval_shape(lambda: decode.empty_kv(network.config, 1, 1, network.dtype)))
 
 
 def _slot_bytes(config, network: Network) -> int:

@@ -17,7 +17,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
@@ -212,7 +211,7 @@ class _State:
         head = jax.eval_shape(lambda: heads.init_value_head(shape.embed_dim, jax.random.key(0)))
         self.policy = self._params(models.decoder.abstract_params(shape, DTYPE))
         self.ppm = self._params({'decoder': trunk, 'value_head': head})
-        self.weights = _bytes((self.policy, self.ppm))
+        self.weights = devices.size((self.policy, self.ppm))
 
     def plan(self, bytes_of_chip: float) -> Plan | None:
         """The engine's own choice of trees and slots, compiled; None where not one tree fits."""
@@ -253,14 +252,14 @@ class _State:
         nodes = devices.shapes(self.mesh, tree.init, trees, self.settings.nodes)
         kept = self._made(decode.empty_kv, trees, memory.kept_room(chosen.kept))
         state = self._stops(), nodes, *self._policy(trees, chosen.slots), *self._ppm(trees)
-        return self.weights + _bytes((state, kept, kept))
+        return self.weights + devices.size((state, kept, kept))
 
     def floor(self, trees: int, slots: int) -> int:
         """Bytes a chip that a decode step reads, were everything read once."""
         _, path, _, slot = self._policy(trees, slots)
         rows = ('embed',) if 'output' in self.policy else ()  # of the table a few rows are read
         weights = {name: part for name, part in self.policy.items() if name not in rows}
-        return _bytes((weights, path.kv, slot.kv))
+        return devices.size((weights, path.kv, slot.kv))
 
     def _decode(self, trees: int, slots: int) -> jax.stages.Lowered:
         f = devices.mapped(
@@ -324,16 +323,6 @@ class _State:
 
 def _placed(shape: jax.ShapeDtypeStruct, where: NamedSharding) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=where)
-
-
-def _bytes(tree: Any) -> int:
-    """Bytes that the shapes of `tree` take on one chip."""
-
-    def one(leaf):
-        part = leaf.sharding.shard_shape(leaf.shape)
-        return leaf.dtype.itemsize * int(np.prod(part))
-
-    return sum(map(one, jax.tree.leaves(tree)))
 
 
 def _temporary(compiled: jax.stages.Compiled) -> int:

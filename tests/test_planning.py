@@ -100,9 +100,9 @@ def test_keys_and_values_are_cut_over_tensor():
         planning._State(SETTINGS, parallel.local_mesh(n, jax.devices()[:n]), SHAPE) for n in (1, 2)
     )
     kv = [state._policy(3, 8)[1].kv for state in (one, two)]
-    assert planning._bytes(kv[0]) == 2 * planning._bytes(kv[1])
+    assert devices.size(kv[0]) == 2 * devices.size(kv[1])
     four = planning._State(SETTINGS, parallel.local_mesh(4, jax.devices()[:4]), SHAPE)
-    assert planning._bytes(four._policy(3, 8)[1].kv) == planning._bytes(kv[0])  # 2 heads, 4 chips
+    assert devices.size(four._policy(3, 8)[1].kv) == devices.size(kv[0])  # 2 heads, 4 chips
 
 
 def test_the_table_has_a_row_for_each_model(monkeypatch, ample):

@@ -43,13 +43,14 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array | None) -> 
 
     Args:
       q: [R, K, M, d], M queries of each key head, not scaled.
-      k: [R, K, S, d].
-      v: [R, K, S, d].
+      k, v: [R, K, S, d or more], zeros behind d.
       bias: f32, broadcast to [R, K, M, S], see `bias`; None where every key is attended to. A
         query with no key at all yields a part of no weight beside any other.
     """
-    scores = jnp.einsum('rkmd,rksd->rkms', q, k, preferred_element_type=jnp.float32)
-    scores *= q.shape[-1] ** -0.5
+    d = q.shape[-1]
+    wide = jnp.pad(q, [*[(0, 0)] * 3, (0, k.shape[-1] - d)])
+    scores = jnp.einsum('rkmd,rksd->rkms', wide, k, preferred_element_type=jnp.float32)
+    scores *= d**-0.5
     if bias is not None:
         scores += bias
     top = scores.max(axis=-1)
@@ -57,7 +58,7 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array | None) -> 
     out = jnp.einsum(
         'rkms,rksd->rkmd', weights.astype(v.dtype), v, preferred_element_type=jnp.float32
     )
-    return Part(out, top, weights.sum(axis=-1))
+    return Part(out[..., :d], top, weights.sum(axis=-1))
 
 
 def attend_shared(q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array | None) -> Part:
@@ -65,8 +66,7 @@ def attend_shared(q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array | No
 
     Args:
       q: [R, K, M, d].
-      k: [1, K, S, d].
-      v: [1, K, S, d].
+      k, v: [1, K, S, d or more], zeros behind d.
       bias: f32[R, M, S], see `bias`, or None where every key is attended to.
     """
     rows, kv_heads, queries, d = q.shape

@@ -312,8 +312,9 @@ def _run_token(
     def attend(q, k, v, cache, window=None):
         first, (path_k, path_v), (step_k, step_v) = cache
         path_bias, step_bias, first_bias = biases(window)
-        step_k = step_k.at[rows, :, own].set(k[:, 0].astype(step_k.dtype))
-        step_v = step_v.at[rows, :, own].set(v[:, 0].astype(step_v.dtype))
+        dims = slice(q.shape[-1])
+        step_k = step_k.at[rows, :, own, dims].set(k[:, 0].astype(step_k.dtype))
+        step_v = step_v.at[rows, :, own, dims].set(v[:, 0].astype(step_v.dtype))
         queries = two_part.by_key_head(q, k.shape[2]).astype(step_k.dtype)
         parts = [
             _path_part(queries, cell, slot_of_cell, path_k, path_v, path_bias),

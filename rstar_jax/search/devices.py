@@ -5,8 +5,12 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+
+LANES = {'tpu': 128}  # numbers that a platform stores side by side, where that matters
 
 
 @functools.lru_cache(maxsize=1024)
@@ -52,9 +56,21 @@ def shapes(mesh: Mesh, f: Callable, *args: Any) -> Any:
     """What `make` makes, as ShapeDtypeStructs in their sharding.
 
     Keys and values, [rows,K,positions,d], lie beside the heads that made them: cut over `tensor`
-    where that divides K. All else is whole on the devices of a `data` row.
+    where that divides K. All else is whole on the devices of a `data` row. On TPUs d is made a
+    multiple of LANES, with zeros: otherwise the compiler stores positions side by side, and copies
+    the whole array wherever some positions are written.
     """
     return _maker(mesh, f, args)[1]
+
+
+def size(shapes: Any) -> int:
+    """Bytes that arrays of these shapes, in their sharding, take on one device."""
+
+    def one(leaf):
+        part = leaf.sharding.shard_shape(leaf.shape)
+        return leaf.dtype.itemsize * int(np.prod(part))
+
+    return sum(map(one, jax.tree.leaves(shapes)))
 
 
 def whole(x: jax.Array) -> jax.Array:
@@ -70,7 +86,8 @@ def whole(x: jax.Array) -> jax.Array:
 
 @functools.lru_cache(maxsize=1024)
 def _maker(mesh: Mesh, f: Callable, args: tuple) -> tuple[Callable, Any]:
-    make = mapped(_call, mesh, 0, function=f, args=args)
+    lanes = LANES.get(mesh.devices.flat[0].platform, 1)
+    make = mapped(_call, mesh, 0, function=f, args=args, lanes=lanes)
 
     def place(x):
         ways = mesh.shape['tensor']
@@ -82,5 +99,8 @@ def _maker(mesh: Mesh, f: Callable, args: tuple) -> tuple[Callable, Any]:
     return jax.jit(make, out_shardings=jax.tree.map(lambda x: x.sharding, placed)), placed
 
 
-def _call(function: Callable, args: tuple) -> Any:
-    return function(*args)
+def _call(function: Callable, args: tuple, lanes: int) -> Any:
+    def widen(x):
+        return jnp.pad(x, [*[(0, 0)] * 3, (0, -x.shape[3] % lanes)]) if x.ndim == 4 else x
+
+    return jax.tree.map(widen, function(*args))

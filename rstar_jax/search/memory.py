@@ -8,13 +8,11 @@ steps that a later walk comes by again.
 """
 
 import dataclasses
+import functools
 import os
 
-import jax
-import numpy as np
-
 from rstar_jax.errors import UserError
-from rstar_jax.search import decode
+from rstar_jax.search import decode, devices
 from rstar_jax.search.tree import init
 
 GIB = 2**30
@@ -95,16 +93,15 @@ def plan(
       UserError: not one tree fits, or not those that the settings ask for.
     """
     n = config.candidates
-    split = mesh.shape['tensor']
     tree, token, prefill = (
-        sum(part(config, network) // _share(network, split) for network in networks)
-        for part in (_tree_bytes, _token_bytes, lambda c, x: _prefill_bytes(c, x, budget))
+        sum(part(config, mesh, network) for network in networks)
+        for part in (_tree_bytes, _token_bytes, functools.partial(_prefill_bytes, budget))
     )
+    tree += devices.size(devices.shapes(mesh, init, 1, config.nodes))
     policy = networks[0]  # the only one that decodes
     # Logits, their weights, and a copy while they are summed: whole on each device.
     logits = 3 * 4 * policy.config.vocab_size
-    slot = _slot_bytes(config, policy) // _share(policy, split) + logits
-    tree += _size(jax.eval_shape(lambda: init(1, config.nodes)))
+    slot = _bytes(mesh, policy, decode.empty_slots, 1, config.step_tokens) + logits
     free = free_bytes(mesh) if free is None else free
     room = MARGIN * free - prefill
     slots = config.slots or slots
@@ -169,41 +166,28 @@ def _host_bytes() -> int:
         return os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') // 2
 
 
-def _share(network: Network, split: int) -> int:
-    """Into how many parts the keys and values of a network are cut over its devices."""
-    return split if network.config.num_kv_heads % split == 0 else 1
+def _tree_bytes(config, mesh, network: Network) -> int:
+    path = _bytes(mesh, network, decode.empty_path, 1, _longest_path(config))
+    return path + _bytes(mesh, network, decode.empty_cells, config.candidates, network.cell)
 
 
-def _tree_bytes(config, network: Network) -> int:
-    def state():
-        dtypes = network.dtype, network.kv_dtype
-        path = decode.empty_path(network.config, 1, _longest_path(config), *dtypes)
-        return path, decode.empty_cells(network.config, config.candidates, network.cell, *dtypes)
-
-    return _size(jax.eval_shape(state))
+def _token_bytes(config, mesh, network: Network) -> int:
+    kept = devices.shapes(mesh, decode.empty_kv, network.config, 1, 1, network.dtype)
+    return devices.size(kept)
 
 
-def _token_bytes(config, network: Network) -> int:
-    return _size(jax.eval_shape(lambda: decode.empty_kv(network.config, 1, 1, network.dtype)))
+def _bytes(mesh, network: Network, f, rows: int, positions: int) -> int:
+    """Of a part of `decode`'s state on each device, in its sharding."""
+    dtypes = network.dtype, network.kv_dtype
+    return devices.size(devices.shapes(mesh, f, network.config, rows, positions, *dtypes))
 
 
-def _slot_bytes(config, network: Network) -> int:
-    def state():
-        dtypes = network.dtype, network.kv_dtype
-        return decode.empty_slots(network.config, 1, config.step_tokens, *dtypes)
-
-    return _size(jax.eval_shape(state))
-
-
-def _prefill_bytes(config, network: Network, budget: int) -> int:
-    shape = network.config
+def _prefill_bytes(budget: int, config, mesh, network: Network) -> int:
+    shape, ways = network.config, mesh.shape['tensor']
     scores = 2 * shape.num_heads * _longest_path(config)
-    return 4 * budget * (scores + 3 * shape.mlp_dim + 8 * shape.embed_dim)
+    whole = 4 * budget * (scores + 3 * shape.mlp_dim + 8 * shape.embed_dim)
+    return whole // (ways if shape.num_kv_heads % ways == 0 else 1)
 
 
 def _longest_path(config) -> int:
     return config.path_tokens + decode.COPIED
-
-
-def _size(tree) -> int:
-    return sum(int(np.prod(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree))

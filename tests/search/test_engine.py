@@ -9,7 +9,7 @@ import pytest
 from rstar_jax import models, parallel, search
 from rstar_jax.errors import UserError
 from rstar_jax.models import tiny
-from rstar_jax.search import engine, memory, runner
+from rstar_jax.search import decode, devices, engine, memory, runner
 from tests.search.naive import Naive
 
 CONFIG = search.Config(
@@ -182,6 +182,17 @@ def test_a_prompt_that_begins_otherwise_is_an_error(policy, workers, monkeypatch
     problems[1]['question'] = 'Anna'
     with pytest.raises(UserError, match='problem 0: its prompt does not begin'):
         grow(policy, None, workers, problems=problems)
+
+
+def test_stores_wider_than_a_head_change_nothing(policy, ppm, workers, monkeypatch):
+    """As on TPUs: keys and values of 32 dimensions in rows of 48, also of what is kept."""
+    expected = grow(policy, ppm, workers)
+    monkeypatch.setattr(devices, 'LANES', {'cpu': 24})
+    devices._maker.cache_clear()
+    made = devices.shapes(one_device(), decode.empty_kv, policy.config, 1, 8, 'float32')
+    assert made[0][0].shape == (1, 2, 8, 48)
+    assert_same(expected, grow(policy, ppm, workers), exact=False)
+    devices._maker.cache_clear()
 
 
 @pytest.mark.parametrize(('rows', 'tensor'), [(2, 2), (1, 4)])  # there are 2 key heads

@@ -181,9 +181,9 @@ class Engine:
         self.counters = collections.Counter()
         self.sampling = sampling.Settings.of(config)
         self.begin: list[int] = []
-        if not config.one_size:
-            self._share_prefix(self.policy, prompts)
         for model in self.models:
+            if not config.one_size:
+                self._share_prefix(model, prompts)
             longest = config.path_tokens if config.one_size else max(map(len, prompts))
             self._reserve(model, longest - model.shared)
 

@@ -272,8 +272,15 @@ class _Search:
     def _ask(self, row: int, nodes: list[int]) -> None:
         task = self.tasks[row]
         task.nodes = nodes
+        if self._room(task) < 0:  # the prompt is too long: the tree ends at its root
+            task.candidates = []
+            return
         task.candidates = [None] * self.config.candidates
         self.expander.expand(row, task, nodes, task.tags[nodes[-1]])
+
+    def _room(self, task: Task) -> int:
+        """Tokens that the path to the cursor leaves for steps."""
+        return self.config.path_tokens - sum(len(task.tokens[node]) for node in task.nodes)
 
     # --- candidates ---
 
@@ -326,7 +333,7 @@ class _Search:
     def _children(self, task: Task) -> list[Child]:
         cursor = task.nodes[-1]
         children = [self._child(task, cursor, c) for c in self._kept(task)]
-        room = self.config.path_tokens - sum(len(task.tokens[node]) for node in task.nodes)
+        room = self._room(task)
         likelihoods = np.array([c.candidate.ended.likelihood for c in children])
         priors = np.exp(likelihoods - likelihoods.max(initial=0))
         for child, prior in zip(children, priors / priors.sum(), strict=True):

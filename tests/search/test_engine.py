@@ -158,6 +158,7 @@ def test_with_one_size_no_bit_changes(policy, ppm, workers):
     """Killed and gone on (some trees skipped), in another order, among other problems."""
     config = dataclasses.replace(CONFIG, one_size=True, path_tokens=256)
     more = [*PROBLEMS, {'index': 7, 'question': 'Anna has 9', 'answer': '9'}]
+    more.append({'index': 8, 'question': 'Tom has 2 apples. ' * 40, 'answer': '2'})
     whole = grow(policy, ppm, workers, config=config, problems=more)
 
     def bits(records, keys):
@@ -170,6 +171,9 @@ def test_with_one_size_no_bit_changes(policy, ppm, workers):
     ):
         again = grow(policy, ppm, workers, config=config, **changes)
         assert bits(again, again) == bits(whole, again)
+    long = whole[8, 0]  # is longer than paths may be: it ends at once, and makes none longer
+    assert len(long.tokens[0]) > config.path_tokens
+    assert len(long.texts) == 1
 
 
 def test_a_prompt_that_begins_otherwise_is_an_error(policy, workers, monkeypatch):

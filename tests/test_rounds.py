@@ -4,6 +4,7 @@ A tiny policy learns four questions, each with a right and a wrong solution. So 
 both, curation finds pairs, and every stage has real work to do.
 """
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -218,24 +219,40 @@ def test_other_settings_are_refused(world, finished):
     assert result.stderr.count('\n') == 1
 
 
+def trees(folder: pathlib.Path) -> dict[tuple[int, int], bytes]:
+    """The stored trees without their counters, which hold seconds."""
+    with data.TreeStore(folder) as store:
+        return {r.key: dataclasses.replace(r, counters={}).to_bytes() for r in store}
+
+
 def test_killed_in_the_search_it_goes_on(world, tmp_path):
+    """To the same trees, byte for byte, as in one go, in another order and among others."""
     problems = json.loads((world / 'problems.json').read_text())
-    many = [{**problems[i % 4], 'index': i} for i in range(24)]
+    many = [{**problems[i % 4], 'index': i} for i in range(32)]
+    more = [{**p, 'index': 32 + i} for i, p in enumerate(arithmetic.problems(8, seed=4))]
     (tmp_path / 'many.json').write_text(json.dumps(many))
-    more = (
-        f'--config.data.problems={tmp_path / "many.json"}',
-        '--stages=search',
-        '--config.search.slots=4',
-        '--config.search.trees_in_flight=2',
-    )
+    (tmp_path / 'more.json').write_text(json.dumps([*more[:4], *many[::-1], *more[4:]]))
+
+    def settings(name: str) -> tuple[str, ...]:
+        return (
+            f'--config.data.problems={tmp_path / name}',
+            '--stages=search',
+            '--config.search.one_size=True',
+            '--config.search.slots=5',
+            '--config.search.trees_in_flight=3',
+        )
+
     workdir = tmp_path / 'run'
     search = workdir / 'round1' / 'search'
     process = subprocess.Popen(
-        command(world, workdir, *more), cwd=REPOSITORY, env=environment(), stdout=subprocess.PIPE
+        command(world, workdir, *settings('many.json')),
+        cwd=REPOSITORY,
+        env=environment(),
+        stdout=subprocess.PIPE,
     )
     try:
         deadline = time.monotonic() + 300
-        while len(list(search.glob('*.array_record'))) < 3:
+        while len(list(search.glob('*.array_record'))) < 8:
             assert process.poll() is None
             assert time.monotonic() < deadline
             time.sleep(0.02)
@@ -245,15 +262,16 @@ def test_killed_in_the_search_it_goes_on(world, tmp_path):
         process.kill()
         process.stdout.close()
     first = {path.name: path.read_bytes() for path in search.glob('*.array_record')}
-    with data.TreeStore(search) as store:
-        kept = store.keys()
-    assert 3 <= len(kept) < 24
-    result = run(world, workdir, *more)
-    assert result.returncode == 0, result.stderr
-    with data.TreeStore(search) as store:
-        assert sorted(record.key for record in store) == [(i, 0) for i in range(24)]
+    assert 8 <= len(trees(search)) < 32
+    for folder, name in ((workdir, 'many.json'), (tmp_path / 'other', 'more.json')):
+        result = run(world, folder, *settings(name))
+        assert result.returncode == 0, result.stderr
     for name, content in first.items():
         assert (search / name).read_bytes() == content
+    found, others = trees(search), trees(tmp_path / 'other' / 'round1' / 'search')
+    assert sorted(found) == [(i, 0) for i in range(32)]
+    assert len(others) == 40
+    assert [key for key in found if found[key] != others[key]] == []
 
 
 WRONG_FILES = [

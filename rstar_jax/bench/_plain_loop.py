@@ -11,7 +11,7 @@ and every partial solution is computed anew, and who waits for whom.
 """
 
 import collections
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -173,15 +173,17 @@ class LockStep(runner._Search):
     """The search loop without anything beside anything: sample, run, score, walk, for all trees."""
 
     expander = Plain
+    enough: Callable[[], bool] = staticmethod(lambda: False)  # whether to end before the end
 
     def run(self) -> Iterator[Record]:
         self._fill()
-        while self.tasks:
+        while self.tasks and not self.enough():
             for ended in self.expander.sample():
                 self._judge(ended)
             while not all(map(self._ready, self.tasks.values())):
                 self._await_workers()
             yield from self._grow(list(self.tasks))
+            self.report.tick()
 
 
 # What is donated is replaced by the result at once.

@@ -12,13 +12,16 @@ is the policy's decoder with a random value head: its scores mean nothing, its w
     device_wait_share          time in which nothing is left to decode until some program has run
     tree_ops_share             time in walk, expansion and backup
     compiles_after_warmup      in the measured search, after one over --warmup other problems
-    ratio_vs_plain_loop        trees a minute against `_plain_loop`, same problems, same run
+    ratio_vs_plain_loop        trees a minute against `_plain_loop`, same problems, same run;
+                               ..._at_least where it was ended after --plain_at_most times our time
 
 Seconds spent in tracing and compiling are not counted, on neither side.
 """
 
 import collections
 import contextlib
+import functools
+import math
 import tempfile
 import time
 from collections.abc import Iterator
@@ -27,7 +30,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from rstar_jax import data, models, parallel, search, training
+from rstar_jax import data, models, parallel, progress, search, training
 from rstar_jax.bench import _plain_loop
 from rstar_jax.data import arithmetic
 from rstar_jax.errors import UserError
@@ -58,13 +61,15 @@ def run(
     temperature: float = 0.7,
     ppm: bool = True,
     plain: bool = True,
+    plain_at_most: float = 0.0,
     slots: int = 0,
     trees_in_flight: int = 0,
     dtype: str = '',
     seed: int = 0,
 ) -> dict[str, float]:
     """Settings: count, problems measured, one tree each; warmup, problems searched before, the next
-    ones of the file; plain, whether the plain loop runs, too. The others are those of a search.
+    ones of the file; plain, whether the plain loop runs, too; plain_at_most, the multiple of our
+    time after which it is ended, 0 for never. The others are those of a search.
     """
     if count < 1 or warmup < 0:
         raise UserError(f'--count={count} --warmup={warmup}: needs at least 1 and at least 0')
@@ -85,20 +90,25 @@ def run(
     )
     scorer = _random_ppm(policy, seed) if ppm else None
 
-    def measured(kind, chosen):
+    def measured(kind, chosen, label, seconds=math.inf):
         # Workers remember what they ran: each search gets new ones.
         with search.Workers.start(config) as workers:
-            return _Run(kind, policy, scorer, config, workers, chosen, seed)
+            line = progress.Line(label)
+            return _Run(kind, policy, scorer, config, workers, chosen, seed, line, seconds)
 
     if warmup:
-        measured(_Ours, found[count:])
-    ours = measured(_Ours, found[:count])
+        measured(_Ours, found[count:], 'warm-up')
+    ours = measured(_Ours, found[:count], 'search')
     figures = ours.figures(ppm) | {'compiles_after_warmup': len(ours.compiled)}
     # The plain loop may take an hour: what is known is told before.
     print(f'search: {figures}; compiled after the warm-up: {ours.compiled}', flush=True)
     if plain:
-        theirs = measured(_plain_loop.LockStep, found[:count])
-        figures['ratio_vs_plain_loop'] = theirs.seconds / ours.seconds
+        most = plain_at_most * ours.seconds or math.inf
+        theirs = measured(_plain_loop.LockStep, found[:count], 'plain loop', most)
+        ratio = theirs.seconds / ours.seconds
+        if len(theirs.records) < count:
+            return figures | {'ratio_vs_plain_loop_at_least': ratio}
+        figures['ratio_vs_plain_loop'] = ratio
         figures |= {f'plain_{key}': value for key, value in theirs.figures(ppm).items()}
     return figures
 
@@ -131,10 +141,22 @@ def _random_ppm(policy: models.Policy, seed: int) -> models.PPM:
     return scorer
 
 
-class _Run:
-    """One search, done: its records, tasks, counters and times (seconds, without compiling)."""
+def _show(line: progress.Line, now: dict[str, float]) -> None:
+    line.show(
+        f'{now["trees_done"]}/{now["trees_total"]} trees, {now["tokens"]:,} tokens, '
+        f'{now["tokens_per_second"]:.0f}/s, {progress.clock(now["seconds_left"])} left'
+    )
 
-    def __init__(self, kind, policy, scorer, config, workers, problems, seed: int):
+
+class _Run:
+    """One search: its records, tasks, counters and times (seconds, without compiling).
+
+    It tells its progress on `line`, and a plain loop ends after `most` seconds.
+    """
+
+    def __init__(
+        self, kind, policy, scorer, config, workers, problems, seed: int, line=None, most=math.inf
+    ):
         mesh = parallel.local_mesh(devices=jax.local_devices()[:1])
         with _compiling() as spans:
             start = time.perf_counter()
@@ -143,7 +165,9 @@ class _Run:
             prompts = [task.tokens[0] for task in self.tasks]
             expander = kind.expander(policy, scorer, config, mesh, len(prompts), prompts)
             numbers = [(number,) for number in range(len(problems))]
-            loop = kind(numbers, self.tasks.__getitem__, expander, config, workers, None)
+            show = line and functools.partial(_show, line)
+            loop = kind(numbers, self.tasks.__getitem__, expander, config, workers, show)
+            loop.enough = lambda: time.perf_counter() - start - _covered(spans) >= most
             self.watched: collections.Counter = collections.Counter()
             self.while_left: collections.Counter = collections.Counter()
             loop._fill = self._until_all_are_begun(loop, loop._fill)
@@ -155,6 +179,8 @@ class _Run:
         self.seconds -= self.compiling
         self.compiled = [name for event, *_, name in spans if event == COMPILING[-1]]
         self.counters, self.encode = expander.counters, expander.encode
+        if line:
+            line.end(f'{len(self.records)} trees in {progress.clock(self.seconds)}')
 
     def _watch(self, name: str, f):
         def watched(*arguments):

@@ -6,8 +6,8 @@ import jax
 import numpy as np
 import pytest
 
+from rstar_jax import progress, steps
 from rstar_jax import search as searching
-from rstar_jax import steps
 from rstar_jax.bench import _plain_loop, search
 from rstar_jax.errors import UserError
 from rstar_jax.models import tiny
@@ -59,6 +59,20 @@ def test_tokens_are_counted(runs):
         assert plain.counters[name] > ours.counters[name]
     # The engine stops candidates that cannot matter.
     assert plain.unique() >= ours.unique()
+
+
+def test_the_plain_loop_can_be_ended_early(policy, runs, capsys):
+    line = progress.Line('plain loop')
+    with searching.Workers.start(CONFIG) as workers:
+        arguments = policy, None, CONFIG, workers, PROBLEMS
+        kind = _plain_loop.LockStep
+        cut = search._Run(kind, *arguments, seed=0, line=line, most=0.0)
+        whole = search._Run(kind, *arguments, seed=0, line=line)
+    assert not cut.records and not cut.counters['sampled']
+    assert len(whole.records) == len(PROBLEMS)
+    told = capsys.readouterr().out.splitlines()
+    assert told[0].startswith('plain loop: 0 trees in ')
+    assert told[-1].startswith(f'plain loop: {len(PROBLEMS)} trees in ')
 
 
 def _outputs(run):

@@ -38,6 +38,7 @@ QUIET = {
 }
 DTYPE = jnp.dtype(jnp.bfloat16)
 MANY = 1 << 30  # trees to search in all: as many as one likes
+NEAR = 0.8  # of the best speed, see `plan_model`
 MARK_STATES = 64  # of the automaton that finds the stop marks: a few dozen in real tokenizers
 
 
@@ -62,16 +63,17 @@ CHIPS = {  # by device_kind
 class Plan:
     """One model's plan; bytes, FLOPs and seconds are of one chip.
 
-    tensor: chips that share the weights. trees: in flight on each such group, as the search would
-    choose, and compiled; most: that would fit. weights: bytes of both models. planned: bytes that
-    the search counts with at most, weights included. decode, score: bytes in use while decoding and
-    while scoring, the other model's and the trees' included, by the compiler. tree: bytes that one
-    more tree takes. flops, traffic: of one decode step of all `slots`, as the compiler counts them,
-    bytes read and written; floor: bytes that it must read, weights and caches once. seconds: of
-    compiling both functions side by side.
+    tensor: chips that share the weights; groups: of them on a host. trees: in flight on each group,
+    as the search would choose, and compiled; most: that would fit. weights: bytes of both models.
+    planned: bytes that the search counts with at most, weights included. decode, score: bytes in
+    use while decoding and while scoring, the other model's and the trees' included, by the
+    compiler. tree: bytes that one more tree takes. flops, traffic: of one decode step of all
+    `slots`, as the compiler counts them, bytes read and written; floor: bytes that it must read,
+    weights and caches once. seconds: of compiling both functions side by side.
     """
 
     tensor: int
+    groups: int
     slots: int
     trees: int
     most: int
@@ -134,16 +136,17 @@ NOTES = """\
 tensor: chips that share the weights. trees: in flight on each such group, as the search chooses;
 most: as many as would fit. weights, planned, decode, score, a tree: GiB a chip; planned: what the
 search counts with at most; decode, score: by the compiler. compile: seconds here, of both functions
-side by side. GFLOP, MB: a token and chip, by the compiler's count. tokens/s: a group's limits by
+side by side. GFLOP, MB: a token and chip, by the compiler's count. tokens/s: the host's limits by
 those FLOPs, and by reading weights and caches once a step."""
 
 
 def _cells(plan: Plan | None, chip: Chip) -> list[str]:
     if plan is None:
         return ['does not fit', *[''] * (len(HEADER) - 2)]
+    sequences = plan.groups * plan.slots
     sizes = plan.weights, plan.planned, plan.decode, plan.score, plan.tree
     gib = (f'{x / GIB:.2f}' for x in sizes)
-    limits = plan.slots * chip.flops / plan.flops, plan.slots * chip.bandwidth / plan.floor
+    limits = sequences * chip.flops / plan.flops, sequences * chip.bandwidth / plan.floor
     return [
         *map(str, (plan.tensor, plan.trees, plan.most, plan.slots)),
         *gib,
@@ -188,15 +191,17 @@ def plan_model(
 ) -> Plan | None:
     """The plan for policy and PPM of one shape on one host's chips; None where no tree fits.
 
-    Takes the fewest chips a group, `settings.tensor` or more, on which a tree fits.
+    Larger groups read the weights for more sequences at once, smaller ones exchange less: takes the
+    fewest chips a group, `settings.tensor` or more, whose limit by reading is near the best.
     """
+    states = []
     for tensor in range(settings.tensor, len(chips) + 1):
         if len(chips) % tensor == 0:
             state = _State(settings, parallel.local_mesh(tensor, chips), shape)
-            made = state.plan(bytes_of_chip)
-            if made is not None:
-                return made
-    return None
+            if state.choose(bytes_of_chip):
+                states.append(state)
+    best = max((state.speed() for state in states), default=0.0)
+    return next((state.plan() for state in states if state.speed() >= NEAR * best), None)
 
 
 class _State:
@@ -213,15 +218,25 @@ class _State:
         self.ppm = self._params({'decoder': trunk, 'value_head': head})
         self.weights = devices.size((self.policy, self.ppm))
 
-    def plan(self, bytes_of_chip: float) -> Plan | None:
-        """The engine's own choice of trees and slots, compiled; None where not one tree fits."""
-        free = int(bytes_of_chip - self.weights)
+    def choose(self, bytes_of_chip: float) -> bool:
+        """Takes the engine's own choice of trees and slots; False where not one tree fits."""
+        self.free = int(bytes_of_chip - self.weights)
         networks = [memory.Network(self.shape, DTYPE, DTYPE, x) for x in (self.step, self.scored)]
-        budget, busy = engine.prefill_budget(self.mesh), engine.default_slots(self.mesh)
+        limits = engine.prefill_budget(self.mesh), engine.default_slots(self.mesh), self.free
         try:
-            chosen = memory.plan(self.settings, networks, self.mesh, MANY, budget, busy, free)
+            self.chosen = memory.plan(self.settings, networks, self.mesh, MANY, *limits)
         except UserError:
-            return None
+            return False
+        return True
+
+    def speed(self) -> float:
+        """Sequences that a host decodes for a byte that each chip reads."""
+        slots = self.mesh.shape['data'] * self.chosen.slots
+        return slots / self.floor(self.chosen.trees, self.chosen.slots)
+
+    def plan(self) -> Plan:
+        """What was chosen, compiled."""
+        chosen, free = self.chosen, self.free
         trees, slots = chosen.trees, chosen.slots
         start = time.perf_counter()
         lowered = self._decode(trees, slots), self._score(trees)
@@ -232,6 +247,7 @@ class _State:
         room = memory.MARGIN * free - chosen.prefill - slots * chosen.slot
         return Plan(
             tensor=self.mesh.shape['tensor'],
+            groups=self.mesh.shape['data'],
             slots=slots,
             trees=trees,
             most=int(room // chosen.tree),

@@ -95,6 +95,21 @@ def test_little_memory_means_fewer_trees_then_more_chips_then_none(monkeypatch, 
     assert found[0] is None
 
 
+def test_weights_that_leave_room_for_one_tree_are_shared(monkeypatch):
+    monkeypatch.setattr(engine, 'prefill_budget', lambda mesh: 1)
+    heavy = SHAPE.replace(mlp_dim=4096)
+    meshes = [parallel.local_mesh(n, jax.devices()[:2]) for n in (1, 2)]
+    one, two = (planning._State(SETTINGS, mesh, heavy) for mesh in meshes)
+    planned = []
+    for room in (300_000, 360_000):
+        assert one.choose(one.weights + room) and two.choose(one.weights + room)
+        planned.append((one.chosen.trees, two.chosen.trees))
+        made = planning.plan_model(SETTINGS, jax.devices()[:2], one.weights + room, heavy)
+        planned.append((made.tensor, made.groups, made.trees))
+    # One tree has no use for all slots; two have, and then the smaller groups are as fast.
+    assert planned == [(1, 6), (2, 1, 6), (2, 6), (1, 2, 2)]
+
+
 def test_keys_and_values_are_cut_over_tensor():
     one, two = (
         planning._State(SETTINGS, parallel.local_mesh(n, jax.devices()[:n]), SHAPE) for n in (1, 2)

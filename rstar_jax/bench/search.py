@@ -11,6 +11,7 @@ is the policy's decoder with a random value head: its scores mean nothing, its w
     slot_use_while_left        the same, until the last problem was begun
     device_wait_share          time in which nothing is left to decode until some program has run
     tree_ops_share             time in walk, expansion and backup
+    device_memory_growth       bytes on the device at the end / after a tenth of the trees
     compiles_after_warmup      in the measured search, after one over --warmup other problems
     ratio_vs_plain_loop        trees a minute against `_plain_loop`, same problems, same run;
                                ..._at_least where it was ended after --plain_at_most times our time
@@ -173,7 +174,10 @@ class _Run:
             loop._fill = self._until_all_are_begun(loop, loop._fill)
             loop.advance = self._watch('trees', loop.advance)
             loop._await_workers = self._watch('waiting', loop._await_workers)
-            self.records = {record.key: record for record in loop.run()}
+            self.records, self.held = {}, []
+            for record in loop.run():
+                self.records[record.key] = record
+                self.held.append(sum(x.nbytes for x in jax.live_arrays()))
             self.seconds = time.perf_counter() - start
         self.compiling = _covered(spans)
         self.seconds -= self.compiling
@@ -228,6 +232,7 @@ class _Run:
             'slot_use': self.counters['live_slot_steps'] / self.counters['slot_steps'],
             'device_wait_share': self.watched['waiting'] / self.seconds,
             'tree_ops_share': self.watched['trees'] / self.seconds,
+            'device_memory_growth': self.held[-1] / self.held[len(self.held) // 10],
             'sampled_per_second': self.counters['sampled'] / self.seconds,
             'seconds': self.seconds,
             'sampled_tokens': self.counters['sampled'],

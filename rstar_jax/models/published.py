@@ -40,6 +40,7 @@ PAPER = (
 def find(name: str) -> str | None:
     """The key of `SHAPES` that a path or hub name ('Qwen/Qwen2.5-Math-7B-Instruct') means."""
     stem = pathlib.PurePath(name).name.lower().removesuffix('.gguf').removesuffix('-instruct')
+    stem = stem.replace('phi-3', 'phi3')  # as the hub spells it
     return stem if stem in SHAPES else None
 
 

@@ -28,4 +28,5 @@ def test_a_model_that_there_is_not():
 def test_a_published_name_is_found_with_its_owner_and_kind():
     assert published.find('Qwen/Qwen2.5-Math-7B-Instruct') == 'qwen2.5-math-7b'
     assert published.find('models/smollm2-135m-instruct.gguf') == 'smollm2-135m'
+    assert published.find('microsoft/Phi-3-mini-4k-instruct') == 'phi3-mini-4k'
     assert published.find('previous') is None

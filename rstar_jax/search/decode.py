@@ -123,6 +123,14 @@ def cache_dtype(platform: str, dtype) -> Any:
     return jnp.dtype(jnp.float32) if platform == 'cpu' else jnp.dtype(dtype)
 
 
+def kept_dtype(platform: str, dtype) -> Any:
+    """The dtype that steps are kept in: the model's, as bits where XLA would widen them all.
+
+    On CPUs it widens a bfloat16 array as a whole for each slice that a loop writes into it.
+    """
+    return jnp.dtype(jnp.uint16 if (platform, dtype) == ('cpu', jnp.bfloat16) else dtype)
+
+
 def wide_embedding(platform: str, config, params: Any) -> tuple[Any, Any]:
     """(config, params) whose table for looking tokens up is float32 where the platform needs it.
 
@@ -412,11 +420,22 @@ def _put_row(
             at = (source_row, 0, start, 0)
             values = jax.lax.dynamic_slice(values, at, (1, heads, block, dim))
             at = (row, 0, offset + start - source_offset, 0)
-            return jax.lax.dynamic_update_slice(target, values.astype(target.dtype), at)
+            return jax.lax.dynamic_update_slice(target, _cast(values, target.dtype), at)
 
         return jax.tree.map(put, into, source)
 
     return jax.lax.fori_loop(0, (count + block - 1) // block, copy, into)
+
+
+def _cast(values: jax.Array, dtype) -> jax.Array:
+    """`values` in another dtype; uint16 stands for the bits of bfloat16."""
+    if values.dtype == dtype:
+        return values
+    if values.dtype == jnp.uint16:
+        values = jax.lax.bitcast_convert_type(values, jnp.bfloat16)
+    if dtype == jnp.uint16:
+        return jax.lax.bitcast_convert_type(values.astype(jnp.bfloat16), dtype)
+    return values.astype(dtype)
 
 
 def forward(params, prefix: KeysValues, path: Path, trees, tokens, counts, starts, *, config):
@@ -563,7 +582,7 @@ def keep(
     """Copies steps, or parts of paths, to where a later walk can recall them from, or back.
 
     Args:
-      kept: per layer, keys and values [G,K,M,d].
+      kept: per layer, keys and values [G,K,M,d], in a dtype of their own (`kept_dtype`).
       source: per layer, keys and values [R,K,S,d].
       rows, source_rows: i32[A]. Entries in use come first; the others have a count of 0.
       offsets, source_offsets, counts: i32[A], positions.

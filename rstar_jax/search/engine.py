@@ -161,7 +161,8 @@ class Engine:
             model.kept = Kept(self.rows, self.trees, self.plan.kept)
             room = memory.kept_room(self.plan.kept)
             # Keys and values come in the model's dtype, whatever the other caches widen it to.
-            model.store = self.zeros(decode.empty_kv, model.config, self.trees, room, model.dtype)
+            dtype = decode.kept_dtype(self.platform, model.dtype)
+            model.store = self.zeros(decode.empty_kv, model.config, self.trees, room, dtype)
         if self.ppm is not None:
             self.ppm_cells = self.zeros(
                 decode.empty_kv, ppm.config, self.trees * n, self.ppm_length, self.ppm.kv_dtype

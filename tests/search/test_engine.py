@@ -253,6 +253,25 @@ def test_kept_steps_are_not_computed_again(policy, ppm, workers, monkeypatch):
     assert policy_computed[0] < policy_computed[1] < policy_computed[2]
 
 
+@pytest.mark.parametrize('dtype', ['bfloat16', 'float32'])
+def test_what_is_kept_comes_back(dtype):
+    """In any dtype, to the last bit: positions 1..39 of a row, by way of another offset."""
+    made = [np.random.default_rng(i).standard_normal((2, 2, 80, 32)) for i in range(2)]
+    row = jax.numpy.asarray(made[0], dtype).astype('float32')
+    source = [(row, -row)]
+    kept = jax.numpy.zeros((2, 2, 100, 32), decode.kept_dtype('cpu', jax.numpy.dtype(dtype)))
+    target = jax.numpy.asarray(made[1], 'float32')
+    path = decode.Path(kv=[(target, target)], length=None, hidden=None)
+    places = [jax.numpy.array([x, 0]) for x in (1, 0, 17, 1, 39)]
+    store = decode.keep([(kept, kept)], source, *places)
+    places = [jax.numpy.array([x, 0]) for x in (0, 1, 5, 17, 39)]
+    ((keys, values),) = decode.recall(path, store, *places).kv
+    np.testing.assert_array_equal(keys[0, :, 5:44], row[0, :, 1:40])
+    np.testing.assert_array_equal(values[0, :, 5:44], -row[0, :, 1:40])
+    np.testing.assert_array_equal(keys[1], target[1])
+    np.testing.assert_array_equal(keys[0, :, :5], target[0, :, :5])
+
+
 def test_greedy_is_one_branch_of_the_likeliest_tokens(policy, workers):
     config = search.greedy(CONFIG)
     records = grow(policy, None, workers, config=config)

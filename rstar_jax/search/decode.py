@@ -480,16 +480,19 @@ def forward(params, prefix: KeysValues, path: Path, trees, tokens, counts, start
     def attend(q, k, v, cache, window=None):
         first, (path_k, path_v) = cache
         path_bias, own_bias, first_bias = biases(window)
-        queries = two_part.by_key_head(q, k.shape[2]).astype(path_k.dtype)
-        k, v = (x.swapaxes(1, 2).astype(path_k.dtype) for x in (k, v))
+        queries = two_part.by_key_head(q, k.shape[2])
+        k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)
+        # With so many queries, products in the model's dtype are worth a narrowed copy of a cache.
+        path_kv = [x[trees].astype(q.dtype) for x in (path_k, path_v)]
         parts = [
-            two_part.attend(queries, path_k[trees], path_v[trees], path_bias),
+            two_part.attend(queries, *path_kv, path_bias),
             two_part.attend(queries, k, v, own_bias),
         ]
         if before:
+            first = [x.astype(q.dtype) for x in first]
             parts.append(two_part.attend_shared(queries, *first, first_bias))
         out = two_part.merge(*parts).astype(q.dtype)
-        return two_part.by_position(out, length), (k, v)
+        return two_part.by_position(out, length), (k.astype(path_k.dtype), v.astype(path_k.dtype))
 
     caches = list(zip(prefix, path.kv, strict=True))
     hidden, kv = network(tokens, positions, attend, caches)

@@ -34,6 +34,8 @@ from rstar_jax.steps import marks
 
 # Rows of known tokens are computed in one of these lengths; longer ones in pieces of the last.
 PREFILL_LENGTHS = (32, 128)
+# Steps are scored in one piece, in the shortest of these and the longest step that has room.
+SCORE_LENGTHS = (32, 64, 128)
 # Paths have room for as many tokens as one of these; each is compiled.
 PATH_ROOMS = (256, 512, 768, 1024, 1536, 2048, 3072, 4096)
 # Room behind a step's tokens for the executor's output, in the PPM's cells.
@@ -547,10 +549,9 @@ class Engine:
         return next((x for x in PREFILL_LENGTHS if x >= longest), PREFILL_LENGTHS[-1])
 
     def _score_length(self, longest: int) -> int:
-        """Like `_prefill_length`, but a step is scored in one piece."""
         if self.config.one_size:
             longest = max(longest, self.config.step_tokens + OUTPUT_TOKENS)
-        lengths = (*PREFILL_LENGTHS, self.ppm_length)
+        lengths = (*SCORE_LENGTHS, self.ppm_length)
         return next((x for x in sorted(lengths) if x >= longest), 1 << longest.bit_length())
 
     def _reserve(self, model, tokens: int) -> None:

@@ -74,6 +74,8 @@ def run(
     """
     if count < 1 or warmup < 0:
         raise UserError(f'--count={count} --warmup={warmup}: needs at least 1 and at least 0')
+    if plain_at_most < 0:
+        raise UserError(f'--plain_at_most={plain_at_most}: needs 0 (never ended early) or more')
     policy, found = _given(model, problems, count + warmup, dtype)
     if len(found) < count + warmup:
         raise UserError(

@@ -103,5 +103,7 @@ def test_seconds_of_compiling_are_counted_once():
 def test_errors_are_plain():
     with pytest.raises(UserError, match='--count=0'):
         search.run(count=0)
+    with pytest.raises(UserError, match='--plain_at_most=-1'):
+        search.run(plain_at_most=-1)
     with pytest.raises(UserError, match='both --model and --problems'):
         search.run(model='somewhere')

@@ -10,10 +10,13 @@ usage: python -m rstar_jax.main --config=FILE --workdir=DIR [--config.KEY=VALUE 
   --help                   this text; with --config=FILE, that file's text and settings
 """
 
+import contextlib
+import math
 import os
 import signal
 import sys
 import threading
+import time
 import types
 from collections.abc import Sequence
 
@@ -27,20 +30,23 @@ from ml_collections import ConfigDict
 from ml_collections.config_flags import config_flags
 
 from rstar_jax import configs
-from rstar_jax.errors import UserError
+from rstar_jax.errors import UserError, leave
 
 STOPPED = 'stopped; run the same command again to go on'
+# Seconds in which a second interrupt is taken for the first: a terminal's and a parent's both come.
+SAME_PRESS = 1.0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line (without the program's name) and returns the exit code.
 
-    0: done; 2: a mistake of the user, told in one line; 130: stopped by Ctrl-C.
+    0: done; 2: a mistake of the user, told in one line; 130: stopped by Ctrl-C; 141: nobody reads
+    the output any more.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     logging.set_verbosity(logging.ERROR)
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGINT, _interrupt)
+        signal.signal(signal.SIGINT, _Interrupt())
     try:
         return _run(arguments)
     except UserError as error:
@@ -49,16 +55,41 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f'\n{STOPPED}', file=sys.stderr)
         return 130
+    except BrokenPipeError:
+        if not _output_is_closed():
+            raise
+        with contextlib.suppress(BrokenPipeError):
+            print(f'nobody reads the output; {STOPPED}', file=sys.stderr)
+        return 141
 
 
-def _interrupt(number: int, frame: types.FrameType | None) -> None:
-    """Raises KeyboardInterrupt, but not where Python would ignore it: then a moment later."""
-    while frame is not None:
-        if frame.f_code.co_name in ('_xla_gc_callback', '__del__'):
-            threading.Timer(0.05, os.kill, (os.getpid(), number)).start()
+def _output_is_closed() -> bool:
+    try:
+        print(flush=True)
+    except BrokenPipeError:
+        return True
+    return False
+
+
+class _Interrupt:
+    """The handler of Ctrl-C: the first ends the run in order, a later one ends it at once."""
+
+    def __init__(self):
+        self._since = math.inf
+
+    def __call__(self, number: int, frame: types.FrameType | None) -> None:
+        """Raises KeyboardInterrupt, but not where Python would ignore it: then a moment later."""
+        if time.monotonic() - self._since > SAME_PRESS:
+            leave(130)
+        if self._since < math.inf:
             return
-        frame = frame.f_back
-    raise KeyboardInterrupt
+        while frame is not None:
+            if frame.f_code.co_name in ('_xla_gc_callback', '__del__'):
+                threading.Timer(0.05, os.kill, (os.getpid(), number)).start()
+                return
+            frame = frame.f_back
+        self._since = time.monotonic()
+        raise KeyboardInterrupt
 
 
 def _run(arguments: list[str]) -> int:
@@ -156,4 +187,5 @@ def _help(path: str | None) -> str:
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    if code := main():
+        leave(code)

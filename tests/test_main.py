@@ -93,7 +93,7 @@ def test_ctrl_c_is_not_lost_where_python_ignores_it():
     program = (
         'import signal, time\n'
         'from rstar_jax import main\n'
-        'signal.signal(signal.SIGINT, main._interrupt)\n'
+        'signal.signal(signal.SIGINT, main._Interrupt())\n'
         'class Late:\n'
         '    def __del__(self):\n'
         '        signal.raise_signal(signal.SIGINT)\n'
@@ -109,11 +109,38 @@ def test_ctrl_c_is_not_lost_where_python_ignores_it():
     assert (done.stdout, done.returncode) == ('stopped\n', 0), done.stderr
 
 
-def test_ctrl_c_is_one_line_and_130(tmp_path):
+def test_a_later_ctrl_c_ends_what_the_first_did_not():
+    program = (
+        'import signal, time\n'
+        'from rstar_jax import main\n'
+        'signal.signal(signal.SIGINT, main._Interrupt())\n'
+        'try:\n'
+        '    print("runs", flush=True)\n'
+        '    time.sleep(300)\n'
+        'except KeyboardInterrupt:\n'
+        '    print("ends", flush=True)\n'
+        '    time.sleep(300)\n'
+    )
     process = subprocess.Popen(
+        [sys.executable, '-c', program], cwd=REPOSITORY, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        for line in ('runs\n', 'ends\n'):
+            assert process.stdout.readline() == line
+            process.send_signal(signal.SIGINT)
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(main.SAME_PRESS + 0.5)  # the second came too soon after the first
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 130
+    finally:
+        process.kill()
+
+
+def _bootstrap(workdir):
+    return subprocess.Popen(
         [
             sys.executable, '-m', 'rstar_jax.main',
-            f'--config={QUICKSTART}', f'--workdir={tmp_path}', '--stages=bootstrap',
+            f'--config={QUICKSTART}', f'--workdir={workdir}', '--stages=bootstrap',
         ],
         cwd=REPOSITORY,
         stdout=subprocess.PIPE,
@@ -121,6 +148,21 @@ def test_ctrl_c_is_one_line_and_130(tmp_path):
         text=True,
         env={**os.environ, 'XLA_FLAGS': ''},
     )  # fmt: skip
+
+
+def test_a_closed_output_is_one_line_and_141(tmp_path):
+    process = _bootstrap(tmp_path)
+    process.stdout.close()
+    try:
+        error = process.stderr.read()
+        assert process.wait(60) == 141
+    finally:
+        process.kill()
+    assert error == f'nobody reads the output; {main.STOPPED}\n'
+
+
+def test_ctrl_c_is_one_line_and_130(tmp_path):
+    process = _bootstrap(tmp_path)
     try:
         deadline = time.monotonic() + 120
         while not (tmp_path / 'round0' / 'policy' / 'begun.json').exists():
@@ -128,6 +170,8 @@ def test_ctrl_c_is_one_line_and_130(tmp_path):
             assert time.monotonic() < deadline
             time.sleep(0.1)
         time.sleep(1)
+        # As from `timeout` or a terminal with a wrapper: both send it.
+        process.send_signal(signal.SIGINT)
         process.send_signal(signal.SIGINT)
         _, error = process.communicate(timeout=60)
     finally:

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from rstar_jax.errors import UserError
+from rstar_jax.errors import UserError, leave
 
 USAGE = 'usage: python -m rstar_jax.bench NAME [--json=FILE] [--key=value ...]'
 
@@ -106,6 +106,9 @@ def main(arguments: list[str]) -> int:
     except UserError as error:
         print(f'error: {error}', file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print('\nstopped', file=sys.stderr)
+        return 130
     device = device_name()
     print(report(name, device, settings, figures))
     if json_path:
@@ -117,4 +120,5 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == '__main__':
-    sys.exit(main(sys.argv[1:]))
+    if code := main(sys.argv[1:]):
+        leave(code)

@@ -35,6 +35,7 @@ from rstar_jax.errors import UserError, leave
 STOPPED = 'stopped; run the same command again to go on'
 # Seconds in which a second interrupt is taken for the first: a terminal's and a parent's both come.
 SAME_PRESS = 1.0
+LONGEST_END = 60.0  # seconds from an interrupt to the end of the process, whatever hangs
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -45,22 +46,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     logging.set_verbosity(logging.ERROR)
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGINT, _Interrupt())
-    try:
-        return _run(arguments)
-    except UserError as error:
-        print(f'error: {error}', file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(f'\n{STOPPED}', file=sys.stderr)
-        return 130
-    except BrokenPipeError:
-        if not _output_is_closed():
-            raise
-        with contextlib.suppress(BrokenPipeError):
-            print(f'nobody reads the output; {STOPPED}', file=sys.stderr)
-        return 141
+    with _Interrupts():
+        try:
+            return _run(arguments)
+        except UserError as error:
+            print(f'error: {error}', file=sys.stderr)
+            return 2
+        except KeyboardInterrupt:
+            print(f'\n{STOPPED}', file=sys.stderr)
+            return 130
+        except BrokenPipeError:
+            if not _output_is_closed():
+                raise
+            with contextlib.suppress(BrokenPipeError):
+                print(f'nobody reads the output; {STOPPED}', file=sys.stderr)
+            return 141
 
 
 def _output_is_closed() -> bool:
@@ -71,13 +71,26 @@ def _output_is_closed() -> bool:
     return False
 
 
-class _Interrupt:
-    """The handler of Ctrl-C: the first ends the run in order, a later one ends it at once."""
+class _Interrupts:
+    """How Ctrl-C is handled in the block: the first ends the run in order.
+
+    A later one ends the process at once, and so does the end of LONGEST_END.
+    """
 
     def __init__(self):
-        self._since = math.inf
+        self._since, self._before, self._timer = math.inf, None, None
 
-    def __call__(self, number: int, frame: types.FrameType | None) -> None:
+    def __enter__(self) -> None:
+        if threading.current_thread() is threading.main_thread():
+            self._before = signal.signal(signal.SIGINT, self._handle)
+
+    def __exit__(self, *error) -> None:
+        if self._before is not None:
+            signal.signal(signal.SIGINT, self._before)
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _handle(self, number: int, frame: types.FrameType | None) -> None:
         """Raises KeyboardInterrupt, but not where Python would ignore it: then a moment later."""
         if time.monotonic() - self._since > SAME_PRESS:
             leave(130)
@@ -89,6 +102,9 @@ class _Interrupt:
                 return
             frame = frame.f_back
         self._since = time.monotonic()
+        self._timer = threading.Timer(LONGEST_END, leave, (130,))
+        self._timer.daemon = True
+        self._timer.start()
         raise KeyboardInterrupt
 
 
@@ -172,9 +188,20 @@ def _check_overrides(config: ConfigDict, arguments: Sequence[str]) -> None:
             configs.check_key(config, name.removeprefix('config.'))
 
 
+# What the flag parsers say of a value that they cannot read, and what we say.
+_UNREADABLE = {
+    'invalid literal for int()': 'needs a whole number',
+    'could not convert string to float': 'needs a number',
+    "('Non-boolean argument": 'needs True or False',
+}
+
+
 def _one_line(error: Exception) -> str:
     """absl's messages without their traceback or their prefix."""
     text = ' '.join(str(error).split())
+    for theirs, ours in _UNREADABLE.items():
+        flag, found, _ = text.partition(theirs)
+        text = flag + ours if found else text
     return text.removeprefix('flag ').replace('Unknown command line flag', 'unknown flag')
 
 

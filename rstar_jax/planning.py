@@ -24,7 +24,7 @@ from ml_collections import ConfigDict
 from rstar_jax import models, parallel, search, sources
 from rstar_jax.errors import UserError
 from rstar_jax.models import heads, published, sharding
-from rstar_jax.search import decode, devices, engine, memory, sampling, tree
+from rstar_jax.search import arrays, decode, devices, memory, prefill, sampling, sizes, tree
 
 GIB = 2**30
 # The compiler's library asks for a TPU's host, and says at length that there is none.
@@ -210,8 +210,8 @@ class _State:
     def __init__(self, settings: search.Config, mesh, shape: models.Config):
         self.settings, self.mesh, self.shape = settings, mesh, shape
         self.step = settings.step_tokens
-        self.scored = self.step + engine.OUTPUT_ROOM
-        self.longest = engine.path_room(settings.path_tokens, settings.path_tokens)
+        self.scored = self.step + sizes.OUTPUT_ROOM
+        self.longest = sizes.path_room(settings.path_tokens, settings.path_tokens)
         trunk = models.decoder.abstract_params(shape, DTYPE, headless=True)
         head = jax.eval_shape(lambda: heads.init_value_head(shape.embed_dim, jax.random.key(0)))
         self.policy = self._params(models.decoder.abstract_params(shape, DTYPE))
@@ -222,7 +222,7 @@ class _State:
         """Takes the engine's own choice of trees and slots; False where not one tree fits."""
         self.free = int(bytes_of_chip - self.weights)
         networks = [memory.Network(self.shape, DTYPE, DTYPE, x) for x in (self.step, self.scored)]
-        limits = engine.prefill_budget(self.mesh), engine.default_slots(self.mesh), self.free
+        limits = sizes.prefill_budget(self.mesh), sizes.default_slots(self.mesh), self.free
         try:
             self.chosen = memory.plan(self.settings, networks, self.mesh, MANY, *limits)
         except UserError:
@@ -266,7 +266,7 @@ class _State:
         """Bytes a chip of all that stays in memory with what was chosen."""
         trees = chosen.trees
         nodes = devices.shapes(self.mesh, tree.init, trees, self.settings.nodes)
-        kept = self._made(decode.empty_kv, trees, memory.kept_room(chosen.kept))
+        kept = self._made(arrays.empty_kv, trees, memory.kept_room(chosen.kept))
         state = self._stops(), nodes, *self._policy(trees, chosen.slots), *self._ppm(trees)
         return self.weights + devices.size((state, kept, kept))
 
@@ -295,8 +295,8 @@ class _State:
 
     def _score(self, trees: int) -> jax.stages.Lowered:
         names = {'config': self.shape, 'squash': 'tanh'}
-        f = devices.mapped(decode.score, self.mesh, 8, shared=(0,), donate=(3,), **names)
-        rows = max(1, engine.prefill_budget(self.mesh) // self.scored)
+        f = devices.mapped(prefill.score, self.mesh, 8, shared=(0,), donate=(3,), **names)
+        rows = max(1, sizes.prefill_budget(self.mesh) // self.scored)
         integers = devices.shapes(self.mesh, jnp.zeros, rows, jnp.int32)
         tokens = devices.shapes(self.mesh, jnp.zeros, (rows, self.scored), jnp.int32)
         prefix, path, cells = self._ppm(trees)
@@ -306,26 +306,26 @@ class _State:
         """prefix, path, cells and slots, as `decode.decode` takes them."""
         cells = trees * self.settings.candidates
         return (
-            self._made(decode.empty_kv, 1, 0),
-            self._made(decode.empty_path, trees, self.longest),
-            self._made(decode.empty_cells, cells, self.step),
-            self._made(decode.empty_slots, slots, self.step),
+            self._made(arrays.empty_kv, 1, 0),
+            self._made(arrays.empty_path, trees, self.longest),
+            self._made(arrays.empty_cells, cells, self.step),
+            self._made(arrays.empty_slots, slots, self.step),
         )
 
     def _ppm(self, trees: int) -> tuple:
-        """prefix, path and the cells' keys and values, as `decode.score` takes them."""
+        """prefix, path and the cells' keys and values, as `prefill.score` takes them."""
         return (
-            self._made(decode.empty_kv, 1, 0),
-            self._made(decode.empty_path, trees, self.longest),
-            self._made(decode.empty_kv, trees * self.settings.candidates, self.scored),
+            self._made(arrays.empty_kv, 1, 0),
+            self._made(arrays.empty_path, trees, self.longest),
+            self._made(arrays.empty_kv, trees * self.settings.candidates, self.scored),
         )
 
     def _made(self, f: Callable, rows: int, positions: int) -> Any:
         return devices.shapes(self.mesh, f, self.shape, rows, positions, DTYPE)
 
-    def _stops(self) -> decode.Stops:
+    def _stops(self) -> arrays.Stops:
         table = self._whole((MARK_STATES, self.shape.vocab_size), jnp.uint8)
-        return decode.Stops(
+        return arrays.Stops(
             table, self._whole((MARK_STATES,), jnp.uint8), self._whole((), jnp.int32)
         )
 

@@ -45,7 +45,9 @@ def failing(capsys, *arguments: str) -> str:
         (['--config.rolouts=3'], 'did you mean --config.'),
         (['--config.search=3'], '--config.search: a section; set one of its keys'),
         (['--config.search.candidates=0'], '--config.search.candidates=0: needs at least 1'),
-        (['--config.search.candidates=x'], '--config.search.candidates=x'),
+        (['--config.search.candidates=x'], '--config.search.candidates=x: needs a whole number'),
+        (['--config.search.temperature='], '--config.search.temperature=: needs a number'),
+        (['--config.search.one_size=no?'], '--config.search.one_size=no?: needs True or False'),
         (['--config.search.prompt=sf'], '--config.search.prompt=sf: needs one of sft, few_shot'),
         (['--config.last_round=0'], '--config.last_round=0: needs at least first_round=1'),
         (['--wrkdir=x'], "unknown flag 'wrkdir'. Did you mean: workdir ?"),
@@ -88,42 +90,54 @@ def test_help_lists_flags_experiments_and_settings(capsys):
     assert '--config.search.rollouts=' in text
 
 
+def python(program: str, **options) -> subprocess.Popen:
+    """A process that runs the program, its output a pipe."""
+    return subprocess.Popen(
+        [sys.executable, '-c', program],
+        cwd=REPOSITORY,
+        stdout=subprocess.PIPE,
+        text=True,
+        **options,
+    )
+
+
 def test_ctrl_c_is_not_lost_where_python_ignores_it():
     """An exception in a garbage collection's callback or a finaliser is ignored."""
-    program = (
+    process = python(
         'import signal, time\n'
         'from rstar_jax import main\n'
-        'signal.signal(signal.SIGINT, main._Interrupt())\n'
         'class Late:\n'
         '    def __del__(self):\n'
         '        signal.raise_signal(signal.SIGINT)\n'
-        'try:\n'
+        'def run(arguments):\n'
         '    Late()\n'
         '    time.sleep(300)\n'
-        'except KeyboardInterrupt:\n'
-        '    print("stopped")\n'
+        'main._run = run\n'
+        'print(main.main([]))\n',
+        stderr=subprocess.DEVNULL,
     )
-    done = subprocess.run(
-        [sys.executable, '-c', program], cwd=REPOSITORY, capture_output=True, text=True, timeout=60
-    )
-    assert (done.stdout, done.returncode) == ('stopped\n', 0), done.stderr
+    try:
+        assert process.communicate(timeout=60)[0] == '130\n'
+    finally:
+        process.kill()
+
+
+HANGS = (
+    'import time\n'
+    'from rstar_jax import main\n'
+    'def run(arguments):\n'
+    '    try:\n'
+    '        print("runs", flush=True)\n'
+    '        time.sleep(300)\n'
+    '    finally:\n'
+    '        print("ends", flush=True)\n'
+    '        time.sleep(300)\n'
+    'main._run = run\n'
+)
 
 
 def test_a_later_ctrl_c_ends_what_the_first_did_not():
-    program = (
-        'import signal, time\n'
-        'from rstar_jax import main\n'
-        'signal.signal(signal.SIGINT, main._Interrupt())\n'
-        'try:\n'
-        '    print("runs", flush=True)\n'
-        '    time.sleep(300)\n'
-        'except KeyboardInterrupt:\n'
-        '    print("ends", flush=True)\n'
-        '    time.sleep(300)\n'
-    )
-    process = subprocess.Popen(
-        [sys.executable, '-c', program], cwd=REPOSITORY, stdout=subprocess.PIPE, text=True
-    )
+    process = python(HANGS + 'main.main([])\n')
     try:
         for line in ('runs\n', 'ends\n'):
             assert process.stdout.readline() == line
@@ -134,6 +148,26 @@ def test_a_later_ctrl_c_ends_what_the_first_did_not():
         assert process.wait(60) == 130
     finally:
         process.kill()
+
+
+def test_what_hangs_after_ctrl_c_ends_all_the_same():
+    process = python(HANGS + 'main.LONGEST_END = 0.5\nmain.main([])\n')
+    try:
+        assert process.stdout.readline() == 'runs\n'
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 130
+    finally:
+        process.kill()
+
+
+def test_ctrl_c_is_the_callers_again_afterwards(monkeypatch):
+    def run(arguments):
+        signal.raise_signal(signal.SIGINT)
+
+    before = signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr(main, '_run', run)
+    assert main.main([]) == 130
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def _bootstrap(workdir):

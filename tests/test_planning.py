@@ -9,7 +9,7 @@ import pytest
 from rstar_jax import configs, models, parallel, planning, search
 from rstar_jax.errors import UserError
 from rstar_jax.models import published
-from rstar_jax.search import decode, devices, engine, memory, tree
+from rstar_jax.search import arrays, copies, devices, memory, sizes, tree
 
 SHAPE = models.Config('qwen2', 320, 64, 96, 1, 8, 2, 8, qkv_bias=True)
 SETTINGS = search.Config(rollouts=2, candidates=4, step_tokens=16, path_tokens=200, slots=8)
@@ -32,12 +32,12 @@ def test_sizes_are_those_of_the_arrays(ample):
         *(
             devices.make(mesh, f, SHAPE, rows, length, 'bfloat16')
             for f, rows, length in (
-                (decode.empty_path, 6, 200 + decode.COPIED),
-                (decode.empty_cells, 24, 16),
-                (decode.empty_slots, 8, 16),
-                (decode.empty_path, 6, 200 + decode.COPIED),
-                (decode.empty_kv, 24, 16 + 64),
-                *[(decode.empty_kv, 6, CHOSEN.kept + decode.COPIED)] * 2,
+                (arrays.empty_path, 6, 200 + copies.COPIED),
+                (arrays.empty_cells, 24, 16),
+                (arrays.empty_slots, 8, 16),
+                (arrays.empty_path, 6, 200 + copies.COPIED),
+                (arrays.empty_kv, 24, 16 + 64),
+                *[(arrays.empty_kv, 6, CHOSEN.kept + copies.COPIED)] * 2,
             )
         ),
         devices.make(mesh, tree.init, 6, SETTINGS.nodes),
@@ -77,7 +77,7 @@ class Compiled:
 def test_little_memory_means_fewer_trees_then_more_chips_then_none(monkeypatch, ample):
     monkeypatch.setattr(planning._State, '_decode', lambda *_: Compiled())
     monkeypatch.setattr(planning._State, '_score', lambda *_: Compiled())
-    monkeypatch.setattr(engine, 'prefill_budget', lambda mesh: 1)  # its need would hide the trees'
+    monkeypatch.setattr(sizes, 'prefill_budget', lambda mesh: 1)  # its need would hide the trees'
 
     def plan(memory):
         return planning.plan_model(SETTINGS, jax.devices()[:2], memory, SHAPE)
@@ -96,7 +96,7 @@ def test_little_memory_means_fewer_trees_then_more_chips_then_none(monkeypatch, 
 
 
 def test_weights_that_leave_room_for_one_tree_are_shared(monkeypatch):
-    monkeypatch.setattr(engine, 'prefill_budget', lambda mesh: 1)
+    monkeypatch.setattr(sizes, 'prefill_budget', lambda mesh: 1)
     heavy = SHAPE.replace(mlp_dim=4096)
     meshes = [parallel.local_mesh(n, jax.devices()[:2]) for n in (1, 2)]
     one, two = (planning._State(SETTINGS, mesh, heavy) for mesh in meshes)

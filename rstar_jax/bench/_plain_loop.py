@@ -18,7 +18,7 @@ import jax
 import numpy as np
 
 from rstar_jax import models
-from rstar_jax.search import decode, engine, runner, sampling
+from rstar_jax.search import arrays, decode, engine, prefill, runner, sampling, sizes
 from rstar_jax.search.config import Config
 from rstar_jax.search.record import Record
 from rstar_jax.steps import marks
@@ -86,7 +86,7 @@ class Plain:
         places = [(row, candidate) for row in rows for candidate in range(n)]
         for cell, (row, candidate) in enumerate(places):
             task, tag = asked[row]
-            keys[cell] = decode.sampling_key(task.seed, *task.key, tag, candidate)
+            keys[cell] = sampling.key_of(task.seed, *task.key, tag, candidate)
         cells = self._decode(keys, np.arange(len(keys)) < len(places))
         return [self._ended(cells, cell, *place) for cell, place in enumerate(places)]
 
@@ -109,14 +109,14 @@ class Plain:
 
     def _prefill(self, trees: int, prompts: list[list[int]]) -> None:
         """Computes whole prompts, in pieces of as many tokens as the engine computes at once."""
-        model, piece = self._engine.policy, engine.PREFILL_LENGTHS[-1]
+        model, piece = self._engine.policy, sizes.PREFILL_LENGTHS[-1]
         # Pieces are written whole, padding included: they need room behind the last prompt.
         need = _round_up(max(map(len, prompts)) + piece, PATH_UNIT)
         have = self._path.kv[0][0].shape if self._path else (0, 0, 0, 0)
         if have[0] != trees or have[2] < need:
             need = max(need, have[2])
-            self._path = decode.empty_path(model.config, trees, need, model.dtype, model.kv_dtype)
-        count = max(1, engine.prefill_budget(self.mesh) // piece)
+            self._path = arrays.empty_path(model.config, trees, need, model.dtype, model.kv_dtype)
+        count = max(1, sizes.prefill_budget(self.mesh) // piece)
         for start in range(0, max(map(len, prompts)), piece):
             longer = [i for i, prompt in enumerate(prompts) if len(prompt) > start]
             for first in range(0, len(longer), count):
@@ -124,9 +124,9 @@ class Plain:
         self.counters['policy_computed'] += sum(map(len, prompts))
 
     def _extend(self, prompts, members: list[int], start: int, count: int) -> None:
-        pieces = [prompts[i][start : start + engine.PREFILL_LENGTHS[-1]] for i in members]
+        pieces = [prompts[i][start : start + sizes.PREFILL_LENGTHS[-1]] for i in members]
         longest = max(map(len, pieces))
-        length = next(size for size in engine.PREFILL_LENGTHS if size >= longest)
+        length = next(size for size in sizes.PREFILL_LENGTHS if size >= longest)
         tokens, counts = np.zeros((count, length), np.int32), np.zeros(count, np.int32)
         trees = np.full(count, self._path.length.shape[0], np.int32)
         for i, piece in enumerate(pieces):
@@ -135,12 +135,12 @@ class Plain:
         arguments = (model.params, model.prefix, self._path, trees, tokens, counts, starts)
         self._path = _extended(*arguments, config=model.config)
 
-    def _decode(self, keys: np.ndarray, opened: np.ndarray) -> decode.Cells:
+    def _decode(self, keys: np.ndarray, opened: np.ndarray) -> arrays.Cells:
         model, limit = self._engine.policy, self.config.step_tokens
         if self._cells is None or self._cells.state.shape[0] != len(keys):
             state = model.config, len(keys), limit, model.dtype, model.kv_dtype
-            self._cells = decode.empty_cells(*state)
-            self._slots = decode.empty_slots(*state)
+            self._cells = arrays.empty_cells(*state)
+            self._slots = arrays.empty_slots(*state)
         self._cells, self._slots, stats = _decoded(
             model.params,
             self._engine.stops,
@@ -161,7 +161,7 @@ class Plain:
         self.counters['policy_computed'] += computed
         return jax.device_get(self._cells.replace(kv=None, hidden=None))
 
-    def _ended(self, cells: decode.Cells, cell: int, row: int, candidate: int) -> engine.Ended:
+    def _ended(self, cells: arrays.Cells, cell: int, row: int, candidate: int) -> engine.Ended:
         count, kind = int(cells.length[cell]), int(cells.end[cell])
         self.counters['sampled'] += count
         tokens = cells.tokens[cell, : count - (kind == marks.EOS)].tolist()
@@ -183,12 +183,12 @@ class LockStep(runner._Search):
             while not all(map(self._ready, self.tasks.values())):
                 self._await_workers()
             yield from self._grow(list(self.tasks))
-            self.report.tick()
+            self._tell()
 
 
 # What is donated is replaced by the result at once.
-_opened = jax.jit(decode.open_cells, donate_argnums=(0,))
-_extended = jax.jit(decode.extend, static_argnames=('config',), donate_argnums=(2,))
+_opened = jax.jit(arrays.open_cells, donate_argnums=(0,))
+_extended = jax.jit(prefill.extend, static_argnames=('config',), donate_argnums=(2,))
 _decoded = jax.jit(
     decode.decode,
     static_argnames=('config', 'candidates', 'first_answer_only'),

@@ -76,29 +76,29 @@ class _Ours:
         import jax.numpy as jnp
 
         from rstar_jax import parallel
-        from rstar_jax.search import decode, devices, sampling
+        from rstar_jax.search import arrays, decode, devices, prefill, sampling
         from rstar_jax.search.config import Config
 
         self._batch, self._tokens = batch, tokens
         mesh = parallel.local_mesh(devices=jax.devices()[:1])
         platform, kind = jax.default_backend(), policy.params['norm']['weight'].dtype
-        shape, self._params = decode.wide_embedding(platform, policy.config, policy.params)
-        stored = decode.cache_dtype(platform, kind)
-        self._prefix = devices.make(mesh, decode.empty_kv, shape, 1, 0, stored)
-        path = devices.make(mesh, decode.empty_path, shape, 1, len(ids), kind, stored)
+        shape, self._params = arrays.wide_embedding(platform, policy.config, policy.params)
+        stored = arrays.cache_dtype(platform, kind)
+        self._prefix = devices.make(mesh, arrays.empty_kv, shape, 1, 0, stored)
+        path = devices.make(mesh, arrays.empty_path, shape, 1, len(ids), kind, stored)
         state = tokens, kind, stored
-        self._cells = devices.make(mesh, decode.empty_cells, shape, batch, *state)
-        self._slots = devices.make(mesh, decode.empty_slots, shape, batch, *state)
+        self._cells = devices.make(mesh, arrays.empty_cells, shape, batch, *state)
+        self._slots = devices.make(mesh, arrays.empty_slots, shape, batch, *state)
         vocab = shape.vocab_size
         # No text is a mark: all run to their limit.
-        self._stops = decode.Stops(
+        self._stops = arrays.Stops(
             jnp.zeros((1, vocab), jnp.uint8), jnp.zeros(1, jnp.uint8), np.int32(vocab)
         )
-        extend = devices.mapped(decode.extend, mesh, 7, shared=(0,), donate=(2,), config=shape)
+        extend = devices.mapped(prefill.extend, mesh, 7, shared=(0,), donate=(2,), config=shape)
         one = np.zeros(1, np.int32)
         arguments = (one, ids[None].astype(np.int32), one + len(ids), one)
         self._path = extend(self._params, self._prefix, path, *arguments)
-        self._open = devices.mapped(decode.open_cells, mesh, 4, donate=(0,))
+        self._open = devices.mapped(arrays.open_cells, mesh, 4, donate=(0,))
         self._decode = devices.mapped(
             decode.decode,
             mesh,

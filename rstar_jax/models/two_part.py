@@ -80,6 +80,14 @@ def attend_shared(q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array | No
     return Part(*map(back, part))
 
 
+def prefix_bias(length: int, group: int, positions, window: int | None) -> jax.Array | None:
+    """Of tokens at i32[R,T] `positions`, `group` queries each, to a prefix: f32[R,T*group,P]."""
+    if window is None:
+        return None
+    reach = jnp.repeat(positions - window, group, axis=1)
+    return bias(jnp.arange(length) > reach[..., None])
+
+
 def merge(*parts: Part) -> jax.Array:
     """Returns the normalised attention over the key stores of all parts, float32 [..., d]."""
     top = functools.reduce(jnp.maximum, (part.top for part in parts))

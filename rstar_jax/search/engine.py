@@ -9,7 +9,7 @@ to date, opens its cells, decodes in chunks, and hands over steps as they end:
     scores         -> PPM scores of steps behind the current paths
 
 Rows are trees in flight, row = device * G + tree; every device array has the devices' parts on its
-first axis, and every function of `decode` is mapped over the `data` axis of the local mesh by
+first axis, and every function on them is mapped over the `data` axis of the local mesh by
 shard_map. No function communicates between devices. The `tensor` axis is left to the compiler.
 """
 
@@ -27,21 +27,11 @@ from jax.sharding import PartitionSpec as P
 from rstar_jax import steps
 from rstar_jax.errors import UserError
 from rstar_jax.models import rope, sharding
-from rstar_jax.search import decode, devices, memory, sampling
+from rstar_jax.search import arrays, copies, decode, devices, memory, prefill, sampling, sizes
 from rstar_jax.search.config import Config
 from rstar_jax.search.kept import Kept
 from rstar_jax.steps import marks
 
-# Rows of known tokens are computed in one of these lengths; longer ones in pieces of the last.
-PREFILL_LENGTHS = (32, 128)
-# Steps are scored in one piece, in the shortest of these and the longest step that has room.
-SCORE_LENGTHS = (32, 64, 128)
-# Paths have room for as many tokens as one of these; each is compiled.
-PATH_ROOMS = (256, 512, 768, 1024, 1536, 2048, 3072, 4096)
-# Room behind a step's tokens for the executor's output, in the PPM's cells.
-OUTPUT_ROOM = 64
-# Longest step with its executor output (1,024 characters), where one shape must fit all.
-OUTPUT_TOKENS = 1088
 # A prefix that all prompts share is computed once if it is at least this long.
 SHARED_PREFIX = 64
 # Its last tokens are left out: some other question may begin such that they are merged with it.
@@ -94,15 +84,15 @@ class _Model:
     """One model on the devices with the paths of all rows: the policy or the PPM."""
 
     def __init__(self, engine: 'Engine', config, params, cells_kv_length: int):
-        config, params = decode.wide_embedding(engine.platform, config, params)
+        config, params = arrays.wide_embedding(engine.platform, config, params)
         self.config = rope.for_texts_of(config, engine.config.path_tokens)
         self.params = engine.place(params, self.config)
         self.dtype = self.decoder_params()['norm']['weight'].dtype
-        self.kv_dtype = decode.cache_dtype(engine.platform, self.dtype)
+        self.kv_dtype = arrays.cache_dtype(engine.platform, self.dtype)
         self.capacity = 0
         self.path = None
         # What all prompts begin with; `shared` of its tokens are in front of every path.
-        self.prefix = engine.zeros(decode.empty_kv, config, 1, 0, self.kv_dtype)
+        self.prefix = engine.zeros(arrays.empty_kv, config, 1, 0, self.kv_dtype)
         self.shared = 0
         self.segments: collections.deque[_Segment] = collections.deque()
         self.appends: list[tuple[int, int, int, int]] = []
@@ -145,7 +135,7 @@ class Engine:
         self.ppm = None
         if ppm is not None:
             self.squash = ppm.squash
-            self.ppm_length = config.step_tokens + OUTPUT_ROOM
+            self.ppm_length = config.step_tokens + sizes.OUTPUT_ROOM
             self.ppm = _Model(self, ppm.config, ppm.params, self.ppm_length)
         self.models = [self.policy] + ([self.ppm] if self.ppm else [])
         self.plan = memory.plan(
@@ -153,8 +143,8 @@ class Engine:
             [model.network for model in self.models],
             mesh,
             config.nodes * trees if config.one_size else -(-trees // self.devices),
-            prefill_budget(mesh),
-            default_slots(mesh),
+            sizes.prefill_budget(mesh),
+            sizes.default_slots(mesh),
         )
         self.trees, self.slot_count = self.plan.trees, self.plan.slots
         self.rows = self.devices * self.trees
@@ -163,18 +153,18 @@ class Engine:
             model.kept = Kept(self.rows, self.trees, self.plan.kept)
             room = memory.kept_room(self.plan.kept)
             # Keys and values come in the model's dtype, whatever the other caches widen it to.
-            dtype = decode.kept_dtype(self.platform, model.dtype)
-            model.store = self.zeros(decode.empty_kv, model.config, self.trees, room, dtype)
+            dtype = arrays.kept_dtype(self.platform, model.dtype)
+            model.store = self.zeros(arrays.empty_kv, model.config, self.trees, room, dtype)
         if self.ppm is not None:
             self.ppm_cells = self.zeros(
-                decode.empty_kv, ppm.config, self.trees * n, self.ppm_length, self.ppm.kv_dtype
+                arrays.empty_kv, ppm.config, self.trees * n, self.ppm_length, self.ppm.kv_dtype
             )
         state = config.step_tokens, self.policy.dtype, self.policy.kv_dtype
-        self.cells = self.zeros(decode.empty_cells, policy.config, self.trees * n, *state)
-        self.slots = self.zeros(decode.empty_slots, policy.config, self.slot_count, *state)
+        self.cells = self.zeros(arrays.empty_cells, policy.config, self.trees * n, *state)
+        self.slots = self.zeros(arrays.empty_slots, policy.config, self.slot_count, *state)
         self.sizes = [(self.slot_count, self.trees)]
         if not config.one_size:
-            self.sizes = decode_sizes(self.slot_count, self.trees)
+            self.sizes = sizes.decode_sizes(self.slot_count, self.trees)
         self.size = len(self.sizes) - 1
         self.known = np.zeros(self.rows * n, np.uint8)
         self.opened = np.zeros(self.rows * n, bool)
@@ -190,7 +180,7 @@ class Engine:
             longest = config.path_tokens if config.one_size else max(map(len, prompts))
             self._reserve(model, longest - model.shared)
 
-    def _stops(self, config) -> decode.Stops:
+    def _stops(self, config) -> arrays.Stops:
         kinds = {
             steps.STEP_END: marks.STEP,
             steps.CODE_END: marks.CODE,
@@ -200,7 +190,7 @@ class Engine:
             kinds[steps.OUTPUT_END] = marks.STEP
         table = steps.mark_table(self.texts, kinds, steps.eos_ids(self.tokenizer))
         vocab = np.int32(min(config.vocab_size, len(self.tokenizer)))
-        return decode.Stops(table.next, table.kind, vocab)
+        return arrays.Stops(table.next, table.kind, vocab)
 
     # --- placing arrays and mapping functions over the devices ---
 
@@ -237,33 +227,33 @@ class Engine:
 
     def _extend(self, model, *arguments):
         f = devices.mapped(
-            decode.extend, self.mesh, 7, shared=(0,), donate=(2,), config=model.config
+            prefill.extend, self.mesh, 7, shared=(0,), donate=(2,), config=model.config
         )
         return f(*arguments)
 
     def _score(self, *arguments):
         settings = {'config': self.ppm.config, 'squash': self.squash}
-        f = devices.mapped(decode.score, self.mesh, 8, shared=(0,), donate=(3,), **settings)
+        f = devices.mapped(prefill.score, self.mesh, 8, shared=(0,), donate=(3,), **settings)
         return f(*arguments)
 
     def _append(self, path, kv, hidden, *arguments):
-        f = devices.mapped(decode.append, self.mesh, 7, donate=(0,))
+        f = devices.mapped(copies.append, self.mesh, 7, donate=(0,))
         return f(path, kv, hidden, *arguments)
 
     def _keep(self, *arguments):
-        return devices.mapped(decode.keep, self.mesh, 7, donate=(0,))(*arguments)
+        return devices.mapped(copies.keep, self.mesh, 7, donate=(0,))(*arguments)
 
     def _recall(self, *arguments):
-        return devices.mapped(decode.recall, self.mesh, 7, donate=(0,))(*arguments)
+        return devices.mapped(copies.recall, self.mesh, 7, donate=(0,))(*arguments)
 
     def _open(self, *arguments):
-        return devices.mapped(decode.open_cells, self.mesh, 4, donate=(0,))(*arguments)
+        return devices.mapped(arrays.open_cells, self.mesh, 4, donate=(0,))(*arguments)
 
     def _resize(self, slots, size):
-        return devices.mapped(decode.resize, self.mesh, 1, size=size)(slots)
+        return devices.mapped(arrays.resize, self.mesh, 1, size=size)(slots)
 
     def _grow(self, path, positions):
-        return devices.mapped(decode.grow, self.mesh, 1, positions=positions)(path)
+        return devices.mapped(arrays.grow, self.mesh, 1, positions=positions)(path)
 
     # --- what the runner calls ---
 
@@ -321,7 +311,7 @@ class Engine:
             # Copies, as the device may read the host's arrays later than this line.
             copies = [x.copy() for x in (self.opened, self.keys, self.turn)]
             self.cells = self._open(self.cells, *map(self._split, copies))
-            self.known[self.opened] = decode.PENDING
+            self.known[self.opened] = arrays.PENDING
             self.opened[:] = False
         busy = self._busy().reshape(self.devices, self.trees, self.config.candidates)
         need, trees = int(busy.sum(axis=(1, 2)).max()), int(busy.any(axis=2).sum(axis=1).max())
@@ -355,10 +345,10 @@ class Engine:
         self.counters['policy_computed'] += int(stats[:, 1].sum())
         n = self.config.candidates
         ended = []
-        for cell in np.nonzero((state >= decode.DONE) & (self.known < decode.DONE))[0].tolist():
+        for cell in np.nonzero((state >= arrays.DONE) & (self.known < arrays.DONE))[0].tolist():
             count = int(length[cell])
             self.counters['sampled'] += count
-            if state[cell] == decode.CANCELLED:
+            if state[cell] == arrays.CANCELLED:
                 ended.append(Ended(cell // n, cell % n, None, [], marks.NONE, count))
                 continue
             ids = tokens[cell, :count].tolist()
@@ -393,7 +383,7 @@ class Engine:
         while any(queues):
             longest = max(len(requests[q[-1]][1].tokens) for q in queues if q)
             length = self._score_length(longest)
-            count = max(1, prefill_budget(self.mesh) // length)
+            count = max(1, sizes.prefill_budget(self.mesh) // length)
             batch = [[q.pop() for _ in range(min(count, len(q)))] for q in queues]
             rows = _Rows(self.devices, count, length, self.trees)
             for device, indices in enumerate(batch):
@@ -451,7 +441,7 @@ class Engine:
         for candidate in range(n):
             cell = row * n + candidate
             self.opened[cell] = True
-            self.keys[cell] = decode.sampling_key(*state.key, state.opening, candidate)
+            self.keys[cell] = sampling.key_of(*state.key, state.opening, candidate)
             self.turn[cell] = state.expansions
         state.opening = None
         state.expansions += 1
@@ -510,18 +500,18 @@ class Engine:
         return self.sizes[want][1]
 
     def _busy(self) -> np.ndarray:
-        return (self.known == decode.PENDING) | (self.known == decode.RUNNING)
+        return (self.known == arrays.PENDING) | (self.known == arrays.RUNNING)
 
     def _prefill_calls(self) -> int:
         """Calls before the next chunk: as many tokens as that decodes; all where none decodes."""
         if not (self.opened.any() or self._busy().any()):
             return 1 << 30
-        return max(1, self.config.chunk * self.slot_count // prefill_budget(self.mesh))
+        return max(1, self.config.chunk * self.slot_count // sizes.prefill_budget(self.mesh))
 
     def _prefill_once(self, model) -> None:
         heads = list(model.segments)[: 4 * self.rows]
         length = self._prefill_length(max(len(s.tokens) for s in heads[: self.devices]))
-        count = max(1, prefill_budget(self.mesh) // length)
+        count = max(1, sizes.prefill_budget(self.mesh) // length)
         rows = _Rows(self.devices, count, length, self.trees)
         used = [0] * self.devices
         for segment in heads:
@@ -545,23 +535,23 @@ class Engine:
 
     def _prefill_length(self, longest: int) -> int:
         if self.config.one_size:
-            return PREFILL_LENGTHS[-1]
-        return next((x for x in PREFILL_LENGTHS if x >= longest), PREFILL_LENGTHS[-1])
+            return sizes.PREFILL_LENGTHS[-1]
+        return next((x for x in sizes.PREFILL_LENGTHS if x >= longest), sizes.PREFILL_LENGTHS[-1])
 
     def _score_length(self, longest: int) -> int:
         if self.config.one_size:
-            longest = max(longest, self.config.step_tokens + OUTPUT_TOKENS)
-        lengths = (*SCORE_LENGTHS, self.ppm_length)
+            longest = max(longest, self.config.step_tokens + sizes.OUTPUT_TOKENS)
+        lengths = (*sizes.SCORE_LENGTHS, self.ppm_length)
         return next((x for x in sorted(lengths) if x >= longest), 1 << longest.bit_length())
 
     def _reserve(self, model, tokens: int) -> None:
         """Makes room for paths of that many tokens."""
-        if tokens + decode.COPIED <= model.capacity:
+        if tokens + copies.COPIED <= model.capacity:
             return
-        need = path_room(tokens, self.config.path_tokens)
+        need = sizes.path_room(tokens, self.config.path_tokens)
         if model.path is None:
             state = need, model.dtype, model.kv_dtype
-            model.path = self.zeros(decode.empty_path, model.config, self.trees, *state)
+            model.path = self.zeros(arrays.empty_path, model.config, self.trees, *state)
         else:
             model.path = self._grow(model.path, need)
         model.capacity = need
@@ -583,7 +573,7 @@ class Engine:
         while model.segments:
             self._prefill_once(model)
         self.begin = first[:shared]
-        cut = devices.mapped(decode.first_path, self.mesh, 1, positions=shared)
+        cut = devices.mapped(arrays.first_path, self.mesh, 1, positions=shared)
         model.prefix, model.shared = cut(model.path), shared
         model.path, model.capacity = None, 0
 
@@ -603,29 +593,3 @@ class _Rows:
         at = device * self._count + slot
         self.trees[at], self.counts[at], self.starts[at] = tree, len(tokens), start
         self.tokens[at, : len(tokens)] = tokens
-
-
-def path_room(tokens: int, longest: int) -> int:
-    """Positions that paths of so many tokens are given: few different numbers.
-
-    None is larger than for paths of `longest` tokens, unless a prompt alone is.
-    """
-    need, most = (x + decode.COPIED for x in (tokens, longest))
-    rooms = [x for x in PATH_ROOMS if x < most] + [most]
-    return next((x for x in rooms if x >= need), -(-need // PATH_ROOMS[-1]) * PATH_ROOMS[-1])
-
-
-def default_slots(mesh) -> int:
-    """Sequences that one device decodes at once: where its products reach their full speed."""
-    return 128 if mesh.devices.flat[0].platform == 'cpu' else 256
-
-
-def prefill_budget(mesh) -> int:
-    """Tokens of one prefill call on one device: enough to keep it busy, and soon over."""
-    return 128 if mesh.devices.flat[0].platform == 'cpu' else 2048
-
-
-def decode_sizes(slots: int, trees: int) -> list[tuple[int, int]]:
-    """Compiled sizes of a decode step, (slots, trees): all, and fewer for when trees run out."""
-    fewer = {max(1, slots >> shift) for shift in range(1, 5)} - {slots}
-    return [(size, min(trees, max(1, size // 2))) for size in sorted(fewer)] + [(slots, trees)]

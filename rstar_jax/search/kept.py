@@ -4,7 +4,7 @@
     the walk leaves it -> again, from the path, if more of it was computed (an executor's output)
     and comes back     -> copied into the path, instead of being computed again
 
-What is here decides where; the copies themselves are `decode.keep` and `decode.recall`.
+What is here decides where; the copies themselves are `copies.keep` and `copies.recall`.
 """
 
 

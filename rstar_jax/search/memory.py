@@ -12,7 +12,7 @@ import functools
 import os
 
 from rstar_jax.errors import UserError
-from rstar_jax.search import decode, devices
+from rstar_jax.search import arrays, copies, devices
 from rstar_jax.search.tree import init
 
 GIB = 2**30
@@ -101,7 +101,7 @@ def plan(
     policy = networks[0]  # the only one that decodes
     # Logits, their weights, and a copy while they are summed: whole on each device.
     logits = 3 * 4 * policy.config.vocab_size
-    slot = _bytes(mesh, policy, decode.empty_slots, 1, config.step_tokens) + logits
+    slot = _bytes(mesh, policy, arrays.empty_slots, 1, config.step_tokens) + logits
     free = free_bytes(mesh) if free is None else free
     room = MARGIN * free - prefill
     slots = config.slots or slots
@@ -123,14 +123,14 @@ def plan(
     cells = possible * n
     slots = min(slots, max(cells // 2, FEW_SLOTS), cells)
     left = room - possible * tree - slots * slot
-    fitting = int(KEPT * left // (possible * token)) - decode.COPIED
+    fitting = int(KEPT * left // (possible * token)) - copies.COPIED
     kept = max(0, min(_worth_keeping(config), fitting))
     return Plan(possible, slots, kept, tree, slot, prefill, token, free)
 
 
 def kept_room(tokens: int) -> int:
     """Positions of an array that keeps so many tokens of a tree."""
-    return tokens and tokens + decode.COPIED
+    return tokens and tokens + copies.COPIED
 
 
 def _worth_keeping(config) -> int:
@@ -167,17 +167,17 @@ def _host_bytes() -> int:
 
 
 def _tree_bytes(config, mesh, network: Network) -> int:
-    path = _bytes(mesh, network, decode.empty_path, 1, _longest_path(config))
-    return path + _bytes(mesh, network, decode.empty_cells, config.candidates, network.cell)
+    path = _bytes(mesh, network, arrays.empty_path, 1, _longest_path(config))
+    return path + _bytes(mesh, network, arrays.empty_cells, config.candidates, network.cell)
 
 
 def _token_bytes(config, mesh, network: Network) -> int:
-    kept = devices.shapes(mesh, decode.empty_kv, network.config, 1, 1, network.dtype)
+    kept = devices.shapes(mesh, arrays.empty_kv, network.config, 1, 1, network.dtype)
     return devices.size(kept)
 
 
 def _bytes(mesh, network: Network, f, rows: int, positions: int) -> int:
-    """Of a part of `decode`'s state on each device, in its sharding."""
+    """Of a part of the `arrays` on each device, in its sharding."""
     dtypes = network.dtype, network.kv_dtype
     return devices.size(devices.shapes(mesh, f, network.config, rows, positions, *dtypes))
 
@@ -190,4 +190,4 @@ def _prefill_bytes(budget: int, config, mesh, network: Network) -> int:
 
 
 def _longest_path(config) -> int:
-    return config.path_tokens + decode.COPIED
+    return config.path_tokens + copies.COPIED

@@ -89,6 +89,7 @@ class Task:
     nodes: list[int] = dataclasses.field(default_factory=list)
     candidates: list[Candidate | None] = dataclasses.field(default_factory=list)
     sampled: int = 0
+    rollouts: int = 0
     started: float = dataclasses.field(default_factory=time.monotonic)
 
     @property
@@ -209,9 +210,9 @@ def _task(problem: dict[str, Any], number: int, *, seed: int, config: Config, to
 
 
 def _advance(tree, expansion, rules, longest: int, strategy: str):
-    """Grows the trees; returns them, and what the host must know: paths and finished trees."""
+    """Grows the trees; returns them, and what the host must know: paths, finished, rollouts."""
     tree = trees_lib.advance(tree, expansion, rules, strategies.WALKS[strategy])
-    return tree, (trees_lib.paths(tree, longest), tree.finished)
+    return tree, (trees_lib.paths(tree, longest), tree.finished, tree.rollout)
 
 
 class _Search:
@@ -250,8 +251,12 @@ class _Search:
                 yield from self._grow(ready)
             elif running is None:
                 self._await_workers()
-            self.report.tick()
-        self.report.tick(final=True)
+            self._tell()
+        self._tell(final=True)
+
+    def _tell(self, final: bool = False) -> None:
+        rollouts = sum(task.rollouts for task in self.tasks.values())
+        self.report.tick(rollouts / self.config.rollouts, final)
 
     def _fill(self) -> None:
         """Puts waiting problems into free rows."""
@@ -373,10 +378,11 @@ class _Search:
         self._score(born)
         expansion = self._expansion(born)
         self.trees, look = self.advance(self.trees, expansion, self.rules)
-        paths, finished = jax.device_get(look)
+        paths, finished, rollouts = jax.device_get(look)
         for row, children in born.items():
             task = self.tasks[row]
             task.add(task.nodes[-1], children)
+            task.rollouts = int(rollouts[row])
         for row in ready:
             if finished[row]:
                 yield self._finish(row)
@@ -472,14 +478,16 @@ class _Report:
         self.solved += record.solved
         self.nodes += len(record.texts)
 
-    def tick(self, final: bool = False) -> None:
+    def tick(self, under_way: float, final: bool = False) -> None:
+        """under_way: what is done of the trees in flight, in trees."""
         now = time.monotonic()
         if self.callback is None or (now - self.last < 1.0 and not final):
             return
         self.last = now
         seconds = now - self.started
         sampled = self.counters['sampled']
-        left = (self.total - self.done) * seconds / self.done if self.done else float('nan')
+        done = self.done + under_way
+        left = (self.total - done) * seconds / done if done else float('nan')
         self.callback(
             {
                 **self.counters,

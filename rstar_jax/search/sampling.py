@@ -7,6 +7,9 @@ half of the vocabulary and the other, the next between the quarters of that half
 each coin by no more than itself, and the draw differs hardly more often than the distributions do.
 """
 
+import hashlib
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,6 +17,12 @@ from flax import struct
 
 BLOCK = 128
 COINS = 24  # of one token: 7 inside of a block, the others for up to 131,072 blocks
+
+
+def key_of(*parts: Any) -> np.ndarray:
+    """Returns u32[2], a hash of the parts: the key of one candidate, whoever decodes it when."""
+    text = '/'.join(map(str, parts))
+    return np.frombuffer(hashlib.blake2b(text.encode(), digest_size=8).digest(), np.uint32)
 
 
 def uniforms(keys: jax.Array, positions: jax.Array) -> jax.Array:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rstar_jax import parallel, steps
-from rstar_jax.search import decode, sampling
+from rstar_jax.search import sampling
 from rstar_jax.search.engine import Ended
 from rstar_jax.steps import marks
 
@@ -52,7 +52,7 @@ class Naive:
         return [self._write(j, asked[1]) for j in range(self.config.candidates)]
 
     def _write(self, candidate, tag):
-        key = decode.sampling_key(self.task.seed, *self.task.key, tag, candidate)
+        key = sampling.key_of(self.task.seed, *self.task.key, tag, candidate)
         tokens, kind = [], marks.NONE
         while kind == marks.NONE:
             logits = self._logits(self.policy, [*self.path, *tokens])

@@ -14,7 +14,7 @@ import pytest
 
 from rstar_jax import parallel, search
 from rstar_jax.models import tiny
-from rstar_jax.search import decode, engine, runner, sampling
+from rstar_jax.search import engine, runner, sampling
 from rstar_jax.steps import marks
 
 CONFIG = search.Config(
@@ -134,7 +134,7 @@ def distance(policy, flip: Flip) -> float:
     logits = np.asarray(logits, np.float64)[: len(policy.tokenizer)]
     weights = np.exp((logits - logits.max()) / CONFIG.temperature)
     weights = np.pad(weights, (0, -len(weights) % sampling.BLOCK)).reshape(-1, sampling.BLOCK)
-    key = decode.sampling_key(0, *flip.tree, flip.tag, flip.candidate)
+    key = sampling.key_of(0, *flip.tree, flip.tag, flip.candidate)
     coins = np.asarray(sampling.uniforms(key[None], jnp.array([flip.position])))[0]
     inner = sampling.BLOCK.bit_length() - 1
     wrong = []

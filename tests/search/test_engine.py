@@ -1,5 +1,6 @@
 """The engine against full forward passes, and what must not change its trees."""
 
+import collections
 import dataclasses
 
 import jax
@@ -9,7 +10,7 @@ import pytest
 from rstar_jax import models, parallel, search
 from rstar_jax.errors import UserError
 from rstar_jax.models import tiny
-from rstar_jax.search import decode, devices, engine, memory, runner
+from rstar_jax.search import arrays, copies, devices, engine, memory, runner
 from tests.search.naive import Naive
 
 CONFIG = search.Config(
@@ -193,7 +194,7 @@ def test_stores_wider_than_a_head_change_nothing(policy, ppm, workers, monkeypat
     expected = grow(policy, ppm, workers)
     monkeypatch.setattr(devices, 'LANES', {'cpu': 24})
     devices._maker.cache_clear()
-    made = devices.shapes(one_device(), decode.empty_kv, policy.config, 1, 8, 'float32')
+    made = devices.shapes(one_device(), arrays.empty_kv, policy.config, 1, 8, 'float32')
     assert made[0][0].shape == (1, 2, 8, 48)
     assert_same(expected, grow(policy, ppm, workers), exact=False)
     devices._maker.cache_clear()
@@ -259,13 +260,13 @@ def test_what_is_kept_comes_back(dtype):
     made = [np.random.default_rng(i).standard_normal((2, 2, 80, 32)) for i in range(2)]
     row = jax.numpy.asarray(made[0], dtype).astype('float32')
     source = [(row, -row)]
-    kept = jax.numpy.zeros((2, 2, 100, 32), decode.kept_dtype('cpu', jax.numpy.dtype(dtype)))
+    kept = jax.numpy.zeros((2, 2, 100, 32), arrays.kept_dtype('cpu', jax.numpy.dtype(dtype)))
     target = jax.numpy.asarray(made[1], 'float32')
-    path = decode.Path(kv=[(target, target)], length=None, hidden=None)
+    path = arrays.Path(kv=[(target, target)], length=None, hidden=None)
     places = [jax.numpy.array([x, 0]) for x in (1, 0, 17, 1, 39)]
-    store = decode.keep([(kept, kept)], source, *places)
+    store = copies.keep([(kept, kept)], source, *places)
     places = [jax.numpy.array([x, 0]) for x in (0, 1, 5, 17, 39)]
-    ((keys, values),) = decode.recall(path, store, *places).kv
+    ((keys, values),) = copies.recall(path, store, *places).kv
     np.testing.assert_array_equal(keys[0, :, 5:44], row[0, :, 1:40])
     np.testing.assert_array_equal(values[0, :, 5:44], -row[0, :, 1:40])
     np.testing.assert_array_equal(keys[1], target[1])
@@ -281,3 +282,14 @@ def test_greedy_is_one_branch_of_the_likeliest_tokens(policy, workers):
     assert_same(records, {r.key: r for r in naive}, exact=False)
     for record in records.values():
         assert all(record.parent == np.arange(-1, len(record.texts) - 1))
+
+
+def test_the_time_left_counts_rollouts_of_trees_in_flight():
+    told = []
+    report = runner._Report(4, collections.Counter(), told.append)
+    report.started -= 10
+    report.tick(0, final=True)
+    report.tick(0.5, final=True)
+    assert np.isnan(told[0]['seconds_left'])
+    assert told[1]['seconds_left'] == pytest.approx(told[1]['seconds'] * 3.5 / 0.5)
+    assert told[1]['seconds'] >= 10

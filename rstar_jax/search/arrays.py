@@ -1,0 +1,213 @@
+"""The arrays of generation on one device: paths, cells and slots.
+
+A *cell* is one candidate of one tree, cell = tree * n + candidate. A *slot* is one row of the
+decode batch and belongs to no tree: it takes any pending cell, and the next one as soon as that
+ends. Keys and values are lists, one pair of arrays a layer; positions are the third axis.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+EMPTY, PENDING, RUNNING, DONE, CANCELLED = range(5)
+FREE = -1
+KeysValues = list[tuple[jax.Array, jax.Array]]
+
+
+@struct.dataclass
+class Path:
+    """The current path (prompt, then steps down to the cursor) of each of G trees.
+
+    Attributes:
+      kv: per layer, keys and values [G,K,S,d], without those of the prefix.
+      length: i32[G], tokens in the path behind the prefix.
+      hidden: [G,D], hidden state behind the path's last token: what the next token comes from.
+    """
+
+    kv: KeysValues
+    length: jax.Array
+    hidden: jax.Array
+
+
+@struct.dataclass
+class Cells:
+    """The candidates of each tree's cursor; C = G * n cells.
+
+    Attributes:
+      kv: per layer, keys and values of the step [C,K,T,d].
+      hidden: [C,D], hidden state behind the step's last token.
+      tokens: i32[C,T].
+      length: i32[C], tokens sampled.
+      likelihood: f32[C], sum of their log-probabilities.
+      state: u8[C], EMPTY, PENDING, RUNNING, DONE or CANCELLED.
+      end: u8[C], the kind of mark at which the step ended (`steps.marks`).
+      keys: u32[C,2], sampling keys.
+      turn: i32[C]; slots go to the pending cells with the lowest first.
+    """
+
+    kv: KeysValues
+    hidden: jax.Array
+    tokens: jax.Array
+    length: jax.Array
+    likelihood: jax.Array
+    state: jax.Array
+    end: jax.Array
+    keys: jax.Array
+    turn: jax.Array
+
+
+@struct.dataclass
+class Slots:
+    """The decode batch; B slots.
+
+    Attributes:
+      kv: per layer, keys and values of the step being written [B,K,T,d].
+      hidden: [B,D], hidden state that the next token is sampled from.
+      cell: i32[B], FREE for none.
+      length: i32[B], tokens of the step so far.
+      mark: u8[B], state of the stop-mark automaton.
+    """
+
+    kv: KeysValues
+    hidden: jax.Array
+    cell: jax.Array
+    length: jax.Array
+    mark: jax.Array
+
+
+@struct.dataclass
+class Stops:
+    """The stop-mark automaton on the device (`steps.marks.MarkTable`), and which ids exist.
+
+    Attributes:
+      next: u8[states,V].
+      kind: u8[states].
+      vocab: i32[], ids from here on are padding rows of the head and never sampled.
+    """
+
+    next: jax.Array
+    kind: jax.Array
+    vocab: jax.Array
+
+
+def empty_kv(config, rows: int, positions: int, dtype) -> KeysValues:
+    """Returns zeros [rows,K,positions,d] for the keys and values of each layer."""
+    shape = (rows, config.num_kv_heads, positions, config.head_dim)
+    return [(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)) for _ in range(config.num_layers)]
+
+
+def kv_length(kv: KeysValues) -> int:
+    """Positions that there is room for."""
+    return kv[0][0].shape[2]
+
+
+def empty_path(config, trees: int, positions: int, dtype, kv_dtype=None) -> Path:
+    return Path(
+        kv=empty_kv(config, trees, positions, kv_dtype or dtype),
+        length=jnp.zeros((trees,), jnp.int32),
+        hidden=jnp.zeros((trees, config.embed_dim), dtype),
+    )
+
+
+def empty_cells(config, cells: int, positions: int, dtype, kv_dtype=None) -> Cells:
+    return Cells(
+        kv=empty_kv(config, cells, positions, kv_dtype or dtype),
+        hidden=jnp.zeros((cells, config.embed_dim), dtype),
+        tokens=jnp.zeros((cells, positions), jnp.int32),
+        length=jnp.zeros((cells,), jnp.int32),
+        likelihood=jnp.zeros((cells,), jnp.float32),
+        state=jnp.full((cells,), EMPTY, jnp.uint8),
+        end=jnp.zeros((cells,), jnp.uint8),
+        keys=jnp.zeros((cells, 2), jnp.uint32),
+        turn=jnp.zeros((cells,), jnp.int32),
+    )
+
+
+def empty_slots(config, slots: int, positions: int, dtype, kv_dtype=None) -> Slots:
+    return Slots(
+        kv=empty_kv(config, slots, positions, kv_dtype or dtype),
+        hidden=jnp.zeros((slots, config.embed_dim), dtype),
+        cell=jnp.full((slots,), FREE, jnp.int32),
+        length=jnp.zeros((slots,), jnp.int32),
+        mark=jnp.zeros((slots,), jnp.uint8),
+    )
+
+
+def cache_dtype(platform: str, dtype) -> Any:
+    """The dtype of the caches of a network that runs in `dtype`.
+
+    XLA for CPUs has no batched products in bfloat16: it would widen every cache for each token.
+    """
+    return jnp.dtype(jnp.float32) if platform == 'cpu' else jnp.dtype(dtype)
+
+
+def kept_dtype(platform: str, dtype) -> Any:
+    """The dtype that steps are kept in: the model's, as bits where XLA would widen them all.
+
+    On CPUs it widens a bfloat16 array as a whole for each slice that a loop writes into it.
+    """
+    return jnp.dtype(jnp.uint16 if (platform, dtype) == ('cpu', jnp.bfloat16) else dtype)
+
+
+def wide_embedding(platform: str, config, params: Any) -> tuple[Any, Any]:
+    """(config, params) whose table for looking tokens up is float32 where the platform needs it.
+
+    In a loop XLA for CPUs widens a bfloat16 table as a whole before rows are taken from it.
+    """
+    decoder = params.get('decoder', params)
+    table = decoder['embed']['weight']
+    if platform != 'cpu' or table.dtype == jnp.float32:
+        return config, params
+    decoder = {**decoder, 'embed': {'weight': jnp.asarray(table, jnp.float32)}}
+    if 'decoder' in params:
+        return config, {**params, 'decoder': decoder}
+    if config.tie_embeddings:
+        decoder['output'] = {'weight': table}
+        config = dataclasses.replace(config, tie_embeddings=False)
+    return config, decoder
+
+
+def open_cells(cells: Cells, opened: jax.Array, keys: jax.Array, turn: jax.Array) -> Cells:
+    """Marks the cells of bool[C] `opened` as pending, with u32[C,2] keys and i32[C] turns."""
+    return cells.replace(
+        state=jnp.where(opened, jnp.uint8(PENDING), cells.state),
+        length=jnp.where(opened, 0, cells.length),
+        likelihood=jnp.where(opened, 0.0, cells.likelihood),
+        keys=jnp.where(opened[:, None], keys, cells.keys),
+        turn=jnp.where(opened, turn, cells.turn),
+    )
+
+
+def resize(slots: Slots, size: int) -> Slots:
+    """Packs the live slots into `size` slots; there must be no more than that."""
+    order = jnp.argsort(slots.cell == FREE, stable=True)
+    have = slots.cell.shape[0]
+    if size <= have:
+        return jax.tree.map(lambda x: x[order[:size]], slots)
+
+    def pad(x):
+        return jnp.pad(x, ((0, size - have), *[(0, 0)] * (x.ndim - 1)))
+
+    grown = jax.tree.map(pad, slots)
+    cell = jnp.where(jnp.arange(size) < have, grown.cell, FREE)
+    return grown.replace(cell=cell)
+
+
+def grow(path: Path, positions: int) -> Path:
+    """Returns the path with room for `positions` tokens (more or fewer than before)."""
+
+    def fit(x):
+        missing = positions - x.shape[2]
+        if missing <= 0:
+            return x[:, :, :positions]
+        return jnp.pad(x, ((0, 0), (0, 0), (0, missing), (0, 0)))
+
+    return path.replace(kv=jax.tree.map(fit, path.kv))
+
+
+def first_path(path: Path, positions: int) -> KeysValues:
+    """Returns the first `positions` keys and values of the first path, [1,K,P,d] per layer."""
+    return jax.tree.map(lambda x: x[:1, :, :positions], path.kv)

@@ -1,0 +1,92 @@
+"""Copies of keys and values among paths, cells, slots and kept steps, in place."""
+
+import jax
+import jax.numpy as jnp
+
+from rstar_jax.search.arrays import KeysValues, Path
+
+COPIED = 32  # positions that are copied at once
+
+
+def append(path: Path, cells_kv: KeysValues, hidden, trees, cells, starts, counts) -> Path:
+    """Makes finished steps part of their trees' paths, from the keys and values at hand.
+
+    Args:
+      hidden: [C,D] of the cells, or None where the path's hidden state is of no use (PPM).
+      trees, cells, starts, counts: i32[A]; path `trees[i]` becomes its first `starts[i]` tokens
+        and then the first `counts[i]` of cell `cells[i]`. Entries in use come first; the others
+        name a tree that does not exist.
+    """
+
+    def write(i, stored):
+        return put_row(stored, cells_kv, trees[i], cells[i], starts[i], counts[i])
+
+    new = {
+        'kv': jax.lax.fori_loop(0, (trees < path.length.shape[0]).sum(), write, path.kv),
+        'length': path.length.at[trees].set(starts + counts, mode='drop'),
+    }
+    if hidden is not None:
+        last = hidden[jnp.minimum(cells, hidden.shape[0] - 1)]
+        new['hidden'] = path.hidden.at[trees].set(last, mode='drop')
+    return path.replace(**new)
+
+
+def keep(
+    kept: KeysValues, source: KeysValues, rows, source_rows, offsets, source_offsets, counts
+) -> KeysValues:
+    """Copies steps, or parts of paths, to where a later walk can recall them from, or back.
+
+    Args:
+      kept: per layer, keys and values [G,K,M,d], in a dtype of their own (`kept_dtype`).
+      source: per layer, keys and values [R,K,S,d].
+      rows, source_rows: i32[A]. Entries in use come first; the others have a count of 0.
+      offsets, source_offsets, counts: i32[A], positions.
+    """
+
+    def write(i, kept):
+        place = rows[i], source_rows[i], offsets[i], counts[i], source_offsets[i]
+        return put_row(kept, source, *place)
+
+    return jax.lax.fori_loop(0, (counts > 0).sum(), write, kept)
+
+
+def recall(path: Path, kept: KeysValues, *places) -> Path:
+    """`keep` the other way round; the path's length and hidden state stay as they are."""
+    return path.replace(kv=keep(path.kv, kept, *places))
+
+
+def put_row(
+    into: KeysValues, source: KeysValues, row, source_row, offset, count, source_offset=0
+) -> KeysValues:
+    """Copies `count` positions of a row of `source` into a row of `into`, at `offset`.
+
+    In blocks: up to COPIED - 1 positions behind the last are overwritten as well, and looked at
+    where they do not begin at 0.
+    """
+    length = source[0][0].shape[2]
+    block = min(COPIED, length)
+
+    def copy(i, into):
+        start = jnp.minimum(source_offset + i * block, length - block)
+
+        def put(target, values):
+            _, heads, _, dim = values.shape
+            at = (source_row, 0, start, 0)
+            values = jax.lax.dynamic_slice(values, at, (1, heads, block, dim))
+            at = (row, 0, offset + start - source_offset, 0)
+            return jax.lax.dynamic_update_slice(target, _cast(values, target.dtype), at)
+
+        return jax.tree.map(put, into, source)
+
+    return jax.lax.fori_loop(0, (count + block - 1) // block, copy, into)
+
+
+def _cast(values: jax.Array, dtype) -> jax.Array:
+    """`values` in another dtype; uint16 stands for the bits of bfloat16."""
+    if values.dtype == dtype:
+        return values
+    if values.dtype == jnp.uint16:
+        values = jax.lax.bitcast_convert_type(values, jnp.bfloat16)
+    if dtype == jnp.uint16:
+        return jax.lax.bitcast_convert_type(values.astype(jnp.bfloat16), dtype)
+    return values.astype(dtype)

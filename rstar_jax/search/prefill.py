@@ -1,0 +1,129 @@
+"""Known tokens behind paths: prompts and outputs become part of them, steps are scored."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from rstar_jax.models import decoder as decoders
+from rstar_jax.models import heads, two_part
+from rstar_jax.search import copies
+from rstar_jax.search.arrays import KeysValues, Path, kv_length
+
+
+def forward(params, prefix: KeysValues, path: Path, trees, tokens, counts, starts, *, config):
+    """Runs rows of known tokens behind paths: prompts, executor outputs, steps to be scored.
+
+    Args:
+      prefix: per layer, keys and values [1,K,P,d] in front of every path; P may be 0.
+      path: whose keys and values [G,K,S,d] the rows continue.
+      trees: i32[R], each row's path. Rows without tokens may name any.
+      tokens: i32[R,C].
+      counts: i32[R], tokens of each row; 0 for none.
+      starts: i32[R], how much of its path a row continues.
+
+    Returns:
+      The hidden state behind each row's last token [R,D], and per layer the rows' own keys and
+      values [R,K,C,d].
+    """
+    network = decoders.bind(config, params)
+    length = tokens.shape[1]
+    trees = jnp.minimum(trees, path.length.shape[0] - 1)
+    own = jnp.arange(length)
+    before = kv_length(prefix)
+    positions = before + starts[:, None] + own
+    causal = (own[None, None, :] <= own[None, :, None]) & (own < counts[:, None])[:, None, :]
+    causal |= jnp.eye(length, dtype=bool)[None]
+
+    group = config.num_heads // config.num_kv_heads
+
+    @functools.cache
+    def biases(window):
+        """Of path, own tokens and prefix."""
+        stored = jnp.arange(path.kv[0][0].shape[2])
+        path_mask, own_mask = (stored < starts[:, None])[:, None, :], causal
+        if window is not None:
+            path_mask = path_mask & (before + stored > positions[..., None] - window)
+            path_mask = jnp.repeat(path_mask, group, axis=1)
+            own_mask = own_mask & (own[None, None, :] > own[None, :, None] - window)
+        own_mask = jnp.repeat(own_mask, group, axis=1)
+        near = two_part.prefix_bias(before, group, positions, window)
+        return two_part.bias(path_mask[:, None]), two_part.bias(own_mask[:, None]), near
+
+    def attend(q, k, v, cache, window=None):
+        first, (path_k, path_v) = cache
+        path_bias, own_bias, first_bias = biases(window)
+        queries = two_part.by_key_head(q, k.shape[2])
+        k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)
+        # With so many queries, products in the model's dtype are worth a narrowed copy of a cache.
+        path_kv = [x[trees].astype(q.dtype) for x in (path_k, path_v)]
+        parts = [
+            two_part.attend(queries, *path_kv, path_bias),
+            two_part.attend(queries, k, v, own_bias),
+        ]
+        if before:
+            first = [x.astype(q.dtype) for x in first]
+            parts.append(two_part.attend_shared(queries, *first, first_bias))
+        out = two_part.merge(*parts).astype(q.dtype)
+        return two_part.by_position(out, length), (k.astype(path_k.dtype), v.astype(path_k.dtype))
+
+    caches = list(zip(prefix, path.kv, strict=True))
+    hidden, kv = network(tokens, positions, attend, caches)
+    last = jnp.maximum(counts - 1, 0)
+    return jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0], kv
+
+
+def extend(
+    params, prefix: KeysValues, path: Path, trees, tokens, counts, starts, *, config
+) -> Path:
+    """Computes tokens behind paths and makes them part of these; arguments as for `forward`.
+
+    Rows in use come first; a row without tokens names a tree that does not exist.
+    """
+    hidden, kv = forward(params, prefix, path, trees, tokens, counts, starts, config=config)
+
+    def write(i, stored):
+        return copies.put_row(stored, kv, trees[i], i, starts[i], counts[i])
+
+    return Path(
+        kv=jax.lax.fori_loop(0, (counts > 0).sum(), write, path.kv),
+        length=path.length.at[trees].set(starts + counts, mode='drop'),
+        hidden=path.hidden.at[trees].set(hidden, mode='drop'),
+    )
+
+
+def score(
+    params,
+    prefix: KeysValues,
+    path: Path,
+    cells_kv: KeysValues,
+    trees,
+    cells,
+    tokens,
+    counts,
+    *,
+    config,
+    squash,
+):
+    """Scores steps with the PPM, each behind its tree's path.
+
+    Args:
+      params: {'decoder', 'value_head'}.
+      cells_kv: per layer, keys and values of the scored steps [C,K,T,d]; those of the rows'
+        steps are written to i32[R] `cells`, as far as they fit.
+
+    Returns:
+      cells_kv, and f32[R] scores in [-1, 1].
+    """
+    starts = path.length[jnp.minimum(trees, path.length.shape[0] - 1)]
+    hidden, kv = forward(
+        params['decoder'], prefix, path, trees, tokens, counts, starts, config=config
+    )
+    room = cells_kv[0][0].shape[2]
+    kv = jax.tree.map(lambda x: x[:, :, :room], kv)
+
+    def write(i, stored):
+        return copies.put_row(stored, kv, cells[i], i, 0, jnp.minimum(counts[i], room))
+
+    cells_kv = jax.lax.fori_loop(0, (counts > 0).sum(), write, cells_kv)
+    return cells_kv, heads.squash(squash, heads.value(params['value_head'], hidden))

@@ -1,0 +1,40 @@
+"""The sizes that are compiled, few of each: rows, steps to be scored, paths, slots."""
+
+from rstar_jax.search import copies
+
+# Rows of known tokens are computed in one of these lengths; longer ones in pieces of the last.
+PREFILL_LENGTHS = (32, 128)
+# Steps are scored in one piece, in the shortest of these and the longest step that has room.
+SCORE_LENGTHS = (32, 64, 128)
+# Paths have room for as many tokens as one of these; each is compiled.
+PATH_ROOMS = (256, 512, 768, 1024, 1536, 2048, 3072, 4096)
+# Room behind a step's tokens for the executor's output, in the PPM's cells.
+OUTPUT_ROOM = 64
+# Longest step with its executor output (1,024 characters), where one shape must fit all.
+OUTPUT_TOKENS = 1088
+
+
+def path_room(tokens: int, longest: int) -> int:
+    """Positions that paths of so many tokens are given: few different numbers.
+
+    None is larger than for paths of `longest` tokens, unless a prompt alone is.
+    """
+    need, most = (x + copies.COPIED for x in (tokens, longest))
+    rooms = [x for x in PATH_ROOMS if x < most] + [most]
+    return next((x for x in rooms if x >= need), -(-need // PATH_ROOMS[-1]) * PATH_ROOMS[-1])
+
+
+def default_slots(mesh) -> int:
+    """Sequences that one device decodes at once: where its products reach their full speed."""
+    return 128 if mesh.devices.flat[0].platform == 'cpu' else 256
+
+
+def prefill_budget(mesh) -> int:
+    """Tokens of one prefill call on one device: enough to keep it busy, and soon over."""
+    return 128 if mesh.devices.flat[0].platform == 'cpu' else 2048
+
+
+def decode_sizes(slots: int, trees: int) -> list[tuple[int, int]]:
+    """Compiled sizes of a decode step, (slots, trees): all, and fewer for when trees run out."""
+    fewer = {max(1, slots >> shift) for shift in range(1, 5)} - {slots}
+    return [(size, min(trees, max(1, size // 2))) for size in sorted(fewer)] + [(slots, trees)]

@@ -222,7 +222,11 @@ class _State:
         """Takes the engine's own choice of trees and slots; False where not one tree fits."""
         self.free = int(bytes_of_chip - self.weights)
         networks = [memory.Network(self.shape, DTYPE, DTYPE, x) for x in (self.step, self.scored)]
-        limits = sizes.prefill_budget(self.mesh), sizes.default_slots(self.mesh), self.free
+        limits = (
+            sizes.largest_call(self.mesh, self.settings, scored=True),
+            sizes.default_slots(self.mesh),
+            self.free,
+        )
         try:
             self.chosen = memory.plan(self.settings, networks, self.mesh, MANY, *limits)
         except UserError:
@@ -296,9 +300,9 @@ class _State:
     def _score(self, trees: int) -> jax.stages.Lowered:
         names = {'config': self.shape, 'squash': 'tanh'}
         f = devices.mapped(prefill.score, self.mesh, 8, shared=(0,), donate=(3,), **names)
-        rows = max(1, sizes.prefill_budget(self.mesh) // self.scored)
-        integers = devices.shapes(self.mesh, jnp.zeros, rows, jnp.int32)
-        tokens = devices.shapes(self.mesh, jnp.zeros, (rows, self.scored), jnp.int32)
+        integers = devices.shapes(self.mesh, jnp.zeros, 1, jnp.int32)
+        length = sizes.largest_call(self.mesh, self.settings, scored=True)
+        tokens = devices.shapes(self.mesh, jnp.zeros, (1, length), jnp.int32)
         prefix, path, cells = self._ppm(trees)
         return f.lower(self.ppm, prefix, path, cells, integers, integers, tokens, integers)
 

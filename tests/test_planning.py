@@ -77,7 +77,7 @@ class Compiled:
 def test_little_memory_means_fewer_trees_then_more_chips_then_none(monkeypatch, ample):
     monkeypatch.setattr(planning._State, '_decode', lambda *_: Compiled())
     monkeypatch.setattr(planning._State, '_score', lambda *_: Compiled())
-    monkeypatch.setattr(sizes, 'prefill_budget', lambda mesh: 1)  # its need would hide the trees'
+    monkeypatch.setattr(sizes, 'largest_call', lambda *_, **__: 1)  # its need would hide the trees'
 
     def plan(memory):
         return planning.plan_model(SETTINGS, jax.devices()[:2], memory, SHAPE)
@@ -96,7 +96,7 @@ def test_little_memory_means_fewer_trees_then_more_chips_then_none(monkeypatch, 
 
 
 def test_weights_that_leave_room_for_one_tree_are_shared(monkeypatch):
-    monkeypatch.setattr(sizes, 'prefill_budget', lambda mesh: 1)
+    monkeypatch.setattr(sizes, 'largest_call', lambda *_, **__: 1)
     heavy = SHAPE.replace(mlp_dim=4096)
     meshes = [parallel.local_mesh(n, jax.devices()[:2]) for n in (1, 2)]
     one, two = (planning._State(SETTINGS, mesh, heavy) for mesh in meshes)

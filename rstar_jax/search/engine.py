@@ -143,7 +143,7 @@ class Engine:
             [model.network for model in self.models],
             mesh,
             config.nodes * trees if config.one_size else -(-trees // self.devices),
-            sizes.prefill_budget(mesh),
+            sizes.largest_call(mesh, config, ppm is not None),
             sizes.default_slots(mesh),
         )
         self.trees, self.slot_count = self.plan.trees, self.plan.slots
@@ -541,8 +541,7 @@ class Engine:
     def _score_length(self, longest: int) -> int:
         if self.config.one_size:
             longest = max(longest, self.config.step_tokens + sizes.OUTPUT_TOKENS)
-        lengths = (*sizes.SCORE_LENGTHS, self.ppm_length)
-        return next((x for x in sorted(lengths) if x >= longest), 1 << longest.bit_length())
+        return sizes.score_length(longest, self.ppm_length)
 
     def _reserve(self, model, tokens: int) -> None:
         """Makes room for paths of that many tokens."""

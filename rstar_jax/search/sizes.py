@@ -30,8 +30,27 @@ def default_slots(mesh) -> int:
 
 
 def prefill_budget(mesh) -> int:
-    """Tokens of one prefill call on one device: enough to keep it busy, and soon over."""
-    return 128 if mesh.devices.flat[0].platform == 'cpu' else 2048
+    """Tokens of one call that computes known tokens on one device.
+
+    On accelerators as many as take no longer to compute than the weights take to be read: few rows
+    wait at a time, and a larger call would mostly be padding.
+    """
+    return 128 if mesh.devices.flat[0].platform == 'cpu' else 256
+
+
+def score_length(tokens: int, room: int) -> int:
+    """Positions in which a step of so many tokens is scored; `room`: what a PPM's cell holds."""
+    lengths = sorted((*SCORE_LENGTHS, room))
+    return next((x for x in lengths if x >= tokens), 1 << tokens.bit_length())
+
+
+def largest_call(mesh, config, scored: bool) -> int:
+    """Tokens of the largest call that computes known tokens; `scored`: whether steps are scored.
+
+    A step is scored in one piece, with whatever its program printed.
+    """
+    longest = score_length(config.step_tokens + OUTPUT_TOKENS, config.step_tokens + OUTPUT_ROOM)
+    return max(prefill_budget(mesh), longest if scored else 0)
 
 
 def decode_sizes(slots: int, trees: int) -> list[tuple[int, int]]:

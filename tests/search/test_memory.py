@@ -9,7 +9,7 @@ import pytest
 from rstar_jax import parallel
 from rstar_jax.errors import UserError
 from rstar_jax.models.config import Config as Shape
-from rstar_jax.search import arrays, memory
+from rstar_jax.search import arrays, memory, sizes
 from rstar_jax.search.config import Config
 
 SHAPE = Shape(
@@ -78,3 +78,18 @@ def test_no_room_is_one_clear_error(mesh, monkeypatch):
         plan(mesh, 6 * 10**5, monkeypatch)
     with pytest.raises(UserError, match='500 trees in flight need'):
         plan(mesh, 10**7, monkeypatch, trees_in_flight=500)
+
+
+@pytest.mark.parametrize('step_tokens', [32, 256, 1000])
+def test_no_call_has_more_tokens_than_is_planned_for(mesh, step_tokens):
+    config = dataclasses.replace(CONFIG, step_tokens=step_tokens)
+    most = sizes.largest_call(mesh, config, scored=True)
+    budget, room = sizes.prefill_budget(mesh), step_tokens + sizes.OUTPUT_ROOM
+    calls = set()
+    for tokens in range(1, step_tokens + sizes.OUTPUT_TOKENS + 1):
+        length = sizes.score_length(tokens, room)
+        assert length >= tokens
+        calls.add(max(1, budget // length) * length)
+    assert max(calls) == most
+    lengths = (max(1, budget // length) * length for length in sizes.PREFILL_LENGTHS)
+    assert max(lengths) <= sizes.largest_call(mesh, config, scored=False) <= most

@@ -293,7 +293,7 @@ class _State:
             first_answer_only=self.settings.first_answer_only,
         )
         how = jax.tree.map(lambda x: self._whole((), x.dtype), sampling.Settings.of(self.settings))
-        iterations = self._whole((), jnp.int32)
+        iterations = self._whole((2,), jnp.int32)
         state = self._policy(trees, slots)
         return f.lower(self.policy, self._stops(), *state, how, iterations)
 

@@ -149,7 +149,7 @@ class Plain:
             _opened(self._cells, opened, keys, np.zeros(len(keys), np.int32)),
             self._slots,
             sampling.Settings.of(self.config),
-            np.int32(limit),
+            np.array([limit, limit], np.int32),
             config=model.config,
             candidates=self.config.candidates,
             first_answer_only=False,

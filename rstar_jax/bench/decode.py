@@ -116,13 +116,19 @@ class _Ours:
         """Seconds of one step of all sequences."""
         import jax
 
-        batch, limit = self._batch, np.int32(self._tokens)
+        batch, limit = self._batch, self._tokens
         keys = np.arange(2 * batch, dtype=np.uint32).reshape(batch, 2)
         cells = self._open(self._cells, np.ones(batch, bool), keys, np.zeros(batch, np.int32))
         state = jax.block_until_ready((cells, self._slots))
         start = time.perf_counter()
         self._cells, self._slots, done = self._decode(
-            self._params, self._stops, self._prefix, self._path, *state, self._sampling, limit
+            self._params,
+            self._stops,
+            self._prefix,
+            self._path,
+            *state,
+            self._sampling,
+            np.array([limit, limit], np.int32),
         )
         computed = np.asarray(done)[0]
         seconds = time.perf_counter() - start

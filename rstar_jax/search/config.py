@@ -41,7 +41,8 @@ class Config:
       one_size: every function is compiled for one shape, the largest. Then nothing at all changes a
         tree; otherwise rounding may, as shapes follow what is being searched beside it: about one
         token in a million in float32.
-      chunk: decode steps between two looks of the host.
+      chunk: decode steps between two looks of the host; on accelerators up to four times as many
+        while every slot has work.
       tensor: devices that share one model's weights; the others each run their own trees.
       workers: processes that run code and grade; 0 chooses one a core.
       code_seconds: time limit of one program.

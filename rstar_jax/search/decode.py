@@ -52,10 +52,11 @@ def decode(
     first_answer_only: bool,
     trees: int | None = None,
 ) -> tuple[Cells, Slots, jax.Array]:
-    """Decodes up to `iterations` tokens in every slot, refilling slots as their steps end.
+    """Decodes a chunk: some tokens in every slot, refilling slots as their steps end.
 
-    Stops early when no cell is pending or running. No more than `trees` trees may have such cells
-    (None: all may); only their paths are attended to. Returns the new cells and slots, and i32[2]:
+    i32[2] `iterations`: so many, or more, up to the second, while no slot is without work. Stops
+    early when no cell is pending or running. No more than `trees` trees may have such cells (None:
+    all may); only their paths are attended to. Returns the new cells and slots, and i32[2]:
     iterations done, and tokens computed (live slots summed over the iterations).
     """
     network = decoders.bind(config, params)
@@ -75,8 +76,9 @@ def decode(
 
     def working(carry):
         cells, slots, done, _ = carry
-        waiting = (cells.state == PENDING).any() | (slots.cell != FREE).any()
-        return (done < iterations) & waiting
+        pending, live = (cells.state == PENDING).any(), slots.cell != FREE
+        wanted = jnp.where(pending | live.all(), iterations[1], iterations[0])
+        return (done < wanted) & (pending | live.any())
 
     zero = jnp.int32(0)
     cells, slots, done, computed = jax.lax.while_loop(working, iterate, (cells, slots, zero, zero))

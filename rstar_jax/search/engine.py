@@ -318,6 +318,7 @@ class Engine:
         if not need:
             return None
         trees = self._fit(need, trees)
+        longest = sizes.longest_chunk(self.mesh, self.config)
         self.cells, self.slots, stats = self._decode(
             trees,
             self.policy.params,
@@ -327,7 +328,7 @@ class Engine:
             self.cells,
             self.slots,
             self.sampling,
-            np.int32(self.config.chunk),
+            np.array([self.config.chunk, longest], np.int32),
         )
         # Copies: the next call donates the cells.
         cells = self.cells

@@ -10,7 +10,7 @@ import pytest
 from rstar_jax import models, parallel, search
 from rstar_jax.errors import UserError
 from rstar_jax.models import tiny
-from rstar_jax.search import arrays, copies, devices, engine, memory, runner
+from rstar_jax.search import arrays, copies, devices, engine, memory, runner, sizes
 from tests.search.naive import Naive
 
 CONFIG = search.Config(
@@ -225,6 +225,29 @@ def test_tokens_are_counted(policy, workers):
     # All that was sampled and all prompts were computed; jumps computed some tokens again.
     assert last['policy_computed'] >= last['sampled'] + prompts
     assert last['live_slot_steps'] <= last['slot_steps']
+
+
+def test_a_chunk_goes_on_while_every_slot_has_work(policy, workers, monkeypatch):
+    """And that changes no tree."""
+    config = dataclasses.replace(CONFIG, slots=2)
+    collect, chunks = engine.Engine.collect, []
+
+    def watched(self, running):
+        if running is not None:
+            chunks.append((*np.asarray(running[1])[0].tolist(), self.sizes[self.size][0]))
+        return collect(self, running)
+
+    monkeypatch.setattr(engine.Engine, 'collect', watched)
+    short = grow(policy, None, workers, config=config)
+    assert max(done for done, *_ in chunks) == config.chunk
+    chunks.clear()
+    monkeypatch.setattr(sizes, 'longest_chunk', lambda mesh, config: 20)
+    assert_same(grow(policy, None, workers, config=config), short, exact=False)
+    longer = [chunk for chunk in chunks if chunk[0] > config.chunk]
+    assert longer and max(done for done, *_ in longer) <= 20
+    # The last step of a chunk may be the one in which a slot found no work.
+    assert all(computed >= (done - config.chunk - 1) * slots for done, computed, slots in longer)
+    assert any(done < 20 and computed == done * slots - 1 for done, computed, slots in longer)
 
 
 def test_kept_steps_are_not_computed_again(policy, ppm, workers, monkeypatch):

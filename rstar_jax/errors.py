@@ -1,8 +1,4 @@
-"""How a command ends early: the one exception for what a user did wrong, and the way out."""
-
-import contextlib
-import os
-import sys
+"""The one exception for what a user did wrong: a line of text, no traceback."""
 
 
 class UserError(Exception):
@@ -10,15 +6,3 @@ class UserError(Exception):
 
     `rstar_jax.main` prints it as `error: ...` and exits with code 2.
     """
-
-
-def leave(code: int) -> None:
-    """Ends the process here and now.
-
-    A device may still be computing, and Python's own end takes XLA away from under it: after a
-    stop in the middle it crashed one time in five.
-    """
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError):
-            stream.flush()
-    os._exit(code)

@@ -11,13 +11,8 @@ usage: python -m rstar_jax.main --config=FILE --workdir=DIR [--config.KEY=VALUE 
 """
 
 import contextlib
-import math
 import os
-import signal
 import sys
-import threading
-import time
-import types
 from collections.abc import Sequence
 
 # Before jax and transformers are imported: a run's terminal is for its own lines.
@@ -30,12 +25,10 @@ from ml_collections import ConfigDict
 from ml_collections.config_flags import config_flags
 
 from rstar_jax import configs
-from rstar_jax.errors import UserError, leave
+from rstar_jax.errors import UserError
+from rstar_jax.interrupts import Interrupts, leave
 
 STOPPED = 'stopped; run the same command again to go on'
-# Seconds in which a second interrupt is taken for the first: a terminal's and a parent's both come.
-SAME_PRESS = 1.0
-LONGEST_END = 60.0  # seconds from an interrupt to the end of the process, whatever hangs
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -46,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     logging.set_verbosity(logging.ERROR)
-    with _Interrupts():
+    with Interrupts():
         try:
             return _run(arguments)
         except UserError as error:
@@ -69,43 +62,6 @@ def _output_is_closed() -> bool:
     except BrokenPipeError:
         return True
     return False
-
-
-class _Interrupts:
-    """How Ctrl-C is handled in the block: the first ends the run in order.
-
-    A later one ends the process at once, and so does the end of LONGEST_END.
-    """
-
-    def __init__(self):
-        self._since, self._before, self._timer = math.inf, None, None
-
-    def __enter__(self) -> None:
-        if threading.current_thread() is threading.main_thread():
-            self._before = signal.signal(signal.SIGINT, self._handle)
-
-    def __exit__(self, *error) -> None:
-        if self._before is not None:
-            signal.signal(signal.SIGINT, self._before)
-        if self._timer is not None:
-            self._timer.cancel()
-
-    def _handle(self, number: int, frame: types.FrameType | None) -> None:
-        """Raises KeyboardInterrupt, but not where Python would ignore it: then a moment later."""
-        if time.monotonic() - self._since > SAME_PRESS:
-            leave(130)
-        if self._since < math.inf:
-            return
-        while frame is not None:
-            if frame.f_code.co_name in ('_xla_gc_callback', '__del__'):
-                threading.Timer(0.05, os.kill, (os.getpid(), number)).start()
-                return
-            frame = frame.f_back
-        self._since = time.monotonic()
-        self._timer = threading.Timer(LONGEST_END, leave, (130,))
-        self._timer.daemon = True
-        self._timer.start()
-        raise KeyboardInterrupt
 
 
 def _run(arguments: list[str]) -> int:

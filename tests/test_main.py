@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from rstar_jax import main
+from rstar_jax import interrupts, main
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
 QUICKSTART = str(REPOSITORY / 'experiments' / 'quickstart.py')
@@ -143,7 +143,7 @@ def test_a_later_ctrl_c_ends_what_the_first_did_not():
             assert process.stdout.readline() == line
             process.send_signal(signal.SIGINT)
         with pytest.raises(subprocess.TimeoutExpired):
-            process.wait(main.SAME_PRESS + 0.5)  # the second came too soon after the first
+            process.wait(interrupts.SAME_PRESS + 0.5)  # the second came too soon after the first
         process.send_signal(signal.SIGINT)
         assert process.wait(60) == 130
     finally:
@@ -151,7 +151,9 @@ def test_a_later_ctrl_c_ends_what_the_first_did_not():
 
 
 def test_what_hangs_after_ctrl_c_ends_all_the_same():
-    process = python(HANGS + 'main.LONGEST_END = 0.5\nmain.main([])\n')
+    process = python(
+        HANGS + 'from rstar_jax import interrupts\ninterrupts.LONGEST_END = 0.5\nmain.main([])\n'
+    )
     try:
         assert process.stdout.readline() == 'runs\n'
         process.send_signal(signal.SIGINT)

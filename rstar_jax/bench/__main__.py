@@ -10,7 +10,8 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from rstar_jax.errors import UserError, leave
+from rstar_jax.errors import UserError
+from rstar_jax.interrupts import Interrupts, leave
 
 USAGE = 'usage: python -m rstar_jax.bench NAME [--json=FILE] [--key=value ...]'
 
@@ -106,9 +107,6 @@ def main(arguments: list[str]) -> int:
     except UserError as error:
         print(f'error: {error}', file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print('\nstopped', file=sys.stderr)
-        return 130
     device = device_name()
     print(report(name, device, settings, figures))
     if json_path:
@@ -119,6 +117,15 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
+def _interruptible(arguments: list[str]) -> int:
+    with Interrupts():
+        try:
+            return main(arguments)
+        except KeyboardInterrupt:
+            print('\nstopped', file=sys.stderr)
+            return 130
+
+
 if __name__ == '__main__':
-    if code := main(sys.argv[1:]):
+    if code := _interruptible(sys.argv[1:]):
         leave(code)

@@ -10,7 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 Points = Sequence[tuple[float, float]]
 
 WIDTH, HEIGHT = 380, 190
-LEFT, RIGHT, TOP, BOTTOM = 48, 10, 8, 24  # margins around the plot
+# Margins around the plot; on the left is room for a label such as -1.234e+05.
+LEFT, RIGHT, TOP, BOTTOM = 72, 10, 8, 24
 COLOURS = ('#1f5fbf', '#c2410c', '#157f3b', '#7e3ab0', '#806000')
 MOST_POINTS = 400
 

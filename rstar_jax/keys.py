@@ -74,6 +74,7 @@ KEYS: dict[str, tuple[Any, str]] = {
     'execution.workers': (0, 'processes that run programs, and that grade; 0: one a core'),
     'curate.final_step_pairs': ('steps', 'steps, or trajectories: whole ones, as in the paper'),
     'curate.trajectories': (2, 'correct trajectories kept for SFT, for each problem'),
+    'curate.distinct': (False, 'of trajectories with the same program only the best is kept'),
     'curate.side': (2, 'positives and negatives paired at a node, each'),
     'curate.side_of_one': (4, 'the same where the other side has only one'),
     'curate.margin': (0.5, 'pairs whose Q values differ by less are dropped'),
@@ -112,6 +113,22 @@ TRAINING_KEYS: dict[str, tuple[Any, str]] = {
         'between two states on disk, from which a killed training goes on',
     ),
 }
+SFT_KEYS: dict[str, tuple[Any, str]] = {
+    'marks': (
+        'tokens',
+        'of the step language: tokens of the vocabulary, as in the paper; or text, as written',
+    ),
+    'marks_rate': (
+        0.05,
+        'learning rate of new tokens, as a share of the root mean square of their table',
+    ),
+    'held_out': (0.05, 'share of the problems, 128 at most, that are not trained on but measured'),
+    'form': (
+        0.5,
+        'the run ends where a mark is the likeliest token in a smaller share of the held-out '
+        'places where it is due; 0: goes on',
+    ),
+}
 PPM_KEYS: dict[str, tuple[Any, str]] = {
     'squash': ('tanh', 'tanh, in training and use (paper), or tanh5, raw in training (code)'),
     'dropout': (0.1, 'on what the scalar head reads'),
@@ -125,6 +142,8 @@ TRAININGS: dict[str, dict[str, Any]] = {
 for _name, _changes in TRAININGS.items():
     for _key, (_value, _meaning) in TRAINING_KEYS.items():
         KEYS[f'training.{_name}.{_key}'] = (_changes.get(_key, _value), _meaning)
+for _name in ('bootstrap', 'sft'):
+    KEYS |= {f'training.{_name}.{_key}': _row for _key, _row in SFT_KEYS.items()}
 for _key, _row in PPM_KEYS.items():
     KEYS[f'training.ppm.{_key}'] = _row
 
@@ -181,6 +200,9 @@ for _name in TRAININGS:
         f'training.{_name}.schedule': ('linear', 'cosine'),
         f'training.{_name}.dtype': CHOICES['policy.dtype'],
     }
+for _name in ('bootstrap', 'sft'):
+    CHOICES[f'training.{_name}.marks'] = ('tokens', 'text')
+    AT_LEAST |= {f'training.{_name}.{key}': 0 for key in ('marks_rate', 'held_out', 'form')}
 CHOICES['training.ppm.squash'] = ('tanh', 'tanh5')
 
 # Paper, section 3.4 and table 2: what changes from round to round.

@@ -48,10 +48,11 @@ BINDING = {
     'eval': ('seed', 'eval', 'search', 'execution'),
     'export': (),
 }
-# Of these sections, but the trees are the same whatever they are.
+# Of these sections, but what is made is the same whatever they are.
 UNBOUND = (
     *(f'search.{key}' for key in ('slots', 'trees_in_flight', 'chunk', 'tensor')),
     *(f'execution.{key}' for key in ('isolation', 'workers')),
+    *(f'training.{name}.form' for name in ('bootstrap', 'sft')),
 )
 
 

@@ -88,11 +88,19 @@ def _eval(figures: Figures) -> str:
     return ', '.join(f'{name}: {row["problems"]:,} problems' for name, row in figures.items())
 
 
+def _policy(figures: Figures) -> str:
+    form = figures.get('form_after')
+    if not form:
+        return _sft(figures)
+    mark, (first, due) = min(form.items(), key=lambda item: item[1][0] / item[1][1])
+    return f'{_sft(figures)}, marks likeliest where due: at least {percent(first / due)} ({mark})'
+
+
 DESCRIBE = {
-    'bootstrap': _sft,
+    'bootstrap': _policy,
     'search': _search,
     'curate': _curate,
-    'sft': _sft,
+    'sft': _policy,
     'ppm': _ppm,
     'eval': _eval,
     'export': lambda figures: ', '.join(figures),

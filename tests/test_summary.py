@@ -35,7 +35,8 @@ def test_the_table_of_a_round(tmp_path):
     done(tmp_path / 'round1' / 'search', 61, trees=16, problems=16, solved=5, nodes=645,
          tokens=56003, tokens_per_second=95.3)  # fmt: skip
     done(tmp_path / 'round1' / 'curate', 2, sft=8, pairs=40)
-    done(tmp_path / 'round1' / 'policy', 30, **training)
+    form = {'<code>': [8, 8], '<end_of_step>': [19, 20]}
+    done(tmp_path / 'round1' / 'policy', 30, **training, form_after=form)
     done(tmp_path / 'round1' / 'ppm', 3600, **training, pair_accuracy_before=0.5,
          pair_accuracy_after=0.75, held_out_pairs=4)  # fmt: skip
     results(tmp_path, 0, benchmark(0.25, None))
@@ -50,7 +51,8 @@ def test_the_table_of_a_round(tmp_path):
         '5 of 16 problems solved' in text
     )
     assert '1 curate 0:02 8 SFT examples, 40 preference pairs' in text
-    assert '1 sft 0:30 loss 0.900 -> 0.250 in 12 steps (431 tokens/s)' in text
+    assert '1 sft 0:30 loss 0.900 -> 0.250 in 12 steps (431 tokens/s), marks' in text
+    assert 'marks likeliest where due: at least 95.0 % (<end_of_step>)' in text
     assert 'held-out pair accuracy 50.0 % -> 75.0 % (4 pairs)' in text
     assert 'all 1:01:44' in text
     for share in ('25.0', '31.2', '50.0', '43.8', '75.0'):

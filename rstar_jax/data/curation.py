@@ -19,6 +19,7 @@ A pair's `prompt` is the SFT prompt of the question followed by the prefix, as i
 `prompt + pos` is the very text that the PPM reads. `split_prompt` gives the two parts back.
 """
 
+import ast
 import bisect
 import collections
 import dataclasses
@@ -46,6 +47,8 @@ class Rules:
       final_step_pairs: 'steps', the final answer's step is paired like any other (released code),
         or 'trajectories', two whole trajectories (paper).
       trajectories: correct trajectories kept for SFT, per problem.
+      distinct: of correct trajectories that hold the same program (comments and layout aside) the
+        best is kept, the shortest of several; as in rejection sampling (arXiv 2308.01825).
       side: positives and negatives paired at a node, each.
       side_of_one: the same where the other side has only one.
       margin: pairs whose Q values differ by less are dropped.
@@ -57,6 +60,7 @@ class Rules:
 
     final_step_pairs: str = 'steps'
     trajectories: int = 2
+    distinct: bool = False
     side: int = 2
     side_of_one: int = 4
     margin: float = 0.5
@@ -171,7 +175,7 @@ class _Problem:
     """What the trees of one problem gave so far: no more than its results."""
 
     problem: dict[str, Any]
-    best: list[tuple[int, int, int, str]] = dataclasses.field(default_factory=list)
+    best: list[tuple[int, int, int, int, str]] = dataclasses.field(default_factory=list)
     pairs: list[Example] = dataclasses.field(default_factory=list)
     correct: int = 0
     wrong: int = 0
@@ -183,14 +187,23 @@ class _Problem:
                 self.wrong += 1
                 continue
             self.correct += 1
+            text = tree.text(trajectory.nodes)
             # Best first; the count keeps earlier trees, and depth-first order, ahead in ties.
-            rank = (-trajectory.mean_q, -trajectory.min_q, self.correct)
-            if len(self.best) < rules.trajectories or rank < self.best[-1][:3]:
-                bisect.insort(self.best, (*rank, tree.text(trajectory.nodes)))
-                del self.best[rules.trajectories :]
+            length = len(text) if rules.distinct else 0
+            self._keep((-trajectory.mean_q, -trajectory.min_q, length, self.correct, text), rules)
         self.pairs += pairs_of(tree, trajectories, rules, counts)
         counts['trees'] += 1
         counts['trees_solved'] += any(t.correct for t in trajectories)
+
+    def _keep(self, ranked: tuple[int, int, int, int, str], rules: Rules) -> None:
+        if rules.distinct:
+            program = _program(ranked[-1])
+            same = [other for other in self.best if _program(other[-1]) == program]
+            if same and same[0] < ranked:
+                return
+            self.best = [other for other in self.best if other not in same]
+        bisect.insort(self.best, ranked)
+        del self.best[rules.trajectories :]
 
     def finish(self, rules: Rules, counts: Counts) -> tuple[list[Example], list[Example]]:
         """Returns the problem's (sft, pairs)."""
@@ -306,6 +319,15 @@ def _pair(prompt: str, pos: str, neg: str, pos_count: int, neg_count: int) -> Ex
         'pos_count': pos_count,
         'neg_count': neg_count,
     }
+
+
+def _program(solution: str) -> str:
+    """The solution's code in one form, whatever its comments and layout."""
+    code = steps.code_of(solution.partition(steps.ANSWER)[0])
+    try:
+        return ast.unparse(ast.parse(code))
+    except (SyntaxError, ValueError):
+        return code
 
 
 def _alike(one: str, other: str, distance: int) -> bool:

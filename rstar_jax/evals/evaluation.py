@@ -81,9 +81,11 @@ def run(
     Returns:
       The content of results.json: {'round', 'benchmarks': {name: {'problems', 'greedy', 'search':
       {'trajectories', 'best', 'majority', 'weighted', 'any'} or None, 'interval95',
-      'tokens_per_problem', 'seconds_per_problem'}}}. Accuracies are in [0, 1]; intervals are
-      Wilson's. Tokens (sampled) and wall-clock seconds are those of the search, over all its trees
-      of a problem; of the greedy run where there is no search.
+      'answered', 'greedy_solved', 'tokens_per_problem', 'seconds_per_problem'}}}. Accuracies are in
+      [0, 1]; intervals are Wilson's. answered: share of the greedy solutions that reach an answer,
+      greedy_solved: indices of the problems that they solve. Tokens (sampled) and wall-clock
+      seconds are those of the search, over all its trees of a problem; of the greedy run where
+      there is no search.
 
     Raises:
       UserError: a benchmark without problems, or as `search.run`.
@@ -199,9 +201,12 @@ def _evaluate(task: _Task, policy: Any, ppm: Any, config: Config) -> dict[str, A
     shares = {mode: metrics.accuracy(flag) for mode, flag in flags.items()}
     count = len(task.problems)
     modes = {mode: shares[mode] for mode in selection.MODES if mode in shares}
+    solved = [p['index'] for p, right in zip(task.problems, flags[GREEDY]) if right]
     return {
         'problems': count,
         'greedy': shares[GREEDY],
+        'answered': metrics.accuracy([bool(answer) for (answer,) in lists[GREEDY]]),
+        'greedy_solved': solved,
         'search': {'trajectories': config.trajectories, **modes} if modes else None,
         'interval95': {mode: metrics.interval95(flag) for mode, flag in flags.items()},
         'tokens_per_problem': sum(tree.tokens for tree in trees.values()) / count,

@@ -1,7 +1,9 @@
 """Accuracies and how far they can be trusted."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+
+from scipy import stats
 
 Z95 = 1.959963984540054  # two-sided 95 % point of the normal distribution
 
@@ -9,6 +11,18 @@ Z95 = 1.959963984540054  # two-sided 95 % point of the normal distribution
 def accuracy(flags: Sequence[bool]) -> float:
     """Returns the share of true flags, in [0, 1]; nan without any."""
     return sum(map(bool, flags)) / len(flags) if flags else math.nan
+
+
+def mcnemar(before: Collection, after: Collection) -> tuple[int, int, float]:
+    """Compares what two models solve of the same problems (McNemar 1947, exact).
+
+    before, after: the problems solved. Returns how many only `after` has, how many only `before`
+    has, and the two-sided probability of a split at least as uneven were both models alike.
+    """
+    won, lost = len(set(after) - set(before)), len(set(before) - set(after))
+    if not won + lost:
+        return 0, 0, 1.0
+    return won, lost, float(stats.binomtest(won, won + lost).pvalue)
 
 
 def interval95(flags: Sequence[bool]) -> list[float]:

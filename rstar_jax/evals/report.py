@@ -5,17 +5,19 @@ results, curves, trees   --page--> HTML with nothing outside it: no script, no n
 """
 
 import html
+import itertools
 import json
 import math
 import os
 import pathlib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from rstar_jax.data import files
 from rstar_jax.errors import UserError
-from rstar_jax.evals import curves, selection, treeview
+from rstar_jax.evals import curves, metrics, selection, treeview
+from rstar_jax.progress import percent
 from rstar_jax.search.record import Record
 
 Results = dict[str, Any]
@@ -51,7 +53,13 @@ def read(workdir: str | os.PathLike) -> list[Results]:
 
 def rows(results: Sequence[Results]) -> list[list[str]]:
     """Returns the table's cells, the heading first: a benchmark's rounds follow each other."""
-    table = [['benchmark', 'problems', 'policy', *HEADINGS.values(), 'tokens', 'seconds']]
+    table = [
+        [
+            *('benchmark', 'problems', 'policy', HEADINGS['greedy'], 'answered'),
+            *(HEADINGS[mode] for mode in selection.MODES),
+            *('tokens', 'seconds'),
+        ]
+    ]
     names = dict.fromkeys(name for result in results for name in result['benchmarks'])
     for name in names:
         shown = name
@@ -64,7 +72,9 @@ def rows(results: Sequence[Results]) -> list[list[str]]:
                     shown,
                     str(figures['problems']),
                     policy_name(result['round']),
-                    *(_share(figures, column) for column in COLUMNS),
+                    _share(figures, 'greedy'),
+                    percent(figures.get('answered')),
+                    *(_share(figures, mode) for mode in selection.MODES),
                     f'{figures["tokens_per_problem"]:,.0f}',
                     f'{figures["seconds_per_problem"]:.2f}',
                 ]
@@ -180,10 +190,34 @@ def _notes(results: Sequence[Results]) -> list[str]:
         for figures in result['benchmarks'].values()
         if figures['search']
     }
-    if not counts:
-        return []
-    of = ' or '.join(map(str, sorted(counts)))
-    return [f'Percent right [95 % interval]. All but "policy alone": search, {of} trees a problem.']
+    notes = []
+    if any('answered' in f for result in results for f in result['benchmarks'].values()):
+        notes.append('Answered: the share of solutions of the policy alone that reach an answer.')
+    if counts:
+        of = ' or '.join(map(str, sorted(counts)))
+        notes.append(
+            f'Percent right [95 % interval]. All but "policy alone": search, {of} trees a problem.'
+        )
+    return notes + [
+        note for before, after in itertools.pairwise(results) for note in _compared(before, after)
+    ]
+
+
+def _compared(before: Results, after: Results) -> Iterator[str]:
+    """What the policy alone has won and lost from one round to the next, by benchmark."""
+    for name, figures in after['benchmarks'].items():
+        old = before['benchmarks'].get(name, {})
+        if 'greedy_solved' not in old or 'greedy_solved' not in figures:
+            continue
+        won, lost, chance = metrics.mcnemar(old['greedy_solved'], figures['greedy_solved'])
+        verdict = 'better' if won > lost else 'WORSE'
+        if chance >= 0.05:
+            verdict = 'no certain difference'
+        yield (
+            f'{name}, policy alone, {policy_name(after["round"])} against '
+            f'{policy_name(before["round"])}: {won} problems won, {lost} lost: {verdict} '
+            f"(p = {chance:.2g}, McNemar's test)"
+        )
 
 
 def _by_round(results: Sequence[Results]) -> dict[str, dict[str, list[tuple[float, float]]]]:

@@ -3,7 +3,7 @@
 from rstar_jax.models import decoder
 from rstar_jax.models.checkpoint import load, load_ppm, read_config, save, save_ppm
 from rstar_jax.models.config import Config, Rope
-from rstar_jax.models.policy import PPM, Policy, add_tokens, init_ppm
+from rstar_jax.models.policy import PPM, Policy, add_tokens, init_ppm, new_tokens
 
 __all__ = [
     'PPM',
@@ -15,6 +15,7 @@ __all__ = [
     'init_ppm',
     'load',
     'load_ppm',
+    'new_tokens',
     'read_config',
     'save',
     'save_ppm',

@@ -74,16 +74,18 @@ def init_ppm(policy: Policy, seed: int = 0, squash: str = 'tanh') -> PPM:
 def add_tokens(policy: Policy, tokens: list[str]) -> Policy:
     """`policy` with `tokens` as special tokens of its tokenizer; tokens it knows stay as they are.
 
-    The rows of the new tokens, in the embedding and in an untied output, are the mean of the rows
-    of all tokens known before. Padding rows of the vocabulary are used first; the vocabulary grows
-    only by what they do not hold. `policy` itself is left as it is.
+    A new token's rows, in the embedding and in an untied output, begin as the mean of the rows of
+    the pieces in which the tokenizer wrote its text so far: no two of them alike, and near to what
+    the model knows of that text. Padding rows of the vocabulary are used first; the vocabulary
+    grows only by what they do not hold. `policy` itself is left as it is.
     """
     import copy
 
     tokenizer = copy.deepcopy(policy.tokenizer)
     known = len(tokenizer)
+    fresh = new_tokens(policy, tokens)
+    pieces = [tokenizer(token, add_special_tokens=False)['input_ids'] for token in fresh]
     # Encoded, a new token must come out whole: transformers' own flag for that is "special".
-    fresh = [token for token in dict.fromkeys(tokens) if token not in tokenizer.get_vocab()]
     tokenizer.add_special_tokens(
         {'additional_special_tokens': fresh}, replace_extra_special_tokens=False
     )
@@ -91,18 +93,28 @@ def add_tokens(policy: Policy, tokens: list[str]) -> Policy:
     params = dict(policy.params)
     for name in ('embed', 'output'):
         if name in params:
-            weight = _with_mean_rows(params[name]['weight'], known, total)
+            weight = _with_rows_of_pieces(params[name]['weight'], known, total, pieces)
             params[name] = {**params[name], 'weight': weight}
     config = policy.config.replace(vocab_size=max(policy.config.vocab_size, total))
     return Policy(config, tokenizer, params, dict(policy.generation))
 
 
-def _with_mean_rows(weight: jax.Array, known: int, total: int) -> jax.Array:
-    """Sets rows known..total-1 to the mean of those before, appending rows where there are none."""
-    mean = jnp.mean(weight[:known].astype(jnp.float32), axis=0).astype(weight.dtype)
+def new_tokens(policy: Policy, tokens: list[str]) -> list[str]:
+    """Those of `tokens` that are no token of their own in `policy` yet."""
+    known = policy.tokenizer.get_vocab()
+    return [token for token in dict.fromkeys(tokens) if token not in known]
+
+
+def _with_rows_of_pieces(
+    weight: jax.Array, known: int, total: int, pieces: list[list[int]]
+) -> jax.Array:
+    """Sets rows known..total-1 to means of the rows of their pieces, appending rows as needed."""
     grown = max(0, total - weight.shape[0])
     weight = jnp.concatenate([weight, jnp.zeros((grown, weight.shape[1]), weight.dtype)])
-    return weight.at[np.arange(known, total)].set(mean)
+    rows = [jnp.mean(weight[np.array(ids)].astype(jnp.float32), axis=0) for ids in pieces]
+    if not rows:
+        return weight
+    return weight.at[np.arange(known, total)].set(jnp.stack(rows).astype(weight.dtype))
 
 
 def _kernel(params):

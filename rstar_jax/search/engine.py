@@ -481,10 +481,10 @@ class Engine:
             yield [self._split(x.reshape(-1)) for x in packed]
 
     def _prefill(self) -> None:
-        """Computes queued segments, a bounded number of calls, so that decoding goes on."""
+        """Computes queued segments: until no slot is idle, then a few calls a chunk."""
         for model in self.models:
             calls = 0
-            while model.segments and calls < self._prefill_calls():
+            while model.segments and (calls < self._prefill_calls() or self._slots_idle()):
                 self._prefill_once(model)
                 calls += 1
 
@@ -503,10 +503,13 @@ class Engine:
     def _busy(self) -> np.ndarray:
         return (self.known == arrays.PENDING) | (self.known == arrays.RUNNING)
 
+    def _slots_idle(self) -> bool:
+        """Whether some device has fewer cells to decode than slots."""
+        cells = (self._busy() | self.opened).reshape(self.devices, -1).sum(axis=1)
+        return bool(cells.min() < self.slot_count)
+
     def _prefill_calls(self) -> int:
-        """Calls before the next chunk: as many tokens as that decodes; all where none decodes."""
-        if not (self.opened.any() or self._busy().any()):
-            return 1 << 30
+        """Calls before a chunk that fills the slots: as many tokens as that decodes."""
         return max(1, self.config.chunk * self.slot_count // sizes.prefill_budget(self.mesh))
 
     def _prefill_once(self, model) -> None:

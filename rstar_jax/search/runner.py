@@ -32,6 +32,9 @@ from rstar_jax.steps import marks
 
 # Prompts that are looked at to find what all have in common.
 PROMPTS = 512
+# After so many candidates without a single mark and no tree beyond its root, a search ends.
+MARKLESS = 32
+MARKS = (marks.STEP, marks.CODE, marks.ANSWER)
 
 
 @dataclasses.dataclass
@@ -223,6 +226,7 @@ class _Search:
         self.report = _Report(len(todo), expander.counters, progress)
         self.make, self.queue = make, todo[::-1]
         self.tasks: dict[int, Task] = {}
+        self.markless: list[str] | None = []
         self.free = list(range(expander.rows))[::-1]
         self.split = NamedSharding(expander.mesh, P('data'))
         self.rules = trees_lib.Rules.of(config)
@@ -375,6 +379,7 @@ class _Search:
     def _grow(self, ready: list[int]) -> Iterator[Record]:
         """Adds the children of the ready trees' cursors and lets each tree walk on."""
         born = {row: self._children(self.tasks[row]) for row in ready}
+        self._look_for_marks(born)
         self._score(born)
         expansion = self._expansion(born)
         self.trees, look = self.advance(self.trees, expansion, self.rules)
@@ -388,6 +393,26 @@ class _Search:
                 yield self._finish(row)
             else:
                 self._ask(row, [int(node) for node in paths[row] if node >= 0])
+
+    def _look_for_marks(self, born: dict[int, list[Child]]) -> None:
+        """Raises UserError when the first trees all end at their root, as no mark is written."""
+        if self.markless is None:
+            return
+        for row, children in born.items():
+            candidates = self.tasks[row].candidates
+            if any(child.status in (Status.OPEN, Status.ANSWER) for child in children) or any(
+                candidate.ended.kind in MARKS for candidate in candidates
+            ):
+                self.markless = None
+                return
+            self.markless += [candidate.ended.text or '' for candidate in candidates]
+        if len(self.markless) >= MARKLESS:
+            raise UserError(
+                f'search: of the first {len(self.markless)} candidates none ends in a mark '
+                f'({steps.STEP_END} and others), so every tree ends at its root; the first is '
+                f'{self.markless[0][:60]!r}: use a policy that was trained on the step form, or '
+                '--config.search.prompt=few_shot for another'
+            )
 
     def _score(self, born: dict[int, list[Child]]) -> None:
         """Asks the PPM about children that can be walked into, and answers where it decides."""

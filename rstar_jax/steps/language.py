@@ -29,6 +29,10 @@ ASSISTANT = '<|assistant|>'
 REFINE = '<refine>'
 REFINE_END = '<end_of_refine>'
 
+# What a solution is written with; of these the executor writes OUTPUT_MARKS.
+TEMPLATE_MARKS = (CODE, STEP_END, CODE_END, OUTPUT, OUTPUT_END, ANSWER, ANSWER_END)
+OUTPUT_MARKS = (OUTPUT, OUTPUT_END)
+
 # The order is that of the ids which a tokenizer hands out when they are added to it.
 SPECIAL_TOKENS = [
     CODE,

@@ -21,12 +21,30 @@ if TYPE_CHECKING:
 
     from rstar_jax.models import PPM, Policy
 
+HELD_OUT = 128  # problems that an SFT measures, at most
 KINDS = {'pairwise': 'pairs', 'orm': 'outcomes', 'pqm': 'q_values'}  # loss -> encoder
 
 
 def default_sft() -> 'ConfigDict':
-    """The paper's SFT (ALGORITHM section 5)."""
-    return _default(epochs=2, batch_size=128, length=4096, micro_batch=1)
+    """The paper's SFT (ALGORITHM section 5).
+
+    marks: 'tokens', the marks of the step language that the policy does not know become tokens of
+    its vocabulary (paper), or 'text', they stay text. marks_rate: learning rate of new tokens'
+    rows, as a share of the root mean square of their table (embedding, output). held_out: share of
+    the problems whose examples are not trained on but measured, HELD_OUT problems at most. form:
+    least share of the places where a mark is due in which it has to be the likeliest token after
+    the training, for each mark that a policy writes itself.
+    """
+    return _default(
+        epochs=2,
+        batch_size=128,
+        length=4096,
+        micro_batch=1,
+        marks='tokens',
+        marks_rate=0.05,
+        held_out=0.05,
+        form=0.5,
+    )
 
 
 def default_ppm() -> 'ConfigDict':
@@ -78,7 +96,7 @@ def sft(
     *,
     mesh=None,
     progress=None,
-) -> tuple['Policy', dict[str, float]]:
+) -> tuple['Policy', dict[str, Any]]:
     """Trains a policy on {query, response}: next token, on the response only.
 
     Args:
@@ -92,18 +110,62 @@ def sft(
     Returns:
       (policy with float32 parameters, metrics): steps, loss_first, loss_last (means over the first
       and last tenth of the steps), examples, dropped, tokens, tokens_per_second, padding_share,
-      shared_prefix_tokens_share, seconds, compiles, compile_seconds.
+      shared_prefix_tokens_share, seconds, compiles, compile_seconds. On held-out problems (on the
+      examples themselves where there is but one problem): held_out, held_out_loss_before and
+      _after, and form_before and _after, {mark: [places where it is likeliest, places where it is
+      due]}, counted in the mark's tokens; examples.MARKS are the names.
 
     Raises:
       UserError: no usable example, a loss that is not finite (names the step), or `directory` has
-        another training.
+        another training; or the form was not learnt (config.form): the policy is in `directory`.
     """
     from rstar_jax import models
     from rstar_jax.training import examples as encoding
+    from rstar_jax.training import trainer
 
-    policy = models.add_tokens(policy, steps.SFT_TOKENS)
+    if config.marks not in ('tokens', 'text'):
+        raise UserError(f'marks={config.marks!r}: expected tokens or text')
+    new: list[str] = []
+    if config.marks == 'tokens':
+        new = models.new_tokens(policy, steps.SFT_TOKENS)
+        policy = models.add_tokens(policy, new)
     encoded = encoding.sft(examples, policy.tokenizer, config.length)
-    return _finished(policy, encoded, 'sft', config, directory, mesh, progress)
+    chosen, held_out = encoding.hold_out(encoded, config.held_out, config.seed, HELD_OUT)
+
+    def measure(compiled, params) -> dict[str, Any]:
+        found = trainer.evaluate(compiled, params, encoded, held_out or chosen[:HELD_OUT], config)
+        counts = zip(found['marks_first'].tolist(), found['marks_due'].tolist())
+        form = dict(zip((None, *encoding.MARKS), counts))
+        form = {mark: [int(n) for n in form[mark]] for mark in encoding.MARKS if form[mark][1]}
+        return {'held_out_loss': found['loss'], 'form': form}
+
+    policy, metrics = _finished(
+        policy,
+        encoded,
+        'sft',
+        config,
+        directory,
+        mesh,
+        progress,
+        chosen,
+        measure,
+        new_rows=policy.tokenizer.convert_tokens_to_ids(new),
+    )
+    _check_form(metrics['form_after'], config.form, directory)
+    return policy, metrics | {'held_out': len(held_out)}
+
+
+def _check_form(form: dict[str, list[int]], least: float, directory: str | os.PathLike) -> None:
+    """Raises UserError where some mark that the policy has to write was not learnt."""
+    shares = {mark: n / due for mark, (n, due) in form.items() if mark not in steps.OUTPUT_MARKS}
+    mark = min(shares, key=shares.get)
+    if shares[mark] < least:
+        raise UserError(
+            f'{directory}: this policy has not learnt the step form: {mark} is its likeliest token '
+            f'in {form[mark][0]} of {form[mark][1]} held-out places where it is due, form={least:g}'
+            ' needs more: raise epochs, learning_rate or marks_rate of the training and delete the '
+            'folder, or go on with it by form=0'
+        )
 
 
 def ppm(
@@ -144,6 +206,8 @@ def ppm(
     chosen, held_out = encoding.hold_out(encoded, config.held_out, config.seed)
 
     def measure(compiled, params) -> dict[str, float]:
+        if not held_out:
+            return {}
         found = trainer.evaluate(compiled, params, encoded, held_out, config)
         named = {'held_out_loss': found['loss']}
         if 'pairs' in found:
@@ -161,14 +225,13 @@ def ppm(
 
 
 def _finished(
-    model, encoded, loss, config, directory, mesh, progress, chosen=None, measure=None
-) -> tuple[Any, dict[str, float]]:
+    model, encoded, loss, config, directory, mesh, progress, chosen, measure, new_rows=()
+) -> tuple[Any, dict[str, Any]]:
     """Trains `model` and puts the result on disk; or reads it where that was done before."""
     from rstar_jax import models
     from rstar_jax.training import checkpoints, trainer
 
     directory = pathlib.Path(directory)
-    chosen = range(len(encoded.examples)) if chosen is None else chosen
     done = directory / 'training.json'  # written last
     name = trainer.fingerprint(model.params, encoded, chosen, loss, config)
     if done.exists():
@@ -191,7 +254,8 @@ def _finished(
         name=name,
         mesh=mesh,
         progress=progress,
-        measure=measure if len(chosen) < len(encoded.examples) else None,
+        measure=measure,
+        new_rows=new_rows,
     )
     metrics |= {
         'examples': sum(encoded.examples[i].count for i in chosen),

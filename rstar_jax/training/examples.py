@@ -6,6 +6,7 @@ cut step no end.
 """
 
 import collections
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -17,9 +18,13 @@ from rstar_jax.training import packing
 from rstar_jax.training.packing import Example
 
 # Per-token fields of a batch.
-SFT_FIELDS = {'targets': np.int32, 'weights': np.float32}
+# mark: 1 + the place in MARKS of the mark that the target belongs to, 0 where it is none.
+SFT_FIELDS = {'targets': np.int32, 'weights': np.float32, 'mark': np.int32}
 VALUE_FIELDS = {'targets': np.float32, 'weights': np.float32}
 PAIR_FIELDS: dict[str, Any] = {}
+
+END_OF_TEXT = 'end of text'
+MARKS = (*steps.TEMPLATE_MARKS, END_OF_TEXT)
 
 GROUP_PAIRS = 8  # pairs of one prefix that are kept together in a batch
 
@@ -57,20 +62,36 @@ def sft(examples: Iterable[dict[str, Any]], tokenizer, length: int) -> Encoded:
             'the tokenizer has no eos_token: SFT cannot teach where a text ends; set it'
         )
     prompts = _encode(tokenizer, [steps.prompt(_text(e, 'query')) for e in examples], first=True)
-    responses = _encode(tokenizer, [_text(e, 'response') for e in examples])
+    responses = [_text(e, 'response') for e in examples]
+    coded = tokenizer(responses, add_special_tokens=False, return_offsets_mapping=True)
     encoded = Encoded(SFT_FIELDS, length)
-    for example, prompt, response in zip(examples, prompts, responses):
-        tokens = np.array([*prompt, *response, end], np.int32)
+    for i, (example, prompt) in enumerate(zip(examples, prompts)):
+        tokens = np.array([*prompt, *coded['input_ids'][i], end], np.int32)
         if len(tokens) > length:
             encoded.dropped += 1
             continue
-        targets, weights = np.zeros_like(tokens), np.zeros(len(tokens), np.float32)
         learn = slice(len(prompt) - 1, len(tokens) - 1)
-        targets[learn] = tokens[len(prompt) :]
-        weights[learn] = 1
-        field = {'targets': targets, 'weights': weights}
+        field = {name: np.zeros(len(tokens), dtype) for name, dtype in SFT_FIELDS.items()}
+        field['targets'][learn] = tokens[len(prompt) :]
+        field['weights'][learn] = 1
+        field['mark'][learn] = [
+            *_marks(responses[i], coded['offset_mapping'][i]),
+            1 + MARKS.index(END_OF_TEXT),
+        ]
         encoded.add(example['query'], Example((tokens,), (len(prompt) - 1,), (field,)))
     return encoded
+
+
+def _marks(text: str, spans: list[tuple[int, int]]) -> np.ndarray:
+    """i32[S]: 1 + the place in MARKS of the mark in which a token begins; 0 where in none.
+
+    spans: where each token begins and ends in `text`.
+    """
+    at = np.zeros(len(text) + 1, np.int32)
+    for number, mark in enumerate(steps.TEMPLATE_MARKS, 1):
+        for found in re.finditer(re.escape(mark), text):
+            at[found.start() : found.end()] = number
+    return at[[start for start, _ in spans]]
 
 
 def pairs(examples: Iterable[dict[str, Any]], tokenizer, length: int) -> Encoded:
@@ -165,13 +186,16 @@ def _valued(examples: list[tuple], tokenizer, length: int) -> Encoded:
     return encoded
 
 
-def hold_out(encoded: Encoded, share: float, seed: int) -> tuple[list[int], list[int]]:
+def hold_out(
+    encoded: Encoded, share: float, seed: int, most: int | None = None
+) -> tuple[list[int], list[int]]:
     """Splits by question; returns the indices (for training, held out).
 
-    At least one question is held out where `share` > 0 and there are two of them.
+    At least one question is held out where `share` > 0 and there are two of them; at most `most`.
     """
     questions = sorted(set(encoded.questions))
     count = min(len(questions) - 1, max(1, round(share * len(questions)))) if share else 0
+    count = count if most is None else min(count, most)
     order = np.random.default_rng([seed, len(questions)]).permutation(len(questions))
     held = {questions[i] for i in order[: max(0, count)]}
     both: tuple[list[int], list[int]] = ([], [])

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from rstar_jax.models import decoder as decoders
 from rstar_jax.models import heads
-from rstar_jax.training import attention, recompute
+from rstar_jax.training import attention, examples, recompute
 
 CHUNK_TOKENS = 512  # tokens whose logits [tokens, V] are in memory at once
 
@@ -38,11 +38,31 @@ def hidden_states(config, params, batch) -> jax.Array:
 
 
 def sft(config, params, batch, key, settings):
-    """Negative log-likelihood of `targets` where `weights` is not zero; params: a policy's."""
-    del key, settings
+    """Negative log-likelihood of `targets` where `weights` is not zero; params: a policy's.
+
+    Metrics, outside of training: marks_due and marks_first i32[1 + marks], by `mark` of the batch
+    (0: no mark), how many tokens are to be predicted and how many are the arg-max there.
+    """
+    del settings
     hidden = hidden_states(config, params, batch)
     head = params['embed' if config.tie_embeddings else 'output']['weight']
-    return cross_entropy(hidden, head, batch['targets'], batch['weights']), {}
+    loss = cross_entropy(hidden, head, batch['targets'], batch['weights'])
+    return loss, {} if key is not None else _marks(hidden, head, batch)
+
+
+def _marks(hidden, head, batch) -> dict[str, jax.Array]:
+    chunks, steps = _compact(hidden, batch['targets'], batch['weights'], batch['mark'])
+    nothing = jnp.zeros(len(examples.MARKS) + 1, jnp.int32)
+
+    def body(i, counts):
+        h, target, weight, mark = chunks(i)
+        logits = jnp.einsum('vd,rtd->vrt', head, h, preferred_element_type=jnp.float32)
+        first = jnp.argmax(logits, axis=0) == target
+        due, found = counts
+        return due.at[mark].add(weight > 0), found.at[mark].add((weight > 0) & first)
+
+    due, first = jax.lax.fori_loop(0, steps, body, (nothing, nothing))
+    return {'marks_due': due, 'marks_first': first}
 
 
 def pairwise(config, params, batch, key, settings):
@@ -173,16 +193,18 @@ def _order(weights) -> jax.Array:
     return jnp.argsort(weights == 0, axis=1, stable=True)
 
 
-def _compact(hidden, targets, weights):
-    """Returns (i -> hidden, targets, weights of chunk i of the compacted rows, chunks needed)."""
+def _compact(hidden, targets, weights, *more):
+    """Returns (i -> hidden, targets, weights, more of chunk i of the compacted rows, chunks).
+
+    targets, weights and each of `more`: [R, T]. chunks: so many hold all that has a weight.
+    """
     rows, length, _ = hidden.shape
     size = _chunk_size(rows, length)
     padding = -length % size
     order = _order(weights)
     moved = (
         jnp.take_along_axis(hidden, order[..., None], axis=1),
-        jnp.take_along_axis(targets, order, axis=1),
-        jnp.take_along_axis(weights, order, axis=1),
+        *(jnp.take_along_axis(x, order, axis=1) for x in (targets, weights, *more)),
     )
     # The last chunk is padded with tokens of weight zero.
     moved = [jnp.pad(x, ((0, 0), (0, padding)) + ((0, 0),) * (x.ndim - 2)) for x in moved]

@@ -4,11 +4,14 @@ Parameters, gradients and optimiser state are float32 and cut over the mesh by m
 network itself runs in `settings.dtype`.
 """
 
+import functools
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -18,24 +21,44 @@ from rstar_jax.training import losses
 
 
 def schedule(settings, steps: int) -> optax.Schedule:
-    """Learning rate by step: from settings.learning_rate to 0 over `steps`, without a warm-up."""
+    """What rates are multiplied by at each step: 1 to 0 over `steps`, without a warm-up."""
     if settings.schedule == 'linear':
-        return optax.linear_schedule(settings.learning_rate, 0, steps)
+        return optax.linear_schedule(1, 0, steps)
     if settings.schedule == 'cosine':
-        return optax.cosine_decay_schedule(settings.learning_rate, steps)
+        return optax.cosine_decay_schedule(1, steps)
     raise UserError(f'schedule={settings.schedule!r}: expected linear or cosine')
 
 
-def optimiser(settings, steps: int) -> optax.GradientTransformation:
-    """AdamW after clipping. Weight decay leaves out vectors: biases and norms."""
-    adamw = optax.adamw(
-        schedule(settings, steps),
-        weight_decay=settings.weight_decay,
-        mask=lambda params: jax.tree.map(lambda p: p.ndim > 1, params),
+def optimiser(settings, steps: int, new_rows: Sequence[int] = ()) -> optax.GradientTransformation:
+    """AdamW after clipping. Weight decay leaves out vectors: biases and norms.
+
+    new_rows: rows of the embedding and of the output that learn at a rate of their own,
+    settings.marks_rate times the table's root mean square. AdamW moves a weight by no more than its
+    rate in a step, so at the rate of a fine-tuning a token without a history would need thousands
+    of them.
+    """
+    clip = [optax.clip_by_global_norm(settings.grad_clip)] if settings.grad_clip else []
+    matrices = lambda params: jax.tree.map(lambda p: p.ndim > 1, params)  # noqa: E731
+    return optax.chain(
+        *clip,
+        optax.scale_by_adam(),
+        optax.add_decayed_weights(settings.weight_decay, matrices),
+        optax.scale_by_learning_rate(schedule(settings, steps)),
+        optax.stateless(functools.partial(_at_rates, settings, np.array(new_rows, np.int32))),
     )
-    if not settings.grad_clip:
-        return adamw
-    return optax.chain(optax.clip_by_global_norm(settings.grad_clip), adamw)
+
+
+def _at_rates(settings, new_rows: np.ndarray, updates, params):
+    """Multiplies updates by their learning rate."""
+    scaled = jax.tree.map(lambda update: settings.learning_rate * update, updates)
+    for name in ('embed', 'output') if len(new_rows) else ():
+        if name in updates:
+            table = updates[name]['weight']
+            size = jnp.sqrt(jnp.mean(jnp.square(params[name]['weight'])))
+            rates = jnp.full(table.shape[0], settings.learning_rate, table.dtype)
+            rates = rates.at[new_rows].set(settings.marks_rate * size)
+            scaled[name] = {'weight': rates[:, None] * table}
+    return scaled
 
 
 class Compiled:
@@ -46,17 +69,19 @@ class Compiled:
       seconds: time they took.
     """
 
-    def __init__(self, config, settings, loss: str, mesh: Mesh, steps: int):
+    def __init__(
+        self, config, settings, loss: str, mesh: Mesh, steps: int, new_rows: Sequence[int] = ()
+    ):
         self.mesh, self.count, self.seconds = mesh, 0, 0.0
         self._config, self._settings = config, settings
         self._loss = losses.BY_NAME[loss]
-        self._optimiser = optimiser(settings, steps)
+        self._optimiser = optimiser(settings, steps, new_rows)
         self._schedule = schedule(settings, steps)
         self._ready: dict[tuple, Any] = {}
         self._dtype = compute_dtype(settings)
 
     def learning_rate(self, step: int) -> float:
-        return float(self._schedule(step))
+        return self._settings.learning_rate * float(self._schedule(step))
 
     def init(self, params) -> dict[str, Any]:
         """The state {params, optimiser} before the first step; `params` are copied to float32."""

@@ -32,7 +32,7 @@ Progress = Callable[[dict[str, float]], None]
 
 MEANS = ('loss', 'accuracy')  # metric sums that are divided by the weight
 # Settings that do not change what is learnt: a training may go on with others.
-FREE = ('log_every', 'checkpoint_minutes')
+FREE = ('log_every', 'checkpoint_minutes', 'form')
 
 
 class Micros:
@@ -62,9 +62,9 @@ class Micros:
         self.weight = float(sum(example.weight for example in chosen))
 
 
-def evaluate(compiled: Compiled, params, encoded: Encoded, indices, settings) -> dict[str, float]:
+def evaluate(compiled: Compiled, params, encoded: Encoded, indices, settings) -> dict[str, Any]:
     """Loss (mean by weight) and metric sums over examples, without dropout."""
-    sums: dict[str, float] = {}
+    sums: dict[str, Any] = {}
     weight = 0.0
     for start in range(0, len(indices), settings.batch_size):
         micros = Micros(
@@ -73,7 +73,7 @@ def evaluate(compiled: Compiled, params, encoded: Encoded, indices, settings) ->
         weight += micros.weight
         for batch in micros.batches:
             for name, value in compiled.evaluate(params, batch).items():
-                sums[name] = sums.get(name, 0.0) + float(value)
+                sums[name] = sums.get(name, 0) + np.asarray(value, np.float64)
     return {name: value / weight if name in MEANS else value for name, value in sums.items()}
 
 
@@ -89,7 +89,8 @@ def train(
     name: str,
     mesh=None,
     progress: Progress | None = None,
-    measure: Callable[[Compiled, Any], dict[str, float]] | None = None,
+    measure: Callable[[Compiled, Any], dict[str, Any]] | None = None,
+    new_rows: Sequence[int] = (),
 ) -> tuple[Any, dict[str, float]]:
     """Trains, from the newest state in `directory` if there is one.
 
@@ -105,6 +106,7 @@ def train(
       progress: called with a dict of numbers after every micro batch.
       measure: (compiled, params) -> further metrics, called before and after training; their names
         get `_before` and `_after`.
+      new_rows: see step.optimiser.
 
     Returns:
       (float32 parameters, metrics). The states are left for the caller to remove, when the model is
@@ -120,7 +122,8 @@ def train(
             if encoded.dropped
             else 'training: there are no examples to learn from'
         )
-    compiled = Compiled(config, settings, loss, mesh or checkpoints.one_device(), len(steps))
+    mesh = mesh or checkpoints.one_device()
+    compiled = Compiled(config, settings, loss, mesh, len(steps), new_rows)
     run = _Run(compiled, encoded, steps, settings, pathlib.Path(directory), progress)
     with checkpoints.States(directory) as states:
         state, found = compiled.init(params), states.newest()
@@ -143,7 +146,7 @@ def train(
     )
 
 
-def _named(measure, compiled, state, suffix: str) -> dict[str, float]:
+def _named(measure, compiled, state, suffix: str) -> dict[str, Any]:
     found = measure(compiled, state['params']) if measure else {}
     return {f'{name}_{suffix}': value for name, value in found.items()}
 

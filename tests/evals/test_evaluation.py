@@ -77,6 +77,8 @@ def test_results_are_those_worked_out_by_hand():
             'sums': {
                 'problems': 4,
                 'greedy': 0.5,
+                'answered': 0.75,
+                'greedy_solved': [10, 12],
                 'search': {
                     'trajectories': 3,
                     'best': 0.5,

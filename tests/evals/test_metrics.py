@@ -27,6 +27,13 @@ def test_interval_equals_published_values(right, n, low, high):
     assert found == pytest.approx([low, high], abs=6e-5)
 
 
+def test_mcnemar_counts_what_only_one_has_solved():
+    assert metrics.mcnemar([1, 2, 3], [3, 4]) == (1, 2, 1.0)
+    assert metrics.mcnemar([5], [5]) == (0, 0, 1.0)
+    # Of ten coins nine or more, or one or less, fall alike: 2 (1 + 10) / 1024.
+    assert metrics.mcnemar(range(1), range(1, 10)) == (9, 1, pytest.approx(22 / 1024))
+
+
 def test_interval_is_symmetric_and_within_bounds():
     for n in (1, 7, 30):
         for right in range(n + 1):

@@ -22,6 +22,7 @@ def results(number, greedy, majority=None):
     figures = {
         'problems': 100,
         'greedy': greedy,
+        'answered': 0.96,
         'search': found,
         'interval95': interval,
         'tokens_per_problem': 1234.5,
@@ -67,6 +68,20 @@ def test_table_compares_the_rounds():
     assert '8 trees' in lines[-1]
     assert max(map(len, lines)) <= 135
     assert report.table([]) == ''
+
+
+def test_rounds_are_compared_problem_by_problem():
+    before, after, worse = results(0, 0.25), results(1, 0.3), results(2, 0.2)
+    for result, solved in ((before, range(20)), (after, range(2, 30)), (worse, range(10, 14))):
+        result['benchmarks']['sums'] |= {'greedy_solved': list(solved), 'answered': 0.875}
+    text = report.table([before, after, worse])
+    assert 'sums, policy alone, round 1 against start: 10 problems won, 2 lost: better (p' in text
+    assert 'round 2 against round 1: 0 problems won, 24 lost: WORSE (p = 1.2e-07' in text
+    assert (
+        text.count("McNemar's test") == 2 and text.count('87.5 %') == 6
+    )  # of both benchmarks of a round
+    after['benchmarks']['sums']['greedy_solved'] = list(range(22))
+    assert '2 problems won, 0 lost: no certain difference (p = 0.5' in report.table([before, after])
 
 
 def test_read_sorts_rounds_by_number(tmp_path):

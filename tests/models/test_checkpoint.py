@@ -1,6 +1,7 @@
 """Round trips through Hugging Face folders, PPMs, added tokens, and what is wrong with a file."""
 
 import importlib
+import itertools
 import json
 import pathlib
 import shutil
@@ -103,7 +104,10 @@ def test_added_tokens_take_padding_rows_then_grow(name, tmp_path):
     for table in tables:
         old = np.asarray(policy.params[table]['weight'])
         new = np.asarray(more.params[table]['weight'])
-        np.testing.assert_allclose(new[known : known + 3], [old[:known].mean(0)] * 3, atol=1e-6)
+        pieces = [policy.tokenizer(mark)['input_ids'] for mark in MARKS]
+        expected = [old[np.array(ids)].mean(0) for ids in pieces]
+        np.testing.assert_allclose(new[known : known + 3], expected, atol=1e-6)
+        assert min(np.abs(a - b).max() for a, b in itertools.combinations(expected, 2)) > 0.01
         np.testing.assert_array_equal(
             np.delete(new, [known, known + 1, known + 2], 0)[:known], old[:known]
         )

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from rstar_jax import search
+from rstar_jax.errors import UserError
 from rstar_jax.search import Status
 from tests.search import reference
 
@@ -241,3 +242,27 @@ def test_records_survive_storage_and_interchange(grow):
     assert back.texts == [record.texts[i] for i in order]
     assert back.visits.tolist() == record.visits[order].tolist()
     assert back.answers == [record.answers[i] for i in order]
+
+
+def test_a_policy_that_writes_no_mark_is_found_out_after_the_first_trees(workers):
+    asked = []
+
+    def texts(question, prefix, n):
+        asked.append(question)
+        return ['', 'The answer is', 'x = (', 'y'][:n]
+
+    config = search.Config(rollouts=2, candidates=4)
+    expander = search.scripted(texts, trees=4)
+    records = search.run(_problems(100), expander=expander, config=config, workers=workers)
+    message = (
+        "^search: of the first 32 candidates none ends in a mark .*; the first is ''.*few_shot"
+    )
+    with pytest.raises(UserError, match=message):
+        list(records)
+    assert len(asked) == 8
+
+    # One mark is enough, and so is a tree that grows without any.
+    for good in ('x = 1\n<end_of_step>', 'x = 1', 'It is \\boxed{7}'):
+        expander = search.scripted(lambda q, p, n, good=good: [good if q == 'q1' else ''] * n)
+        records = search.run(_problems(30), expander=expander, config=config, workers=workers)
+        assert len(list(records)) == 30

@@ -72,12 +72,12 @@ def test_one_trajectory_of_each_program_is_kept():
         return (
             f'<code>\n{code}\n<end_of_code>\n<output>5<end_of_output>',
             q,
-            [(answer, 1.0, 'right')],
+            [(f'<answer>{answer}', 1.0, 'right')],
         )
 
     one = tree(
         [
-            solution('# Add\nx = 2+3\nprint(x)', 'so it is 5'),
+            solution('# Add the two numbers\nx = 2+3\nprint(x)', 'so it is 5'),
             solution('x = 2 + 3\n\n# Then print\nprint(x)', '5'),
             solution('y = 3 + 2\nprint(y)'),
             solution('x = (2 + 3)\nprint(x)', 'it is 5', q=0.5),
@@ -86,7 +86,7 @@ def test_one_trajectory_of_each_program_is_kept():
         ]
     )
     kept = responses(one, trajectories=4, distinct=True)
-    assert [text.split('\n')[1] for text in kept] == ['not a program', 'x = 2 + 3', 'y = 3 + 2']
+    assert [text.split('\n')[1] for text in kept] == ['not a program', 'y = 3 + 2', 'x = 2 + 3']
     assert [text[-1] for text in kept] == ['a', '5', '5']
     assert len(responses(one, trajectories=9)) == 6
 

@@ -22,7 +22,7 @@ from rstar_jax import configs
 def get_config() -> ConfigDict:
     config = configs.default()
     config.policy.path = ''
-    config.data.limit = 16
+    config.data.limit = 32
 
     config.search.prompt = 'few_shot'
     config.search.rollouts = 4
@@ -30,14 +30,19 @@ def get_config() -> ConfigDict:
     config.search.error_threshold = 2
     config.search.temperature = 0.7
     config.search.step_tokens = 256
+    config.search.answers_kept = 'all'
 
-    config.training.sft.batch_size = 4
+    config.curate.distinct = True
+    config.curate.trajectories = 4
+
+    config.training.sft.epochs = 2
+    config.training.sft.batch_size = 2
+    config.training.sft.learning_rate = 1e-5
     config.training.sft.length = 1024
+    config.training.sft.held_out = 0.1
     config.training.ppm.batch_size = 8
     config.training.ppm.length = 768
 
-    config.eval.limit = 16
-    config.eval.trajectories = 1
-    config.eval.rollouts = 2
-    config.eval.candidates = 4
+    config.eval.limit = 100
+    config.eval.trajectories = 0
     return config

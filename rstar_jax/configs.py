@@ -31,8 +31,8 @@ def default() -> ConfigDict:
 def for_round(config: ConfigDict, number: int) -> ConfigDict:
     """The config of one round: `config` with what `config.schedule` says of that round.
 
-    Rounds after the first search with what the round before trained, and train from the base model
-    that the first began with.
+    Rounds after the first search with what the round before trained, by the prompt that it was
+    trained on, and train from the base model that the first began with.
     """
     made = ConfigDict(config.to_dict())
     schedule = made.schedule
@@ -40,6 +40,7 @@ def for_round(config: ConfigDict, number: int) -> ConfigDict:
     if number > made.first_round:
         made.base.path = made.base.path or made.policy.path
         made.policy.path = PREVIOUS
+        made.search.prompt = 'sft'
     rows = (
         f'round{number or max(1, made.first_round)}'  # round 0 is evaluated as the first searches
     )

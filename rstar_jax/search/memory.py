@@ -121,7 +121,7 @@ def plan(
         )
     # Half of what the trees can fill: the other half waits, so that no slot does.
     cells = possible * n
-    slots = min(slots, max(cells // 2, FEW_SLOTS), cells)
+    slots = min(slots, cells if config.slots else max(cells // 2, FEW_SLOTS), cells)
     left = room - possible * tree - slots * slot
     fitting = int(KEPT * left // (possible * token)) - copies.COPIED
     kept = max(0, min(_worth_keeping(config), fitting))

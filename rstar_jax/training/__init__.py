@@ -162,9 +162,9 @@ def _check_form(form: dict[str, list[int]], least: float, directory: str | os.Pa
     if shares[mark] < least:
         raise UserError(
             f'{directory}: this policy has not learnt the step form: {mark} is its likeliest token '
-            f'in {form[mark][0]} of {form[mark][1]} held-out places where it is due, form={least:g}'
-            ' needs more: raise epochs, learning_rate or marks_rate of the training and delete the '
-            'folder, or go on with it by form=0'
+            f'in {form[mark][0]} of the {form[mark][1]} measured places where it is due; form='
+            f'{least:g} asks for more: raise epochs, learning_rate or marks_rate of the training '
+            'and delete the folder, or go on with it by form=0'
         )
 
 

@@ -47,10 +47,10 @@ def sft(config, params, batch, key, settings):
     hidden = hidden_states(config, params, batch)
     head = params['embed' if config.tie_embeddings else 'output']['weight']
     loss = cross_entropy(hidden, head, batch['targets'], batch['weights'])
-    return loss, {} if key is not None else _marks(hidden, head, batch)
+    return loss, {} if key is not None else _marks_first(hidden, head, batch)
 
 
-def _marks(hidden, head, batch) -> dict[str, jax.Array]:
+def _marks_first(hidden, head, batch) -> dict[str, jax.Array]:
     chunks, steps = _compact(hidden, batch['targets'], batch['weights'], batch['mark'])
     nothing = jnp.zeros(len(examples.MARKS) + 1, jnp.int32)
 

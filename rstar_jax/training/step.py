@@ -38,14 +38,17 @@ def optimiser(settings, steps: int, new_rows: Sequence[int] = ()) -> optax.Gradi
     of them.
     """
     clip = [optax.clip_by_global_norm(settings.grad_clip)] if settings.grad_clip else []
-    matrices = lambda params: jax.tree.map(lambda p: p.ndim > 1, params)  # noqa: E731
     return optax.chain(
         *clip,
         optax.scale_by_adam(),
-        optax.add_decayed_weights(settings.weight_decay, matrices),
+        optax.add_decayed_weights(settings.weight_decay, _matrices),
         optax.scale_by_learning_rate(schedule(settings, steps)),
         optax.stateless(functools.partial(_at_rates, settings, np.array(new_rows, np.int32))),
     )
+
+
+def _matrices(params):
+    return jax.tree.map(lambda p: p.ndim > 1, params)
 
 
 def _at_rates(settings, new_rows: np.ndarray, updates, params):

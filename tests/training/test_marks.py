@@ -169,7 +169,7 @@ def test_a_form_that_was_not_learnt_ends_the_training(small, tmp_path):
     config = settings(epochs=1, marks_rate=1e-6)
     message = (
         'this policy has not learnt the step form: .* in 0 of the 1 measured places where it is '
-        'due; form=0.5 asks for more: raise epochs, learning_rate or marks_rate .*, or go on with it by '
+        'due; form=0.5 asks for more: raise epochs, learning_rate or marks_rate .*, or go on with '
     )
     for _ in range(2):  # a second run does not take the policy for a good one
         with pytest.raises(UserError, match=message):

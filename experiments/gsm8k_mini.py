@@ -25,22 +25,23 @@ def get_config() -> ConfigDict:
     config.data.limit = 32
 
     config.search.prompt = 'few_shot'
-    config.search.rollouts = 4
+    config.search.rollouts = 2
     config.search.candidates = 8
     config.search.error_threshold = 2
     config.search.temperature = 0.7
     config.search.step_tokens = 256
     config.search.answers_kept = 'all'
 
+    config.curate.final_step_pairs = 'trajectories'
     config.curate.distinct = True
     config.curate.trajectories = 4
 
-    config.training.sft.epochs = 2
+    config.training.sft.epochs = 1
     config.training.sft.batch_size = 2
     config.training.sft.learning_rate = 1e-5
     config.training.sft.length = 1024
     config.training.sft.held_out = 0.1
-    config.training.ppm.batch_size = 8
+    config.training.ppm.batch_size = 4
     config.training.ppm.length = 768
 
     config.eval.limit = 100

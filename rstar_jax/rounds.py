@@ -245,7 +245,13 @@ def _train_policy(
     settings = _settings(training.default_sft(), section, round_.config.seed)
     progress = _training_progress(round_, stage, line)
     _, figures = training.sft(
-        policy, examples, settings, stage.folder, mesh=_training_mesh(), progress=progress
+        policy,
+        examples,
+        settings,
+        stage.folder,
+        mesh=_training_mesh(),
+        progress=progress,
+        release=True,
     )
     return figures
 
@@ -263,7 +269,13 @@ def ppm(round_: Round, stage: ledger.Stage, line: Line) -> Figures:
     settings = _settings(training.default_ppm(), round_.config.training.ppm, round_.config.seed)
     progress = _training_progress(round_, stage, line)
     _, figures = training.ppm(
-        policy, pairs, settings, stage.folder, mesh=_training_mesh(), progress=progress
+        policy,
+        pairs,
+        settings,
+        stage.folder,
+        mesh=_training_mesh(),
+        progress=progress,
+        release=True,
     )
     return figures
 

@@ -96,6 +96,7 @@ def sft(
     *,
     mesh=None,
     progress=None,
+    release: bool = False,
 ) -> tuple['Policy', dict[str, Any]]:
     """Trains a policy on {query, response}: next token, on the response only.
 
@@ -106,6 +107,7 @@ def sft(
       mesh: with axes (data, fsdp, tensor), see models.sharding; None = the first device.
       progress: called with a dict of numbers after each micro batch: step, steps, loss,
         tokens_per_second, seconds, seconds_left.
+      release: gives the arrays of `policy` up as soon as they are copied: memory for a model less.
 
     Returns:
       (policy with float32 parameters, metrics): steps, loss_first, loss_last (means over the first
@@ -125,7 +127,7 @@ def sft(
 
     if config.marks not in ('tokens', 'text'):
         raise UserError(f'marks={config.marks!r}: expected tokens or text')
-    new: list[str] = []
+    new, start = [], policy
     if config.marks == 'tokens':
         new = models.new_tokens(policy, steps.SFT_TOKENS)
         policy = models.add_tokens(policy, new)
@@ -150,6 +152,7 @@ def sft(
         chosen,
         measure,
         new_rows=policy.tokenizer.convert_tokens_to_ids(new),
+        release=(start, policy) if release else (),
     )
     _check_form(metrics['form_after'], config.form, directory)
     return policy, metrics | {'held_out': len(held_out)}
@@ -176,6 +179,7 @@ def ppm(
     *,
     mesh=None,
     progress=None,
+    release: bool = False,
 ) -> tuple['PPM', dict[str, float]]:
     """Trains a reward model that starts as `policy` with a scalar head.
 
@@ -219,15 +223,37 @@ def ppm(
     held = sum(encoded.examples[i].count for i in held_out)
     name = 'held_out_pairs' if config.loss == 'pairwise' else 'held_out'
     model, metrics = _finished(
-        model, encoded, config.loss, config, directory, mesh, progress, chosen, measure
+        model,
+        encoded,
+        config.loss,
+        config,
+        directory,
+        mesh,
+        progress,
+        chosen,
+        measure,
+        release=(policy,) if release else (),
     )
     return model, metrics | {name: held}
 
 
 def _finished(
-    model, encoded, loss, config, directory, mesh, progress, chosen, measure, new_rows=()
+    model,
+    encoded,
+    loss,
+    config,
+    directory,
+    mesh,
+    progress,
+    chosen,
+    measure,
+    new_rows=(),
+    release=(),
 ) -> tuple[Any, dict[str, Any]]:
-    """Trains `model` and puts the result on disk; or reads it where that was done before."""
+    """Trains `model` and puts the result on disk; or reads it where that was done before.
+
+    release: policies whose arrays nobody needs once the training has copied them.
+    """
     from rstar_jax import models
     from rstar_jax.training import checkpoints, trainer
 
@@ -256,6 +282,7 @@ def _finished(
         progress=progress,
         measure=measure,
         new_rows=new_rows,
+        begun=lambda: _delete(release),
     )
     metrics |= {
         'examples': sum(encoded.examples[i].count for i in chosen),
@@ -266,6 +293,15 @@ def _finished(
     checkpoints.write_json(done, {'fingerprint': name, 'metrics': metrics})
     checkpoints.delete_states(directory)
     return model, metrics
+
+
+def _delete(policies: Iterable['Policy']) -> None:
+    import jax
+
+    for policy in policies:
+        for leaf in jax.tree.leaves(policy.params):
+            if not leaf.is_deleted():
+                leaf.delete()
 
 
 __all__ = ['default_ppm', 'default_sft', 'ppm', 'sft']

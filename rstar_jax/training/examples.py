@@ -56,6 +56,8 @@ class Encoded:
 def sft(examples: Iterable[dict[str, Any]], tokenizer, length: int) -> Encoded:
     """{query, response} -> SFT prompt + response + end of text, learnt from the response on."""
     examples = list(examples)
+    if not examples:
+        return Encoded(SFT_FIELDS, length)
     end = tokenizer.eos_token_id
     if end is None:
         raise UserError(

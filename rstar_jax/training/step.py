@@ -102,6 +102,20 @@ class Compiled:
         )
         return {'params': params, 'optimiser': jax.device_put(moments, where)}
 
+    def step(self, state, batch, scale: float, key):
+        """A whole step of one micro batch -> (state, metric sums, norm of the gradients).
+
+        As `accumulate` and `update` together, without an array for the sum of gradients.
+        """
+
+        def function(state, batch, scale, key):
+            grads, metrics = self._gradients(state['params'], batch, scale, key)
+            return self._updated(state, grads), metrics, optax.global_norm(grads)
+
+        batch, scale = self._place(batch), jnp.float32(scale)
+        # Donated: nobody holds the state before this step.
+        return self._run('step', function, (state, batch, scale, key), (0,))
+
     def zeros(self, params):
         """Gradients before the first micro batch of a step."""
         return jax.tree.map(lambda p: jnp.zeros(p.shape, p.dtype, device=p.sharding), params)
@@ -110,11 +124,7 @@ class Compiled:
         """Adds the gradients of scale * (loss of one micro batch) -> (grads, metric sums)."""
 
         def function(params, grads, batch, scale, key):
-            def loss(params):
-                value, metrics = self._value(params, batch, key)
-                return scale * value, {'loss': value} | metrics
-
-            new, metrics = jax.grad(loss, has_aux=True)(params)
+            new, metrics = self._gradients(params, batch, scale, key)
             return jax.tree.map(jnp.add, grads, new), metrics
 
         batch, scale = self._place(batch), jnp.float32(scale)
@@ -134,12 +144,22 @@ class Compiled:
         """One AdamW step -> (state, norm of the gradients before clipping)."""
 
         def function(state, grads):
-            updates, moments = self._optimiser.update(grads, state['optimiser'], state['params'])
-            params = optax.apply_updates(state['params'], updates)
-            return {'params': params, 'optimiser': moments}, optax.global_norm(grads)
+            return self._updated(state, grads), optax.global_norm(grads)
 
         # Donated: nobody holds the state before this step.
         return self._run('update', function, (state, grads), (0,))
+
+    def _gradients(self, params, batch, scale, key):
+        def loss(params):
+            value, metrics = self._value(params, batch, key)
+            return scale * value, {'loss': value} | metrics
+
+        return jax.grad(loss, has_aux=True)(params)
+
+    def _updated(self, state, grads):
+        updates, moments = self._optimiser.update(grads, state['optimiser'], state['params'])
+        params = optax.apply_updates(state['params'], updates)
+        return {'params': params, 'optimiser': moments}
 
     def _value(self, params, batch, key):
         value_head = params.get('value_head')
@@ -162,7 +182,11 @@ class Compiled:
             start = time.monotonic()
             where = jax.tree.map(lambda x: x.sharding, args)
             # What is donated comes back in the same place.
-            outs = {'accumulate': lambda: (where[1], None), 'update': lambda: (where[0], None)}
+            outs = {
+                'step': lambda: (where[0], None, None),
+                'accumulate': lambda: (where[1], None),
+                'update': lambda: (where[0], None),
+            }
             out = outs[name]() if name in outs else None
             jitted = jax.jit(function, donate_argnums=donated, out_shardings=out)
             with jax.set_mesh(self.mesh):

@@ -2,8 +2,8 @@
 
     examples -> the examples of every step, in an order fixed by the seed     packing.batches
     a step   -> micro batches of few shapes                                   packing.plan, fill
-             -> gradients, summed over the micro batches                      Compiled.accumulate
-             -> AdamW                                                         Compiled.update
+             -> gradients, summed over the micro batches, AdamW               Compiled.accumulate,
+                                                                              update; step for one
 
 Whatever a step does is a function of the settings, the examples and the step's number alone, and a
 checkpoint holds parameters and optimiser state: so a training that was killed and goes on ends
@@ -91,6 +91,7 @@ def train(
     progress: Progress | None = None,
     measure: Callable[[Compiled, Any], dict[str, Any]] | None = None,
     new_rows: Sequence[int] = (),
+    begun: Callable[[], None] | None = None,
 ) -> tuple[Any, dict[str, float]]:
     """Trains, from the newest state in `directory` if there is one.
 
@@ -107,6 +108,7 @@ def train(
       measure: (compiled, params) -> further metrics, called before and after training; their names
         get `_before` and `_after`.
       new_rows: see step.optimiser.
+      begun: called when `params` have been copied and are needed no more.
 
     Returns:
       (float32 parameters, metrics). The states are left for the caller to remove, when the model is
@@ -127,6 +129,8 @@ def train(
     run = _Run(compiled, encoded, steps, settings, pathlib.Path(directory), progress)
     with checkpoints.States(directory) as states:
         state, found = compiled.init(params), states.newest()
+        if begun is not None:
+            begun()
         if found is None:
             about = {'fingerprint': name, 'metrics': _named(measure, compiled, state, 'before')}
             start = 0
@@ -235,6 +239,10 @@ class _Run:
         compiled, params = self._compiled, state['params']
         key = jax.random.fold_in(jax.random.key(self._settings.seed), number)
         scale = 1 / max(micros.weight, 1e-9)
+        if len(micros.batches) == 1:
+            self._counts['tokens'] += micros.tokens[0]
+            self._tell(number, 0)
+            return compiled.step(state, micros.batches[0], scale, jax.random.fold_in(key, 0))
         grads, sums, last = compiled.zeros(params), {}, None
         for i, batch in enumerate(micros.batches):
             grads, new = compiled.accumulate(

@@ -1,5 +1,6 @@
 """The trainer: learns, goes on exactly where it was stopped, the same on any mesh and split."""
 
+import dataclasses
 import json
 
 import jax
@@ -69,7 +70,8 @@ def pair_examples(problems=40):
 
 def sft_settings(**changes):
     config = training.default_sft()
-    config.update(dict(epochs=2, batch_size=4, length=128, learning_rate=1e-2) | changes)
+    shape = dict(epochs=2, batch_size=4, length=128, learning_rate=1e-2, held_out=0.0, form=0.0)
+    config.update(shape | changes)
     return config
 
 
@@ -167,19 +169,26 @@ def test_killed_and_resumed_training_ends_with_the_same_bits(policy, tmp_path, k
     assert logs[0] == logs[1]
 
 
-def gradients(policy, settings, mesh=None, kind='sft'):
-    """(gradients of one step as numpy, their norm, its micro batches, the state after it)."""
+def compiled_with_state(policy, settings, mesh=None, kind='sft'):
+    """The functions of a training of two steps and the state that it begins with."""
     model = models.add_tokens(policy, steps.SFT_TOKENS)
-    if kind == 'sft':
-        encoded = examples.sft(sft_examples(), model.tokenizer, settings.length)
-    else:
+    if kind == 'ppm':
         model = models.init_ppm(policy, 0)
         model.params['value_head']['weight'] = jnp.ones((1, 32)) / 8
-        encoded = examples.pairs(pair_examples(8), model.tokenizer, settings.length)
-    mesh = mesh or checkpoints.one_device()
     loss = 'sft' if kind == 'sft' else 'pairwise'
+    mesh = mesh or checkpoints.one_device()
     compiled = trainer.Compiled(policy.config, settings, loss, mesh, 2)
-    state = compiled.init(model.params)
+    return compiled, compiled.init(model.params)
+
+
+def gradients(policy, settings, mesh=None, kind='sft'):
+    """(gradients of one step as numpy, their norm, its micro batches, the state after it)."""
+    if kind == 'sft':
+        encoded = examples.sft(sft_examples(), policy.tokenizer, settings.length)
+    else:
+        encoded = examples.pairs(pair_examples(8), policy.tokenizer, settings.length)
+    mesh = mesh or checkpoints.one_device()
+    compiled, state = compiled_with_state(policy, settings, mesh, kind)
     micros = trainer.Micros(encoded, range(len(encoded.examples)), settings, mesh)
     grads = compiled.zeros(state['params'])
     for batch in micros.batches:
@@ -223,6 +232,39 @@ def test_accumulation_and_meshes_change_nothing(policy, kind):
     gate = state['params'] if kind == 'sft' else state['params']['decoder']
     gate = gate['layers']['0']['mlp']['gate']['weight']
     assert gate.addressable_shards[0].data.size * 4 == gate.size
+
+
+@pytest.mark.parametrize('kind', ['sft', 'ppm'])
+def test_a_step_of_one_micro_batch_is_the_sum_of_its_parts(policy, kind):
+    settings = sft_settings() if kind == 'sft' else ppm_settings(length=128)
+    settings.micro_batch = 8
+    _, norm, micros, expected = gradients(policy, settings, kind=kind)
+    compiled, state = compiled_with_state(policy, settings, kind=kind)
+    (batch,) = micros.batches
+    before = {x.unsafe_buffer_pointer() for x in jax.tree.leaves(state['params'])}
+    state, sums, found = compiled.step(state, batch, 1 / micros.weight, jax.random.key(0))
+    assert float(found) == pytest.approx(norm, rel=1e-6) and sums['loss'] > 0
+    close(state, expected, 1e-6)
+    after = {x.unsafe_buffer_pointer() for x in jax.tree.leaves(state['params'])}
+    assert len(before & after) > len(after) // 2  # donated: the new weights lie where the old lay
+
+
+@pytest.mark.parametrize('kind', ['sft', 'ppm'])
+def test_what_a_training_starts_from_can_be_released(policy, tmp_path, kind):
+    start = dataclasses.replace(policy, params=jax.tree.map(jnp.copy, policy.params))
+    seen = []
+
+    def progress(numbers):
+        seen.append(all(leaf.is_deleted() for leaf in jax.tree.leaves(start.params)))
+
+    if kind == 'sft':
+        run, data, settings = training.sft, sft_examples(), sft_settings()
+    else:
+        run, data, settings = training.ppm, pair_examples(10), ppm_settings(epochs=1)
+    expected, _ = run(policy, data, settings, tmp_path / 'kept')
+    found, _ = run(start, data, settings, tmp_path, release=True, progress=progress)
+    assert same(found.params, expected.params) and all(seen)
+    assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(policy.params))
 
 
 def test_ppm_learns_a_planted_preference(policy, tmp_path):

@@ -89,7 +89,7 @@ def _sft_data(rng, count: int, vocab: int):
         tokens = rng.integers(1, vocab, prompt + response).astype(np.int32)
         targets, weights = np.zeros_like(tokens), np.zeros(len(tokens), np.float32)
         targets[prompt - 1 : -1], weights[prompt - 1 : -1] = tokens[prompt:], 1
-        field = {'targets': targets, 'weights': weights}
+        field = {'targets': targets, 'weights': weights, 'mark': np.zeros_like(tokens)}
         encoded.add('', packing.Example((tokens,), (int(prompt) - 1,), (field,)))
     return encoded
 

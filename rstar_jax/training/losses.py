@@ -47,7 +47,8 @@ def sft(config, params, batch, key, settings):
     hidden = hidden_states(config, params, batch)
     head = params['embed' if config.tie_embeddings else 'output']['weight']
     loss = cross_entropy(hidden, head, batch['targets'], batch['weights'])
-    return loss, {} if key is not None else _marks_first(hidden, head, batch)
+    counted = key is None and 'mark' in batch
+    return loss, _marks_first(hidden, head, batch) if counted else {}
 
 
 def _marks_first(hidden, head, batch) -> dict[str, jax.Array]:

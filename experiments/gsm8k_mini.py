@@ -5,10 +5,13 @@
         --config.data.problems=gsm8k_train.jsonl --config.eval.benchmarks=gsm8k_test.json
 
 Hardware: 2 CPU cores, 24 GiB of memory, for a model of 0.5B parameters.
-Time: 29 minutes with Qwen2.5-Coder-0.5B-Instruct on 2 cores with bfloat16 instructions (other jobs
-ran at low priority): search 10, SFT 4, evaluation 14, the rest 1.
-Score: right answers to 9 of 16 training problems, SFT loss 3.3 -> 1.4; of 16 test problems 1 is
-solved before and after: what 14 examples teach is the form.
+Time: not measured as a whole since its settings were chosen; Qwen2.5-Coder-0.5B-Instruct on 2 cores
+without bfloat16 instructions: SFT 20 minutes for 113 examples, evaluation 12 for 100 problems.
+Score: an SFT with these settings on 113 examples of 29 problems: of 200 test problems 86 % reach an
+answer and 23.5 % are right before (few-shot), 98 % and 26.0 % after (p = 0.51, McNemar's test).
+
+Each rollout ends in one program, whatever the number of candidates, so a few candidates and more
+rollouts find more different programs for the same tokens.
 
 The policy is any instruct model given by its path (Hugging Face directory, hub name or .gguf); it
 has not seen the step form, so two worked examples show it (the few-shot prompt of round 1).
@@ -25,8 +28,8 @@ def get_config() -> ConfigDict:
     config.data.limit = 32
 
     config.search.prompt = 'few_shot'
-    config.search.rollouts = 2
-    config.search.candidates = 8
+    config.search.rollouts = 8
+    config.search.candidates = 3
     config.search.error_threshold = 2
     config.search.temperature = 0.7
     config.search.step_tokens = 256

@@ -4,7 +4,7 @@ import pathlib
 from collections.abc import Iterator
 from typing import Any
 
-from rstar_jax import ledger
+from rstar_jax import ledger, steps
 from rstar_jax.evals import report
 from rstar_jax.progress import clock, percent, table
 
@@ -92,8 +92,9 @@ def _policy(figures: Figures) -> str:
     form = figures.get('form_after')
     if not form:
         return _sft(figures)
-    mark, (first, due) = min(form.items(), key=lambda item: item[1][0] / item[1][1])
-    return f'{_sft(figures)}, marks likeliest where due: at least {percent(first / due)} ({mark})'
+    shares = {mark: n / due for mark, (n, due) in form.items() if mark not in steps.OUTPUT_MARKS}
+    mark = min(shares, key=shares.get)
+    return f'{_sft(figures)}, marks likeliest where due: at least {percent(shares[mark])} ({mark})'
 
 
 DESCRIBE = {

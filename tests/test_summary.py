@@ -35,7 +35,7 @@ def test_the_table_of_a_round(tmp_path):
     done(tmp_path / 'round1' / 'search', 61, trees=16, problems=16, solved=5, nodes=645,
          tokens=56003, tokens_per_second=95.3)  # fmt: skip
     done(tmp_path / 'round1' / 'curate', 2, sft=8, pairs=40)
-    form = {'<code>': [8, 8], '<end_of_step>': [19, 20]}
+    form = {'<code>': [8, 8], '<end_of_step>': [19, 20], '<output>': [0, 8]}
     done(tmp_path / 'round1' / 'policy', 30, **training, form_after=form)
     done(tmp_path / 'round1' / 'ppm', 3600, **training, pair_accuracy_before=0.5,
          pair_accuracy_after=0.75, held_out_pairs=4)  # fmt: skip

@@ -71,6 +71,8 @@ def test_as_many_trees_as_keep_the_slots_busy(mesh, monkeypatch):
     assert plan(mesh, 2**34, monkeypatch, trees=6).trees == 6
     asked = plan(mesh, 2**34, monkeypatch, slots=10, trees_in_flight=7)
     assert (asked.trees, asked.slots) == (7, 10)
+    asked = plan(mesh, 2**34, monkeypatch, slots=20, trees_in_flight=7)
+    assert (asked.trees, asked.slots) == (7, 20)  # more than half of their 28 cells, as asked for
 
 
 def test_no_room_is_one_clear_error(mesh, monkeypatch):

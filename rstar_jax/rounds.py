@@ -151,7 +151,7 @@ def _give_memory_back() -> None:
 def bootstrap(round_: Round, stage: ledger.Stage, line: Line) -> Figures:
     """Trains the run's first policy on demonstrations."""
     config = round_.config
-    policy = sources.first_policy(config)
+    policy = sources.first_policy(config, _training_mesh())
     examples = sources.world(config).demonstrations
     return _train_policy(round_, stage, line, policy, examples, config.training.bootstrap)
 
@@ -235,7 +235,7 @@ def sft(round_: Round, stage: ledger.Stage, line: Line) -> Figures:
             f'{round_.folder / "curate"}: no trajectory to train on, the search solved no '
             'problem: raise --config.search.rollouts or candidates, or use a stronger policy'
         )
-    policy = sources.base_policy(round_)
+    policy = sources.base_policy(round_, _training_mesh())
     return _train_policy(round_, stage, line, policy, examples, round_.config.training.sft)
 
 
@@ -265,7 +265,7 @@ def ppm(round_: Round, stage: ledger.Stage, line: Line) -> Figures:
             '--config.search.rollouts or candidates, or leave the stage out with --stages'
         )
     sources.finished(round_.folder / 'policy', 'policy', stage.folder.name)
-    policy = sources.load_policy(round_.folder / 'policy', 'float32')
+    policy = sources.load_policy(round_.folder / 'policy', 'float32', _training_mesh())
     settings = _settings(training.default_ppm(), round_.config.training.ppm, round_.config.seed)
     progress = _training_progress(round_, stage, line)
     _, figures = training.ppm(
@@ -325,8 +325,6 @@ def evaluate(round_: Round, stage: ledger.Stage, line: Line) -> Figures:
         stage.beat()
         line.show(f'{now["benchmark"]}, {now["kind"]}: {_search_line(now)}')
 
-    if not parallel.is_first():
-        return {}
     problems = sources.benchmarks(round_)
     policy, judge = sources.evaluated_models(round_)
     results = evals.run(
@@ -347,16 +345,15 @@ def evaluate(round_: Round, stage: ledger.Stage, line: Line) -> Figures:
 
 def export(round_: Round, stage: ledger.Stage, line: Line) -> Figures:
     """Writes what the round trained as Hugging Face directories."""
-    made: Figures = {}
-    if parallel.is_first():
-        sources.finished(round_.folder / 'policy', 'policy', f'round {round_.number} export')
-        policy = sources.load_policy(round_.folder / 'policy', 'float32')
-        models.save(policy, stage.folder / 'policy')
-        made['policy'] = str(stage.folder / 'policy')
-        if sources.holds_model(round_.folder / 'ppm'):
-            judge = sources.load_ppm(round_.folder / 'ppm', 'float32')
-            models.save_ppm(judge, stage.folder / 'ppm')
-            made['ppm'] = str(stage.folder / 'ppm')
+    made, folder, mesh = {}, round_.folder, _training_mesh()
+    sources.finished(folder / 'policy', 'policy', f'round {round_.number} export')
+    policy = sources.load_policy(folder / 'policy', 'float32', mesh)
+    models.save(policy, stage.folder / 'policy')
+    made['policy'] = str(stage.folder / 'policy')
+    if sources.holds_model(folder / 'ppm'):
+        judge = sources.load_ppm(folder / 'ppm', 'float32', mesh)
+        models.save_ppm(judge, stage.folder / 'ppm')
+        made['ppm'] = str(stage.folder / 'ppm')
     return made
 
 

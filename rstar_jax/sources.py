@@ -8,9 +8,10 @@ import dataclasses
 import pathlib
 from typing import Any
 
+import jax
 from ml_collections import ConfigDict
 
-from rstar_jax import configs, data, evals, ledger, models, search
+from rstar_jax import configs, data, evals, ledger, models, parallel, search
 from rstar_jax.data import arithmetic
 from rstar_jax.errors import UserError
 from rstar_jax.models import tiny
@@ -90,11 +91,11 @@ def search_config(config: ConfigDict, **changes: Any) -> search.Config:
 def searching_policy(round_: Round) -> models.Policy:
     """The policy that the round searches with (for round 0, the one that is evaluated)."""
     config = round_.config
-    if config.policy.path == configs.PREVIOUS or _bootstrapped(config):
-        folder = round_.before / 'policy'
-        finished(folder, 'policy', f'--config.policy.path={config.policy.path}')
-        return load_policy(folder, config.policy.dtype)
-    return load_policy(config.policy.path, config.policy.dtype)
+    path = config.policy.path
+    if path == configs.PREVIOUS or _bootstrapped(config):
+        path = round_.before / 'policy'
+        finished(path, 'policy', f'--config.policy.path={config.policy.path}')
+    return load_policy(path, config.policy.dtype, _searching_mesh(config))
 
 
 def searching_ppm(round_: Round) -> models.PPM | None:
@@ -106,14 +107,18 @@ def searching_ppm(round_: Round) -> models.PPM | None:
         folder = round_.before / 'ppm'
         finished(folder, 'ppm', f'--config.ppm.path={path}')
         path = folder
-    return load_ppm(path, round_.config.policy.dtype)
+    return load_ppm(path, round_.config.policy.dtype, _searching_mesh(round_.config))
 
 
-def first_policy(config: ConfigDict) -> models.Policy:
+def _searching_mesh(config: ConfigDict) -> jax.sharding.Mesh:
+    return parallel.local_mesh(tensor=config.search.tensor)
+
+
+def first_policy(config: ConfigDict, mesh=None) -> models.Policy:
     """The model that the bootstrap trains: the built-in one, or the one at policy.path."""
     if config.policy.path == TINY:
         return tiny.policy(arithmetic.vocabulary(), seed=config.seed)
-    return load_policy(config.policy.path, 'float32')
+    return load_policy(config.policy.path, 'float32', mesh)
 
 
 def benchmarks(round_: Round) -> dict[str, list[dict[str, Any]]]:
@@ -127,10 +132,10 @@ def evaluated_models(round_: Round) -> tuple[models.Policy, models.PPM | None]:
     """What an evaluation measures: the models that the round made, of round 0 what it is given."""
     if round_.number == 0:
         return searching_policy(round_), searching_ppm(round_)
-    dtype = round_.config.policy.dtype
+    how = round_.config.policy.dtype, _searching_mesh(round_.config)
     policy, ppm = round_.folder / 'policy', round_.folder / 'ppm'
     finished(policy, 'policy', f'round {round_.number} eval')
-    return load_policy(policy, dtype), load_ppm(ppm, dtype) if holds_model(ppm) else None
+    return load_policy(policy, *how), load_ppm(ppm, *how) if holds_model(ppm) else None
 
 
 def evaluation_config(round_: Round) -> evals.Config:

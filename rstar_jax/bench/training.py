@@ -161,8 +161,8 @@ class _Ours:
         micros, params = self._pack(), self._state['params']
         grads, loss = self._compiled.zeros(params), 0.0
         for batch in micros.batches:
-            key = jax.random.key(0)
-            grads, sums = self._compiled.accumulate(params, grads, batch, 1 / micros.weight, key)
+            scale = 1 / micros.weight
+            grads, sums = self._compiled.accumulate(params, grads, batch, scale, (0, 0))
             loss += sums['loss']
         self._state, _ = self._compiled.update(self._state, grads)
         jax.block_until_ready(self._state)

@@ -14,7 +14,9 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from rstar_jax import grading, search
+import jax
+
+from rstar_jax import grading, parallel, search
 from rstar_jax.data import files
 from rstar_jax.data.trees import TreeStore
 from rstar_jax.errors import UserError
@@ -73,8 +75,9 @@ def run(
       seed: of the trees.
       round_number: goes into the result; 0 is the policy that a run started from.
       directory: finished trees are kept here, in NAME/greedy and NAME/search, and so is
-        results.json when all is done; what is there already is not searched again. None keeps all
-        in memory.
+        results.json when all is done; what is there already is not searched again. Several
+        processes share the problems out, and read what the others found there. None keeps all in
+        memory, of each process alone.
       progress: gets what `search.run` reports, with `benchmark` and `kind` (greedy or search).
       run_search: stands in for `search.run`.
 
@@ -98,7 +101,7 @@ def run(
         task = _Task(name, list(problems), seed, folder, progress, run_search or search.run)
         benchmarks[name] = _evaluate(task, policy, ppm, config)
     results = {'round': round_number, 'benchmarks': benchmarks}
-    if folder is not None:
+    if folder is not None and parallel.is_first():
         files.write_json(folder / 'results.json', results)
     return results
 
@@ -134,20 +137,22 @@ class _Task:
     def trees(
         self, kind: str, policy: Any, ppm: Any, config: search.Config, trees: int
     ) -> tuple[_Outcomes, float]:
-        """Searches what is not stored yet; returns what all gave, and the seconds they took."""
+        """Searches what is not stored yet; returns what all gave, and the seconds they took.
+
+        Of several processes each searches its share of the problems.
+        """
         wanted = {(p['index'], tree) for p in self.problems for tree in range(trees)}
         found: _Outcomes = {}
         with contextlib.ExitStack() as stack:
-            store, clock = None, _Clock(None)
+            problems, store, clock = self.problems, None, _Clock(None)
             if self.folder is not None:
-                place = self.folder / self.name / kind
-                store = stack.enter_context(TreeStore(place))
-                clock = _Clock(place / 'seconds.json')
+                problems, store = parallel.share(problems), stack.enter_context(self._store(kind))
+                clock = _Clock(store.directory / 'seconds.json' if parallel.is_first() else None)
                 for key in sorted(store.keys() & wanted):
                     found[key] = _Outcome.of(store[key])
             if found.keys() != wanted:
                 run = self.run_search(
-                    self.problems,
+                    problems,
                     policy,
                     ppm,
                     config=config,
@@ -161,7 +166,14 @@ class _Task:
                         store.append(record)
                     found[record.key] = _Outcome.of(record)
                     clock.tick()
+        parallel.barrier(f'{self.name}, {kind}: searched')
+        if others := sorted(wanted - found.keys()):
+            with self._store(kind) as store:
+                found |= {key: _Outcome.of(store[key]) for key in others}
         return found, clock.seconds
+
+    def _store(self, kind: str) -> TreeStore:
+        return TreeStore(self.folder / self.name / kind, writer=jax.process_index())
 
     def _report(self, kind: str) -> Progress | None:
         if self.progress is None:

@@ -1,7 +1,9 @@
 """GGUF files: configuration, tokenizer and (dequantised) tensors of one file.
 
 The metadata is llama.cpp's. Files of the Llama architecture hold the rows of Q and K in another
-order (pairs of a rotation side by side), which is undone here; the other families' do not.
+order (pairs of a rotation side by side), which is undone here; the other families' do not. Nothing
+in a file says that embedding and output are one table; converters write it once, or twice and
+quantised in two ways: then the finer one is both.
 """
 
 import pathlib
@@ -12,6 +14,12 @@ import numpy as np
 from rstar_jax.errors import UserError
 from rstar_jax.models.config import Config, Rope
 from rstar_jax.models.families import ARCHITECTURES, unsupported
+
+
+EMBEDDING, OUTPUT = 'token_embd.weight', 'output.weight'
+SAMPLED_ROWS = 256
+# Distance of tables by the size of one: quantisation to 4 bits makes 0.1, two tables 1.4.
+ALIKE = 0.3
 
 
 class GGUFFile:
@@ -34,6 +42,9 @@ class GGUFFile:
         if self.family not in ARCHITECTURES:
             raise unsupported(self.family, self.where)
         self.config = self._read_config()
+        self._table = EMBEDDING
+        if self.config.tie_embeddings and OUTPUT in self._tensors:
+            self._table = max(EMBEDDING, OUTPUT, key=lambda name: self._tensors[name].n_bytes)
 
     def get(self, key: str, default: Any = None) -> Any:
         """The architecture's value `key` ('block_count')."""
@@ -47,7 +58,7 @@ class GGUFFile:
             'attention.head_count',
         )
         missing = [key for key in needed if self.get(key) is None]
-        missing += [name for name in ('token_embd.weight',) if name not in self._tensors]
+        missing += [name for name in (EMBEDDING,) if name not in self._tensors]
         if missing:
             raise UserError(f'{self.where}: {", ".join(missing)} missing: not a whole GGUF model')
         heads, width = self.get('attention.head_count'), self.get('embedding_length')
@@ -57,7 +68,7 @@ class GGUFFile:
         eos = self.fields.get('tokenizer.ggml.eos_token_id')
         return Config(
             family=self.family,
-            vocab_size=int(self._tensors['token_embd.weight'].shape[1]),
+            vocab_size=int(self._tensors[EMBEDDING].shape[1]),
             embed_dim=width,
             mlp_dim=self.get('feed_forward_length'),
             num_layers=layers,
@@ -66,7 +77,7 @@ class GGUFFile:
             head_dim=head_dim,
             rope_theta=float(self.get('rope.freq_base', 10000.0)),
             norm_eps=float(self.get('attention.layer_norm_rms_epsilon', 1e-6)),
-            tie_embeddings='output.weight' not in self._tensors,
+            tie_embeddings=OUTPUT not in self._tensors or self._written_twice(),
             qkv_bias='blk.0.attn_q.bias' in self._tensors,
             output_bias='blk.0.attn_output.bias' in self._tensors,
             mlp_bias='blk.0.ffn_gate.bias' in self._tensors,
@@ -116,16 +127,27 @@ class GGUFFile:
             for name, tensor in self._tensors.items()
         }
 
-    def read(self, names):
+    def _written_twice(self) -> bool:
+        """Whether output and embedding are the same table but for quantisation."""
+        if self._tensors[EMBEDDING].shape.tolist() != self._tensors[OUTPUT].shape.tolist():
+            return False
+        some = slice(None, None, max(1, int(self._tensors[OUTPUT].shape[1]) // SAMPLED_ROWS))
+        one, other = (self._values(name, some) for name in (EMBEDDING, OUTPUT))
+        return bool(np.linalg.norm(one - other) < ALIKE * np.linalg.norm(other))
+
+    def _values(self, name: str, rows: slice = slice(None)) -> np.ndarray:
         import gguf
 
+        tensor = self._tensors[name]
+        try:
+            return gguf.quants.dequantize(tensor.data[rows], tensor.tensor_type)
+        except (NotImplementedError, ValueError) as error:
+            kind = tensor.tensor_type.name
+            raise UserError(f'{self.where}: {name} of type {kind}: {error}') from None
+
+    def read(self, names):
         for name in names:
-            tensor = self._tensors[name]
-            try:
-                values = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
-            except (NotImplementedError, ValueError) as error:
-                kind = tensor.tensor_type.name
-                raise UserError(f'{self.where}: {name} of type {kind}: {error}') from None
+            values = self._values(self._table if name == EMBEDDING else name)
             if self.family == 'llama' and '.attn_q.' in name:
                 values = unpermute(values, self.config.num_heads)
             if self.family == 'llama' and '.attn_k.' in name:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rstar_jax.errors import UserError
-from rstar_jax.models import decoder, heads, kernels
+from rstar_jax.models import decoder, heads, kernels, sharding
 from rstar_jax.models.config import Config
 
 
@@ -93,7 +93,7 @@ def add_tokens(policy: Policy, tokens: list[str]) -> Policy:
     params = dict(policy.params)
     for name in ('embed', 'output'):
         if name in params:
-            weight = _with_rows_of_pieces(params[name]['weight'], known, total, pieces)
+            weight = _with_rows_of_pieces(name, params[name]['weight'], known, total, pieces)
             params[name] = {**params[name], 'weight': weight}
     config = policy.config.replace(vocab_size=max(policy.config.vocab_size, total))
     return Policy(config, tokenizer, params, dict(policy.generation))
@@ -106,15 +106,25 @@ def new_tokens(policy: Policy, tokens: list[str]) -> list[str]:
 
 
 def _with_rows_of_pieces(
-    weight: jax.Array, known: int, total: int, pieces: list[list[int]]
+    name: str, weight: jax.Array, known: int, total: int, pieces: list[list[int]]
 ) -> jax.Array:
     """Sets rows known..total-1 to means of the rows of their pieces, appending rows as needed."""
-    grown = max(0, total - weight.shape[0])
-    weight = jnp.concatenate([weight, jnp.zeros((grown, weight.shape[1]), weight.dtype)])
-    rows = [jnp.mean(weight[np.array(ids)].astype(jnp.float32), axis=0) for ids in pieces]
-    if not rows:
+    if not pieces:
         return weight
-    return weight.at[np.arange(known, total)].set(jnp.stack(rows).astype(weight.dtype))
+    shape = (max(total, weight.shape[0]), weight.shape[1])
+    where = None
+    mesh = sharding.mesh_of(weight)
+    if mesh is not None:
+        spec = sharding.spec(f'{name}/weight', shape, mesh)
+        where = jax.sharding.NamedSharding(mesh, spec)
+
+    def made(weight):
+        grown = jnp.zeros((shape[0] - weight.shape[0], shape[1]), weight.dtype)
+        weight = jnp.concatenate([weight, grown])
+        rows = [jnp.mean(weight[np.array(ids)].astype(jnp.float32), axis=0) for ids in pieces]
+        return weight.at[np.arange(known, total)].set(jnp.stack(rows).astype(weight.dtype))
+
+    return jax.jit(made, out_shardings=where)(weight)
 
 
 def _kernel(params):

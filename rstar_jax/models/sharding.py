@@ -54,6 +54,12 @@ def shardings(params: decoder.Params, mesh: Mesh, config: Config | None = None) 
     )
 
 
+def mesh_of(array: jax.Array) -> Mesh | None:
+    """The mesh that `array` is laid out over; None for an array of a single device."""
+    where = getattr(array, 'sharding', None)
+    return where.mesh if isinstance(where, NamedSharding) else None
+
+
 def shard(params: decoder.Params, mesh: Mesh, config: Config | None = None) -> decoder.Params:
     """`params` laid out over `mesh` as the table says."""
     return jax.device_put(params, shardings(params, mesh, config))

@@ -234,6 +234,10 @@ def save_safetensors(
     from safetensors.numpy import save_file
 
     flat = flatten(params)
+
+    def whole(row: Row) -> np.ndarray:
+        return np.concatenate([to_host(flat[path]) for path in row.paths])
+
     shards: list[list[Row]] = [[]]
     size = total = 0
     for row in rows(config, headless='output' not in params):
@@ -248,11 +252,11 @@ def save_safetensors(
     for number, shard in enumerate(shards, 1):
         many = f'-{number:05d}-of-{len(shards):05d}' if len(shards) > 1 else ''
         name = f'model{many}.safetensors'
-        tensors = {
-            row.hf: np.concatenate([to_host(flat[path]) for path in row.paths]) for row in shard
-        }
         if not write:
+            for row in shard:
+                whole(row)
             continue
+        tensors = {row.hf: whole(row) for row in shard}
         temporary = folder / f'.{name}.tmp'
         save_file(tensors, temporary, metadata={'format': 'pt'})
         publish(temporary, folder / name)

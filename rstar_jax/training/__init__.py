@@ -107,7 +107,7 @@ def sft(
       mesh: with axes (data, fsdp, tensor), see models.sharding; None = the first device.
       progress: called with a dict of numbers after each micro batch: step, steps, loss,
         tokens_per_second, seconds, seconds_left.
-      release: gives the arrays of `policy` up as soon as they are copied: memory for a model less.
+      release: takes the arrays of `policy` over: memory for a model less.
 
     Returns:
       (policy with float32 parameters, metrics): steps, loss_first, loss_last (means over the first
@@ -127,10 +127,12 @@ def sft(
 
     if config.marks not in ('tokens', 'text'):
         raise UserError(f'marks={config.marks!r}: expected tokens or text')
-    new, start = [], policy
+    new = []
     if config.marks == 'tokens':
-        new = models.new_tokens(policy, steps.SFT_TOKENS)
-        policy = models.add_tokens(policy, new)
+        new, start = models.new_tokens(policy, steps.SFT_TOKENS), policy
+        policy = models.add_tokens(start, new)
+        if release:
+            _delete_all_but(start.params, policy.params)
     encoded = encoding.sft(examples, policy.tokenizer, config.length)
     chosen, held_out = encoding.hold_out(encoded, config.held_out, config.seed, HELD_OUT)
 
@@ -152,7 +154,7 @@ def sft(
         chosen,
         measure,
         new_rows=policy.tokenizer.convert_tokens_to_ids(new),
-        release=(start, policy) if release else (),
+        release=release,
     )
     _check_form(metrics['form_after'], config.form, directory)
     return policy, metrics | {'held_out': len(held_out)}
@@ -206,6 +208,8 @@ def ppm(
     if config.loss not in KINDS:
         raise UserError(f'loss={config.loss!r}: expected one of {", ".join(KINDS)}')
     model = models.init_ppm(policy, config.seed, config.squash)
+    if release:
+        _delete_all_but(policy.params, model.params)
     encoded = getattr(encoding, KINDS[config.loss])(pairs, model.tokenizer, config.length)
     chosen, held_out = encoding.hold_out(encoded, config.held_out, config.seed)
 
@@ -232,7 +236,7 @@ def ppm(
         progress,
         chosen,
         measure,
-        release=(policy,) if release else (),
+        release=release,
     )
     return model, metrics | {name: held}
 
@@ -248,12 +252,9 @@ def _finished(
     chosen,
     measure,
     new_rows=(),
-    release=(),
+    release=False,
 ) -> tuple[Any, dict[str, Any]]:
-    """Trains `model` and puts the result on disk; or reads it where that was done before.
-
-    release: policies whose arrays nobody needs once the training has copied them.
-    """
+    """Trains `model` and puts the result on disk; or reads it where that was done before."""
     from rstar_jax import models
     from rstar_jax.training import checkpoints, trainer
 
@@ -282,7 +283,7 @@ def _finished(
         progress=progress,
         measure=measure,
         new_rows=new_rows,
-        begun=lambda: _delete(release),
+        release=release,
     )
     metrics |= {
         'examples': sum(encoded.examples[i].count for i in chosen),
@@ -295,13 +296,13 @@ def _finished(
     return model, metrics
 
 
-def _delete(policies: Iterable['Policy']) -> None:
+def _delete_all_but(params, kept) -> None:
     import jax
 
-    for policy in policies:
-        for leaf in jax.tree.leaves(policy.params):
-            if not leaf.is_deleted():
-                leaf.delete()
+    kept = {id(leaf) for leaf in jax.tree.leaves(kept)}
+    for leaf in jax.tree.leaves(params):
+        if id(leaf) not in kept:
+            leaf.delete()
 
 
 __all__ = ['default_ppm', 'default_sft', 'ppm', 'sft']

@@ -76,6 +76,7 @@ class Compiled:
         self, config, settings, loss: str, mesh: Mesh, steps: int, new_rows: Sequence[int] = ()
     ):
         self.mesh, self.count, self.seconds = mesh, 0, 0.0
+        self._everywhere = NamedSharding(mesh, PartitionSpec())
         self._config, self._settings = config, settings
         self._loss = losses.BY_NAME[loss]
         self._optimiser = optimiser(settings, steps, new_rows)
@@ -86,50 +87,56 @@ class Compiled:
     def learning_rate(self, step: int) -> float:
         return self._settings.learning_rate * float(self._schedule(step))
 
-    def init(self, params) -> dict[str, Any]:
-        """The state {params, optimiser} before the first step; `params` are copied to float32."""
-        params = jax.tree.map(lambda p: jnp.array(p, jnp.float32, copy=True), params)
-        params = sharding.shard(params, self.mesh, self._config)
-        moments = self._optimiser.init(params)
+    def init(self, params, release: bool = False) -> dict[str, Any]:
+        """The state {params, optimiser} before the first step, float32.
+
+        release: takes `params` over, array by array, instead of copying them.
+        """
+        where = sharding.shardings(params, self.mesh, self._config)
+        params = jax.tree.map(functools.partial(_own, release), params, where)
+        moments = jax.eval_shape(self._optimiser.init, params)
         # Moments lie where their parameters lie, counts on all devices.
-        everywhere = NamedSharding(self.mesh, PartitionSpec())
         where = optax.tree_utils.tree_map_params(
             self._optimiser,
             lambda _, p: p.sharding,
             moments,
             params,
-            transform_non_params=lambda _: everywhere,
+            transform_non_params=lambda _: self._everywhere,
         )
-        return {'params': params, 'optimiser': jax.device_put(moments, where)}
+        start = jax.jit(self._optimiser.init, out_shardings=where)
+        return {'params': params, 'optimiser': start(params)}
 
-    def step(self, state, batch, scale: float, key):
+    def step(self, state, batch, scale: float, number: Sequence[int]):
         """A whole step of one micro batch -> (state, metric sums, norm of the gradients).
 
         As `accumulate` and `update` together, without an array for the sum of gradients.
         """
 
-        def function(state, batch, scale, key):
-            grads, metrics = self._gradients(state['params'], batch, scale, key)
+        def function(state, batch, scale, number):
+            grads, metrics = self._gradients(state['params'], batch, scale, number)
             return self._updated(state, grads), metrics, optax.global_norm(grads)
 
-        batch, scale = self._place(batch), jnp.float32(scale)
         # Donated: nobody holds the state before this step.
-        return self._run('step', function, (state, batch, scale, key), (0,))
+        args = (state, self._place(batch), *self._whole(scale, number))
+        return self._run('step', function, args, (0,))
 
     def zeros(self, params):
         """Gradients before the first micro batch of a step."""
         return jax.tree.map(lambda p: jnp.zeros(p.shape, p.dtype, device=p.sharding), params)
 
-    def accumulate(self, params, grads, batch, scale: float, key):
-        """Adds the gradients of scale * (loss of one micro batch) -> (grads, metric sums)."""
+    def accumulate(self, params, grads, batch, scale: float, number: Sequence[int]):
+        """Adds the gradients of scale * (loss of one micro batch) -> (grads, metric sums).
 
-        def function(params, grads, batch, scale, key):
-            new, metrics = self._gradients(params, batch, scale, key)
+        number: of the step and of its micro batch; with the seed it gives the dropout.
+        """
+
+        def function(params, grads, batch, scale, number):
+            new, metrics = self._gradients(params, batch, scale, number)
             return jax.tree.map(jnp.add, grads, new), metrics
 
-        batch, scale = self._place(batch), jnp.float32(scale)
         # Donated: the caller goes on with the sum alone.
-        return self._run('accumulate', function, (params, grads, batch, scale, key), (1,))
+        args = (params, grads, self._place(batch), *self._whole(scale, number))
+        return self._run('accumulate', function, args, (1,))
 
     def evaluate(self, params, batch) -> dict[str, jax.Array]:
         """Sums of loss and metrics over one micro batch, without dropout."""
@@ -149,7 +156,11 @@ class Compiled:
         # Donated: nobody holds the state before this step.
         return self._run('update', function, (state, grads), (0,))
 
-    def _gradients(self, params, batch, scale, key):
+    def _gradients(self, params, batch, scale, number):
+        key = jax.random.key(self._settings.seed)
+        for n in number:
+            key = jax.random.fold_in(key, n)
+
         def loss(params):
             value, metrics = self._value(params, batch, key)
             return scale * value, {'loss': value} | metrics
@@ -175,25 +186,52 @@ class Compiled:
             for name, value in batch.items()
         }
 
+    def _whole(self, scale: float, number: Sequence[int]) -> tuple[jax.Array, ...]:
+        """f32[] and u32[2] on all devices of all processes."""
+        arrays = np.array(scale, np.float32), np.array(number, np.uint32)
+        return tuple(
+            jax.make_array_from_callback(a.shape, self._everywhere, lambda i, a=a: a[i])
+            for a in arrays
+        )
+
     def _run(self, name: str, function, args, donated):
         batch = next((a for a in args if isinstance(a, dict) and 'tokens' in a), None)
         key = name, None if batch is None else batch['tokens'].shape
         if key not in self._ready:
             start = time.monotonic()
             where = jax.tree.map(lambda x: x.sharding, args)
-            # What is donated comes back in the same place.
+            # What is donated comes back in the same place, metrics go everywhere.
+            everywhere = self._everywhere
             outs = {
-                'step': lambda: (where[0], None, None),
-                'accumulate': lambda: (where[1], None),
-                'update': lambda: (where[0], None),
+                'step': lambda: (where[0], everywhere, everywhere),
+                'accumulate': lambda: (where[1], everywhere),
+                'update': lambda: (where[0], everywhere),
+                'evaluate': lambda: everywhere,
             }
-            out = outs[name]() if name in outs else None
+            out = outs[name]()
             jitted = jax.jit(function, donate_argnums=donated, out_shardings=out)
             with jax.set_mesh(self.mesh):
                 self._ready[key] = jitted.lower(*args).compile()
             self.count += 1
             self.seconds += time.monotonic() - start
         return self._ready[key](*args)
+
+
+def _own(release: bool, leaf, where: NamedSharding) -> jax.Array:
+    """`leaf` in float32 at `where`: an array of our own, which may be donated."""
+    if release and leaf.dtype == jnp.float32 and leaf.sharding.is_equivalent_to(where, leaf.ndim):
+        return leaf
+    if leaf.is_fully_addressable and not where.is_fully_addressable:
+        # The same on each process, such as a new head.
+        made = jax.make_array_from_callback(
+            leaf.shape, where, lambda index: np.array(leaf[index], np.float32)
+        )
+    else:
+        made = jax.device_put(jnp.array(leaf, jnp.float32, copy=True), where)
+    if release:
+        made.block_until_ready()
+        leaf.delete()
+    return made
 
 
 def compute_dtype(settings) -> Any:

@@ -24,6 +24,7 @@ import numpy as np
 from absl import logging
 
 from rstar_jax.errors import UserError
+from rstar_jax.models.weights import to_host
 from rstar_jax.training import checkpoints, packing
 from rstar_jax.training.examples import Encoded
 from rstar_jax.training.step import Compiled
@@ -91,13 +92,13 @@ def train(
     progress: Progress | None = None,
     measure: Callable[[Compiled, Any], dict[str, Any]] | None = None,
     new_rows: Sequence[int] = (),
-    begun: Callable[[], None] | None = None,
+    release: bool = False,
 ) -> tuple[Any, dict[str, float]]:
     """Trains, from the newest state in `directory` if there is one.
 
     Args:
       config: the decoder's.
-      params: a policy's or a PPM's; stay as they are.
+      params: a policy's or a PPM's; stay as they are, but for `release`.
       encoded, indices: the examples, and which of them to learn from.
       loss: a name in losses.BY_NAME.
       settings: attributes as in training.default_sft.
@@ -108,7 +109,7 @@ def train(
       measure: (compiled, params) -> further metrics, called before and after training; their names
         get `_before` and `_after`.
       new_rows: see step.optimiser.
-      begun: called when `params` have been copied and are needed no more.
+      release: the training takes `params` over, instead of copying them.
 
     Returns:
       (float32 parameters, metrics). The states are left for the caller to remove, when the model is
@@ -128,9 +129,7 @@ def train(
     compiled = Compiled(config, settings, loss, mesh, len(steps), new_rows)
     run = _Run(compiled, encoded, steps, settings, pathlib.Path(directory), progress)
     with checkpoints.States(directory) as states:
-        state, found = compiled.init(params), states.newest()
-        if begun is not None:
-            begun()
+        state, found = compiled.init(params, release), states.newest()
         if found is None:
             about = {'fingerprint': name, 'metrics': _named(measure, compiled, state, 'before')}
             start = 0
@@ -180,7 +179,8 @@ def fingerprint(params, encoded: Encoded, indices: Sequence[int], loss: str, set
     for leaf in jax.tree.leaves(params):
         # A few numbers of each array tell models apart; all of them would take minutes.
         digest.update(f'{leaf.shape}'.encode())
-        digest.update(np.asarray(leaf[(0,) * (leaf.ndim - 1)][:16], np.float32).tobytes())
+        few = to_host(leaf[(0,) * (leaf.ndim - 1)][:16])
+        digest.update(few.astype(np.float32).tobytes())
     return digest.hexdigest()[:16]
 
 
@@ -237,17 +237,14 @@ class _Run:
     def _step(self, state, number: int, micros: Micros):
         """Starts one step on the device -> (state, metric sums, gradient norm)."""
         compiled, params = self._compiled, state['params']
-        key = jax.random.fold_in(jax.random.key(self._settings.seed), number)
         scale = 1 / max(micros.weight, 1e-9)
         if len(micros.batches) == 1:
             self._counts['tokens'] += micros.tokens[0]
             self._tell(number, 0)
-            return compiled.step(state, micros.batches[0], scale, jax.random.fold_in(key, 0))
+            return compiled.step(state, micros.batches[0], scale, (number, 0))
         grads, sums, last = compiled.zeros(params), {}, None
         for i, batch in enumerate(micros.batches):
-            grads, new = compiled.accumulate(
-                params, grads, batch, scale, jax.random.fold_in(key, i)
-            )
+            grads, new = compiled.accumulate(params, grads, batch, scale, (number, i))
             sums = {name: sums.get(name, 0) + value for name, value in new.items()}
             # One micro batch waits in the device's queue while another is computed, no more.
             jax.block_until_ready(last)

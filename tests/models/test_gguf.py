@@ -54,7 +54,8 @@ def permute(weight, heads):
     )
 
 
-def write(name, path, pre='qwen2', merges=(), tokenizer=True):
+def write(name, path, pre='qwen2', merges=(), tokenizer=True, twice=False):
+    """twice: a tied table as the coarse embedding and the exact output."""
     reference = tiny_torch.model(name)
     config = reference.config
     family = config.model_type
@@ -80,9 +81,11 @@ def write(name, path, pre='qwen2', merges=(), tokenizer=True):
     if tokenizer:
         write_tokenizer(writer, pre, merges)
     for tensor_name, tensor in reference.state_dict().items():
-        if tensor_name == 'lm_head.weight' and config.tie_word_embeddings:
+        if tensor_name == 'lm_head.weight' and config.tie_word_embeddings and not twice:
             continue
         values = tensor.numpy()
+        if tensor_name == 'model.embed_tokens.weight' and twice:
+            values = values.astype(np.float16)
         if family == 'llama' and '.q_proj.' in tensor_name:
             values = permute(values, config.num_attention_heads)
         if family == 'llama' and '.k_proj.' in tensor_name:
@@ -121,6 +124,16 @@ def test_logits_of_a_written_file(name, tmp_path):
         expected = tiny_torch.model(name)(torch.tensor(tokens)).logits.numpy()
     ours = np.asarray(policy.logits(tokens, np.array([40, 40])))
     assert np.abs(ours - expected).max() <= 1e-5 * np.abs(expected).max()
+
+
+def test_a_table_that_was_written_twice_is_one(tmp_path):
+    write('llama_tied_bias', tmp_path / 'm.gguf', twice=True)
+    policy = models.load(tmp_path / 'm.gguf', 'float32')
+    table = tiny_torch.model('llama_tied_bias').lm_head.weight.detach().numpy()
+    assert policy.config.tie_embeddings and 'output' not in policy.params
+    np.testing.assert_array_equal(policy.params['embed']['weight'], table)
+    write('qwen2', tmp_path / 'untied.gguf')
+    assert not models.read_config(tmp_path / 'untied.gguf').tie_embeddings
 
 
 def test_tokenizer_drops_padding_and_survives_export(tmp_path):

@@ -1,9 +1,5 @@
 """Launch on several hosts: what the environment says, and two real processes that meet."""
 
-import os
-import pathlib
-import socket
-import subprocess
 import sys
 
 import pytest
@@ -11,6 +7,7 @@ import pytest
 from rstar_jax import parallel
 from rstar_jax.errors import UserError
 from rstar_jax.parallel import hosts
+from tests.parallel import processes
 
 OWN = {
     'JAX_COORDINATOR_ADDRESS': 'localhost:1',
@@ -69,32 +66,7 @@ parallel.barrier('end')
 
 
 def test_two_processes_meet_and_share():
-    with socket.socket() as probe:
-        probe.bind(('localhost', 0))
-        port = probe.getsockname()[1]
-    processes = []
-    for number in range(2):
-        environment = {
-            **os.environ,
-            'JAX_COORDINATOR_ADDRESS': f'localhost:{port}',
-            'JAX_NUM_PROCESSES': '2',
-            'JAX_PROCESS_ID': str(number),
-            'XLA_FLAGS': '--xla_force_host_platform_device_count=2',
-        }
-        processes.append(
-            subprocess.Popen(
-                [sys.executable, '-c', PROGRAM],
-                env=environment,
-                cwd=pathlib.Path(__file__).parents[2],
-                stdout=subprocess.PIPE,
-                text=True,
-            )
-        )
-    try:
-        outputs = [process.communicate(timeout=120)[0].strip() for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
+    outputs = processes.run([sys.executable, '-c', PROGRAM], 2, 2)
     # Lines of the libraries may come before and after.
     assert '0 4 (2, 1) (1, 4, 1) [0, 2, 4] True' in outputs[0].splitlines()
     assert '1 4 (2, 1) (1, 4, 1) [1, 3] False' in outputs[1].splitlines()

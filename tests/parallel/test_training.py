@@ -1,0 +1,57 @@
+"""Training, saving and export by two processes give what one process gives."""
+
+import json
+import pathlib
+import sys
+
+import numpy as np
+import pytest
+
+from rstar_jax import models
+from rstar_jax.training import checkpoints
+from tests.models import test_gguf
+from tests.parallel import processes
+
+PROGRAM = pathlib.Path(__file__).with_name('training_program.py')
+
+
+@pytest.fixture(scope='module')
+def made(tmp_path_factory) -> pathlib.Path:
+    """A folder with what one process made of each model, and what two made."""
+    folder = tmp_path_factory.mktemp('models')
+    test_gguf.write('qwen2', folder / 'model.gguf')
+    policy = models.load(folder / 'model.gguf', 'float32')
+    models.save(policy, folder / 'hf')
+    checkpoints.save_model(policy, folder / 'own')
+    for count in (1, 2):
+        command = [sys.executable, '-m', 'tests.parallel.training_program']
+        command += [str(folder), str(folder / str(count))]
+        processes.run(command, count, 4 // count, cache=folder / 'compiled')
+    return folder
+
+
+@pytest.mark.parametrize('name', ['hf', 'own', 'model.gguf'])
+def test_two_processes_train_as_one(made, name):
+    for stage in ('policy', 'ppm'):
+        one, two = (
+            [json.loads(line) for line in (made / n / name / stage / 'metrics.jsonl').open()]
+            for n in ('1', '2')
+        )
+        assert len(one) == len(two) > 2
+        for key in ('loss', 'grad_norm'):
+            np.testing.assert_allclose([x[key] for x in two], [x[key] for x in one], rtol=1e-6)
+
+
+@pytest.mark.parametrize('name', ['hf', 'own', 'model.gguf'])
+def test_their_exports_are_alike(made, name):
+    tokens, lengths = np.arange(3, 43)[None], np.array([40])
+    one, two = (
+        models.load(made / n / name / 'export' / 'policy', 'float32').logits(tokens, lengths)
+        for n in ('1', '2')
+    )
+    np.testing.assert_allclose(two, one, atol=1e-5)
+    one, two = (
+        models.load_ppm(made / n / name / 'export' / 'ppm', 'float32').scores(tokens, lengths)
+        for n in ('1', '2')
+    )
+    np.testing.assert_allclose(two, one, atol=1e-6)

@@ -1,0 +1,76 @@
+"""Trains, saves and exports from each kind of model file, on all devices of all processes.
+
+Usage: training_program.py MODELS OUT, where MODELS holds hf/, own/ and model.gguf.
+"""
+
+import pathlib
+import sys
+
+import jax
+import numpy as np
+
+from rstar_jax import models, parallel, sources, steps, training
+from rstar_jax.training import checkpoints
+
+WORDS = ('three', 'apples', 'and', 'four', 'pears', 'seven', 'plums')
+
+
+def examples(rng):
+    for _ in range(8):
+        text = ' '.join(rng.choice(WORDS, rng.integers(4, 12)))
+        yield {'query': text[:12], 'response': f'<code>\n{text}<end_of_step><end_of_code>'}
+
+
+def pairs(rng):
+    for _ in range(6):
+        prompt = steps.prompt(' '.join(rng.choice(WORDS, 4))) + '<code>\n'
+        sides = {side: ' '.join(rng.choice(WORDS, 5)) + '<end_of_step>' for side in ('pos', 'neg')}
+        yield {'prompt': prompt, **sides, 'pos_count': 1, 'neg_count': 1}
+
+
+def settings(default, **changes):
+    shape = dict(epochs=2, batch_size=4, length=192, learning_rate=1e-3, held_out=0.3)
+    default.update(shape | changes)
+    return default
+
+
+def check(params, mesh) -> None:
+    """Every array is where the table says: no device has more than its part."""
+    for leaf in jax.tree.leaves(params):
+        if leaf.ndim == 2 and leaf.shape[0] > 1:
+            part = leaf.addressable_shards[0].data.size
+            assert part * mesh.shape['fsdp'] == leaf.size, (leaf.shape, leaf.sharding)
+
+
+def main(folder: pathlib.Path, out: pathlib.Path) -> None:
+    mesh = parallel.global_mesh()
+    for name in ('hf', 'own', 'model.gguf'):
+        rng = np.random.default_rng(0)
+        policy = sources.load_policy(folder / name, 'float32', mesh)
+        check(policy.params, mesh)
+        sft = settings(training.default_sft(), form=0.0)
+        policy, _ = training.sft(
+            policy, examples(rng), sft, out / name / 'policy', mesh=mesh, release=True
+        )
+        check(policy.params, mesh)
+        del policy
+        policy = sources.load_policy(out / name / 'policy', 'float32', mesh)
+        check(policy.params, mesh)
+        ppm, _ = training.ppm(
+            policy,
+            pairs(rng),
+            settings(training.default_ppm()),
+            out / name / 'ppm',
+            mesh=mesh,
+            release=True,
+        )
+        check(ppm.params, mesh)
+        policy = checkpoints.load_policy(out / name / 'policy', mesh=mesh)
+        models.save(policy, out / name / 'export' / 'policy')
+        models.save_ppm(ppm, out / name / 'export' / 'ppm')
+
+
+if __name__ == '__main__':
+    parallel.initialise()
+    main(pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2]))
+    parallel.barrier('end')

@@ -1,10 +1,10 @@
 """What runs on the devices: gradients of a micro batch, AdamW, evaluation.
 
 Parameters, gradients and optimiser state are float32 and cut over the mesh by models.sharding; the
-network itself runs in `settings.dtype`.
+network itself runs in `settings.dtype`. With `settings.lora` they are those of what is trained; the
+frozen weights (training.lora) lie beside them in the network's dtype and are read alone.
 """
 
-import functools
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -16,8 +16,8 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from rstar_jax.errors import UserError
-from rstar_jax.models import sharding
-from rstar_jax.training import losses
+from rstar_jax.models import sharding, weights
+from rstar_jax.training import lora, losses
 
 
 def schedule(settings, steps: int) -> optax.Schedule:
@@ -36,6 +36,8 @@ def optimiser(settings, steps: int, new_rows: Sequence[int] = ()) -> optax.Gradi
     settings.marks_rate times the table's root mean square. AdamW moves a weight by no more than its
     rate in a step, so at the rate of a fine-tuning a token without a history would need thousands
     of them.
+
+    `update` takes `frozen` besides, the weights that are not trained: see lora.split.
     """
     clip = [optax.clip_by_global_norm(settings.grad_clip)] if settings.grad_clip else []
     return optax.chain(
@@ -43,7 +45,7 @@ def optimiser(settings, steps: int, new_rows: Sequence[int] = ()) -> optax.Gradi
         optax.scale_by_adam(),
         optax.add_decayed_weights(settings.weight_decay, _matrices),
         optax.scale_by_learning_rate(schedule(settings, steps)),
-        optax.stateless(functools.partial(_at_rates, settings, np.array(new_rows, np.int32))),
+        _at_rates(settings, np.array(new_rows, np.int32)),
     )
 
 
@@ -51,17 +53,23 @@ def _matrices(params):
     return jax.tree.map(lambda p: p.ndim > 1, params)
 
 
-def _at_rates(settings, new_rows: np.ndarray, updates, params):
+def _at_rates(settings, new_rows: np.ndarray) -> optax.GradientTransformationExtraArgs:
     """Multiplies updates by their learning rate."""
-    scaled = jax.tree.map(lambda update: settings.learning_rate * update, updates)
-    for name in ('embed', 'output') if len(new_rows) else ():
-        if name in updates:
-            table = updates[name]['weight']
-            size = jnp.sqrt(jnp.mean(jnp.square(params[name]['weight'])))
-            rates = jnp.full(table.shape[0], settings.learning_rate, table.dtype)
-            rates = rates.at[new_rows].set(settings.marks_rate * size)
-            scaled[name] = {'weight': rates[:, None] * table}
-    return scaled
+
+    def update(updates, state, params, *, frozen):
+        scaled = jax.tree.map(lambda update: settings.learning_rate * update, updates)
+        for name in ('embed', 'output') if len(new_rows) else ():
+            if name in updates:
+                table = (frozen or params)[name]['weight'].astype(jnp.float32)
+                rate = settings.marks_rate * jnp.sqrt(jnp.mean(jnp.square(table)))
+                rates = {'new': rate}
+                if not frozen:
+                    rates = jnp.full(table.shape[0], settings.learning_rate, table.dtype)
+                    rates = {'weight': rates.at[new_rows].set(rate)[:, None]}
+                scaled[name] = jax.tree.map(jnp.multiply, rates, updates[name])
+        return scaled, state
+
+    return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
 
 
 class Compiled:
@@ -76,7 +84,8 @@ class Compiled:
         self, config, settings, loss: str, mesh: Mesh, steps: int, new_rows: Sequence[int] = ()
     ):
         self.mesh, self.count, self.seconds = mesh, 0, 0.0
-        self._config, self._settings = config, settings
+        self._config, self._settings, self._new_rows = config, settings, new_rows
+        self._frozen: dict[str, Any] = {}  # weights that are not trained, all of them or none
         self._loss = losses.BY_NAME[loss]
         self._optimiser = optimiser(settings, steps, new_rows)
         self._schedule = schedule(settings, steps)
@@ -87,8 +96,16 @@ class Compiled:
         return self._settings.learning_rate * float(self._schedule(step))
 
     def init(self, params) -> dict[str, Any]:
-        """The state {params, optimiser} before the first step; `params` are copied to float32."""
-        params = jax.tree.map(lambda p: jnp.array(p, jnp.float32, copy=True), params)
+        """The state {params, optimiser} before the first step; `params` are copied to float32.
+
+        With LoRA: of what is trained; this object keeps the frozen weights.
+        """
+        rank, seed = self._settings.lora, self._settings.seed
+        if rank:
+            frozen, params = lora.split(params, rank, self._new_rows, seed, self._dtype)
+            self._frozen = sharding.shard(frozen, self.mesh, self._config)
+        else:
+            params = jax.tree.map(lambda p: jnp.array(p, jnp.float32, copy=True), params)
         params = sharding.shard(params, self.mesh, self._config)
         moments = self._optimiser.init(params)
         # Moments lie where their parameters lie, counts on all devices.
@@ -102,15 +119,23 @@ class Compiled:
         )
         return {'params': params, 'optimiser': jax.device_put(moments, where)}
 
+    def whole(self, params):
+        """The model's float32 parameters out of a state's; ends the use of this object."""
+        if not self._frozen:
+            return params
+        frozen = weights.flatten(self._frozen)
+        self._frozen = {}
+        return lora.merge(frozen, params)
+
     def step(self, state, batch, scale: float, key):
         """A whole step of one micro batch -> (state, metric sums, norm of the gradients).
 
         As `accumulate` and `update` together, without an array for the sum of gradients.
         """
 
-        def function(state, batch, scale, key):
-            grads, metrics = self._gradients(state['params'], batch, scale, key)
-            return self._updated(state, grads), metrics, optax.global_norm(grads)
+        def function(state, batch, scale, key, frozen):
+            grads, metrics = self._gradients(state['params'], frozen, batch, scale, key)
+            return self._updated(state, grads, frozen), metrics, optax.global_norm(grads)
 
         batch, scale = self._place(batch), jnp.float32(scale)
         # Donated: nobody holds the state before this step.
@@ -123,8 +148,8 @@ class Compiled:
     def accumulate(self, params, grads, batch, scale: float, key):
         """Adds the gradients of scale * (loss of one micro batch) -> (grads, metric sums)."""
 
-        def function(params, grads, batch, scale, key):
-            new, metrics = self._gradients(params, batch, scale, key)
+        def function(params, grads, batch, scale, key, frozen):
+            new, metrics = self._gradients(params, frozen, batch, scale, key)
             return jax.tree.map(jnp.add, grads, new), metrics
 
         batch, scale = self._place(batch), jnp.float32(scale)
@@ -134,8 +159,8 @@ class Compiled:
     def evaluate(self, params, batch) -> dict[str, jax.Array]:
         """Sums of loss and metrics over one micro batch, without dropout."""
 
-        def function(params, batch):
-            value, metrics = self._value(params, batch, None)
+        def function(params, batch, frozen):
+            value, metrics = self._value(params, frozen, batch, None)
             return {'loss': value} | metrics
 
         return self._run('evaluate', function, (params, self._place(batch)), ())
@@ -143,30 +168,31 @@ class Compiled:
     def update(self, state, grads) -> tuple[dict[str, Any], jax.Array]:
         """One AdamW step -> (state, norm of the gradients before clipping)."""
 
-        def function(state, grads):
-            return self._updated(state, grads), optax.global_norm(grads)
+        def function(state, grads, frozen):
+            return self._updated(state, grads, frozen), optax.global_norm(grads)
 
         # Donated: nobody holds the state before this step.
         return self._run('update', function, (state, grads), (0,))
 
-    def _gradients(self, params, batch, scale, key):
+    def _gradients(self, params, frozen, batch, scale, key):
         def loss(params):
-            value, metrics = self._value(params, batch, key)
+            value, metrics = self._value(params, frozen, batch, key)
             return scale * value, {'loss': value} | metrics
 
         return jax.grad(loss, has_aux=True)(params)
 
-    def _updated(self, state, grads):
-        updates, moments = self._optimiser.update(grads, state['optimiser'], state['params'])
-        params = optax.apply_updates(state['params'], updates)
+    def _updated(self, state, grads, frozen):
+        moments, params = state['optimiser'], state['params']
+        updates, moments = self._optimiser.update(grads, moments, params, frozen=frozen)
+        params = optax.apply_updates(params, updates)
         return {'params': params, 'optimiser': moments}
 
-    def _value(self, params, batch, key):
+    def _value(self, params, frozen, batch, key):
         value_head = params.get('value_head')
         params = jax.tree.map(lambda p: p.astype(self._dtype), params)
         if value_head is not None:
             params['value_head'] = value_head
-        return self._loss(self._config, params, batch, key, self._settings)
+        return self._loss(self._config, lora.joined(frozen, params), batch, key, self._settings)
 
     def _place(self, batch):
         rows = NamedSharding(self.mesh, PartitionSpec(('data', 'fsdp')))
@@ -176,6 +202,7 @@ class Compiled:
         }
 
     def _run(self, name: str, function, args, donated):
+        args = (*args, self._frozen)
         batch = next((a for a in args if isinstance(a, dict) and 'tokens' in a), None)
         key = name, None if batch is None else batch['tokens'].shape
         if key not in self._ready:

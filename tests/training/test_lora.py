@@ -202,18 +202,17 @@ def same(a, b):
 def test_killed_and_resumed_training_ends_with_the_same_bits(tmp_path, loss):
     policy, config = make_policy(), settings(loss, epochs=2, checkpoint_minutes=0)
     run, data = (training.sft, sft_data()) if loss == 'sft' else (training.ppm, pair_data())
-    whole, metrics = run(policy, data, config, tmp_path / 'whole')
+    whole, _ = run(policy, data, config, tmp_path / 'whole')
     parts = tmp_path / 'parts'
     with pytest.raises(Killed):
         run(policy, data, config, parts, progress=killed_at(3))
-    (state,) = (parts / 'state').iterdir()
     with checkpoints.States(parts) as states:
         kept = states.restore(3, None)
     assert {path.rpartition('/')[2] for path in weights.flatten(kept['params'])} == (
         {'lora_a', 'lora_b', 'new'} if loss == 'sft' else {'lora_a', 'lora_b', 'weight', 'bias'}
     )
-    on_disk = sum(file.stat().st_size for file in state.rglob('*') if file.is_file())
-    assert on_disk < sum(x.nbytes for x in jax.tree.leaves(policy.params))
+    trained = sum(x.nbytes for x in jax.tree.leaves(kept['params']))
+    assert sum(np.asarray(x).nbytes for x in jax.tree.leaves(kept)) == 3 * trained + 2 * 4
     with pytest.raises(UserError, match='other settings'):
         changed = config.copy_and_resolve_references()
         changed.lora = RANK + 1
@@ -225,10 +224,8 @@ def test_killed_and_resumed_training_ends_with_the_same_bits(tmp_path, loss):
         assert files[0].read_bytes() == files[1].read_bytes()
     load = checkpoints.load_policy if loss == 'sft' else checkpoints.load_ppm
     assert same(load(parts).params, whole.params)
-    start = models.add_tokens(policy, []) if loss == 'sft' else models.init_ppm(policy)
-    norms = [m.params if loss == 'sft' else m.params['decoder'] for m in (start, whole)]
-    assert same(*(params['norm'] for params in norms))  # frozen
-    assert metrics['steps'] == 2 * len(data) / 4
+    norm = (whole.params if loss == 'sft' else whole.params['decoder'])['norm']
+    assert same(norm, policy.params['norm'])
 
 
 @pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
@@ -247,19 +244,14 @@ def test_state_has_the_bytes_of_what_is_trained(dtype):
     encoded = encoded_for('sft', model.tokenizer)
     (batch,) = trainer.Micros(encoded, range(8), settings(micro_batch=8), compiled.mesh).batches
     value = float(compiled.evaluate(state['params'], batch)['loss'])
-    expected = losses.sft(model.config, model.params, batch, jax.random.key(0), None)[0]
+    expected = jax.jit(lambda p: losses.sft(model.config, p, batch, None, None)[0])(model.params)
     assert value == pytest.approx(float(expected), rel=1e-5 if dtype == 'float32' else 2e-2)
-    state, _, norm = compiled.step(state, batch, 1 / 8, jax.random.key(0))
-    assert 0 < float(norm) < np.inf
-    assert {x.dtype for x in jax.tree.leaves(compiled.whole(state['params']))} == {
-        jnp.dtype('float32')
-    }
 
 
 def test_a_low_rank_learns_as_all_weights_do_at_ten_times_the_rate(tmp_path):
     found = {}
     for rank, rate in ((0, 1e-3), (16, 1e-2)):
-        config = settings(lora=rank, learning_rate=rate, epochs=12, weight_decay=0.0)
+        config = settings(lora=rank, learning_rate=rate, epochs=8, weight_decay=0.0)
         _, metrics = training.sft(make_policy(), sft_data(), config, tmp_path / str(rank))
         found[rank] = metrics['held_out_loss_before'] - metrics['held_out_loss_after']
         assert metrics['held_out_loss_before'] == pytest.approx(5.9, abs=0.5)
@@ -323,12 +315,10 @@ def test_merged_export_equals_base_and_adapter_in_peft(tmp_path, changes, rows):
     tokens = torch.tensor([[*range(40, 60), *new, 7]])
     with torch.no_grad():
         found, expected = theirs(tokens).logits, plain(tokens).logits
-        bare = theirs.get_base_model().model.embed_tokens(tokens[:, :5])
     assert found.shape == (1, 23, policy.config.vocab_size)
     close(found, expected)
     ours = policy.logits(jnp.asarray(tokens.numpy()), jnp.array([23]))
     close(ours, expected, 2e-5)
-    close(bare, start.params['embed']['weight'][40:45], 1e-6)
 
 
 def test_a_ppms_adapter_is_on_its_policy(tmp_path):

@@ -103,7 +103,7 @@ TRAINING_KEYS: dict[str, tuple[Any, str]] = {
     'batch_size': (128, 'examples in one step of the optimiser'),
     'length': (4096, 'longest example, in tokens; longer ones are dropped and counted'),
     'micro_batch': (1, 'rows of `length` tokens on each device at once; of shorter ones more'),
-    'learning_rate': (7e-6, 'of the first step; with LoRA about ten times as high is best'),
+    'learning_rate': (7e-6, 'of the first step; LoRA wants one about ten times as high'),
     'lora': (
         0,
         'rank of LoRA, as 16: only low-rank parts of the dense layers are trained, beside frozen '

@@ -151,7 +151,7 @@ def _give_memory_back() -> None:
 def bootstrap(round_: Round, stage: ledger.Stage, line: Line) -> Figures:
     """Trains the run's first policy on demonstrations."""
     config = round_.config
-    policy = sources.first_policy(config)
+    policy = sources.first_policy(config, training.start_dtype(config.training.bootstrap))
     examples = sources.world(config).demonstrations
     return _train_policy(round_, stage, line, policy, examples, config.training.bootstrap)
 
@@ -235,7 +235,7 @@ def sft(round_: Round, stage: ledger.Stage, line: Line) -> Figures:
             f'{round_.folder / "curate"}: no trajectory to train on, the search solved no '
             'problem: raise --config.search.rollouts or candidates, or use a stronger policy'
         )
-    policy = sources.base_policy(round_)
+    policy = sources.base_policy(round_, training.start_dtype(round_.config.training.sft))
     return _train_policy(round_, stage, line, policy, examples, round_.config.training.sft)
 
 
@@ -265,8 +265,8 @@ def ppm(round_: Round, stage: ledger.Stage, line: Line) -> Figures:
             '--config.search.rollouts or candidates, or leave the stage out with --stages'
         )
     sources.finished(round_.folder / 'policy', 'policy', stage.folder.name)
-    policy = sources.load_policy(round_.folder / 'policy', 'float32')
     settings = _settings(training.default_ppm(), round_.config.training.ppm, round_.config.seed)
+    policy = sources.load_policy(round_.folder / 'policy', training.start_dtype(settings))
     progress = _training_progress(round_, stage, line)
     _, figures = training.ppm(
         policy,

@@ -89,6 +89,13 @@ def _default(**special) -> 'ConfigDict':
     )
 
 
+def start_dtype(config) -> str:
+    """The dtype to load the policy in that a training starts from: with LoRA the network's."""
+    from rstar_jax.training import step
+
+    return step.compute_dtype(config).name if config.lora else 'float32'
+
+
 def sft(
     policy: 'Policy',
     examples: Iterable[dict[str, Any]],
@@ -316,4 +323,4 @@ def _delete(policies: Iterable['Policy']) -> None:
                 leaf.delete()
 
 
-__all__ = ['default_ppm', 'default_sft', 'ppm', 'sft']
+__all__ = ['default_ppm', 'default_sft', 'ppm', 'sft', 'start_dtype']

@@ -57,7 +57,7 @@ def _at_rates(settings, new_rows: np.ndarray) -> optax.GradientTransformationExt
     """Multiplies updates by their learning rate."""
 
     def update(updates, state, params, *, frozen):
-        scaled = jax.tree.map(lambda update: settings.learning_rate * update, updates)
+        scaled = jax.tree.map(lambda x: settings.learning_rate * x, updates)
         for name in ('embed', 'output') if len(new_rows) else ():
             if name in updates:
                 table = (frozen or params)[name]['weight'].astype(jnp.float32)

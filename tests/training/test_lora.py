@@ -152,9 +152,8 @@ def test_gradients_are_those_of_full_training(monkeypatch, loss, changes, kept):
         close(grads[path], dense[table][np.array(rows)] if rows else dense[path])
 
 
-@pytest.mark.parametrize('kept', [2**40, 0])
-def test_no_gradient_of_a_frozen_weight_is_computed(monkeypatch, kept):
-    monkeypatch.setattr(recompute, 'KEPT_BYTES', kept)
+def test_no_gradient_of_a_frozen_weight_is_computed(monkeypatch):
+    monkeypatch.setattr(recompute, 'KEPT_BYTES', 0)  # where layers are differentiated as a whole
     policy, rows = model_of('sft', LLAMA)
     frozen, trained = drawn(policy.params, rows)
     whole = merged(frozen, trained)

@@ -103,7 +103,12 @@ TRAINING_KEYS: dict[str, tuple[Any, str]] = {
     'batch_size': (128, 'examples in one step of the optimiser'),
     'length': (4096, 'longest example, in tokens; longer ones are dropped and counted'),
     'micro_batch': (1, 'rows of `length` tokens on each device at once; of shorter ones more'),
-    'learning_rate': (7e-6, 'of the first step'),
+    'learning_rate': (7e-6, 'of the first step; LoRA wants one about ten times as high'),
+    'lora': (
+        0,
+        'rank of LoRA, as 16: only low-rank parts of the dense layers are trained, beside frozen '
+        'weights; 0: all weights are trained',
+    ),
     'schedule': ('linear', 'linear or cosine, from the first step down to 0'),
     'weight_decay': (0.1, 'of AdamW'),
     'grad_clip': (1.0, 'greatest norm of the gradient; 0: no limit'),
@@ -184,7 +189,7 @@ AT_LEAST: dict[str, float] = {
 }
 for _name in TRAININGS:
     AT_LEAST |= {f'training.{_name}.{key}': 1 for key in ('epochs', 'batch_size', 'length')}
-    AT_LEAST |= {f'training.{_name}.{key}': 0 for key in ('learning_rate', 'weight_decay')}
+    AT_LEAST |= {f'training.{_name}.{key}': 0 for key in ('learning_rate', 'lora', 'weight_decay')}
 CHOICES: dict[str, tuple[str, ...]] = {
     'policy.dtype': ('', 'float32', 'bfloat16'),
     'search.prompt': ('sft', 'few_shot'),

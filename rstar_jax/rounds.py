@@ -151,7 +151,8 @@ def _give_memory_back() -> None:
 def bootstrap(round_: Round, stage: ledger.Stage, line: Line) -> Figures:
     """Trains the run's first policy on demonstrations."""
     config = round_.config
-    policy = sources.first_policy(config, _training_mesh())
+    dtype = training.start_dtype(config.training.bootstrap)
+    policy = sources.first_policy(config, dtype, _training_mesh())
     examples = sources.world(config).demonstrations
     return _train_policy(round_, stage, line, policy, examples, config.training.bootstrap)
 
@@ -235,7 +236,8 @@ def sft(round_: Round, stage: ledger.Stage, line: Line) -> Figures:
             f'{round_.folder / "curate"}: no trajectory to train on, the search solved no '
             'problem: raise --config.search.rollouts or candidates, or use a stronger policy'
         )
-    policy = sources.base_policy(round_, _training_mesh())
+    dtype = training.start_dtype(round_.config.training.sft)
+    policy = sources.base_policy(round_, dtype, _training_mesh())
     return _train_policy(round_, stage, line, policy, examples, round_.config.training.sft)
 
 
@@ -265,8 +267,9 @@ def ppm(round_: Round, stage: ledger.Stage, line: Line) -> Figures:
             '--config.search.rollouts or candidates, or leave the stage out with --stages'
         )
     sources.finished(round_.folder / 'policy', 'policy', stage.folder.name)
-    policy = sources.load_policy(round_.folder / 'policy', 'float32', _training_mesh())
     settings = _settings(training.default_ppm(), round_.config.training.ppm, round_.config.seed)
+    dtype = training.start_dtype(settings)
+    policy = sources.load_policy(round_.folder / 'policy', dtype, _training_mesh())
     progress = _training_progress(round_, stage, line)
     _, figures = training.ppm(
         policy,

@@ -114,11 +114,11 @@ def _searching_mesh(config: ConfigDict) -> jax.sharding.Mesh:
     return parallel.local_mesh(tensor=config.search.tensor)
 
 
-def first_policy(config: ConfigDict, mesh=None) -> models.Policy:
+def first_policy(config: ConfigDict, dtype: str, mesh=None) -> models.Policy:
     """The model that the bootstrap trains: the built-in one, or the one at policy.path."""
     if config.policy.path == TINY:
         return tiny.policy(arithmetic.vocabulary(), seed=config.seed)
-    return load_policy(config.policy.path, 'float32', mesh)
+    return load_policy(config.policy.path, dtype, mesh)
 
 
 def benchmarks(round_: Round) -> dict[str, list[dict[str, Any]]]:
@@ -155,13 +155,13 @@ def evaluation_config(round_: Round) -> evals.Config:
     return evals.Config(searches, trajectories=settings.trajectories, top=settings.top)
 
 
-def base_policy(round_: Round, mesh=None) -> models.Policy:
+def base_policy(round_: Round, dtype: str, mesh=None) -> models.Policy:
     """The model that SFT starts from: base.path, or else the policy of the first round."""
     config = round_.config
     path = config.base.path
     start = round_.root / 'round0' / 'policy'
     if path in ('', TINY) and holds_model(start):
-        return load_policy(start, 'float32', mesh)
+        return load_policy(start, dtype, mesh)
     if not path and config.policy.path not in (configs.PREVIOUS, TINY):
         path = config.policy.path
     if not path:
@@ -170,7 +170,7 @@ def base_policy(round_: Round, mesh=None) -> models.Policy:
         path = first.get('base.path') or first.get('policy.path') or ''
     if path in ('', configs.PREVIOUS, TINY):
         raise UserError('--config.base.path=: needs the model that every round trains from')
-    return load_policy(path, 'float32', mesh)
+    return load_policy(path, dtype, mesh)
 
 
 def holds_model(path: str | pathlib.Path) -> bool:

@@ -104,20 +104,23 @@ def save_ppm(ppm: PPM, directory: str | pathlib.Path, *, shard_bytes: int = SHAR
     The decoder's vocabulary head is gone where it was untied: transformers then makes up a new one
     and says so, which is right, as a PPM does not use it.
     """
+    folder = pathlib.Path(directory)
+    head = {name: weights.to_host(tensor) for name, tensor in ppm.params['value_head'].items()}
+    if jax.process_index() == 0:
+        write_value_head(head, folder)
+    _write(folder, ppm, ppm.params['decoder'], shard_bytes, {SQUASH_KEY: ppm.squash})
+
+
+def write_value_head(head: dict[str, np.ndarray], folder: pathlib.Path) -> None:
+    """Writes the two files of a PPM's value head."""
     from safetensors.numpy import save_file
 
-    folder = pathlib.Path(directory)
-    head = {
-        HEAD[name]: weights.to_host(tensor).astype(np.float32)
-        for name, tensor in ppm.params['value_head'].items()
-    }
-    if jax.process_index() == 0:
-        folder.mkdir(parents=True, exist_ok=True)
-        torch_file.save(head, folder / 'value_head.bin')
-        temporary = folder / '.value_head.safetensors.tmp'
-        save_file(head, temporary, metadata={'format': 'pt'})
-        weights.publish(temporary, folder / 'value_head.safetensors')
-    _write(folder, ppm, ppm.params['decoder'], shard_bytes, {SQUASH_KEY: ppm.squash})
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {HEAD[name]: np.asarray(tensor, np.float32) for name, tensor in head.items()}
+    torch_file.save(tensors, folder / 'value_head.bin')
+    temporary = folder / '.value_head.safetensors.tmp'
+    save_file(tensors, temporary, metadata={'format': 'pt'})
+    weights.publish(temporary, folder / 'value_head.safetensors')
 
 
 def _read(path_or_name, dtype, mesh, headless):

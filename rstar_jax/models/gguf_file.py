@@ -15,7 +15,6 @@ from rstar_jax.errors import UserError
 from rstar_jax.models.config import Config, Rope
 from rstar_jax.models.families import ARCHITECTURES, unsupported
 
-
 EMBEDDING, OUTPUT = 'token_embd.weight', 'output.weight'
 SAMPLED_ROWS = 256
 # Distance of tables by the size of one: quantisation to 4 bits makes 0.1, two tables 1.4.

@@ -15,12 +15,18 @@ from rstar_jax.models.config import Config
 
 TABLE = (
     (r'(embed|output)/weight', ('tensor', 'fsdp')),
+    (r'(embed|output)/new', (None, 'fsdp')),
     (r'attention/[qkv]/weight', ('tensor', 'fsdp')),
     (r'attention/[qkv]/bias', ('tensor',)),
     (r'attention/o/weight', ('fsdp', 'tensor')),
     (r'mlp/(gate|up)/weight', ('tensor', 'fsdp')),
     (r'mlp/(gate|up)/bias', ('tensor',)),
     (r'mlp/down/weight', ('fsdp', 'tensor')),
+    # Low-rank parts (training.lora): A [rank, in] as the weight's inputs, B [out, rank] as outputs.
+    (r'(attention/[qkv]|mlp/(gate|up))/lora_a', (None, 'fsdp')),
+    (r'(attention/[qkv]|mlp/(gate|up))/lora_b', ('tensor',)),
+    (r'(attention/o|mlp/down)/lora_a', (None, 'tensor')),
+    (r'(attention/o|mlp/down)/lora_b', ('fsdp',)),
     (r'.*', ()),  # norms, biases of what is summed over devices, the value head
 )
 KV = re.compile(r'attention/[kv]/')

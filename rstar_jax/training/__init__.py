@@ -77,6 +77,7 @@ def _default(**special) -> 'ConfigDict':
             'micro_batch': 1,  # rows of `length` run at once per device; shorter rows: more
             'learning_rate': 7e-6,
             'schedule': 'linear',  # or 'cosine'; both from the first step down to 0
+            'lora': 0,  # rank of LoRA, see training.lora; 0 = all weights are trained
             'weight_decay': 0.1,
             'grad_clip': 1.0,  # greatest norm of the gradients; 0 = no limit
             'seed': 0,  # of order, dropout, the head's first weights, the hold-out
@@ -86,6 +87,13 @@ def _default(**special) -> 'ConfigDict':
             **special,
         }
     )
+
+
+def start_dtype(config) -> str:
+    """The dtype to load the policy in that a training starts from: with LoRA the network's."""
+    from rstar_jax.training import step
+
+    return step.compute_dtype(config).name if config.lora else 'float32'
 
 
 def sft(
@@ -103,19 +111,21 @@ def sft(
     Args:
       policy: where to start; stays as it is. The tokens of the step language are added.
       config: attributes as in `default_sft`.
-      directory: gets the states while training, then the model (checkpoints.load_policy).
+      directory: gets the states while training, then the model (checkpoints.load_policy), and with
+        config.lora its adapter in PEFT's form in adapter/ (lora.save).
       mesh: with axes (data, fsdp, tensor), see models.sharding; None = the first device.
       progress: called with a dict of numbers after each micro batch: step, steps, loss,
         tokens_per_second, seconds, seconds_left.
       release: takes the arrays of `policy` over: memory for a model less.
 
     Returns:
-      (policy with float32 parameters, metrics): steps, loss_first, loss_last (means over the first
-      and last tenth of the steps), examples, dropped, tokens, tokens_per_second, padding_share,
-      shared_prefix_tokens_share, seconds, compiles, compile_seconds. On held-out problems (on the
-      examples themselves where there is but one problem): held_out, held_out_loss_before and
-      _after, and form_before and _after, {mark: [places where it is likeliest, places where it is
-      due]}, counted in the mark's tokens; examples.MARKS are the names.
+      (policy with float32 parameters, low-rank parts merged into them, metrics): steps, loss_first,
+      loss_last (means over the first and last tenth of the steps), examples, dropped, tokens,
+      tokens_per_second, padding_share, shared_prefix_tokens_share, seconds, compiles,
+      compile_seconds. On held-out problems (on the examples themselves where there is but one
+      problem): held_out, held_out_loss_before and _after, and form_before and _after, {mark:
+      [places where it is likeliest, places where it is due]}, counted in the mark's tokens;
+      examples.MARKS are the names.
 
     Raises:
       UserError: no usable example, a loss that is not finite (names the step), or `directory` has
@@ -125,6 +135,7 @@ def sft(
     from rstar_jax.training import examples as encoding
     from rstar_jax.training import trainer
 
+    _check_rank(config.lora)
     if config.marks not in ('tokens', 'text'):
         raise UserError(f'marks={config.marks!r}: expected tokens or text')
     new = []
@@ -158,6 +169,11 @@ def sft(
     )
     _check_form(metrics['form_after'], config.form, directory)
     return policy, metrics | {'held_out': len(held_out)}
+
+
+def _check_rank(rank: int) -> None:
+    if rank < 0:
+        raise UserError(f'lora={rank}: expected a rank, as 16, or 0 to train all weights')
 
 
 def _check_form(form: dict[str, list[int]], least: float, directory: str | os.PathLike) -> None:
@@ -205,6 +221,7 @@ def ppm(
     from rstar_jax.training import examples as encoding
     from rstar_jax.training import trainer
 
+    _check_rank(config.lora)
     if config.loss not in KINDS:
         raise UserError(f'loss={config.loss!r}: expected one of {", ".join(KINDS)}')
     model = models.init_ppm(policy, config.seed, config.squash)
@@ -256,7 +273,7 @@ def _finished(
 ) -> tuple[Any, dict[str, Any]]:
     """Trains `model` and puts the result on disk; or reads it where that was done before."""
     from rstar_jax import models
-    from rstar_jax.training import checkpoints, trainer
+    from rstar_jax.training import checkpoints, lora, trainer
 
     directory = pathlib.Path(directory)
     done = directory / 'training.json'  # written last
@@ -270,7 +287,7 @@ def _finished(
             )
         load = checkpoints.load_ppm if isinstance(model, models.PPM) else checkpoints.load_policy
         return load(directory, mesh=mesh), about['metrics']
-    params, metrics = trainer.train(
+    params, trained, metrics = trainer.train(
         model.config,
         model.params,
         encoded,
@@ -290,6 +307,8 @@ def _finished(
         'dropped': encoded.dropped,
     }
     model = dataclasses.replace(model, params=params)
+    if trained is not None:
+        lora.save(model, trained, config.lora, new_rows, directory / 'adapter')
     checkpoints.save_model(model, directory)
     checkpoints.write_json(done, {'fingerprint': name, 'metrics': metrics})
     checkpoints.delete_states(directory)
@@ -305,4 +324,4 @@ def _delete_all_but(params, kept) -> None:
             leaf.delete()
 
 
-__all__ = ['default_ppm', 'default_sft', 'ppm', 'sft']
+__all__ = ['default_ppm', 'default_sft', 'ppm', 'sft', 'start_dtype']

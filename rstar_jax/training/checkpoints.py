@@ -1,7 +1,8 @@
 """Orbax checkpoints: the state of a training, to go on from, and the model that came of it.
 
-    DIR/state/STEP/     parameters, optimiser state; the newest only, gone when training is done
-    DIR/params/         the trained parameters
+    DIR/state/STEP/     what is trained, optimiser state; the newest only, gone when all is done
+    DIR/params/         the model's parameters
+    DIR/adapter/        of a training with LoRA, for PEFT
     DIR/model.json      kind (policy or ppm), config, squash
     DIR/tokenizer/      the tokenizer as transformers writes it
 

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from rstar_jax.models import decoder as decoders
 from rstar_jax.models import heads
-from rstar_jax.training import attention, examples, recompute
+from rstar_jax.training import attention, examples, lora, recompute
 
 CHUNK_TOKENS = 512  # tokens whose logits [tokens, V] are in memory at once
 
@@ -30,9 +30,10 @@ def hidden_states(config, params, batch) -> jax.Array:
     tokens, positions, end = batch['tokens'], batch['positions'], batch['end']
     attend = attention.packed(end, positions)
     embed = {'weight': attention.whole_columns(params['embed']['weight'])}
-    decoder = decoders.bind(config, {**params, 'embed': embed})
+    decoder = lora.bind(config, {**params, 'embed': embed})
     if recompute.needed(config, *tokens.shape):
         decoder = recompute.layers_of(decoder)
+    decoder = lora.with_rows(decoder, params['embed'], tokens)
     hidden, _ = decoders.Decoder.__call__(decoder, tokens, positions, attend)
     return attention.rows_over_mesh(hidden)
 
@@ -45,20 +46,20 @@ def sft(config, params, batch, key, settings):
     """
     del settings
     hidden = hidden_states(config, params, batch)
-    head = params['embed' if config.tie_embeddings else 'output']['weight']
-    loss = cross_entropy(hidden, head, batch['targets'], batch['weights'])
+    table = params['embed' if config.tie_embeddings else 'output']
+    head, new = table['weight'], lora.new_rows(table)
+    loss = cross_entropy(hidden, head, batch['targets'], batch['weights'], new)
     counted = key is None and 'mark' in batch
-    return loss, _marks_first(hidden, head, batch) if counted else {}
+    return loss, _marks_first(hidden, head, new, batch) if counted else {}
 
 
-def _marks_first(hidden, head, batch) -> dict[str, jax.Array]:
+def _marks_first(hidden, head, new, batch) -> dict[str, jax.Array]:
     chunks, steps = _compact(hidden, batch['targets'], batch['weights'], batch['mark'])
     nothing = jnp.zeros(len(examples.MARKS) + 1, jnp.int32)
 
     def body(i, counts):
         h, target, weight, mark = chunks(i)
-        logits = jnp.einsum('vd,rtd->vrt', head, h, preferred_element_type=jnp.float32)
-        first = jnp.argmax(logits, axis=0) == target
+        first = jnp.argmax(_logits(h, head, new), axis=0) == target
         due, found = counts
         return due.at[mark].add(weight > 0), found.at[mark].add((weight > 0) & first)
 
@@ -120,7 +121,11 @@ def _values(config, params, batch, key, settings) -> jax.Array:
 
 @jax.custom_vjp
 def cross_entropy(
-    hidden: jax.Array, head: jax.Array, targets: jax.Array, weights: jax.Array
+    hidden: jax.Array,
+    head: jax.Array,
+    targets: jax.Array,
+    weights: jax.Array,
+    new: tuple[jax.Array, jax.Array] | None = None,
 ) -> jax.Array:
     """Weighted sum of next-token losses, without [T, V] logits ever being whole in memory.
 
@@ -133,6 +138,7 @@ def cross_entropy(
       head: [V, D].
       targets: i32[R, T].
       weights: f32[R, T]; not differentiated.
+      new: (rows i32[n], [n, D]), what stands in these rows of `head`, which then gets no gradient.
 
     Returns:
       f32[].
@@ -141,45 +147,49 @@ def cross_entropy(
 
     def body(i, total):
         h, target, weight = chunks(i)
-        return total + _chunk_loss(h, head, target, weight)[0]
+        return total + _chunk_loss(_logits(h, head, new), target, weight)[0]
 
     return jax.lax.fori_loop(0, steps, body, jnp.float32(0))
 
 
-def _forward(hidden, head, targets, weights):
+def _forward(hidden, head, targets, weights, new=None):
     chunks, steps = _compact(hidden, targets, weights)
     rows, length, dim = hidden.shape
     size = _chunk_size(rows, length)
+    learnt = head if new is None else new[1]
+    product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
 
     def body(i, carry):
-        total, grad_hidden, grad_head = carry
+        total, grad_hidden, grad_learnt = carry
         h, target, weight = chunks(i)
-        loss, grad_logits = _chunk_loss(h, head, target, weight)
-        grad_h = jnp.einsum('vrt,vd->rtd', grad_logits, head, preferred_element_type=jnp.float32)
+        loss, grad_logits = _chunk_loss(_logits(h, head, new), target, weight)
+        grad_logits = grad_logits.astype(h.dtype)
+        grad_h = product('vrt,vd->rtd', grad_logits, head)
+        if new is not None:
+            grad_logits = grad_logits[new[0]]
+            grad_h += product('vrt,vd->rtd', grad_logits, learnt - head[new[0]])
         grad_hidden = jax.lax.dynamic_update_slice_in_dim(grad_hidden, grad_h, i * size, axis=1)
-        grad_head += jnp.einsum('vrt,rtd->vd', grad_logits, h, preferred_element_type=jnp.float32)
-        return total + loss, grad_hidden, grad_head
+        grad_learnt += product('vrt,rtd->vd', grad_logits, h)
+        return total + loss, grad_hidden, grad_learnt
 
     padded = -(-length // size) * size
     start = (
         jnp.float32(0),
         jnp.zeros((rows, padded, dim), jnp.float32),
-        jnp.zeros(head.shape, jnp.float32),
+        jnp.zeros(learnt.shape, jnp.float32),
     )
-    total, grad_hidden, grad_head = jax.lax.fori_loop(0, steps, body, start)
+    total, grad_hidden, grad_learnt = jax.lax.fori_loop(0, steps, body, start)
     back = jnp.argsort(_order(weights), axis=1)
     grad_hidden = jnp.take_along_axis(grad_hidden, back[..., None], axis=1)
-    return total, (grad_hidden.astype(hidden.dtype), grad_head.astype(head.dtype))
+    grad_learnt = grad_learnt.astype(learnt.dtype)
+    grads = (grad_learnt, None) if new is None else (None, (None, grad_learnt))
+    return total, (grad_hidden.astype(hidden.dtype), *grads)
 
 
 def _backward(residuals, cotangent):
-    grad_hidden, grad_head = residuals
-    return (
-        (grad_hidden * cotangent).astype(grad_hidden.dtype),
-        (grad_head * cotangent).astype(grad_head.dtype),
-        None,
-        None,
-    )
+    grads = jax.tree.map(lambda grad: (grad * cotangent).astype(grad.dtype), residuals)
+    grad_hidden, grad_head, grad_new = grads
+    return grad_hidden, grad_head, None, None, grad_new
 
 
 cross_entropy.defvjp(_forward, _backward)
@@ -214,20 +224,25 @@ def _compact(hidden, targets, weights, *more):
     return lambda i: [take(x, i * size) for x in moved], (needed + size - 1) // size
 
 
-def _chunk_loss(h, head, targets, weights):
-    """Returns the loss sum and its gradient by the logits [V, r, t], in h's dtype.
+def _logits(h, head, new) -> jax.Array:
+    """f32[V, r, t] of h [r, t, D]; head, new: as of `cross_entropy`.
 
     The vocabulary comes first: with the weights as the left operand XLA's product on a CPU is up
     to twice as fast.
     """
-    logits = jnp.einsum('vd,rtd->vrt', head, h, preferred_element_type=jnp.float32)
+    product = functools.partial(jnp.einsum, 'vd,rtd->vrt', preferred_element_type=jnp.float32)
+    logits = product(head, h)
+    return logits if new is None else logits.at[new[0]].set(product(new[1], h))
+
+
+def _chunk_loss(logits, targets, weights):
+    """Returns the loss sum and its gradient by the logits f32[V, r, t]."""
     exponents = jnp.exp(logits - jnp.max(logits, axis=0))
     total = jnp.sum(exponents, axis=0)
-    right = jax.nn.one_hot(targets, head.shape[0], dtype=jnp.bool_, axis=0)
+    right = jax.nn.one_hot(targets, logits.shape[0], dtype=jnp.bool_, axis=0)
     log_total = jnp.max(logits, axis=0) + jnp.log(total)
     loss = jnp.sum(weights * (log_total - jnp.sum(jnp.where(right, logits, 0), axis=0)))
-    grad = weights * (exponents / total - right)
-    return loss, grad.astype(h.dtype)
+    return loss, weights * (exponents / total - right)
 
 
 BY_NAME = {'sft': sft, 'pairwise': pairwise, 'orm': orm, 'pqm': pqm}

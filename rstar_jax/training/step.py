@@ -1,7 +1,8 @@
 """What runs on the devices: gradients of a micro batch, AdamW, evaluation.
 
 Parameters, gradients and optimiser state are float32 and cut over the mesh by models.sharding; the
-network itself runs in `settings.dtype`.
+network itself runs in `settings.dtype`. With `settings.lora` they are those of what is trained; the
+frozen weights (training.lora) lie beside them in the network's dtype and are read alone.
 """
 
 import functools
@@ -16,8 +17,8 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from rstar_jax.errors import UserError
-from rstar_jax.models import sharding
-from rstar_jax.training import losses
+from rstar_jax.models import sharding, weights
+from rstar_jax.training import lora, losses
 
 
 def schedule(settings, steps: int) -> optax.Schedule:
@@ -36,6 +37,8 @@ def optimiser(settings, steps: int, new_rows: Sequence[int] = ()) -> optax.Gradi
     settings.marks_rate times the table's root mean square. AdamW moves a weight by no more than its
     rate in a step, so at the rate of a fine-tuning a token without a history would need thousands
     of them.
+
+    `update` takes `frozen` besides, the weights that are not trained: see lora.split.
     """
     clip = [optax.clip_by_global_norm(settings.grad_clip)] if settings.grad_clip else []
     return optax.chain(
@@ -43,7 +46,7 @@ def optimiser(settings, steps: int, new_rows: Sequence[int] = ()) -> optax.Gradi
         optax.scale_by_adam(),
         optax.add_decayed_weights(settings.weight_decay, _matrices),
         optax.scale_by_learning_rate(schedule(settings, steps)),
-        optax.stateless(functools.partial(_at_rates, settings, np.array(new_rows, np.int32))),
+        _at_rates(settings, np.array(new_rows, np.int32)),
     )
 
 
@@ -51,17 +54,23 @@ def _matrices(params):
     return jax.tree.map(lambda p: p.ndim > 1, params)
 
 
-def _at_rates(settings, new_rows: np.ndarray, updates, params):
+def _at_rates(settings, new_rows: np.ndarray) -> optax.GradientTransformationExtraArgs:
     """Multiplies updates by their learning rate."""
-    scaled = jax.tree.map(lambda update: settings.learning_rate * update, updates)
-    for name in ('embed', 'output') if len(new_rows) else ():
-        if name in updates:
-            table = updates[name]['weight']
-            size = jnp.sqrt(jnp.mean(jnp.square(params[name]['weight'])))
-            rates = jnp.full(table.shape[0], settings.learning_rate, table.dtype)
-            rates = rates.at[new_rows].set(settings.marks_rate * size)
-            scaled[name] = {'weight': rates[:, None] * table}
-    return scaled
+
+    def update(updates, state, params, *, frozen):
+        scaled = jax.tree.map(lambda x: settings.learning_rate * x, updates)
+        for name in ('embed', 'output') if len(new_rows) else ():
+            if name in updates:
+                table = (frozen or params)[name]['weight'].astype(jnp.float32)
+                rate = settings.marks_rate * jnp.sqrt(jnp.mean(jnp.square(table)))
+                rates = {'new': rate}
+                if not frozen:
+                    rates = jnp.full(table.shape[0], settings.learning_rate, table.dtype)
+                    rates = {'weight': rates.at[new_rows].set(rate)[:, None]}
+                scaled[name] = jax.tree.map(jnp.multiply, rates, updates[name])
+        return scaled, state
+
+    return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
 
 
 class Compiled:
@@ -77,7 +86,8 @@ class Compiled:
     ):
         self.mesh, self.count, self.seconds = mesh, 0, 0.0
         self._everywhere = NamedSharding(mesh, PartitionSpec())
-        self._config, self._settings = config, settings
+        self._config, self._settings, self._new_rows = config, settings, new_rows
+        self._frozen: dict[str, Any] = {}  # weights that are not trained, all of them or none
         self._loss = losses.BY_NAME[loss]
         self._optimiser = optimiser(settings, steps, new_rows)
         self._schedule = schedule(settings, steps)
@@ -90,10 +100,14 @@ class Compiled:
     def init(self, params, release: bool = False) -> dict[str, Any]:
         """The state {params, optimiser} before the first step, float32.
 
+        With LoRA: of what is trained; this object keeps the frozen weights.
         release: takes `params` over, array by array, instead of copying them.
         """
-        where = sharding.shardings(params, self.mesh, self._config)
-        params = jax.tree.map(functools.partial(_own, release), params, where)
+        rank, frozen = self._settings.lora, {}
+        if rank:
+            frozen, params = lora.split(params, rank, self._new_rows, self._settings.seed)
+        self._frozen = self._own(frozen, self._dtype, release)
+        params = self._own(params, jnp.dtype(jnp.float32), release)
         moments = jax.eval_shape(self._optimiser.init, params)
         # Moments lie where their parameters lie, counts on all devices.
         where = optax.tree_utils.tree_map_params(
@@ -106,15 +120,28 @@ class Compiled:
         start = jax.jit(self._optimiser.init, out_shardings=where)
         return {'params': params, 'optimiser': start(params)}
 
+    def _own(self, params, dtype: jnp.dtype, release: bool):
+        """`params` in `dtype`, laid out over the mesh, in arrays that nobody else holds."""
+        where = sharding.shardings(params, self.mesh, self._config)
+        return jax.tree.map(functools.partial(_own, dtype, release), params, where)
+
+    def whole(self, params):
+        """The model's float32 parameters out of a state's; ends the use of this object."""
+        if not self._frozen:
+            return params
+        frozen = weights.flatten(self._frozen)
+        self._frozen = {}
+        return lora.merge(frozen, params)
+
     def step(self, state, batch, scale: float, number: Sequence[int]):
         """A whole step of one micro batch -> (state, metric sums, norm of the gradients).
 
         As `accumulate` and `update` together, without an array for the sum of gradients.
         """
 
-        def function(state, batch, scale, number):
-            grads, metrics = self._gradients(state['params'], batch, scale, number)
-            return self._updated(state, grads), metrics, optax.global_norm(grads)
+        def function(state, batch, scale, number, frozen):
+            grads, metrics = self._gradients(state['params'], frozen, batch, scale, number)
+            return self._updated(state, grads, frozen), metrics, optax.global_norm(grads)
 
         # Donated: nobody holds the state before this step.
         args = (state, self._place(batch), *self._whole(scale, number))
@@ -130,8 +157,8 @@ class Compiled:
         number: of the step and of its micro batch; with the seed it gives the dropout.
         """
 
-        def function(params, grads, batch, scale, number):
-            new, metrics = self._gradients(params, batch, scale, number)
+        def function(params, grads, batch, scale, number, frozen):
+            new, metrics = self._gradients(params, frozen, batch, scale, number)
             return jax.tree.map(jnp.add, grads, new), metrics
 
         # Donated: the caller goes on with the sum alone.
@@ -141,8 +168,8 @@ class Compiled:
     def evaluate(self, params, batch) -> dict[str, jax.Array]:
         """Sums of loss and metrics over one micro batch, without dropout."""
 
-        def function(params, batch):
-            value, metrics = self._value(params, batch, None)
+        def function(params, batch, frozen):
+            value, metrics = self._value(params, frozen, batch, None)
             return {'loss': value} | metrics
 
         return self._run('evaluate', function, (params, self._place(batch)), ())
@@ -150,34 +177,35 @@ class Compiled:
     def update(self, state, grads) -> tuple[dict[str, Any], jax.Array]:
         """One AdamW step -> (state, norm of the gradients before clipping)."""
 
-        def function(state, grads):
-            return self._updated(state, grads), optax.global_norm(grads)
+        def function(state, grads, frozen):
+            return self._updated(state, grads, frozen), optax.global_norm(grads)
 
         # Donated: nobody holds the state before this step.
         return self._run('update', function, (state, grads), (0,))
 
-    def _gradients(self, params, batch, scale, number):
+    def _gradients(self, params, frozen, batch, scale, number):
         key = jax.random.key(self._settings.seed)
         for n in number:
             key = jax.random.fold_in(key, n)
 
         def loss(params):
-            value, metrics = self._value(params, batch, key)
+            value, metrics = self._value(params, frozen, batch, key)
             return scale * value, {'loss': value} | metrics
 
         return jax.grad(loss, has_aux=True)(params)
 
-    def _updated(self, state, grads):
-        updates, moments = self._optimiser.update(grads, state['optimiser'], state['params'])
-        params = optax.apply_updates(state['params'], updates)
+    def _updated(self, state, grads, frozen):
+        moments, params = state['optimiser'], state['params']
+        updates, moments = self._optimiser.update(grads, moments, params, frozen=frozen)
+        params = optax.apply_updates(params, updates)
         return {'params': params, 'optimiser': moments}
 
-    def _value(self, params, batch, key):
+    def _value(self, params, frozen, batch, key):
         value_head = params.get('value_head')
         params = jax.tree.map(lambda p: p.astype(self._dtype), params)
         if value_head is not None:
             params['value_head'] = value_head
-        return self._loss(self._config, params, batch, key, self._settings)
+        return self._loss(self._config, lora.joined(frozen, params), batch, key, self._settings)
 
     def _place(self, batch):
         rows = NamedSharding(self.mesh, PartitionSpec(('data', 'fsdp')))
@@ -195,6 +223,7 @@ class Compiled:
         )
 
     def _run(self, name: str, function, args, donated):
+        args = (*args, self._frozen)
         batch = next((a for a in args if isinstance(a, dict) and 'tokens' in a), None)
         key = name, None if batch is None else batch['tokens'].shape
         if key not in self._ready:
@@ -217,18 +246,20 @@ class Compiled:
         return self._ready[key](*args)
 
 
-def _own(release: bool, leaf, where: NamedSharding) -> jax.Array:
-    """`leaf` in float32 at `where`: an array of our own, which may be donated."""
-    if release and leaf.dtype == jnp.float32 and leaf.sharding.is_equivalent_to(where, leaf.ndim):
+def _own(dtype: jnp.dtype, release: bool, leaf, where: NamedSharding) -> jax.Array:
+    """`leaf` in `dtype` (integers stay) at `where`: an array of our own, which may be donated."""
+    dtype = dtype if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf.dtype
+    held = isinstance(leaf, jax.Array)
+    there = held and leaf.dtype == dtype and leaf.sharding.is_equivalent_to(where, leaf.ndim)
+    if release and there:
         return leaf
-    if leaf.is_fully_addressable and not where.is_fully_addressable:
-        # The same on each process, such as a new head.
+    if held and (where.is_fully_addressable or not leaf.is_fully_addressable):
+        made = jax.device_put(jnp.array(leaf, dtype, copy=True), where)
+    else:  # each process has the same, such as a new head
         made = jax.make_array_from_callback(
-            leaf.shape, where, lambda index: np.array(leaf[index], np.float32)
+            leaf.shape, where, lambda index: np.array(leaf[index], dtype)
         )
-    else:
-        made = jax.device_put(jnp.array(leaf, jnp.float32, copy=True), where)
-    if release:
+    if release and held:
         made.block_until_ready()
         leaf.delete()
     return made

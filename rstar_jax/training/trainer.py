@@ -6,8 +6,8 @@
                                                                               update; step for one
 
 Whatever a step does is a function of the settings, the examples and the step's number alone, and a
-checkpoint holds parameters and optimiser state: so a training that was killed and goes on ends
-with the very same parameters.
+checkpoint holds what is trained and the optimiser's state: so a training that was killed and goes
+on ends with the very same parameters.
 """
 
 import hashlib
@@ -93,7 +93,7 @@ def train(
     measure: Callable[[Compiled, Any], dict[str, Any]] | None = None,
     new_rows: Sequence[int] = (),
     release: bool = False,
-) -> tuple[Any, dict[str, float]]:
+) -> tuple[Any, Any, dict[str, float]]:
     """Trains, from the newest state in `directory` if there is one.
 
     Args:
@@ -112,7 +112,8 @@ def train(
       release: the training takes `params` over, instead of copying them.
 
     Returns:
-      (float32 parameters, metrics). The states are left for the caller to remove, when the model is
+      (float32 parameters, what of them was trained as in lora.split or None without LoRA,
+      metrics). The states are left for the caller to remove, when the model is
       on disk.
 
     Raises:
@@ -144,9 +145,9 @@ def train(
             del state  # no two states in memory
             state = states.restore(start, like)
         state = run.steps(state, start, states, about)
-    return state['params'], (
-        run.summary() | about['metrics'] | _named(measure, compiled, state, 'after')
-    )
+    metrics = run.summary() | about['metrics'] | _named(measure, compiled, state, 'after')
+    trained = state['params']
+    return compiled.whole(trained), trained if settings.lora else None, metrics
 
 
 def _named(measure, compiled, state, suffix: str) -> dict[str, Any]:

@@ -1,0 +1,344 @@
+"""LoRA against full training's gradients, on disk, over meshes, and against PEFT."""
+
+import re
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+import transformers
+
+from rstar_jax import models, training
+from rstar_jax.errors import UserError
+from rstar_jax.models import decoder as decoders
+from rstar_jax.models import weights
+from rstar_jax.parallel import global_mesh
+from rstar_jax.training import checkpoints, examples, lora, losses, recompute, trainer
+from tests.models import tiny_torch
+
+RANK = 3
+MARKS = ['<code>', '<end_of_step>']
+QWEN = {'family': 'qwen2', 'qkv_bias': True, 'tie_embeddings': True}
+LLAMA = {'family': 'llama', 'qkv_bias': False, 'tie_embeddings': False}
+PHI = LLAMA | {'family': 'phi3'}
+SETTINGS = types.SimpleNamespace(dropout=0.0, squash='tanh')
+
+
+def make_policy(rows=304, **changes):
+    """Random and of no two equal sizes; a tokenizer of bytes, without marks."""
+    values = {
+        'vocab_size': rows,
+        'embed_dim': 32,
+        'mlp_dim': 56,
+        'num_layers': 1,
+        'num_heads': 4,
+        'num_kv_heads': 2,
+        'head_dim': 12,
+        'eos_ids': (2,),
+        'pad_id': 0,
+    }
+    config = models.Config(**values | QWEN | changes)
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(
+        lambda p: jnp.asarray(rng.normal(p.ndim == 1, 0.15, p.shape), p.dtype),
+        decoders.abstract_params(config),
+    )
+    return models.Policy(config, tiny_torch.tokenizer(), params)
+
+
+def drawn(params, rows=(), seed=1):
+    """(frozen, trained) of `params` as after some training: B and new rows have moved."""
+    frozen, trained = lora.split(params, RANK, rows, 0)
+    rng = np.random.default_rng(seed)
+    moved = jax.tree.map(lambda p: jnp.asarray(rng.normal(p, 0.1), jnp.float32), trained)
+    return jax.tree.map(jnp.asarray, frozen), moved
+
+
+def merged(frozen, trained):
+    return lora.merge(weights.flatten(jax.tree.map(jnp.copy, frozen)), trained)
+
+
+def sft_data(count=8):
+    return [{'query': f'{i}+{i}', 'response': f'<code>{2 * i}<end_of_step>'} for i in range(count)]
+
+
+def pair_data(count=6):
+    return [
+        {'prompt': f'{i}', 'pos': f'{i}=b', 'neg': f'{i}=cc', 'pos_count': 1, 'neg_count': 1}
+        for i in range(count)
+    ]
+
+
+def encoded_for(loss, tokenizer, length=128):
+    if loss == 'sft':
+        return examples.sft(sft_data(), tokenizer, length)
+    if loss == 'pairwise':
+        return examples.pairs(pair_data(), tokenizer, length)
+    if loss == 'orm':
+        rows = [{'query': f'{i}', 'response': 'ab', 'correct': i % 2 == 0} for i in range(6)]
+        return examples.outcomes(rows, tokenizer, length)
+    rows = [{'query': f'{i}', 'steps': ['ab', 'c'], 'values': [0.5, -0.5]} for i in range(6)]
+    return examples.q_values(rows, tokenizer, length)
+
+
+def settings(loss='sft', **changes):
+    config = training.default_sft() if loss == 'sft' else training.default_ppm()
+    shape = {'batch_size': 4, 'length': 128, 'learning_rate': 1e-2, 'lora': RANK, 'held_out': 0.0}
+    config.update(shape | ({'form': 0.0} if loss == 'sft' else {'dropout': 0.0}) | changes)
+    return config
+
+
+def close(a, b, tolerance=1e-5):
+    a, b = np.asarray(a), np.asarray(b)
+    np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * np.abs(b).max())
+
+
+def model_of(loss, changes=None):
+    """A policy with new tokens, or a PPM whose head is not next to zero; the new tokens' rows."""
+    start = make_policy(**changes or {})
+    policy = models.add_tokens(start, MARKS)
+    if loss == 'sft':
+        return policy, policy.tokenizer.convert_tokens_to_ids(MARKS)
+    ppm = models.init_ppm(policy)
+    ppm.params['value_head']['weight'] = jnp.ones((1, 32)) / 8
+    return ppm, ()
+
+
+@pytest.mark.parametrize(
+    'loss, changes, kept',
+    [
+        ('sft', QWEN, 2**40),
+        ('sft', LLAMA | {'num_layers': 2}, 0),
+        ('pairwise', LLAMA, 2**40),
+        ('orm', QWEN, 2**40),
+        ('pqm', QWEN, 0),
+    ],
+)
+def test_gradients_are_those_of_full_training(monkeypatch, loss, changes, kept):
+    """Of the loss at W + SCALE B A by W: dB = SCALE dW A^T, dA = SCALE B^T dW, for every layer."""
+    monkeypatch.setattr(recompute, 'KEPT_BYTES', kept)
+    model, rows = model_of(loss, changes)
+    frozen, trained = drawn(model.params, rows)
+    encoded = encoded_for(loss, model.tokenizer)
+    mesh = checkpoints.one_device()
+    micros = trainer.Micros(encoded, range(len(encoded.examples)), settings(micro_batch=8), mesh)
+    (batch,) = micros.batches
+
+    def function(params):
+        return losses.BY_NAME[loss](model.config, params, batch, None, SETTINGS)[0]
+
+    low = jax.jit(jax.value_and_grad(lambda t: function(lora.joined(frozen, t))))
+    value, grads = low(trained)
+    full = merged(frozen, trained)
+    expected, dense = jax.jit(jax.value_and_grad(function))(full)
+    assert float(value) == pytest.approx(float(expected), rel=1e-5)
+    grads, dense, trained = map(weights.flatten, (grads, dense, trained))
+    layers = [path for path in dense if lora.DENSE.fullmatch(path)]
+    assert len(layers) == 7 * model.config.num_layers
+    for path in layers:
+        module = path.removesuffix('/weight')
+        a, b = trained.pop(f'{module}/lora_a'), trained.pop(f'{module}/lora_b')
+        close(grads[f'{module}/lora_a'], lora.SCALE * b.T @ dense[path])
+        close(grads[f'{module}/lora_b'], lora.SCALE * dense[path] @ a.T)
+    if rows:
+        tables = ['embed'] if changes is QWEN else ['embed', 'output']
+        assert set(trained) == {f'{table}/new' for table in tables}
+    else:
+        assert set(trained) == {'value_head/weight', 'value_head/bias'}
+    for path in trained:
+        table = path.replace('/new', '/weight')
+        close(grads[path], dense[table][np.array(rows)] if rows else dense[path])
+
+
+def test_no_gradient_of_a_frozen_weight_is_computed(monkeypatch):
+    monkeypatch.setattr(recompute, 'KEPT_BYTES', 0)  # where layers are differentiated as a whole
+    policy, rows = model_of('sft', LLAMA)
+    frozen, trained = drawn(policy.params, rows)
+    whole = merged(frozen, trained)
+    names = ('tokens', 'positions', 'end', 'targets', 'weights')
+    batch = {
+        name: jnp.ones((2, 40), jnp.float32 if name == 'weights' else jnp.int32) for name in names
+    }
+
+    def products(params, *rest):
+        def function(params, *rest):
+            joined = lora.joined(*rest, params) if rest else params
+            return losses.sft(policy.config, joined, batch, None, SETTINGS)[0]
+
+        text = jax.jit(jax.grad(function)).lower(params, *rest).compile().as_text()
+        shapes = re.findall(r'= f32\[([\d,]+)\]\S* dot\(', text)
+        return {tuple(sorted(map(int, shape.split(',')))) for shape in shapes}
+
+    sizes = {tuple(sorted(x.shape)) for x in jax.tree.leaves(frozen) if x.ndim == 2}
+    assert len(sizes) == 4  # of q and o, k and v, the MLP, the tables
+    assert sizes <= products(whole)
+    assert not sizes & products(trained, frozen)
+
+
+class Killed(Exception):
+    pass
+
+
+def killed_at(step):
+    def progress(numbers):
+        # Within the step, before its update.
+        if numbers['step'] == step and 'grad_norm' not in numbers:
+            raise Killed
+
+    return progress
+
+
+def same(a, b):
+    return all(
+        np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    )
+
+
+@pytest.mark.parametrize('loss', ['sft', 'pairwise'])
+def test_killed_and_resumed_training_ends_with_the_same_bits(tmp_path, loss):
+    policy, config = make_policy(), settings(loss, epochs=2, checkpoint_minutes=0)
+    run, data = (training.sft, sft_data()) if loss == 'sft' else (training.ppm, pair_data())
+    whole, _ = run(policy, data, config, tmp_path / 'whole')
+    parts = tmp_path / 'parts'
+    with pytest.raises(Killed):
+        run(policy, data, config, parts, progress=killed_at(3))
+    with checkpoints.States(parts) as states:
+        kept = states.restore(3, None)
+    assert {path.rpartition('/')[2] for path in weights.flatten(kept['params'])} == (
+        {'lora_a', 'lora_b', 'new'} if loss == 'sft' else {'lora_a', 'lora_b', 'weight', 'bias'}
+    )
+    trained = sum(x.nbytes for x in jax.tree.leaves(kept['params']))
+    assert sum(np.asarray(x).nbytes for x in jax.tree.leaves(kept)) == 3 * trained + 2 * 4
+    with pytest.raises(UserError, match='other settings'):
+        changed = config.copy_and_resolve_references()
+        changed.lora = RANK + 1
+        run(policy, data, changed, parts)
+    resumed, _ = run(policy, data, config, parts)
+    assert same(whole.params, resumed.params)
+    for name in ('adapter_model.safetensors', 'adapter_config.json'):
+        files = [folder / 'adapter' / name for folder in (tmp_path / 'whole', parts)]
+        assert files[0].read_bytes() == files[1].read_bytes()
+    load = checkpoints.load_policy if loss == 'sft' else checkpoints.load_ppm
+    assert same(load(parts).params, whole.params)
+    norm = (whole.params if loss == 'sft' else whole.params['decoder'])['norm']
+    assert same(norm, policy.params['norm'])
+
+
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+def test_state_has_the_bytes_of_what_is_trained(dtype):
+    model, rows = model_of('sft', LLAMA)
+    config = settings(dtype=dtype)
+    compiled = trainer.Compiled(model.config, config, 'sft', checkpoints.one_device(), 4, rows)
+    state = compiled.init(model.params)
+    shapes = [p.shape for path, p in weights.flatten(model.params).items() if 'layers' in path]
+    trained = sum(RANK * sum(shape) for shape in shapes if len(shape) == 2)
+    trained += 2 * len(MARKS) * 32
+    # Weights and two moments in float32, the counts of Adam and of the schedule.
+    assert sum(x.nbytes for x in jax.tree.leaves(state)) == 3 * 4 * trained + 2 * 4
+    frozen = weights.flatten(compiled._frozen)
+    assert {frozen[path].dtype for path in weights.flatten(model.params)} == {jnp.dtype(dtype)}
+    encoded = encoded_for('sft', model.tokenizer)
+    (batch,) = trainer.Micros(encoded, range(8), settings(micro_batch=8), compiled.mesh).batches
+    value = float(compiled.evaluate(state['params'], batch)['loss'])
+    expected = jax.jit(lambda p: losses.sft(model.config, p, batch, None, None)[0])(model.params)
+    assert value == pytest.approx(float(expected), rel=1e-5 if dtype == 'float32' else 2e-2)
+
+
+def test_a_low_rank_learns_as_all_weights_do_at_ten_times_the_rate(tmp_path):
+    found = {}
+    for rank, rate in ((0, 1e-3), (16, 1e-2)):
+        config = settings(lora=rank, learning_rate=rate, epochs=8, weight_decay=0.0)
+        _, metrics = training.sft(make_policy(), sft_data(), config, tmp_path / str(rank))
+        found[rank] = metrics['held_out_loss_before'] - metrics['held_out_loss_after']
+        assert metrics['held_out_loss_before'] == pytest.approx(5.9, abs=0.5)
+    assert found[16] > found[0] > 1
+
+
+def test_meshes_change_nothing():
+    model, rows = model_of('sft', LLAMA)
+    encoded = encoded_for('sft', model.tokenizer)
+    _, moved = drawn(model.params, rows)
+    ended = []
+    for mesh in (checkpoints.one_device(), global_mesh(fsdp=2, tensor=2)):
+        config = settings(micro_batch=8, grad_clip=0.0)
+        compiled = trainer.Compiled(model.config, config, 'sft', mesh, 4, rows)
+        state = compiled.init(model.params)
+        places = jax.tree.map(lambda x: x.sharding, state['params'])
+        params = jax.device_put(moved, places)
+        (batch,) = trainer.Micros(encoded, range(8), config, mesh).batches
+        grads, _ = compiled.accumulate(
+            params, compiled.zeros(params), batch, 1 / 8, jax.random.key(0)
+        )
+        ended.append(jax.tree.map(np.array, (grads, compiled.whole(params))))
+    for x, y in zip(*map(jax.tree.leaves, ended), strict=True):
+        close(y, x)
+    layer = places['layers']['0']
+    for block, name, a, b in (
+        ('attention', 'q', (None, 'fsdp'), ('tensor',)),
+        ('mlp', 'up', (None, 'fsdp'), ('tensor',)),
+        ('mlp', 'down', (None, 'tensor'), ('fsdp',)),
+    ):
+        specs = [tuple(layer[block][name][part].spec) for part in ('lora_a', 'lora_b')]
+        assert specs == [a, b]
+    assert tuple(places['embed']['new'].spec) == (None, 'fsdp')
+
+
+def peft_of(base, folder):
+    """(transformers' model of `base`, with the adapter in `folder`)."""
+    peft = pytest.importorskip('peft')
+    models.save(base, folder / 'base')
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(folder / 'base')
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder / 'adapter')
+    if theirs.config.vocab_size < len(tokenizer):
+        theirs.resize_token_embeddings(len(tokenizer))
+    return peft.PeftModel.from_pretrained(theirs, folder / 'adapter').eval()
+
+
+@pytest.mark.parametrize(
+    'changes, rows', [(QWEN, 304), (QWEN, 260), (LLAMA, 260), (PHI, 304)], ids=str
+)
+def test_merged_export_equals_base_and_adapter_in_peft(tmp_path, changes, rows):
+    """rows: 304 has room for the marks, 260 not."""
+    start = make_policy(rows, **changes)
+    policy = models.add_tokens(start, MARKS)
+    new = policy.tokenizer.convert_tokens_to_ids(MARKS)
+    frozen, trained = drawn(policy.params, new)
+    lora.save(policy, trained, RANK, new, tmp_path / 'adapter')
+    theirs = peft_of(start, tmp_path)
+    policy.params = merged(frozen, trained)
+    models.save(policy, tmp_path / 'merged')
+    plain = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / 'merged')
+    tokens = torch.tensor([[*range(40, 60), *new, 7]])
+    with torch.no_grad():
+        found, expected = theirs(tokens).logits, plain(tokens).logits
+    assert found.shape == (1, 23, policy.config.vocab_size)
+    close(found, expected)
+    ours = policy.logits(jnp.asarray(tokens.numpy()), jnp.array([23]))
+    close(ours, expected, 2e-5)
+
+
+def test_a_ppms_adapter_is_on_its_policy(tmp_path):
+    policy = make_policy()
+    ppm = models.init_ppm(policy)
+    frozen, trained = drawn(ppm.params)
+    lora.save(ppm, trained, RANK, (), tmp_path / 'adapter')
+    ppm.params = merged(frozen, trained)
+    theirs = peft_of(policy, tmp_path)
+    head = torch.load(tmp_path / 'adapter' / 'value_head.bin')
+    tokens = torch.tensor([[50, 60, 70, 80]])
+    with torch.no_grad():
+        hidden = theirs(tokens, output_hidden_states=True).hidden_states[-1][0, -1]
+        raw = hidden @ head['v_head.summary.weight'][0] + head['v_head.summary.bias'][0]
+    score = ppm.scores(jnp.asarray(tokens.numpy()), jnp.array([4]))
+    assert float(score[0]) == pytest.approx(float(torch.tanh(raw)), rel=1e-4)
+
+
+def test_a_negative_rank_is_told(tmp_path):
+    policy = make_policy()
+    message = 'lora=-1: expected a rank, as 16, or 0 to train all weights'
+    with pytest.raises(UserError, match=message):
+        training.sft(policy, sft_data(), settings(lora=-1), tmp_path)
+    with pytest.raises(UserError, match=message):
+        training.ppm(policy, pair_data(), settings('pairwise', lora=-1), tmp_path)

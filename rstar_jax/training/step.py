@@ -77,7 +77,7 @@ class Compiled:
     ):
         self.mesh, self.count, self.seconds = mesh, 0, 0.0
         self._config, self._settings = config, settings
-        self._loss = losses.BY_NAME[loss]
+        self._loss = loss
         self._optimiser = optimiser(settings, steps, new_rows)
         self._schedule = schedule(settings, steps)
         self._ready: dict[tuple, Any] = {}
@@ -131,14 +131,18 @@ class Compiled:
         # Donated: the caller goes on with the sum alone.
         return self._run('accumulate', function, (params, grads, batch, scale, key), (1,))
 
-    def evaluate(self, params, batch) -> dict[str, jax.Array]:
-        """Sums of loss and metrics over one micro batch, without dropout."""
+    def evaluate(self, params, batch, loss: str | None = None) -> dict[str, jax.Array]:
+        """Sums of a loss and its metrics over one micro batch, without dropout.
+
+        loss: None = the training's own.
+        """
+        loss = loss or self._loss
 
         def function(params, batch):
-            value, metrics = self._value(params, batch, None)
+            value, metrics = self._value(params, batch, None, loss)
             return {'loss': value} | metrics
 
-        return self._run('evaluate', function, (params, self._place(batch)), ())
+        return self._run(f'evaluate {loss}', function, (params, self._place(batch)), ())
 
     def update(self, state, grads) -> tuple[dict[str, Any], jax.Array]:
         """One AdamW step -> (state, norm of the gradients before clipping)."""
@@ -151,7 +155,7 @@ class Compiled:
 
     def _gradients(self, params, batch, scale, key):
         def loss(params):
-            value, metrics = self._value(params, batch, key)
+            value, metrics = self._value(params, batch, key, self._loss)
             return scale * value, {'loss': value} | metrics
 
         return jax.grad(loss, has_aux=True)(params)
@@ -161,12 +165,12 @@ class Compiled:
         params = optax.apply_updates(state['params'], updates)
         return {'params': params, 'optimiser': moments}
 
-    def _value(self, params, batch, key):
+    def _value(self, params, batch, key, loss: str):
         value_head = params.get('value_head')
         params = jax.tree.map(lambda p: p.astype(self._dtype), params)
         if value_head is not None:
             params['value_head'] = value_head
-        return self._loss(self._config, params, batch, key, self._settings)
+        return losses.BY_NAME[loss](self._config, params, batch, key, self._settings)
 
     def _place(self, batch):
         rows = NamedSharding(self.mesh, PartitionSpec(('data', 'fsdp')))

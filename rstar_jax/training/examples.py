@@ -222,7 +222,7 @@ def answer_pairs(
     encoded = outcomes(asked, tokenizer, length)
     sides: dict[str, tuple[list, list]] = collections.defaultdict(lambda: ([], []))
     for question, example in zip(encoded.questions, encoded.examples):
-        right = example.fields[0]['targets'][-1] > 0
+        right = bool(example.fields[0]['targets'][-1])
         sides[question][right].append(example.sequences[0])
     pairs = Encoded(PAIR_FIELDS, length, 2 * length)
     for question, (wrong, right) in sides.items():

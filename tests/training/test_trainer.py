@@ -69,7 +69,7 @@ def pair_examples(problems=40):
 
 
 def trajectory_examples():
-    """Of each problem a right and a wrong trajectory, alike but for the word of the last step."""
+    """Of each problem a right and a wrong trajectory: they part behind their first step."""
     pairs = pair_examples()
     found = []
     for first, last in zip(pairs[::2], pairs[1::2]):
@@ -77,9 +77,9 @@ def trajectory_examples():
             found.append(
                 {
                     'query': first['prompt'].split('\n')[1],
-                    'steps': ['<code>\n', first['pos'], last[side]],
-                    'values': [0.0, 0.5, value],
-                    'labels': [True, True, value > 0],
+                    'steps': ['<code>\n', first[side], last[side]],
+                    'values': [0.0, value / 2, value],
+                    'labels': [True, value > 0, value > 0],
                     'correct': value > 0,
                 }
             )
@@ -293,7 +293,7 @@ def test_ppm_learns_a_planted_preference(policy, tmp_path):
     )
     assert metrics['held_out_pairs'] == 20 and metrics['examples'] == 60
     assert metrics['answer_pairs'] == 10  # of the same problems
-    assert metrics['answer_accuracy_after'] > 0.8 > metrics['answer_accuracy_before']
+    assert metrics['answer_accuracy_after'] > 0.9 > metrics['answer_accuracy_before']
     assert metrics['pair_accuracy_before'] < 0.8
     assert metrics['pair_accuracy_after'] == 1
     assert metrics['loss_last'] < metrics['loss_first']
@@ -316,7 +316,7 @@ def test_losses_of_trajectories_learn(policy, tmp_path, loss):
     trajectories = trajectory_examples()
     ppm, metrics = training.ppm(policy, trajectories, settings, tmp_path, trajectories=trajectories)
     assert (metrics['examples'], metrics['held_out'], metrics['answer_pairs']) == (60, 20, 10)
-    assert metrics['held_out_loss_after'] < 0.3 * metrics['held_out_loss_before']
+    assert metrics['held_out_loss_after'] < 0.5 * metrics['held_out_loss_before']
     assert metrics['answer_accuracy_after'] == 1
     if loss != 'pqm':
         assert metrics['accuracy_after'] > 0.9
@@ -369,7 +369,7 @@ def test_what_is_learnt_of_a_trajectory(policy):
 @pytest.mark.parametrize('length', [512, 64])
 def test_right_answers_are_paired_with_the_wrong_ones_of_their_problem(policy, length):
     made = [
-        {'query': query, 'steps': ['aaa', f'{word} ' * 12], 'correct': correct}
+        {'query': query, 'steps': ['aaa', f'{word} ' * 30], 'correct': correct}
         for query in ('bbb', 'ccc', 'ddd', 'eee')
         for word, correct in (('fff', True), ('ggg', True), ('hhh', False), ('iii', False))
         if query != 'eee' or correct  # has no wrong one

@@ -193,7 +193,7 @@ def split_prompt(prompt: str) -> tuple[str, str]:
 
 @dataclasses.dataclass
 class _Problem:
-    """What the trees of one problem gave so far: no more than its results."""
+    """What the trees of one problem gave so far: its results, of outcomes all different ones."""
 
     problem: dict[str, Any]
     best: list[tuple[int, int, int, int, str]] = dataclasses.field(default_factory=list)

@@ -135,9 +135,17 @@ SFT_KEYS: dict[str, tuple[Any, str]] = {
     ),
 }
 PPM_KEYS: dict[str, tuple[Any, str]] = {
-    'squash': ('tanh', 'tanh, in training and use (paper), or tanh5, raw in training (code)'),
+    'loss': (
+        'pairwise',
+        "pairwise, which of two steps is better (the paper's PPM); orm, whether the answer is "
+        'right; pqm, the Q value of each step; prm, whether each step led to a right answer',
+    ),
+    'squash': (
+        'tanh',
+        'tanh, in training and use (paper), or tanh5, with pairwise raw in training (code)',
+    ),
     'dropout': (0.1, 'on what the scalar head reads'),
-    'held_out': (0.1, 'share of the problems whose pairs are not trained on but measured'),
+    'held_out': (0.1, 'share of the problems that are not trained on but measured'),
 }
 TRAININGS: dict[str, dict[str, Any]] = {
     'bootstrap': {'epochs': 1, 'batch_size': 32, 'length': 512, 'learning_rate': 3e-3},
@@ -208,6 +216,7 @@ for _name in TRAININGS:
 for _name in ('bootstrap', 'sft'):
     CHOICES[f'training.{_name}.marks'] = ('tokens', 'text')
     AT_LEAST |= {f'training.{_name}.{key}': 0 for key in ('marks_rate', 'held_out', 'form')}
+CHOICES['training.ppm.loss'] = ('pairwise', 'orm', 'pqm', 'prm')
 CHOICES['training.ppm.squash'] = ('tanh', 'tanh5')
 
 # Paper, section 3.4 and table 2: what changes from round to round.

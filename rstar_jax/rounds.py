@@ -2,8 +2,8 @@
 
     bootstrap   a first policy out of demonstrations, where the run has them   -> round0/policy
     search      problems -> trees, by the policy, guided by the PPM            -> roundK/search
-    curate      trees -> SFT trajectories and preference pairs                 -> roundK/curate
-    sft         base model + trajectories -> the next policy                   -> roundK/policy
+    curate      trees -> SFT examples, preference pairs, trajectories          -> roundK/curate
+    sft         base model + SFT examples -> the next policy                   -> roundK/policy
     ppm         next policy + pairs -> the next process preference model       -> roundK/ppm
     eval        policy alone, and with search, on benchmarks                   -> roundK/eval
     export      policy and PPM as Hugging Face directories                     -> roundK/export
@@ -16,7 +16,7 @@ import contextlib
 import ctypes
 import gc
 import pathlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -219,7 +219,7 @@ def _tree_figures(store: data.TreeStore, seconds: float) -> Figures:
 
 
 def curate(round_: Round, stage: ledger.Stage, line: Line) -> Figures:
-    """Makes SFT examples and preference pairs out of the round's trees."""
+    """Makes SFT examples, preference pairs and trajectories out of the round's trees."""
     if parallel.is_first():
         with data.TreeStore(round_.folder / 'search') as store:
             if not len(store):
@@ -259,12 +259,14 @@ def _train_policy(
 
 
 def ppm(round_: Round, stage: ledger.Stage, line: Line) -> Figures:
-    """Trains the next PPM from the round's policy on the round's pairs."""
-    pairs = data.load_examples(round_.folder / 'curate', 'pairs')
-    if not len(pairs):
+    """Trains the next PPM from the round's policy on the round's pairs or trajectories."""
+    folder, loss = round_.folder / 'curate', round_.config.training.ppm.loss
+    kind, _ = training.LOSSES[loss]
+    examples = data.load_examples(folder, kind)
+    if not len(examples):
         raise UserError(
-            f'{round_.folder / "curate"}: no preference pair to train on: raise '
-            '--config.search.rollouts or candidates, or leave the stage out with --stages'
+            f'{folder}: no {kind} to train on with loss={loss}: raise --config.search.rollouts or '
+            'candidates, or leave the stage out with --stages'
         )
     sources.finished(round_.folder / 'policy', 'policy', stage.folder.name)
     settings = _settings(training.default_ppm(), round_.config.training.ppm, round_.config.seed)
@@ -273,14 +275,21 @@ def ppm(round_: Round, stage: ledger.Stage, line: Line) -> Figures:
     progress = _training_progress(round_, stage, line)
     _, figures = training.ppm(
         policy,
-        pairs,
+        examples,
         settings,
         stage.folder,
+        trajectories=_trajectories(folder),
         mesh=_training_mesh(),
         progress=progress,
         release=True,
     )
     return figures
+
+
+def _trajectories(folder: pathlib.Path) -> Iterable[dict[str, Any]]:
+    """Those of the curate stage; none where an earlier version made it, which wrote pairs only."""
+    found = any(folder.glob('trajectories-*'))
+    return data.load_examples(folder, 'trajectories') if found else ()
 
 
 def _settings(default: ConfigDict, section: ConfigDict, seed: int) -> ConfigDict:

@@ -63,7 +63,10 @@ def _search(figures: Figures) -> str:
 
 
 def _curate(figures: Figures) -> str:
-    return f'{figures.get("sft", 0):,} SFT examples, {figures.get("pairs", 0):,} preference pairs'
+    return (
+        f'{figures.get("sft", 0):,} SFT examples, {figures.get("pairs", 0):,} preference pairs, '
+        f'{figures.get("trajectories", 0):,} trajectories'
+    )
 
 
 def _sft(figures: Figures) -> str:
@@ -75,12 +78,12 @@ def _sft(figures: Figures) -> str:
 
 def _ppm(figures: Figures) -> str:
     text = _sft(figures)
-    if figures.get('held_out_pairs'):
-        text += (
-            f', held-out pair accuracy {percent(figures.get("pair_accuracy_before"))} -> '
-            f'{percent(figures.get("pair_accuracy_after"))} '
-            f'({figures["held_out_pairs"]:.0f} pairs)'
-        )
+    for name, pairs in (('pair', 'held_out_pairs'), ('answer', 'answer_pairs')):
+        if figures.get(pairs):
+            text += (
+                f', held-out {name} accuracy {percent(figures.get(f"{name}_accuracy_before"))} -> '
+                f'{percent(figures.get(f"{name}_accuracy_after"))} ({figures[pairs]:.0f} pairs)'
+            )
     return text
 
 

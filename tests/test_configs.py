@@ -55,8 +55,17 @@ def test_training_keys_are_those_of_the_training(name):
     prefix = f'training.{name}.'
     ours = {k.removeprefix(prefix): v for k, (v, _) in keys.KEYS.items() if k.startswith(prefix)}
     theirs = getattr(training, f'default_{name}')().to_dict()
-    fixed = {'seed', 'log_every', 'loss'}  # config.seed; progress is our own; the method's loss
+    fixed = {'seed', 'log_every'}  # config.seed; progress is our own
     assert ours == {key: value for key, value in theirs.items() if key not in fixed}
+
+
+def test_the_losses_of_a_ppm_are_those_of_the_training():
+    assert keys.CHOICES['training.ppm.loss'] == tuple(training.LOSSES)
+    config = configs.default()
+    config.training.ppm.loss = 'dpo'
+    message = r'^--config.training.ppm.loss=dpo: needs one of pairwise, orm, pqm, prm$'
+    with pytest.raises(UserError, match=message):
+        configs.validate(config)
 
 
 def test_every_key_of_our_own_is_read_somewhere():

@@ -9,6 +9,7 @@ import json
 import os
 import pathlib
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,8 +17,20 @@ import time
 
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
-from rstar_jax import configs, data, ledger, main, models, rounds, steps, training
+from rstar_jax import (
+    configs,
+    data,
+    ledger,
+    main,
+    models,
+    rounds,
+    search,
+    sources,
+    steps,
+    training,
+)
 from rstar_jax.data import arithmetic
 from rstar_jax.errors import UserError
 from rstar_jax.models import tiny
@@ -199,6 +212,44 @@ def test_the_export_is_the_policy(finished):
     kept = checkpoints.load_ppm(workdir / 'round1' / 'ppm')
     arguments = np.array([prompt], np.int32), np.array([len(prompt)], np.int32)
     np.testing.assert_allclose(ppm.scores(*arguments), kept.scores(*arguments), atol=1e-6)
+
+
+def ppm_stage(world, finished, root: pathlib.Path, *flags: str) -> tuple[Round, ConfigDict]:
+    """Round 1 of another workdir, with curated data and policy of the finished one; its config."""
+    for name in ('curate', 'policy'):
+        shutil.copytree(finished[0] / 'round1' / name, root / 'round1' / name)
+    config, _ = main.parse(str(world / 'config.py'), [f'--config.{flag}' for flag in flags])
+    return Round(configs.for_round(config, 1), root, 1, Events(None)), config
+
+
+@pytest.mark.parametrize('loss', ['orm', 'pqm', 'prm'])
+def test_a_ppm_of_any_loss_guides_the_search(world, finished, tmp_path, monkeypatch, loss):
+    monkeypatch.setattr(rounds, '_training_mesh', lambda: None)  # the real one is of 8 devices here
+    flags = f'training.ppm.loss={loss}', 'training.ppm.held_out=0.5', 'training.ppm.epochs=4'
+    round_, config = ppm_stage(world, finished, tmp_path, *flags)
+    rounds.run_stage(round_, 'ppm')
+    figures = ledger.read_json(tmp_path / 'round1' / 'ppm' / 'done.json')['figures']
+    curated = ledger.read_json(finished[0] / 'round1' / 'curate' / 'done.json')['figures']
+    assert figures['examples'] + figures['held_out'] == curated['trajectories'] > 4
+    assert figures['loss_last'] < figures['loss_first']
+    assert 0 <= figures['answer_accuracy_after'] <= 1 <= figures['answer_pairs']
+    policy, ppm = sources.evaluated_models(round_)
+    problems = json.loads((world / 'problems.json').read_text())[:1]
+    for record in search.run(problems, policy, ppm, config=sources.search_config(config)):
+        scored = np.nonzero(~np.isnan(record.score))[0]
+        assert len(scored) > 1 and np.all(np.abs(record.score[scored]) <= 1)
+        for node in scored[[0, -1]]:
+            tokens = policy.tokenizer(record.prompt)['input_ids']
+            tokens = sum((record.tokens[i] for i in record.trajectory(node)), tokens)
+            score = ppm.scores(np.array([tokens], np.int32), np.array([len(tokens)], np.int32))
+            assert record.score[node] == pytest.approx(float(score[0]), abs=1e-4)
+
+
+def test_a_loss_without_examples_is_named(world, finished, tmp_path):
+    round_, _ = ppm_stage(world, finished, tmp_path, 'training.ppm.loss=prm')
+    data.store_examples(tmp_path / 'round1' / 'curate', 'trajectories', [])
+    with pytest.raises(UserError, match='no trajectories to train on with loss=prm: raise --conf'):
+        rounds.run_stage(round_, 'ppm')
 
 
 def test_the_same_command_again_does_nothing(world, finished):

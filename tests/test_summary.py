@@ -34,11 +34,12 @@ def test_the_table_of_a_round(tmp_path):
     training = {'loss_first': 0.9, 'loss_last': 0.25, 'steps': 12, 'tokens_per_second': 431.2}
     done(tmp_path / 'round1' / 'search', 61, trees=16, problems=16, solved=5, nodes=645,
          tokens=56003, tokens_per_second=95.3)  # fmt: skip
-    done(tmp_path / 'round1' / 'curate', 2, sft=8, pairs=40)
+    done(tmp_path / 'round1' / 'curate', 2, sft=8, pairs=40, trajectories=9)
     form = {'<code>': [8, 8], '<end_of_step>': [19, 20], '<output>': [0, 8]}
     done(tmp_path / 'round1' / 'policy', 30, **training, form_after=form)
     done(tmp_path / 'round1' / 'ppm', 3600, **training, pair_accuracy_before=0.5,
-         pair_accuracy_after=0.75, held_out_pairs=4)  # fmt: skip
+         pair_accuracy_after=0.75, held_out_pairs=4, answer_accuracy_before=0.25,
+         answer_accuracy_after=0.5, answer_pairs=8)  # fmt: skip
     results(tmp_path, 0, benchmark(0.25, None))
     modes = {'trajectories': 8, 'best': 0.5, 'majority': 0.4375, 'weighted': 0.5, 'any': 0.75}
     results(tmp_path, 1, benchmark(0.3125, modes))
@@ -50,10 +51,11 @@ def test_the_table_of_a_round(tmp_path):
         '1 search 1:01 16 trees, 645 nodes, 56,003 tokens generated (95/s), '
         '5 of 16 problems solved' in text
     )
-    assert '1 curate 0:02 8 SFT examples, 40 preference pairs' in text
+    assert '1 curate 0:02 8 SFT examples, 40 preference pairs, 9 trajectories' in text
     assert '1 sft 0:30 loss 0.900 -> 0.250 in 12 steps (431 tokens/s), marks' in text
     assert 'marks likeliest where due: at least 95.0 % (<end_of_step>)' in text
-    assert 'held-out pair accuracy 50.0 % -> 75.0 % (4 pairs)' in text
+    assert 'held-out pair accuracy 50.0 % -> 75.0 % (4 pairs), held-out' in text
+    assert 'held-out answer accuracy 25.0 % -> 50.0 % (8 pairs)' in text
     assert 'all 1:01:44' in text
     for share in ('25.0', '31.2', '50.0', '43.8', '75.0'):
         assert share in text

@@ -1,8 +1,9 @@
 """Problems in, finished trees on disk, and training data out of them.
 
-    problems file --load_problems--> search --> TreeStore --curate_to--> sft, pairs (load_examples)
+    problems file --load_problems--> search --> TreeStore --curate_to--> sft, pairs, trajectories
 
-`curate` is the same as a plain function over lists. Interchange formats: `export_*`, `import_*`.
+`load_examples` reads what `curate_to` wrote; `curate` gives SFT examples and pairs as a plain
+function over lists. Interchange formats: `export_*`, `import_*`.
 """
 
 from rstar_jax.data.annotated import Annotated, Trajectory, annotate

@@ -13,7 +13,7 @@ grades the answers anew. Records carry the grader's verdict, which is taken as i
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -87,6 +87,15 @@ class Trajectory:
     correct: bool
     mean_q: int
     min_q: int
+
+
+def leading(trajectories: Iterable[Trajectory]) -> set[int]:
+    """The nodes of one tree through which a right answer was reached.
+
+    Math-Shepherd's hard estimate (arXiv 2312.08935) of which steps are good. It depends on outcomes
+    alone, so it is the same with and without PPM scores on the nodes.
+    """
+    return {node for t in trajectories if t.correct for node in t.nodes}
 
 
 def annotate(tree: dict[str, Any] | Record, grade: Grade | None = None) -> Annotated:

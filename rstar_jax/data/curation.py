@@ -1,8 +1,10 @@
 """Training data out of finished trees: SFT trajectories and preference pairs (ALGORITHM section 4).
 
-    trees -> annotate -> per tree: its best trajectories, its pairs
+    trees -> annotate -> per tree: its best trajectories, its pairs, its outcomes
                       -> per problem: the 2 best trajectories of all its trees; dropped or not
-                      -> {query, response} and {prompt, pos, neg, pos_count, neg_count}
+                      -> sft           {query, response}
+                         pairs         {prompt, pos, neg, pos_count, neg_count}
+                         trajectories  {query, steps, values, labels, correct}
 
 What the rules leave open, and how it is read here:
 - *Completion* below a step: the trajectory from that step (included) on, to a correct answer for a
@@ -17,13 +19,23 @@ What the rules leave open, and how it is read here:
 
 A pair's `prompt` is the SFT prompt of the question followed by the prefix, as in the released data:
 `prompt + pos` is the very text that the PPM reads. `split_prompt` gives the two parts back.
+
+*Trajectories* are what reward models learn from that know no pairs (ORM, PQM, PRM): a question, the
+texts of the steps down to an answer, of each step its Q value in its tree and whether a right
+answer was reached through it there (annotated.leading), and whether the answer is right. Of the
+different right trajectories of a problem OUTCOMES are written, and of the wrong ones as many:
+evenly spaced over all of them in the order of trees and, in a tree, depth first. So they come from
+all parts of the trees and from no end of the Q values, and the shares of right and wrong are as
+equal as the trees allow.
 """
 
 import ast
 import bisect
 import collections
+import contextlib
 import dataclasses
 import os
+import pathlib
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -31,12 +43,22 @@ from rapidfuzz.distance import Levenshtein
 
 from rstar_jax import steps
 from rstar_jax.data import examples, files
-from rstar_jax.data.annotated import MILLION, NEITHER, Annotated, Grade, Trajectory, annotate
+from rstar_jax.data.annotated import (
+    MILLION,
+    NEITHER,
+    Annotated,
+    Grade,
+    Trajectory,
+    annotate,
+    leading,
+)
 from rstar_jax.errors import UserError
 from rstar_jax.search.record import Record
 
 Example = dict[str, Any]
 Counts = collections.Counter
+
+OUTCOMES = 4  # right trajectories of a problem for reward models, and wrong ones, at most
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,9 +135,9 @@ def curate(
     sft: list[Example] = []
     pairs: list[Example] = []
     for problem in problems.values():
-        its_sft, its_pairs = problem.finish(rules_, counts)
-        sft += its_sft
-        pairs += its_pairs
+        made = problem.finish(rules_, counts)
+        sft += made['sft']
+        pairs += made['pairs']
     return sft, pairs
 
 
@@ -127,7 +149,7 @@ def curate_to(
     grade: Grade | None = None,
     **rules: Any,
 ) -> Counts:
-    """Makes training data tree by tree, into `sft-*.array_record` and `pairs-*.array_record`.
+    """Makes training data tree by tree, into `KIND-*.array_record` of all kinds (examples.KINDS).
 
     Memory holds one problem's data at a time, and some 100 bytes of book-keeping a problem. The
     files appear, with `counts.json`, when all is done.
@@ -142,17 +164,16 @@ def curate_to(
     """
     rules_ = Rules(final_step_pairs, **rules)
     counts: Counts = Counts()
-    with (
-        examples.ExampleWriter(directory, 'sft') as sft,
-        examples.ExampleWriter(directory, 'pairs') as pairs,
-    ):
+    with contextlib.ExitStack() as stack:
+        writers = {
+            kind: stack.enter_context(examples.ExampleWriter(directory, kind))
+            for kind in examples.KINDS
+        }
         for problem in _consecutive(trees, rules_, grade, counts):
-            its_sft, its_pairs = problem.finish(rules_, counts)
-            for example in its_sft:
-                sft.write(example)
-            for pair in its_pairs:
-                pairs.write(pair)
-    files.write_json(sft.directory / 'counts.json', counts)
+            for kind, made in problem.finish(rules_, counts).items():
+                for example in made:
+                    writers[kind].write(example)
+    files.write_json(pathlib.Path(directory) / 'counts.json', counts)
     return counts
 
 
@@ -172,17 +193,23 @@ def split_prompt(prompt: str) -> tuple[str, str]:
 
 @dataclasses.dataclass
 class _Problem:
-    """What the trees of one problem gave so far: no more than its results."""
+    """What the trees of one problem gave so far: its results, of outcomes all different ones."""
 
     problem: dict[str, Any]
     best: list[tuple[int, int, int, int, str]] = dataclasses.field(default_factory=list)
     pairs: list[Example] = dataclasses.field(default_factory=list)
+    # Of wrong (0) and of right (1) trajectories: texts of the steps -> Q values, labels.
+    outcomes: tuple[dict[tuple[str, ...], tuple[list[float], list[bool]]], ...] = dataclasses.field(
+        default_factory=lambda: ({}, {})
+    )
     correct: int = 0
     wrong: int = 0
 
     def add(self, tree: Annotated, rules: Rules, counts: Counts) -> None:
         trajectories = list(tree.trajectories())
+        leads = leading(trajectories)
         for trajectory in trajectories:
+            self._keep_outcome(tree, trajectory, leads)
             if not trajectory.correct:
                 self.wrong += 1
                 continue
@@ -205,8 +232,14 @@ class _Problem:
         bisect.insort(self.best, ranked)
         del self.best[rules.trajectories :]
 
-    def finish(self, rules: Rules, counts: Counts) -> tuple[list[Example], list[Example]]:
-        """Returns the problem's (sft, pairs)."""
+    def _keep_outcome(self, tree: Annotated, trajectory: Trajectory, leads: set[int]) -> None:
+        nodes, kept = trajectory.nodes, self.outcomes[trajectory.correct]
+        texts = tuple(tree.texts[i] for i in nodes)
+        if texts not in kept:
+            kept[texts] = [tree.q[i] / MILLION for i in nodes], [i in leads for i in nodes]
+
+    def finish(self, rules: Rules, counts: Counts) -> dict[str, list[Example]]:
+        """Returns the problem's examples of each kind."""
         counts['problems'] += 1
         counts['problems_solved'] += self.correct > 0
         counts['trajectories_correct'] += self.correct
@@ -215,7 +248,7 @@ class _Problem:
             self.correct + self.wrong
         ):
             counts['problems_dropped_synthetic'] += 1
-            return [], []
+            return {kind: [] for kind in examples.KINDS}
         sft = []
         for *_, text in self.best:
             response = text.strip()
@@ -223,9 +256,24 @@ class _Problem:
                 counts['sft_dropped_error'] += 1
             else:
                 sft.append({'query': self.problem['question'], 'response': response})
-        counts['sft'] += len(sft)
-        counts['pairs'] += len(self.pairs)
-        return sft, self.pairs
+        made = {'sft': sft, 'pairs': self.pairs, 'trajectories': self._trajectories()}
+        for kind, its_examples in made.items():
+            counts[kind] += len(its_examples)
+        return made
+
+    def _trajectories(self) -> list[Example]:
+        """Right ones first."""
+        return [
+            {
+                'query': self.problem['question'],
+                'steps': list(texts),
+                'values': values,
+                'labels': labels,
+                'correct': bool(correct),
+            }
+            for correct in (1, 0)
+            for texts, (values, labels) in _spread(list(self.outcomes[correct].items()), OUTCOMES)
+        ]
 
     def _synthetic(self) -> bool:
         source = str(self.problem.get('source') or '')
@@ -319,6 +367,12 @@ def _pair(prompt: str, pos: str, neg: str, pos_count: int, neg_count: int) -> Ex
         'pos_count': pos_count,
         'neg_count': neg_count,
     }
+
+
+def _spread(items: list, most: int) -> list:
+    """At most `most` of `items`, evenly spaced, the first one among them."""
+    count = min(most, len(items))
+    return [items[i * len(items) // count] for i in range(count)]
 
 
 def _program(solution: str) -> str:

@@ -1,6 +1,7 @@
-"""SFT examples and preference pairs on disk: ArrayRecord files of JSON records.
+"""A round's training data on disk: ArrayRecord files of JSON records.
 
-    sft-00000-of-00001.array_record    pairs-00000-of-00002.array_record ...
+    sft-00000-of-00001.array_record    pairs-00000-of-00002.array_record
+    trajectories-00000-of-00001.array_record ...
 
 Long sets are cut into several files, because a writer's memory grows with its file's records. The
 files take their names together at the end; a set of which some are missing is refused.
@@ -20,6 +21,7 @@ from rstar_jax.errors import UserError
 KINDS = {
     'sft': ('query', 'response'),
     'pairs': ('prompt', 'pos', 'neg', 'pos_count', 'neg_count'),
+    'trajectories': ('query', 'steps', 'values', 'labels', 'correct'),
 }
 
 
@@ -133,7 +135,8 @@ def store_examples(
 
     Args:
       directory: folder; made if absent. Examples of the same kind in it are replaced.
-      kind: 'sft' ({query, response}) or 'pairs' ({prompt, pos, neg, pos_count, neg_count}).
+      kind: 'sft' ({query, response}), 'pairs' ({prompt, pos, neg, pos_count, neg_count}) or
+        'trajectories' ({query, steps, values, labels, correct}, see curation.py).
       examples: any iterable.
     """
     with ExampleWriter(directory, kind) as out:

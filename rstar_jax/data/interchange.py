@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from rstar_jax.data import files
-from rstar_jax.data.annotated import Annotated, Grade, annotate
+from rstar_jax.data.annotated import Annotated, Grade, annotate, leading
 from rstar_jax.data.examples import KINDS
 from rstar_jax.data.trees import TreeStore
 from rstar_jax.errors import UserError
@@ -120,12 +120,11 @@ def stepwise(tree: Item | Record, grade: Grade | None = None) -> Iterator[Item]:
     """Every trajectory of a tree that ends in an answer, as {prompt, completions, labels}.
 
     `prompt` is the question, `completions` the steps' texts, and a step's label whether a correct
-    answer was reached through it (the hard estimate of Math-Shepherd, arXiv 2312.08935): it depends
-    on outcomes alone, so it is the same with and without PPM scores on the nodes.
+    answer was reached through it (annotated.leading).
     """
     annotated = annotate(tree, grade)
     trajectories = list(annotated.trajectories())
-    leads = {node for t in trajectories if t.correct for node in t.nodes}
+    leads = leading(trajectories)
     for trajectory in trajectories:
         yield {
             'prompt': annotated.problem['question'],

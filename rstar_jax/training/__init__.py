@@ -1,7 +1,7 @@
 """Training of the policy (SFT) and of reward models, out of a round's examples.
 
     policy, metrics = training.sft(policy, examples, training.default_sft(), directory)
-    ppm, metrics = training.ppm(policy, pairs, training.default_ppm(), directory)
+    ppm, metrics = training.ppm(policy, examples, training.default_ppm(), directory)
 
 Both go on where they were stopped, and return at once when `directory` holds their result.
 """
@@ -22,7 +22,13 @@ if TYPE_CHECKING:
     from rstar_jax.models import PPM, Policy
 
 HELD_OUT = 128  # problems that an SFT measures, at most
-KINDS = {'pairwise': 'pairs', 'orm': 'outcomes', 'pqm': 'q_values'}  # loss -> encoder
+# A PPM's losses: what each learns from (data.load_examples), and the encoder.
+LOSSES = {
+    'pairwise': ('pairs', 'pairs'),
+    'orm': ('trajectories', 'outcomes'),
+    'pqm': ('trajectories', 'q_values'),
+    'prm': ('trajectories', 'step_labels'),
+}
 
 
 def default_sft() -> 'ConfigDict':
@@ -50,9 +56,10 @@ def default_sft() -> 'ConfigDict':
 def default_ppm() -> 'ConfigDict':
     """The paper's PPM training (ALGORITHM section 5).
 
-    loss: pairwise (PPM), orm or pqm. squash: 'tanh' in training and use (paper), or 'tanh5', raw in
-    training and tanh(r / 5) in use (released code). dropout: on what the scalar head reads.
-    held_out: share of the problems whose examples are not trained on but measured.
+    loss: pairwise (PPM), orm, pqm or prm; see losses.py. squash: 'tanh' in training and use
+    (paper), or 'tanh5', tanh(r / 5) in use and raw in training by pairs (released code). dropout:
+    on what the scalar head reads. held_out: share of the problems whose examples are not trained on
+    but measured.
     """
     return _default(
         epochs=1,
@@ -191,10 +198,11 @@ def _check_form(form: dict[str, list[int]], least: float, directory: str | os.Pa
 
 def ppm(
     policy: 'Policy',
-    pairs: Iterable[dict[str, Any]],
+    examples: Iterable[dict[str, Any]],
     config,
     directory: str | os.PathLike,
     *,
+    trajectories: Iterable[dict[str, Any]] = (),
     mesh=None,
     progress=None,
     release: bool = False,
@@ -202,33 +210,47 @@ def ppm(
     """Trains a reward model that starts as `policy` with a scalar head.
 
     Args:
-      pairs: what config.loss learns from: 'pairwise', {prompt, pos, neg, pos_count, neg_count};
-        'orm', {query, response, correct}; 'pqm', {query, steps, values}. An ORM in the ranking form
-        is 'pairwise' on pairs of whole trajectories.
+      examples: what config.loss learns from: 'pairwise', {prompt, pos, neg, pos_count, neg_count};
+        'orm', {query, steps, correct}; 'pqm', {query, steps, values}; 'prm', {query, steps,
+        labels}. An ORM in the ranking form is 'pairwise' on pairs of whole trajectories.
       config: attributes as in `default_ppm`.
+      trajectories: {query, steps, correct}; those of held-out problems give answer_accuracy.
       The others are those of `sft`.
 
     Returns:
-      (PPM with float32 parameters, metrics): those of `sft`, and on held-out problems
-      held_out_pairs, pair_accuracy_before, pair_accuracy_after (shares of the pairs whose better
-      side has the higher reward; held_out and accuracy for orm, nothing but the loss for pqm),
-      held_out_loss_before, held_out_loss_after.
+      (PPM with float32 parameters, metrics): those of `sft`, and on held-out problems, each with
+      _before and _after:
+      held_out_loss;
+      answer_accuracy, by which judges of all losses can be compared: of all pairs of a right and a
+        wrong trajectory of the same problem (answer_pairs, their number; no figure without any) the
+        share in which the right one has the higher value at its last token;
+      pair_accuracy (pairwise), the share of the pairs (held_out_pairs, their number) whose better
+        side has the higher value;
+      accuracy (orm, prm), the share of targets on whose side of 0 the value is (held_out, the
+        number of trajectories; of pqm as well).
 
     Raises:
-      UserError: as `sft`; or config.loss is none of the three.
+      UserError: as `sft`; or config.loss is none of LOSSES.
     """
     from rstar_jax import models
     from rstar_jax.training import examples as encoding
     from rstar_jax.training import trainer
 
     _check_rank(config.lora)
-    if config.loss not in KINDS:
-        raise UserError(f'loss={config.loss!r}: expected one of {", ".join(KINDS)}')
+    if config.loss not in LOSSES:
+        raise UserError(f'loss={config.loss!r}: expected one of {", ".join(LOSSES)}')
+    kind, encoder = LOSSES[config.loss]
     model = models.init_ppm(policy, config.seed, config.squash)
     if release:
         _delete_all_but(policy.params, model.params)
-    encoded = getattr(encoding, KINDS[config.loss])(pairs, model.tokenizer, config.length)
+    encoded = getattr(encoding, encoder)(examples, model.tokenizer, config.length)
     chosen, held_out = encoding.hold_out(encoded, config.held_out, config.seed)
+    answers = encoding.answer_pairs(
+        trajectories,
+        {encoded.questions[i] for i in held_out},
+        model.tokenizer,
+        config.length,
+    )
 
     def measure(compiled, params) -> dict[str, float]:
         if not held_out:
@@ -239,10 +261,14 @@ def ppm(
             named['pair_accuracy'] = found['pairs_right'] / found['pairs']
         elif 'accuracy' in found:
             named['accuracy'] = found['accuracy']
+        if answers.examples:
+            every = range(len(answers.examples))
+            found = trainer.evaluate(compiled, params, answers, every, config, 'pairwise')
+            named['answer_accuracy'] = found['pairs_right'] / found['pairs']
         return named
 
     held = sum(encoded.examples[i].count for i in held_out)
-    name = 'held_out_pairs' if config.loss == 'pairwise' else 'held_out'
+    name = 'held_out_pairs' if kind == 'pairs' else 'held_out'
     model, metrics = _finished(
         model,
         encoded,
@@ -255,7 +281,8 @@ def ppm(
         measure,
         release=release,
     )
-    return model, metrics | {name: held}
+    pairs = sum(example.count for example in answers.examples)
+    return model, metrics | {name: held, 'answer_pairs': pairs}
 
 
 def _finished(

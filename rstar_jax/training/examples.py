@@ -7,7 +7,7 @@ cut step no end.
 
 import collections
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -34,7 +34,8 @@ class Encoded:
 
     Attributes:
       examples: list[Example].
-      questions: the question of each example: to hold out whole problems.
+      questions: the question of each example (a reward model's: in the SFT prompt), to hold out
+        whole problems.
       dropped: number of examples (pairs) with a sequence of more than `length` tokens.
       fields: the per-token fields that packing.fill shall write.
       row: the longest row that is needed, tokens.
@@ -118,15 +119,25 @@ def pairs(examples: Iterable[dict[str, Any]], tokenizer, length: int) -> Encoded
         weight = 1 / max(1, example.get('pos_count', 1) * example.get('neg_count', 1))
         groups[example['prompt']].append((*sides, weight))
     for prompt, group in groups.items():
-        while group:
-            size = GROUP_PAIRS
-            made = _pair_group(group[:size])
-            while size > 1 and _size(made) > length:
-                size //= 2
-                made = _pair_group(group[:size])
-            encoded.add(_parts(prompt)[0], made)
-            group = group[size:]
+        _add_pairs(encoded, _parts(prompt)[0], group, GROUP_PAIRS, length)
     return encoded
+
+
+def _add_pairs(
+    encoded: Encoded, question: str, group: list[tuple], most: int, longest: int
+) -> None:
+    """Adds pairs as few examples, each of at most `most` pairs and `longest` tokens.
+
+    group: (preferred sequence, rejected sequence, weight) of each pair.
+    """
+    while group:
+        size = most
+        made = _pair_group(group[:size])
+        while size > 1 and _size(made) > longest:
+            size //= 2
+            made = _pair_group(group[:size])
+        encoded.add(question, made)
+        group = group[size:]
 
 
 def _pair_group(group: Sequence[tuple]) -> Example:
@@ -153,23 +164,33 @@ def _size(example: Example) -> int:
 
 
 def outcomes(examples: Iterable[dict[str, Any]], tokenizer, length: int) -> Encoded:
-    """{query, response, correct: bool} -> whether the answer is right, at the last token (ORM)."""
-    return _valued(
-        [(e, [_text(e, 'response')], [float(e['correct'])]) for e in examples], tokenizer, length
-    )
+    """{query, steps, correct} -> whether the answer is right, at the last token (ORM)."""
+
+    def targets(example):
+        before = len(_field(example, 'steps', list)) - 1
+        return [*[None] * before, _field(example, 'correct', int)]
+
+    return _valued([(e, targets(e)) for e in examples], tokenizer, length)
 
 
 def q_values(examples: Iterable[dict[str, Any]], tokenizer, length: int) -> Encoded:
-    """{query, steps: list[str], values: list[float]} -> each step's Q at its last token (PQM)."""
-    return _valued([(e, e['steps'], e['values']) for e in examples], tokenizer, length)
+    """{query, steps, values} -> the Q value of each step, at its last token (PQM)."""
+    return _valued([(e, _field(e, 'values', list)) for e in examples], tokenizer, length)
+
+
+def step_labels(examples: Iterable[dict[str, Any]], tokenizer, length: int) -> Encoded:
+    """{query, steps, labels} -> whether a step led to a right answer, at its last token (PRM)."""
+    return _valued([(e, _field(e, 'labels', list)) for e in examples], tokenizer, length)
 
 
 def _valued(examples: list[tuple], tokenizer, length: int) -> Encoded:
+    """examples: ({query, steps}, for each step what its last token is to learn, None: nothing)."""
     encoded = Encoded(VALUE_FIELDS, length)
-    prompts = [steps.prompt(_text(e, 'query')) for e, _, _ in examples]
-    prompts = _encode(tokenizer, prompts, first=True)
-    parts = iter(_encode(tokenizer, [text for _, texts, _ in examples for text in texts]))
-    for (example, texts, values), prompt in zip(examples, prompts):
+    questions = [steps.prompt(_text(e, 'query')) for e, _ in examples]
+    prompts = _encode(tokenizer, questions, first=True)
+    parts = iter(_encode(tokenizer, [t for e, _ in examples for t in _field(e, 'steps', list)]))
+    for (example, values), question, prompt in zip(examples, questions, prompts):
+        texts = example['steps']
         if len(texts) != len(values):
             raise UserError(
                 f'{example["query"][:60]!r}: {len(texts)} steps but {len(values)} values; give each'
@@ -181,11 +202,33 @@ def _valued(examples: list[tuple], tokenizer, length: int) -> Encoded:
             encoded.dropped += 1
             continue
         ends = len(prompt) - 1 + np.cumsum([len(part) for part in split])
+        learnt = [(end, value) for end, value in zip(ends, values) if value is not None]
         targets, weights = np.zeros((2, len(tokens)), np.float32)
-        targets[ends], weights[ends] = values, 1
+        for end, value in learnt:
+            targets[end], weights[end] = value, 1
         field = {'targets': targets, 'weights': weights}
-        encoded.add(example['query'], Example((tokens,), (int(ends[0]),), (field,)))
+        encoded.add(question, Example((tokens,), (int(learnt[0][0]),), (field,)))
     return encoded
+
+
+def answer_pairs(
+    trajectories: Iterable[dict[str, Any]], questions: Collection[str], tokenizer, length: int
+) -> Encoded:
+    """Each right trajectory {query, steps, correct} with each wrong one of the same question.
+
+    questions: those to take, as in Encoded.questions.
+    """
+    asked = [t for t in trajectories if steps.prompt(_text(t, 'query')) in questions]
+    encoded = outcomes(asked, tokenizer, length)
+    sides: dict[str, tuple[list, list]] = collections.defaultdict(lambda: ([], []))
+    for question, example in zip(encoded.questions, encoded.examples):
+        right = bool(example.fields[0]['targets'][-1])
+        sides[question][right].append(example.sequences[0])
+    pairs = Encoded(PAIR_FIELDS, length, 2 * length)
+    for question, (wrong, right) in sides.items():
+        group = [(good, bad, 1.0) for good in right for bad in wrong]
+        _add_pairs(pairs, question, group, packing.MERGED_PAIRS, pairs.row)
+    return pairs
 
 
 def hold_out(
@@ -223,7 +266,12 @@ def _encode(tokenizer, texts: list[str], first: bool = False) -> list[list[int]]
 
 
 def _text(example: dict[str, Any], key: str) -> str:
+    return _field(example, key, str)
+
+
+def _field(example: dict[str, Any], key: str, kind: type) -> Any:
     value = example.get(key)
-    if not isinstance(value, str):
-        raise UserError(f'training example {str(example)[:60]}: needs the text {key!r}')
+    if not isinstance(value, kind):
+        name = {str: 'text', list: 'list', int: 'flag'}[kind]
+        raise UserError(f'training example {str(example)[:60]}: needs the {name} {key!r}')
     return value

@@ -2,8 +2,15 @@
 
     sft       next token, on the response only                                (paper, section 3.2)
     pairwise  -log sigmoid(r(x, pos) - r(x, neg)), weighted by 1/(positives x negatives)   (eq. 4)
-    orm       cross-entropy of "the answer is right" against sigmoid(r), at the last token
-    pqm       squared error of the squashed r against the Q value, at the end of every step
+    orm       cross-entropy of "the answer is right", at the last token
+    prm       cross-entropy of "a right answer was reached through this step", at the end of every
+              step                                               (Math-Shepherd, arXiv 2312.08935)
+    pqm       squared error of the value against the Q value, at the end of every step
+
+Reward models put out a raw value r; in use it is squashed, v in [-1, 1]. orm, prm and pqm train v
+itself, whatever the squash: orm and prm the probability (1 + v) / 2, so that v is the expected
+reward of 1 or -1, on the scale of the search's Q values. pairwise trains differences only; see
+TRAINED_ON. Every squash rises with r, so all of them order texts as r does.
 
 A loss is a function (config, params, batch, key, settings) -> (sum, {metric: sum}). `batch` is what
 packing.fill makes; `key` is None outside of training, which switches dropout off.
@@ -23,6 +30,9 @@ CHUNK_TOKENS = 512  # tokens whose logits [tokens, V] are in memory at once
 # What the released code trains on, by how the value is squashed in use: it squashes by
 # tanh(r / 5) in use only, the paper by tanh in both.
 TRAINED_ON = {'tanh': 'tanh', 'tanh5': 'none', 'none': 'none'}
+# sigmoid(LOGIT * r) is (1 + tanh(r)) / 2, (1 + tanh(r / 5)) / 2; a value that is not squashed is
+# the logit itself.
+LOGIT = {'tanh': 2.0, 'tanh5': 0.4, 'none': 1.0}
 
 
 def hidden_states(config, params, batch) -> jax.Array:
@@ -68,7 +78,25 @@ def _marks_first(hidden, head, new, batch) -> dict[str, jax.Array]:
 
 
 def pairwise(config, params, batch, key, settings):
-    """Ranking loss of the pairs; params: a PPM's. Metric: the weight of pairs ranked rightly."""
+    """Ranking loss of the pairs; params: a PPM's.
+
+    The paper's equation 4 is -1/(2 x 2) E[log sigmoid(r(x, pos) - r(x, neg))], an expectation over
+    pairs, where a step has 2 positives and 2 negatives. Here a pair weighs 1/(positives x
+    negatives) of its node, as chosen by curation, and the trainer divides the sum over an
+    optimiser step by the sum of the weights of the same pairs. What that changes:
+
+    - A node that kept all of its pairs weighs 1, be it 2 x 2, 4 x 1 or 1 x 1, so a step's loss is
+      the mean over its nodes of the mean over each node's pairs. With 2 x 2 everywhere that is
+      equation 4 without its factor of 1/4: dividing by the weights cancels it, and a model that
+      knows nothing has the loss log 2, not log(2) / 4. AdamW's steps do not depend on the factor,
+      clipping (grad_clip) does.
+    - A node of which curation or `length` dropped pairs weighs the share that is left, 3/4 for 3
+      pairs of 4: a pair's influence does not grow because others beside it were dropped. The
+      divisor shrinks with the node, so the loss stays a weighted mean of its pairs' losses.
+    - The last step of an epoch may have fewer pairs; its mean counts as much as any other step's.
+
+    Metrics: accuracy, the weight of pairs ranked rightly; pairs and pairs_right, their numbers.
+    """
     hidden = hidden_states(config, params['decoder'], batch)
     keys = (None, None) if key is None else jax.random.split(key)
     chosen, rejected = (
@@ -99,12 +127,16 @@ def pairwise_value(
     return jnp.sum(weights * jax.nn.softplus(rejected - chosen))
 
 
-def orm(config, params, batch, key, settings):
-    """Outcome reward model: `targets` 1 (right) or 0 at the last token; params: a PPM's."""
-    raw = _values(config, params, batch, key, settings)
+def labelled(config, params, batch, key, settings):
+    """Cross-entropy of `targets`, 1 or 0, where `weights` is not zero; params: a PPM's.
+
+    The trainer divides by the number of targets: in a PRM every step of every trajectory counts
+    the same. Metric: accuracy, the weight of targets on whose side of 0 the value is.
+    """
+    logits = LOGIT[settings.squash] * _values(config, params, batch, key, settings)
     weights, targets = batch['weights'], batch['targets']
-    loss = jnp.sum(weights * (jax.nn.softplus(raw) - targets * raw))
-    return loss, {'accuracy': jnp.sum(weights * ((raw > 0) == (targets > 0.5)))}
+    loss = jnp.sum(weights * (jax.nn.softplus(logits) - targets * logits))
+    return loss, {'accuracy': jnp.sum(weights * ((logits > 0) == (targets > 0.5)))}
 
 
 def pqm(config, params, batch, key, settings):
@@ -245,4 +277,4 @@ def _chunk_loss(logits, targets, weights):
     return loss, weights * (exponents / total - right)
 
 
-BY_NAME = {'sft': sft, 'pairwise': pairwise, 'orm': orm, 'pqm': pqm}
+BY_NAME = {'sft': sft, 'pairwise': pairwise, 'orm': labelled, 'prm': labelled, 'pqm': pqm}

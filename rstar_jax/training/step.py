@@ -88,7 +88,7 @@ class Compiled:
         self._everywhere = NamedSharding(mesh, PartitionSpec())
         self._config, self._settings, self._new_rows = config, settings, new_rows
         self._frozen: dict[str, Any] = {}  # weights that are not trained, all of them or none
-        self._loss = losses.BY_NAME[loss]
+        self._loss = loss
         self._optimiser = optimiser(settings, steps, new_rows)
         self._schedule = schedule(settings, steps)
         self._ready: dict[tuple, Any] = {}
@@ -165,14 +165,18 @@ class Compiled:
         args = (params, grads, self._place(batch), *self._whole(scale, number))
         return self._run('accumulate', function, args, (1,))
 
-    def evaluate(self, params, batch) -> dict[str, jax.Array]:
-        """Sums of loss and metrics over one micro batch, without dropout."""
+    def evaluate(self, params, batch, loss: str | None = None) -> dict[str, jax.Array]:
+        """Sums of a loss and its metrics over one micro batch, without dropout.
+
+        loss: None = the training's own.
+        """
+        loss = loss or self._loss
 
         def function(params, batch, frozen):
-            value, metrics = self._value(params, frozen, batch, None)
+            value, metrics = self._value(params, frozen, batch, None, loss)
             return {'loss': value} | metrics
 
-        return self._run('evaluate', function, (params, self._place(batch)), ())
+        return self._run(f'evaluate {loss}', function, (params, self._place(batch)), ())
 
     def update(self, state, grads) -> tuple[dict[str, Any], jax.Array]:
         """One AdamW step -> (state, norm of the gradients before clipping)."""
@@ -189,7 +193,7 @@ class Compiled:
             key = jax.random.fold_in(key, n)
 
         def loss(params):
-            value, metrics = self._value(params, frozen, batch, key)
+            value, metrics = self._value(params, frozen, batch, key, self._loss)
             return scale * value, {'loss': value} | metrics
 
         return jax.grad(loss, has_aux=True)(params)
@@ -200,12 +204,13 @@ class Compiled:
         params = optax.apply_updates(params, updates)
         return {'params': params, 'optimiser': moments}
 
-    def _value(self, params, frozen, batch, key):
+    def _value(self, params, frozen, batch, key, loss: str):
         value_head = params.get('value_head')
         params = jax.tree.map(lambda p: p.astype(self._dtype), params)
         if value_head is not None:
             params['value_head'] = value_head
-        return self._loss(self._config, lora.joined(frozen, params), batch, key, self._settings)
+        params = lora.joined(frozen, params)
+        return losses.BY_NAME[loss](self._config, params, batch, key, self._settings)
 
     def _place(self, batch):
         rows = NamedSharding(self.mesh, PartitionSpec(('data', 'fsdp')))
@@ -235,9 +240,8 @@ class Compiled:
                 'step': lambda: (where[0], everywhere, everywhere),
                 'accumulate': lambda: (where[1], everywhere),
                 'update': lambda: (where[0], everywhere),
-                'evaluate': lambda: everywhere,
             }
-            out = outs[name]()
+            out = outs[name]() if name in outs else everywhere
             jitted = jax.jit(function, donate_argnums=donated, out_shardings=out)
             with jax.set_mesh(self.mesh):
                 self._ready[key] = jitted.lower(*args).compile()

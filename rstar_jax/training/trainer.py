@@ -63,8 +63,10 @@ class Micros:
         self.weight = float(sum(example.weight for example in chosen))
 
 
-def evaluate(compiled: Compiled, params, encoded: Encoded, indices, settings) -> dict[str, Any]:
-    """Loss (mean by weight) and metric sums over examples, without dropout."""
+def evaluate(
+    compiled: Compiled, params, encoded: Encoded, indices, settings, loss: str | None = None
+) -> dict[str, Any]:
+    """A loss (mean by weight; None: the training's own) and its metric sums, without dropout."""
     sums: dict[str, Any] = {}
     weight = 0.0
     for start in range(0, len(indices), settings.batch_size):
@@ -73,7 +75,7 @@ def evaluate(compiled: Compiled, params, encoded: Encoded, indices, settings) ->
         )
         weight += micros.weight
         for batch in micros.batches:
-            for name, value in compiled.evaluate(params, batch).items():
+            for name, value in compiled.evaluate(params, batch, loss).items():
                 sums[name] = sums.get(name, 0) + np.asarray(value, np.float64)
     return {name: value / weight if name in MEANS else value for name, value in sums.items()}
 

@@ -79,6 +79,31 @@ def sft(trees):
     return [{'query': query, 'response': text} for text in chosen if 'error' not in text]
 
 
+def trajectories(trees):
+    """Of the trees of one problem: up to 4 right and 4 wrong ones."""
+    made = []
+    for reward in (1, -1):
+        found = []
+        for tree in trees:
+            nodes = tree['rstar']
+            for leaf in answers_below(nodes, '0', reward):
+                tags = steps_between('0', leaf)[1:]
+                texts = [nodes[t]['text'] for t in tags]
+                if texts not in [one['steps'] for one in found]:
+                    found.append(
+                        {
+                            'query': tree['question'],
+                            'steps': texts,
+                            'values': [float(q(nodes, t)) for t in tags],
+                            'labels': [answers_below(nodes, t, 1) != [] for t in tags],
+                            'correct': reward == 1,
+                        }
+                    )
+        count = min(4, len(found))
+        made += [found[int(Fraction(i, count) * len(found))] for i in range(count)]
+    return made
+
+
 def pairs(tree, final_step_pairs):
     nodes = tree['rstar']
     made = []

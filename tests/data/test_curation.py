@@ -275,6 +275,71 @@ def test_final_step_pairs():
         data.curate([one], 'both')
 
 
+# --- trajectories ------------------------------------------------------------------------------
+
+
+def trajectories(tmp_path, *trees, **rules):
+    counts = data.curate_to(trees, tmp_path, **rules)
+    made = list(data.load_examples(tmp_path, 'trajectories'))
+    assert counts['trajectories'] == len(made)
+    return made
+
+
+def test_trajectories_have_the_steps_values_labels_and_outcome(tmp_path):
+    one = tree(
+        [
+            ('a\n', 0.2, [('b ', 0.5, [('c', 1.0, 'right')]), ('d', -1.0, 'wrong')]),
+            ('e', -0.75, [('f', -1.0, 'wrong'), ('g', -1.0, 'code'), ('h', 0.0, 'open')]),
+            ('i', -1.0, 'deep'),
+        ]
+    )
+    assert trajectories(tmp_path, one) == [
+        {
+            'query': 'How many?',
+            'steps': ['a\n', 'b ', 'c'],
+            'values': [0.2, 0.5, 1.0],
+            'labels': [True, True, True],
+            'correct': True,
+        },
+        {
+            'query': 'How many?',
+            'steps': ['a\n', 'd'],
+            'values': [0.2, -1.0],
+            'labels': [True, False],
+            'correct': False,
+        },
+        {
+            'query': 'How many?',
+            'steps': ['e', 'f'],
+            'values': [-0.75, -1.0],
+            'labels': [False, False],
+            'correct': False,
+        },
+    ]
+
+
+def test_trajectories_are_few_different_and_from_all_over_the_trees(tmp_path):
+    def one(letters, kind='right'):
+        return tree(
+            [(letter, 0.5, [('x', 1.0 if kind == 'right' else -1.0, kind)]) for letter in letters]
+        )
+
+    def kept(*trees):
+        return ''.join(t['steps'][0] for t in trajectories(tmp_path, *trees))
+
+    assert kept(one('abc')) == 'abc'
+    assert kept(one('abcdefgh')) == 'aceg'
+    assert kept(one('abcde'), one('bcfg', 'wrong'), one('ghia')) == 'acehbcfg'
+    assert kept(one('ab'), one('cab')) == 'abc'
+    # The values and labels of a trajectory found twice are those of the first tree.
+    again = tree([('a', 0.9, [('x', 1.0, 'right')])])
+    assert trajectories(tmp_path, one('a'), again)[0]['values'] == [0.5, 1.0]
+
+
+def test_trajectories_with_errors_in_their_text_are_kept(tmp_path):
+    assert len(trajectories(tmp_path, tree([('an error', 0.9, [('1', 1.0, 'right')])]))) == 1
+
+
 # --- problems ----------------------------------------------------------------------------------
 
 
@@ -292,6 +357,7 @@ def test_synthetic_problems_with_few_correct_trajectories(mark, share, kept):
     assert (len(sft), len(made)) == ((1, 1) if kept else (0, 0))
     assert counts['problems_dropped_synthetic'] == (not kept)
     assert len(data.curate(trees(), synthetic_correct=share)[0]) == 1
+    assert counts['trajectories'] == (3 if kept else 0)
 
 
 # --- which answers are right -------------------------------------------------------------------
@@ -386,16 +452,19 @@ def test_streaming_gives_the_same(tmp_path):
             store.append(record)
         counts = data.curate_to(store, tmp_path / 'curate', 'trajectories')
     expected_counts = collections.Counter()
-    sft, made = data.curate(
-        sorted(records, key=lambda r: r.key), 'trajectories', counts=expected_counts
-    )
+    records.sort(key=lambda r: r.key)
+    sft, made = data.curate(records, 'trajectories', counts=expected_counts)
     assert list(data.load_examples(tmp_path / 'curate', 'sft')) == sft
     assert list(data.load_examples(tmp_path / 'curate', 'pairs')) == made
     assert counts == expected_counts
     assert (counts['sft'], counts['pairs'], counts['trees']) == (len(sft), len(made), 40)
+    by_problem = [[r.to_interchange() for r in records if r.key[0] == i] for i in range(20)]
+    expected = [example for trees in by_problem for example in reference.trajectories(trees)]
+    assert list(data.load_examples(tmp_path / 'curate', 'trajectories')) == expected
+    assert counts['trajectories'] == len(expected) > 100
     names = sorted(p.name for p in (tmp_path / 'curate').iterdir())
     one = '00000-of-00001.array_record'
-    assert names == ['counts.json', f'pairs-{one}', f'sft-{one}']
+    assert names == ['counts.json', f'pairs-{one}', f'sft-{one}', f'trajectories-{one}']
 
 
 def test_streaming_wants_the_trees_of_a_problem_together(tmp_path):

@@ -211,35 +211,51 @@ def test_pairwise_value_equals_torch():
         assert float(value) == pytest.approx(float(expected), rel=1e-5)
 
 
-@pytest.mark.parametrize('name', ['orm', 'pqm'])
-def test_outcome_and_q_value_losses_equal_torch(name):
+@pytest.mark.parametrize('squash', ['tanh', 'tanh5'])
+@pytest.mark.parametrize('name', ['orm', 'prm', 'pqm'])
+def test_losses_of_values_equal_torch_with_gradients(name, squash):
+    """Against what their definitions say of the value in use, in float64."""
     shape = config()
     params = ppm_params(shape)
+    params['value_head']['weight'] *= 0.3
     sequences = random_sequences(4, seed=3)
     rng = np.random.default_rng(4)
-    examples, expected = [], torch.tensor(0.0, dtype=torch.float64)
     function = jax.jit(lambda decoder: plain_hidden(shape, decoder, sequences))
-    hidden = np.asarray(function(params['decoder']), np.float64)
-    head = {k: np.asarray(v, np.float64) for k, v in params['value_head'].items()}
-    for row, sequence in zip(hidden, sequences):
-        targets, weights = np.zeros((2, len(sequence)), np.float32)
+    hidden, decoder_gradients = jax.vjp(function, params['decoder'])
+    torch_of = functools.partial(torch.tensor, dtype=torch.float64, requires_grad=True)
+    states = torch_of(np.asarray(hidden))
+    head = {name: torch_of(np.asarray(value)) for name, value in params['value_head'].items()}
+    examples, expected = [], 0
+    for row, sequence in zip(states, sequences):
         places = [len(sequence) - 1] if name == 'orm' else [3, len(sequence) - 1]
-        values = rng.integers(0, 2, 1) if name == 'orm' else rng.uniform(-1, 1, 2)
-        targets[places], weights[places] = values, 1
+        size = len(places)
+        learnt = rng.uniform(-1, 1, size) if name == 'pqm' else rng.integers(0, 2, size)
+        targets, weights = np.zeros((2, len(sequence)), np.float32)
+        targets[places], weights[places] = learnt, 1
         field = {'targets': targets, 'weights': weights}
         examples.append(packing.Example((sequence,), (places[0],), (field,)))
-        raw = torch.tensor(row[places] @ head['weight'][0] + head['bias'][0])
-        target = torch.tensor(np.asarray(values, np.float64))
-        if name == 'orm':
-            expected += torch.nn.functional.binary_cross_entropy_with_logits(
-                raw, target, reduction='sum'
-            )
+        raw = row[places] @ head['weight'][0] + head['bias'][0]
+        value = torch.tanh(raw if squash == 'tanh' else raw / 5)
+        target = torch.tensor(targets[places], dtype=torch.float64)
+        if name == 'pqm':
+            expected += ((value - target) ** 2).sum()
         else:
-            expected += ((torch.tanh(raw) - target) ** 2).sum()
+            loss = torch.nn.functional.binary_cross_entropy
+            expected += loss((1 + value) / 2, target, reduction='sum')
+    expected.backward()
+    gradients = {
+        'decoder': decoder_gradients(jnp.asarray(states.grad.numpy(), jnp.float32))[0],
+        'value_head': {name: jnp.asarray(value.grad.numpy()) for name, value in head.items()},
+    }
     batch = packed(examples, {'targets': np.float32, 'weights': np.float32}, rows=2)
-    function = jax.jit(lambda p: losses.BY_NAME[name](shape, p, batch, None, SETTINGS)[0])
-    value = function(params)
-    assert float(value) == pytest.approx(float(expected), rel=1e-4)
+    settings = types.SimpleNamespace(dropout=0.0, squash=squash)
+
+    def ours(params):
+        return losses.BY_NAME[name](shape, params, batch, None, settings)
+
+    (value, _), found = jax.jit(jax.value_and_grad(ours, has_aux=True))(params)
+    assert float(value) == pytest.approx(float(expected.detach()), rel=1e-5)
+    close(found, gradients, 1e-5)
 
 
 def test_dropout_acts_in_training_only_and_keeps_the_mean():

@@ -68,6 +68,24 @@ def pair_examples(problems=40):
     return pairs
 
 
+def trajectory_examples():
+    """Of each problem a right and a wrong trajectory: they part behind their first step."""
+    pairs = pair_examples()
+    found = []
+    for first, last in zip(pairs[::2], pairs[1::2]):
+        for side, value in (('pos', 1.0), ('neg', -1.0)):
+            found.append(
+                {
+                    'query': first['prompt'].split('\n')[1],
+                    'steps': ['<code>\n', first[side], last[side]],
+                    'values': [0.0, value / 2, value],
+                    'labels': [True, value > 0, value > 0],
+                    'correct': value > 0,
+                }
+            )
+    return found
+
+
 def sft_settings(**changes):
     config = training.default_sft()
     shape = dict(epochs=2, batch_size=4, length=128, learning_rate=1e-2, held_out=0.0, form=0.0)
@@ -272,8 +290,13 @@ def test_what_a_training_starts_from_can_be_released(policy, tmp_path, kind):
 
 def test_ppm_learns_a_planted_preference(policy, tmp_path):
     settings = ppm_settings(epochs=4, learning_rate=1e-2, held_out=0.25)
-    ppm, metrics = training.ppm(policy, pair_examples(), settings, tmp_path)
+    trajectories = trajectory_examples()
+    ppm, metrics = training.ppm(
+        policy, pair_examples(), settings, tmp_path, trajectories=trajectories
+    )
     assert metrics['held_out_pairs'] == 20 and metrics['examples'] == 60
+    assert metrics['answer_pairs'] == 10  # of the same problems
+    assert metrics['answer_accuracy_after'] > 0.9 > metrics['answer_accuracy_before']
     assert metrics['pair_accuracy_before'] < 0.8
     assert metrics['pair_accuracy_after'] == 1
     assert metrics['loss_last'] < metrics['loss_first']
@@ -288,23 +311,87 @@ def test_ppm_learns_a_planted_preference(policy, tmp_path):
     assert -1 <= bad < good <= 1
 
 
-def test_orm_and_pqm_learn(policy, tmp_path):
-    pairs = pair_examples()
-    outcomes = [
-        {'query': str(i), 'response': pair[side], 'correct': side == 'pos'}
-        for i, pair in enumerate(pairs)
-        for side in ('pos', 'neg')
+@pytest.mark.parametrize('loss', ['orm', 'pqm', 'prm'])
+def test_losses_of_trajectories_learn(policy, tmp_path, loss):
+    settings = ppm_settings(
+        loss=loss, epochs=6, batch_size=16, learning_rate=1e-2, micro_batch=1, held_out=0.25
+    )
+    trajectories = trajectory_examples()
+    ppm, metrics = training.ppm(policy, trajectories, settings, tmp_path, trajectories=trajectories)
+    assert (metrics['examples'], metrics['held_out'], metrics['answer_pairs']) == (60, 20, 10)
+    assert metrics['held_out_loss_after'] < 0.5 * metrics['held_out_loss_before']
+    assert metrics['answer_accuracy_after'] == 1
+    if loss != 'pqm':
+        assert metrics['accuracy_after'] > 0.9
+    # As the search reads it: at the end of a step.
+    texts = [steps.prompt(t['query']) + ''.join(t['steps']) for t in trajectories[:2]]
+    tokens = [ppm.tokenizer(text)['input_ids'] for text in texts]
+    good, bad = (float(ppm.scores(jnp.asarray([ids]), jnp.array([len(ids)]))[0]) for ids in tokens)
+    assert -1 <= bad < 0 < good <= 1
+    loaded = checkpoints.load_ppm(tmp_path)
+    assert loaded.squash == 'tanh' and same(loaded.params, ppm.params)
+
+
+def test_what_is_learnt_of_a_trajectory(policy):
+    trajectory = {
+        'query': 'bbb',
+        'steps': ['<code>\nccc', 'ddd eee<end_of_step>', 'fff'],
+        'values': [0.25, -0.5, -1.0],
+        'labels': [True, False, False],
+        'correct': False,
+    }
+    ends = np.cumsum([len(policy.tokenizer(s)['input_ids']) for s in trajectory['steps']])
+    start = len(policy.tokenizer(steps.prompt('bbb'))['input_ids']) - 1
+    for encoder, learnt in (
+        (examples.outcomes, {2: 0}),
+        (examples.q_values, {0: 0.25, 1: -0.5, 2: -1}),
+        (examples.step_labels, {0: 1, 1: 0, 2: 0}),
+    ):
+        encoded = encoder([trajectory], policy.tokenizer, 64)
+        (example,) = encoded.examples
+        (tokens,), (field,) = example.sequences, example.fields
+        text = steps.prompt('bbb') + ''.join(trajectory['steps'])
+        assert policy.tokenizer.decode(tokens) == text
+        places = [start + ends[i] for i in learnt]
+        assert np.nonzero(field['weights'])[0].tolist() == places
+        assert field['targets'][places].tolist() == list(learnt.values())
+        assert example.shareable == (places[0],) and encoded.questions == [steps.prompt('bbb')]
+    for key, kind, encoder in (
+        ('steps', 'list', examples.outcomes),
+        ('correct', 'flag', examples.outcomes),
+        ('values', 'list', examples.q_values),
+        ('labels', 'list', examples.step_labels),
+    ):
+        lacking = {name: value for name, value in trajectory.items() if name != key}
+        with pytest.raises(UserError, match=f"needs the {kind} '{key}'"):
+            encoder([lacking], policy.tokenizer, 64)
+    with pytest.raises(UserError, match='3 steps but 1 values'):
+        examples.q_values([trajectory | {'values': [1.0]}], policy.tokenizer, 64)
+
+
+@pytest.mark.parametrize('length', [512, 64])
+def test_right_answers_are_paired_with_the_wrong_ones_of_their_problem(policy, length):
+    made = [
+        {'query': query, 'steps': ['aaa', f'{word} ' * 30], 'correct': correct}
+        for query in ('bbb', 'ccc', 'ddd', 'eee')
+        for word, correct in (('fff', True), ('ggg', True), ('hhh', False), ('iii', False))
+        if query != 'eee' or correct  # has no wrong one
     ]
-    settings = ppm_settings(loss='orm', epochs=6, batch_size=32, learning_rate=1e-2, micro_batch=1)
-    _, metrics = training.ppm(policy, outcomes, settings, tmp_path / 'orm')
-    assert metrics['accuracy_after'] > 0.9 > metrics['accuracy_before']
-    values = [
-        {'query': str(i), 'steps': [p['neg'], p['pos']], 'values': [-0.5, 0.5]}
-        for i, p in enumerate(pairs)
-    ]
-    settings = ppm_settings(loss='pqm', epochs=4, learning_rate=1e-2, micro_batch=1)
-    _, metrics = training.ppm(policy, values, settings, tmp_path / 'pqm')
-    assert metrics['held_out_loss_after'] < 0.1 < 0.2 < metrics['held_out_loss_before']
+    asked = {steps.prompt(query) for query in ('bbb', 'ddd', 'eee')}
+    encoded = examples.answer_pairs(made, asked, policy.tokenizer, length)
+    found = {
+        (question, *(policy.tokenizer.decode(example.sequences[i])[-4:-1] for i in pair))
+        for question, example in zip(encoded.questions, encoded.examples)
+        for pair in example.pairs
+    }
+    assert found == {
+        (steps.prompt(query), right, wrong)
+        for query in ('bbb', 'ddd')
+        for right in ('fff', 'ggg')
+        for wrong in ('hhh', 'iii')
+    }
+    assert sum(example.count for example in encoded.examples) == len(found)
+    assert (len(encoded.examples) == 2) == (length == 512)
 
 
 def test_a_loss_that_is_not_finite_names_the_step(policy, tmp_path):
@@ -325,7 +412,7 @@ def test_what_does_not_fit_is_dropped_and_counted(policy, tmp_path):
         training.sft(policy, [{'query': 'bbb'}], sft_settings(), tmp_path)
     with pytest.raises(UserError, match='expected linear or cosine'):
         training.sft(policy, sft_examples(2), sft_settings(schedule='step'), tmp_path)
-    with pytest.raises(UserError, match='expected one of pairwise, orm, pqm'):
+    with pytest.raises(UserError, match="^loss='dpo': expected one of pairwise, orm, pqm, prm$"):
         training.ppm(policy, [], ppm_settings(loss='dpo'), tmp_path)
 
 

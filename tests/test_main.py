@@ -277,5 +277,7 @@ def test_ctrl_c_is_one_line_and_130(tmp_path):
         process.kill()
     assert process.returncode == 130
     found = re.fullmatch(r'\nstopped at step (\d+) of \d+: state saved; (.*)\n', error)
-    assert found and main.STOPPED == f'stopped; {found[2]}', error
-    assert [path.name for path in (tmp_path / 'round0' / 'policy' / 'state').iterdir()] == [found[1]]
+    assert found and f'stopped; {found[2]}' == main.STOPPED, error
+    assert [path.name for path in (tmp_path / 'round0' / 'policy' / 'state').iterdir()] == [
+        found[1]
+    ]

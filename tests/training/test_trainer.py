@@ -204,9 +204,7 @@ def test_saved_on_eight_devices_it_goes_on_on_fewer(policy, tmp_path):
     # At a larger rate AdamW makes of rounding in the smallest gradients more than is tolerated.
     settings = sft_settings(epochs=1, checkpoint_minutes=0, learning_rate=1e-4)
     whole, _ = training.sft(policy, sft_examples(), settings, tmp_path / 'whole')
-    eight, four = (
-        global_mesh(fsdp=2, tensor=2, devices=jax.devices()[:count]) for count in (8, 4)
-    )
+    eight, four = (global_mesh(fsdp=2, tensor=2, devices=jax.devices()[:count]) for count in (8, 4))
     assert dict(eight.shape) == {'data': 2, 'fsdp': 2, 'tensor': 2}
     with pytest.raises(Killed):
         training.sft(

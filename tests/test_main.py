@@ -54,6 +54,7 @@ def failing(capsys, *arguments: str) -> str:
         (['--wrkdir=x'], "unknown flag 'wrkdir'. Did you mean: workdir ?"),
         (['--stages=serch'], '--stages=serch: no stage serch; did you mean search?'),
         (['extra'], 'extra: expected --name=value'),
+        (['--config.training.ppm.keep=best'], 'keep=best: needs --config.training.ppm.measure_ev'),
         (['--config.seed=3'], '--workdir: needs a folder for what the run makes'),
     ],
 )

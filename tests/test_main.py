@@ -247,7 +247,7 @@ def _bootstrap(workdir):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, 'XLA_FLAGS': ''},
+        env={**os.environ, 'XLA_FLAGS': '', 'JAX_DISABLE_MOST_OPTIMIZATIONS': '1'},
     )  # fmt: skip
 
 
@@ -265,7 +265,7 @@ def test_a_closed_output_is_one_line_and_141(tmp_path):
 def test_ctrl_c_is_one_line_and_130(tmp_path):
     process = _bootstrap(tmp_path)
     try:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 240
         while not (tmp_path / 'round0' / 'policy' / 'metrics.jsonl').exists():
             assert process.poll() is None, process.communicate()[1]
             assert time.monotonic() < deadline
@@ -273,10 +273,11 @@ def test_ctrl_c_is_one_line_and_130(tmp_path):
         # As from `timeout` or a terminal with a wrapper: both send it.
         process.send_signal(signal.SIGINT)
         process.send_signal(signal.SIGINT)
-        _, error = process.communicate(timeout=60)
+        _, error = process.communicate(timeout=240)
     finally:
         process.kill()
     assert process.returncode == 130
+    error = error.removeprefix(f'\n{interrupts.WAITING}\n')  # where a step takes long
     found = re.fullmatch(r'\nstopped at step (\d+) of \d+: state saved; (.*)\n', error)
     assert found and f'stopped; {found[2]}' == main.STOPPED, error
     assert [path.name for path in (tmp_path / 'round0' / 'policy' / 'state').iterdir()] == [

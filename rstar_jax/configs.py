@@ -227,6 +227,12 @@ def validate(config: ConfigDict) -> None:
             f'{config.first_round}'
         )
     _validate_values(flatten(config), '')
+    for name, section in config.training.items():
+        if section.keep == 'best' and not section.measure_every:
+            raise UserError(
+                f'--config.training.{name}.keep=best: needs --config.training.{name}.measure_every,'
+                ' the steps between two measurements'
+            )
     for name, rows in config.schedule.items():
         for key in flatten(rows):
             if key not in KEYS:

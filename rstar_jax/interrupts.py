@@ -1,4 +1,8 @@
-"""How a command ends before its time: by Ctrl-C, and without Python's own end."""
+"""How a command ends before its time: by Ctrl-C, by SIGTERM, and without Python's own end.
+
+SIGTERM is how clusters announce that they take a machine away. Either raises `Stopped` wherever the
+run is; in a block of `held` it is noted instead, and the block asks for it where it can stop.
+"""
 
 import contextlib
 import math
@@ -8,47 +12,100 @@ import sys
 import threading
 import time
 import types
+from collections.abc import Callable, Iterator
 
 # Seconds in which a second interrupt is taken for the first: a terminal's and a parent's both come.
 SAME_PRESS = 1.0
 LONGEST_END = 60.0  # seconds from an interrupt to the end of the process, whatever hangs
+NOTICE = 2.0  # seconds after which Ctrl-C in a block of `held` gets an answer
+WAITING = 'stopping as soon as what was done is saved; Ctrl-C again ends at once'
+
+
+class Stopped(KeyboardInterrupt):
+    """The run was asked to end. Its text is the run's last line.
+
+    Attributes:
+      number: of the signal.
+      code: the exit code, 130 after Ctrl-C, 143 after SIGTERM.
+    """
+
+    def __init__(self, number: int, where: str = ''):
+        how = 'preempted' if number == signal.SIGTERM else 'stopped'
+        super().__init__(f'{how}{where}; run the same command again to go on')
+        self.number, self.code = number, 128 + number
 
 
 class Interrupts:
-    """How Ctrl-C is handled in the block: the first ends the run in order.
+    """How Ctrl-C and SIGTERM are handled in the block: the first ends the run in order.
 
-    A later one ends the process at once, and so does the end of LONGEST_END.
+    A later Ctrl-C ends the process at once, and so does the end of LONGEST_END, but where a block
+    of `held` has to come to its end first. A later SIGTERM does nothing: clusters repeat it.
     """
 
     def __init__(self):
-        self._since, self._before, self._timer = math.inf, None, None
+        self.held, self.noted = False, 0
+        self._since, self._before, self._timer = math.inf, {}, None
 
     def __enter__(self) -> None:
+        global _current
         if threading.current_thread() is threading.main_thread():
-            self._before = signal.signal(signal.SIGINT, self._handle)
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._handle)
+            _current = self
 
     def __exit__(self, *error) -> None:
-        if self._before is not None:
-            signal.signal(signal.SIGINT, self._before)
+        global _current
+        for number, handler in self._before.items():
+            signal.signal(number, handler or signal.SIG_DFL)
         if self._timer is not None:
             self._timer.cancel()
+        _current = None
 
     def _handle(self, number: int, frame: types.FrameType | None) -> None:
-        """Raises KeyboardInterrupt, but not where Python would ignore it: then a moment later."""
-        if time.monotonic() - self._since > SAME_PRESS:
-            leave(130)
+        """Raises Stopped, but not where Python would ignore it: then a moment later."""
         if self._since < math.inf:
+            if number == signal.SIGINT and time.monotonic() - self._since > SAME_PRESS:
+                leave(128 + number)
             return
-        while frame is not None:
+        while frame is not None and not self.held:
             if frame.f_code.co_name in ('_xla_gc_callback', '__del__'):
                 threading.Timer(0.05, os.kill, (os.getpid(), number)).start()
                 return
             frame = frame.f_back
         self._since = time.monotonic()
-        self._timer = threading.Timer(LONGEST_END, leave, (130,))
+        if self.held:
+            self.noted = number
+            if number == signal.SIGINT:
+                self._later(NOTICE, lambda: print(f'\n{WAITING}', file=sys.stderr, flush=True))
+        else:
+            self._later(LONGEST_END, lambda: leave(128 + number))
+            raise Stopped(number)
+
+    def _later(self, seconds: float, action: Callable[[], None]) -> None:
+        self._timer = threading.Timer(seconds, action)
         self._timer.daemon = True
         self._timer.start()
-        raise KeyboardInterrupt
+
+
+_current: Interrupts | None = None
+
+
+@contextlib.contextmanager
+def held() -> Iterator[None]:
+    """A block that is not interrupted, but asks by `asked` where it can stop; stops at its end."""
+    interrupts = _current or Interrupts()
+    interrupts.held = True
+    try:
+        yield
+    finally:
+        interrupts.held = False
+    if interrupts.noted:
+        raise Stopped(interrupts.noted)
+
+
+def asked() -> int:
+    """The signal for which the block of `held` should stop, 0 where there is none."""
+    return _current.noted if _current else 0
 
 
 def leave(code: int) -> None:

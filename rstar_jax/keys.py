@@ -117,6 +117,11 @@ TRAINING_KEYS: dict[str, tuple[Any, str]] = {
         10.0,
         'between two states on disk, from which a killed training goes on',
     ),
+    'measure_every': (
+        0,
+        'steps between measurements of what is held out; 0: before the training and after it only',
+    ),
+    'keep': ('last', 'the parameters of the last step; or best: of the least held-out loss'),
 }
 SFT_KEYS: dict[str, tuple[Any, str]] = {
     'marks': (
@@ -197,7 +202,8 @@ AT_LEAST: dict[str, float] = {
 }
 for _name in TRAININGS:
     AT_LEAST |= {f'training.{_name}.{key}': 1 for key in ('epochs', 'batch_size', 'length')}
-    AT_LEAST |= {f'training.{_name}.{key}': 0 for key in ('learning_rate', 'lora', 'weight_decay')}
+    least_0 = ('learning_rate', 'lora', 'weight_decay', 'measure_every')
+    AT_LEAST |= {f'training.{_name}.{key}': 0 for key in least_0}
 CHOICES: dict[str, tuple[str, ...]] = {
     'policy.dtype': ('', 'float32', 'bfloat16'),
     'search.prompt': ('sft', 'few_shot'),
@@ -211,6 +217,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
 for _name in TRAININGS:
     CHOICES |= {
         f'training.{_name}.schedule': ('linear', 'cosine'),
+        f'training.{_name}.keep': ('last', 'best'),
         f'training.{_name}.dtype': CHOICES['policy.dtype'],
     }
 for _name in ('bootstrap', 'sft'):

@@ -12,6 +12,7 @@ usage: python -m rstar_jax.main --config=FILE --workdir=DIR [--config.KEY=VALUE 
 
 import contextlib
 import os
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -26,16 +27,16 @@ from ml_collections.config_flags import config_flags
 
 from rstar_jax import configs
 from rstar_jax.errors import UserError
-from rstar_jax.interrupts import Interrupts, leave
+from rstar_jax.interrupts import Interrupts, Stopped, leave
 
-STOPPED = 'stopped; run the same command again to go on'
+STOPPED = str(Stopped(signal.SIGINT))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line (without the program's name) and returns the exit code.
 
-    0: done; 2: a mistake of the user, told in one line; 130: stopped by Ctrl-C; 141: nobody reads
-    the output any more.
+    0: done; 2: a mistake of the user, told in one line; 130: stopped by Ctrl-C; 143: preempted by
+    SIGTERM; 141: nobody reads the output any more.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     logging.set_verbosity(logging.ERROR)
@@ -45,9 +46,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except UserError as error:
             print(f'error: {error}', file=sys.stderr)
             return 2
-        except KeyboardInterrupt:
-            print(f'\n{STOPPED}', file=sys.stderr)
-            return 130
+        except Stopped as stopped:
+            print(f'\n{stopped}', file=sys.stderr)
+            return stopped.code
         except BrokenPipeError:
             if not _output_is_closed():
                 raise

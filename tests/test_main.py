@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -53,6 +54,7 @@ def failing(capsys, *arguments: str) -> str:
         (['--wrkdir=x'], "unknown flag 'wrkdir'. Did you mean: workdir ?"),
         (['--stages=serch'], '--stages=serch: no stage serch; did you mean search?'),
         (['extra'], 'extra: expected --name=value'),
+        (['--config.training.ppm.keep=best'], 'keep=best: needs --config.training.ppm.measure_ev'),
         (['--config.seed=3'], '--workdir: needs a folder for what the run makes'),
     ],
 )
@@ -162,14 +164,77 @@ def test_what_hangs_after_ctrl_c_ends_all_the_same():
         process.kill()
 
 
-def test_ctrl_c_is_the_callers_again_afterwards(monkeypatch):
+@pytest.mark.parametrize(('number', 'code'), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signals_are_the_callers_again_afterwards(monkeypatch, capsys, number, code):
     def run(arguments):
-        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(number)
 
-    before = signal.getsignal(signal.SIGINT)
+    before = signal.getsignal(number)
     monkeypatch.setattr(main, '_run', run)
-    assert main.main([]) == 130
-    assert signal.getsignal(signal.SIGINT) is before
+    assert main.main([]) == code
+    assert signal.getsignal(number) is before
+    how = {130: 'stopped', 143: 'preempted'}[code]
+    assert capsys.readouterr().err == f'\n{how}; run the same command again to go on\n'
+
+
+HOLDS = (
+    'import sys, time\n'
+    'from rstar_jax import interrupts, main\n'
+    'interrupts.NOTICE = 0.5\n'
+    'def run(arguments):\n'
+    '    with interrupts.held():\n'
+    '        print("runs", flush=True)\n'
+    '        while not interrupts.asked():\n'
+    '            time.sleep(0.01)\n'
+    '        print("saves", flush=True)\n'
+    '        time.sleep(float(sys.argv[1]))\n'
+    '    print("never", flush=True)\n'
+    'main._run = run\n'
+    'sys.exit(main.main(["x"]))\n'
+)
+
+
+def holding(seconds: float) -> subprocess.Popen:
+    """A process that saves for so many seconds when it is asked to end."""
+    process = subprocess.Popen(
+        [sys.executable, '-c', HOLDS, str(seconds)],
+        cwd=REPOSITORY,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout.readline() == 'runs\n'
+    return process
+
+
+def test_what_is_being_saved_is_not_interrupted_by_further_sigterms():
+    process = holding(1.0)
+    try:
+        process.send_signal(signal.SIGTERM)
+        assert process.stdout.readline() == 'saves\n'
+        process.send_signal(signal.SIGTERM)
+        assert process.communicate(timeout=60) == (
+            '',
+            '\npreempted; run the same command again to go on\n',
+        )
+    finally:
+        process.kill()
+    assert process.returncode == 143
+
+
+def test_who_waits_for_the_end_of_a_save_is_told_and_can_go():
+    process = holding(300.0)
+    try:
+        process.send_signal(signal.SIGINT)
+        assert process.stdout.readline() == 'saves\n'
+        assert process.stderr.readline() == '\n'
+        assert process.stderr.readline() == f'{interrupts.WAITING}\n'
+        time.sleep(interrupts.SAME_PRESS)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 130
+    finally:
+        process.kill()
+        process.communicate()
 
 
 def _bootstrap(workdir):
@@ -182,7 +247,7 @@ def _bootstrap(workdir):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, 'XLA_FLAGS': ''},
+        env={**os.environ, 'XLA_FLAGS': '', 'JAX_DISABLE_MOST_OPTIMIZATIONS': '1'},
     )  # fmt: skip
 
 
@@ -200,17 +265,21 @@ def test_a_closed_output_is_one_line_and_141(tmp_path):
 def test_ctrl_c_is_one_line_and_130(tmp_path):
     process = _bootstrap(tmp_path)
     try:
-        deadline = time.monotonic() + 120
-        while not (tmp_path / 'round0' / 'policy' / 'begun.json').exists():
+        deadline = time.monotonic() + 240
+        while not (tmp_path / 'round0' / 'policy' / 'metrics.jsonl').exists():
             assert process.poll() is None, process.communicate()[1]
             assert time.monotonic() < deadline
             time.sleep(0.1)
-        time.sleep(1)
         # As from `timeout` or a terminal with a wrapper: both send it.
         process.send_signal(signal.SIGINT)
         process.send_signal(signal.SIGINT)
-        _, error = process.communicate(timeout=60)
+        _, error = process.communicate(timeout=240)
     finally:
         process.kill()
     assert process.returncode == 130
-    assert error.strip() == main.STOPPED
+    error = error.removeprefix(f'\n{interrupts.WAITING}\n')  # where a step takes long
+    found = re.fullmatch(r'\nstopped at step (\d+) of \d+: state saved; (.*)\n', error)
+    assert found and f'stopped; {found[2]}' == main.STOPPED, error
+    assert [path.name for path in (tmp_path / 'round0' / 'policy' / 'state').iterdir()] == [
+        found[1]
+    ]

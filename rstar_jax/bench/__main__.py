@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from rstar_jax.errors import UserError
-from rstar_jax.interrupts import Interrupts, leave
+from rstar_jax.interrupts import Interrupts, Stopped, leave
 
 USAGE = 'usage: python -m rstar_jax.bench NAME [--json=FILE] [--key=value ...]'
 
@@ -121,9 +121,9 @@ def _interruptible(arguments: list[str]) -> int:
     with Interrupts():
         try:
             return main(arguments)
-        except KeyboardInterrupt:
+        except Stopped as stopped:
             print('\nstopped', file=sys.stderr)
-            return 130
+            return stopped.code
 
 
 if __name__ == '__main__':

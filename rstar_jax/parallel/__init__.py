@@ -1,6 +1,6 @@
 """Meshes, and the launch on several hosts: search is local to a host, training is global."""
 
-from rstar_jax.parallel.hosts import barrier, initialise, is_first, share
+from rstar_jax.parallel.hosts import barrier, greatest, initialise, is_first, share
 from rstar_jax.parallel.mesh import global_mesh, local_mesh
 
-__all__ = ['barrier', 'global_mesh', 'initialise', 'is_first', 'local_mesh', 'share']
+__all__ = ['barrier', 'global_mesh', 'greatest', 'initialise', 'is_first', 'local_mesh', 'share']

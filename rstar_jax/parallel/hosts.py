@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
 import jax
+import numpy as np
 
 from rstar_jax.errors import UserError
 
@@ -50,6 +51,8 @@ def initialise(environment: Mapping[str, str] = os.environ) -> None:
     """Joins the hosts of this run; must come before the first use of a device."""
     arguments = launch_arguments(environment)
     if arguments is not None:
+        # It would take SIGTERM away from rstar_jax.interrupts, and a process would live on.
+        jax.config.update('jax_enable_preemption_service', False)
         jax.distributed.initialize(**arguments)
 
 
@@ -69,3 +72,12 @@ def barrier(name: str) -> None:
         from jax.experimental import multihost_utils
 
         multihost_utils.sync_global_devices(name)
+
+
+def greatest(number: int) -> int:
+    """The greatest of the numbers that the processes call this with, each of them once."""
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        number = int(multihost_utils.process_allgather(np.int32(number)).max())
+    return number

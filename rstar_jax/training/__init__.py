@@ -13,7 +13,7 @@ import pathlib
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from rstar_jax import steps
+from rstar_jax import interrupts, steps
 from rstar_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -89,6 +89,8 @@ def _default(**special) -> 'ConfigDict':
             'grad_clip': 1.0,  # greatest norm of the gradients; 0 = no limit
             'seed': 0,  # of order, dropout, the head's first weights, the hold-out
             'dtype': '',  # the network runs in; '' = bfloat16, on CPUs float32
+            'measure_every': 0,  # steps between measurements of the held-out; 0 = before and after
+            'keep': 'last',  # parameters of the last step, or 'best': of least held-out loss
             'log_every': 10.0,  # seconds between log lines
             'checkpoint_minutes': 10.0,  # between states on disk
             **special,
@@ -118,11 +120,13 @@ def sft(
     Args:
       policy: where to start; stays as it is. The tokens of the step language are added.
       config: attributes as in `default_sft`.
-      directory: gets the states while training, then the model (checkpoints.load_policy), and with
-        config.lora its adapter in PEFT's form in adapter/ (lora.save).
+      directory: gets the states while training, then the model (checkpoints.load_policy), and
+        metrics.jsonl: loss, learning rate, norm of the gradients and tokens of each step, and what
+        the held-out gave after it where it was measured. With config.lora it gets the adapter in
+        PEFT's form in adapter/ (lora.save) as well.
       mesh: with axes (data, fsdp, tensor), see models.sharding; None = the first device.
       progress: called with a dict of numbers after each micro batch: step, steps, loss,
-        tokens_per_second, seconds, seconds_left.
+        tokens_per_second, seconds, seconds_left; after a measurement with what it gave as well.
       release: takes the arrays of `policy` over: memory for a model less.
 
     Returns:
@@ -132,11 +136,14 @@ def sft(
       compile_seconds. On held-out problems (on the examples themselves where there is but one
       problem): held_out, held_out_loss_before and _after, and form_before and _after, {mark:
       [places where it is likeliest, places where it is due]}, counted in the mark's tokens;
-      examples.MARKS are the names.
+      examples.MARKS are the names. With keep='best', best_step and, in `_after`, what was measured
+      there.
 
     Raises:
       UserError: no usable example, a loss that is not finite (names the step), or `directory` has
         another training; or the form was not learnt (config.form): the policy is in `directory`.
+      Stopped: by Ctrl-C or SIGTERM in a block of interrupts.Interrupts, when the step in progress
+        has ended and its state is on disk.
     """
     from rstar_jax import models
     from rstar_jax.training import examples as encoding
@@ -153,6 +160,7 @@ def sft(
             _delete_all_but(start.params, policy.params)
     encoded = encoding.sft(examples, policy.tokenizer, config.length)
     chosen, held_out = encoding.hold_out(encoded, config.held_out, config.seed, HELD_OUT)
+    _check_keep(config, held_out)
 
     def measure(compiled, params) -> dict[str, Any]:
         found = trainer.evaluate(compiled, params, encoded, held_out or chosen[:HELD_OUT], config)
@@ -181,6 +189,16 @@ def sft(
 def _check_rank(rank: int) -> None:
     if rank < 0:
         raise UserError(f'lora={rank}: expected a rank, as 16, or 0 to train all weights')
+
+
+def _check_keep(config, held_out: list[int]) -> None:
+    """Raises UserError where there is nothing to tell the best parameters by."""
+    if config.keep not in ('last', 'best'):
+        raise UserError(f'keep={config.keep!r}: expected last or best')
+    if config.keep == 'best' and config.measure_every < 1:
+        raise UserError('keep=best: needs measure_every, the steps between two measurements')
+    if config.keep == 'best' and not held_out:
+        raise UserError('keep=best: no problem is held out to measure: raise held_out')
 
 
 def _check_form(form: dict[str, list[int]], least: float, directory: str | os.PathLike) -> None:
@@ -245,6 +263,7 @@ def ppm(
         _delete_all_but(policy.params, model.params)
     encoded = getattr(encoding, encoder)(examples, model.tokenizer, config.length)
     chosen, held_out = encoding.hold_out(encoded, config.held_out, config.seed)
+    _check_keep(config, held_out)
     answers = encoding.answer_pairs(
         trajectories,
         {encoded.questions[i] for i in held_out},
@@ -285,6 +304,7 @@ def ppm(
     return model, metrics | {name: held, 'answer_pairs': pairs}
 
 
+@interrupts.held()  # what was begun is saved first
 def _finished(
     model,
     encoded,

@@ -1,6 +1,7 @@
 """Orbax checkpoints: the state of a training, to go on from, and the model that came of it.
 
     DIR/state/STEP/     what is trained, optimiser state; the newest only, gone when all is done
+    DIR/best/STEP/      what is trained at the least held-out loss, with keep='best'; gone likewise
     DIR/params/         the model's parameters
     DIR/adapter/        of a training with LoRA, for PEFT
     DIR/model.json      kind (policy or ppm), config, squash
@@ -32,22 +33,49 @@ KEPT = 1  # states on disk; a new one is whole before the old one goes
 
 
 class States:
-    """The states of one training, by step; a context manager."""
+    """The states of one training, by step; a context manager, whose end waits for all writing.
 
-    def __init__(self, directory: str | os.PathLike):
-        self._path = pathlib.Path(directory).resolve() / 'state'
+    Args:
+      directory: of the training.
+      folder: in it, 'state' or 'best'.
+      background: whether `save` returns while the state is being written. None: where the devices
+        have a memory of their own. Beside them, a state that is written is a copy of it in the
+        host's memory, 12 bytes a parameter; on a CPU that would be the memory, and the cores, that
+        the training needs.
+    """
+
+    def __init__(
+        self,
+        directory: str | os.PathLike,
+        folder: str = 'state',
+        *,
+        background: bool | None = None,
+    ):
+        self._background = jax.default_backend() != 'cpu' if background is None else background
         options = ocp.CheckpointManagerOptions(max_to_keep=KEPT, create=True)
-        self._manager = ocp.CheckpointManager(self._path, options=options)
+        path = pathlib.Path(directory).resolve() / folder
+        self._manager = ocp.CheckpointManager(path, options=options)
 
     def save(self, step: int, state: Any, about: dict[str, Any]) -> None:
-        """Writes the state after `step` steps; returns when it is on disk.
+        """Writes the state after `step` steps, unless it is there; waits for the one before.
+
+        The arrays may be donated as soon as this returns: orbax copies them to the host first, and
+        where their memory is the host's own, JAX does not donate what is still being read.
 
         state: pytree of arrays. about: small JSON values kept with it.
         """
+        self.wait()
+        if step == self._manager.latest_step():
+            return
         args = ocp.args.Composite(
             state=ocp.args.StandardSave(state), about=ocp.args.JsonSave(about)
         )
         self._manager.save(step, args=args)
+        if not self._background:
+            self.wait()
+
+    def wait(self) -> None:
+        """Returns when all that was saved is on disk."""
         self._manager.wait_until_finished()
 
     def newest(self) -> tuple[int, dict[str, Any]] | None:
@@ -91,7 +119,8 @@ def abstract(state: Any) -> Any:
 def delete_states(directory: str | os.PathLike) -> None:
     """Removes the states of a training whose model is on disk."""
     if jax.process_index() == 0:
-        shutil.rmtree(pathlib.Path(directory) / 'state', ignore_errors=True)
+        for folder in ('state', 'best'):
+            shutil.rmtree(pathlib.Path(directory) / folder, ignore_errors=True)
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:

@@ -7,9 +7,11 @@
 
 Whatever a step does is a function of the settings, the examples and the step's number alone, and a
 checkpoint holds what is trained and the optimiser's state: so a training that was killed and goes
-on ends with the very same parameters.
+on ends with the very same parameters. Ctrl-C and SIGTERM end it behind the step in progress, with a
+state.
 """
 
+import contextlib
 import hashlib
 import json
 import math
@@ -23,6 +25,7 @@ import jax
 import numpy as np
 from absl import logging
 
+from rstar_jax import interrupts, parallel
 from rstar_jax.errors import UserError
 from rstar_jax.models.weights import to_host
 from rstar_jax.training import checkpoints, packing
@@ -30,6 +33,7 @@ from rstar_jax.training.examples import Encoded
 from rstar_jax.training.step import Compiled
 
 Progress = Callable[[dict[str, float]], None]
+Measure = Callable[[Compiled, Any], dict[str, Any]]
 
 MEANS = ('loss', 'accuracy')  # metric sums that are divided by the weight
 # Settings that do not change what is learnt: a training may go on with others.
@@ -75,9 +79,16 @@ def evaluate(
         )
         weight += micros.weight
         for batch in micros.batches:
+            _stop_if_asked()
             for name, value in compiled.evaluate(params, batch, loss).items():
                 sums[name] = sums.get(name, 0) + np.asarray(value, np.float64)
     return {name: value / weight if name in MEANS else value for name, value in sums.items()}
+
+
+def _stop_if_asked() -> None:
+    """Raises Stopped if any process was asked to end; they have to come here together."""
+    if number := parallel.greatest(interrupts.asked()):
+        raise interrupts.Stopped(number)
 
 
 def train(
@@ -92,7 +103,7 @@ def train(
     name: str,
     mesh=None,
     progress: Progress | None = None,
-    measure: Callable[[Compiled, Any], dict[str, Any]] | None = None,
+    measure: Measure | None = None,
     new_rows: Sequence[int] = (),
     release: bool = False,
 ) -> tuple[Any, Any, dict[str, float]]:
@@ -104,22 +115,24 @@ def train(
       encoded, indices: the examples, and which of them to learn from.
       loss: a name in losses.BY_NAME.
       settings: attributes as in training.default_sft.
-      directory: gets `state/` and `metrics.jsonl`, one line a step.
+      directory: gets `state/`, with keep='best' `best/`, and `metrics.jsonl`, one line a step.
       name: the fingerprint of this training.
       mesh: with axes (data, fsdp, tensor); None = the first device.
       progress: called with a dict of numbers after every micro batch.
-      measure: (compiled, params) -> further metrics, called before and after training; their names
-        get `_before` and `_after`.
+      measure: (compiled, params) -> further metrics, called before and after training, where their
+        names get `_before` and `_after`, and every `settings.measure_every` steps, for the step's
+        line in `metrics.jsonl`. With keep='best', `held_out_loss` has to be among them.
       new_rows: see step.optimiser.
       release: the training takes `params` over, instead of copying them.
 
     Returns:
       (float32 parameters, what of them was trained as in lora.split or None without LoRA,
-      metrics). The states are left for the caller to remove, when the model is
-      on disk.
+      metrics): of the last step, or with keep='best' of the measured step with the least held-out
+      loss, `best_step`. The states are left for the caller to remove, when the model is on disk.
 
     Raises:
       UserError: no examples; a loss that is not finite; states of another training.
+      Stopped: asked to end, in a block of interrupts.held; the state is on disk.
     """
     steps = order(encoded, indices, settings)
     if not steps:
@@ -130,31 +143,70 @@ def train(
         )
     mesh = mesh or checkpoints.one_device()
     compiled = Compiled(config, settings, loss, mesh, len(steps), new_rows)
-    run = _Run(compiled, encoded, steps, settings, pathlib.Path(directory), progress)
-    with checkpoints.States(directory) as states:
+    with contextlib.ExitStack() as stack:
+        states = stack.enter_context(checkpoints.States(directory))
+        best = None
+        if settings.keep == 'best':
+            kept = stack.enter_context(checkpoints.States(directory, 'best'))
+            best = _Best(kept, name, directory)
+        run = _Run(compiled, encoded, steps, settings, directory, progress, measure, best)
         state, found = compiled.init(params, release), states.newest()
         if found is None:
-            about = {'fingerprint': name, 'metrics': _named(measure, compiled, state, 'before')}
-            start = 0
+            before = measure(compiled, state['params']) if measure else {}
+            start, about = 0, {'fingerprint': name, 'metrics': _named(before, 'before')}
         else:
             start, about = found
-            if about['fingerprint'] != name:
-                raise UserError(
-                    f'{directory}: holds the state of a training with other settings or examples; '
-                    'remove it or choose another directory'
-                )
+            _check_name(about, name, directory)
             like = checkpoints.abstract(state)
             del state  # no two states in memory
             state = states.restore(start, like)
-        state = run.steps(state, start, states, about)
-    metrics = run.summary() | about['metrics'] | _named(measure, compiled, state, 'after')
-    trained = state['params']
+        trained = run.steps(state, start, states, about)['params']
+        del state
+        after, more = run.measured, {}
+        if best is not None:
+            more['best_step'], trained, after = best.choose(len(steps), trained, after)
+    metrics = run.summary() | about['metrics'] | _named(after, 'after') | more
     return compiled.whole(trained), trained if settings.lora else None, metrics
 
 
-def _named(measure, compiled, state, suffix: str) -> dict[str, Any]:
-    found = measure(compiled, state['params']) if measure else {}
+def _check_name(about: dict[str, Any], name: str, directory) -> None:
+    if about['fingerprint'] != name:
+        raise UserError(
+            f'{directory}: holds the state of a training with other settings or examples; '
+            'remove it or choose another directory'
+        )
+
+
+def _named(found: dict[str, Any], suffix: str) -> dict[str, Any]:
     return {f'{name}_{suffix}': value for name, value in found.items()}
+
+
+class _Best:
+    """The parameters of the least held-out loss before the last step: on disk, with their step."""
+
+    def __init__(self, states: checkpoints.States, name: str, directory):
+        self._states, self._name = states, name
+        self._step, about = states.newest() or (0, None)
+        if about is not None:
+            _check_name(about, name, directory)
+        self._found = about['found'] if about else {'held_out_loss': math.inf}
+
+    def offer(self, step: int, params, found: dict[str, Any]) -> None:
+        """Writes what was measured after `step` if it is better.
+
+        A step that is taken again after a kill may have been written by the run before.
+        """
+        if step > self._step and found['held_out_loss'] < self._found['held_out_loss']:
+            self._step, self._found = step, found
+            self._states.save(step, params, {'fingerprint': self._name, 'found': found})
+
+    def choose(self, step: int, params, found: dict[str, Any]) -> tuple[int, Any, dict[str, Any]]:
+        """(step, parameters, what was measured) of the best, the last step's given."""
+        if found['held_out_loss'] < self._found['held_out_loss'] or not self._step:
+            return step, params, found
+        self._states.wait()
+        params = self._states.restore(self._step, checkpoints.abstract(params))
+        return self._step, params, self._found
 
 
 def order(encoded: Encoded, indices: Sequence[int], settings) -> list[tuple[int, np.ndarray]]:
@@ -188,41 +240,75 @@ def fingerprint(params, encoded: Encoded, indices: Sequence[int], loss: str, set
 
 
 class _Run:
-    """The loop over steps, and what it tells while it runs."""
+    """The loop over steps, and what it tells while it runs.
 
-    def __init__(self, compiled, encoded, steps, settings, directory, progress):
+    Attributes:
+      measured: what was found after the last step.
+    """
+
+    def __init__(self, compiled, encoded, steps, settings, directory, progress, measure, best):
         self._compiled, self._encoded, self._all = compiled, encoded, steps
         self._settings, self._progress = settings, progress
-        self._path = directory / 'metrics.jsonl'
+        self._evaluate, self._best, self.measured = measure, best, {}
+        self._path = pathlib.Path(directory) / 'metrics.jsonl'
         self._began = self._saved = self._logged = time.monotonic()
+        self._aside = 0.0  # seconds spent on measuring, compilation apart
         self._sizes = [len(indices) for _, indices in steps]
         self._start = 0
         self._counts = {'tokens': 0, 'tokens_alone': 0, 'places': 0}
-        self._losses: list[float] = []
+        self._log: list[dict[str, Any]] = []  # what metrics.jsonl holds
 
     def steps(self, state, start: int, states: checkpoints.States, about: dict[str, Any]):
         """Takes the steps from `start` on; returns the last state."""
-        self._resume(start)
-        upcoming = self._micros(start)
-        for number in range(start, len(self._all)):
-            micros = upcoming
-            state, sums, norm = self._step(state, number, micros)
-            upcoming = self._micros(number + 1)  # while the device is still busy
-            self._finish(number, micros, sums, norm)
-            if number + 1 < len(self._all) and self._due():
-                states.save(number + 1, state, about)
-                self._saved = time.monotonic()
+        done = start
+        try:
+            self._resume(start)
+            self._measure(start, state['params'])  # where it was stopped before that
+            upcoming = self._micros(start)
+            for number in range(start, len(self._all)):
+                micros = upcoming
+                state, sums, norm = self._step(state, number, micros)
+                upcoming = self._micros(number + 1)  # while the device is still busy
+                self._finish(number, micros, sums, norm)
+                done = number + 1
+                self._measure(done, state['params'])
+                if done < len(self._all) and self._due():
+                    states.save(done, state, about)
+                    self._saved = time.monotonic()
+                _stop_if_asked()
+        except interrupts.Stopped as stopped:
+            states.save(done, state, about)
+            where = f' at step {done} of {len(self._all)}: state saved'
+            raise interrupts.Stopped(stopped.number, where) from None
         return state
+
+    def _measure(self, step: int, params) -> None:
+        """Measures where that is due after `step` steps, and adds it to the step's line."""
+        every, last = self._settings.measure_every, step == len(self._all)
+        due = every and step and step % every == 0 and 'held_out_loss' not in self._log[-1]
+        if self._evaluate is None or not (due or last):
+            return
+        began, compiling = time.monotonic(), self._compiled.seconds
+        found = self._evaluate(self._compiled, params)
+        self._aside += time.monotonic() - began - (self._compiled.seconds - compiling)
+        self._log[-1] |= found
+        self._write_log()
+        self._tell(step, 0, found)
+        if last:
+            self.measured = found
+        elif self._best is not None:
+            self._best.offer(step, params, found)
 
     def summary(self) -> dict[str, float]:
         """Figures of the whole training; rates are of the part that ran in this process."""
         seconds = time.monotonic() - self._began
-        busy = max(seconds - self._compiled.seconds, 1e-9)
-        counts, ends = self._counts, max(1, len(self._losses) // 10)
+        busy = max(seconds - self._compiled.seconds - self._aside, 1e-9)
+        losses = [line['loss'] for line in self._log]
+        counts, ends = self._counts, max(1, len(losses) // 10)
         return {
             'steps': len(self._all),
-            'loss_first': float(np.mean(self._losses[:ends])),
-            'loss_last': float(np.mean(self._losses[-ends:])),
+            'loss_first': float(np.mean(losses[:ends])),
+            'loss_last': float(np.mean(losses[-ends:])),
             'tokens': counts['tokens'],
             'tokens_per_second': counts['tokens'] / busy,
             'padding_share': 1 - counts['tokens'] / max(1, counts['places']),
@@ -269,13 +355,13 @@ class _Run:
                     f'learning_rate (now {self._settings.learning_rate:g}), and look for the cause '
                     f'in {self._path}'
                 )
-        self._losses.append(found['loss'])
         self._counts['tokens_alone'] += micros.alone
         self._counts['places'] += micros.places
         line = {'step': number + 1, 'epoch': self._all[number][0]}
         line |= {'learning_rate': self._compiled.learning_rate(number)} | found
         line |= {'tokens': sum(micros.tokens), 'micro_batches': len(micros.batches)}
-        if jax.process_index() == 0:
+        self._log.append(line)
+        if parallel.is_first():
             with open(self._path, 'a', encoding='utf-8') as file:
                 file.write(json.dumps(line) + '\n')
         self._tell(number + 1, 0, line)
@@ -283,7 +369,7 @@ class _Run:
     def _tell(self, number: int, share: float, line: dict[str, float] | None = None) -> None:
         """Calls `progress`, logs now and then. number: steps done; share: of the next one."""
         now = time.monotonic()
-        busy = now - self._began - self._compiled.seconds
+        busy = now - self._began - self._compiled.seconds - self._aside
         done = sum(self._sizes[self._start : number])
         done += share * self._sizes[number] if share else 0
         left = sum(self._sizes[self._start :]) - done
@@ -294,8 +380,8 @@ class _Run:
             'seconds': now - self._began,
             'seconds_left': busy / done * left if done else math.nan,
         }
-        if self._losses:
-            numbers['loss'] = self._losses[-1]
+        if self._log:
+            numbers['loss'] = self._log[-1]['loss']
         numbers |= line or {}
         if self._progress is not None:
             self._progress(numbers)
@@ -314,19 +400,19 @@ class _Run:
         """Keeps of the log what belongs to the state that the training goes on from."""
         self._start = start
         lines = self._path.read_text(encoding='utf-8').splitlines() if self._path.exists() else []
-        kept = []
-        for text in lines[:start]:
-            self._losses.append(json.loads(text)['loss'])
-            kept.append(text + '\n')
-        if jax.process_index() == 0:
+        self._log = [json.loads(line) for line in lines[:start]]
+        parallel.barrier('log is read')
+        self._write_log()
+
+    def _write_log(self) -> None:
+        """Writes metrics.jsonl anew, atomically."""
+        if parallel.is_first():
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._path.write_text(''.join(kept), encoding='utf-8')
+            temporary = self._path.with_suffix('.tmp')
+            temporary.write_text(''.join(json.dumps(line) + '\n' for line in self._log), 'utf-8')
+            temporary.replace(self._path)
 
     def _due(self) -> bool:
-        """Whether to save now: by the clock of the first host, for all of them."""
+        """Whether to save now: by the clock of the first process, for all of them."""
         due = time.monotonic() - self._saved >= 60 * self._settings.checkpoint_minutes
-        if jax.process_count() > 1:
-            from jax.experimental import multihost_utils
-
-            due = bool(multihost_utils.broadcast_one_to_all(np.int32(due)))
-        return due
+        return bool(parallel.greatest(due and parallel.is_first()))

@@ -51,6 +51,7 @@ def test_one_host_has_all_the_work():
     parallel.barrier('alone')
     assert parallel.is_first()
     assert parallel.share('abc') == ['a', 'b', 'c']
+    assert parallel.greatest(3) == 3
 
 
 PROGRAM = """
@@ -60,7 +61,8 @@ parallel.initialise()
 mesh = parallel.global_mesh()
 parallel.barrier('start')
 print(jax.process_index(), len(jax.devices()), parallel.local_mesh().devices.shape,
-      mesh.devices.shape, parallel.share(list(range(5))), parallel.is_first())
+      mesh.devices.shape, parallel.share(list(range(5))), parallel.is_first(),
+      parallel.greatest(5 - jax.process_index()))
 parallel.barrier('end')
 """
 
@@ -68,5 +70,5 @@ parallel.barrier('end')
 def test_two_processes_meet_and_share():
     outputs = processes.run([sys.executable, '-c', PROGRAM], 2, 2)
     # Lines of the libraries may come before and after.
-    assert '0 4 (2, 1) (1, 4, 1) [0, 2, 4] True' in outputs[0].splitlines()
-    assert '1 4 (2, 1) (1, 4, 1) [1, 3] False' in outputs[1].splitlines()
+    assert '0 4 (2, 1) (1, 4, 1) [0, 2, 4] True 5' in outputs[0].splitlines()
+    assert '1 4 (2, 1) (1, 4, 1) [1, 3] False 5' in outputs[1].splitlines()

@@ -1,14 +1,18 @@
 """The trainer: learns, goes on exactly where it was stopped, the same on any mesh and split."""
 
 import dataclasses
+import functools
 import json
+import shutil
+import signal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
-from rstar_jax import models, steps, training
+from rstar_jax import interrupts, models, steps, training
 from rstar_jax.errors import UserError
 from rstar_jax.models import decoder as decoders
 from rstar_jax.models import tiny
@@ -152,15 +156,17 @@ class Killed(Exception):
 def killed_at(step):
     def progress(numbers):
         # Within the step, before its update.
-        if numbers['step'] == step and 'grad_norm' not in numbers:
+        if numbers['step'] == step and not {'grad_norm', 'held_out_loss'} & numbers.keys():
             raise Killed
 
     return progress
 
 
 @pytest.mark.parametrize('kind', ['sft', 'ppm'])
-def test_killed_and_resumed_training_ends_with_the_same_bits(policy, tmp_path, kind):
+def test_killed_and_resumed_training_ends_with_the_same_bits(policy, tmp_path, kind, monkeypatch):
     if kind == 'sft':
+        in_background = functools.partialmethod(checkpoints.States.__init__, background=True)
+        monkeypatch.setattr(checkpoints.States, '__init__', in_background)
         run, data, settings = training.sft, sft_examples(), sft_settings(checkpoint_minutes=0)
     else:
         run, data = training.ppm, pair_examples(20)
@@ -185,6 +191,178 @@ def test_killed_and_resumed_training_ends_with_the_same_bits(policy, tmp_path, k
         for folder in (tmp_path / 'whole', parts)
     ]
     assert logs[0] == logs[1]
+
+
+def log_of(folder):
+    return [json.loads(line) for line in (folder / 'metrics.jsonl').read_text().splitlines()]
+
+
+@pytest.mark.parametrize('devices', [1, 8])
+def test_a_state_saved_while_steps_go_on_is_the_state_of_its_step(tmp_path, devices):
+    """On CPUs numpy's arrays are the devices' own memory, which the next step is given."""
+    mesh = global_mesh(devices=jax.devices()[:devices])
+    where = jax.NamedSharding(mesh, jax.P(('data', 'fsdp')))
+    state = {str(i): jnp.full((1024, 2048), i, jnp.float32, device=where) for i in range(4)}
+    step = jax.jit(lambda state: jax.tree.map(lambda x: x + 1, state), donate_argnums=0)
+    with checkpoints.States(tmp_path, background=True) as states:
+        for number in range(1, 7):
+            before, state = state, step(state)
+            assert number > 1 or all(x.is_deleted() for x in before.values())
+            if number % 2:
+                states.save(number, state, {})
+                like = checkpoints.abstract(state)
+        states.wait()
+        assert states.newest() == (5, {})
+        restored = states.restore(5, like)
+    for i, value in restored.items():
+        np.testing.assert_array_equal(value, np.full((1024, 2048), int(i) + 5, np.float32))
+
+
+def test_saved_on_eight_devices_it_goes_on_on_fewer(policy, tmp_path):
+    # At a larger rate AdamW makes of rounding in the smallest gradients more than is tolerated.
+    settings = sft_settings(epochs=1, checkpoint_minutes=0, learning_rate=1e-4)
+    whole, _ = training.sft(policy, sft_examples(), settings, tmp_path / 'whole')
+    eight, four = (global_mesh(fsdp=2, tensor=2, devices=jax.devices()[:count]) for count in (8, 4))
+    assert dict(eight.shape) == {'data': 2, 'fsdp': 2, 'tensor': 2}
+    with pytest.raises(Killed):
+        training.sft(
+            policy, sft_examples(), settings, tmp_path / '1', mesh=eight, progress=killed_at(2)
+        )
+    shutil.copytree(tmp_path / '1', tmp_path / '4')
+    for devices, mesh in (('1', None), ('4', four)):
+        found, _ = training.sft(policy, sft_examples(), settings, tmp_path / devices, mesh=mesh)
+        close(found.params, whole.params, 1e-6)
+        for line, expected in zip(log_of(tmp_path / devices), log_of(tmp_path / 'whole')):
+            assert line['loss'] == pytest.approx(expected['loss'], rel=1e-6)
+
+
+def stopping(training_, folder, number, at):
+    """Runs a training that gets a signal; returns the Stopped that it ends with.
+
+    at: (call -> whether the signal comes now), of each call of Compiled's functions.
+    """
+    real, calls = trainer.Compiled._run, []
+
+    def run(compiled, name, *arguments):
+        calls.append(name)
+        if at(calls):
+            signal.raise_signal(number)
+        return real(compiled, name, *arguments)
+
+    with pytest.MonkeyPatch.context() as patch, interrupts.Interrupts():
+        patch.setattr(trainer.Compiled, '_run', run)
+        with pytest.raises(interrupts.Stopped) as stopped:
+            training_(folder)
+    assert stopped.value.number == number
+    return str(stopped.value)
+
+
+def evaluates_after(steps):
+    """In the first of the evaluations after so many steps."""
+    return lambda calls: calls[-1] == 'evaluate' and calls.count('update') == steps
+
+
+def updates(steps):
+    return lambda calls: calls[-1] == 'update' and calls.count('update') == steps
+
+
+@pytest.mark.parametrize(
+    ('number', 'how', 'at', 'step'),
+    [
+        (signal.SIGTERM, 'preempted', updates(2), 2),
+        (signal.SIGINT, 'stopped', updates(3), 3),
+        (signal.SIGTERM, 'preempted', evaluates_after(2), 2),
+        (signal.SIGTERM, 'preempted', updates(6), 6),
+        (signal.SIGINT, 'stopped', evaluates_after(6), 6),
+    ],
+    ids=['step', 'ctrl-c', 'measurement', 'last step', 'last measurement'],
+)
+def test_a_signal_saves_the_step_in_progress(stoppable, tmp_path, number, how, at, step):
+    run, whole, log = stoppable
+    line = stopping(run, tmp_path, number, at)
+    assert line == f'{how} at step {step} of 6: state saved; run the same command again to go on'
+    assert [path.name for path in (tmp_path / 'state').iterdir()] == [str(step)]
+    assert [line['step'] for line in log_of(tmp_path)] == list(range(1, step + 1))
+    resumed, _ = run(tmp_path)
+    assert same(whole.params, resumed.params)
+    assert log_of(tmp_path) == log
+
+
+@pytest.fixture(scope='module')
+def stoppable(policy, tmp_path_factory):
+    """(training of 6 steps in a folder, its result, its log); several micro batches a step."""
+
+    def run(folder):
+        settings = sft_settings(held_out=0.4, epochs=3, measure_every=2)
+        settings.length = 64
+        return training.sft(policy, sft_examples(14), settings, folder)
+
+    folder = tmp_path_factory.mktemp('whole')
+    result, _ = run(folder)
+    log = log_of(folder)
+    assert ['held_out_loss' in line for line in log] == [False, True] * 3
+    return run, result, log
+
+
+def test_before_the_first_step_there_is_nothing_to_save(stoppable, tmp_path):
+    run, _, _ = stoppable
+    line = stopping(run, tmp_path, signal.SIGTERM, evaluates_after(0))
+    assert line == 'preempted; run the same command again to go on'
+    assert not (tmp_path / 'metrics.jsonl').exists()
+
+
+def test_the_best_by_held_out_loss_is_kept(policy, tmp_path):
+    data = pair_examples(12)
+
+    def run(folder, progress=None, **changes):
+        settings = ppm_settings(
+            held_out=0.4, batch_size=4, epochs=3, learning_rate=1.0, schedule='cosine',
+            checkpoint_minutes=0, measure_every=1, keep='best',
+        )  # fmt: skip
+        settings.update(changes)
+        return training.ppm(policy, data, settings, folder, progress=progress)
+
+    whole, metrics = run(tmp_path / 'whole')
+    losses = [line['held_out_loss'] for line in log_of(tmp_path / 'whole')]
+    step = metrics['best_step']
+    assert 1 < step < len(losses) == metrics['steps']
+    assert metrics['held_out_loss_after'] == min(losses) == losses[step - 1] < losses[-1]
+    assert metrics['pair_accuracy_after'] == log_of(tmp_path / 'whole')[step - 1]['pair_accuracy']
+    assert not (tmp_path / 'whole' / 'best').exists()
+    # It is what a training that keeps its last has after that step.
+    with pytest.raises(Killed):
+        run(tmp_path / 'last', killed_at(step), keep='last')
+    with ocp.StandardCheckpointer() as reader:
+        state = reader.restore(tmp_path / 'last' / 'state' / str(step) / 'state')
+    assert same(state['params'], whole.params)
+    for kill in (step, step + 1):
+        with pytest.raises(Killed):
+            run(tmp_path / 'parts', killed_at(kill))
+        with pytest.raises(UserError, match='other settings'):
+            run(tmp_path / 'parts', seed=1)
+    parts, again = run(tmp_path / 'parts')
+    assert same(parts.params, whole.params)
+    assert log_of(tmp_path / 'parts') == log_of(tmp_path / 'whole')
+    for name in ('best_step', 'held_out_loss_after', 'pair_accuracy_after'):
+        assert again[name] == metrics[name]
+
+
+@pytest.mark.parametrize(
+    ('changes', 'message'),
+    [
+        ({'keep': 'first'}, "keep='first': expected last or best"),
+        ({'keep': 'best'}, 'keep=best: needs measure_every, the steps between two measurements'),
+        (
+            {'keep': 'best', 'measure_every': 1, 'held_out': 0.0},
+            'keep=best: no problem is held out to measure: raise held_out',
+        ),
+    ],
+)
+def test_the_best_needs_something_to_tell_it_by(policy, tmp_path, changes, message):
+    with pytest.raises(UserError, match=f'^{message}$'):
+        training.sft(policy, sft_examples(), sft_settings(**changes), tmp_path)
+    with pytest.raises(UserError, match=f'^{message}$'):
+        training.ppm(policy, pair_examples(4), ppm_settings(**changes), tmp_path)
 
 
 def compiled_with_state(policy, settings, mesh=None, kind='sft'):

@@ -1,0 +1,146 @@
+"""Trainings that clusters take the machine away from: real processes, killed and started again."""
+
+import json
+import os
+import pathlib
+import random
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from rstar_jax.training import checkpoints
+
+REPOSITORY = pathlib.Path(__file__).parents[1]
+STEPS = 24
+
+
+@pytest.fixture(scope='module')
+def cache(tmp_path_factory) -> dict[str, str]:
+    """Environment in which every process compiles what no process has compiled before."""
+    return {
+        'JAX_COMPILATION_CACHE_DIR': str(tmp_path_factory.mktemp('compiled')),
+        'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
+        'JAX_DISABLE_MOST_OPTIMIZATIONS': '1',
+        'XLA_FLAGS': '',
+        'JAX_PLATFORMS': 'cpu',
+    }
+
+
+# Trains as `python -m rstar_jax.main` does, without what a round has around it.
+PROGRAM = """
+import sys, time
+from rstar_jax import main
+
+def run(arguments):
+    import jax
+    from rstar_jax import parallel, steps, training
+    from rstar_jax.models import tiny
+    folder, count = arguments[0], int(arguments[1])
+    parallel.initialise()
+    words = [3 * chr(ord('a') + i) for i in range(24)]
+    examples = [
+        {'query': ' '.join((words[i % 24], words[i % 23])), 'response': f'<code>{words[i % 7]}'}
+        for i in range(4 * count + 1)
+    ]
+    settings = training.default_sft()
+    settings.update(dict(
+        epochs=1, batch_size=4, length=128, learning_rate=1e-2, held_out=1e-3, form=0.0,
+        measure_every=2,
+    ))
+    mesh = parallel.global_mesh() if jax.device_count() > 1 else None
+    policy = tiny.policy([steps.prompt(' '.join(words))], num_layers=1)
+    slowly = lambda now: time.sleep(0.05)  # who watches sees every step
+    training.sft(policy, examples, settings, folder, mesh=mesh, progress=slowly)
+    return 0
+
+main._run = run
+main.leave(main.main())
+"""
+
+
+def start(folder: pathlib.Path, environment: dict[str, str]) -> subprocess.Popen:
+    """A process that trains in so many steps, and ends as the command does."""
+    return subprocess.Popen(
+        [sys.executable, '-c', PROGRAM, str(folder), str(STEPS)],
+        cwd=REPOSITORY,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, **environment},
+    )
+
+
+def log(folder: pathlib.Path) -> list[dict]:
+    path = folder / 'metrics.jsonl'
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def end_at(process: subprocess.Popen, folder: pathlib.Path, step: int, number: int) -> str:
+    """Sends the signal when so many steps are done; returns what the process says then."""
+    deadline = time.monotonic() + 240
+    try:
+        while len(log(folder)) < step:
+            assert process.poll() is None, process.communicate()[1]
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+        process.send_signal(number)
+        return process.communicate(timeout=120)[1]
+    finally:
+        process.kill()
+
+
+def test_killed_and_preempted_it_ends_with_the_same_bits(tmp_path, cache):
+    whole, parts = tmp_path / 'whole', tmp_path / 'parts'
+    process = start(whole, cache)
+    assert process.communicate(timeout=240)[1] == ''
+    assert process.returncode == 0
+    assert len(log(whole)) == STEPS
+    first, second = sorted(random.sample(range(1, 10), 2))
+    process = start(parts, cache)
+    error = end_at(process, parts, first, signal.SIGTERM)
+    line = rf'\npreempted at step (\d+) of {STEPS}: state saved; run the same command .*\n'
+    found = re.fullmatch(line, error)
+    assert process.returncode == 143
+    assert found, error
+    saved = int(found[1])
+    assert first <= saved and len(log(parts)) == saved
+    assert [path.name for path in (parts / 'state').iterdir()] == [found[1]]
+    process = start(parts, cache)
+    end_at(process, parts, max(second, saved + 1), signal.SIGKILL)
+    process = start(parts, cache)
+    assert process.communicate(timeout=240)[1] == ''
+    assert process.returncode == 0
+    assert log(parts) == log(whole)
+    a, b = (checkpoints.load_policy(folder) for folder in (whole, parts))
+    assert jax.tree.all(jax.tree.map(np.array_equal, a.params, b.params))
+    assert not (parts / 'state').exists()
+
+
+def test_two_processes_save_the_same_step_when_one_gets_the_signal(tmp_path, cache):
+    with socket.socket() as probe:
+        probe.bind(('localhost', 0))
+        port = probe.getsockname()[1]
+    launch = {'JAX_COORDINATOR_ADDRESS': f'localhost:{port}', 'JAX_NUM_PROCESSES': '2'}
+    first, second = (
+        start(tmp_path, {**cache, **launch, 'JAX_PROCESS_ID': str(number)}) for number in range(2)
+    )
+    try:
+        end = end_at(second, tmp_path, 2, signal.SIGTERM)
+        other = first.communicate(timeout=120)[1]
+    finally:
+        first.kill()
+        second.kill()
+    assert (first.returncode, second.returncode) == (143, 143), end + other
+    step = len(log(tmp_path))
+    assert 2 <= step < STEPS
+    for error in (end, other):
+        assert f'preempted at step {step} of {STEPS}: state saved' in error.splitlines()[-1]
+    with checkpoints.States(tmp_path) as states:
+        assert states.newest()[0] == step

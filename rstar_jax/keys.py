@@ -111,6 +111,10 @@ TRAINING_KEYS: dict[str, tuple[Any, str]] = {
     ),
     'schedule': ('linear', 'linear or cosine, from the first step down to 0'),
     'weight_decay': (0.1, 'of AdamW'),
+    'moments': (
+        'float32',
+        "dtype of AdamW's first moment: bfloat16 saves 2 of the 12 bytes a trained weight takes",
+    ),
     'grad_clip': (1.0, 'greatest norm of the gradient; 0: no limit'),
     'dtype': ('', 'float32 or bfloat16 for the network; empty: bfloat16, on CPUs float32'),
     'checkpoint_minutes': (
@@ -219,6 +223,7 @@ for _name in TRAININGS:
         f'training.{_name}.schedule': ('linear', 'cosine'),
         f'training.{_name}.keep': ('last', 'best'),
         f'training.{_name}.dtype': CHOICES['policy.dtype'],
+        f'training.{_name}.moments': ('float32', 'bfloat16'),
     }
 for _name in ('bootstrap', 'sft'):
     CHOICES[f'training.{_name}.marks'] = ('tokens', 'text')

@@ -216,7 +216,7 @@ class _State:
         head = jax.eval_shape(lambda: heads.init_value_head(shape.embed_dim, jax.random.key(0)))
         self.policy = self._params(models.decoder.abstract_params(shape, DTYPE))
         self.ppm = self._params({'decoder': trunk, 'value_head': head})
-        self.weights = devices.size((self.policy, self.ppm))
+        self.weights = parallel.bytes_on_a_device((self.policy, self.ppm))
 
     def choose(self, bytes_of_chip: float) -> bool:
         """Takes the engine's own choice of trees and slots; False where not one tree fits."""
@@ -272,14 +272,14 @@ class _State:
         nodes = devices.shapes(self.mesh, tree.init, trees, self.settings.nodes)
         kept = self._made(arrays.empty_kv, trees, memory.kept_room(chosen.kept))
         state = self._stops(), nodes, *self._policy(trees, chosen.slots), *self._ppm(trees)
-        return self.weights + devices.size((state, kept, kept))
+        return self.weights + parallel.bytes_on_a_device((state, kept, kept))
 
     def floor(self, trees: int, slots: int) -> int:
         """Bytes a chip that a decode step reads, were everything read once."""
         _, path, _, slot = self._policy(trees, slots)
         rows = ('embed',) if 'output' in self.policy else ()  # of the table a few rows are read
         weights = {name: part for name, part in self.policy.items() if name not in rows}
-        return devices.size((weights, path.kv, slot.kv))
+        return parallel.bytes_on_a_device((weights, path.kv, slot.kv))
 
     def _decode(self, trees: int, slots: int) -> jax.stages.Lowered:
         f = devices.mapped(

@@ -162,7 +162,7 @@ class _Ours:
         grads, loss = self._compiled.zeros(params), 0.0
         for batch in micros.batches:
             scale = 1 / micros.weight
-            grads, sums = self._compiled.accumulate(params, grads, batch, scale, (0, 0))
+            grads, sums = self._compiled.accumulate(grads, params, batch, scale, (0, 0))
             loss += sums['loss']
         self._state, _ = self._compiled.update(self._state, grads)
         jax.block_until_ready(self._state)

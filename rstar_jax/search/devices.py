@@ -6,7 +6,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -61,16 +60,6 @@ def shapes(mesh: Mesh, f: Callable, *args: Any) -> Any:
     the whole array wherever some positions are written.
     """
     return _maker(mesh, f, args)[1]
-
-
-def size(shapes: Any) -> int:
-    """Bytes that arrays of these shapes, in their sharding, take on one device."""
-
-    def one(leaf):
-        part = leaf.sharding.shard_shape(leaf.shape)
-        return leaf.dtype.itemsize * int(np.prod(part))
-
-    return sum(map(one, jax.tree.leaves(shapes)))
 
 
 def whole(x: jax.Array) -> jax.Array:

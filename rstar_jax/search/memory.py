@@ -9,9 +9,9 @@ steps that a later walk comes by again.
 
 import dataclasses
 import functools
-import os
 
 from rstar_jax.errors import UserError
+from rstar_jax.parallel import bytes_on_a_device, free_bytes
 from rstar_jax.search import arrays, copies, devices
 from rstar_jax.search.tree import init
 
@@ -97,7 +97,7 @@ def plan(
         sum(part(config, mesh, network) for network in networks)
         for part in (_tree_bytes, _token_bytes, functools.partial(_prefill_bytes, budget))
     )
-    tree += devices.size(devices.shapes(mesh, init, 1, config.nodes))
+    tree += bytes_on_a_device(devices.shapes(mesh, init, 1, config.nodes))
     policy = networks[0]  # the only one that decodes
     # Logits, their weights, and a copy while they are summed: whole on each device.
     logits = 3 * 4 * policy.config.vocab_size
@@ -148,24 +148,6 @@ def _worth_keeping(config) -> int:
     return STEP * config.candidates * expansions
 
 
-def free_bytes(mesh) -> int:
-    """Bytes that are free on the device that has the fewest; of the host's, each CPU a share."""
-    local = list(mesh.devices.flat)
-    if local[0].platform == 'cpu':
-        return _host_bytes() // len(local)
-    stats = [device.memory_stats() or {} for device in local]
-    return min(s.get('bytes_limit', 0) - s.get('bytes_in_use', 0) for s in stats)
-
-
-def _host_bytes() -> int:
-    try:
-        with open('/proc/meminfo', encoding='ascii') as file:
-            rows = dict(line.split(':', 1) for line in file)
-        return int(rows['MemAvailable'].split()[0]) * 1024
-    except (OSError, KeyError):  # no Linux: half of all
-        return os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') // 2
-
-
 def _tree_bytes(config, mesh, network: Network) -> int:
     path = _bytes(mesh, network, arrays.empty_path, 1, _longest_path(config))
     return path + _bytes(mesh, network, arrays.empty_cells, config.candidates, network.cell)
@@ -173,13 +155,13 @@ def _tree_bytes(config, mesh, network: Network) -> int:
 
 def _token_bytes(config, mesh, network: Network) -> int:
     kept = devices.shapes(mesh, arrays.empty_kv, network.config, 1, 1, network.dtype)
-    return devices.size(kept)
+    return bytes_on_a_device(kept)
 
 
 def _bytes(mesh, network: Network, f, rows: int, positions: int) -> int:
     """Of a part of the `arrays` on each device, in its sharding."""
     dtypes = network.dtype, network.kv_dtype
-    return devices.size(devices.shapes(mesh, f, network.config, rows, positions, *dtypes))
+    return bytes_on_a_device(devices.shapes(mesh, f, network.config, rows, positions, *dtypes))
 
 
 def _prefill_bytes(budget: int, config, mesh, network: Network) -> int:

@@ -86,6 +86,7 @@ def _default(**special) -> 'ConfigDict':
             'schedule': 'linear',  # or 'cosine'; both from the first step down to 0
             'lora': 0,  # rank of LoRA, see training.lora; 0 = all weights are trained
             'weight_decay': 0.1,
+            'moments': 'float32',  # dtype of AdamW's first moment, or 'bfloat16'
             'grad_clip': 1.0,  # greatest norm of the gradients; 0 = no limit
             'seed': 0,  # of order, dropout, the head's first weights, the hold-out
             'dtype': '',  # the network runs in; '' = bfloat16, on CPUs float32
@@ -319,7 +320,7 @@ def _finished(
     release=False,
 ) -> tuple[Any, dict[str, Any]]:
     """Trains `model` and puts the result on disk; or reads it where that was done before."""
-    from rstar_jax import models
+    from rstar_jax import models, parallel
     from rstar_jax.training import checkpoints, lora, trainer
 
     directory = pathlib.Path(directory)
@@ -359,6 +360,7 @@ def _finished(
     checkpoints.save_model(model, directory)
     checkpoints.write_json(done, {'fingerprint': name, 'metrics': metrics})
     checkpoints.delete_states(directory)
+    parallel.barrier('the model is on disk')
     return model, metrics
 
 

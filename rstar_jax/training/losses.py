@@ -25,7 +25,7 @@ from rstar_jax.models import decoder as decoders
 from rstar_jax.models import heads
 from rstar_jax.training import attention, examples, lora, recompute
 
-CHUNK_TOKENS = 512  # tokens whose logits [tokens, V] are in memory at once
+CHUNK_TOKENS = 256  # tokens whose logits [tokens, V] are in a device's memory at once
 
 # What the released code trains on, by how the value is squashed in use: it squashes by
 # tanh(r / 5) in use only, the paper by tanh in both.
@@ -228,7 +228,9 @@ cross_entropy.defvjp(_forward, _backward)
 
 
 def _chunk_size(rows: int, length: int) -> int:
-    return min(length, max(1, CHUNK_TOKENS // rows))
+    mesh = jax.sharding.get_abstract_mesh()
+    ways = 1 if mesh.empty else mesh.shape['data'] * mesh.shape['fsdp']
+    return min(length, max(1, CHUNK_TOKENS * ways // rows))
 
 
 def _order(weights) -> jax.Array:

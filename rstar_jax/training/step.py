@@ -5,9 +5,11 @@ network itself runs in `settings.dtype`. With `settings.lora` they are those of 
 frozen weights (training.lora) lie beside them in the network's dtype and are read alone.
 """
 
+import concurrent.futures
 import functools
+import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -16,9 +18,16 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from rstar_jax import parallel
 from rstar_jax.errors import UserError
 from rstar_jax.models import sharding, weights
-from rstar_jax.training import lora, losses
+from rstar_jax.training import checkpoints, lora, losses
+
+GIB = 2**30
+# Results of the functions whose first argument gives its memory to the first of them.
+RESULTS = {'step': 3, 'accumulate': 2, 'update': 2}
+
+Batch = Mapping[str, np.ndarray]
 
 
 def schedule(settings, steps: int) -> optax.Schedule:
@@ -43,7 +52,7 @@ def optimiser(settings, steps: int, new_rows: Sequence[int] = ()) -> optax.Gradi
     clip = [optax.clip_by_global_norm(settings.grad_clip)] if settings.grad_clip else []
     return optax.chain(
         *clip,
-        optax.scale_by_adam(),
+        optax.scale_by_adam(mu_dtype=jnp.dtype(settings.moments)),
         optax.add_decayed_weights(settings.weight_decay, _matrices),
         optax.scale_by_learning_rate(schedule(settings, steps)),
         _at_rates(settings, np.array(new_rows, np.int32)),
@@ -86,6 +95,7 @@ class Compiled:
     ):
         self.mesh, self.count, self.seconds = mesh, 0, 0.0
         self._everywhere = NamedSharding(mesh, PartitionSpec())
+        self._rows = NamedSharding(mesh, PartitionSpec(('data', 'fsdp')))
         self._config, self._settings, self._new_rows = config, settings, new_rows
         self._frozen: dict[str, Any] = {}  # weights that are not trained, all of them or none
         self._loss = loss
@@ -108,17 +118,37 @@ class Compiled:
             frozen, params = lora.split(params, rank, self._new_rows, self._settings.seed)
         self._frozen = self._own(frozen, self._dtype, release)
         params = self._own(params, jnp.dtype(jnp.float32), release)
-        moments = jax.eval_shape(self._optimiser.init, params)
+        moments = self.moments(params)
+        self.check_room('the moments of AdamW take', parallel.bytes_on_a_device(moments))
+        where = jax.tree.map(lambda x: x.sharding, moments)
+        start = jax.jit(self._optimiser.init, out_shardings=where)
+        return {'params': params, 'optimiser': start(params)}
+
+    def moments(self, params):
+        """The optimiser's state for `params` (arrays or shapes), as shapes."""
+        shapes = jax.eval_shape(self._optimiser.init, params)
         # Moments lie where their parameters lie, counts on all devices.
         where = optax.tree_utils.tree_map_params(
             self._optimiser,
             lambda _, p: p.sharding,
-            moments,
+            shapes,
             params,
             transform_non_params=lambda _: self._everywhere,
         )
-        start = jax.jit(self._optimiser.init, out_shardings=where)
-        return {'params': params, 'optimiser': start(params)}
+        return jax.tree.map(_placed, shapes, where)
+
+    def held(self, state) -> int:
+        """Bytes on a device of what is there all the time."""
+        return parallel.bytes_on_a_device((state, self._frozen))
+
+    def check_room(self, what: str, need: int) -> None:
+        """Raises UserError where a device has less than `need` bytes free."""
+        free = parallel.free_bytes(self.mesh)
+        if need > free:
+            raise UserError(
+                f'training: {what} {need / GIB:.2f} GiB, and {free / GIB:.2f} GiB are free on a '
+                'device: lower length or micro_batch, train with lora=16, or use more devices'
+            )
 
     def _own(self, params, dtype: jnp.dtype, release: bool):
         """`params` in `dtype`, laid out over the mesh, in arrays that nobody else holds."""
@@ -133,59 +163,96 @@ class Compiled:
         self._frozen = {}
         return lora.merge(frozen, params)
 
-    def step(self, state, batch, scale: float, number: Sequence[int]):
+    def prepare(self, state, batches: Sequence[tuple[str, Batch]]) -> int:
+        """Compiles, side by side, what these calls need -> the most bytes that a device will hold.
+
+        state: arrays or shapes. batches: ('step' or 'accumulate', a micro batch).
+        """
+        state, frozen = checkpoints.abstract((state, self._frozen))
+        params = state['params']
+        scale, number = (_placed(x, self._everywhere) for x in _numbers(0, (0, 0)))
+        calls = {}
+        for name, batch in batches:
+            shapes = {key: _placed(value, self._rows) for key, value in batch.items()}
+            first = (state,) if name == 'step' else (params, params)
+            calls[_key(name, batch)] = name, (*first, shapes, scale, number, frozen)
+            if name == 'accumulate':
+                calls[_key('update')] = 'update', (state, params, frozen)
+        start = time.monotonic()
+        with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+            ready = pool.map(lambda call: self.lower(*call).compile(), calls.values())
+            self._ready |= dict(zip(calls, ready))
+        self.count += len(calls)
+        self.seconds += time.monotonic() - start
+        return max(_bytes_on_a_device(self._ready[key]) for key in calls)
+
+    def lower(self, name: str, args: tuple) -> jax.stages.Lowered:
+        """'step', 'accumulate', 'update' or the loss to evaluate; args: arrays or shapes."""
+        known = {'step': self._step, 'accumulate': self._accumulate, 'update': self._update}
+        function = known.get(name) or functools.partial(self._evaluate, name)
+        donated, out = (), self._everywhere  # metrics go everywhere
+        if name in RESULTS:
+            # Donated, for nobody holds it any longer: it comes back in the same place.
+            donated, first = (0,), jax.tree.map(lambda x: x.sharding, args[0])
+            out = (first, *[self._everywhere] * (RESULTS[name] - 1))
+        with jax.set_mesh(self.mesh):
+            return jax.jit(function, donate_argnums=donated, out_shardings=out).lower(*args)
+
+    def step(self, state, batch: Batch, scale: float, number: Sequence[int]):
         """A whole step of one micro batch -> (state, metric sums, norm of the gradients).
 
         As `accumulate` and `update` together, without an array for the sum of gradients.
+        number: of the step and of its micro batch; with the seed it gives the dropout.
         """
+        return self._run('step', batch, state, self._place(batch), *self._whole(scale, number))
 
-        def function(state, batch, scale, number, frozen):
-            grads, metrics = self._gradients(state['params'], frozen, batch, scale, number)
-            return self._updated(state, grads, frozen), metrics, optax.global_norm(grads)
-
-        # Donated: nobody holds the state before this step.
-        args = (state, self._place(batch), *self._whole(scale, number))
-        return self._run('step', function, args, (0,))
+    def accumulate(self, grads, params, batch: Batch, scale: float, number: Sequence[int]):
+        """Adds the gradients of scale * (loss of one micro batch) -> (grads, metric sums)."""
+        args = grads, params, self._place(batch), *self._whole(scale, number)
+        return self._run('accumulate', batch, *args)
 
     def zeros(self, params):
         """Gradients before the first micro batch of a step."""
         return jax.tree.map(lambda p: jnp.zeros(p.shape, p.dtype, device=p.sharding), params)
 
-    def accumulate(self, params, grads, batch, scale: float, number: Sequence[int]):
-        """Adds the gradients of scale * (loss of one micro batch) -> (grads, metric sums).
+    def update(self, state, grads) -> tuple[dict[str, Any], jax.Array]:
+        """One AdamW step -> (state, norm of the gradients before clipping)."""
+        return self._run('update', None, state, grads)
 
-        number: of the step and of its micro batch; with the seed it gives the dropout.
-        """
-
-        def function(params, grads, batch, scale, number, frozen):
-            new, metrics = self._gradients(params, frozen, batch, scale, number)
-            return jax.tree.map(jnp.add, grads, new), metrics
-
-        # Donated: the caller goes on with the sum alone.
-        args = (params, grads, self._place(batch), *self._whole(scale, number))
-        return self._run('accumulate', function, args, (1,))
-
-    def evaluate(self, params, batch, loss: str | None = None) -> dict[str, jax.Array]:
+    def evaluate(self, params, batch: Batch, loss: str | None = None) -> dict[str, jax.Array]:
         """Sums of a loss and its metrics over one micro batch, without dropout.
 
         loss: None = the training's own.
         """
-        loss = loss or self._loss
+        return self._run(loss or self._loss, batch, params, self._place(batch))
 
-        def function(params, batch, frozen):
-            value, metrics = self._value(params, frozen, batch, None, loss)
-            return {'loss': value} | metrics
+    def _run(self, name: str, batch: Batch | None, *args):
+        key, args = _key(name, batch), (*args, self._frozen)
+        if key not in self._ready:
+            start = time.monotonic()
+            self._ready[key] = self.lower(name, args).compile()
+            self.count += 1
+            self.seconds += time.monotonic() - start
+        return self._ready[key](*args)
 
-        return self._run(f'evaluate {loss}', function, (params, self._place(batch)), ())
+    def _step(self, state, batch, scale, number, frozen):
+        grads, metrics = self._gradients(state['params'], frozen, batch, scale, number)
+        state, norm = self._update(state, grads, frozen)
+        return state, metrics, norm
 
-    def update(self, state, grads) -> tuple[dict[str, Any], jax.Array]:
-        """One AdamW step -> (state, norm of the gradients before clipping)."""
+    def _accumulate(self, grads, params, batch, scale, number, frozen):
+        new, metrics = self._gradients(params, frozen, batch, scale, number)
+        return jax.tree.map(jnp.add, grads, new), metrics
 
-        def function(state, grads, frozen):
-            return self._updated(state, grads, frozen), optax.global_norm(grads)
+    def _update(self, state, grads, frozen):
+        moments, params = state['optimiser'], state['params']
+        updates, moments = self._optimiser.update(grads, moments, params, frozen=frozen)
+        params = optax.apply_updates(params, updates)
+        return {'params': params, 'optimiser': moments}, optax.global_norm(grads)
 
-        # Donated: nobody holds the state before this step.
-        return self._run('update', function, (state, grads), (0,))
+    def _evaluate(self, loss, params, batch, frozen):
+        value, metrics = self._value(params, frozen, batch, None, loss)
+        return {'loss': value} | metrics
 
     def _gradients(self, params, frozen, batch, scale, number):
         key = jax.random.key(self._settings.seed)
@@ -198,12 +265,6 @@ class Compiled:
 
         return jax.grad(loss, has_aux=True)(params)
 
-    def _updated(self, state, grads, frozen):
-        moments, params = state['optimiser'], state['params']
-        updates, moments = self._optimiser.update(grads, moments, params, frozen=frozen)
-        params = optax.apply_updates(params, updates)
-        return {'params': params, 'optimiser': moments}
-
     def _value(self, params, frozen, batch, key, loss: str):
         value_head = params.get('value_head')
         params = jax.tree.map(lambda p: p.astype(self._dtype), params)
@@ -212,42 +273,34 @@ class Compiled:
         params = lora.joined(frozen, params)
         return losses.BY_NAME[loss](self._config, params, batch, key, self._settings)
 
-    def _place(self, batch):
-        rows = NamedSharding(self.mesh, PartitionSpec(('data', 'fsdp')))
-        return {
-            name: jax.make_array_from_callback(value.shape, rows, lambda i, v=value: v[i])
-            for name, value in batch.items()
-        }
+    def _place(self, batch: Batch) -> dict[str, jax.Array]:
+        return {name: _spread(value, self._rows) for name, value in batch.items()}
 
     def _whole(self, scale: float, number: Sequence[int]) -> tuple[jax.Array, ...]:
-        """f32[] and u32[2] on all devices of all processes."""
-        arrays = np.array(scale, np.float32), np.array(number, np.uint32)
-        return tuple(
-            jax.make_array_from_callback(a.shape, self._everywhere, lambda i, a=a: a[i])
-            for a in arrays
-        )
+        return tuple(_spread(value, self._everywhere) for value in _numbers(scale, number))
 
-    def _run(self, name: str, function, args, donated):
-        args = (*args, self._frozen)
-        batch = next((a for a in args if isinstance(a, dict) and 'tokens' in a), None)
-        key = name, None if batch is None else batch['tokens'].shape
-        if key not in self._ready:
-            start = time.monotonic()
-            where = jax.tree.map(lambda x: x.sharding, args)
-            # What is donated comes back in the same place, metrics go everywhere.
-            everywhere = self._everywhere
-            outs = {
-                'step': lambda: (where[0], everywhere, everywhere),
-                'accumulate': lambda: (where[1], everywhere),
-                'update': lambda: (where[0], everywhere),
-            }
-            out = outs[name]() if name in outs else everywhere
-            jitted = jax.jit(function, donate_argnums=donated, out_shardings=out)
-            with jax.set_mesh(self.mesh):
-                self._ready[key] = jitted.lower(*args).compile()
-            self.count += 1
-            self.seconds += time.monotonic() - start
-        return self._ready[key](*args)
+
+def _key(name: str, batch: Batch | None = None) -> tuple:
+    return name, None if batch is None else batch['tokens'].shape
+
+
+def _numbers(scale: float, number: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    return np.array(scale, np.float32), np.array(number, np.uint32)
+
+
+def _spread(value: np.ndarray, where: NamedSharding) -> jax.Array:
+    """`value`, which every process has, on the devices of all of them."""
+    return jax.make_array_from_callback(value.shape, where, lambda index: value[index])
+
+
+def _placed(shape, where: NamedSharding) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=where)
+
+
+def _bytes_on_a_device(compiled: jax.stages.Compiled) -> int:
+    memory = compiled.memory_analysis()
+    made = memory.output_size_in_bytes - memory.alias_size_in_bytes
+    return memory.argument_size_in_bytes + made + memory.temp_size_in_bytes
 
 
 def _own(dtype: jnp.dtype, release: bool, leaf, where: NamedSharding) -> jax.Array:
@@ -260,9 +313,7 @@ def _own(dtype: jnp.dtype, release: bool, leaf, where: NamedSharding) -> jax.Arr
     if held and (where.is_fully_addressable or not leaf.is_fully_addressable):
         made = jax.device_put(jnp.array(leaf, dtype, copy=True), where)
     else:  # each process has the same, such as a new head
-        made = jax.make_array_from_callback(
-            leaf.shape, where, lambda index: np.array(leaf[index], dtype)
-        )
+        made = _spread(np.asarray(leaf, dtype), where)
     if release and held:
         made.block_until_ready()
         leaf.delete()

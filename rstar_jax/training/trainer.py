@@ -35,6 +35,9 @@ from rstar_jax.training.step import Compiled
 Progress = Callable[[dict[str, float]], None]
 Measure = Callable[[Compiled, Any], dict[str, Any]]
 
+LOOKED = 64  # steps whose shapes are compiled before the first
+GIB = 2**30
+
 MEANS = ('loss', 'accuracy')  # metric sums that are divided by the weight
 # Settings that do not change what is learnt: a training may go on with others.
 FREE = ('log_every', 'checkpoint_minutes', 'form')
@@ -160,6 +163,7 @@ def train(
             like = checkpoints.abstract(state)
             del state  # no two states in memory
             state = states.restore(start, like)
+        run.prepare(state, start)
         trained = run.steps(state, start, states, about)['params']
         del state
         after, more = run.measured, {}
@@ -258,6 +262,26 @@ class _Run:
         self._counts = {'tokens': 0, 'tokens_alone': 0, 'places': 0}
         self._log: list[dict[str, Any]] = []  # what metrics.jsonl holds
 
+    def prepare(self, state, start: int) -> None:
+        """Compiles what the first steps need, and tells the memory that they will take."""
+        calls = {}
+        for number in range(start, min(start + LOOKED, len(self._all))):
+            batches = self._micros(number).batches
+            name = 'step' if len(batches) == 1 else 'accumulate'
+            calls |= {(name, batch['tokens'].shape): (name, batch) for batch in batches}
+        if not calls:
+            return
+        compiled = self._compiled
+        most, held = compiled.prepare(state, list(calls.values())), compiled.held(state)
+        free = parallel.free_bytes(compiled.mesh)
+        if parallel.is_first():
+            print(
+                f'training: {held / GIB:.2f} GiB of parameters and moments on each device, at most '
+                f'{(most - held) / GIB:.2f} of {free / GIB:.2f} GiB free beside them',
+                flush=True,
+            )
+        compiled.check_room('a micro batch takes', most - held)
+
     def steps(self, state, start: int, states: checkpoints.States, about: dict[str, Any]):
         """Takes the steps from `start` on; returns the last state."""
         done = start
@@ -333,7 +357,7 @@ class _Run:
             return compiled.step(state, micros.batches[0], scale, (number, 0))
         grads, sums, last = compiled.zeros(params), {}, None
         for i, batch in enumerate(micros.batches):
-            grads, new = compiled.accumulate(params, grads, batch, scale, (number, i))
+            grads, new = compiled.accumulate(grads, params, batch, scale, (number, i))
             sums = {name: sums.get(name, 0) + value for name, value in new.items()}
             # One micro batch waits in the device's queue while another is computed, no more.
             jax.block_until_ready(last)

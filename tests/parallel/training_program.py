@@ -59,7 +59,7 @@ def main(folder: pathlib.Path, out: pathlib.Path) -> None:
         ppm, _ = training.ppm(
             policy,
             pairs(rng),
-            settings(training.default_ppm()),
+            settings(training.default_ppm(), batch_size=2),
             out / name / 'ppm',
             mesh=mesh,
             release=True,

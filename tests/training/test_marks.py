@@ -112,7 +112,7 @@ def test_new_rows_alone_learn_at_their_rate(small):
         micros = trainer.Micros(encoded, range(8), config, mesh)
         grads = compiled.zeros(state['params'])
         for batch in micros.batches:
-            grads, _ = compiled.accumulate(state['params'], grads, batch, 1 / micros.weight, (0, 0))
+            grads, _ = compiled.accumulate(grads, state['params'], batch, 1 / micros.weight, (0, 0))
         # The first step of AdamW is the rate, whatever the gradient.
         moving = {name: np.array(grads[name]['weight']) for name in ('embed', 'output')}
         state, _ = compiled.update(state, grads)

@@ -258,8 +258,8 @@ def stopping(training_, folder, number, at):
 
 
 def evaluates_after(steps):
-    """In the first of the evaluations after so many steps."""
-    return lambda calls: calls[-1] == 'evaluate' and calls.count('update') == steps
+    """In the first of the evaluations, named after their loss, after so many steps."""
+    return lambda calls: calls[-1] == 'sft' and calls.count('update') == steps
 
 
 def updates(steps):
@@ -388,7 +388,7 @@ def gradients(policy, settings, mesh=None, kind='sft'):
     micros = trainer.Micros(encoded, range(len(encoded.examples)), settings, mesh)
     grads = compiled.zeros(state['params'])
     for batch in micros.batches:
-        grads, _ = compiled.accumulate(state['params'], grads, batch, 1 / micros.weight, (0, 0))
+        grads, _ = compiled.accumulate(grads, state['params'], batch, 1 / micros.weight, (0, 0))
     kept = jax.tree.map(np.array, grads)
     state, norm = compiled.update(state, grads)
     return kept, float(norm), micros, state

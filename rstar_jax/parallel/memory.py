@@ -1,0 +1,32 @@
+"""Bytes on devices: what arrays take, and what is free."""
+
+import math
+import os
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+
+def bytes_on_a_device(tree: Any) -> int:
+    """Bytes that arrays, or shapes with a sharding, take on one device."""
+    leaves = jax.tree.leaves(tree)
+    return sum(x.dtype.itemsize * math.prod(x.sharding.shard_shape(x.shape)) for x in leaves)
+
+
+def free_bytes(mesh: Mesh) -> int:
+    """Bytes that are free on this host's device that has the fewest; each CPU has a share."""
+    local = list(mesh.local_devices)
+    if local[0].platform == 'cpu':
+        return _host_bytes() // len(local)
+    stats = [device.memory_stats() or {} for device in local]
+    return min(s.get('bytes_limit', 0) - s.get('bytes_in_use', 0) for s in stats)
+
+
+def _host_bytes() -> int:
+    try:
+        with open('/proc/meminfo', encoding='ascii') as file:
+            rows = dict(line.split(':', 1) for line in file)
+        return int(rows['MemAvailable'].split()[0]) * 1024
+    except (OSError, KeyError):  # no Linux: half of all
+        return os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') // 2

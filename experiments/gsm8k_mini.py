@@ -5,10 +5,10 @@
         --config.data.problems=gsm8k_train.jsonl --config.eval.benchmarks=gsm8k_test.json
 
 Hardware: 2 CPU cores, 24 GiB of memory, for a model of 0.5B parameters.
-Time: not measured alone; Qwen2.5-Coder-0.5B-Instruct on 2 cores without bfloat16 instructions, beside
-other work: search 32 minutes, SFT 13, PPM 5, each evaluation of 100 problems 11.
+Time: not measured alone; Qwen2.5-Coder-0.5B-Instruct on 2 cores without bfloat16 instructions,
+beside other work: search 32 minutes, SFT 13, PPM 5, each evaluation 11.
 Score: of 100 test problems 84 % reach an answer and 15.0 % [9-23] are right before (few-shot), 97 %
-and 18.0 % [12-27] after; the search solved 12 of 32 problems.
+and 18.0 % [12-27] after; the search solved 12 of 32 problems, that of a second round 18.
 
 Each rollout ends in one program, whatever the number of candidates, so a few candidates and more
 rollouts find more different programs for the same tokens.

@@ -37,6 +37,7 @@ from rstar_jax.models import tiny
 from rstar_jax.progress import Events
 from rstar_jax.sources import Round
 from rstar_jax.training import checkpoints
+from tests.parallel import processes
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
 
@@ -268,6 +269,38 @@ def test_other_settings_are_refused(world, finished):
     assert result.stderr.startswith('error: --config.search.rollouts=2: ')
     assert 'was made with 3' in result.stderr
     assert result.stderr.count('\n') == 1
+
+
+def test_two_processes_go_on_where_one_stopped(world, finished, tmp_path):
+    """The stages behind the curation, on two processes of two devices each."""
+    workdir, _ = finished
+    for name in ('round0', 'round1/search', 'round1/curate'):
+        shutil.copytree(workdir / name, tmp_path / 'run' / name)
+    shutil.copy(workdir / 'config.json', tmp_path / 'run')
+    outputs = processes.run(command(world, tmp_path / 'run'), 2, 2)
+    assert 'round 1 export: done' in outputs[0]
+    for stage in ('policy', 'ppm'):
+        one, two = (
+            ledger.read_json(folder / 'round1' / stage / 'training.json')['metrics']
+            for folder in (workdir, tmp_path / 'run')
+        )
+        for key in ('loss_first', 'held_out_loss_after'):
+            assert two[key] == pytest.approx(one[key], rel=1e-5)
+    one, two = (
+        ledger.read_json(folder / 'round1' / 'eval' / 'results.json')['benchmarks']['problems']
+        for folder in (workdir, tmp_path / 'run')
+    )
+    assert two['greedy_solved'] == one['greedy_solved']
+    assert two['search'].keys() == one['search'].keys()
+    greedy = tmp_path / 'run' / 'round1' / 'eval' / 'problems' / 'greedy'
+    writers = {path.name.split('-')[1] for path in greedy.glob('tree-*')}
+    assert writers == {'0', '1'}
+    tokens, lengths = np.arange(3, 43)[None], np.array([40])
+    one, two = (
+        models.load(folder / 'round1' / 'export' / 'policy', 'float32').logits(tokens, lengths)
+        for folder in (workdir, tmp_path / 'run')
+    )
+    np.testing.assert_allclose(two, one, atol=1e-3)
 
 
 def trees(folder: pathlib.Path) -> dict[tuple[int, int], bytes]:

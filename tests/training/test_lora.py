@@ -77,7 +77,7 @@ def encoded_for(loss, tokenizer, length=128):
     if loss == 'pairwise':
         return examples.pairs(pair_data(), tokenizer, length)
     if loss == 'orm':
-        rows = [{'query': f'{i}', 'response': 'ab', 'correct': i % 2 == 0} for i in range(6)]
+        rows = [{'query': f'{i}', 'steps': ['ab'], 'correct': i % 2 == 0} for i in range(6)]
         return examples.outcomes(rows, tokenizer, length)
     rows = [{'query': f'{i}', 'steps': ['ab', 'c'], 'values': [0.5, -0.5]} for i in range(6)]
     return examples.q_values(rows, tokenizer, length)
@@ -268,9 +268,7 @@ def test_meshes_change_nothing():
         places = jax.tree.map(lambda x: x.sharding, state['params'])
         params = jax.device_put(moved, places)
         (batch,) = trainer.Micros(encoded, range(8), config, mesh).batches
-        grads, _ = compiled.accumulate(
-            params, compiled.zeros(params), batch, 1 / 8, jax.random.key(0)
-        )
+        grads, _ = compiled.accumulate(compiled.zeros(params), params, batch, 1 / 8, (0, 0))
         ended.append(jax.tree.map(np.array, (grads, compiled.whole(params))))
     for x, y in zip(*map(jax.tree.leaves, ended), strict=True):
         close(y, x)

@@ -115,9 +115,10 @@ def test_keys_and_values_are_cut_over_tensor():
         planning._State(SETTINGS, parallel.local_mesh(n, jax.devices()[:n]), SHAPE) for n in (1, 2)
     )
     kv = [state._policy(3, 8)[1].kv for state in (one, two)]
-    assert devices.size(kv[0]) == 2 * devices.size(kv[1])
+    one, two = map(parallel.bytes_on_a_device, kv)
+    assert one == 2 * two
     four = planning._State(SETTINGS, parallel.local_mesh(4, jax.devices()[:4]), SHAPE)
-    assert devices.size(four._policy(3, 8)[1].kv) == devices.size(kv[0])  # 2 heads, 4 chips
+    assert parallel.bytes_on_a_device(four._policy(3, 8)[1].kv) == one  # 2 heads, 4 chips
 
 
 def test_the_table_has_a_row_for_each_model(monkeypatch, ample):

@@ -12,7 +12,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from rstar_jax import interrupts, models, steps, training
+from rstar_jax import interrupts, models, parallel, steps, training
 from rstar_jax.errors import UserError
 from rstar_jax.models import decoder as decoders
 from rstar_jax.models import tiny
@@ -464,6 +464,25 @@ def test_what_a_training_starts_from_can_be_released(policy, tmp_path, kind):
     assert same(found.params, expected)
     assert held[0] - held[1] >= size
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(policy.params))
+
+
+@pytest.mark.parametrize(('moments', 'bytes_of_one'), [('float32', 8), ('bfloat16', 6)])
+def test_moments_take_the_bytes_that_they_should(policy, moments, bytes_of_one):
+    settings = sft_settings(moments=moments)
+    compiled = trainer.Compiled(policy.config, settings, 'sft', checkpoints.one_device(), 2)
+    state = compiled.init(policy.params)
+    count = sum(leaf.size for leaf in jax.tree.leaves(policy.params))
+    counters = 2 * 4  # of Adam and of the schedule
+    assert parallel.bytes_on_a_device(state['optimiser']) == bytes_of_one * count + counters
+
+
+def test_what_does_not_fit_is_refused_before_the_first_step(policy, tmp_path, monkeypatch):
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(policy.params))
+    for room, message in ((size, 'the moments of AdamW take'), (3 * size, 'a micro batch takes')):
+        monkeypatch.setattr(parallel, 'free_bytes', lambda mesh, room=room: room)
+        with pytest.raises(UserError, match=f'{message} .* GiB are free on a device: lower length'):
+            training.sft(policy, sft_examples(), sft_settings(), tmp_path / str(room))
+        assert not (tmp_path / str(room) / 'metrics.jsonl').exists()
 
 
 def test_ppm_learns_a_planted_preference(policy, tmp_path):

@@ -277,7 +277,7 @@ def test_two_processes_go_on_where_one_stopped(world, finished, tmp_path):
     for name in ('round0', 'round1/search', 'round1/curate'):
         shutil.copytree(workdir / name, tmp_path / 'run' / name)
     shutil.copy(workdir / 'config.json', tmp_path / 'run')
-    outputs = processes.run(command(world, tmp_path / 'run'), 2, 2)
+    outputs = processes.run(command(world, tmp_path / 'run'), 2, 2, tmp_path / 'compiled')
     assert 'round 1 export: done' in outputs[0]
     for stage in ('policy', 'ppm'):
         one, two = (

@@ -30,13 +30,12 @@ from rstar_jax.errors import UserError
 from rstar_jax.models.weights import to_host
 from rstar_jax.training import checkpoints, packing
 from rstar_jax.training.examples import Encoded
-from rstar_jax.training.step import Compiled
+from rstar_jax.training.step import GIB, Compiled
 
 Progress = Callable[[dict[str, float]], None]
 Measure = Callable[[Compiled, Any], dict[str, Any]]
 
 LOOKED = 64  # steps whose shapes are compiled before the first
-GIB = 2**30
 
 MEANS = ('loss', 'accuracy')  # metric sums that are divided by the weight
 # Settings that do not change what is learnt: a training may go on with others.

@@ -40,9 +40,7 @@ def hidden_states(config, params, batch) -> jax.Array:
     tokens, positions, end = batch['tokens'], batch['positions'], batch['end']
     attend = attention.packed(end, positions)
     embed = {'weight': attention.whole_columns(params['embed']['weight'])}
-    decoder = lora.bind(config, {**params, 'embed': embed})
-    if recompute.needed(config, *tokens.shape):
-        decoder = recompute.layers_of(decoder)
+    decoder = recompute.layers_of(lora.bind(config, {**params, 'embed': embed}), *tokens.shape)
     decoder = lora.with_rows(decoder, params['embed'], tokens)
     hidden, _ = decoders.Decoder.__call__(decoder, tokens, positions, attend)
     return attention.rows_over_mesh(hidden)

@@ -307,25 +307,39 @@ def test_blocks_of_queries_equal_plain_attention(monkeypatch, window):
 
 
 def test_recomputed_layers_take_little_memory(monkeypatch):
-    shape = config(num_layers=4, mlp_dim=512)
+    shape, rows, length = config(num_layers=8, mlp_dim=512), 8, 64
     params = decoders.abstract_params(shape)
     names = ('tokens', 'positions', 'end', 'targets', 'weights')
     batch = {
-        name: jax.ShapeDtypeStruct((4, 256), jnp.float32 if name == 'weights' else jnp.int32)
+        name: jax.ShapeDtypeStruct((rows, length), jnp.float32 if name == 'weights' else jnp.int32)
         for name in names
     }
 
-    def bytes_used(kept):
-        monkeypatch.setattr(recompute, 'KEPT_BYTES', kept)
+    def compiled():
+        """Bytes beside the arguments, and the work."""
         loss = jax.jit(jax.grad(lambda p, b: losses.sft(shape, p, b, None, SETTINGS)[0]))
-        return loss.lower(params, batch).compile().memory_analysis().temp_size_in_bytes
+        made = loss.lower(params, batch).compile()
+        return made.memory_analysis().temp_size_in_bytes, made.cost_analysis()['flops']
 
     # It is the optimiser that would undo it.
     jax.config.update('jax_disable_most_optimizations', False)
     try:
-        assert bytes_used(0) < 0.5 * bytes_used(2**40)
+        parts, parts_work = compiled()
+        monkeypatch.setattr(recompute, 'KEPT_BYTES', 0)
+        whole, whole_work = compiled()
+        monkeypatch.setattr(recompute, 'layers_of', lambda decoder, *_: decoder)
+        everything, work = compiled()
     finally:
         jax.config.update('jax_disable_most_optimizations', True)
-    monkeypatch.setattr(recompute, 'KEPT_BYTES', 3 * 2**30)
-    qwen = config(num_layers=24, embed_dim=896, mlp_dim=4864, num_heads=14)
-    assert recompute.needed(qwen, 4, 1024) and not recompute.needed(qwen, 1, 512)
+    assert parts < 0.5 * everything and whole < 0.5 * parts
+    assert recompute.kept_bytes(shape, rows, length, 4) == pytest.approx(parts - whole, rel=0.5)
+    # No product is computed again but those of the attention's weights.
+    assert parts_work < 1.1 * work < whole_work
+
+
+@pytest.mark.parametrize('itemsize, shape', [(4, (1, 2048)), (2, (1, 4096))])
+def test_layers_are_recomputed_where_products_take_too_much(itemsize, shape):
+    qwen = config(num_layers=24, embed_dim=896, mlp_dim=4864, num_heads=14, head_dim=64)
+    rows, length = shape
+    assert recompute.kept_bytes(qwen, rows, length, itemsize) < recompute.KEPT_BYTES
+    assert recompute.kept_bytes(qwen, 2 * rows, length, itemsize) > recompute.KEPT_BYTES

@@ -20,6 +20,7 @@ from jax import lax
 
 from rstar_jax.models import rope
 from rstar_jax.models.config import Config
+from rstar_jax.models.products import product
 
 Params = dict[str, Any]
 # Fewer rows in bfloat16 take XLA for CPUs longer than so many; other devices pad to as many anyway.
@@ -35,8 +36,7 @@ def matmul(x: jax.Array, weight: jax.Array) -> jax.Array:
     if count < FEW_ROWS and rows.dtype == jnp.bfloat16:
         # The barrier keeps the compiler from taking the rows away again.
         rows = lax.optimization_barrier(jnp.pad(rows, ((0, FEW_ROWS - count), (0, 0))))
-    dims = (((1,), (1,)), ((), ()))
-    y = lax.dot_general(rows, weight, dims, preferred_element_type=jnp.float32)
+    y = product('ri,oi->ro', rows, weight)
     return y[:count].reshape(*x.shape[:-1], weight.shape[0])
 
 

@@ -14,6 +14,14 @@ def bytes_on_a_device(tree: Any) -> int:
     return sum(x.dtype.itemsize * math.prod(x.sharding.shard_shape(x.shape)) for x in leaves)
 
 
+def device_bytes(mesh: Mesh) -> int:
+    """Bytes that this host's smallest device has for programs; each CPU has a share."""
+    local = list(mesh.local_devices)
+    if local[0].platform == 'cpu':
+        return os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') // len(local)
+    return min((device.memory_stats() or {}).get('bytes_limit', 0) for device in local)
+
+
 def free_bytes(mesh: Mesh) -> int:
     """Bytes that are free on this host's device that has the fewest; each CPU has a share."""
     local = list(mesh.local_devices)

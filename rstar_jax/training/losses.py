@@ -211,13 +211,14 @@ def _forward(hidden, head, targets, weights, new=None):
     total, grad_hidden, grad_learnt = jax.lax.fori_loop(0, steps, body, start)
     back = jnp.argsort(_order(weights), axis=1)
     grad_hidden = jnp.take_along_axis(grad_hidden, back[..., None], axis=1)
-    grad_learnt = grad_learnt.astype(learnt.dtype)
+    # In float32 until they are multiplied: sums over tokens may be too large for float16.
     grads = (grad_learnt, None) if new is None else (None, (None, grad_learnt))
-    return total, (grad_hidden.astype(hidden.dtype), *grads)
+    return total, (grad_hidden, *grads, learnt)
 
 
 def _backward(residuals, cotangent):
-    grads = jax.tree.map(lambda grad: (grad * cotangent).astype(grad.dtype), residuals)
+    *grads, learnt = residuals
+    grads = jax.tree.map(lambda grad: (grad * cotangent).astype(learnt.dtype), grads)
     grad_hidden, grad_head, grad_new = grads
     return grad_hidden, grad_head, None, None, grad_new
 

@@ -12,15 +12,27 @@ gradient that comes in. What only the forward pass needs of it, the products abo
 leaves out.
 """
 
+import contextlib
+import contextvars
 import math
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import jax
 from flax import nnx
 
-# Bytes on a device that the results of products may take.
-KEPT_BYTES = 3 * 2**30
+# Bytes on a device that the results of products may take: 3 GiB where nobody says.
+_ROOM = contextvars.ContextVar('room', default=3 * 2**30)
+
+
+@contextlib.contextmanager
+def room(size: int) -> Iterator[None]:
+    """Gives what is traced inside `size` bytes on a device for the results of products."""
+    token = _ROOM.set(size)
+    try:
+        yield
+    finally:
+        _ROOM.reset(token)
 
 
 def kept_bytes(config, rows: int, length: int, itemsize: int) -> int:
@@ -38,7 +50,7 @@ def layers_of(decoder, rows: int, length: int) -> types.SimpleNamespace:
     rows, length: of the tokens that it will be called with.
     """
     itemsize = decoder.norm.weight.dtype.itemsize
-    whole = kept_bytes(decoder.config, rows, length, itemsize) > KEPT_BYTES
+    whole = kept_bytes(decoder.config, rows, length, itemsize) > _ROOM.get()
     kind = _Whole if whole else _Parts
     return types.SimpleNamespace(
         config=decoder.config,

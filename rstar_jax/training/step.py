@@ -21,9 +21,11 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from rstar_jax import parallel
 from rstar_jax.errors import UserError
 from rstar_jax.models import sharding, weights
-from rstar_jax.training import checkpoints, lora, losses
+from rstar_jax.models.checkpoint import default_dtype
+from rstar_jax.training import checkpoints, lora, loss_scale, losses, recompute
 
 GIB = 2**30
+DTYPES = ('float32', 'bfloat16', 'float16')
 # Results of the functions whose first argument gives its memory to the first of them.
 RESULTS = {'step': 3, 'accumulate': 2, 'update': 2}
 
@@ -88,21 +90,35 @@ class Compiled:
     Attributes:
       count: number of compilations so far.
       seconds: time they took.
+      scales: whether the loss is scaled (float16): a step whose gradients are not finite is left
+        out then.
     """
 
     def __init__(
-        self, config, settings, loss: str, mesh: Mesh, steps: int, new_rows: Sequence[int] = ()
+        self,
+        config,
+        settings,
+        loss: str,
+        mesh: Mesh,
+        steps: int,
+        new_rows: Sequence[int] = (),
+        memory: int | None = None,
     ):
+        """memory: bytes of a device; None = what the device says."""
         self.mesh, self.count, self.seconds = mesh, 0, 0.0
+        self._memory = parallel.device_bytes(mesh) if memory is None else memory
         self._everywhere = NamedSharding(mesh, PartitionSpec())
         self._rows = NamedSharding(mesh, PartitionSpec(('data', 'fsdp')))
         self._config, self._settings, self._new_rows = config, settings, new_rows
         self._frozen: dict[str, Any] = {}  # weights that are not trained, all of them or none
         self._loss = loss
+        self._dtype = compute_dtype(settings)
+        self.scales = self._dtype == jnp.float16  # the loss, see loss_scale
         self._optimiser = optimiser(settings, steps, new_rows)
+        if self.scales:
+            self._optimiser = loss_scale.scaled(self._optimiser)
         self._schedule = schedule(settings, steps)
         self._ready: dict[tuple, Any] = {}
-        self._dtype = compute_dtype(settings)
 
     def learning_rate(self, step: int) -> float:
         return self._settings.learning_rate * float(self._schedule(step))
@@ -195,8 +211,21 @@ class Compiled:
             # Donated, for nobody holds it any longer: it comes back in the same place.
             donated, first = (0,), jax.tree.map(lambda x: x.sharding, args[0])
             out = (first, *[self._everywhere] * (RESULTS[name] - 1))
-        with jax.set_mesh(self.mesh):
+        room = self._room(name, args)
+        with jax.set_mesh(self.mesh), recompute.room(room):
             return jax.jit(function, donate_argnums=donated, out_shardings=out).lower(*args)
+
+    def _room(self, name: str, args: tuple) -> int:
+        """Bytes on a device for activations: half of what the training leaves free there.
+
+        Counted from what the device has in all, so that a training that goes on compiles as before.
+        """
+        if name not in ('step', 'accumulate'):
+            return 0
+        params = args[0]['params'] if name == 'step' else args[1]
+        held = params, self.moments(params), args[-1]
+        gradients = parallel.bytes_on_a_device(params)
+        return (self._memory - parallel.bytes_on_a_device(held) - gradients) // 2
 
     def step(self, state, batch: Batch, scale: float, number: Sequence[int]):
         """A whole step of one micro batch -> (state, metric sums, norm of the gradients).
@@ -207,9 +236,16 @@ class Compiled:
         return self._run('step', batch, state, self._place(batch), *self._whole(scale, number))
 
     def accumulate(self, grads, params, batch: Batch, scale: float, number: Sequence[int]):
-        """Adds the gradients of scale * (loss of one micro batch) -> (grads, metric sums)."""
+        """Adds the gradients of scale * (loss of one micro batch) -> (grads, metric sums).
+
+        scale: as `scale_of` gives it.
+        """
         args = grads, params, self._place(batch), *self._whole(scale, number)
         return self._run('accumulate', batch, *args)
+
+    def scale_of(self, state, scale: float) -> float | jax.Array:
+        """`scale`, times the factor of loss_scale where the loss is scaled."""
+        return scale * state['optimiser'].factor if self.scales else scale
 
     def zeros(self, params):
         """Gradients before the first micro batch of a step."""
@@ -236,6 +272,7 @@ class Compiled:
         return self._ready[key](*args)
 
     def _step(self, state, batch, scale, number, frozen):
+        scale = self.scale_of(state, scale)
         grads, metrics = self._gradients(state['params'], frozen, batch, scale, number)
         state, norm = self._update(state, grads, frozen)
         return state, metrics, norm
@@ -246,9 +283,10 @@ class Compiled:
 
     def _update(self, state, grads, frozen):
         moments, params = state['optimiser'], state['params']
+        norm = optax.global_norm(grads) / self.scale_of(state, 1.0)
         updates, moments = self._optimiser.update(grads, moments, params, frozen=frozen)
         params = optax.apply_updates(params, updates)
-        return {'params': params, 'optimiser': moments}, optax.global_norm(grads)
+        return {'params': params, 'optimiser': moments}, norm
 
     def _evaluate(self, loss, params, batch, frozen):
         value, metrics = self._value(params, frozen, batch, None, loss)
@@ -276,8 +314,13 @@ class Compiled:
     def _place(self, batch: Batch) -> dict[str, jax.Array]:
         return {name: _spread(value, self._rows) for name, value in batch.items()}
 
-    def _whole(self, scale: float, number: Sequence[int]) -> tuple[jax.Array, ...]:
-        return tuple(_spread(value, self._everywhere) for value in _numbers(scale, number))
+    def _whole(self, scale: float | jax.Array, number: Sequence[int]) -> tuple[jax.Array, ...]:
+        there = isinstance(scale, jax.Array)
+        host_scale, number = _numbers(0.0 if there else scale, number)
+        return scale if there else self._copied(host_scale), self._copied(number)
+
+    def _copied(self, value: np.ndarray) -> jax.Array:
+        return _spread(value, self._everywhere)
 
 
 def _key(name: str, batch: Batch | None = None) -> tuple:
@@ -320,8 +363,19 @@ def _own(dtype: jnp.dtype, release: bool, leaf, where: NamedSharding) -> jax.Arr
     return made
 
 
-def compute_dtype(settings) -> Any:
-    """The dtype the network runs in: settings.dtype, or what the device is fast at."""
-    if settings.dtype:
-        return jnp.dtype(settings.dtype)
-    return jnp.dtype('float32' if jax.default_backend() == 'cpu' else 'bfloat16')
+def compute_dtype(settings) -> jnp.dtype:
+    """The dtype the network runs in: settings.dtype, or what the device is fast at.
+
+    Raises UserError: none of DTYPES.
+    """
+    if settings.dtype not in ('', *DTYPES):
+        raise UserError(f'dtype={settings.dtype!r}: expected one of {", ".join(DTYPES)}')
+    return jnp.dtype(settings.dtype or fast_dtype())
+
+
+def fast_dtype() -> str:
+    """What the device trains fast in: bfloat16, or float16 on GPUs that are older than it."""
+    device = jax.devices()[0]
+    if device.platform == 'gpu' and float(getattr(device, 'compute_capability', 8)) < 8:
+        return 'float16'
+    return default_dtype()

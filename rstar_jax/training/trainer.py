@@ -35,6 +35,7 @@ from rstar_jax.training.step import GIB, Compiled
 Progress = Callable[[dict[str, float]], None]
 Measure = Callable[[Compiled, Any], dict[str, Any]]
 
+MOST_LEFT_OUT = 30  # steps in a row whose gradients are not finite in float16
 LOOKED = 64  # steps whose shapes are compiled before the first
 
 MEANS = ('loss', 'accuracy')  # metric sums that are divided by the weight
@@ -355,6 +356,7 @@ class _Run:
             self._tell(number, 0)
             return compiled.step(state, micros.batches[0], scale, (number, 0))
         grads, sums, last = compiled.zeros(params), {}, None
+        scale = compiled.scale_of(state, scale)
         for i, batch in enumerate(micros.batches):
             grads, new = compiled.accumulate(grads, params, batch, scale, (number, i))
             sums = {name: sums.get(name, 0) + value for name, value in new.items()}
@@ -370,9 +372,9 @@ class _Run:
         """Waits for a step; checks, writes and tells its metrics."""
         found = {name: float(value) for name, value in sums.items()}
         found = {n: v / max(micros.weight, 1e-9) if n in MEANS else v for n, v in found.items()}
-        found['grad_norm'] = float(norm)
+        found |= self._norm(float(norm))
         for name in ('loss', 'grad_norm'):
-            if not math.isfinite(found[name]):
+            if not math.isfinite(found.get(name, 0.0)):
                 raise UserError(
                     f'step {number + 1} of {len(self._all)}: {name} is {found[name]}; lower '
                     f'learning_rate (now {self._settings.learning_rate:g}), and look for the cause '
@@ -388,6 +390,19 @@ class _Run:
             with open(self._path, 'a', encoding='utf-8') as file:
                 file.write(json.dumps(line) + '\n')
         self._tell(number + 1, 0, line)
+
+    def _norm(self, norm: float) -> dict[str, float | bool]:
+        """What the log says of the gradients' norm: where the loss is scaled, a step without a
+        finite one was left out."""
+        if math.isfinite(norm) or not self._compiled.scales:
+            return {'grad_norm': norm}
+        latest = [line.get('left_out') for line in self._log[-MOST_LEFT_OUT:]]
+        if latest.count(True) == MOST_LEFT_OUT:
+            raise UserError(
+                f'training: the gradients of {MOST_LEFT_OUT} steps in a row are not finite in '
+                'float16: train with dtype=float32'
+            )
+        return {'left_out': True}
 
     def _tell(self, number: int, share: float, line: dict[str, float] | None = None) -> None:
         """Calls `progress`, logs now and then. number: steps done; share: of the next one."""

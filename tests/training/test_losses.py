@@ -113,8 +113,7 @@ def test_cross_entropy_equals_torch_with_gradients(monkeypatch, chunk):
 
 
 @pytest.mark.parametrize('tied, kept', [(True, 2**40), (False, 0)])
-def test_packed_sft_equals_sequences_one_by_one(monkeypatch, tied, kept):
-    monkeypatch.setattr(recompute, 'KEPT_BYTES', kept)
+def test_packed_sft_equals_sequences_one_by_one(tied, kept):
     shape = config(tie_embeddings=tied, num_layers=2)
     params = params_of(shape)
     sequences = random_sequences(6)
@@ -138,7 +137,8 @@ def test_packed_sft_equals_sequences_one_by_one(monkeypatch, tied, kept):
     def function(params):
         return losses.sft(shape, params, batch, None, SETTINGS)[0]
 
-    value, gradients = jax.jit(jax.value_and_grad(function))(params)
+    with recompute.room(kept):
+        value, gradients = jax.jit(jax.value_and_grad(function))(params)
     expected, expected_gradients = jax.jit(jax.value_and_grad(reference))(params)
     assert float(value) == pytest.approx(float(expected), rel=1e-5)
     close(gradients, expected_gradients)
@@ -304,42 +304,3 @@ def test_blocks_of_queries_equal_plain_attention(monkeypatch, window):
                 out[0, at][: len(places)], expected[: len(places)], atol=2e-6
             )
         start += len(laid.tokens)
-
-
-def test_recomputed_layers_take_little_memory(monkeypatch):
-    shape, rows, length = config(num_layers=8, mlp_dim=512), 8, 64
-    params = decoders.abstract_params(shape)
-    names = ('tokens', 'positions', 'end', 'targets', 'weights')
-    batch = {
-        name: jax.ShapeDtypeStruct((rows, length), jnp.float32 if name == 'weights' else jnp.int32)
-        for name in names
-    }
-
-    def compiled():
-        """Bytes beside the arguments, and the work."""
-        loss = jax.jit(jax.grad(lambda p, b: losses.sft(shape, p, b, None, SETTINGS)[0]))
-        made = loss.lower(params, batch).compile()
-        return made.memory_analysis().temp_size_in_bytes, made.cost_analysis()['flops']
-
-    # It is the optimiser that would undo it.
-    jax.config.update('jax_disable_most_optimizations', False)
-    try:
-        parts, parts_work = compiled()
-        monkeypatch.setattr(recompute, 'KEPT_BYTES', 0)
-        whole, whole_work = compiled()
-        monkeypatch.setattr(recompute, 'layers_of', lambda decoder, *_: decoder)
-        everything, work = compiled()
-    finally:
-        jax.config.update('jax_disable_most_optimizations', True)
-    assert parts < 0.5 * everything and whole < 0.5 * parts
-    assert recompute.kept_bytes(shape, rows, length, 4) == pytest.approx(parts - whole, rel=0.5)
-    # No product is computed again but those of the attention's weights.
-    assert parts_work < 1.1 * work < whole_work
-
-
-@pytest.mark.parametrize('itemsize, shape', [(4, (1, 2048)), (2, (1, 4096))])
-def test_layers_are_recomputed_where_products_take_too_much(itemsize, shape):
-    qwen = config(num_layers=24, embed_dim=896, mlp_dim=4864, num_heads=14, head_dim=64)
-    rows, length = shape
-    assert recompute.kept_bytes(qwen, rows, length, itemsize) < recompute.KEPT_BYTES
-    assert recompute.kept_bytes(qwen, 2 * rows, length, itemsize) > recompute.KEPT_BYTES

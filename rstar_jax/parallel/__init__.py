@@ -1,7 +1,7 @@
 """Meshes, and the launch on several hosts: search is local to a host, training is global."""
 
 from rstar_jax.parallel.hosts import barrier, greatest, initialise, is_first, share
-from rstar_jax.parallel.memory import bytes_on_a_device, device_bytes, free_bytes
+from rstar_jax.parallel.memory import bytes_on_a_device, device_bytes, free_bytes, give_memory_back
 from rstar_jax.parallel.mesh import global_mesh, local_mesh
 
 __all__ = [
@@ -9,6 +9,7 @@ __all__ = [
     'bytes_on_a_device',
     'device_bytes',
     'free_bytes',
+    'give_memory_back',
     'global_mesh',
     'greatest',
     'initialise',

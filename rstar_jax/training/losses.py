@@ -270,12 +270,12 @@ def _logits(h, head, new) -> jax.Array:
 
 def _chunk_loss(logits, targets, weights):
     """Returns the loss sum and its gradient by the logits f32[V, r, t]."""
-    exponents = jnp.exp(logits - jnp.max(logits, axis=0))
-    total = jnp.sum(exponents, axis=0)
+    most = jnp.max(logits, axis=0)
+    log_total = most + jnp.log(jnp.sum(jnp.exp(logits - most), axis=0))
     right = jax.nn.one_hot(targets, logits.shape[0], dtype=jnp.bool_, axis=0)
-    log_total = jnp.max(logits, axis=0) + jnp.log(total)
     loss = jnp.sum(weights * (log_total - jnp.sum(jnp.where(right, logits, 0), axis=0)))
-    return loss, weights * (exponents / total - right)
+    # Computed again rather than kept: an array of the logits' size less.
+    return loss, weights * (jnp.exp(logits - log_total) - right)
 
 
 BY_NAME = {'sft': sft, 'pairwise': pairwise, 'orm': labelled, 'prm': labelled, 'pqm': pqm}

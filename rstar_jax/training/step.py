@@ -51,7 +51,7 @@ def optimiser(settings, steps: int, new_rows: Sequence[int] = ()) -> optax.Gradi
 
     `update` takes `frozen` besides, the weights that are not trained: see lora.split.
     """
-    clip = [optax.clip_by_global_norm(settings.grad_clip)] if settings.grad_clip else []
+    clip = [_clip(settings.grad_clip)] if settings.grad_clip else []
     return optax.chain(
         *clip,
         optax.scale_by_adam(mu_dtype=jnp.dtype(settings.moments)),
@@ -59,6 +59,20 @@ def optimiser(settings, steps: int, new_rows: Sequence[int] = ()) -> optax.Gradi
         optax.scale_by_learning_rate(schedule(settings, steps)),
         _at_rates(settings, np.array(new_rows, np.int32)),
     )
+
+
+def _clip(most: float) -> optax.GradientTransformation:
+    """Scales gradients whose global norm is above `most` down to it.
+
+    As optax.clip_by_global_norm, but by one factor: divided by the norm, the gradients would be a
+    second time in memory.
+    """
+
+    def update(grads, state, params=None):
+        factor = jnp.minimum(1.0, most / optax.global_norm(grads))
+        return jax.tree.map(lambda g: g * factor, grads), state
+
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
 
 
 def _matrices(params):

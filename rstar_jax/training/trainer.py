@@ -164,6 +164,7 @@ def train(
             del state  # no two states in memory
             state = states.restore(start, like)
         run.prepare(state, start)
+        parallel.give_memory_back()  # what loading, measuring and compiling have left
         trained = run.steps(state, start, states, about)['params']
         del state
         after, more = run.measured, {}

@@ -267,10 +267,8 @@ class _Run:
         self._sizes = [len(indices) for _, indices in steps]
         self._start = 0
         self._counts = {'tokens': 0, 'tokens_alone': 0, 'places': 0, 'flops': 0}
-        self._reached = (
-            dict(self._counts),
-            0.0,
-        )  # counts and busy seconds when the latest step ended
+        # Counts and busy seconds when the latest step had ended.
+        self._reached = dict(self._counts), 0.0
         self._log: list[dict[str, Any]] = []  # what metrics.jsonl holds
 
     def prepare(self, state, start: int) -> None:

@@ -24,9 +24,9 @@ from ml_collections import ConfigDict
 from rstar_jax import models, parallel, search, sources
 from rstar_jax.errors import UserError
 from rstar_jax.models import heads, published, sharding
+from rstar_jax.parallel.chips import CHIPS, GIB, Chip, find_chip
 from rstar_jax.search import arrays, decode, devices, memory, prefill, sampling, sizes, tree
 
-GIB = 2**30
 # The compiler's library asks for a TPU's host, and says at length that there is none.
 QUIET = {
     'ALLOW_MULTIPLE_LIBTPU_LOAD': '1',  # several may compile at once: no chip is touched
@@ -40,23 +40,6 @@ DTYPE = jnp.dtype(jnp.bfloat16)
 MANY = 1 << 30  # trees to search in all: as many as one likes
 NEAR = 0.8  # of the best speed, see `plan_model`
 MARK_STATES = 64  # of the automaton that finds the stop marks: a few dozen in real tokenizers
-
-
-@dataclasses.dataclass(frozen=True)
-class Chip:
-    """A chip's limits: bytes a program may use (the compiler's own limit), bfloat16 FLOP/s of the
-    matrix units, bytes/s of its memory (the maker's figures)."""
-
-    memory: float
-    flops: float
-    bandwidth: float
-
-
-CHIPS = {  # by device_kind
-    'TPU v5 lite': Chip(15.75 * GIB, 197e12, 819e9),
-    'TPU v6 lite': Chip(31.25 * GIB, 918e12, 1640e9),
-    'TPU v5': Chip(95.74 * GIB, 459e12, 2765e9),
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,9 +77,9 @@ def plan(config: ConfigDict, topology: str) -> Iterator[str]:
     Raises UserError: no such topology, no compiler for it, a chip whose limits are not known.
     """
     chips = host_chips(topology)
-    chip = CHIPS.get(chips[0].device_kind)
+    chip = find_chip(chips[0].device_kind)
     if chip is None:
-        known = ', '.join(CHIPS)
+        known = ', '.join(name for name in CHIPS if name.startswith('TPU'))
         raise UserError(f'--plan={topology}: {chips[0].device_kind} is none of {known}')
     settings = sources.search_config(config)
     yield (

@@ -302,7 +302,11 @@ def _training_progress(
         stage.beat()
         figures = [f'step {now["step"]}/{now["steps"]}']
         if 'loss' in now:  # after the first step
-            figures += [f'loss {now["loss"]:.3f}', f'{now["tokens_per_second"]:.0f} tokens/s']
+            figures.append(f'loss {now["loss"]:.3f}')
+            if 'margin' in now:  # of pairs
+                figures.append(f'{percent(now["accuracy"])} right by {now["margin"]:.3f}')
+            figures.append(f'{now["tokens_per_second"]:.0f} tokens/s')
+            figures.append(f'{100 * now["mfu"]:.0f} % of peak')
         line.show(', '.join([*figures, _times(now)]))
         round_.events.add(f'round{round_.number}/{name}', now, int(now['step']))
 

@@ -1,5 +1,6 @@
 """Meshes, and the launch on several hosts: search is local to a host, training is global."""
 
+from rstar_jax.parallel.chips import peak_flops
 from rstar_jax.parallel.hosts import barrier, greatest, initialise, is_first, share
 from rstar_jax.parallel.memory import bytes_on_a_device, device_bytes, free_bytes, give_memory_back
 from rstar_jax.parallel.mesh import global_mesh, local_mesh
@@ -15,5 +16,6 @@ __all__ = [
     'initialise',
     'is_first',
     'local_mesh',
+    'peak_flops',
     'share',
 ]

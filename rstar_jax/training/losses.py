@@ -93,7 +93,8 @@ def pairwise(config, params, batch, key, settings):
       divisor shrinks with the node, so the loss stays a weighted mean of its pairs' losses.
     - The last step of an epoch may have fewer pairs; its mean counts as much as any other step's.
 
-    Metrics: accuracy, the weight of pairs ranked rightly; pairs and pairs_right, their numbers.
+    Metrics: accuracy, the weight of pairs ranked rightly; margin, the weighted sum of r(x, pos) -
+    r(x, neg) as in the loss; pairs and pairs_right, their numbers.
     """
     hidden = hidden_states(config, params['decoder'], batch)
     keys = (None, None) if key is None else jax.random.split(key)
@@ -107,8 +108,10 @@ def pairwise(config, params, batch, key, settings):
         for side, side_key in zip(('chosen', 'rejected'), keys)
     )
     weights = batch['pair_weights']
+    better, worse = (heads.squash(TRAINED_ON[settings.squash], r) for r in (chosen, rejected))
     return pairwise_value(chosen, rejected, weights, settings.squash), {
         'accuracy': jnp.sum(weights * (chosen > rejected)),
+        'margin': jnp.sum(weights * (better - worse)),
         'pairs': jnp.sum(weights > 0),
         'pairs_right': jnp.sum((weights > 0) & (chosen > rejected)),
     }

@@ -169,6 +169,23 @@ class Compiled:
         state: arrays or shapes. batches: ('step' or 'accumulate', a micro batch).
         """
         state, frozen = checkpoints.abstract((state, self._frozen))
+        calls = self.calls(state, frozen, batches)
+        start = time.monotonic()
+        with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+            ready = pool.map(lambda call: self.lower(*call).compile(), calls.values())
+            self._ready |= dict(zip(calls, ready))
+        self.count += len(calls)
+        self.seconds += time.monotonic() - start
+        beside = {key: self.beside(key[0], state, frozen) for key in calls}
+        return max(parallel.bytes_of_program(self._ready[key]) + beside[key] for key in calls)
+
+    def calls(
+        self, state, frozen, batches: Sequence[tuple[str, Batch]]
+    ) -> dict[tuple, tuple[str, tuple]]:
+        """The functions that these calls need, each once, and what `lower` takes for them.
+
+        state, frozen: shapes. batches: as of `prepare`. Keys are (function, shape of the tokens).
+        """
         params = state['params']
         scale, number = (_placed(x, self._everywhere) for x in _numbers(0, (0, 0)))
         calls = {}
@@ -178,13 +195,12 @@ class Compiled:
             calls[_key(name, batch)] = name, (*first, shapes, scale, number, frozen)
             if name == 'accumulate':
                 calls[_key('update')] = 'update', (state, params, frozen)
-        start = time.monotonic()
-        with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-            ready = pool.map(lambda call: self.lower(*call).compile(), calls.values())
-            self._ready |= dict(zip(calls, ready))
-        self.count += len(calls)
-        self.seconds += time.monotonic() - start
-        return max(_bytes_on_a_device(self._ready[key]) for key in calls)
+        return calls
+
+    def beside(self, name: str, state, frozen) -> int:
+        """Bytes on a device of what is there while a function runs that does not take it."""
+        left = {'accumulate': state['optimiser'], 'update': frozen}
+        return parallel.bytes_on_a_device(left.get(name, ()))
 
     def lower(self, name: str, args: tuple) -> jax.stages.Lowered:
         """'step', 'accumulate', 'update' or the loss to evaluate; args: arrays or shapes."""
@@ -295,12 +311,6 @@ def _spread(value: np.ndarray, where: NamedSharding) -> jax.Array:
 
 def _placed(shape, where: NamedSharding) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=where)
-
-
-def _bytes_on_a_device(compiled: jax.stages.Compiled) -> int:
-    memory = compiled.memory_analysis()
-    made = memory.output_size_in_bytes - memory.alias_size_in_bytes
-    return memory.argument_size_in_bytes + made + memory.temp_size_in_bytes
 
 
 def _own(dtype: jnp.dtype, release: bool, leaf, where: NamedSharding) -> jax.Array:

@@ -6,7 +6,8 @@ usage: python -m rstar_jax.main --config=FILE --workdir=DIR [--config.KEY=VALUE 
   --config.KEY=VALUE       changes one setting; --config=FILE --help lists them all
   --workdir=DIR            where everything that is made goes; the same command goes on from there
   --stages=A,B             only these stages of: bootstrap, search, curate, sft, ppm, eval, export
-  --plan=TOPOLOGY          compile for that hardware, for example v5e:4x8, and run nothing
+  --plan=TOPOLOGY[,...]    compile search and trainings for a TPU slice, for example v5e:4x8, and
+                           print what they would take; runs nothing
   --help                   this text; with --config=FILE, that file's text and settings
 """
 
@@ -74,13 +75,13 @@ def _run(arguments: list[str]) -> int:
         raise UserError('--config: needs a config file, for example experiments/quickstart.py')
     config, values = parse(path, rest)
     configs.validate(config)
+    stages = configs.stages_of(values.stages or config.stages)
     if values.plan:
         from rstar_jax import planning
 
-        for line in planning.plan(config, values.plan):
+        for line in planning.plan(config, values.plan, stages):
             print(line, flush=True)
         return 0
-    stages = configs.stages_of(values.stages or config.stages)
 
     if not (values.workdir or config.question):
         raise UserError('--workdir: needs a folder for what the run makes')

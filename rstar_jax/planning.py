@@ -1,10 +1,13 @@
-"""Plans without hardware: the search's own functions compiled for a TPU slice.
+"""Plans without hardware: a run's own functions compiled for a TPU slice.
 
-    --plan=TOPOLOGY -> chips of one host -> mesh (data, tensor) -> shapes of the search's state
-        -> decode and score, compiled ahead of time -> memory a chip, trees that fit, limits
+    --plan=TOPOLOGY[,TOPOLOGY] -> the chips of a slice, described
+        search     those of one host -> mesh (data, tensor) -> shapes of the search's state
+                   -> decode and score, compiled -> memory a chip, trees that fit, limits
+        sft, ppm   all of them -> training.planning -> memory a chip, does it fit, limits
 
-The policy and the PPM, of one shape, are both in memory, as while searching. Paths are planned at
-their longest (`search.path_tokens`). What the compiler says of memory and work is reported.
+A search has the policy and the PPM, of one shape, both in memory; paths are planned at their
+longest (`search.path_tokens`), trainings at rows of `length`. What the compiler says of memory and
+work is reported.
 """
 
 import dataclasses
@@ -21,11 +24,13 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
-from rstar_jax import models, parallel, search, sources
+from rstar_jax import models, parallel, search, sources, training
 from rstar_jax.errors import UserError
+from rstar_jax.keys import PREVIOUS, STAGES
 from rstar_jax.models import heads, published, sharding
 from rstar_jax.parallel.chips import CHIPS, GIB, Chip, find_chip
 from rstar_jax.search import arrays, decode, devices, memory, prefill, sampling, sizes, tree
+from rstar_jax.training import planning as trainings
 
 # The compiler's library asks for a TPU's host, and says at length that there is none.
 QUIET = {
@@ -71,31 +76,80 @@ class Plan:
     seconds: float
 
 
-def plan(config: ConfigDict, topology: str) -> Iterator[str]:
-    """The lines for `--plan=topology`: the config's policy, or all of the paper's models.
+def plan(config: ConfigDict, topologies: str, stages: Sequence[str] = STAGES) -> Iterator[str]:
+    """The lines for `--plan=topologies`: the config's model, or all of the paper's.
+
+    topologies: one or several, by commas. stages: of the run; planned are search, sft and ppm.
 
     Raises UserError: no such topology, no compiler for it, a chip whose limits are not known.
     """
-    chips = host_chips(topology)
-    chip = find_chip(chips[0].device_kind)
-    if chip is None:
-        known = ', '.join(name for name in CHIPS if name.startswith('TPU'))
-        raise UserError(f'--plan={topology}: {chips[0].device_kind} is none of {known}')
+    names = [name.strip() for name in topologies.split(',') if name.strip()]
+    planned = [name for name in ('search', 'sft', 'ppm') if name in stages]
+    if not names:
+        raise UserError(f'--plan={topologies}: expected a TPU slice such as v5e:2x4')
+    if not planned:
+        raise UserError(f'--stages={",".join(stages)}: a plan needs search, sft or ppm')
+    slices = {name: slice_chips(name) for name in names}
+    for topology, chips in slices.items():
+        if find_chip(chips[0].device_kind) is None:
+            known = ', '.join(name for name in CHIPS if name.startswith('TPU'))
+            raise UserError(f'--plan={topology}: {chips[0].device_kind} is none of {known}')
+    for topology, chips in slices.items():
+        chip, host = find_chip(chips[0].device_kind), host_chips(chips)
+        yield (
+            f'{topology}: {len(chips)} {chips[0].device_kind}, {len(host)} a host, each '
+            f'{chip.memory / GIB:g} GiB, {chip.flops / 1e12:g} TFLOP/s, '
+            f'{chip.bandwidth / 1e9:g} GB/s, {chip.links / 1e9:g} GB/s from other chips\n'
+        )
+        if 'search' in planned:
+            yield from _searches(config, host, chip)
+        if planned != ['search']:
+            yield from _trainings(config, planned, chips, chip)
+
+
+def _searches(config: ConfigDict, chips: Sequence[Any], chip: Chip) -> Iterator[str]:
     settings = sources.search_config(config)
     yield (
-        f'{topology}: {len(chips)} {chips[0].device_kind} a host, each {chip.memory / GIB:g} GiB, '
-        f'{chip.flops / 1e12:g} TFLOP/s, {chip.bandwidth / 1e9:g} GB/s'
-    )
-    yield (
-        f'bfloat16, {settings.candidates} candidates, steps of {settings.step_tokens} and paths of '
-        f'{settings.path_tokens} tokens; policy and PPM in memory together\n'
+        f'search, bfloat16, {settings.candidates} candidates, steps of {settings.step_tokens} and '
+        f'paths of {settings.path_tokens} tokens; policy and PPM in memory together\n'
     )
     yield ROW.format(*HEADER)
     # Models of one shape need one plan.
     compiled = functools.cache(functools.partial(plan_model, settings, chips, chip.memory))
-    for name, shape in _models_of(config).items():
+    for name, shape in _models_of(config.policy.path, config.base.path).items():
         yield ROW.format(name, *_cells(compiled(shape), chip))
-    yield f'\n{NOTES}'
+    yield f'\n{NOTES}\n'
+
+
+def _trainings(
+    config: ConfigDict, kinds: Sequence[str], chips: Sequence[Any], chip: Chip
+) -> Iterator[str]:
+    mesh = parallel.global_mesh(devices=chips)
+    kinds = [kind for kind in kinds if kind != 'search']
+    for kind in kinds:
+        yield f'{kind}: {_settings_line(config.training[kind])}'
+    yield '\n' + TRAINING_ROW.format(*TRAINING_HEADER)
+
+    @functools.cache
+    def compiled(kind: str, shape: models.Config) -> trainings.Plan:
+        settings = training.default_sft() if kind == 'sft' else training.default_ppm()
+        settings.update(config.training[kind])
+        return trainings.plan(kind, settings, shape, mesh, chip.memory)
+
+    for name, shape in _models_of(config.base.path or config.policy.path).items():
+        for kind in kinds:
+            cells = _training_cells(compiled(kind, shape), chip)
+            yield TRAINING_ROW.format(name, kind, *cells)
+    yield f'\n{TRAINING_NOTES}\n'
+
+
+def _settings_line(settings: ConfigDict) -> str:
+    lora = f'LoRA of rank {settings.lora}' if settings.lora else 'all weights'
+    return (
+        f'{lora}, {settings.dtype or trainings.DTYPE}, first moments in {settings.moments}, '
+        f'{settings.batch_size} examples of {settings.length} tokens a step, '
+        f'{settings.micro_batch} a chip at once'
+    )
 
 
 HEADER = (
@@ -140,18 +194,68 @@ def _cells(plan: Plan | None, chip: Chip) -> list[str]:
     ]
 
 
-def _models_of(config: ConfigDict) -> dict[str, models.Config]:
-    path = config.policy.path
-    known = published.find(path)
-    if known:
-        return {known: published.SHAPES[known]}
+TRAINING_HEADER = (
+    'model',
+    'stage',
+    'fsdp',
+    'micros',
+    'held',
+    'peak',
+    'PFLOP',
+    'seconds',
+    'MFU',
+    'compile',
+    'received, GB',
+)
+TRAINING_ROW = '{:18} {:5} {:>4} {:>12} {:>6} {:>6}  {:18} {:18} {:>4} {:>7}  {}'
+TRAINING_NOTES = """\
+Of a chip and one optimiser step. fsdp: chips that parameters, moments and gradients are cut over.
+micros: micro batches, rows on all chips x tokens. held: GiB of parameters, moments and frozen
+weights; peak: GiB in use, by the compiler. PFLOP: of the products, each once; with what is computed
+again or masked; by the compiler, which counts the loop over logits once. seconds: at least, by
+FLOPs (the second), by the compiler's count of bytes read and written, by bytes from other chips.
+MFU: at most, the first PFLOP in the longest of these times. compile: seconds here, of all functions
+side by side. received: from other chips, by kind of collective."""
+
+
+def _training_cells(plan: trainings.Plan, chip: Chip) -> list[str]:
+    micros = ' + '.join(f'{n} x {rows}x{length}' for (rows, length), n in plan.micros.items())
+    about = [str(plan.mesh['fsdp']), micros, f'{plan.held / GIB:.2f}', f'{plan.peak / GIB:.2f}']
+    work = plan.work
+    if work is None:
+        return [*about, f'does not fit into {chip.memory / GIB:g} GiB', '', '', '', '']
+    flops = plan.needed, plan.computed, work.flops
+    received = {kind: exchange.bytes for kind, exchange in work.exchanged.items()}
+    seconds = (
+        plan.computed / chip.flops,
+        work.traffic / chip.bandwidth,
+        sum(received.values()) / chip.links,
+    )
+    return [
+        *about,
+        ', '.join(f'{x / 1e15:.2f}' for x in flops),
+        ', '.join(f'{x:.2f}' for x in seconds),
+        f'{plan.needed / chip.flops / max(seconds):.0%}',
+        f'{work.seconds:.0f}',
+        ', '.join(f'{kind} {size / 1e9:.1f}' for kind, size in received.items()),
+    ]
+
+
+def _models_of(path: str, base: str = '') -> dict[str, models.Config]:
+    """The model at `path`, by its name; where a run is to make it, of `base`, or the paper's.
+
+    Raises UserError: neither a model on disk nor one whose shape is known.
+    """
+    path = base if base and path == PREVIOUS else path
+    if path in ('', PREVIOUS, sources.TINY):
+        return {name: published.SHAPES[name] for name in published.PAPER}
     if os.path.exists(path):
         return {os.path.basename(path): models.read_config(path)}
-    return {name: published.SHAPES[name] for name in published.PAPER}
+    return {published.find(path) or path: published.shape(path)}
 
 
-def host_chips(topology: str) -> list[Any]:
-    """The chips that one host of a TPU slice ('v5e:4x8') drives: a search needs no others."""
+def slice_chips(topology: str) -> list[Any]:
+    """The chips of a TPU slice ('v5e:4x8'), as the compiler for it describes them."""
     # This machine need not be a TPU's host, and where it is one, its chips are left alone.
     jax.config.update('jax_platforms', 'cpu')
     for name, value in QUIET.items():
@@ -159,13 +263,17 @@ def host_chips(topology: str) -> list[Any]:
     from jax.experimental import topologies
 
     try:
-        chips = topologies.get_topology_desc(topology, platform='tpu').devices
+        return list(topologies.get_topology_desc(topology, platform='tpu').devices)
     except Exception as error:  # the compiler's library raises many kinds
         reason = ' '.join(str(error).split())[:160]
         raise UserError(
             f'--plan={topology}: expected a TPU slice such as v5e:2x4, and the compiler of the '
             f'extra `plan` (pip install -e .[plan]): {reason}'
         ) from None
+
+
+def host_chips(chips: Sequence[Any]) -> list[Any]:
+    """Those of a slice's chips that its first host drives: a search needs no others."""
     return [chip for chip in chips if chip.process_index == chips[0].process_index]
 
 
@@ -330,6 +438,5 @@ def _placed(shape: jax.ShapeDtypeStruct, where: NamedSharding) -> jax.ShapeDtype
 
 def _temporary(compiled: jax.stages.Compiled) -> int:
     """Bytes a chip that a compiled function needs beyond its arguments."""
-    memory = compiled.memory_analysis()
-    made = memory.output_size_in_bytes - memory.alias_size_in_bytes
-    return made + memory.temp_size_in_bytes + memory.generated_code_size_in_bytes
+    arguments = compiled.memory_analysis().argument_size_in_bytes
+    return parallel.bytes_of_program(compiled) - arguments

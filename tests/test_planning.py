@@ -1,16 +1,25 @@
-"""Plans: the search's own functions compiled on fake devices, sizes that add up, the table."""
+"""Plans: a run's own functions compiled on fake devices, sizes that add up, tables, claims."""
 
+import dataclasses
 import importlib.util
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AbstractMesh, Mesh
+from jax.sharding import PartitionSpec as P
 
-from rstar_jax import configs, models, parallel, planning, search
+from rstar_jax import configs, models, parallel, planning, search, training
 from rstar_jax.errors import UserError
 from rstar_jax.models import published
+from rstar_jax.parallel import collectives
+from rstar_jax.parallel.mesh import GLOBAL_AXES
 from rstar_jax.search import arrays, copies, devices, memory, sizes, tree
+from rstar_jax.training import attention, step
+from rstar_jax.training import planning as trainings
 
+GIB = planning.GIB
 SHAPE = models.Config('qwen2', 320, 64, 96, 1, 8, 2, 8, qkv_bias=True)
 SETTINGS = search.Config(rollouts=2, candidates=4, step_tokens=16, path_tokens=200, slots=8)
 
@@ -62,7 +71,8 @@ class Compiled:
     """Stands for a function whose compilation is not what is tested."""
 
     temp_size_in_bytes = 1000
-    output_size_in_bytes = alias_size_in_bytes = generated_code_size_in_bytes = 0
+    argument_size_in_bytes = output_size_in_bytes = alias_size_in_bytes = 0
+    generated_code_size_in_bytes = 0
 
     def compile(self):
         return self
@@ -124,22 +134,25 @@ def test_keys_and_values_are_cut_over_tensor():
 def test_the_table_has_a_row_for_each_model(monkeypatch, ample):
     class Chip:
         device_kind = 'TPU v5 lite'
+        process_index = 0
 
-    monkeypatch.setattr(planning, 'host_chips', lambda topology: [Chip()] * 4)
+    monkeypatch.setattr(planning, 'slice_chips', lambda topology: [Chip()] * 4)
     monkeypatch.setattr(
         planning, 'plan_model', lambda settings, *_: ample if settings.tensor == 1 else None
     )
     config = configs.default()
-    lines = list(planning.plan(config, 'v5e:2x4'))
-    assert lines[0].startswith('v5e:2x4: 4 TPU v5 lite a host, each 15.75 GiB, 197 TFLOP/s')
+    lines = list(planning.plan(config, 'v5e:2x4', ['search']))
+    assert lines[0].startswith('v5e:2x4: 4 TPU v5 lite, 4 a host, each 15.75 GiB, 197 TFLOP/s')
     for name in published.PAPER:
         row = next(line for line in lines if line.startswith(f'{name} '))
         assert row.split()[1:4] == [str(ample.tensor), str(ample.trees), str(ample.most)]
     config.policy.path = 'Qwen/Qwen2.5-Math-7B-Instruct'
-    lines = list(planning.plan(config, 'v5e:2x4'))
+    lines = list(planning.plan(config, 'v5e:2x4', ['search']))
     assert [line.split()[0] for line in lines if 'math' in line] == ['qwen2.5-math-7b']
     config.search.tensor = 2
-    assert any('7b    does not fit' in line for line in planning.plan(config, 'v5e:2x4'))
+    assert any(
+        '7b    does not fit' in line for line in planning.plan(config, 'v5e:2x4', ['search'])
+    )
     Chip.device_kind = 'TPU v9'
     with pytest.raises(UserError, match='--plan=v9:2x2: TPU v9 is none of TPU v5 lite'):
         next(planning.plan(config, 'v9:2x2'))
@@ -147,13 +160,231 @@ def test_the_table_has_a_row_for_each_model(monkeypatch, ample):
 
 def test_a_topology_that_there_is_not_is_one_line():
     with pytest.raises(UserError, match=r'--plan=v5e:0x0: expected a TPU slice .*\[plan\]') as e:
-        planning.host_chips('v5e:0x0')
+        planning.slice_chips('v5e:0x0')
     assert '\n' not in str(e.value)
+
+
+# Large enough for products to be most of the work.
+TRAINED = models.Config('qwen2', 1024, 256, 512, 2, 4, 2, 64, qkv_bias=True)
+
+
+def settings_of(kind, **changes):
+    settings = training.default_sft() if kind == 'sft' else training.default_ppm()
+    settings.update(changes)
+    return settings
+
+
+def small(kind, **changes):
+    return settings_of(kind, batch_size=8, length=256, micro_batch=1, dtype='float32', **changes)
+
+
+def mesh_of(count):
+    return parallel.global_mesh(devices=jax.devices()[:count])
+
+
+@pytest.mark.parametrize('kind, lora', [('sft', 0), ('sft', 4), ('ppm', 0), ('ppm', 4)])
+def test_what_a_training_holds_are_the_arrays_that_it_makes(kind, lora):
+    settings, mesh = small(kind, lora=lora, moments='bfloat16'), mesh_of(4)
+    params = models.decoder.init_params(TRAINED, jax.random.key(0))
+    if kind == 'ppm':
+        params = models.init_ppm(models.Policy(TRAINED, None, params)).params
+    planned = trainings.Training(kind, settings, TRAINED, mesh, 2**40)
+    made = step.Compiled(TRAINED, settings, planned.loss, mesh, 9, planned.new_rows)
+    state = made.init(params)
+    leaves = jax.tree.leaves((state, made._frozen))
+    assert planned.held == made.held(state) == sum(x.addressable_data(0).nbytes for x in leaves)
+    shapes = jax.tree.leaves((planned.state, planned.frozen))
+    assert [(x.shape, x.dtype) for x in shapes] == [(x.shape, x.dtype) for x in leaves]
+
+
+@pytest.mark.parametrize('again', [False, True])
+@pytest.mark.parametrize('kind, lora', [('sft', 0), ('ppm', 0), ('sft', 8)])
+def test_products_are_what_the_compiler_counts(kind, lora, again, monkeypatch):
+    monkeypatch.setattr(step.Compiled, 'room', lambda *_: 0 if again else 2**40)
+    monkeypatch.setattr(attention, 'BLOCK', 512)  # on CPUs blocks keep their weights all the same
+    made = trainings.plan(kind, small(kind, lora=lora), TRAINED, mesh_of(4), 1e12)
+    assert made.needed < made.computed < made.work.flops < 1.2 * made.computed
+    assert made.micros == {'sft': {(4, 256): 2}, 'ppm': {(4, 512): 2}}[kind]
+    assert made.mesh == {'data': 1, 'fsdp': 4, 'tensor': 1}
+    # Parameters are gathered for each micro batch, gradients are summed.
+    assert made.work.exchanged['all-gather'].bytes > 0
+    assert made.peak > made.held
+    alone = trainings.plan(kind, small(kind, lora=lora), TRAINED, mesh_of(1), 1e12)
+    assert alone.micros == {(1, made_row): 8 for _, made_row in made.micros}
+    assert alone.needed == pytest.approx(4 * made.needed) and not alone.work.exchanged
+
+
+def test_attention_counts_what_is_seen():
+    long = TRAINED.replace(windows=(300, 5000))
+    seen, scored = trainings._pairs(long, 1000)
+    row, column = np.arange(1000)[:, None], np.arange(1000)
+    visible = [(column <= row) & (column > row - window) for window in (300, 5000)]
+    assert seen == sum(mask.sum() for mask in visible)
+    assert scored == 2 * 256 * (256 + 512 + 768) + 2 * 232 * 1000
+
+
+def test_a_training_that_does_not_fit(monkeypatch):
+    mesh, settings = mesh_of(2), small('ppm')
+    fits = trainings.plan('ppm', settings, TRAINED, mesh, 1e12)
+    count = sum(
+        x.size for x in jax.tree.leaves(models.decoder.abstract_params(TRAINED, headless=True))
+    )
+    assert 12 * count < 2 * fits.held < 12.5 * count
+    assert fits.held + 2 * count < fits.peak
+    less = trainings.plan('ppm', settings, TRAINED, mesh, fits.peak - 1)
+    assert less.work is None and less.peak == fits.peak
+
+    def lower(*_):
+        raise jax.errors.JaxRuntimeError('Ran out of memory. Used 2.50G of 1.00G hbm. Exceeded')
+
+    monkeypatch.setattr(step.Compiled, 'lower', lower)
+    over = trainings.plan('ppm', settings, TRAINED, mesh, 1e12)
+    assert over.work is None and 2.5 * GIB < over.peak < 2.5 * GIB + fits.held
+    # Not compiled at all.
+    monkeypatch.setattr(step.Compiled, 'lower', None)
+    none = trainings.plan('ppm', settings, TRAINED, mesh, fits.held + 1)
+    assert none.work is None and fits.held < none.peak < fits.peak
+
+
+def test_collectives_of_a_known_program():
+    mesh = Mesh(jax.devices()[:4], 'x')
+
+    def program(x, passes):
+        x = jnp.sin(jax.lax.all_gather(x, 'x', tiled=True))  # f32[32,16]
+        x = jnp.sin(jax.lax.psum_scatter(x, 'x', tiled=True))  # f32[8,16]
+        x = jnp.sin(jax.lax.ppermute(x, 'x', [(0, 1), (1, 0)]))
+        x = jnp.sin(jax.lax.all_to_all(x, 'x', 0, 1, tiled=True))  # f32[2,64]
+        x = jax.lax.fori_loop(0, 7, lambda _, y: jnp.sin(jax.lax.psum(y, 'x')), x)
+        return jax.lax.fori_loop(0, passes, lambda _, y: jnp.sin(jax.lax.psum(y, 'x')), x)
+
+    mapped = jax.shard_map(
+        program, mesh=mesh, in_specs=(P('x'), P()), out_specs=P('x'), check_vma=False
+    )
+    text = jax.jit(mapped).lower(np.zeros((32, 16), np.float32), 5).compile().as_text()
+    found = collectives.exchanged(text, trips=3)
+    part = 8 * 16 * 4
+    assert {kind: (x.calls, x.bytes) for kind, x in found.items()} == {
+        'all-gather': (1, 3 * part),
+        'reduce-scatter': (1, 3 * part),
+        'all-reduce': (10, 10 * 2 * part * 3 / 4),
+        'all-to-all': (1, part * 3 / 4),
+        'collective-permute': (1, part),
+    }
+
+
+# As the compiler for TPUs writes them.
+TPU = """\
+HloModule jit_f, is_scheduled=true, num_partitions=8
+
+%all-reduce-scatter.1 (input: f32[64,128]) -> f32[8,128] {
+  %input = f32[64,128]{1,0:T(8,128)} parameter(0)
+  %all-reduce = f32[64,128]{1,0:T(8,128)} all-reduce(%input), replica_groups={{0,1,2,3,4,5,6,7}}
+  ROOT %slice = f32[8,128]{1,0:T(8,128)} dynamic-slice(%all-reduce, %i, %z)
+}
+
+ENTRY %main (x: bf16[8,128]) -> f32[8,128] {
+  %ag = (bf16[8,128]{1,0}, bf16[64,128]{1,0:S(1)}) all-gather-start(%x), replica_groups=[2,4]<=[8]
+  %done = bf16[64,128]{1,0:T(8,128)(2,1)S(1)} all-gather-done(%ag)
+  %cp = (bf16[8,128]{1,0}, bf16[8,128]{1,0}, u32[]{:S(2)}, u32[]) collective-permute-start(%x)
+  ROOT %rs = f32[8,128]{1,0} fusion(%y), kind=kCustom, calls=%all-reduce-scatter.1
+}
+"""
+
+
+def test_collectives_as_the_compiler_for_tpus_writes_them():
+    found = {kind: x.bytes for kind, x in collectives.exchanged(TPU).items()}
+    assert found == {
+        'all-gather': 64 * 128 * 2 * 3 / 4,
+        'reduce-scatter': 64 * 128 * 4 * 7 / 8,
+        'collective-permute': 8 * 128 * 2,
+    }
+
+
+def test_the_table_of_trainings(monkeypatch):
+    class Chip:
+        device_kind = 'TPU v5 lite'
+        process_index = 0
+
+    received = {'all-gather': collectives.Exchange(5, 4e11)}
+    fits = trainings.Plan(
+        mesh={'data': 1, 'fsdp': 8, 'tensor': 1},
+        micros={(8, 4096): 16},
+        held=5 * GIB,
+        peak=9 * GIB,
+        needed=197e12,
+        computed=394e12,
+        work=trainings.Work(3e14, 819e9, received, 77.0),
+    )
+    asked = []
+
+    def plan(kind, settings, shape, mesh, memory):
+        asked.append((kind, settings.lora, settings.length, memory))
+        return fits if kind == 'sft' else dataclasses.replace(fits, peak=20 * GIB, work=None)
+
+    monkeypatch.setattr(planning, 'slice_chips', lambda topology: [Chip()] * 8)
+    monkeypatch.setattr(parallel, 'global_mesh', lambda devices: None)
+    monkeypatch.setattr(trainings, 'plan', plan)
+    config = configs.default()
+    config.base.path = 'Qwen/Qwen2.5-Math-7B'
+    config.training.sft.lora = 16
+    lines = list(planning.plan(config, 'v5e:2x4,v6e:2x4', ['sft', 'ppm']))
+    assert asked == 2 * [('sft', 16, 4096, 15.75 * GIB), ('ppm', 0, 2048, 15.75 * GIB)]
+    sft, ppm, *_ = (line for line in lines if line.startswith('qwen2.5-math-7b '))
+    assert sft.split()[:8] == ['qwen2.5-math-7b', 'sft', '8', '16', 'x', '8x4096', '5.00', '9.00']
+    # Two seconds by FLOPs, one by reading, two by what is received, of which one is needed.
+    assert ' 0.20, 0.39, 0.30 ' in sft and ' 2.00, 1.00, 2.00 ' in sft and ' 50% ' in sft
+    assert sft.endswith('77  all-gather 400.0')
+    assert '5.00  20.00  does not fit into 15.75 GiB' in ppm
+    assert any(line.startswith('sft: LoRA of rank 16, bfloat16, ') for line in lines)
+    with pytest.raises(UserError, match='--stages=eval: a plan needs search, sft or ppm'):
+        next(planning.plan(config, 'v5e:2x4', ['eval']))
+    with pytest.raises(UserError, match='--plan=,: expected a TPU slice such as v5e:2x4'):
+        next(planning.plan(config, ',', ['sft']))
+    config.base.path = 'Qwen/Qwen9-7B'
+    with pytest.raises(UserError, match='Qwen/Qwen9-7B: its shape is not known; known are qwen2'):
+        list(planning.plan(config, 'v5e:2x4', ['sft']))
+
+
+# What the log and the README claim to fit: chips, GiB of a chip, model, training, rank of LoRA.
+V5E, V6E, V5P = (planning.CHIPS[kind] for kind in ('TPU v5 lite', 'TPU v6 lite', 'TPU v5'))
+CLAIMS = [
+    *((16, V5E, 'qwen2.5-math-7b', kind, 0) for kind in ('sft', 'ppm')),
+    *((8, V6E, 'qwen2.5-math-7b', kind, 0) for kind in ('sft', 'ppm')),
+    *((4, V5P, 'qwen2.5-math-7b', kind, 0) for kind in ('sft', 'ppm')),
+    *((8, V5E, 'qwen2.5-math-1.5b', kind, 0) for kind in ('sft', 'ppm')),
+    *((1, V5E, 'qwen2.5-math-1.5b', kind, 16) for kind in ('sft', 'ppm')),
+    *((8, V5E, name, 'sft', 0) for name in ('phi3-mini-4k', 'phi3-mini-128k')),
+]
+
+
+def held(count, name, kind, lora):
+    """Bytes on each chip all the time, and those of gradients."""
+    mesh = AbstractMesh((1, count, 1), GLOBAL_AXES)
+    settings = settings_of(kind, lora=lora, dtype='bfloat16')
+    planned = trainings.Training(kind, settings, published.SHAPES[name], mesh, int(V5E.memory))
+    return planned.held, parallel.bytes_on_a_device(planned.state['params'])
+
+
+@pytest.mark.parametrize('count, chip, name, kind, lora', CLAIMS)
+def test_what_is_claimed_to_fit_leaves_room_for_a_micro_batch(count, chip, name, kind, lora):
+    assert sum(held(count, name, kind, lora)) < 0.8 * chip.memory
+
+
+@pytest.mark.parametrize(
+    'count, chip, name, lora',
+    [
+        (8, V5E, 'qwen2.5-math-7b', 0),
+        (4, V6E, 'qwen2.5-math-7b', 0),
+        (1, V5E, 'qwen2.5-math-1.5b', 0),
+    ],
+)
+def test_smaller_slices_do_not_hold_it(count, chip, name, lora):
+    assert sum(held(count, name, 'sft', lora)) > 0.9 * chip.memory
 
 
 @pytest.mark.skipif(not importlib.util.find_spec('libtpu'), reason='needs the extra `plan`')
 def test_a_real_slice(monkeypatch):
-    chips = planning.host_chips('v5e:2x4')
+    chips = planning.host_chips(planning.slice_chips('v5e:2x4'))
     assert {chip.device_kind for chip in chips} == {'TPU v5 lite'}
     made = planning.plan_model(SETTINGS, chips, planning.CHIPS['TPU v5 lite'].memory, SHAPE)
     assert made.trees == 6 and np.isfinite(made.flops)

@@ -18,18 +18,23 @@ SECONDS = 0.2  # of measuring, compilation apart
 @dataclasses.dataclass(frozen=True)
 class Chip:
     """A chip's limits: bytes a program may use (a TPU compiler's own limit, elsewhere the memory),
-    bfloat16 FLOP/s of the matrix units without sparsity, bytes/s of its memory (the maker's
-    figures)."""
+    bfloat16 FLOP/s of the matrix units without sparsity, bytes/s of its memory, and of a TPU
+    bytes/s that it receives over all its links to other chips: half of the maker's "bidirectional
+    ICI bandwidth per chip".
+
+    The makers' figures; TPU: https://docs.cloud.google.com/tpu/docs/v5e, .../v6e, .../v5p.
+    """
 
     memory: float
     flops: float
     bandwidth: float
+    links: float = 0.0
 
 
 CHIPS = {  # by how device_kind begins
-    'TPU v5 lite': Chip(15.75 * GIB, 197e12, 819e9),
-    'TPU v6 lite': Chip(31.25 * GIB, 918e12, 1640e9),
-    'TPU v5': Chip(95.74 * GIB, 459e12, 2765e9),
+    'TPU v5 lite': Chip(15.75 * GIB, 197e12, 819e9, 200e9),
+    'TPU v6 lite': Chip(31.25 * GIB, 918e12, 1640e9, 400e9),
+    'TPU v5': Chip(95.74 * GIB, 459e12, 2765e9, 600e9),
     'NVIDIA H200': Chip(141e9, 989e12, 4800e9),
     'NVIDIA H200 NVL': Chip(141e9, 835e12, 4800e9),
     'NVIDIA H100': Chip(80e9, 989e12, 3350e9),

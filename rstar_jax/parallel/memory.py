@@ -25,6 +25,14 @@ def device_bytes(mesh: Mesh) -> int:
     return min((device.memory_stats() or {}).get('bytes_limit', 0) for device in local)
 
 
+def bytes_of_program(compiled: jax.stages.Compiled) -> int:
+    """Bytes that a compiled function has in use on one device, its arguments included."""
+    memory = compiled.memory_analysis()
+    made = memory.output_size_in_bytes - memory.alias_size_in_bytes
+    used = memory.argument_size_in_bytes + memory.temp_size_in_bytes
+    return used + made + memory.generated_code_size_in_bytes
+
+
 def free_bytes(mesh: Mesh) -> int:
     """Bytes that are free on this host's device that has the fewest; each CPU has a share."""
     local = list(mesh.local_devices)

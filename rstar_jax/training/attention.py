@@ -55,10 +55,15 @@ def whole_columns(table: jax.Array) -> jax.Array:
     return jax.lax.with_sharding_constraint(table, PartitionSpec(vocab))
 
 
+def block_size(length: int) -> int:
+    """Queries of a row of `length` tokens that go at once."""
+    return max(BLOCK, -(-length // MAX_BLOCKS))
+
+
 def packed(end: jax.Array, positions: jax.Array) -> Callable:
     """The decoder's `attend` for rows with `end` and `positions` i32[R, T]; it needs no cache."""
     length = end.shape[1]
-    block = max(BLOCK, -(-length // MAX_BLOCKS))
+    block = block_size(length)
 
     def attend(q, k, v, cache=None, window=None):
         q, k, v = (rows_over_mesh(x, heads=True) for x in (q, k, v))

@@ -44,14 +44,18 @@ def kept_bytes(config, rows: int, length: int, itemsize: int) -> int:
     return itemsize * each * config.num_layers * rows * length // devices
 
 
+def whole_layers(config, rows: int, length: int, itemsize: int) -> bool:
+    """Whether layers are computed again as a whole: the products' results exceed the room."""
+    return kept_bytes(config, rows, length, itemsize) > _ROOM.get()
+
+
 def layers_of(decoder, rows: int, length: int) -> types.SimpleNamespace:
     """What Decoder.__call__ reads of `decoder`, with layers that keep little for `rows` of tokens.
 
     rows, length: of the tokens that it will be called with.
     """
     itemsize = decoder.norm.weight.dtype.itemsize
-    whole = kept_bytes(decoder.config, rows, length, itemsize) > _ROOM.get()
-    kind = _Whole if whole else _Parts
+    kind = _Whole if whole_layers(decoder.config, rows, length, itemsize) else _Parts
     return types.SimpleNamespace(
         config=decoder.config,
         embed=decoder.embed,

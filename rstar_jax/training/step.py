@@ -199,6 +199,23 @@ class Compiled:
         state: arrays or shapes. batches: ('step' or 'accumulate', a micro batch).
         """
         state, frozen = checkpoints.abstract((state, self._frozen))
+        calls = self.calls(state, frozen, batches)
+        start = time.monotonic()
+        with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+            ready = pool.map(lambda call: self.lower(*call).compile(), calls.values())
+            self._ready |= dict(zip(calls, ready))
+        self.count += len(calls)
+        self.seconds += time.monotonic() - start
+        beside = {key: self.beside(key[0], state, frozen) for key in calls}
+        return max(parallel.bytes_of_program(self._ready[key]) + beside[key] for key in calls)
+
+    def calls(
+        self, state, frozen, batches: Sequence[tuple[str, Batch]]
+    ) -> dict[tuple, tuple[str, tuple]]:
+        """The functions that these calls need, each once, and what `lower` takes for them.
+
+        state, frozen: shapes. batches: as of `prepare`. Keys are (function, shape of the tokens).
+        """
         params = state['params']
         scale, number = (_placed(x, self._everywhere) for x in _numbers(0, (0, 0)))
         calls = {}
@@ -208,13 +225,12 @@ class Compiled:
             calls[_key(name, batch)] = name, (*first, shapes, scale, number, frozen)
             if name == 'accumulate':
                 calls[_key('update')] = 'update', (state, params, frozen)
-        start = time.monotonic()
-        with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-            ready = pool.map(lambda call: self.lower(*call).compile(), calls.values())
-            self._ready |= dict(zip(calls, ready))
-        self.count += len(calls)
-        self.seconds += time.monotonic() - start
-        return max(_bytes_on_a_device(self._ready[key]) for key in calls)
+        return calls
+
+    def beside(self, name: str, state, frozen) -> int:
+        """Bytes on a device of what is there while a function runs that does not take it."""
+        left = {'accumulate': state['optimiser'], 'update': frozen}
+        return parallel.bytes_on_a_device(left.get(name, ()))
 
     def lower(self, name: str, args: tuple) -> jax.stages.Lowered:
         """'step', 'accumulate', 'update' or the loss to evaluate; args: arrays or shapes."""
@@ -225,19 +241,19 @@ class Compiled:
             # Donated, for nobody holds it any longer: it comes back in the same place.
             donated, first = (0,), jax.tree.map(lambda x: x.sharding, args[0])
             out = (first, *[self._everywhere] * (RESULTS[name] - 1))
-        room = self._room(name, args)
+        room = 0  # nothing is kept where nothing is differentiated
+        if name in ('step', 'accumulate'):
+            params = args[0]['params'] if name == 'step' else args[1]
+            room = self.room(params, args[-1])
         with jax.set_mesh(self.mesh), recompute.room(room):
             return jax.jit(function, donate_argnums=donated, out_shardings=out).lower(*args)
 
-    def _room(self, name: str, args: tuple) -> int:
+    def room(self, params, frozen) -> int:
         """Bytes on a device for activations: half of what the training leaves free there.
 
         Counted from what the device has in all, so that a training that goes on compiles as before.
         """
-        if name not in ('step', 'accumulate'):
-            return 0
-        params = args[0]['params'] if name == 'step' else args[1]
-        held = params, self.moments(params), args[-1]
+        held = params, self.moments(params), frozen
         gradients = parallel.bytes_on_a_device(params)
         return (self._memory - parallel.bytes_on_a_device(held) - gradients) // 2
 
@@ -352,12 +368,6 @@ def _spread(value: np.ndarray, where: NamedSharding) -> jax.Array:
 
 def _placed(shape, where: NamedSharding) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=where)
-
-
-def _bytes_on_a_device(compiled: jax.stages.Compiled) -> int:
-    memory = compiled.memory_analysis()
-    made = memory.output_size_in_bytes - memory.alias_size_in_bytes
-    return memory.argument_size_in_bytes + made + memory.temp_size_in_bytes
 
 
 def _own(dtype: jnp.dtype, release: bool, leaf, where: NamedSharding) -> jax.Array:

@@ -1,0 +1,264 @@
+"""What a training takes on a slice: the trainer's own functions, compiled from shapes alone.
+
+    settings, shape of the model, mesh -> state and frozen weights, as shapes in their sharding
+        -> micro batches of the worst step -> step, or accumulate and update, compiled
+        -> bytes on a chip, FLOPs, collectives
+
+The worst step is one whose examples all have `length` tokens and share no prefix.
+"""
+
+import collections
+import dataclasses
+import re
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from rstar_jax import models, parallel, steps, training
+from rstar_jax.models import heads, sharding, weights
+from rstar_jax.parallel import collectives
+from rstar_jax.training import attention, examples, lora, losses, packing, recompute
+from rstar_jax.training.step import GIB, Compiled
+
+DTYPE = 'bfloat16'  # what a network runs in where settings.dtype is empty: plans are for TPUs
+STEPS = 1000  # of the whole training: a number in the schedule
+FIELDS = {'pairs': examples.PAIR_FIELDS, 'trajectories': examples.VALUE_FIELDS}
+# What the compiler of TPUs says where a program does not fit.
+OVER = re.compile(r'Used ([\d.]+)([KMG]) of [\d.]+[KMG] hbm')
+UNITS = {'K': 2**10, 'M': 2**20, 'G': GIB}
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """What a chip does in one optimiser step, by the compiler; it counts a loop's body once.
+
+    flops: of all operations. traffic: bytes of its memory read and written. exchanged: what it
+    receives from other chips. seconds: of compiling, functions side by side.
+    """
+
+    flops: float
+    traffic: float
+    exchanged: collectives.Exchanged
+    seconds: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """One training; bytes, FLOPs and seconds are of one chip.
+
+    mesh: axis -> chips. micros: micro batches of a step, (rows on all chips, tokens of a row) ->
+    their number. held: bytes that are there all the time: parameters, moments, frozen weights.
+    peak: the most bytes in use, by the compiler; without `work`, what is known not to fit.
+    needed: FLOPs of a step's products, each computed once: forward, gradients by inputs and by
+    trained weights, attention to what is seen. computed: with what is computed again and what is
+    masked. work: None where the training does not fit.
+    """
+
+    mesh: dict[str, int]
+    micros: dict[tuple[int, int], int]
+    held: int
+    peak: int
+    needed: float
+    computed: float
+    work: Work | None
+
+
+def plan(kind: str, settings, shape: models.Config, mesh: Mesh, memory: float) -> Plan:
+    """The plan of an SFT or a reward model's training.
+
+    Args:
+      kind: 'sft' or 'ppm'.
+      settings: as of `training.sft` or `training.ppm`.
+      shape: the model's; a PPM's without its head.
+      mesh: (data, fsdp, tensor), of devices that may be but described.
+      memory: bytes that a program may use on a chip.
+    """
+    if not settings.dtype:
+        settings = settings.copy_and_resolve_references()
+        settings.dtype = DTYPE
+    planned = Training(kind, settings, shape, mesh, int(memory))
+    peak, work = planned.compile()
+    needed, computed = planned.products()
+    return Plan(
+        mesh=dict(mesh.shape),
+        micros=planned.micros,
+        held=planned.held,
+        peak=peak,
+        needed=needed / mesh.size,
+        computed=computed / mesh.size,
+        work=work,
+    )
+
+
+class Training:
+    """The shapes of one training.
+
+    Attributes:
+      loss: 'sft' or the reward model's.
+      new_rows: of the tables, see step.optimiser.
+      state, frozen: shapes in their sharding.
+      micros, held: see Plan.
+    """
+
+    def __init__(self, kind: str, settings, shape: models.Config, mesh: Mesh, memory: int):
+        self.settings, self.shape, self.mesh, self.memory = settings, shape, mesh, memory
+        self.loss = 'sft' if kind == 'sft' else settings.loss
+        # The vocabularies of published models have room for the marks.
+        marked = kind == 'sft' and settings.marks == 'tokens'
+        count = len(steps.SFT_TOKENS) if marked else 0
+        self.new_rows = range(shape.vocab_size - count, shape.vocab_size)
+        self.compiled = Compiled(shape, settings, self.loss, mesh, STEPS, self.new_rows, memory)
+        self.state, self.frozen = self._shapes()
+        self.held = parallel.bytes_on_a_device((self.state, self.frozen))
+        self.micros = self._micros()
+
+    def _shapes(self) -> tuple[Any, Any]:
+        params = models.decoder.abstract_params(self.shape, headless=self.loss != 'sft')
+        if self.loss != 'sft':
+            dim = self.shape.embed_dim
+            head = jax.eval_shape(lambda: heads.init_value_head(dim, jax.random.key(0)))
+            params = {'decoder': params, 'value_head': head}
+        frozen: Any = {}
+        if rank := self.settings.lora:
+            split = (rank, self.new_rows, self.settings.seed)
+            frozen, params = jax.eval_shape(lambda x: lora.split(x, *split), params)
+        frozen = self._placed(frozen, jnp.dtype(self.settings.dtype))
+        params = self._placed(params, jnp.dtype(jnp.float32))
+        return {'params': params, 'optimiser': self.compiled.moments(params)}, frozen
+
+    def _placed(self, shapes: Any, dtype: jnp.dtype) -> Any:
+        def placed(x, where):
+            floating = jnp.issubdtype(x.dtype, jnp.floating)
+            return jax.ShapeDtypeStruct(x.shape, dtype if floating else x.dtype, sharding=where)
+
+        return jax.tree.map(placed, shapes, sharding.shardings(shapes, self.mesh, self.shape))
+
+    def _micros(self) -> dict[tuple[int, int], int]:
+        """As the trainer would choose them."""
+        settings, paired = self.settings, self.loss == 'pairwise'
+        size = settings.length * (2 if paired else 1)  # a pair lies in one row
+        lengths = packing.row_lengths(settings.length, size)
+        multiple = self.mesh.shape['data'] * self.mesh.shape['fsdp']
+        budget = settings.micro_batch * settings.length * multiple
+        count = settings.batch_size
+        micros = packing.plan([size] * count, [int(paired)] * count, lengths, budget, multiple)
+        return dict(collections.Counter((micro.rows, micro.length) for micro in micros))
+
+    def _batch(self, rows: int, length: int) -> dict[str, np.ndarray]:
+        nothing = np.zeros(0, np.int32)
+        pair = np.zeros((int(self.loss == 'pairwise'), 2), np.int32)
+        example = packing.Example((nothing,), (0,), pairs=pair)
+        fields = examples.SFT_FIELDS
+        if self.loss != 'sft':
+            fields = FIELDS[training.LOSSES[self.loss][0]]
+        empty = packing.Micro(rows, length, [[]])
+        return packing.fill(empty, [(example, packing.layout([nothing], [0]))], fields)
+
+    def compile(self) -> tuple[int, Work | None]:
+        """-> (peak, work): see Plan. A training whose state does not fit is not compiled."""
+        several = sum(self.micros.values()) > 1
+        gradients = parallel.bytes_on_a_device(self.state['params'])
+        if self.held + several * gradients > self.memory:
+            return self.held + several * gradients, None
+        name = 'accumulate' if several else 'step'
+        batches = {micro: self._batch(*micro) for micro in self.micros}
+        calls = self.compiled.calls(
+            self.state, self.frozen, [(name, batch) for batch in batches.values()]
+        )
+        start = time.perf_counter()
+        with ThreadPoolExecutor() as threads:
+            ready = list(threads.map(self._compile, calls.values()))
+        seconds = time.perf_counter() - start
+        peak = 0
+        for (name, _), program in zip(calls.values(), ready):
+            beside = self.compiled.beside(name, self.state, self.frozen)
+            used = program if isinstance(program, int) else parallel.bytes_of_program(program)
+            peak = max(peak, beside + used)
+        if peak > self.memory or any(isinstance(program, int) for program in ready):
+            return peak, None
+        return peak, self._work(calls, ready, seconds)
+
+    def _compile(self, call: tuple[str, tuple]) -> Any:
+        """A compiled function, or the bytes that it would need."""
+        try:
+            return self.compiled.lower(*call).compile()
+        except jax.errors.JaxRuntimeError as error:
+            over = OVER.search(str(error))
+            if over is None:
+                raise
+            return int(float(over[1]) * UNITS[over[2]])
+
+    def _work(self, calls: dict[tuple, tuple], ready: list, seconds: float) -> Work:
+        flops = traffic = 0.0
+        exchanged: collectives.Exchanged = {}
+        for key, program in zip(calls, ready):
+            times = self.micros.get(key[1], 1)
+            cost = program.cost_analysis()
+            flops += times * cost['flops']
+            traffic += times * cost['bytes accessed']
+            found = collectives.exchanged(program.as_text(), self._chunks(key[1]))
+            exchanged = collectives.total(exchanged, collectives.scaled(found, times))
+        return Work(flops, traffic, exchanged, seconds)
+
+    def _chunks(self, micro: tuple[int, int] | None) -> int:
+        """Passes of the loop over logits, the one whose length depends on the data."""
+        ways = self.mesh.shape['data'] * self.mesh.shape['fsdp']
+        tokens = micro[0] * micro[1] // ways if micro else 0
+        return -(-tokens // losses.CHUNK_TOKENS)
+
+    def products(self) -> tuple[float, float]:
+        """FLOPs (needed, computed) of a step on all chips."""
+        room = self.compiled.room(self.state['params'], self.frozen)
+        itemsize = jnp.dtype(self.settings.dtype).itemsize
+        with jax.set_mesh(self.mesh), recompute.room(room):
+            parts = [
+                count
+                * np.array(products(self.shape, self.settings.lora, self.loss, *micro, itemsize))
+                for micro, count in self.micros.items()
+            ]
+        needed, computed = np.sum(parts, axis=0)
+        return float(needed), float(computed)
+
+
+def products(
+    shape: models.Config, rank: int, loss: str, rows: int, length: int, itemsize: int
+) -> tuple[float, float]:
+    """FLOPs of a micro batch's matrix products: (needed, computed) as in Plan, on all chips.
+
+    In the mesh of jax.set_mesh and in recompute.room, for what is computed again depends on them.
+    A product's gradients are two products of its size, that of a frozen weight is none. rank: of
+    LoRA, 0: without. itemsize: bytes of an activation.
+    """
+    tokens = rows * length
+    layers = weights.flatten(models.decoder.abstract_params(shape, headless=True))
+    dense = {path: x.shape for path, x in layers.items() if lora.DENSE.fullmatch(path)}
+    own = 2 * tokens * sum(out * inputs for out, inputs in dense.values())
+    low = 2 * tokens * rank * sum(out + inputs for out, inputs in dense.values())
+    head = 2 * tokens * shape.vocab_size * shape.embed_dim if loss == 'sft' else 0
+    seen, scored = (rows * n for n in _pairs(shape, length))
+    each = 4 * shape.num_heads * shape.head_dim  # of a query and a key: score and weighted sum
+    ways = 2 if rank else 3
+    needed = ways * (own + head) + 3 * low + 3 * each * seen
+    again = recompute.whole_layers(shape, rows, length, itemsize)
+    # The attention's weights are computed again once more in blocks, see attention.packed.
+    inside = again and length > attention.block_size(length)
+    # What ends a layer is computed once: nothing behind it is computed again.
+    ends = [size for path, size in dense.items() if path.endswith('down/weight')]
+    last = 2 * tokens * sum(out * (inputs + rank) for out, inputs in ends)
+    computed = ways * (own + head) + 3 * low + again * (own + low - last)
+    return needed, computed + (4 + inside) * each * scored
+
+
+def _pairs(shape: models.Config, length: int) -> tuple[int, int]:
+    """Pairs of query and key in all layers of one row: (seen, scored)."""
+    block = attention.block_size(length)
+    stops = [min(start + block, length) for start in range(0, length, block)]
+    scored = sum((stop - start) * stop for start, stop in zip([0, *stops], stops))
+    windows = [min(shape.window(i) or length, length) for i in range(shape.num_layers)]
+    seen = sum(w * (w + 1) // 2 + (length - w) * w for w in windows)
+    return seen, shape.num_layers * scored

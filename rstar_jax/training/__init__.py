@@ -122,13 +122,13 @@ def sft(
       policy: where to start; stays as it is. The tokens of the step language are added.
       config: attributes as in `default_sft`.
       directory: gets the states while training, then the model (checkpoints.load_policy), and
-        metrics.jsonl: loss, learning rate, norm of the gradients, tokens, tokens_per_second and mfu
-        of each step, and what the held-out gave after it where it was measured. With config.lora it
-        gets the adapter in PEFT's form in adapter/ (lora.save) as well.
+        metrics.jsonl: loss, learning rate, norm of the gradients and tokens of each step, and what
+        the held-out gave after it where it was measured. With config.lora it gets the adapter in
+        PEFT's form in adapter/ (lora.save) as well.
       mesh: with axes (data, fsdp, tensor), see models.sharding; None = the first device.
       progress: called with a dict of numbers after each micro batch: step, steps, loss,
         tokens_per_second, mfu, seconds, seconds_left; after a step with the line of metrics.jsonl,
-        but for the speed, which is that of all steps, and after a measurement with what it gave.
+        and after a measurement with what it gave.
       release: takes the arrays of `policy` over: memory for a model less.
 
     Returns:

@@ -46,6 +46,14 @@ def rows_over_mesh(x: jax.Array, heads: bool = False) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, PartitionSpec(*spec))
 
 
+def columns_over_mesh(x: jax.Array) -> jax.Array:
+    """Cuts the last axis of x [R, T, D] over fsdp, as the embedding's columns are cut."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or x.shape[-1] % mesh.shape['fsdp']:
+        return x
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(None, None, 'fsdp'))
+
+
 def whole_columns(table: jax.Array) -> jax.Array:
     """Gathers the columns of the embedding [V, D] from fsdp, so that rows are looked up whole."""
     mesh = jax.sharding.get_abstract_mesh()

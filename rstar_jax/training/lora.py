@@ -15,7 +15,6 @@ what the losses take.
 import json
 import pathlib
 import re
-import types
 from collections.abc import Sequence
 from typing import Any
 
@@ -27,6 +26,7 @@ from flax import nnx
 
 from rstar_jax.models import checkpoint, weights
 from rstar_jax.models import decoder as decoders
+from rstar_jax.training import recompute
 
 # alpha / rank with alpha = 2 * rank, as in arXiv 2405.09673 (mathematics).
 SCALE = 2
@@ -119,14 +119,8 @@ def with_rows(decoder, embed: Params, tokens: jax.Array):
     found = tokens[..., None] == rows
     # A product, for its gradient is one too: rows of a frequent token are summed in float32.
     inserted = jnp.einsum('rtn,nd->rtd', found.astype(new.dtype), new)
-    first, *others = decoder.layers
-
-    def layer(x, *args, **named):
-        return first(jnp.where(found.any(-1, keepdims=True), inserted, x), *args, **named)
-
-    return types.SimpleNamespace(
-        config=decoder.config, embed=decoder.embed, layers=[layer, *others], norm=decoder.norm
-    )
+    there = found.any(-1, keepdims=True)
+    return recompute.with_input(decoder, lambda x: jnp.where(there, inserted, x))
 
 
 def merge(frozen: dict[str, jax.Array], trained: Params) -> Params:

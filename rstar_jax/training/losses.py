@@ -13,7 +13,9 @@ reward of 1 or -1, on the scale of the search's Q values. pairwise trains differ
 TRAINED_ON. Every squash rises with r, so all of them order texts as r does.
 
 A loss is a function (config, params, batch, key, settings) -> (sum, {metric: sum}). `batch` is what
-packing.fill makes; `key` is None outside of training, which switches dropout off.
+packing.fill makes; with `added` [R, T, D] in it, zeros which are added to what the embedding gives,
+the embedding gets no gradient by its look-ups: it is theirs. `key` is None outside of training,
+which switches dropout off.
 """
 
 import functools
@@ -39,9 +41,14 @@ def hidden_states(config, params, batch) -> jax.Array:
     """Runs the decoder of `params` over packed rows -> [R, T, D]."""
     tokens, positions, end = batch['tokens'], batch['positions'], batch['end']
     attend = attention.packed(end, positions)
-    embed = {'weight': attention.whole_columns(params['embed']['weight'])}
+    looked_up, added = params['embed']['weight'], batch.get('added')
+    if added is not None:
+        looked_up = jax.lax.stop_gradient(looked_up)
+    embed = {'weight': attention.whole_columns(looked_up)}
     decoder = recompute.layers_of(lora.bind(config, {**params, 'embed': embed}), *tokens.shape)
     decoder = lora.with_rows(decoder, params['embed'], tokens)
+    if added is not None:
+        decoder = recompute.with_input(decoder, lambda x: x + added)
     hidden, _ = decoders.Decoder.__call__(decoder, tokens, positions, attend)
     return attention.rows_over_mesh(hidden)
 

@@ -64,6 +64,18 @@ def layers_of(decoder, rows: int, length: int) -> types.SimpleNamespace:
     )
 
 
+def with_input(decoder, change: Callable[[jax.Array], jax.Array]) -> types.SimpleNamespace:
+    """What Decoder.__call__ reads of `decoder`, with `change` between embedding and layers."""
+    first, *others = decoder.layers
+
+    def layer(x, *args, **named):
+        return first(change(x), *args, **named)
+
+    return types.SimpleNamespace(
+        config=decoder.config, embed=decoder.embed, layers=[layer, *others], norm=decoder.norm
+    )
+
+
 class _Whole:
     """A layer of which the input is kept."""
 

@@ -22,7 +22,7 @@ from rstar_jax import parallel
 from rstar_jax.errors import UserError
 from rstar_jax.models import sharding, weights
 from rstar_jax.models.checkpoint import default_dtype
-from rstar_jax.training import checkpoints, lora, loss_scale, losses, recompute
+from rstar_jax.training import attention, checkpoints, lora, loss_scale, losses, recompute
 
 GIB = 2**30
 DTYPES = ('float32', 'bfloat16', 'float16')
@@ -54,11 +54,36 @@ def optimiser(settings, steps: int, new_rows: Sequence[int] = ()) -> optax.Gradi
     clip = [_clip(settings.grad_clip)] if settings.grad_clip else []
     return optax.chain(
         *clip,
-        optax.scale_by_adam(mu_dtype=jnp.dtype(settings.moments)),
+        _adam(jnp.dtype(settings.moments)),
         optax.add_decayed_weights(settings.weight_decay, _matrices),
         optax.scale_by_learning_rate(schedule(settings, steps)),
         _at_rates(settings, np.array(new_rows, np.int32)),
     )
+
+
+def _adam(dtype: jnp.dtype, b1=0.9, b2=0.999, eps=1e-8) -> optax.GradientTransformation:
+    """Adam (arXiv 1412.6980) with its first moment in `dtype`.
+
+    As optax.scale_by_adam, but the update is that of the moment as it is stored. Made of the
+    unrounded one it would need the old moments beside the new ones: a copy of all of them.
+    """
+
+    def update(grads, state, params=None):
+        count = optax.safe_increment(state.count)
+        mu = jax.tree.map(lambda m, g: (b1 * m + (1 - b1) * g).astype(dtype), state.mu, grads)
+        nu = jax.tree.map(lambda n, g: b2 * n + (1 - b2) * jnp.square(g), state.nu, grads)
+        first, second = 1 - b1**count, 1 - b2**count
+
+        def step(m, n):
+            return m.astype(n.dtype) / first / (jnp.sqrt(n / second) + eps)
+
+        return jax.tree.map(step, mu, nu), optax.ScaleByAdamState(count, mu, nu)
+
+    def init(params):
+        mu = jax.tree.map(lambda p: jnp.zeros_like(p, dtype), params)
+        return optax.ScaleByAdamState(jnp.int32(0), mu, jax.tree.map(jnp.zeros_like, params))
+
+    return optax.GradientTransformation(init, update)
 
 
 def _clip(most: float) -> optax.GradientTransformation:
@@ -327,11 +352,18 @@ class Compiled:
         for n in number:
             key = jax.random.fold_in(key, n)
 
-        def loss(params):
-            value, metrics = self._value(params, frozen, batch, key, self._loss)
+        def loss(params, added):
+            value, metrics = self._value(params, frozen, batch | added, key, self._loss)
             return scale * value, {'loss': value} | metrics
 
-        return jax.grad(loss, has_aux=True)(params)
+        added = {}
+        if not frozen:  # see _with_looked_up
+            shape = *batch['tokens'].shape, self._config.embed_dim
+            added['added'] = attention.rows_over_mesh(jnp.zeros(shape, self._dtype))
+        (grads, by_input), metrics = jax.grad(loss, (0, 1), has_aux=True)(params, added)
+        if added:
+            grads = _with_looked_up(grads, batch['tokens'], by_input['added'])
+        return grads, metrics
 
     def _value(self, params, frozen, batch, key, loss: str):
         value_head = params.get('value_head')
@@ -351,6 +383,21 @@ class Compiled:
 
     def _copied(self, value: np.ndarray) -> jax.Array:
         return _spread(value, self._everywhere)
+
+
+def _with_looked_up(grads, tokens: jax.Array, by_input: jax.Array):
+    """Adds the gradients of looked up rows to those of the embedding.
+
+    Left to JAX, they would be a table of their own beside the output's: as large again where one
+    table is both, and in bfloat16 a frequent token's would be summed in bfloat16.
+
+    tokens: i32[R, T]. by_input: [R, T, D], gradients by what was looked up.
+    """
+    if 'decoder' in grads:
+        return {**grads, 'decoder': _with_looked_up(grads['decoder'], tokens, by_input)}
+    table = grads['embed']['weight']
+    by_input = attention.columns_over_mesh(by_input.astype(table.dtype))
+    return {**grads, 'embed': {'weight': table.at[tokens].add(by_input)}}
 
 
 def _key(name: str, batch: Batch | None = None) -> tuple:

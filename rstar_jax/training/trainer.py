@@ -269,7 +269,6 @@ class _Run:
         self._start = 0
         self._counts = {'tokens': 0, 'tokens_alone': 0, 'places': 0, 'flops': 0}
         # Counts and busy seconds when the latest step had ended.
-        self._reached = dict(self._counts), 0.0
         self._log: list[dict[str, Any]] = []  # what metrics.jsonl holds
 
     def prepare(self, state, start: int) -> None:
@@ -356,12 +355,13 @@ class _Run:
         """Seconds that the steps took so far."""
         return time.monotonic() - self._began - self._compiled.seconds - self._aside
 
-    def _speed(self, before: tuple[dict[str, int], float] | None = None) -> dict[str, float]:
-        """Of all steps, or of what came since `before`, (counts, busy seconds)."""
-        counts, start = before or ({'tokens': 0, 'flops': 0}, 0.0)
-        seconds = max(self._busy() - start, 1e-9)
-        tokens, work = (self._counts[name] - counts[name] for name in ('tokens', 'flops'))
-        return {'tokens_per_second': tokens / seconds, 'mfu': work / seconds / self._peak}
+    def _speed(self) -> dict[str, float]:
+        """By the clock, over all steps; what does not depend on it is in the log."""
+        seconds = max(self._busy(), 1e-9)
+        return {
+            'tokens_per_second': self._counts['tokens'] / seconds,
+            'mfu': self._counts['flops'] / seconds / self._peak,
+        }
 
     def _micros(self, number: int) -> Micros | None:
         if number >= len(self._all):
@@ -411,8 +411,6 @@ class _Run:
         line = {'step': number + 1, 'epoch': self._all[number][0]}
         line |= {'learning_rate': self._compiled.learning_rate(number)} | found
         line |= {'tokens': sum(micros.tokens), 'micro_batches': len(micros.batches)}
-        line |= self._speed(self._reached)
-        self._reached = dict(self._counts), self._busy()
         self._log.append(line)
         if parallel.is_first():
             with open(self._path, 'a', encoding='utf-8') as file:

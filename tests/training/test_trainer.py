@@ -134,9 +134,8 @@ def test_sft_memorises_and_leaves_its_start_alone(policy, tmp_path):
     assert lines[40]['learning_rate'] == pytest.approx(0.5e-2)
     assert seen[-1]['step'] == 80 and seen[-1]['seconds_left'] == 0
     assert 0 < metrics['shared_prefix_tokens_share'] <= 1
-    of_all = (metrics['tokens_per_second'], metrics['mfu'])
-    assert all(line['mfu'] / line['tokens_per_second'] > 0 for line in lines) and min(of_all) > 0
-    assert {'learning_rate', 'grad_norm', 'tokens_per_second', 'mfu'} <= seen[-1].keys()
+    assert min(metrics['tokens_per_second'], metrics['mfu']) > 0
+    assert {'learning_rate', 'grad_norm', 'tokens_per_second', 'mfu'} <= seen[-2].keys()
     assert not (tmp_path / 'state').exists()
 
 
@@ -191,10 +190,7 @@ def test_killed_and_resumed_training_ends_with_the_same_bits(policy, tmp_path, k
     for name in metrics:
         if 'loss' in name or 'accuracy' in name:
             assert metrics[name] == resumed_metrics[name]
-    logs = [log_of(folder) for folder in (tmp_path / 'whole', parts)]
-    for line in (*logs[0], *logs[1]):
-        assert line.pop('tokens_per_second') > 0 < line.pop('mfu')  # by the clock
-    assert logs[0] == logs[1]
+    assert log_of(parts) == log_of(tmp_path / 'whole')
 
 
 def log_of(folder):

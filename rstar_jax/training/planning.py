@@ -9,6 +9,7 @@ The worst step is one whose examples all have `length` tokens and share no prefi
 
 import collections
 import dataclasses
+import math
 import re
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -228,22 +229,26 @@ def products(
     """FLOPs of a micro batch's matrix products: (needed, computed) as in Plan, on all chips.
 
     In the mesh of jax.set_mesh, for what is computed again depends on it. A product's gradients
-    are two products of its size, that of a frozen weight is none. rank: of LoRA, 0: without.
+    are two products of its size, one where its weight is frozen. rank: of LoRA, 0: without.
     """
     tokens = rows * length
     layers = weights.flatten(models.decoder.abstract_params(shape, headless=True))
     dense = {path: x.shape for path, x in layers.items() if lora.DENSE.fullmatch(path)}
-    own = 2 * tokens * sum(out * inputs for out, inputs in dense.values())
-    low = 2 * tokens * rank * sum(out + inputs for out, inputs in dense.values())
+    last = {path: x for path, x in dense.items() if '/down/' in path}
+    own, own_last = (2 * tokens * sum(map(math.prod, x.values())) for x in (dense, last))
+    low = 2 * tokens * rank * sum(map(sum, dense.values()))
+    low_last = 2 * tokens * rank * sum(outputs for outputs, _ in last.values())
     head = 2 * tokens * shape.vocab_size * shape.embed_dim if loss == 'sft' else 0
-    seen, scored = (rows * n for n in _pairs(shape, length))
     each = 4 * shape.num_heads * shape.head_dim  # of a query and a key: score and weighted sum
+    seen, scored = (rows * each * n for n in _pairs(shape, length))
     ways = 2 if rank else 3
-    needed = ways * (own + head) + 3 * low + 3 * each * seen
-    again = recompute.needed(shape, rows, length)
-    inside = length > attention.block_size(length)  # see attention.packed
-    computed = (ways + again) * own + ways * head + (3 + again) * low
-    return needed, computed + (3 + again + inside) * each * scored
+    dense_and_head = ways * (own + head) + 3 * low
+    computed = dense_and_head + 3 * scored
+    if recompute.needed(shape, rows, length):  # the gradients need all but a layer's output
+        computed += own - own_last + low - low_last + scored
+    if length > attention.block_size(length):  # see attention.packed: the scores alone
+        computed += scored / 2
+    return dense_and_head + 3 * seen, computed
 
 
 def _pairs(shape: models.Config, length: int) -> tuple[int, int]:

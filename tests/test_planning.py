@@ -216,11 +216,11 @@ def test_products_are_what_the_compiler_counts(kind, loss, lora, again, monkeypa
     assert made.needed < made.computed
     assert made.computed - kept < made.work.flops < 1.1 * made.computed
     assert made.peak > made.held
-    # What lies in four parts is gathered once for each micro batch.
+    # What lies in four parts is gathered once for each micro batch, LoRA's few new rows twice.
     planned = trainings.Training(kind, settings, TRAINED, mesh_of(4))
     leaves = jax.tree.leaves((planned.state['params'], planned.frozen))
     cut = sum(4 * x.size for x in leaves if x.sharding.shard_shape(x.shape) != x.shape)
-    assert made.work.exchanged['all-gather'].bytes == 2 * cut * 3 / 4
+    assert 1 <= made.work.exchanged['all-gather'].bytes / (2 * cut * 3 / 4) < 1.01
 
 
 def test_a_step_of_one_micro_batch_is_one_program():

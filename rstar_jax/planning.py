@@ -28,10 +28,10 @@ from rstar_jax import models, parallel, search, sources, training
 from rstar_jax.errors import UserError
 from rstar_jax.keys import PREVIOUS, STAGES
 from rstar_jax.models import heads, published, sharding
+from rstar_jax.parallel.chips import CHIPS, GIB, Chip, find_chip
 from rstar_jax.search import arrays, decode, devices, memory, prefill, sampling, sizes, tree
 from rstar_jax.training import planning as trainings
 
-GIB = 2**30
 # The compiler's library asks for a TPU's host, and says at length that there is none.
 QUIET = {
     'ALLOW_MULTIPLE_LIBTPU_LOAD': '1',  # several may compile at once: no chip is touched
@@ -45,28 +45,6 @@ DTYPE = jnp.dtype(jnp.bfloat16)
 MANY = 1 << 30  # trees to search in all: as many as one likes
 NEAR = 0.8  # of the best speed, see `plan_model`
 MARK_STATES = 64  # of the automaton that finds the stop marks: a few dozen in real tokenizers
-
-
-@dataclasses.dataclass(frozen=True)
-class Chip:
-    """A chip's limits: bytes a program may use (the compiler's own limit), bfloat16 FLOP/s of the
-    matrix units, bytes/s of its memory, and bytes/s that it receives over all its links to other
-    chips: half of the maker's "bidirectional ICI bandwidth per chip".
-
-    The maker's figures: https://docs.cloud.google.com/tpu/docs/v5e, .../v6e, .../v5p.
-    """
-
-    memory: float
-    flops: float
-    bandwidth: float
-    links: float
-
-
-CHIPS = {  # by device_kind
-    'TPU v5 lite': Chip(15.75 * GIB, 197e12, 819e9, 200e9),
-    'TPU v6 lite': Chip(31.25 * GIB, 918e12, 1640e9, 400e9),
-    'TPU v5': Chip(95.74 * GIB, 459e12, 2765e9, 600e9),
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,11 +91,11 @@ def plan(config: ConfigDict, topologies: str, stages: Sequence[str] = STAGES) ->
         raise UserError(f'--stages={",".join(stages)}: a plan needs search, sft or ppm')
     slices = {name: slice_chips(name) for name in names}
     for topology, chips in slices.items():
-        if chips[0].device_kind not in CHIPS:
-            known = ', '.join(CHIPS)
+        if find_chip(chips[0].device_kind) is None:
+            known = ', '.join(name for name in CHIPS if name.startswith('TPU'))
             raise UserError(f'--plan={topology}: {chips[0].device_kind} is none of {known}')
     for topology, chips in slices.items():
-        chip, host = CHIPS[chips[0].device_kind], host_chips(chips)
+        chip, host = find_chip(chips[0].device_kind), host_chips(chips)
         yield (
             f'{topology}: {len(chips)} {chips[0].device_kind}, {len(host)} a host, each '
             f'{chip.memory / GIB:g} GiB, {chip.flops / 1e12:g} TFLOP/s, '

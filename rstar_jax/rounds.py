@@ -13,8 +13,6 @@ is skipped, an incomplete one goes on (`ledger`), so killing a run loses at most
 """
 
 import contextlib
-import ctypes
-import gc
 import pathlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
@@ -137,15 +135,8 @@ def run_stage(round_: Round, name: str) -> None:
     parallel.barrier(f'{label} ends')
     if parallel.is_first():
         stage.finish(figures)
-    _give_memory_back()
+    parallel.give_memory_back()
     line.end(f'done in {clock(stage.seconds)}')
-
-
-def _give_memory_back() -> None:
-    """Returns to the system what a stage has freed, which glibc would keep: 16 GB after an SFT."""
-    gc.collect()
-    with contextlib.suppress(OSError, AttributeError, TypeError):  # no glibc
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 def bootstrap(round_: Round, stage: ledger.Stage, line: Line) -> Figures:
@@ -311,7 +302,11 @@ def _training_progress(
         stage.beat()
         figures = [f'step {now["step"]}/{now["steps"]}']
         if 'loss' in now:  # after the first step
-            figures += [f'loss {now["loss"]:.3f}', f'{now["tokens_per_second"]:.0f} tokens/s']
+            figures.append(f'loss {now["loss"]:.3f}')
+            if 'margin' in now:  # of pairs
+                figures.append(f'{percent(now["accuracy"])} right by {now["margin"]:.3f}')
+            figures.append(f'{now["tokens_per_second"]:.0f} tokens/s')
+            figures.append(f'{100 * now["mfu"]:.0f} % of peak')
         line.show(', '.join([*figures, _times(now)]))
         round_.events.add(f'round{round_.number}/{name}', now, int(now['step']))
 

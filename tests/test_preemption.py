@@ -52,7 +52,7 @@ def run(arguments):
     settings = training.default_sft()
     settings.update(dict(
         epochs=1, batch_size=4, length=128, learning_rate=1e-2, held_out=1e-3, form=0.0,
-        measure_every=2,
+        measure_every=2, dtype='float32',
     ))
     mesh = parallel.global_mesh() if jax.device_count() > 1 else None
     policy = tiny.policy([steps.prompt(' '.join(words))], num_layers=1)

@@ -55,6 +55,7 @@ def get_config():
     config.execution.workers = 1
     config.curate.edit_distance = 1
     for part in (config.training.sft, config.training.ppm):
+        part.dtype = 'float32'
         part.length = 160
         part.batch_size = 8
         part.micro_batch = 4
@@ -82,6 +83,7 @@ def world(tmp_path_factory) -> pathlib.Path:
     settings = training.default_sft()
     settings.update(
         {'epochs': 50, 'batch_size': 8, 'length': 128, 'micro_batch': 8, 'learning_rate': 3e-3}
+        | {'dtype': 'float32'}
     )
     policy = tiny.policy(arithmetic.vocabulary() + [e['response'] for e in examples])
     training.sft(policy, examples, settings, folder / 'policy')

@@ -1,108 +1,224 @@
-"""Training speed: SFT and PPM steps against a plain padded PyTorch loop on the same examples.
+"""Training speed: SFT, PPM and LoRA steps, against a plain padded PyTorch loop on the same weights.
 
-Both sides train the same random model on the same random examples, whose lengths are those of
-solutions of GSM8K: full fine-tuning, AdamW, clipping, float32 on CPUs. PyTorch runs transformers'
-model as most scripts do: a batch is padded to its longest example, a pair is two rows. Ours are
-the trainer's own compiled functions, packing included. Compilation is not counted, nor are first
-runs of either side. tokens_per_second counts tokens of the examples, no padding, and shared
-prefixes as often as they are read by someone.
+Both sides start from the same random weights and train on the same random examples, whose lengths
+are those of solutions of GSM8K: AdamW, clipping, all weights. Ours are the trainer's own compiled
+functions, packing included; theirs is `_torch_trainer`. The first losses of both and the norms of
+their gradients must agree: in float32 within 1e-3, in bfloat16, where roundings differ, within 2 %
+(`*_difference`, relative). Compilation and first steps are not counted.
+
+Figures are of the first of `dtypes`; those of another one end in its name. tokens_per_second counts
+tokens of the examples, no padding, and shared prefixes as often as they are read by someone.
+matmul_peak_share is `mfu` of the trainer's metrics for the SFT: training.flops over the time that
+a large product of the dtype takes (parallel.peak_flops). bytes_per_parameter: parameters, moments
+and gradients, frozen weights included, without activations. peak_gib: the most that a device holds
+during an SFT step, by the compiler's count; peak_gib_recomputed: the same on a device without room
+for activations (training.recompute), where layers run twice.
+
+PyTorch in bfloat16 takes ten times as long on a CPU that has no instructions for it. There it is
+measured, on both sides, with `slow_layers` of the model's layers and with fewer and shorter
+examples: compare its figures with each other alone.
 """
 
+import dataclasses
+import functools
 import time
-import types
+from typing import Any
 
 import numpy as np
 
-SHAPES = {
-    # SmolLM2-135M
-    '135m': {'embed_dim': 576, 'mlp_dim': 1536, 'num_layers': 30, 'heads': (9, 3), 'vocab': 49152},
-    'tiny': {'embed_dim': 128, 'mlp_dim': 512, 'num_layers': 3, 'heads': (4, 2), 'vocab': 1024},
-}
+from rstar_jax.bench import _torch_trainer
+from rstar_jax.errors import UserError
+
+DTYPES = {'float32': 1e-3, 'bfloat16': 2e-2}  # how far first losses and norms may differ
+GIB = 2**30
+LENGTH = 2048  # tokens of a micro batch, at most
+TINY = {'embed_dim': 128, 'mlp_dim': 512, 'num_layers': 3, 'num_heads': 4, 'num_kv_heads': 2}
 
 
 def run(
     *,
-    model: str = '135m',
-    examples: int = 16,
-    nodes: int = 4,
-    batch: int = 8,
+    model: str = 'smollm2-135m',
+    dtypes: str = 'float32,bfloat16',
+    examples: int = 7,
+    nodes: int = 2,
+    batch: int = 2,
+    lora: int = 16,
+    slow_layers: int = 8,
     repeats: int = 2,
     seed: int = 0,
 ) -> dict[str, float]:
-    """Settings: examples, SFT examples of a step; nodes, tree nodes of 4 pairs of a step; batch,
-    rows that PyTorch runs at once (4 pairs); repeats, measured steps of each kind, the best counts.
+    """Settings: model, the name of a published shape, or tiny; examples, SFT examples of a step;
+    nodes, tree nodes of 4 pairs of a step; batch, rows that PyTorch runs at once; lora, rank;
+    repeats, measured steps of each kind, the best counts.
     """
     import jax
 
-    shape = _shape(model)
-    rng = np.random.default_rng(seed)
-    sft, ppm = _sft_data(rng, examples, shape.vocab_size), _pair_data(rng, nodes, shape.vocab_size)
-    figures: dict[str, float] = {}
+    names = dtypes.split(',')
+    for name in names:
+        if name not in DTYPES:
+            raise UserError(f'--dtypes={dtypes}: expected some of {",".join(DTYPES)}')
     # PyTorch's CPU build is no match for an accelerator.
-    compared = jax.default_backend() == 'cpu'
-    for label, loss, encoded in (('sft', 'sft', sft), ('ppm', 'pairwise', ppm)):
-        ours = _Ours(shape, loss, encoded)
-        theirs = _Torch(shape, loss, encoded, batch) if compared else None
+    batch = batch if jax.default_backend() == 'cpu' else 0
+    whole = _Task(_shape(model), names[0], examples, nodes, batch, repeats, seed)
+    figures: dict[str, float] = {}
+    for name in names:
+        task = dataclasses.replace(whole, dtype=name)
+        if _crawls(name):
+            layers = min(slow_layers, whole.shape.num_layers)
+            shape = whole.shape.replace(num_layers=layers)
+            task = dataclasses.replace(task, shape=shape, examples=2, nodes=1, shorter=4)
+        suffix = '' if name == names[0] else f'_{name}'
+        figures |= {f'{key}{suffix}': value for key, value in _compare(task).items()}
+    return figures | _low_rank(whole, lora)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Task:
+    """What is trained on what: settings of `run`; shorter: divides the lengths of the examples."""
+
+    shape: Any
+    dtype: str
+    examples: int
+    nodes: int
+    batch: int  # 0: nothing to compare with
+    repeats: int
+    seed: int
+    shorter: int = 1
+
+    def data(self, loss: str):
+        rng = np.random.default_rng(self.seed)
+        if loss == 'sft':
+            return _sft_data(rng, self.examples, self.shape.vocab_size, self.shorter)
+        return _pair_data(rng, self.nodes, self.shape.vocab_size, self.shorter)
+
+    def settings(self, loss: str, rank: int = 0):
+        from rstar_jax import training
+
+        settings = training.default_sft() if loss == 'sft' else training.default_ppm()
+        changes = {'dtype': self.dtype, 'length': LENGTH, 'micro_batch': 1, 'lora': rank}
+        if loss != 'sft':
+            changes |= {'dropout': 0.0, 'squash': 'tanh5'}
+        settings.update(changes)
+        return settings
+
+    def model(self, loss: str):
+        """A Policy or a PPM, random, its values about 1: with a new head all losses are log 2."""
+        import jax
+
+        from rstar_jax import models
+        from rstar_jax.models import decoder
+
+        make = jax.jit(decoder.init_params, static_argnums=0)
+        policy = models.Policy(self.shape, None, make(self.shape, jax.random.key(self.seed)))
+        if loss == 'sft':
+            return policy
+        ppm = models.init_ppm(policy, self.seed, 'tanh5')
+        weight = np.random.default_rng(self.seed).normal(size=(1, self.shape.embed_dim))
+        weight = (weight / self.shape.embed_dim**0.5).astype(np.float32)
+        head = {**ppm.params['value_head'], 'weight': jax.numpy.asarray(weight)}
+        return dataclasses.replace(ppm, params={**ppm.params, 'value_head': head})
+
+
+def _compare(task: _Task) -> dict[str, float]:
+    """SFT and PPM, ours and theirs."""
+    figures: dict[str, float] = {}
+    for label, loss in (('sft', 'sft'), ('ppm', 'pairwise')):
+        encoded, model, settings = task.data(loss), task.model(loss), task.settings(loss)
+        theirs = None
+        if task.batch:
+            theirs = _torch_trainer.Torch(model, loss, encoded, settings, task.batch)
+        ours = _Ours(model, loss, encoded, settings)
         # In turns, so that whatever else the machine does meets both.
-        seconds = [(ours.step(), theirs.step() if theirs else 0.0) for _ in range(repeats + 1)]
+        seconds = [(ours.step(), theirs.step() if theirs else 0.0) for _ in range(task.repeats + 1)]
         mine, other = (min(times) for times in zip(*seconds[1:]))
         micros = ours.micros
         figures[f'{label}_tokens_per_second'] = micros.alone / mine
         if theirs:
             figures[f'{label}_torch_tokens_per_second'] = micros.alone / other
             figures[f'{label}_ratio_vs_torch'] = other / mine
-            if abs(theirs.loss - ours.loss) > 0.05 * abs(ours.loss):
-                raise RuntimeError(f'{loss}: first losses differ: {ours.loss}, {theirs.loss}')
+            for what in ('loss', 'norm'):
+                values = getattr(ours, what), getattr(theirs, what)
+                figures[f'{label}_{what}_difference'] = _agree(task, loss, what, *values)
         if loss == 'sft':
-            figures['matmul_peak_share'] = ours.flops / mine / _peak(shape)
+            figures['matmul_peak_share'] = ours.share(mine)
             figures['padding_share'] = 1 - sum(micros.tokens) / micros.places
+            figures['bytes_per_parameter'] = ours.bytes_per_parameter
+            figures['peak_gib'] = ours.peak_bytes / GIB
+            figures['peak_gib_recomputed'] = ours.peak_bytes_recomputed() / GIB
         else:
-            figures['shared_prefix_tokens_share'] = 1 - sum(micros.tokens) / micros.alone
+            figures['ppm_matmul_peak_share'] = ours.share(mine)
+            figures['shared_prefix_tokens_share'] = sum(micros.tokens) / micros.alone
     return figures
+
+
+def _agree(task: _Task, loss: str, what: str, ours: float, theirs: float) -> float:
+    """Their relative difference; an error where it is too large for the dtype."""
+    difference = abs(ours - theirs) / abs(theirs)
+    if not difference <= DTYPES[task.dtype]:
+        raise RuntimeError(
+            f'{loss} in {task.dtype}: the first {what} is {ours} with us, {theirs} with PyTorch'
+        )
+    return difference
+
+
+def _low_rank(task: _Task, rank: int) -> dict[str, float]:
+    """The SFT with LoRA."""
+    settings = task.settings('sft', rank)
+    ours = _Ours(task.model('sft'), 'sft', task.data('sft'), settings)
+    seconds = min([ours.step() for _ in range(task.repeats + 1)][1:])
+    tokens = ours.micros.alone
+    return {
+        'lora_tokens_per_second': tokens / seconds,
+        'lora_matmul_peak_share': ours.share(seconds),
+        'lora_gflops_per_token': ours.flops / tokens / 1e9,
+        'lora_bytes_per_parameter': ours.bytes_per_parameter,
+    }
 
 
 def _shape(model: str):
     from rstar_jax import models
-    from rstar_jax.errors import UserError
+    from rstar_jax.models import published
 
-    if model not in SHAPES:
-        raise UserError(f'--model={model}: expected one of {", ".join(SHAPES)}')
-    values = dict(SHAPES[model])
-    heads, kv_heads = values.pop('heads')
-    return models.Config(
-        family='llama',
-        vocab_size=values.pop('vocab'),
-        num_heads=heads,
-        num_kv_heads=kv_heads,
-        head_dim=values['embed_dim'] // heads,
-        tie_embeddings=True,
-        **values,
-    )
+    if model == 'tiny':
+        return models.Config(
+            family='llama', vocab_size=1024, head_dim=32, tie_embeddings=True, **TINY
+        )
+    return published.shape(model)
 
 
-def _sft_data(rng, count: int, vocab: int):
+def _crawls(dtype: str) -> bool:
+    import jax
+
+    from rstar_jax.models.checkpoint import default_dtype
+
+    slow = jax.default_backend() == 'cpu' and default_dtype() == 'float32'
+    return slow and dtype != 'float32'
+
+
+def _sft_data(rng, count: int, vocab: int, shorter: int):
     from rstar_jax.training import examples, packing
 
-    encoded = examples.Encoded(examples.SFT_FIELDS, 2048)
+    encoded = examples.Encoded(examples.SFT_FIELDS, LENGTH)
     for _ in range(count):
-        prompt, response = rng.integers(50, 130), int(np.clip(rng.lognormal(5.1, 0.35), 60, 600))
+        prompt = int(rng.integers(50, 130)) // shorter
+        response = int(np.clip(rng.lognormal(5.1, 0.35), 60, 600)) // shorter
         tokens = rng.integers(1, vocab, prompt + response).astype(np.int32)
         targets, weights = np.zeros_like(tokens), np.zeros(len(tokens), np.float32)
         targets[prompt - 1 : -1], weights[prompt - 1 : -1] = tokens[prompt:], 1
         field = {'targets': targets, 'weights': weights, 'mark': np.zeros_like(tokens)}
-        encoded.add('', packing.Example((tokens,), (int(prompt) - 1,), (field,)))
+        encoded.add('', packing.Example((tokens,), (prompt - 1,), (field,)))
     return encoded
 
 
-def _pair_data(rng, nodes: int, vocab: int):
+def _pair_data(rng, nodes: int, vocab: int, shorter: int):
     from rstar_jax.training import examples, packing
 
-    encoded = examples.Encoded(examples.PAIR_FIELDS, 2048, 4096)
+    encoded = examples.Encoded(examples.PAIR_FIELDS, LENGTH, 2 * LENGTH)
     for _ in range(nodes):
-        prefix = rng.integers(1, vocab, rng.integers(100, 300))
+        prefix = rng.integers(1, vocab, rng.integers(100, 300) // shorter)
         sides = []
         for _ in range(4):
-            step = rng.integers(1, vocab, int(np.clip(rng.lognormal(3.6, 0.6), 8, 256)))
+            step = rng.integers(1, vocab, int(np.clip(rng.lognormal(3.6, 0.6), 8, 256)) // shorter)
             sides.append(np.concatenate([prefix, step]).astype(np.int32))
         example = packing.Example(
             tuple(sides),
@@ -115,171 +231,82 @@ def _pair_data(rng, nodes: int, vocab: int):
     return encoded
 
 
-def _settings():
-    from rstar_jax import training
-
-    settings = training.default_ppm()
-    settings.update({'micro_batch': 1, 'dropout': 0.0, 'squash': 'tanh5'})
-    return settings
-
-
 class _Ours:
-    """One optimiser step of the trainer over all examples, again and again."""
+    """One optimiser step of the trainer over all examples, again and again.
 
-    def __init__(self, shape, loss: str, encoded):
+    Attributes:
+      loss, norm: of the first step, as `_torch_trainer.Torch` has them.
+      micros: the micro batches of a step.
+      flops: work of a step, see training.flops.
+      bytes_per_parameter: all that stays on the device, and the gradients, by the model's size.
+      peak_bytes: the most that the device holds during a step, by the compiler's count.
+    """
+
+    def __init__(self, model, loss: str, encoded, settings):
         import jax
 
-        from rstar_jax import models
-        from rstar_jax.models import decoder
-        from rstar_jax.training import checkpoints, step, trainer
+        from rstar_jax import parallel
+        from rstar_jax.training import checkpoints, flops, step
 
-        self._settings, self._encoded = _settings(), encoded
-        mesh = checkpoints.one_device()
-        self._compiled = step.Compiled(shape, self._settings, loss, mesh, 100)
-        params = decoder.init_params(shape, jax.random.key(0))
-        if loss != 'sft':
-            params = models.init_ppm(models.Policy(shape, None, params)).params
-        self._state = self._compiled.init(params)
-        self._trainer = trainer
+        self._settings, self._encoded = settings, encoded
+        self._mesh = checkpoints.one_device()
+        self._compiled = step.Compiled(model.config, settings, loss, self._mesh, 100)
+        count = sum(p.size for p in jax.tree.leaves(model.params))
+        self._state = self._compiled.init(model.params)
+        params = self._state['params']  # gradients are like them
+        held = self._compiled.held(self._state) + parallel.bytes_on_a_device(params)
+        self.bytes_per_parameter = held / count
         self.loss: float | None = None
+        self.norm: float | None = None
         self.micros = self._pack()
-        weights = sum(p.size for p in jax.tree.leaves(params) if p.ndim > 1)
-        tokens = sum(self.micros.tokens)
-        # Products of forward and backward pass; what is computed twice is counted once.
-        self.flops = 6.0 * weights * tokens
+        name = 'step' if len(self.micros.batches) == 1 else 'accumulate'
+        self._calls = [(name, batch) for batch in self.micros.batches]
+        self.peak_bytes = self._compiled.prepare(self._state, self._calls)
+        self._again = functools.partial(
+            step.Compiled, model.config, settings, loss, self._mesh, 100, memory=0
+        )
+        work = flops.work(model.config, loss, settings.lora)
+        self.flops = work.of(sum(self.micros.tokens), sum(self.micros.targets))
+
+    def peak_bytes_recomputed(self) -> int:
+        """`peak_bytes` on a device that has no room for activations; not with LoRA."""
+        return self._again().prepare(self._state, self._calls)
+
+    def share(self, seconds: float) -> float:
+        """A step's share of the peak."""
+        from rstar_jax import parallel
+
+        return self.flops / seconds / parallel.peak_flops(self._mesh, self._settings.dtype)
 
     def _pack(self):
+        from rstar_jax.training import trainer
+
         everything = range(len(self._encoded.examples))
-        mesh = self._compiled.mesh
-        return self._trainer.Micros(self._encoded, everything, self._settings, mesh)
+        return trainer.Micros(self._encoded, everything, self._settings, self._mesh)
 
     def step(self) -> float:
-        """Seconds of one step."""
+        """Seconds of one step, compilation left out."""
         import jax
 
         start, compiling = time.monotonic(), self._compiled.seconds
-        micros, params = self._pack(), self._state['params']
-        grads, loss = self._compiled.zeros(params), 0.0
-        for batch in micros.batches:
-            scale = 1 / micros.weight
-            grads, sums = self._compiled.accumulate(grads, params, batch, scale, (0, 0))
-            loss += sums['loss']
-        self._state, _ = self._compiled.update(self._state, grads)
+        micros = self._pack()
+        loss, norm = self._take(micros.batches, 1 / micros.weight)
         jax.block_until_ready(self._state)
+        seconds = time.monotonic() - start - (self._compiled.seconds - compiling)
         if self.loss is None:
-            self.loss = float(loss) / micros.weight
-        return time.monotonic() - start - (self._compiled.seconds - compiling)
+            self.loss, self.norm = float(loss) / micros.weight, float(norm)
+        return seconds
 
-
-class _Torch:
-    """The same step, with transformers' model, padded batches and torch's AdamW."""
-
-    def __init__(self, shape, loss: str, encoded, batch: int):
-        import torch
-        import transformers
-
-        torch.manual_seed(0)
-        config = transformers.LlamaConfig(
-            vocab_size=shape.vocab_size,
-            hidden_size=shape.embed_dim,
-            intermediate_size=shape.mlp_dim,
-            num_hidden_layers=shape.num_layers,
-            num_attention_heads=shape.num_heads,
-            num_key_value_heads=shape.num_kv_heads,
-            tie_word_embeddings=True,
-            use_cache=False,
-        )
-        model = transformers.LlamaForCausalLM(config)
-        self._torch = torch
-        self._head = torch.nn.Linear(shape.embed_dim, 1)
-        torch.nn.init.normal_(self._head.weight, 5e-7, 1e-6)
-        self._model = model.train() if loss == 'sft' else model.model.train()
-        parameters = [*self._model.parameters()]
-        parameters += [] if loss == 'sft' else [*self._head.parameters()]
-        self._parameters = parameters
-        self._optimiser = torch.optim.AdamW(parameters, lr=7e-6, weight_decay=0.1)
-        self._batches = self._sft(encoded, batch) if loss == 'sft' else self._pairs(encoded, batch)
-        self._loss = self._sft_loss if loss == 'sft' else self._pair_loss
-        self._weight = sum(example.weight for example in encoded.examples)
-        self.loss: float | None = None
-
-    def step(self) -> float:
-        """Seconds of one step."""
-        start = time.monotonic()
-        total = 0.0
-        self._optimiser.zero_grad()
-        for batch in self._batches:
-            loss = self._loss(batch) / self._weight
-            loss.backward()
-            total += float(loss.detach())
-        self._torch.nn.utils.clip_grad_norm_(self._parameters, 1.0)
-        self._optimiser.step()
-        self.loss = total if self.loss is None else self.loss
-        return time.monotonic() - start
-
-    def _padded(self, sequences):
-        length = max(map(len, sequences))
-        tokens = np.zeros((len(sequences), length), np.int64)
-        mask = np.zeros((len(sequences), length), np.int64)
-        for i, sequence in enumerate(sequences):
-            tokens[i, : len(sequence)], mask[i, : len(sequence)] = sequence, 1
-        return self._torch.tensor(tokens), self._torch.tensor(mask)
-
-    def _sft(self, encoded, size: int) -> list:
-        batches = []
-        for start in range(0, len(encoded.examples), size):
-            part = encoded.examples[start : start + size]
-            tokens, mask = self._padded([example.sequences[0] for example in part])
-            labels = self._torch.full(tokens.shape, -100)
-            for i, example in enumerate(part):
-                length, prompt = len(example.sequences[0]), example.shareable[0] + 1
-                labels[i, prompt:length] = tokens[i, prompt:length]
-            batches.append(types.SimpleNamespace(tokens=tokens, mask=mask, labels=labels))
-        return batches
-
-    def _sft_loss(self, batch):
-        logits = self._model(input_ids=batch.tokens, attention_mask=batch.mask).logits
-        return self._torch.nn.functional.cross_entropy(
-            logits[:, :-1].flatten(0, 1), batch.labels[:, 1:].flatten(), reduction='sum'
-        )
-
-    def _pairs(self, encoded, size: int) -> list:
-        pairs = [
-            (example.sequences[i], example.sequences[j], weight)
-            for example in encoded.examples
-            for (i, j), weight in zip(example.pairs, example.pair_weights)
-        ]
-        batches = []
-        for start in range(0, len(pairs), size // 2):
-            chosen, rejected, weights = zip(*pairs[start : start + size // 2])
-            tokens, mask = self._padded([*chosen, *rejected])
-            weights = self._torch.tensor(np.array(weights))
-            batches.append(types.SimpleNamespace(tokens=tokens, mask=mask, weights=weights))
-        return batches
-
-    def _pair_loss(self, batch):
-        hidden = self._model(input_ids=batch.tokens, attention_mask=batch.mask).last_hidden_state
-        rows = self._torch.arange(len(hidden))
-        reward = self._head(hidden[rows, batch.mask.sum(1) - 1])[:, 0]
-        chosen, rejected = reward.chunk(2)
-        return -(batch.weights * self._torch.nn.functional.logsigmoid(chosen - rejected)).sum()
-
-
-def _peak(shape) -> float:
-    """FLOP/s of one large product of this model, in the dtype it trains in: the best of some."""
-    import jax
-    import jax.numpy as jnp
-
-    from rstar_jax.training import step
-
-    dtype = step.compute_dtype(_settings())
-    weight = jnp.ones((shape.mlp_dim, shape.embed_dim), dtype)
-    rows = jnp.ones((2048, shape.embed_dim), dtype)
-    product = jax.jit(lambda w, x: jnp.einsum('fd,td->ft', w, x))
-    product(weight, rows).block_until_ready()
-    best = float('inf')
-    for _ in range(20):
-        start = time.monotonic()
-        product(weight, rows).block_until_ready()
-        best = min(best, time.monotonic() - start)
-    return 2 * weight.size * rows.shape[0] / best
+    def _take(self, batches, scale: float):
+        """One step, as the trainer takes it -> (sum of losses, norm of the gradients)."""
+        compiled = self._compiled
+        if len(batches) == 1:
+            self._state, sums, norm = compiled.step(self._state, batches[0], scale, (0, 0))
+            return sums['loss'], norm
+        params, loss = self._state['params'], 0.0
+        grads = compiled.zeros(params)
+        for i, batch in enumerate(batches):
+            grads, sums = compiled.accumulate(grads, params, batch, scale, (0, i))
+            loss += sums['loss']
+        self._state, norm = compiled.update(self._state, grads)
+        return loss, norm

@@ -10,6 +10,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from rstar_jax.models.products import product
+
 MASKED = -1e30  # finite, so that a row without any visible key yields no NaN
 
 
@@ -22,10 +24,10 @@ def attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.
     *lead, length, heads, dim = q.shape
     kv_heads = k.shape[-2]
     q = q.reshape(*lead, length, kv_heads, heads // kv_heads, dim)
-    scores = jnp.einsum('...tkgd,...skd->...kgts', q, k, preferred_element_type=jnp.float32)
+    scores = product('...tkgd,...skd->...kgts', q, k)
     scores = jnp.where(mask[..., None, None, :, :], scores * dim**-0.5, MASKED)
     weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
-    out = jnp.einsum('...kgts,...skd->...tkgd', weights, v, preferred_element_type=jnp.float32)
+    out = product('...kgts,...skd->...tkgd', weights, v)
     return out.reshape(*lead, length, heads, dim).astype(q.dtype)
 
 

@@ -20,6 +20,7 @@ from jax import lax
 
 from rstar_jax.models import rope
 from rstar_jax.models.config import Config
+from rstar_jax.models.products import product
 
 Params = dict[str, Any]
 # Fewer rows in bfloat16 take XLA for CPUs longer than so many; other devices pad to as many anyway.
@@ -35,8 +36,7 @@ def matmul(x: jax.Array, weight: jax.Array) -> jax.Array:
     if count < FEW_ROWS and rows.dtype == jnp.bfloat16:
         # The barrier keeps the compiler from taking the rows away again.
         rows = lax.optimization_barrier(jnp.pad(rows, ((0, FEW_ROWS - count), (0, 0))))
-    dims = (((1,), (1,)), ((), ()))
-    y = lax.dot_general(rows, weight, dims, preferred_element_type=jnp.float32)
+    y = product('ri,oi->ro', rows, weight)
     return y[:count].reshape(*x.shape[:-1], weight.shape[0])
 
 
@@ -88,11 +88,19 @@ class Attention(nnx.Module):
             self.k_norm = Norm(dim, config.norm_eps)
 
     def __call__(self, x, cos, sin, attend, cache):
+        out, cache = attend(*self.project(x, cos, sin), cache)
+        return self.combine(out), cache
+
+    def project(self, x, cos, sin):
+        """q, k, v [..., T, heads, d] of x [..., T, D], q and k rotated."""
         q, k, v = (self._heads(dense(x)) for dense in (self.q, self.k, self.v))
         if hasattr(self, 'q_norm'):
             q, k = self.q_norm(q), self.k_norm(k)
-        out, cache = attend(rope.rotate(q, cos, sin), rope.rotate(k, cos, sin), v, cache)
-        return self.o(out.reshape(*x.shape[:-1], -1)), cache
+        return rope.rotate(q, cos, sin), rope.rotate(k, cos, sin), v
+
+    def combine(self, out):
+        """[..., T, D] of what the heads have read [..., T, H, d]."""
+        return self.o(out.reshape(*out.shape[:-2], -1))
 
     def _heads(self, x):
         return x.reshape(*x.shape[:-1], -1, self.dim)
@@ -107,7 +115,14 @@ class MLP(nnx.Module):
         self.down = Dense(config.mlp_dim, config.embed_dim, config.mlp_bias)
 
     def __call__(self, x):
-        return self.down(jax.nn.silu(self.gate(x)) * self.up(x))
+        return self.contract(*self.expand(x))
+
+    def expand(self, x):
+        """The inner values [..., F] of x [..., D]: gates before silu, and what they gate."""
+        return self.gate(x), self.up(x)
+
+    def contract(self, gates, values):
+        return self.down(jax.nn.silu(gates) * values)
 
 
 class Layer(nnx.Module):

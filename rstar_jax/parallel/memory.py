@@ -1,5 +1,8 @@
 """Bytes on devices: what arrays take, and what is free."""
 
+import contextlib
+import ctypes
+import gc
 import math
 import os
 from typing import Any
@@ -12,6 +15,14 @@ def bytes_on_a_device(tree: Any) -> int:
     """Bytes that arrays, or shapes with a sharding, take on one device."""
     leaves = jax.tree.leaves(tree)
     return sum(x.dtype.itemsize * math.prod(x.sharding.shard_shape(x.shape)) for x in leaves)
+
+
+def device_bytes(mesh: Mesh) -> int:
+    """Bytes that this host's smallest device has for programs; each CPU has a share."""
+    local = list(mesh.local_devices)
+    if local[0].platform == 'cpu':
+        return os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') // len(local)
+    return min((device.memory_stats() or {}).get('bytes_limit', 0) for device in local)
 
 
 def bytes_of_program(compiled: jax.stages.Compiled) -> int:
@@ -38,3 +49,10 @@ def _host_bytes() -> int:
         return int(rows['MemAvailable'].split()[0]) * 1024
     except (OSError, KeyError):  # no Linux: half of all
         return os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') // 2
+
+
+def give_memory_back() -> None:
+    """Returns to the system what was freed, which glibc would keep: 16 GB after an SFT."""
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError, TypeError):  # no glibc
+        ctypes.CDLL(None).malloc_trim(0)

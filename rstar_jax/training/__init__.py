@@ -122,20 +122,22 @@ def sft(
       policy: where to start; stays as it is. The tokens of the step language are added.
       config: attributes as in `default_sft`.
       directory: gets the states while training, then the model (checkpoints.load_policy), and
-        metrics.jsonl: loss, learning rate, norm of the gradients and tokens of each step, and what
-        the held-out gave after it where it was measured. With config.lora it gets the adapter in
-        PEFT's form in adapter/ (lora.save) as well.
+        metrics.jsonl: loss, learning rate, norm of the gradients, tokens, tokens_per_second and mfu
+        of each step, and what the held-out gave after it where it was measured. With config.lora it
+        gets the adapter in PEFT's form in adapter/ (lora.save) as well.
       mesh: with axes (data, fsdp, tensor), see models.sharding; None = the first device.
       progress: called with a dict of numbers after each micro batch: step, steps, loss,
-        tokens_per_second, seconds, seconds_left; after a measurement with what it gave as well.
+        tokens_per_second, mfu, seconds, seconds_left; after a step with the line of metrics.jsonl,
+        but for the speed, which is that of all steps, and after a measurement with what it gave.
       release: takes the arrays of `policy` over: memory for a model less.
 
     Returns:
       (policy with float32 parameters, low-rank parts merged into them, metrics): steps, loss_first,
       loss_last (means over the first and last tenth of the steps), examples, dropped, tokens,
-      tokens_per_second, padding_share, shared_prefix_tokens_share, seconds, compiles,
-      compile_seconds. On held-out problems (on the examples themselves where there is but one
-      problem): held_out, held_out_loss_before and _after, and form_before and _after, {mark:
+      tokens_per_second, mfu (share of the devices' peak, see training.flops), padding_share,
+      shared_prefix_tokens_share (tokens computed by tokens of the sequences one by one), seconds,
+      compiles, compile_seconds. On held-out problems (on the examples themselves where there is but
+      one problem): held_out, held_out_loss_before and _after, and form_before and _after, {mark:
       [places where it is likeliest, places where it is due]}, counted in the mark's tokens;
       examples.MARKS are the names. With keep='best', best_step and, in `_after`, what was measured
       there.
@@ -232,7 +234,8 @@ def ppm(
       examples: what config.loss learns from: 'pairwise', {prompt, pos, neg, pos_count, neg_count};
         'orm', {query, steps, correct}; 'pqm', {query, steps, values}; 'prm', {query, steps,
         labels}. An ORM in the ranking form is 'pairwise' on pairs of whole trajectories.
-      config: attributes as in `default_ppm`.
+      config: attributes as in `default_ppm`. With 'pairwise' a step's line in metrics.jsonl tells
+        of its pairs accuracy, the share ranked rightly, and margin, the mean of r(pos) - r(neg).
       trajectories: {query, steps, correct}; those of held-out problems give answer_accuracy.
       The others are those of `sft`.
 

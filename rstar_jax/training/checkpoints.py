@@ -54,7 +54,8 @@ class States:
         self._background = jax.default_backend() != 'cpu' if background is None else background
         options = ocp.CheckpointManagerOptions(max_to_keep=KEPT, create=True)
         path = pathlib.Path(directory).resolve() / folder
-        self._manager = ocp.CheckpointManager(path, options=options)
+        handlers = {'state': _handler(), 'about': ocp.JsonCheckpointHandler()}
+        self._manager = ocp.CheckpointManager(path, options=options, item_handlers=handlers)
 
     def save(self, step: int, state: Any, about: dict[str, Any]) -> None:
         """Writes the state after `step` steps, unless it is there; waits for the one before.
@@ -67,9 +68,7 @@ class States:
         self.wait()
         if step == self._manager.latest_step():
             return
-        args = ocp.args.Composite(
-            state=ocp.args.StandardSave(state), about=ocp.args.JsonSave(about)
-        )
+        args = ocp.args.Composite(state=ocp.args.PyTreeSave(state), about=ocp.args.JsonSave(about))
         self._manager.save(step, args=args)
         if not self._background:
             self.wait()
@@ -91,7 +90,7 @@ class States:
 
         like: as from `abstract`.
         """
-        args = ocp.args.Composite(state=ocp.args.StandardRestore(like))
+        args = ocp.args.Composite(state=_restore(like))
         return self._manager.restore(step, args=args)['state']
 
     def close(self) -> None:
@@ -102,6 +101,16 @@ class States:
 
     def __exit__(self, *error) -> None:
         self.close()
+
+
+def _handler() -> ocp.PyTreeCheckpointHandler:
+    """Compressed, weights take a tenth less, longer, and as much memory again while written."""
+    return ocp.PyTreeCheckpointHandler(use_compression=False)
+
+
+def _restore(like: Any) -> ocp.args.PyTreeRestore:
+    arguments = ocp.checkpoint_utils.construct_restore_args(like)
+    return ocp.args.PyTreeRestore(like, restore_args=arguments)
 
 
 def one_device() -> Mesh:
@@ -142,8 +151,8 @@ def save_model(model, directory: str | os.PathLike) -> None:
     marker = directory / 'model.json'
     if jax.process_index() == 0:
         marker.unlink(missing_ok=True)
-    with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(directory / 'params', model.params, force=True)
+    with ocp.Checkpointer(_handler()) as checkpointer:
+        checkpointer.save(directory / 'params', ocp.args.PyTreeSave(model.params), force=True)
     if jax.process_index() == 0:
         model.tokenizer.save_pretrained(directory / 'tokenizer')
     about = {
@@ -194,6 +203,6 @@ def _load(directory, kind: str, dtype: str, mesh):
     shapes = jax.tree.map(
         lambda s, place: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=place), shapes, where
     )
-    with ocp.StandardCheckpointer() as checkpointer:
-        params = checkpointer.restore(directory / 'params', shapes)
+    with ocp.Checkpointer(_handler()) as checkpointer:
+        params = checkpointer.restore(directory / 'params', _restore(shapes))
     return about, config, tokenizer, params

@@ -77,7 +77,10 @@ class LowRank(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         inner = decoders.matmul(x, self.a[...]).astype(x.dtype)
-        return self.dense(x) + (SCALE * decoders.matmul(inner, self.b[...])).astype(x.dtype)
+        low = (SCALE * decoders.matmul(inner, self.b[...])).astype(x.dtype)
+        # Ones, but no compiler knows: it would add anew in each place that reads the sum, and keep
+        # both parts for the backward pass. A division is too dear for that.
+        return (self.dense(x) + low) / (1 + 0 * jax.lax.stop_gradient(low))
 
 
 def bind(config, params: Params) -> decoders.Decoder:
@@ -129,7 +132,7 @@ def with_rows(decoder, embed: Params, tokens: jax.Array):
 def merge(frozen: dict[str, jax.Array], trained: Params) -> Params:
     """W + SCALE * B A, new rows in their tables, all in float32, each lying where its W lay.
 
-    frozen: flat, by path; is emptied on the way, so that no second copy of the model is in memory.
+    frozen: flat, by path; is deleted on the way, so that no second copy of the model is in memory.
     """
     trained = weights.flatten(trained)
     merged = {path: value for path, value in trained.items() if path.startswith('value_head/')}
@@ -145,7 +148,11 @@ def merge(frozen: dict[str, jax.Array], trained: Params) -> Params:
             function, more = _wide, ()
         more = [trained.get(f'{module}/{name}', frozen.get(f'{module}/{name}')) for name in more]
         weight = frozen.pop(path)
-        merged[path] = jax.jit(function, out_shardings=weight.sharding)(weight, *more)
+        # In its place, or deleted: whoever gave it to the training may hold it still.
+        donated = (0,) if weight.dtype == jnp.float32 else ()
+        run = jax.jit(function, out_shardings=weight.sharding, donate_argnums=donated)
+        merged[path] = run(weight, *more).block_until_ready()
+        weight.delete()
     return weights.nest(merged)
 
 

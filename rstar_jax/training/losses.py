@@ -40,9 +40,7 @@ def hidden_states(config, params, batch) -> jax.Array:
     tokens, positions, end = batch['tokens'], batch['positions'], batch['end']
     attend = attention.packed(end, positions)
     embed = {'weight': attention.whole_columns(params['embed']['weight'])}
-    decoder = lora.bind(config, {**params, 'embed': embed})
-    if recompute.needed(config, *tokens.shape):
-        decoder = recompute.layers_of(decoder)
+    decoder = recompute.layers_of(lora.bind(config, {**params, 'embed': embed}), *tokens.shape)
     decoder = lora.with_rows(decoder, params['embed'], tokens)
     hidden, _ = decoders.Decoder.__call__(decoder, tokens, positions, attend)
     return attention.rows_over_mesh(hidden)
@@ -95,7 +93,8 @@ def pairwise(config, params, batch, key, settings):
       divisor shrinks with the node, so the loss stays a weighted mean of its pairs' losses.
     - The last step of an epoch may have fewer pairs; its mean counts as much as any other step's.
 
-    Metrics: accuracy, the weight of pairs ranked rightly; pairs and pairs_right, their numbers.
+    Metrics: accuracy, the weight of pairs ranked rightly; margin, the weighted sum of r(x, pos) -
+    r(x, neg) as in the loss; pairs and pairs_right, their numbers.
     """
     hidden = hidden_states(config, params['decoder'], batch)
     keys = (None, None) if key is None else jax.random.split(key)
@@ -109,8 +108,10 @@ def pairwise(config, params, batch, key, settings):
         for side, side_key in zip(('chosen', 'rejected'), keys)
     )
     weights = batch['pair_weights']
+    better, worse = (heads.squash(TRAINED_ON[settings.squash], r) for r in (chosen, rejected))
     return pairwise_value(chosen, rejected, weights, settings.squash), {
         'accuracy': jnp.sum(weights * (chosen > rejected)),
+        'margin': jnp.sum(weights * (better - worse)),
         'pairs': jnp.sum(weights > 0),
         'pairs_right': jnp.sum((weights > 0) & (chosen > rejected)),
     }
@@ -213,13 +214,14 @@ def _forward(hidden, head, targets, weights, new=None):
     total, grad_hidden, grad_learnt = jax.lax.fori_loop(0, steps, body, start)
     back = jnp.argsort(_order(weights), axis=1)
     grad_hidden = jnp.take_along_axis(grad_hidden, back[..., None], axis=1)
-    grad_learnt = grad_learnt.astype(learnt.dtype)
+    # In float32 until they are multiplied: sums over tokens may be too large for float16.
     grads = (grad_learnt, None) if new is None else (None, (None, grad_learnt))
-    return total, (grad_hidden.astype(hidden.dtype), *grads)
+    return total, (grad_hidden, *grads, learnt)
 
 
 def _backward(residuals, cotangent):
-    grads = jax.tree.map(lambda grad: (grad * cotangent).astype(grad.dtype), residuals)
+    *grads, learnt = residuals
+    grads = jax.tree.map(lambda grad: (grad * cotangent).astype(learnt.dtype), grads)
     grad_hidden, grad_head, grad_new = grads
     return grad_hidden, grad_head, None, None, grad_new
 
@@ -271,12 +273,12 @@ def _logits(h, head, new) -> jax.Array:
 
 def _chunk_loss(logits, targets, weights):
     """Returns the loss sum and its gradient by the logits f32[V, r, t]."""
-    exponents = jnp.exp(logits - jnp.max(logits, axis=0))
-    total = jnp.sum(exponents, axis=0)
+    most = jnp.max(logits, axis=0)
+    log_total = most + jnp.log(jnp.sum(jnp.exp(logits - most), axis=0))
     right = jax.nn.one_hot(targets, logits.shape[0], dtype=jnp.bool_, axis=0)
-    log_total = jnp.max(logits, axis=0) + jnp.log(total)
     loss = jnp.sum(weights * (log_total - jnp.sum(jnp.where(right, logits, 0), axis=0)))
-    return loss, weights * (exponents / total - right)
+    # Computed again rather than kept: an array of the logits' size less.
+    return loss, weights * (jnp.exp(logits - log_total) - right)
 
 
 BY_NAME = {'sft': sft, 'pairwise': pairwise, 'orm': labelled, 'prm': labelled, 'pqm': pqm}

@@ -9,7 +9,6 @@ The worst step is one whose examples all have `length` tokens and share no prefi
 
 import collections
 import dataclasses
-import math
 import re
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -82,8 +81,8 @@ def plan(kind: str, settings, shape: models.Config, mesh: Mesh, memory: float) -
     if not settings.dtype:
         settings = settings.copy_and_resolve_references()
         settings.dtype = DTYPE
-    planned = Training(kind, settings, shape, mesh)
-    peak, work = planned.compile(memory)
+    planned = Training(kind, settings, shape, mesh, int(memory))
+    peak, work = planned.compile()
     needed, computed = planned.products()
     return Plan(
         mesh=dict(mesh.shape),
@@ -106,14 +105,14 @@ class Training:
       micros, held: see Plan.
     """
 
-    def __init__(self, kind: str, settings, shape: models.Config, mesh: Mesh):
-        self.settings, self.shape, self.mesh = settings, shape, mesh
+    def __init__(self, kind: str, settings, shape: models.Config, mesh: Mesh, memory: int):
+        self.settings, self.shape, self.mesh, self.memory = settings, shape, mesh, memory
         self.loss = 'sft' if kind == 'sft' else settings.loss
         # The vocabularies of published models have room for the marks.
         marked = kind == 'sft' and settings.marks == 'tokens'
         count = len(steps.SFT_TOKENS) if marked else 0
         self.new_rows = range(shape.vocab_size - count, shape.vocab_size)
-        self.compiled = Compiled(shape, settings, self.loss, mesh, STEPS, self.new_rows)
+        self.compiled = Compiled(shape, settings, self.loss, mesh, STEPS, self.new_rows, memory)
         self.state, self.frozen = self._shapes()
         self.held = parallel.bytes_on_a_device((self.state, self.frozen))
         self.micros = self._micros()
@@ -160,11 +159,11 @@ class Training:
         empty = packing.Micro(rows, length, [[]])
         return packing.fill(empty, [(example, packing.layout([nothing], [0]))], fields)
 
-    def compile(self, memory: float) -> tuple[int, Work | None]:
+    def compile(self) -> tuple[int, Work | None]:
         """-> (peak, work): see Plan. A training whose state does not fit is not compiled."""
         several = sum(self.micros.values()) > 1
         gradients = parallel.bytes_on_a_device(self.state['params'])
-        if self.held + several * gradients > memory:
+        if self.held + several * gradients > self.memory:
             return self.held + several * gradients, None
         name = 'accumulate' if several else 'step'
         batches = {micro: self._batch(*micro) for micro in self.micros}
@@ -180,7 +179,7 @@ class Training:
             beside = self.compiled.beside(name, self.state, self.frozen)
             used = program if isinstance(program, int) else parallel.bytes_of_program(program)
             peak = max(peak, beside + used)
-        if peak > memory or any(isinstance(program, int) for program in ready):
+        if peak > self.memory or any(isinstance(program, int) for program in ready):
             return peak, None
         return peak, self._work(calls, ready, seconds)
 
@@ -214,9 +213,12 @@ class Training:
 
     def products(self) -> tuple[float, float]:
         """FLOPs (needed, computed) of a step on all chips."""
-        with jax.set_mesh(self.mesh):
+        room = self.compiled.room(self.state['params'], self.frozen)
+        itemsize = jnp.dtype(self.settings.dtype).itemsize
+        with jax.set_mesh(self.mesh), recompute.room(room):
             parts = [
-                count * np.array(products(self.shape, self.settings.lora, self.loss, *micro))
+                count
+                * np.array(products(self.shape, self.settings.lora, self.loss, *micro, itemsize))
                 for micro, count in self.micros.items()
             ]
         needed, computed = np.sum(parts, axis=0)
@@ -224,31 +226,32 @@ class Training:
 
 
 def products(
-    shape: models.Config, rank: int, loss: str, rows: int, length: int
+    shape: models.Config, rank: int, loss: str, rows: int, length: int, itemsize: int
 ) -> tuple[float, float]:
     """FLOPs of a micro batch's matrix products: (needed, computed) as in Plan, on all chips.
 
-    In the mesh of jax.set_mesh, for what is computed again depends on it. A product's gradients
-    are two products of its size, one where its weight is frozen. rank: of LoRA, 0: without.
+    In the mesh of jax.set_mesh and in recompute.room, for what is computed again depends on them.
+    A product's gradients are two products of its size, that of a frozen weight is none. rank: of
+    LoRA, 0: without. itemsize: bytes of an activation.
     """
     tokens = rows * length
     layers = weights.flatten(models.decoder.abstract_params(shape, headless=True))
     dense = {path: x.shape for path, x in layers.items() if lora.DENSE.fullmatch(path)}
-    last = {path: x for path, x in dense.items() if '/down/' in path}
-    own, own_last = (2 * tokens * sum(map(math.prod, x.values())) for x in (dense, last))
-    low = 2 * tokens * rank * sum(map(sum, dense.values()))
-    low_last = 2 * tokens * rank * sum(outputs for outputs, _ in last.values())
+    own = 2 * tokens * sum(out * inputs for out, inputs in dense.values())
+    low = 2 * tokens * rank * sum(out + inputs for out, inputs in dense.values())
     head = 2 * tokens * shape.vocab_size * shape.embed_dim if loss == 'sft' else 0
+    seen, scored = (rows * n for n in _pairs(shape, length))
     each = 4 * shape.num_heads * shape.head_dim  # of a query and a key: score and weighted sum
-    seen, scored = (rows * each * n for n in _pairs(shape, length))
     ways = 2 if rank else 3
-    dense_and_head = ways * (own + head) + 3 * low
-    computed = dense_and_head + 3 * scored
-    if recompute.needed(shape, rows, length):  # the gradients need all but a layer's output
-        computed += own - own_last + low - low_last + scored
-    if length > attention.block_size(length):  # see attention.packed: the scores alone
-        computed += scored / 2
-    return dense_and_head + 3 * seen, computed
+    needed = ways * (own + head) + 3 * low + 3 * each * seen
+    again = recompute.whole_layers(shape, rows, length, itemsize)
+    # The attention's weights are computed again once more in blocks, see attention.packed.
+    inside = again and length > attention.block_size(length)
+    # What ends a layer is computed once: nothing behind it is computed again.
+    ends = [size for path, size in dense.items() if path.endswith('down/weight')]
+    last = 2 * tokens * sum(out * (inputs + rank) for out, inputs in ends)
+    computed = ways * (own + head) + 3 * low + again * (own + low - last)
+    return needed, computed + (4 + inside) * each * scored
 
 
 def _pairs(shape: models.Config, length: int) -> tuple[int, int]:

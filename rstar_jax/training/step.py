@@ -21,9 +21,11 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from rstar_jax import parallel
 from rstar_jax.errors import UserError
 from rstar_jax.models import sharding, weights
-from rstar_jax.training import checkpoints, lora, losses
+from rstar_jax.models.checkpoint import default_dtype
+from rstar_jax.training import checkpoints, lora, loss_scale, losses, recompute
 
 GIB = 2**30
+DTYPES = ('float32', 'bfloat16', 'float16')
 # Results of the functions whose first argument gives its memory to the first of them.
 RESULTS = {'step': 3, 'accumulate': 2, 'update': 2}
 
@@ -49,7 +51,7 @@ def optimiser(settings, steps: int, new_rows: Sequence[int] = ()) -> optax.Gradi
 
     `update` takes `frozen` besides, the weights that are not trained: see lora.split.
     """
-    clip = [optax.clip_by_global_norm(settings.grad_clip)] if settings.grad_clip else []
+    clip = [_clip(settings.grad_clip)] if settings.grad_clip else []
     return optax.chain(
         *clip,
         optax.scale_by_adam(mu_dtype=jnp.dtype(settings.moments)),
@@ -57,6 +59,20 @@ def optimiser(settings, steps: int, new_rows: Sequence[int] = ()) -> optax.Gradi
         optax.scale_by_learning_rate(schedule(settings, steps)),
         _at_rates(settings, np.array(new_rows, np.int32)),
     )
+
+
+def _clip(most: float) -> optax.GradientTransformation:
+    """Scales gradients whose global norm is above `most` down to it.
+
+    As optax.clip_by_global_norm, but by one factor: divided by the norm, the gradients would be a
+    second time in memory.
+    """
+
+    def update(grads, state, params=None):
+        factor = jnp.minimum(1.0, most / optax.global_norm(grads))
+        return jax.tree.map(lambda g: g * factor, grads), state
+
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
 
 
 def _matrices(params):
@@ -88,21 +104,35 @@ class Compiled:
     Attributes:
       count: number of compilations so far.
       seconds: time they took.
+      scales: whether the loss is scaled (float16): a step whose gradients are not finite is left
+        out then.
     """
 
     def __init__(
-        self, config, settings, loss: str, mesh: Mesh, steps: int, new_rows: Sequence[int] = ()
+        self,
+        config,
+        settings,
+        loss: str,
+        mesh: Mesh,
+        steps: int,
+        new_rows: Sequence[int] = (),
+        memory: int | None = None,
     ):
+        """memory: bytes of a device; None = what the device says."""
         self.mesh, self.count, self.seconds = mesh, 0, 0.0
+        self._memory = parallel.device_bytes(mesh) if memory is None else memory
         self._everywhere = NamedSharding(mesh, PartitionSpec())
         self._rows = NamedSharding(mesh, PartitionSpec(('data', 'fsdp')))
         self._config, self._settings, self._new_rows = config, settings, new_rows
         self._frozen: dict[str, Any] = {}  # weights that are not trained, all of them or none
         self._loss = loss
+        self._dtype = compute_dtype(settings)
+        self.scales = self._dtype == jnp.float16  # the loss, see loss_scale
         self._optimiser = optimiser(settings, steps, new_rows)
+        if self.scales:
+            self._optimiser = loss_scale.scaled(self._optimiser)
         self._schedule = schedule(settings, steps)
         self._ready: dict[tuple, Any] = {}
-        self._dtype = compute_dtype(settings)
 
     def learning_rate(self, step: int) -> float:
         return self._settings.learning_rate * float(self._schedule(step))
@@ -211,8 +241,21 @@ class Compiled:
             # Donated, for nobody holds it any longer: it comes back in the same place.
             donated, first = (0,), jax.tree.map(lambda x: x.sharding, args[0])
             out = (first, *[self._everywhere] * (RESULTS[name] - 1))
-        with jax.set_mesh(self.mesh):
+        room = 0  # nothing is kept where nothing is differentiated
+        if name in ('step', 'accumulate'):
+            params = args[0]['params'] if name == 'step' else args[1]
+            room = self.room(params, args[-1])
+        with jax.set_mesh(self.mesh), recompute.room(room):
             return jax.jit(function, donate_argnums=donated, out_shardings=out).lower(*args)
+
+    def room(self, params, frozen) -> int:
+        """Bytes on a device for activations: half of what the training leaves free there.
+
+        Counted from what the device has in all, so that a training that goes on compiles as before.
+        """
+        held = params, self.moments(params), frozen
+        gradients = parallel.bytes_on_a_device(params)
+        return (self._memory - parallel.bytes_on_a_device(held) - gradients) // 2
 
     def step(self, state, batch: Batch, scale: float, number: Sequence[int]):
         """A whole step of one micro batch -> (state, metric sums, norm of the gradients).
@@ -223,9 +266,16 @@ class Compiled:
         return self._run('step', batch, state, self._place(batch), *self._whole(scale, number))
 
     def accumulate(self, grads, params, batch: Batch, scale: float, number: Sequence[int]):
-        """Adds the gradients of scale * (loss of one micro batch) -> (grads, metric sums)."""
+        """Adds the gradients of scale * (loss of one micro batch) -> (grads, metric sums).
+
+        scale: as `scale_of` gives it.
+        """
         args = grads, params, self._place(batch), *self._whole(scale, number)
         return self._run('accumulate', batch, *args)
+
+    def scale_of(self, state, scale: float) -> float | jax.Array:
+        """`scale`, times the factor of loss_scale where the loss is scaled."""
+        return scale * state['optimiser'].factor if self.scales else scale
 
     def zeros(self, params):
         """Gradients before the first micro batch of a step."""
@@ -252,6 +302,7 @@ class Compiled:
         return self._ready[key](*args)
 
     def _step(self, state, batch, scale, number, frozen):
+        scale = self.scale_of(state, scale)
         grads, metrics = self._gradients(state['params'], frozen, batch, scale, number)
         state, norm = self._update(state, grads, frozen)
         return state, metrics, norm
@@ -262,9 +313,10 @@ class Compiled:
 
     def _update(self, state, grads, frozen):
         moments, params = state['optimiser'], state['params']
+        norm = optax.global_norm(grads) / self.scale_of(state, 1.0)
         updates, moments = self._optimiser.update(grads, moments, params, frozen=frozen)
         params = optax.apply_updates(params, updates)
-        return {'params': params, 'optimiser': moments}, optax.global_norm(grads)
+        return {'params': params, 'optimiser': moments}, norm
 
     def _evaluate(self, loss, params, batch, frozen):
         value, metrics = self._value(params, frozen, batch, None, loss)
@@ -292,8 +344,13 @@ class Compiled:
     def _place(self, batch: Batch) -> dict[str, jax.Array]:
         return {name: _spread(value, self._rows) for name, value in batch.items()}
 
-    def _whole(self, scale: float, number: Sequence[int]) -> tuple[jax.Array, ...]:
-        return tuple(_spread(value, self._everywhere) for value in _numbers(scale, number))
+    def _whole(self, scale: float | jax.Array, number: Sequence[int]) -> tuple[jax.Array, ...]:
+        there = isinstance(scale, jax.Array)
+        host_scale, number = _numbers(0.0 if there else scale, number)
+        return scale if there else self._copied(host_scale), self._copied(number)
+
+    def _copied(self, value: np.ndarray) -> jax.Array:
+        return _spread(value, self._everywhere)
 
 
 def _key(name: str, batch: Batch | None = None) -> tuple:
@@ -330,8 +387,19 @@ def _own(dtype: jnp.dtype, release: bool, leaf, where: NamedSharding) -> jax.Arr
     return made
 
 
-def compute_dtype(settings) -> Any:
-    """The dtype the network runs in: settings.dtype, or what the device is fast at."""
-    if settings.dtype:
-        return jnp.dtype(settings.dtype)
-    return jnp.dtype('float32' if jax.default_backend() == 'cpu' else 'bfloat16')
+def compute_dtype(settings) -> jnp.dtype:
+    """The dtype the network runs in: settings.dtype, or what the device is fast at.
+
+    Raises UserError: none of DTYPES.
+    """
+    if settings.dtype not in ('', *DTYPES):
+        raise UserError(f'dtype={settings.dtype!r}: expected one of {", ".join(DTYPES)}')
+    return jnp.dtype(settings.dtype or fast_dtype())
+
+
+def fast_dtype() -> str:
+    """What the device trains fast in: bfloat16, or float16 on GPUs that are older than it."""
+    device = jax.devices()[0]
+    if device.platform == 'gpu' and float(getattr(device, 'compute_capability', 8)) < 8:
+        return 'float16'
+    return default_dtype()

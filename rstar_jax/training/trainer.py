@@ -28,16 +28,18 @@ from absl import logging
 from rstar_jax import interrupts, parallel
 from rstar_jax.errors import UserError
 from rstar_jax.models.weights import to_host
-from rstar_jax.training import checkpoints, packing
+from rstar_jax.training import checkpoints, flops, packing
 from rstar_jax.training.examples import Encoded
-from rstar_jax.training.step import GIB, Compiled
+from rstar_jax.training.step import GIB, Compiled, compute_dtype
 
 Progress = Callable[[dict[str, float]], None]
 Measure = Callable[[Compiled, Any], dict[str, Any]]
 
+MOST_LEFT_OUT = 30  # steps in a row whose gradients are not finite in float16
+TOLD = ('loss', 'accuracy', 'margin')  # of the latest step, until the next one ends
 LOOKED = 64  # steps whose shapes are compiled before the first
 
-MEANS = ('loss', 'accuracy')  # metric sums that are divided by the weight
+MEANS = ('loss', 'accuracy', 'margin')  # metric sums that are divided by the weight
 # Settings that do not change what is learnt: a training may go on with others.
 FREE = ('log_every', 'checkpoint_minutes', 'form')
 
@@ -48,6 +50,7 @@ class Micros:
     Attributes:
       batches: what packing.fill makes, one for each.
       tokens: tokens of each that are no padding.
+      targets: of them, tokens whose successor (or value) is learnt.
       places: of all of them, padding included.
       alone: tokens, had every sequence been run by itself.
       weight: sum of the weights of all that is learnt.
@@ -64,6 +67,7 @@ class Micros:
         micros = packing.plan(sizes, pairs, lengths, budget, multiple)
         self.batches = [packing.fill(micro, items, encoded.fields) for micro in micros]
         self.tokens = [sum(sizes[i] for row in micro.members for i in row) for micro in micros]
+        self.targets = [np.count_nonzero(batch.get('weights', 0)) for batch in self.batches]
         self.places = sum(micro.rows * micro.length for micro in micros)
         self.alone = sum(example.alone for example in chosen)
         self.weight = float(sum(example.weight for example in chosen))
@@ -151,7 +155,8 @@ def train(
         if settings.keep == 'best':
             kept = stack.enter_context(checkpoints.States(directory, 'best'))
             best = _Best(kept, name, directory)
-        run = _Run(compiled, encoded, steps, settings, directory, progress, measure, best)
+        work = flops.work(config, loss, settings.lora)
+        run = _Run(compiled, encoded, steps, settings, directory, progress, measure, best, work)
         state, found = compiled.init(params, release), states.newest()
         if found is None:
             before = measure(compiled, state['params']) if measure else {}
@@ -163,6 +168,7 @@ def train(
             del state  # no two states in memory
             state = states.restore(start, like)
         run.prepare(state, start)
+        parallel.give_memory_back()  # what loading, measuring and compiling have left
         trained = run.steps(state, start, states, about)['params']
         del state
         after, more = run.measured, {}
@@ -249,16 +255,21 @@ class _Run:
       measured: what was found after the last step.
     """
 
-    def __init__(self, compiled, encoded, steps, settings, directory, progress, measure, best):
-        self._compiled, self._encoded, self._all = compiled, encoded, steps
+    def __init__(
+        self, compiled, encoded, steps, settings, directory, progress, measure, best, work
+    ):
+        self._compiled, self._encoded, self._all, self._work = compiled, encoded, steps, work
+        self._peak = parallel.peak_flops(compiled.mesh, compute_dtype(settings))
         self._settings, self._progress = settings, progress
         self._evaluate, self._best, self.measured = measure, best, {}
         self._path = pathlib.Path(directory) / 'metrics.jsonl'
         self._began = self._saved = self._logged = time.monotonic()
-        self._aside = 0.0  # seconds spent on measuring, compilation apart
+        self._aside = 0.0  # seconds that no step took: before the first, measuring; not compilation
         self._sizes = [len(indices) for _, indices in steps]
         self._start = 0
-        self._counts = {'tokens': 0, 'tokens_alone': 0, 'places': 0}
+        self._counts = {'tokens': 0, 'tokens_alone': 0, 'places': 0, 'flops': 0}
+        # Counts and busy seconds when the latest step had ended.
+        self._reached = dict(self._counts), 0.0
         self._log: list[dict[str, Any]] = []  # what metrics.jsonl holds
 
     def prepare(self, state, start: int) -> None:
@@ -286,6 +297,7 @@ class _Run:
         done = start
         try:
             self._resume(start)
+            self._aside += self._busy()
             self._measure(start, state['params'])  # where it was stopped before that
             upcoming = self._micros(start)
             for number in range(start, len(self._all)):
@@ -325,7 +337,6 @@ class _Run:
     def summary(self) -> dict[str, float]:
         """Figures of the whole training; rates are of the part that ran in this process."""
         seconds = time.monotonic() - self._began
-        busy = max(seconds - self._compiled.seconds - self._aside, 1e-9)
         losses = [line['loss'] for line in self._log]
         counts, ends = self._counts, max(1, len(losses) // 10)
         return {
@@ -333,13 +344,24 @@ class _Run:
             'loss_first': float(np.mean(losses[:ends])),
             'loss_last': float(np.mean(losses[-ends:])),
             'tokens': counts['tokens'],
-            'tokens_per_second': counts['tokens'] / busy,
+            **self._speed(),
             'padding_share': 1 - counts['tokens'] / max(1, counts['places']),
-            'shared_prefix_tokens_share': 1 - counts['tokens'] / max(1, counts['tokens_alone']),
+            'shared_prefix_tokens_share': counts['tokens'] / max(1, counts['tokens_alone']),
             'seconds': seconds,
             'compiles': self._compiled.count,
             'compile_seconds': self._compiled.seconds,
         }
+
+    def _busy(self) -> float:
+        """Seconds that the steps took so far."""
+        return time.monotonic() - self._began - self._compiled.seconds - self._aside
+
+    def _speed(self, before: tuple[dict[str, int], float] | None = None) -> dict[str, float]:
+        """Of all steps, or of what came since `before`, (counts, busy seconds)."""
+        counts, start = before or ({'tokens': 0, 'flops': 0}, 0.0)
+        seconds = max(self._busy() - start, 1e-9)
+        tokens, work = (self._counts[name] - counts[name] for name in ('tokens', 'flops'))
+        return {'tokens_per_second': tokens / seconds, 'mfu': work / seconds / self._peak}
 
     def _micros(self, number: int) -> Micros | None:
         if number >= len(self._all):
@@ -351,28 +373,34 @@ class _Run:
         compiled, params = self._compiled, state['params']
         scale = 1 / max(micros.weight, 1e-9)
         if len(micros.batches) == 1:
-            self._counts['tokens'] += micros.tokens[0]
+            self._count(micros, 0)
             self._tell(number, 0)
             return compiled.step(state, micros.batches[0], scale, (number, 0))
         grads, sums, last = compiled.zeros(params), {}, None
+        scale = compiled.scale_of(state, scale)
         for i, batch in enumerate(micros.batches):
             grads, new = compiled.accumulate(grads, params, batch, scale, (number, i))
             sums = {name: sums.get(name, 0) + value for name, value in new.items()}
             # One micro batch waits in the device's queue while another is computed, no more.
             jax.block_until_ready(last)
             last = new
-            self._counts['tokens'] += micros.tokens[i]
+            self._count(micros, i)
             self._tell(number, i / len(micros.batches))
         state, norm = compiled.update(state, grads)
         return state, sums, norm
+
+    def _count(self, micros: Micros, i: int) -> None:
+        tokens, targets = micros.tokens[i], micros.targets[i]
+        self._counts['tokens'] += tokens
+        self._counts['flops'] += self._work.of(tokens, targets)
 
     def _finish(self, number: int, micros: Micros, sums, norm) -> None:
         """Waits for a step; checks, writes and tells its metrics."""
         found = {name: float(value) for name, value in sums.items()}
         found = {n: v / max(micros.weight, 1e-9) if n in MEANS else v for n, v in found.items()}
-        found['grad_norm'] = float(norm)
+        found |= self._norm(float(norm))
         for name in ('loss', 'grad_norm'):
-            if not math.isfinite(found[name]):
+            if not math.isfinite(found.get(name, 0.0)):
                 raise UserError(
                     f'step {number + 1} of {len(self._all)}: {name} is {found[name]}; lower '
                     f'learning_rate (now {self._settings.learning_rate:g}), and look for the cause '
@@ -383,39 +411,53 @@ class _Run:
         line = {'step': number + 1, 'epoch': self._all[number][0]}
         line |= {'learning_rate': self._compiled.learning_rate(number)} | found
         line |= {'tokens': sum(micros.tokens), 'micro_batches': len(micros.batches)}
+        line |= self._speed(self._reached)
+        self._reached = dict(self._counts), self._busy()
         self._log.append(line)
         if parallel.is_first():
             with open(self._path, 'a', encoding='utf-8') as file:
                 file.write(json.dumps(line) + '\n')
         self._tell(number + 1, 0, line)
 
+    def _norm(self, norm: float) -> dict[str, float | bool]:
+        """What the log says of the gradients' norm: where the loss is scaled, a step without a
+        finite one was left out."""
+        if math.isfinite(norm) or not self._compiled.scales:
+            return {'grad_norm': norm}
+        latest = [line.get('left_out') for line in self._log[-MOST_LEFT_OUT:]]
+        if latest.count(True) == MOST_LEFT_OUT:
+            raise UserError(
+                f'training: the gradients of {MOST_LEFT_OUT} steps in a row are not finite in '
+                'float16: train with dtype=float32'
+            )
+        return {'left_out': True}
+
     def _tell(self, number: int, share: float, line: dict[str, float] | None = None) -> None:
         """Calls `progress`, logs now and then. number: steps done; share: of the next one."""
-        now = time.monotonic()
-        busy = now - self._began - self._compiled.seconds - self._aside
+        now, busy = time.monotonic(), self._busy()
         done = sum(self._sizes[self._start : number])
         done += share * self._sizes[number] if share else 0
         left = sum(self._sizes[self._start :]) - done
         numbers = {
             'step': number,
             'steps': len(self._all),
-            'tokens_per_second': self._counts['tokens'] / max(busy, 1e-9),
             'seconds': now - self._began,
             'seconds_left': busy / done * left if done else math.nan,
         }
         if self._log:
-            numbers['loss'] = self._log[-1]['loss']
-        numbers |= line or {}
+            numbers |= {name: self._log[-1][name] for name in TOLD if name in self._log[-1]}
+        numbers |= (line or {}) | self._speed()
         if self._progress is not None:
             self._progress(numbers)
         if now - self._logged >= self._settings.log_every:
             self._logged = now
             logging.info(
-                'step %d/%d  loss %.4f  %.0f tokens/s  %.0f s left',
+                'step %d/%d  loss %.4f  %.0f tokens/s  %.0f %% of peak  %.0f s left',
                 number,
                 len(self._all),
                 numbers.get('loss', math.nan),
                 numbers['tokens_per_second'],
+                100 * numbers['mfu'],
                 numbers['seconds_left'],
             )
 

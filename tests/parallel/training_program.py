@@ -30,7 +30,7 @@ def pairs(rng):
 
 def settings(default, **changes):
     shape = dict(epochs=2, batch_size=4, length=192, learning_rate=1e-3, held_out=0.3)
-    default.update(shape | changes)
+    default.update({'dtype': 'float32'} | shape | changes)
     return default
 
 

@@ -113,8 +113,7 @@ def test_cross_entropy_equals_torch_with_gradients(monkeypatch, chunk):
 
 
 @pytest.mark.parametrize('tied, kept', [(True, 2**40), (False, 0)])
-def test_packed_sft_equals_sequences_one_by_one(monkeypatch, tied, kept):
-    monkeypatch.setattr(recompute, 'KEPT_BYTES', kept)
+def test_packed_sft_equals_sequences_one_by_one(tied, kept):
     shape = config(tie_embeddings=tied, num_layers=2)
     params = params_of(shape)
     sequences = random_sequences(6)
@@ -138,7 +137,8 @@ def test_packed_sft_equals_sequences_one_by_one(monkeypatch, tied, kept):
     def function(params):
         return losses.sft(shape, params, batch, None, SETTINGS)[0]
 
-    value, gradients = jax.jit(jax.value_and_grad(function))(params)
+    with recompute.room(kept):
+        value, gradients = jax.jit(jax.value_and_grad(function))(params)
     expected, expected_gradients = jax.jit(jax.value_and_grad(reference))(params)
     assert float(value) == pytest.approx(float(expected), rel=1e-5)
     close(gradients, expected_gradients)
@@ -304,28 +304,3 @@ def test_blocks_of_queries_equal_plain_attention(monkeypatch, window):
                 out[0, at][: len(places)], expected[: len(places)], atol=2e-6
             )
         start += len(laid.tokens)
-
-
-def test_recomputed_layers_take_little_memory(monkeypatch):
-    shape = config(num_layers=4, mlp_dim=512)
-    params = decoders.abstract_params(shape)
-    names = ('tokens', 'positions', 'end', 'targets', 'weights')
-    batch = {
-        name: jax.ShapeDtypeStruct((4, 256), jnp.float32 if name == 'weights' else jnp.int32)
-        for name in names
-    }
-
-    def bytes_used(kept):
-        monkeypatch.setattr(recompute, 'KEPT_BYTES', kept)
-        loss = jax.jit(jax.grad(lambda p, b: losses.sft(shape, p, b, None, SETTINGS)[0]))
-        return loss.lower(params, batch).compile().memory_analysis().temp_size_in_bytes
-
-    # It is the optimiser that would undo it.
-    jax.config.update('jax_disable_most_optimizations', False)
-    try:
-        assert bytes_used(0) < 0.5 * bytes_used(2**40)
-    finally:
-        jax.config.update('jax_disable_most_optimizations', True)
-    monkeypatch.setattr(recompute, 'KEPT_BYTES', 3 * 2**30)
-    qwen = config(num_layers=24, embed_dim=896, mlp_dim=4864, num_heads=14)
-    assert recompute.needed(qwen, 4, 1024) and not recompute.needed(qwen, 1, 512)

@@ -62,7 +62,8 @@ def solutions(count):
 
 def settings(**changes):
     config = training.default_sft()
-    config.update({'batch_size': 4, 'length': 256, 'held_out': 0.1} | changes)
+    shape = {'dtype': 'float32', 'batch_size': 4, 'length': 256, 'held_out': 0.1}
+    config.update(shape | changes)
     return config
 
 

@@ -93,13 +93,14 @@ def trajectory_examples():
 def sft_settings(**changes):
     config = training.default_sft()
     shape = dict(epochs=2, batch_size=4, length=128, learning_rate=1e-2, held_out=0.0, form=0.0)
-    config.update(shape | changes)
+    config.update({'dtype': 'float32'} | shape | changes)
     return config
 
 
 def ppm_settings(**changes):
     config = training.default_ppm()
-    config.update(dict(epochs=3, batch_size=16, length=96, learning_rate=3e-3) | changes)
+    shape = dict(epochs=3, batch_size=16, length=96, learning_rate=3e-3)
+    config.update({'dtype': 'float32'} | shape | changes)
     return config
 
 
@@ -132,6 +133,10 @@ def test_sft_memorises_and_leaves_its_start_alone(policy, tmp_path):
     assert lines[0]['learning_rate'] == pytest.approx(1e-2)
     assert lines[40]['learning_rate'] == pytest.approx(0.5e-2)
     assert seen[-1]['step'] == 80 and seen[-1]['seconds_left'] == 0
+    assert 0 < metrics['shared_prefix_tokens_share'] <= 1
+    of_all = (metrics['tokens_per_second'], metrics['mfu'])
+    assert all(line['mfu'] / line['tokens_per_second'] > 0 for line in lines) and min(of_all) > 0
+    assert {'learning_rate', 'grad_norm', 'tokens_per_second', 'mfu'} <= seen[-1].keys()
     assert not (tmp_path / 'state').exists()
 
 
@@ -186,10 +191,9 @@ def test_killed_and_resumed_training_ends_with_the_same_bits(policy, tmp_path, k
     for name in metrics:
         if 'loss' in name or 'accuracy' in name:
             assert metrics[name] == resumed_metrics[name]
-    logs = [
-        [json.loads(line) for line in (folder / 'metrics.jsonl').read_text().splitlines()]
-        for folder in (tmp_path / 'whole', parts)
-    ]
+    logs = [log_of(folder) for folder in (tmp_path / 'whole', parts)]
+    for line in (*logs[0], *logs[1]):
+        assert line.pop('tokens_per_second') > 0 < line.pop('mfu')  # by the clock
     assert logs[0] == logs[1]
 
 
@@ -498,7 +502,10 @@ def test_ppm_learns_a_planted_preference(policy, tmp_path):
     assert metrics['pair_accuracy_after'] == 1
     assert metrics['loss_last'] < metrics['loss_first']
     assert metrics['held_out_loss_after'] < metrics['held_out_loss_before']
-    assert metrics['shared_prefix_tokens_share'] > 0.4
+    assert metrics['shared_prefix_tokens_share'] < 0.6
+    first, last = (log_of(tmp_path)[i] for i in (0, -1))
+    assert first['margin'] == pytest.approx(0, abs=1e-2)
+    assert last['accuracy'] == 1 and last['margin'] > 1  # of tanh(r), which ends at 2
     loaded = checkpoints.load_ppm(tmp_path)
     assert loaded.squash == 'tanh' and same(loaded.params, ppm.params)
     prompt = steps.prompt('fff ggg hhh') + '<code>\n'

@@ -1,0 +1,39 @@
+"""Products whose sums are float32, forwards and backwards, whatever their operands' dtype."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def product(spec: str, a: jax.Array, b: jax.Array) -> jax.Array:
+    """einsum(spec, a, b) -> f32; the backward products run in the operands' dtype too.
+
+    JAX's own derivative multiplies the float32 gradient as it is, at a fraction of the speed that
+    a device has in bfloat16.
+
+    spec: 'x,y->z', of which each letter stands in two of x, y, z at least.
+    """
+    return _wide(spec, a, b)
+
+
+def _wide(spec, a, b):
+    return jnp.einsum(spec, a, b, preferred_element_type=jnp.float32)
+
+
+def _forward(spec, a, b):
+    return _wide(spec, a, b), (a, b)
+
+
+def _backward(spec, operands, gradient):
+    a, b = operands
+    of, out = spec.split('->')
+    of_a, of_b = of.split(',')
+    gradient = gradient.astype(jnp.result_type(a, b))
+    grad_a = _wide(f'{out},{of_b}->{of_a}', gradient, b)
+    grad_b = _wide(f'{out},{of_a}->{of_b}', gradient, a)
+    return grad_a.astype(a.dtype), grad_b.astype(b.dtype)
+
+
+product.defvjp(_forward, _backward)

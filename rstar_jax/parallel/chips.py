@@ -1,0 +1,91 @@
+"""What chips are capable of: makers' figures, or a measurement where there are none."""
+
+import dataclasses
+import functools
+import math
+import time
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.sharding import Mesh
+
+GIB = 2**30
+SIDE = 1024  # of the product that is measured
+SECONDS = 0.2  # of measuring, compilation apart
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """A chip's limits: bytes a program may use (a TPU compiler's own limit, elsewhere the memory),
+    bfloat16 FLOP/s of the matrix units without sparsity, bytes/s of its memory, and of a TPU
+    bytes/s that it receives over all its links to other chips: half of the maker's "bidirectional
+    ICI bandwidth per chip".
+
+    The makers' figures; TPU: https://docs.cloud.google.com/tpu/docs/v5e, .../v6e, .../v5p.
+    """
+
+    memory: float
+    flops: float
+    bandwidth: float
+    links: float = 0.0
+
+
+CHIPS = {  # by how device_kind begins
+    'TPU v5 lite': Chip(15.75 * GIB, 197e12, 819e9, 200e9),
+    'TPU v6 lite': Chip(31.25 * GIB, 918e12, 1640e9, 400e9),
+    'TPU v5': Chip(95.74 * GIB, 459e12, 2765e9, 600e9),
+    'NVIDIA H200': Chip(141e9, 989e12, 4800e9),
+    'NVIDIA H200 NVL': Chip(141e9, 835e12, 4800e9),
+    'NVIDIA H100': Chip(80e9, 989e12, 3350e9),
+    'NVIDIA H100 NVL': Chip(94e9, 835e12, 3900e9),
+    'NVIDIA H100 PCIe': Chip(80e9, 756e12, 2000e9),
+    'NVIDIA A100': Chip(80e9, 312e12, 2039e9),
+    'NVIDIA A100 80GB PCIe': Chip(80e9, 312e12, 1935e9),
+    'NVIDIA A100-SXM4-40GB': Chip(40e9, 312e12, 1555e9),
+    'NVIDIA A100-PCIE-40GB': Chip(40e9, 312e12, 1555e9),
+    'NVIDIA L4': Chip(24e9, 121e12, 300e9),
+    'Tesla T4': Chip(16e9, 65e12, 320e9),  # in float16: it has no bfloat16
+}
+
+
+def find_chip(device_kind: str) -> Chip | None:
+    """The chip of that `jax.Device.device_kind`: the longest name that it begins with, or None."""
+    words = f'{device_kind} '.replace('-', ' ')
+    names = [name for name in CHIPS if words.startswith(f'{name} '.replace('-', ' '))]
+    return CHIPS[max(names, key=len)] if names else None
+
+
+def peak_flops(mesh: Mesh, dtype) -> float:
+    """FLOP/s of all devices of `mesh` in products of `dtype`.
+
+    The table's in bfloat16 on the chips that it has; elsewhere what a large product reaches on the
+    first device of this process, measured once in a process.
+    """
+    device, dtype = mesh.local_devices[0], jnp.dtype(dtype)
+    chip = find_chip(device.device_kind)
+    if chip is not None and dtype == jnp.bfloat16:
+        return mesh.size * chip.flops
+    # The CPU devices of a process are one processor, and each of them runs on all of its cores.
+    processes = len({device.process_index for device in mesh.devices.flat})
+    return (processes if device.platform == 'cpu' else mesh.size) * _measured(device, dtype)
+
+
+@functools.cache
+def _measured(device: jax.Device, dtype: jnp.dtype) -> float:
+    """FLOP/s of one product, as the decoder has them: the best of some."""
+
+    def product(weight, x):
+        return lax.dot_general(
+            weight, x, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32
+        )
+
+    side = jax.device_put(jnp.ones((SIDE, SIDE), dtype), device)
+    run = jax.jit(product).lower(side, side).compile()
+    run(side, side).block_until_ready()
+    best, end = math.inf, time.perf_counter() + SECONDS
+    while time.perf_counter() < end:
+        start = time.perf_counter()
+        run(side, side).block_until_ready()
+        best = min(best, time.perf_counter() - start)
+    return 2 * SIDE**3 / best

@@ -1,0 +1,83 @@
+"""The training bench on a tiny model: its figures, that both sides agree, and what it refuses."""
+
+import numpy as np
+import pytest
+
+from rstar_jax.bench import training
+from rstar_jax.errors import UserError
+
+
+@pytest.fixture(scope='module')
+def figures():
+    return training.run(model='tiny', dtypes='float32', examples=2, nodes=1, repeats=1, lora=4)
+
+
+def test_figures(figures):
+    for name in ('sft', 'ppm'):
+        ours, theirs = (figures[f'{name}_{x}tokens_per_second'] for x in ('', 'torch_'))
+        assert figures[f'{name}_ratio_vs_torch'] == pytest.approx(ours / theirs)
+        assert figures[f'{name}_loss_difference'] < 1e-3 > figures[f'{name}_norm_difference']
+    for name in ('matmul_peak_share', 'ppm_matmul_peak_share', 'lora_matmul_peak_share'):
+        assert figures[name] > 0
+    assert figures['lora_tokens_per_second'] > 0
+    # 4 sides behind a prefix are 8 rows of pairs.
+    encoded = training._pair_data(np.random.default_rng(0), 1, 1024, 1)
+    (example,) = encoded.examples
+    prefix = len(example.sequences[0])
+    while len({tuple(side[:prefix]) for side in example.sequences}) > 1:
+        prefix -= 1
+    steps = [len(side) - prefix for side in example.sequences]
+    computed = prefix + sum(steps)
+    assert figures['shared_prefix_tokens_share'] == pytest.approx(
+        computed / (8 * prefix + 2 * sum(steps))
+    )
+
+
+def test_bytes_of_a_parameter(figures):
+    """float32 and two moments and a gradient; with LoRA the frozen weight and little else."""
+    assert figures['bytes_per_parameter'] == pytest.approx(16, abs=0.01)
+    shape = training._shape('tiny')
+    count = 1024 * 128 + 3 * (2 * 128 * 128 + 2 * 128 * 64 + 3 * 128 * 512 + 2 * 128) + 128
+    dense = 3 * (2 * (128 + 128) + 2 * (128 + 64) + 3 * (128 + 512))
+    assert shape.num_layers == 3
+    expected = 4 + 16 * 4 * dense / count
+    assert figures['lora_bytes_per_parameter'] == pytest.approx(expected, abs=0.01)
+    assert figures['lora_gflops_per_token'] > 0
+    assert figures['peak_gib_recomputed'] < figures['peak_gib']
+
+
+def test_bfloat16_is_measured_on_fewer_layers_where_it_crawls(monkeypatch):
+    monkeypatch.setattr(training, '_crawls', lambda dtype: dtype == 'bfloat16')
+    monkeypatch.setattr(training, '_low_rank', lambda task, rank: {})
+    tasks = []
+    monkeypatch.setattr(training, '_compare', lambda task: tasks.append(task) or {'x': 1.0})
+    assert training.run(model='tiny', slow_layers=2) == {'x': 1.0, 'x_bfloat16': 1.0}
+    whole, part = tasks
+    assert (whole.dtype, whole.shape.num_layers, whole.examples) == ('float32', 3, 7)
+    assert (part.dtype, part.shape.num_layers, part.examples) == ('bfloat16', 2, 2)
+
+
+def test_both_sides_agree_in_bfloat16():
+    task = training._Task(training._shape('tiny'), 'bfloat16', 1, 1, 2, 1, 0, shorter=4)
+    figures = training._compare(task)
+    assert figures['sft_loss_difference'] < 2e-2 > figures['ppm_loss_difference']
+
+
+def test_losses_that_differ_are_an_error():
+    task = training._Task(training._shape('tiny'), 'float32', 1, 1, 2, 1, 0)
+    assert training._agree(task, 'sft', 'loss', 1.0005, 1.0) == pytest.approx(5e-4)
+    for value in (1.01, float('nan')):
+        with pytest.raises(RuntimeError, match='sft in float32: the first loss is'):
+            training._agree(task, 'sft', 'loss', value, 1.0)
+
+
+@pytest.mark.parametrize(
+    ('settings', 'message'),
+    [
+        ({'model': 'none/such'}, 'none/such: its shape is not known'),
+        ({'dtypes': 'float16'}, '--dtypes=float16: expected some of float32,bfloat16'),
+    ],
+)
+def test_wrong_settings(settings, message):
+    with pytest.raises(UserError, match=message):
+        training.run(**settings)

@@ -1,0 +1,61 @@
+"""Products and their derivatives, in float32 and in bfloat16."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rstar_jax import models
+from rstar_jax.models import attention, decoder
+from rstar_jax.models.products import product
+
+SPECS = {
+    'ri,oi->ro': ((5, 3), (4, 3)),
+    '...tkgd,...skd->...kgts': ((2, 5, 2, 3, 4), (2, 6, 2, 4)),
+    '...kgts,...skd->...tkgd': ((2, 2, 3, 5, 6), (2, 6, 2, 4)),
+}
+
+
+@pytest.mark.parametrize('spec', SPECS)
+def test_derivatives_are_jaxs_own_in_float32(spec):
+    rng = np.random.default_rng(0)
+    a, b = (jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in SPECS[spec])
+
+    def gradients(function):
+        value, back = jax.vjp(function, a, b)
+        return value, *back(jnp.sin(value))
+
+    ours = gradients(lambda a, b: product(spec, a, b))
+    expected = gradients(lambda a, b: jnp.einsum(spec, a, b))
+    for one, other in zip(ours, expected):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+
+
+def test_every_product_of_a_bfloat16_network_has_bfloat16_operands():
+    shape = models.Config('llama', 50, 16, 24, 2, 4, 2, 4, tie_embeddings=True)
+    params = decoder.init_params(shape, jax.random.key(0), 'bfloat16')
+    tokens = jnp.arange(12).reshape(1, 12)
+
+    def loss(params):
+        hidden, _ = decoder.bind(shape, params)(tokens, tokens, attention.full())
+        return jnp.sum(jnp.square(hidden.astype(jnp.float32)))
+
+    operands = _operands(jax.make_jaxpr(jax.grad(loss))(params).jaxpr)
+    assert len(operands) == 3 * 2 * (7 + 2)  # three of each product, two layers
+    assert set(operands) == {(jnp.bfloat16, jnp.bfloat16)}
+
+
+def _operands(jaxpr) -> list[tuple]:
+    """Dtypes of the operands of all products inside."""
+    found = []
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == 'dot_general':
+            found.append(tuple(x.aval.dtype.type for x in equation.invars))
+        for inner in jax.tree.leaves(
+            list(equation.params.values()), is_leaf=lambda x: hasattr(x, 'eqns')
+        ):
+            if hasattr(inner, 'eqns'):
+                found += _operands(inner)
+            elif hasattr(inner, 'jaxpr'):
+                found += _operands(inner.jaxpr)
+    return found

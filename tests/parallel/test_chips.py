@@ -1,0 +1,46 @@
+"""Peaks: the makers' where the chip is known, else measured, of all devices together."""
+
+import jax
+import numpy as np
+import pytest
+
+from rstar_jax.parallel import chips, local_mesh, peak_flops
+
+
+@pytest.mark.parametrize(
+    ('kind', 'tera'),
+    [
+        ('TPU v5 lite', 197),
+        ('TPU v5', 459),
+        ('NVIDIA H100 80GB HBM3', 989),
+        ('NVIDIA H100 PCIe', 756),
+        ('NVIDIA A100-SXM4-80GB', 312),
+        ('NVIDIA L4', 121),
+        ('Tesla T4', 65),
+    ],
+)
+def test_a_chip_is_found_by_how_its_kind_begins(kind, tera):
+    assert chips.find_chip(kind).flops == tera * 1e12
+
+
+@pytest.mark.parametrize('kind', ['cpu', 'NVIDIA L40S', 'TPU v9', 'NVIDIA'])
+def test_others_are_not_known(kind):
+    assert chips.find_chip(kind) is None
+
+
+def test_the_table_is_of_bfloat16_and_of_one_chip(monkeypatch):
+    mesh = local_mesh(devices=jax.devices()[:4])
+    monkeypatch.setitem(chips.CHIPS, 'cpu', chips.Chip(1.0, 5e9, 1.0))
+    monkeypatch.setattr(chips, '_measured', lambda device, dtype: 7e9)
+    assert peak_flops(mesh, 'bfloat16') == 4 * 5e9
+    # The fake devices are one processor.
+    assert peak_flops(mesh, 'float32') == 7e9
+
+
+def test_what_is_not_known_is_measured_once(monkeypatch):
+    chips._measured.cache_clear()
+    monkeypatch.setattr(chips, 'SECONDS', 1e-3)
+    one, all_ = (local_mesh(devices=jax.devices()[:n]) for n in (1, 8))
+    peak = peak_flops(one, np.float32)
+    assert peak > 0 and peak_flops(all_, 'float32') == peak
+    chips._measured.cache_clear()

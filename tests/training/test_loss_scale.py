@@ -1,0 +1,102 @@
+"""Training in float16: the scaled loss alone, and in the trainer's own functions."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from rstar_jax import models, training
+from rstar_jax.errors import UserError
+from rstar_jax.models import decoder
+from rstar_jax.training import checkpoints, loss_scale, packing, step, trainer
+from rstar_jax.training.examples import Encoded
+
+SHAPE = models.Config('llama', 64, 32, 48, 2, 4, 2, 8, tie_embeddings=True)
+
+
+def test_steps_that_are_not_finite_are_left_out_and_halve_the_factor(monkeypatch):
+    monkeypatch.setattr(loss_scale, 'PATIENCE', 2)
+    inner = optax.adamw(0.1)
+    scaled = loss_scale.scaled(inner)
+    params = {'w': jnp.arange(3.0)}
+    state, plain = scaled.init(params), inner.init(params)
+    grads = {'w': jnp.array([1.0, -2.0, 3.0])}
+    for bad in (jnp.inf, jnp.nan):
+        before = state
+        updates, state = scaled.update({'w': grads['w'].at[1].set(bad)}, state, params)
+        assert np.array_equal(updates['w'], np.zeros(3))
+        assert state.factor == before.factor / 2
+        assert jax.tree.all(jax.tree.map(np.array_equal, state.inner, before.inner))
+    factors = []
+    for _ in range(4):
+        expected, plain = inner.update(grads, plain, params)
+        updates, state = scaled.update({'w': state.factor * grads['w']}, state, params)
+        np.testing.assert_allclose(updates['w'], expected['w'], rtol=1e-6)
+        factors.append(float(state.factor / loss_scale.START))
+    assert factors == [1 / 4, 1 / 2, 1 / 2, 1]
+
+
+def settings(dtype):
+    config = training.default_sft()
+    config.update(dict(dtype=dtype, length=128, batch_size=2, learning_rate=1e-3))
+    return config
+
+
+def encoded():
+    rng = np.random.default_rng(0)
+    made = Encoded({'targets': np.int32, 'weights': np.float32}, 128)
+    for _ in range(4):
+        tokens = rng.integers(1, 60, 24).astype(np.int32)
+        fields = {
+            'targets': np.append(tokens[1:], 0).astype(np.int32),
+            'weights': np.ones(24, np.float32),
+        }
+        made.add('q', packing.Example((tokens,), (0,), (fields,)))
+    return made
+
+
+def gradients(dtype, scale, factor=None):
+    """Gradients by the trainer's functions of `scale` times the loss, as float32 of that loss."""
+    config, mesh, examples = settings(dtype), checkpoints.one_device(), encoded()
+    compiled = step.Compiled(SHAPE, config, 'sft', mesh, 4)
+    state = compiled.init(decoder.init_params(SHAPE, jax.random.key(0)))
+    (batch,) = trainer.Micros(examples, range(4), config, mesh).batches
+    by = compiled.scale_of(state, scale) if factor is None else factor * scale
+    zeros = compiled.zeros(state['params'])
+    grads, _ = compiled.accumulate(zeros, state['params'], batch, by, (0, 0))
+    return np.concatenate([np.ravel(x) for x in jax.tree.leaves(grads)]) / by
+
+
+def test_gradients_that_float16_would_lose_are_kept():
+    expected = gradients('float32', 1e-6)
+
+    def error(found):
+        return np.linalg.norm(found - expected) / np.linalg.norm(expected)
+
+    assert error(gradients('float16', 1e-6)) < 0.02
+    assert error(gradients('float16', 1e-6, factor=1.0)) > 0.3
+
+
+def test_a_training_in_float16_ends_near_one_in_float32(tmp_path):
+    policy = models.Policy(SHAPE, None, decoder.init_params(SHAPE, jax.random.key(0)))
+    losses = {}
+    for dtype in ('float32', 'float16'):
+        _, _, found = trainer.train(
+            SHAPE,
+            policy.params,
+            encoded(),
+            range(4),
+            'sft',
+            settings(dtype),
+            tmp_path / dtype,
+            name='x',
+        )
+        losses[dtype] = found['loss_first'], found['loss_last']
+    assert losses['float16'] == pytest.approx(losses['float32'], rel=2e-3)
+    assert losses['float16'][1] < losses['float16'][0] - 0.01
+
+
+def test_unknown_dtypes_are_told():
+    with pytest.raises(UserError, match=r"^dtype='float17': expected one of float32, bfloat16, fl"):
+        step.compute_dtype(settings('float17'))

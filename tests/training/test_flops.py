@@ -10,6 +10,7 @@ from rstar_jax.training import checkpoints, flops, packing, step, trainer
 from rstar_jax.training.examples import PAIR_FIELDS, SFT_FIELDS, Encoded
 
 SHAPE = models.Config('llama', 512, 128, 384, 2, 4, 2, 32, tie_embeddings=True)
+WIDE = SHAPE.replace(embed_dim=256, mlp_dim=768)  # products weigh more there
 TOKENS = 128  # one full row, one chunk of logits: no padding, and loops of one round
 
 
@@ -37,15 +38,15 @@ def counted(loss, rank):
     micros, settings = batch_of(loss)
     settings.lora = rank
     mesh = checkpoints.one_device()
-    compiled = step.Compiled(SHAPE, settings, loss, mesh, 1)
-    params = decoders.init_params(SHAPE, jax.random.key(0))
+    compiled = step.Compiled(WIDE, settings, loss, mesh, 1)
+    params = decoders.init_params(WIDE, jax.random.key(0))
     if loss != 'sft':
-        params = models.init_ppm(models.Policy(SHAPE, None, params)).params
+        params = models.init_ppm(models.Policy(WIDE, None, params)).params
     params = compiled.init(params)['params']
     seen = []
     compiled.lower = _noting(compiled.lower, seen)
     compiled.accumulate(compiled.zeros(params), params, micros.batches[0], 1.0, (0, 0))
-    ours = flops.work(SHAPE, loss, rank).of(micros.tokens[0], micros.targets[0])
+    ours = flops.work(WIDE, loss, rank).of(micros.tokens[0], micros.targets[0])
     return micros, ours, seen[0].compile().cost_analysis()['flops']
 
 

@@ -116,7 +116,11 @@ TRAINING_KEYS: dict[str, tuple[Any, str]] = {
         "dtype of AdamW's first moment: bfloat16 saves 2 of the 12 bytes a trained weight takes",
     ),
     'grad_clip': (1.0, 'greatest norm of the gradient; 0: no limit'),
-    'dtype': ('', 'float32 or bfloat16 for the network; empty: bfloat16, on CPUs float32'),
+    'dtype': (
+        '',
+        'of the network: float32, bfloat16, or float16 with a scaled loss; empty: what the device is '
+        'fast at',
+    ),
     'checkpoint_minutes': (
         10.0,
         'between two states on disk, from which a killed training goes on',
@@ -222,7 +226,7 @@ for _name in TRAININGS:
     CHOICES |= {
         f'training.{_name}.schedule': ('linear', 'cosine'),
         f'training.{_name}.keep': ('last', 'best'),
-        f'training.{_name}.dtype': CHOICES['policy.dtype'],
+        f'training.{_name}.dtype': ('', 'float32', 'bfloat16', 'float16'),
         f'training.{_name}.moments': ('float32', 'bfloat16'),
     }
 for _name in ('bootstrap', 'sft'):

@@ -89,7 +89,7 @@ def _default(**special) -> 'ConfigDict':
             'moments': 'float32',  # dtype of AdamW's first moment, or 'bfloat16'
             'grad_clip': 1.0,  # greatest norm of the gradients; 0 = no limit
             'seed': 0,  # of order, dropout, the head's first weights, the hold-out
-            'dtype': '',  # the network runs in; '' = bfloat16, on CPUs float32
+            'dtype': '',  # the network runs in; '' = what the device is fast at, step.fast_dtype
             'measure_every': 0,  # steps between measurements of the held-out; 0 = before and after
             'keep': 'last',  # parameters of the last step, or 'best': of least held-out loss
             'log_every': 10.0,  # seconds between log lines

@@ -118,8 +118,8 @@ TRAINING_KEYS: dict[str, tuple[Any, str]] = {
     'grad_clip': (1.0, 'greatest norm of the gradient; 0: no limit'),
     'dtype': (
         '',
-        'of the network: float32, bfloat16, or float16 with a scaled loss; empty: what the device is '
-        'fast at',
+        'of the network: float32, bfloat16, or float16 with a scaled loss; empty: what the device '
+        'is fast at',
     ),
     'checkpoint_minutes': (
         10.0,

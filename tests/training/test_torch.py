@@ -13,7 +13,7 @@ from rstar_jax.models import weights
 from rstar_jax.training import checkpoints, examples, packing, trainer
 from tests.models import tiny_torch
 
-EPOCHS, BATCH, RATE, DECAY, CLIP = 4, 8, 2e-3, 0.1, 6.0
+EPOCHS, BATCH, RATE, DECAY, CLIP = 4, 8, 2e-3, 0.1, 2.3
 
 
 @pytest.fixture
@@ -84,7 +84,7 @@ def test_twenty_steps_of_sft_are_those_of_torch(network, tmp_path):
     config = training.default_sft()
     config.update(
         epochs=EPOCHS, batch_size=BATCH, length=160, micro_batch=1, learning_rate=RATE,
-        weight_decay=DECAY, grad_clip=CLIP, marks='text', held_out=0.0, form=0.0,
+        weight_decay=DECAY, grad_clip=CLIP, dtype='float32', marks='text', held_out=0.0, form=0.0,
     )  # fmt: skip
     trained, metrics = training.sft(policy, data, config, tmp_path / 'ours')
     log = [json.loads(line) for line in (tmp_path / 'ours' / 'metrics.jsonl').open()]

@@ -17,7 +17,7 @@ ROWS, LENGTH = 8, 64
 NAMES = ('tokens', 'positions', 'end', 'targets', 'weights')
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def optimiser():
     """The compiler's own: it is what would undo the recomputation."""
     jax.config.update('jax_disable_most_optimizations', False)
@@ -25,7 +25,7 @@ def optimiser():
     jax.config.update('jax_disable_most_optimizations', True)
 
 
-def test_recomputed_layers_take_little_memory(monkeypatch):
+def test_recomputed_layers_take_little_memory(optimiser, monkeypatch):
     params = decoders.abstract_params(SHAPE)
     batch = {
         name: jax.ShapeDtypeStruct((ROWS, LENGTH), jnp.float32 if name == 'weights' else jnp.int32)

@@ -31,7 +31,15 @@ CORE = [
 EXTRAS = {
     # torch is the reference that the decoder is compared with, peft that of adapters, mctx and
     # pebble those of the benches tree and execution; nothing at run time imports them.
-    'test': ['mctx>=0.0.71', 'pebble>=5', 'peft>=0.21', 'pytest>=8', 'ruff>=0.15', 'torch>=2.6'],
+    'test': [
+        'mctx>=0.0.71',
+        'pebble>=5',
+        'peft>=0.21',
+        'pytest>=8',
+        'pytest-xdist>=3.6',
+        'ruff>=0.15',
+        'torch>=2.6',
+    ],
     'tpu': ['jax[tpu]>=0.10'],
     'cuda': ['jax[cuda12]>=0.10'],
     # --plan compiles for a TPU slice on any x86 Linux machine: only the compiler is needed.

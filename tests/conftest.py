@@ -1,18 +1,35 @@
-"""Settings of all tests: eight fake CPU devices, no network, and the data shared by developers."""
+"""Settings of all tests: eight fake CPU devices, quick compilation, no network, shared data."""
 
+import importlib.metadata
 import os
 import pathlib
+import shutil
+import tempfile
 
 os.environ['JAX_PLATFORMS'] = 'cpu'
-_FLAG = '--xla_force_host_platform_device_count=8'
-if _FLAG not in os.environ.get('XLA_FLAGS', ''):
-    os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} {_FLAG}'.strip()
+# Tests compile much and compute little: LLVM optimises nothing, and XLA's older emitters take a
+# fifth of the time. XLA ends a process for a flag that it does not know, so by version.
+_FLAGS = ['--xla_force_host_platform_device_count=8']
+if importlib.metadata.version('jaxlib').startswith('0.10.'):
+    _FLAGS += ['--xla_cpu_use_fusion_emitters=false', '--xla_cpu_parallel_codegen_split_count=1']
+os.environ['XLA_FLAGS'] = ' '.join([os.environ.get('XLA_FLAGS', ''), *_FLAGS])
+os.environ['JAX_DISABLE_MOST_OPTIMIZATIONS'] = '1'
+# A program is compiled once by this process and all that it starts; a worker of pytest-xdist has a
+# folder of its own, for JAX writes into it without a lock.
+COMPILED = tempfile.mkdtemp(prefix='rstar-compiled-')
+os.environ['JAX_COMPILATION_CACHE_DIR'] = COMPILED
+os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
+os.environ['JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES'] = '-1'
 os.environ.setdefault('HF_HUB_OFFLINE', '1')
 os.environ.setdefault('TOKENIZERS_PARALLELISM', 'false')
 
 import pytest
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
+
+
+def pytest_unconfigure():
+    shutil.rmtree(COMPILED, ignore_errors=True)
 
 
 @pytest.fixture(scope='session')

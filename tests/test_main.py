@@ -1,6 +1,5 @@
 """The command line: help, wrong flags and keys, Ctrl-C, exit codes; nothing is a traceback."""
 
-import os
 import pathlib
 import re
 import signal
@@ -11,6 +10,7 @@ import time
 import pytest
 
 from rstar_jax import interrupts, main
+from tests.parallel import processes
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
 QUICKSTART = str(REPOSITORY / 'experiments' / 'quickstart.py')
@@ -54,6 +54,11 @@ def failing(capsys, *arguments: str) -> str:
         (['--wrkdir=x'], "unknown flag 'wrkdir'. Did you mean: workdir ?"),
         (['--stages=serch'], '--stages=serch: no stage serch; did you mean search?'),
         (['extra'], 'extra: expected --name=value'),
+        (
+            ['--config.training.sft.dtype=float17'],
+            '--config.training.sft.dtype=float17: needs one of nothing, float32, bfloat16',
+        ),
+        (['--config.training.ppm.lora=-1'], '--config.training.ppm.lora=-1: needs at least 0'),
         (['--config.training.ppm.keep=best'], 'keep=best: needs --config.training.ppm.measure_ev'),
         (['--config.seed=3'], '--workdir: needs a folder for what the run makes'),
     ],
@@ -247,7 +252,7 @@ def _bootstrap(workdir):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, 'XLA_FLAGS': '', 'JAX_DISABLE_MOST_OPTIMIZATIONS': '1'},
+        env=processes.environment_of(1),
     )  # fmt: skip
 
 

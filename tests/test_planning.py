@@ -416,5 +416,6 @@ def test_smaller_slices_do_not_hold_it(count, chip, name, lora):
 def test_a_real_slice(monkeypatch):
     chips = planning.host_chips(planning.slice_chips('v5e:2x4'))
     assert {chip.device_kind for chip in chips} == {'TPU v5 lite'}
+    assert len(planning.slice_chips('v5e:1x1')) == 1
     made = planning.plan_model(SETTINGS, chips, planning.CHIPS['TPU v5 lite'].memory, SHAPE)
     assert made.trees == 6 and np.isfinite(made.flops)

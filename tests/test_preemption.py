@@ -1,7 +1,6 @@
 """Trainings that clusters take the machine away from: real processes, killed and started again."""
 
 import json
-import os
 import pathlib
 import random
 import re
@@ -13,24 +12,12 @@ import time
 
 import jax
 import numpy as np
-import pytest
 
 from rstar_jax.training import checkpoints
+from tests.parallel import processes
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
 STEPS = 24
-
-
-@pytest.fixture(scope='module')
-def cache(tmp_path_factory) -> dict[str, str]:
-    """Environment in which every process compiles what no process has compiled before."""
-    return {
-        'JAX_COMPILATION_CACHE_DIR': str(tmp_path_factory.mktemp('compiled')),
-        'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
-        'JAX_DISABLE_MOST_OPTIMIZATIONS': '1',
-        'XLA_FLAGS': '',
-        'JAX_PLATFORMS': 'cpu',
-    }
 
 
 # Trains as `python -m rstar_jax.main` does, without what a round has around it.
@@ -65,7 +52,7 @@ main.leave(main.main())
 """
 
 
-def start(folder: pathlib.Path, environment: dict[str, str]) -> subprocess.Popen:
+def start(folder: pathlib.Path, **environment: str) -> subprocess.Popen:
     """A process that trains in so many steps, and ends as the command does."""
     return subprocess.Popen(
         [sys.executable, '-c', PROGRAM, str(folder), str(STEPS)],
@@ -73,7 +60,7 @@ def start(folder: pathlib.Path, environment: dict[str, str]) -> subprocess.Popen
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, **environment},
+        env={**processes.environment_of(1), **environment},
     )
 
 
@@ -96,14 +83,14 @@ def end_at(process: subprocess.Popen, folder: pathlib.Path, step: int, number: i
         process.kill()
 
 
-def test_killed_and_preempted_it_ends_with_the_same_bits(tmp_path, cache):
+def test_killed_and_preempted_it_ends_with_the_same_bits(tmp_path):
     whole, parts = tmp_path / 'whole', tmp_path / 'parts'
-    process = start(whole, cache)
+    process = start(whole)
     assert process.communicate(timeout=240)[1] == ''
     assert process.returncode == 0
     assert len(log(whole)) == STEPS
     first, second = sorted(random.sample(range(1, 10), 2))
-    process = start(parts, cache)
+    process = start(parts)
     error = end_at(process, parts, first, signal.SIGTERM)
     line = rf'\npreempted at step (\d+) of {STEPS}: state saved; run the same command .*\n'
     found = re.fullmatch(line, error)
@@ -112,9 +99,9 @@ def test_killed_and_preempted_it_ends_with_the_same_bits(tmp_path, cache):
     saved = int(found[1])
     assert first <= saved and len(log(parts)) == saved
     assert [path.name for path in (parts / 'state').iterdir()] == [found[1]]
-    process = start(parts, cache)
+    process = start(parts)
     end_at(process, parts, max(second, saved + 1), signal.SIGKILL)
-    process = start(parts, cache)
+    process = start(parts)
     assert process.communicate(timeout=240)[1] == ''
     assert process.returncode == 0
     assert log(parts) == log(whole)
@@ -123,14 +110,12 @@ def test_killed_and_preempted_it_ends_with_the_same_bits(tmp_path, cache):
     assert not (parts / 'state').exists()
 
 
-def test_two_processes_save_the_same_step_when_one_gets_the_signal(tmp_path, cache):
+def test_two_processes_save_the_same_step_when_one_gets_the_signal(tmp_path):
     with socket.socket() as probe:
         probe.bind(('localhost', 0))
         port = probe.getsockname()[1]
     launch = {'JAX_COORDINATOR_ADDRESS': f'localhost:{port}', 'JAX_NUM_PROCESSES': '2'}
-    first, second = (
-        start(tmp_path, {**cache, **launch, 'JAX_PROCESS_ID': str(number)}) for number in range(2)
-    )
+    first, second = (start(tmp_path, **launch, JAX_PROCESS_ID=str(number)) for number in range(2))
     try:
         end = end_at(second, tmp_path, 2, signal.SIGTERM)
         other = first.communicate(timeout=120)[1]

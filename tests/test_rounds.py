@@ -6,7 +6,6 @@ both, curation finds pairs, and every stage has real work to do.
 
 import dataclasses
 import json
-import os
 import pathlib
 import re
 import shutil
@@ -113,15 +112,11 @@ def command(world: pathlib.Path, workdir: pathlib.Path, *more: str) -> list[str]
     ]
 
 
-def environment() -> dict[str, str]:
-    return {**os.environ, 'XLA_FLAGS': '', 'JAX_PLATFORMS': 'cpu'}
-
-
 def run(world: pathlib.Path, workdir: pathlib.Path, *more: str) -> subprocess.CompletedProcess:
     return subprocess.run(
         command(world, workdir, *more),
         cwd=REPOSITORY,
-        env=environment(),
+        env=processes.environment_of(1),
         capture_output=True,
         text=True,
         timeout=900,
@@ -255,22 +250,21 @@ def test_a_loss_without_examples_is_named(world, finished, tmp_path):
         rounds.run_stage(round_, 'ppm')
 
 
-def test_the_same_command_again_does_nothing(world, finished):
+def test_the_same_command_again_does_nothing(world, finished, capsys):
     workdir, _ = finished
     before = {path: path.stat().st_mtime_ns for path in workdir.rglob('*.array_record')}
-    result = run(world, workdir)
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.count(': complete') == 7
+    assert main.main(command(world, workdir)[3:]) == 0
+    assert capsys.readouterr().out.count(': complete') == 7
     assert before == {path: path.stat().st_mtime_ns for path in workdir.rglob('*.array_record')}
 
 
-def test_other_settings_are_refused(world, finished):
+def test_other_settings_are_refused(world, finished, capsys):
     workdir, _ = finished
-    result = run(world, workdir, '--config.search.rollouts=2')
-    assert result.returncode == 2
-    assert result.stderr.startswith('error: --config.search.rollouts=2: ')
-    assert 'was made with 3' in result.stderr
-    assert result.stderr.count('\n') == 1
+    assert main.main(command(world, workdir, '--config.search.rollouts=2')[3:]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith('error: --config.search.rollouts=2: ')
+    assert 'was made with 3' in error
+    assert error.count('\n') == 1
 
 
 def test_two_processes_go_on_where_one_stopped(world, finished, tmp_path):
@@ -279,7 +273,7 @@ def test_two_processes_go_on_where_one_stopped(world, finished, tmp_path):
     for name in ('round0', 'round1/search', 'round1/curate'):
         shutil.copytree(workdir / name, tmp_path / 'run' / name)
     shutil.copy(workdir / 'config.json', tmp_path / 'run')
-    outputs = processes.run(command(world, tmp_path / 'run'), 2, 2, tmp_path / 'compiled')
+    outputs = processes.run(command(world, tmp_path / 'run'), 2, 2)
     assert 'round 1 export: done' in outputs[0]
     for stage in ('policy', 'ppm'):
         one, two = (
@@ -333,7 +327,7 @@ def test_killed_in_the_search_it_goes_on(world, tmp_path):
     process = subprocess.Popen(
         command(world, workdir, *settings('many.json')),
         cwd=REPOSITORY,
-        env=environment(),
+        env=processes.environment_of(1),
         stdout=subprocess.PIPE,
     )
     try:

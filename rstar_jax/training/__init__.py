@@ -152,7 +152,7 @@ def sft(
     from rstar_jax.training import examples as encoding
     from rstar_jax.training import trainer
 
-    _check_rank(config.lora)
+    _check_network(config)
     if config.marks not in ('tokens', 'text'):
         raise UserError(f'marks={config.marks!r}: expected tokens or text')
     new = []
@@ -189,9 +189,14 @@ def sft(
     return policy, metrics | {'held_out': len(held_out)}
 
 
-def _check_rank(rank: int) -> None:
-    if rank < 0:
-        raise UserError(f'lora={rank}: expected a rank, as 16, or 0 to train all weights')
+def _check_network(config) -> None:
+    from rstar_jax.training import step
+
+    if config.lora < 0:
+        raise UserError(f'lora={config.lora}: expected a rank, as 16, or 0 to train all weights')
+    step.compute_dtype(config)
+    if config.moments not in ('float32', 'bfloat16'):
+        raise UserError(f'moments={config.moments!r}: expected float32 or bfloat16')
 
 
 def _check_keep(config, held_out: list[int]) -> None:
@@ -258,7 +263,7 @@ def ppm(
     from rstar_jax.training import examples as encoding
     from rstar_jax.training import trainer
 
-    _check_rank(config.lora)
+    _check_network(config)
     if config.loss not in LOSSES:
         raise UserError(f'loss={config.loss!r}: expected one of {", ".join(LOSSES)}')
     kind, encoder = LOSSES[config.loss]

@@ -11,25 +11,16 @@ from collections.abc import Sequence
 REPOSITORY = pathlib.Path(__file__).parents[2]
 
 
-def run(
-    command: Sequence[str], processes: int, devices: int, cache: pathlib.Path | None = None
-) -> list[str]:
-    """What each of `processes` with `devices` fake devices printed; all must succeed.
+def environment_of(devices: int) -> dict[str, str]:
+    """The environment of a process that has so many devices. Of a flag that comes twice, the last
+    one holds."""
+    flags = f'{os.environ["XLA_FLAGS"]} --xla_force_host_platform_device_count={devices}'
+    return {**os.environ, 'XLA_FLAGS': flags}
 
-    cache: a folder for compiled programs, which are compiled quickly then.
-    """
-    environment = {
-        **os.environ,
-        'JAX_PLATFORMS': 'cpu',
-        'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}',
-    }
-    if cache is not None:
-        environment |= {
-            'JAX_DISABLE_MOST_OPTIMIZATIONS': '1',
-            'JAX_COMPILATION_CACHE_DIR': str(cache),
-            'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
-            'JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES': '-1',
-        }
+
+def run(command: Sequence[str], processes: int, devices: int) -> list[str]:
+    """What each of `processes` with `devices` fake devices printed; all must succeed."""
+    environment = environment_of(devices)
     if processes > 1:
         with socket.socket() as probe:
             probe.bind(('localhost', 0))

@@ -1,4 +1,4 @@
-"""Trains, saves and exports from each kind of model file, on all devices of all processes.
+"""Trains from each kind of model file, saves and exports, on all devices of all processes.
 
 Usage: training_program.py MODELS OUT, where MODELS holds hf/, own/ and model.gguf.
 """
@@ -49,25 +49,18 @@ def main(folder: pathlib.Path, out: pathlib.Path) -> None:
         policy = sources.load_policy(folder / name, 'float32', mesh)
         check(policy.params, mesh)
         sft = settings(training.default_sft(), form=0.0)
-        policy, _ = training.sft(
-            policy, examples(rng), sft, out / name / 'policy', mesh=mesh, release=True
-        )
+        policy, _ = training.sft(policy, examples(rng), sft, out / name, mesh=mesh, release=True)
         check(policy.params, mesh)
         del policy
-        policy = sources.load_policy(out / name / 'policy', 'float32', mesh)
-        check(policy.params, mesh)
-        ppm, _ = training.ppm(
-            policy,
-            pairs(rng),
-            settings(training.default_ppm(), batch_size=2),
-            out / name / 'ppm',
-            mesh=mesh,
-            release=True,
-        )
-        check(ppm.params, mesh)
-        policy = checkpoints.load_policy(out / name / 'policy', mesh=mesh)
-        models.save(policy, out / name / 'export' / 'policy')
-        models.save_ppm(ppm, out / name / 'export' / 'ppm')
+    # From here on it is the same, whatever it began with.
+    policy = sources.load_policy(out / 'hf', 'float32', mesh)
+    check(policy.params, mesh)
+    ppm_settings = settings(training.default_ppm(), batch_size=2)
+    ppm, _ = training.ppm(policy, pairs(rng), ppm_settings, out / 'ppm', mesh=mesh, release=True)
+    check(ppm.params, mesh)
+    policy = checkpoints.load_policy(out / 'hf', mesh=mesh)
+    models.save(policy, out / 'export' / 'policy')
+    models.save_ppm(ppm, out / 'export' / 'ppm')
 
 
 if __name__ == '__main__':

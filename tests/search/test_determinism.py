@@ -83,7 +83,12 @@ def with_embedding(policy, weight):
     return dataclasses.replace(policy, params=params)
 
 
-def grow(policy, workers, monkeypatch, size, **settings) -> Run:
+@pytest.fixture(scope='module')
+def first(policy, workers):
+    return grow(policy, workers, SIZES[0])
+
+
+def grow(policy, workers, size) -> Run:
     count, trees, slots = size
     drawn = {}
 
@@ -102,11 +107,12 @@ def grow(policy, workers, monkeypatch, size, **settings) -> Run:
                     drawn[key, tag, ended.candidate] = path, ended.tokens + end
             return found
 
-    monkeypatch.setattr(runner, 'Engine', Watched)
     config = dataclasses.replace(CONFIG, trees_in_flight=trees, slots=slots)
     mesh = parallel.local_mesh(devices=jax.devices()[:count])
-    settings = {'config': config, 'mesh': mesh, 'workers': workers, **settings}
-    records = {r.key: r for r in search.run(PROBLEMS, policy, **settings)}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runner, 'Engine', Watched)
+        found = search.run(PROBLEMS, policy, config=config, mesh=mesh, workers=workers)
+        records = {r.key: r for r in found}
     return Run(records, drawn)
 
 
@@ -167,8 +173,8 @@ def parting(one, other) -> str | None:
     return None
 
 
-def test_sizes_and_devices_change_nothing_but_by_rounding(policy, workers, monkeypatch):
-    runs = [grow(policy, workers, monkeypatch, size) for size in SIZES]
+def test_sizes_and_devices_change_nothing_but_by_rounding(policy, workers, first):
+    runs = [first, *(grow(policy, workers, size) for size in SIZES[1:])]
     for size, run in zip(SIZES[1:], runs[1:], strict=True):
         found, tokens = flips(runs[0], run)
         for flip in found:
@@ -187,13 +193,12 @@ def test_sizes_and_devices_change_nothing_but_by_rounding(policy, workers, monke
                 np.testing.assert_array_equal(record.value_sum, other.value_sum)
 
 
-def test_what_is_no_rounding_is_told_from_it(policy, workers, monkeypatch):
+def test_what_is_no_rounding_is_told_from_it(policy, workers, first):
     """A thousand times the rounding error flips tokens, and they are as far from their edges."""
     weight = np.array(policy.params['embed']['weight'])
     noise = np.random.default_rng(0).standard_normal(weight.shape)
     worse = with_embedding(policy, weight * (1 + 1e-3 * noise))
-    one, other = (grow(p, workers, monkeypatch, SIZES[0]) for p in (policy, worse))
-    found, tokens = flips(one, other)
+    found, tokens = flips(first, grow(worse, workers, SIZES[0]))
     far = [distance(policy, flip) for flip in found]
     print(f'{len(found)} of {tokens} tokens flipped, up to {max(far):.1e} from the edge')
     assert 3 <= len(found) < 0.03 * tokens

@@ -69,6 +69,17 @@ def grow(policy, ppm, workers, problems=PROBLEMS, config=CONFIG, **settings):
     return {record.key: record for record in records}
 
 
+@pytest.fixture(scope='module')
+def grown(policy, ppm, workers):
+    """The trees of PROBLEMS that the others are compared with."""
+    return grow(policy, ppm, workers)
+
+
+@pytest.fixture(scope='module')
+def grown_without_ppm(policy, workers):
+    return grow(policy, None, workers)
+
+
 def assert_same(ours, theirs, exact=True):
     assert ours.keys() == theirs.keys()
     for key, record in ours.items():
@@ -87,9 +98,8 @@ def _close(a, b):
 
 
 @pytest.mark.parametrize('scored', [False, True])
-def test_equal_to_full_forward_passes(policy, ppm, workers, scored):
-    ppm = ppm if scored else None
-    ours = grow(policy, ppm, workers)
+def test_equal_to_full_forward_passes(policy, ppm, workers, grown, grown_without_ppm, scored):
+    ppm, ours = (ppm, grown) if scored else (None, grown_without_ppm)
     naive = Naive(policy, ppm, CONFIG)
     theirs = search.run(PROBLEMS, expander=naive, config=CONFIG, workers=workers, policy=None)
     theirs = {record.key: record for record in theirs}
@@ -144,15 +154,14 @@ def test_longrope_has_one_choice_of_factors(policy, ppm, workers, path_tokens):
     assert is_long == any(ends[record.parent[1:]] > rope.original)
 
 
-def test_other_problems_order_and_devices_change_nothing(policy, ppm, workers):
-    expected = grow(policy, ppm, workers)
+def test_other_problems_order_and_devices_change_nothing(policy, ppm, workers, grown):
     reordered = grow(policy, ppm, workers, problems=PROBLEMS[::-1])
-    assert_same(expected, reordered)
+    assert_same(grown, reordered)
     alone = grow(policy, ppm, workers, skip={(0, 0), (1, 0)})
-    assert_same({(2, 0): expected[2, 0]}, alone, exact=False)
+    assert_same({(2, 0): grown[2, 0]}, alone, exact=False)
     several = parallel.local_mesh(devices=jax.devices()[:4])
     config = dataclasses.replace(CONFIG, trees_in_flight=1)
-    assert_same(expected, grow(policy, ppm, workers, config=config, mesh=several), exact=False)
+    assert_same(grown, grow(policy, ppm, workers, config=config, mesh=several), exact=False)
 
 
 def test_with_one_size_no_bit_changes(policy, ppm, workers):
@@ -189,22 +198,20 @@ def test_a_prompt_that_begins_otherwise_is_an_error(policy, workers, monkeypatch
         grow(policy, None, workers, problems=problems)
 
 
-def test_stores_wider_than_a_head_change_nothing(policy, ppm, workers, monkeypatch):
+def test_stores_wider_than_a_head_change_nothing(policy, ppm, workers, grown, monkeypatch):
     """As on TPUs: keys and values of 32 dimensions in rows of 48, also of what is kept."""
-    expected = grow(policy, ppm, workers)
     monkeypatch.setattr(devices, 'LANES', {'cpu': 24})
     devices._maker.cache_clear()
     made = devices.shapes(one_device(), arrays.empty_kv, policy.config, 1, 8, 'float32')
     assert made[0][0].shape == (1, 2, 8, 48)
-    assert_same(expected, grow(policy, ppm, workers), exact=False)
+    assert_same(grown, grow(policy, ppm, workers), exact=False)
     devices._maker.cache_clear()
 
 
 @pytest.mark.parametrize(('rows', 'tensor'), [(2, 2), (1, 4)])  # there are 2 key heads
-def test_devices_that_share_the_weights_change_nothing(policy, ppm, workers, rows, tensor):
+def test_devices_that_share_the_weights_change_nothing(policy, ppm, workers, grown, rows, tensor):
     mesh = parallel.local_mesh(tensor, jax.devices()[: rows * tensor])
-    expected = grow(policy, ppm, workers)
-    assert_same(grow(policy, ppm, workers, mesh=mesh), expected, exact=False)
+    assert_same(grow(policy, ppm, workers, mesh=mesh), grown, exact=False)
 
 
 def test_seeds_and_tree_numbers_differ(policy, workers):

@@ -14,100 +14,18 @@ import pytest
 
 from rstar_jax import interrupts, models, parallel, steps, training
 from rstar_jax.errors import UserError
-from rstar_jax.models import decoder as decoders
-from rstar_jax.models import tiny
 from rstar_jax.parallel import global_mesh
 from rstar_jax.training import checkpoints, examples, trainer
-
-WORDS = [3 * chr(ord('a') + i) for i in range(24)]  # one token each
-
-
-@pytest.fixture(scope='module')
-def policy():
-    tokenizer = tiny.tokenizer([steps.prompt(' '.join(WORDS)), ' '.join(WORDS)])
-    config = models.Config(
-        family='qwen2',
-        vocab_size=-(-len(tokenizer) // 8) * 8,
-        embed_dim=32,
-        mlp_dim=64,
-        num_layers=1,
-        num_heads=4,
-        num_kv_heads=2,
-        head_dim=8,
-        qkv_bias=True,
-        tie_embeddings=True,
-    )
-    # At 0.02 so narrow a model does next to nothing, and takes long to begin to learn.
-    rng = np.random.default_rng(0)
-    params = jax.tree.map(
-        lambda p: jnp.asarray(rng.normal(p.ndim == 1, 0.15, p.shape), p.dtype),
-        decoders.abstract_params(config),
-    )
-    return models.Policy(config, tokenizer, params)
-
-
-def sft_examples(count=12):
-    rng = np.random.default_rng(0)
-    return [
-        {
-            'query': ' '.join(rng.choice(WORDS, 3)),
-            'response': f'<code>\n{" ".join(rng.choice(WORDS, rng.integers(4, 12)))}<end_of_code>',
-        }
-        for _ in range(count)
-    ]
-
-
-def pair_examples(problems=40):
-    """A step with the word bbb is right, one with ccc wrong, wherever it stands."""
-    rng = np.random.default_rng(1)
-    pairs = []
-    for _ in range(problems):
-        prompt = steps.prompt(' '.join(rng.choice(WORDS[3:], 4))) + '<code>\n'
-        for _ in range(2):
-            sides = {}
-            for side, word in (('pos', 'bbb'), ('neg', 'ccc')):
-                words = [*rng.choice(WORDS[3:], 4), word]
-                sides[side] = '# ' + ' '.join(rng.permutation(words)) + '<end_of_step>'
-            pairs.append({'prompt': prompt, **sides, 'pos_count': 1, 'neg_count': 2})
-    return pairs
-
-
-def trajectory_examples():
-    """Of each problem a right and a wrong trajectory: they part behind their first step."""
-    pairs = pair_examples()
-    found = []
-    for first, last in zip(pairs[::2], pairs[1::2]):
-        for side, value in (('pos', 1.0), ('neg', -1.0)):
-            found.append(
-                {
-                    'query': first['prompt'].split('\n')[1],
-                    'steps': ['<code>\n', first[side], last[side]],
-                    'values': [0.0, value / 2, value],
-                    'labels': [True, value > 0, value > 0],
-                    'correct': value > 0,
-                }
-            )
-    return found
-
-
-def sft_settings(**changes):
-    config = training.default_sft()
-    shape = dict(epochs=2, batch_size=4, length=128, learning_rate=1e-2, held_out=0.0, form=0.0)
-    config.update({'dtype': 'float32'} | shape | changes)
-    return config
-
-
-def ppm_settings(**changes):
-    config = training.default_ppm()
-    shape = dict(epochs=3, batch_size=16, length=96, learning_rate=3e-3)
-    config.update({'dtype': 'float32'} | shape | changes)
-    return config
-
-
-def same(a, b):
-    return all(
-        np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
-    )
+from tests.training.words import (
+    close,
+    log_of,
+    pair_examples,
+    ppm_settings,
+    same,
+    sft_examples,
+    sft_settings,
+    trajectory_examples,
+)
 
 
 def test_sft_memorises_and_leaves_its_start_alone(policy, tmp_path):
@@ -147,8 +65,10 @@ def test_finished_training_is_read_not_repeated(policy, tmp_path):
     assert again.tokenizer('a<code>b')['input_ids'] == trained.tokenizer('a<code>b')['input_ids']
     loaded = checkpoints.load_policy(tmp_path, 'bfloat16')
     assert loaded.params['norm']['weight'].dtype == jnp.bfloat16
-    with pytest.raises(UserError, match='another training'):
-        training.sft(policy, sft_examples(), sft_settings(seed=1), tmp_path)
+    moved = dataclasses.replace(policy, params=jax.tree.map(lambda x: 2 * x, policy.params))
+    for start, seed in ((policy, 1), (moved, 0)):
+        with pytest.raises(UserError, match='another training'):
+            training.sft(start, sft_examples(), sft_settings(seed=seed), tmp_path)
     with pytest.raises(UserError, match='holds a policy, not a ppm'):
         checkpoints.load_ppm(tmp_path)
 
@@ -185,16 +105,15 @@ def test_killed_and_resumed_training_ends_with_the_same_bits(policy, tmp_path, k
         changed = settings.copy_and_resolve_references()
         changed.learning_rate = 1.0
         run(policy, data, changed, parts)
+    with pytest.raises(UserError, match='state of a training with other settings'):
+        moved = jax.tree.map(lambda x: 2 * x, policy.params)
+        run(dataclasses.replace(policy, params=moved), data, settings, parts)
     resumed, resumed_metrics = run(policy, data, settings, parts)
     assert same(whole.params, resumed.params)
     for name in metrics:
         if 'loss' in name or 'accuracy' in name:
             assert metrics[name] == resumed_metrics[name]
     assert log_of(parts) == log_of(tmp_path / 'whole')
-
-
-def log_of(folder):
-    return [json.loads(line) for line in (folder / 'metrics.jsonl').read_text().splitlines()]
 
 
 @pytest.mark.parametrize('devices', [1, 8])
@@ -218,7 +137,7 @@ def test_a_state_saved_while_steps_go_on_is_the_state_of_its_step(tmp_path, devi
         np.testing.assert_array_equal(value, np.full((1024, 2048), int(i) + 5, np.float32))
 
 
-def test_saved_on_eight_devices_it_goes_on_on_fewer(policy, tmp_path):
+def test_saved_on_eight_devices_it_goes_on_there_and_on_fewer(policy, tmp_path):
     # At a larger rate AdamW makes of rounding in the smallest gradients more than is tolerated.
     settings = sft_settings(epochs=1, checkpoint_minutes=0, learning_rate=1e-4)
     whole, _ = training.sft(policy, sft_examples(), settings, tmp_path / 'whole')
@@ -228,8 +147,9 @@ def test_saved_on_eight_devices_it_goes_on_on_fewer(policy, tmp_path):
         training.sft(
             policy, sft_examples(), settings, tmp_path / '1', mesh=eight, progress=killed_at(2)
         )
-    shutil.copytree(tmp_path / '1', tmp_path / '4')
-    for devices, mesh in (('1', None), ('4', four)):
+    for devices in ('4', '8'):
+        shutil.copytree(tmp_path / '1', tmp_path / devices)
+    for devices, mesh in (('1', None), ('4', four), ('8', eight)):
         found, _ = training.sft(policy, sft_examples(), settings, tmp_path / devices, mesh=mesh)
         close(found.params, whole.params, 1e-6)
         for line, expected in zip(log_of(tmp_path / devices), log_of(tmp_path / 'whole')):
@@ -394,12 +314,6 @@ def gradients(policy, settings, mesh=None, kind='sft'):
     return kept, float(norm), micros, state
 
 
-def close(a, b, tolerance):
-    scale = max(np.abs(x).max() for x in jax.tree.leaves(b))
-    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
-        np.testing.assert_allclose(x, y, rtol=0, atol=tolerance * scale)
-
-
 @pytest.mark.parametrize('kind', ['sft', 'ppm'])
 def test_accumulation_and_meshes_change_nothing(policy, kind):
     settings = sft_settings() if kind == 'sft' else ppm_settings(length=128, dropout=0.0)
@@ -511,89 +425,6 @@ def test_ppm_learns_a_planted_preference(policy, tmp_path):
     assert -1 <= bad < good <= 1
 
 
-@pytest.mark.parametrize('loss', ['orm', 'pqm', 'prm'])
-def test_losses_of_trajectories_learn(policy, tmp_path, loss):
-    settings = ppm_settings(
-        loss=loss, epochs=6, batch_size=16, learning_rate=1e-2, micro_batch=1, held_out=0.25
-    )
-    trajectories = trajectory_examples()
-    ppm, metrics = training.ppm(policy, trajectories, settings, tmp_path, trajectories=trajectories)
-    assert (metrics['examples'], metrics['held_out'], metrics['answer_pairs']) == (60, 20, 10)
-    assert metrics['held_out_loss_after'] < 0.5 * metrics['held_out_loss_before']
-    assert metrics['answer_accuracy_after'] == 1
-    if loss != 'pqm':
-        assert metrics['accuracy_after'] > 0.9
-    # As the search reads it: at the end of a step.
-    texts = [steps.prompt(t['query']) + ''.join(t['steps']) for t in trajectories[:2]]
-    tokens = [ppm.tokenizer(text)['input_ids'] for text in texts]
-    good, bad = (float(ppm.scores(jnp.asarray([ids]), jnp.array([len(ids)]))[0]) for ids in tokens)
-    assert -1 <= bad < 0 < good <= 1
-    loaded = checkpoints.load_ppm(tmp_path)
-    assert loaded.squash == 'tanh' and same(loaded.params, ppm.params)
-
-
-def test_what_is_learnt_of_a_trajectory(policy):
-    trajectory = {
-        'query': 'bbb',
-        'steps': ['<code>\nccc', 'ddd eee<end_of_step>', 'fff'],
-        'values': [0.25, -0.5, -1.0],
-        'labels': [True, False, False],
-        'correct': False,
-    }
-    ends = np.cumsum([len(policy.tokenizer(s)['input_ids']) for s in trajectory['steps']])
-    start = len(policy.tokenizer(steps.prompt('bbb'))['input_ids']) - 1
-    for encoder, learnt in (
-        (examples.outcomes, {2: 0}),
-        (examples.q_values, {0: 0.25, 1: -0.5, 2: -1}),
-        (examples.step_labels, {0: 1, 1: 0, 2: 0}),
-    ):
-        encoded = encoder([trajectory], policy.tokenizer, 64)
-        (example,) = encoded.examples
-        (tokens,), (field,) = example.sequences, example.fields
-        text = steps.prompt('bbb') + ''.join(trajectory['steps'])
-        assert policy.tokenizer.decode(tokens) == text
-        places = [start + ends[i] for i in learnt]
-        assert np.nonzero(field['weights'])[0].tolist() == places
-        assert field['targets'][places].tolist() == list(learnt.values())
-        assert example.shareable == (places[0],) and encoded.questions == [steps.prompt('bbb')]
-    for key, kind, encoder in (
-        ('steps', 'list', examples.outcomes),
-        ('correct', 'flag', examples.outcomes),
-        ('values', 'list', examples.q_values),
-        ('labels', 'list', examples.step_labels),
-    ):
-        lacking = {name: value for name, value in trajectory.items() if name != key}
-        with pytest.raises(UserError, match=f"needs the {kind} '{key}'"):
-            encoder([lacking], policy.tokenizer, 64)
-    with pytest.raises(UserError, match='3 steps but 1 values'):
-        examples.q_values([trajectory | {'values': [1.0]}], policy.tokenizer, 64)
-
-
-@pytest.mark.parametrize('length', [512, 64])
-def test_right_answers_are_paired_with_the_wrong_ones_of_their_problem(policy, length):
-    made = [
-        {'query': query, 'steps': ['aaa', f'{word} ' * 30], 'correct': correct}
-        for query in ('bbb', 'ccc', 'ddd', 'eee')
-        for word, correct in (('fff', True), ('ggg', True), ('hhh', False), ('iii', False))
-        if query != 'eee' or correct  # has no wrong one
-    ]
-    asked = {steps.prompt(query) for query in ('bbb', 'ddd', 'eee')}
-    encoded = examples.answer_pairs(made, asked, policy.tokenizer, length)
-    found = {
-        (question, *(policy.tokenizer.decode(example.sequences[i])[-4:-1] for i in pair))
-        for question, example in zip(encoded.questions, encoded.examples)
-        for pair in example.pairs
-    }
-    assert found == {
-        (steps.prompt(query), right, wrong)
-        for query in ('bbb', 'ddd')
-        for right in ('fff', 'ggg')
-        for wrong in ('hhh', 'iii')
-    }
-    assert sum(example.count for example in encoded.examples) == len(found)
-    assert (len(encoded.examples) == 2) == (length == 512)
-
-
 def test_a_loss_that_is_not_finite_names_the_step(policy, tmp_path):
     settings = sft_settings(learning_rate=1e30, grad_clip=0.0)
     with pytest.raises(UserError, match=r'^step 2 of 6: loss is .*lower learning_rate'):
@@ -616,35 +447,16 @@ def test_what_does_not_fit_is_dropped_and_counted(policy, tmp_path):
         training.ppm(policy, [], ppm_settings(loss='dpo'), tmp_path)
 
 
-def test_targets_are_the_response_and_the_end_of_text(policy):
-    tokenizer = policy.tokenizer
-    example = {'query': 'bbb ccc', 'response': '<code>\nw3<end_of_code>'}
-    (encoded,) = examples.sft([example], tokenizer, 128).examples
-    (tokens,), (field,) = encoded.sequences, encoded.fields
-    text = steps.prompt('bbb ccc') + example['response'] + tokenizer.eos_token
-    assert tokenizer.decode(tokens) == text
-    learnt = field['targets'][field['weights'] > 0]
-    assert tokenizer.decode(learnt) == example['response'] + tokenizer.eos_token
-    assert encoded.shareable == (len(tokenizer(steps.prompt('bbb ccc'))['input_ids']) - 1,)
-
-
-def test_pairs_of_one_prefix_stay_together(policy):
-    prompt = steps.prompt('bbb') + '<code>\nw3<end_of_step>'
-    pairs = [
-        {'prompt': prompt, 'pos': p, 'neg': n, 'pos_count': 2, 'neg_count': 2}
-        for p in ('eee', 'fff ggg')
-        for n in ('hhh', 'iii')
-    ]
-    encoded = examples.pairs([*pairs, {**pairs[0], 'prompt': 'jjj'}], policy.tokenizer, 64)
-    both, bare = encoded.examples
-    assert (len(both.sequences), both.count, bare.count) == (4, 4, 1)
-    assert both.pair_weights.tolist() == [0.25] * 4
-    texts = [policy.tokenizer.decode(s) for s in both.sequences]
-    assert [[texts[i] for i in pair] for pair in both.pairs] == [
-        [prompt + p['pos'], prompt + p['neg']] for p in pairs
-    ]
-    assert policy.tokenizer.decode(bare.sequences[0]) == steps.prompt('jjj') + 'eee'
-    assert encoded.questions == [steps.prompt('bbb'), steps.prompt('jjj')]
-    chosen, held = examples.hold_out(encoded, 0.1, 0)
-    assert len(held) == 1 and sorted(chosen + held) == [0, 1]
-    assert examples.hold_out(encoded, 0.0, 0) == ([0, 1], [])
+@pytest.mark.parametrize(
+    ('changes', 'message'),
+    [
+        ({'dtype': 'float17'}, "dtype='float17': expected one of float32, bfloat16, float16"),
+        ({'dtype': 'float64'}, "dtype='float64': expected one of float32, bfloat16, float16"),
+        ({'moments': 'float8'}, "moments='float8': expected float32 or bfloat16"),
+    ],
+)
+def test_a_dtype_that_is_not_trained_in_is_told(policy, tmp_path, changes, message):
+    with pytest.raises(UserError, match=f'^{message}$'):
+        training.sft(policy, sft_examples(2), sft_settings(**changes), tmp_path)
+    with pytest.raises(UserError, match=f'^{message}$'):
+        training.ppm(policy, pair_examples(2), ppm_settings(**changes), tmp_path)

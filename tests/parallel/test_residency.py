@@ -1,0 +1,143 @@
+"""No device ever holds more than its part of a model, of its moments and gradients, and one tensor.
+
+Looked at wherever an array is made, and whenever a function of the training has been called.
+"""
+
+import contextlib
+import functools
+import gc
+import math
+
+import jax
+import numpy as np
+import pytest
+
+from rstar_jax import models, parallel, sources, training
+from rstar_jax.models import decoder as decoders
+from rstar_jax.models import sharding, weights
+from rstar_jax.training import checkpoints, step
+from tests.models import test_gguf
+from tests.parallel import training_program
+
+MAKERS = ('device_put', 'make_array_from_callback', 'make_array_from_single_device_arrays')
+CALLS = ('_run', 'zeros', 'init', 'whole')
+BATCHES = 24 * 1024  # bytes of two micro batches on a device, and of all that is but a number
+
+
+class Watch:
+    """The most that a device has held at once of arrays that were not there before, bytes."""
+
+    def __init__(self):
+        gc.collect()
+        self._before = jax.live_arrays()  # held, so that their places are not used again
+        self._known = self._places(self._before).keys()
+        self.most = 0
+
+    def look(self) -> None:
+        held = dict.fromkeys(jax.devices(), 0)
+        for (device, place), size in self._places(jax.live_arrays()).items():
+            if (device, place) not in self._known:
+                held[device] += size
+        self.most = max(self.most, *held.values())
+
+    @staticmethod
+    def _places(arrays) -> dict:
+        """{(device, address): bytes}: an array and its shards, where both are alive, lie there."""
+        shards = (s for x in arrays if not x.is_deleted() for s in x.addressable_shards)
+        return {(s.device, s.data.unsafe_buffer_pointer()): s.data.nbytes for s in shards}
+
+
+@pytest.fixture
+def watched(monkeypatch):
+    """watched(bytes): a block in which no device may hold more."""
+    watches = []
+
+    def look():
+        for watch in watches:
+            watch.look()
+
+    def watching(function):
+        @functools.wraps(function)
+        def call(*args, **named):
+            look()
+            made = function(*args, **named)
+            look()
+            return made
+
+        return call
+
+    for owner, names in ((jax, MAKERS), (step.Compiled, CALLS), (weights, ['to_host'])):
+        for name in names:
+            monkeypatch.setattr(owner, name, watching(getattr(owner, name)))
+
+    @contextlib.contextmanager
+    def watched(limit):
+        watches.append(Watch())
+        yield
+        look()
+        assert watches.pop().most <= limit
+
+    return watched
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    """A model in each kind of file."""
+    made = tmp_path_factory.mktemp('models')
+    test_gguf.write('qwen2', made / 'model.gguf')
+    policy = models.load(made / 'model.gguf', 'float32')
+    models.save(policy, made / 'hf')
+    checkpoints.save_model(policy, made / 'own')
+    return made
+
+
+@pytest.fixture(scope='module')
+def mesh():
+    return parallel.global_mesh(fsdp=4, tensor=2)
+
+
+@pytest.fixture(scope='module')
+def sizes(folder, mesh):
+    """Bytes of a device's part of the parameters, and of the largest tensor as a whole."""
+    config = models.read_config(folder / 'hf')
+    params = decoders.abstract_params(config)
+    where = jax.tree.leaves(sharding.shardings(params, mesh, config))
+    shapes = [leaf.shape for leaf in jax.tree.leaves(params)]
+    part = sum(4 * math.prod(place.shard_shape(shape)) for place, shape in zip(where, shapes))
+    largest, whole = (4 * f(map(math.prod, shapes)) for f in (max, sum))
+    assert part < whole / 5 and part + largest < whole / 2
+    return part, largest
+
+
+@pytest.mark.parametrize('name', ['hf', 'own', 'model.gguf'])
+def test_loading(folder, mesh, sizes, watched, name):
+    part, largest = sizes
+    with watched(part + largest):
+        policy = sources.load_policy(folder / name, 'float32', mesh)
+    del policy
+    with pytest.raises(AssertionError), watched(part + largest):  # and that would be seen
+        sharding.shard(sources.load_policy(folder / name, 'float32').params, mesh)
+
+
+def test_training_and_saving(folder, mesh, sizes, watched, tmp_path):
+    part, largest = sizes
+    random = np.random.default_rng(0)
+    most = 4 * part + largest + BATCHES  # parameters, gradients and two moments
+    shape = dict(micro_batch=1, batch_size=8, held_out=0.3, epochs=2, checkpoint_minutes=0)
+    with watched(most):
+        policy = sources.load_policy(folder / 'hf', 'float32', mesh)
+        config = training_program.settings(training.default_sft(), form=0.0, **shape)
+        data = [*training_program.examples(random), *training_program.examples(random)]
+        policy, _ = training.sft(policy, data, config, tmp_path / 'policy', mesh=mesh, release=True)
+    with watched(largest + BATCHES):
+        models.save(policy, tmp_path / 'hf')
+    del policy
+    with watched(most):
+        policy = sources.load_policy(tmp_path / 'policy', 'float32', mesh)
+        config = training_program.settings(training.default_ppm(), **shape)
+        ppm, _ = training.ppm(
+            policy, training_program.pairs(random), config, tmp_path / 'ppm', mesh=mesh,
+            release=True,
+        )  # fmt: skip
+    with watched(largest + BATCHES):
+        models.save_ppm(ppm, tmp_path / 'ppm_hf')

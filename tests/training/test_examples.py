@@ -1,0 +1,127 @@
+"""From texts to what is learnt at which token, and that the losses of trajectories are learnt."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rstar_jax import steps, training
+from rstar_jax.errors import UserError
+from rstar_jax.training import checkpoints, examples
+from tests.training.words import ppm_settings, same, trajectory_examples
+
+
+def test_targets_are_the_response_and_the_end_of_text(policy):
+    tokenizer = policy.tokenizer
+    example = {'query': 'bbb ccc', 'response': '<code>\nw3<end_of_code>'}
+    (encoded,) = examples.sft([example], tokenizer, 128).examples
+    (tokens,), (field,) = encoded.sequences, encoded.fields
+    text = steps.prompt('bbb ccc') + example['response'] + tokenizer.eos_token
+    assert tokenizer.decode(tokens) == text
+    learnt = field['targets'][field['weights'] > 0]
+    assert tokenizer.decode(learnt) == example['response'] + tokenizer.eos_token
+    assert encoded.shareable == (len(tokenizer(steps.prompt('bbb ccc'))['input_ids']) - 1,)
+
+
+def test_pairs_of_one_prefix_stay_together(policy):
+    prompt = steps.prompt('bbb') + '<code>\nw3<end_of_step>'
+    pairs = [
+        {'prompt': prompt, 'pos': p, 'neg': n, 'pos_count': 2, 'neg_count': 2}
+        for p in ('eee', 'fff ggg')
+        for n in ('hhh', 'iii')
+    ]
+    encoded = examples.pairs([*pairs, {**pairs[0], 'prompt': 'jjj'}], policy.tokenizer, 64)
+    both, bare = encoded.examples
+    assert (len(both.sequences), both.count, bare.count) == (4, 4, 1)
+    assert both.pair_weights.tolist() == [0.25] * 4
+    texts = [policy.tokenizer.decode(s) for s in both.sequences]
+    assert [[texts[i] for i in pair] for pair in both.pairs] == [
+        [prompt + p['pos'], prompt + p['neg']] for p in pairs
+    ]
+    assert policy.tokenizer.decode(bare.sequences[0]) == steps.prompt('jjj') + 'eee'
+    assert encoded.questions == [steps.prompt('bbb'), steps.prompt('jjj')]
+    chosen, held = examples.hold_out(encoded, 0.1, 0)
+    assert len(held) == 1 and sorted(chosen + held) == [0, 1]
+    assert examples.hold_out(encoded, 0.0, 0) == ([0, 1], [])
+
+
+def test_what_is_learnt_of_a_trajectory(policy):
+    trajectory = {
+        'query': 'bbb',
+        'steps': ['<code>\nccc', 'ddd eee<end_of_step>', 'fff'],
+        'values': [0.25, -0.5, -1.0],
+        'labels': [True, False, False],
+        'correct': False,
+    }
+    ends = np.cumsum([len(policy.tokenizer(s)['input_ids']) for s in trajectory['steps']])
+    start = len(policy.tokenizer(steps.prompt('bbb'))['input_ids']) - 1
+    for encoder, learnt in (
+        (examples.outcomes, {2: 0}),
+        (examples.q_values, {0: 0.25, 1: -0.5, 2: -1}),
+        (examples.step_labels, {0: 1, 1: 0, 2: 0}),
+    ):
+        encoded = encoder([trajectory], policy.tokenizer, 64)
+        (example,) = encoded.examples
+        (tokens,), (field,) = example.sequences, example.fields
+        text = steps.prompt('bbb') + ''.join(trajectory['steps'])
+        assert policy.tokenizer.decode(tokens) == text
+        places = [start + ends[i] for i in learnt]
+        assert np.nonzero(field['weights'])[0].tolist() == places
+        assert field['targets'][places].tolist() == list(learnt.values())
+        assert example.shareable == (places[0],) and encoded.questions == [steps.prompt('bbb')]
+    for key, kind, encoder in (
+        ('steps', 'list', examples.outcomes),
+        ('correct', 'flag', examples.outcomes),
+        ('values', 'list', examples.q_values),
+        ('labels', 'list', examples.step_labels),
+    ):
+        lacking = {name: value for name, value in trajectory.items() if name != key}
+        with pytest.raises(UserError, match=f"needs the {kind} '{key}'"):
+            encoder([lacking], policy.tokenizer, 64)
+    with pytest.raises(UserError, match='3 steps but 1 values'):
+        examples.q_values([trajectory | {'values': [1.0]}], policy.tokenizer, 64)
+
+
+@pytest.mark.parametrize('length', [512, 64])
+def test_right_answers_are_paired_with_the_wrong_ones_of_their_problem(policy, length):
+    made = [
+        {'query': query, 'steps': ['aaa', f'{word} ' * 30], 'correct': correct}
+        for query in ('bbb', 'ccc', 'ddd', 'eee')
+        for word, correct in (('fff', True), ('ggg', True), ('hhh', False), ('iii', False))
+        if query != 'eee' or correct  # has no wrong one
+    ]
+    asked = {steps.prompt(query) for query in ('bbb', 'ddd', 'eee')}
+    encoded = examples.answer_pairs(made, asked, policy.tokenizer, length)
+    found = {
+        (question, *(policy.tokenizer.decode(example.sequences[i])[-4:-1] for i in pair))
+        for question, example in zip(encoded.questions, encoded.examples)
+        for pair in example.pairs
+    }
+    assert found == {
+        (steps.prompt(query), right, wrong)
+        for query in ('bbb', 'ddd')
+        for right in ('fff', 'ggg')
+        for wrong in ('hhh', 'iii')
+    }
+    assert sum(example.count for example in encoded.examples) == len(found)
+    assert (len(encoded.examples) == 2) == (length == 512)
+
+
+@pytest.mark.parametrize('loss', ['orm', 'pqm', 'prm'])
+def test_losses_of_trajectories_learn(policy, tmp_path, loss):
+    settings = ppm_settings(
+        loss=loss, epochs=6, batch_size=16, learning_rate=1e-2, micro_batch=1, held_out=0.25
+    )
+    trajectories = trajectory_examples()
+    ppm, metrics = training.ppm(policy, trajectories, settings, tmp_path, trajectories=trajectories)
+    assert (metrics['examples'], metrics['held_out'], metrics['answer_pairs']) == (60, 20, 10)
+    assert metrics['held_out_loss_after'] < 0.5 * metrics['held_out_loss_before']
+    assert metrics['answer_accuracy_after'] == 1
+    if loss != 'pqm':
+        assert metrics['accuracy_after'] > 0.9
+    # As the search reads it: at the end of a step.
+    texts = [steps.prompt(t['query']) + ''.join(t['steps']) for t in trajectories[:2]]
+    tokens = [ppm.tokenizer(text)['input_ids'] for text in texts]
+    good, bad = (float(ppm.scores(jnp.asarray([ids]), jnp.array([len(ids)]))[0]) for ids in tokens)
+    assert -1 <= bad < 0 < good <= 1
+    loaded = checkpoints.load_ppm(tmp_path)
+    assert loaded.squash == 'tanh' and same(loaded.params, ppm.params)

@@ -212,7 +212,7 @@ TRAINING_NOTES = """\
 Of a chip and one optimiser step. fsdp: chips that parameters, moments and gradients are cut over.
 micros: micro batches, rows on all chips x tokens. held: GiB of parameters, moments and frozen
 weights; peak: GiB in use, by the compiler. PFLOP: of the products, each once; with what is computed
-again or masked; by the compiler, which counts the loop over logits once. seconds: at least, by
+again or masked; by the compiler, which counts a loop's body once. seconds: at least, by
 FLOPs (the second), by the compiler's count of bytes read and written, by bytes from other chips.
 MFU: at most, the first PFLOP in the longest of these times. compile: seconds here, of all functions
 side by side. received: from other chips, by kind of collective."""

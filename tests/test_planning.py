@@ -272,7 +272,7 @@ def test_collectives_of_a_known_program():
     }
 
 
-# As the compiler for TPUs writes them.
+# As the compiler for TPUs writes them: a chain of two for one all-gather, a loop of 4 passes.
 TPU = """\
 HloModule jit_f, is_scheduled=true, num_partitions=8
 
@@ -282,21 +282,51 @@ HloModule jit_f, is_scheduled=true, num_partitions=8
   ROOT %slice = f32[8,128]{1,0:T(8,128)} dynamic-slice(%all-reduce, %i, %z)
 }
 
+%fused.1 (x: bf16[8,128]) -> bf16[16,128] {
+  ROOT %ag.1 = bf16[16,128]{1,0} all-gather(%x), channel_id=3, replica_groups=mesh['a'=4,'b'=2] \
+{'b'}, dimensions={0}, frontend_attributes={chain_id="1"}
+}
+
+%fused.2 (x: bf16[8,128]) -> bf16[16,128] {
+  ROOT %ag.2 = bf16[16,128]{1,0} all-gather(%x), channel_id=3, replica_groups=mesh['a'=4,'b'=2] \
+{'b'}, dimensions={0}, frontend_attributes={chain_id="1"}
+}
+
+%condition (p: (f32[8], /*index=1*/u32[])) -> pred[] {
+  %limit = u32[]{:T(128)} constant(8)
+  %p = (f32[8]{0}, /*index=1*/u32[]) parameter(0)
+  %i = u32[]{:T(128)} get-tuple-element(%p), index=1
+  ROOT %less = pred[]{:T(512)} compare(%i, %limit), direction=LT
+}
+
+%body (p: (f32[8], /*index=1*/u32[])) -> (f32[8], /*index=1*/u32[]) {
+  %two = u32[]{:T(128)} constant(2)
+  %p = (f32[8]{0}, /*index=1*/u32[]) parameter(0)
+  %x = f32[8]{0} get-tuple-element(%p), index=0
+  %i = u32[]{:T(128)} get-tuple-element(%p), index=1
+  %cp = (f32[8]{0}, f32[8]{0}, u32[]{:S(2)}, u32[]) collective-permute-start(%x), channel_id=4
+  %y = f32[8]{0} collective-permute-done(%cp)
+  %next = u32[]{:T(128)} add(%i, %two)
+  ROOT %tuple = (f32[8]{0}, /*index=1*/u32[]) tuple(%y, /*index=1*/%next)
+}
+
 ENTRY %main (x: bf16[8,128]) -> f32[8,128] {
   %ag = (bf16[8,128]{1,0}, bf16[64,128]{1,0:S(1)}) all-gather-start(%x), replica_groups=[2,4]<=[8]
   %done = bf16[64,128]{1,0:T(8,128)(2,1)S(1)} all-gather-done(%ag)
-  %cp = (bf16[8,128]{1,0}, bf16[8,128]{1,0}, u32[]{:S(2)}, u32[]) collective-permute-start(%x)
+  %first = bf16[16,128]{1,0} fusion(%x), kind=kCustom, calls=%fused.1
+  %second = bf16[16,128]{1,0} fusion(%x), kind=kCustom, calls=%fused.2
+  %loop = (f32[8]{0}, /*index=1*/u32[]) while(%tuple), condition=%condition, body=%body
   ROOT %rs = f32[8,128]{1,0} fusion(%y), kind=kCustom, calls=%all-reduce-scatter.1
 }
 """
 
 
 def test_collectives_as_the_compiler_for_tpus_writes_them():
-    found = {kind: x.bytes for kind, x in collectives.exchanged(TPU).items()}
-    assert found == {
-        'all-gather': 64 * 128 * 2 * 3 / 4,
-        'reduce-scatter': 64 * 128 * 4 * 7 / 8,
-        'collective-permute': 8 * 128 * 2,
+    found = collectives.exchanged(TPU, trips=100)
+    assert {kind: (x.calls, x.bytes) for kind, x in found.items()} == {
+        'all-gather': (2, 64 * 128 * 2 * 3 / 4 + 16 * 128 * 2 / 2),
+        'reduce-scatter': (1, 64 * 128 * 4 * 7 / 8),
+        'collective-permute': (4, 4 * 8 * 4),
     }
 
 

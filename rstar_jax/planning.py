@@ -28,7 +28,8 @@ from rstar_jax import models, parallel, search, sources, training
 from rstar_jax.errors import UserError
 from rstar_jax.keys import PREVIOUS, STAGES
 from rstar_jax.models import heads, published, sharding
-from rstar_jax.parallel.chips import CHIPS, GIB, Chip, find_chip
+from rstar_jax.parallel.chips import CHIPS, Chip, find_chip
+from rstar_jax.parallel.memory import GIB
 from rstar_jax.search import arrays, decode, devices, memory, prefill, sampling, sizes, tree
 from rstar_jax.training import planning as trainings
 

@@ -30,7 +30,6 @@ from rstar_jax.bench import _torch_trainer
 from rstar_jax.errors import UserError
 
 DTYPES = {'float32': 1e-3, 'bfloat16': 2e-2}  # how far first losses and norms may differ
-GIB = 2**30
 LENGTH = 2048  # tokens of a micro batch, at most
 TINY = {'embed_dim': 128, 'mlp_dim': 512, 'num_layers': 3, 'num_heads': 4, 'num_kv_heads': 2}
 
@@ -121,6 +120,8 @@ class _Task:
 
 def _compare(task: _Task) -> dict[str, float]:
     """SFT and PPM, ours and theirs."""
+    from rstar_jax.parallel.memory import GIB
+
     figures: dict[str, float] = {}
     for label, loss in (('sft', 'sft'), ('ppm', 'pairwise')):
         encoded, model, settings = task.data(loss), task.model(loss), task.settings(loss)

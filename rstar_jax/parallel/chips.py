@@ -10,7 +10,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import Mesh
 
-GIB = 2**30
+from rstar_jax.parallel.memory import GIB
+
 SIDE = 1024  # of the product that is measured
 SECONDS = 0.2  # of measuring, compilation apart
 

@@ -10,6 +10,8 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
+GIB = 2**30
+
 
 def bytes_on_a_device(tree: Any) -> int:
     """Bytes that arrays, or shapes with a sharding, take on one device."""

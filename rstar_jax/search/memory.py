@@ -12,10 +12,10 @@ import functools
 
 from rstar_jax.errors import UserError
 from rstar_jax.parallel import bytes_on_a_device, free_bytes
+from rstar_jax.parallel.memory import GIB
 from rstar_jax.search import arrays, copies, devices
 from rstar_jax.search.tree import init
 
-GIB = 2**30
 MARGIN = 0.9  # of the free memory; the rest is for what compiled functions work with
 # So few slots are all used at once, as fewer would be hardly faster.
 FEW_SLOTS = 16

@@ -100,10 +100,14 @@ def _default(**special) -> 'ConfigDict':
 
 
 def start_dtype(config) -> str:
-    """The dtype to load the policy in that a training starts from: with LoRA the network's."""
+    """The dtype to load the policy in that a training starts from: with LoRA the network's.
+
+    For one in float16 it is float32, as models are not loaded in float16; the training narrows it.
+    """
     from rstar_jax.training import step
 
-    return step.compute_dtype(config).name if config.lora else 'float32'
+    narrow = config.lora and step.compute_dtype(config) == 'bfloat16'
+    return 'bfloat16' if narrow else 'float32'
 
 
 def sft(

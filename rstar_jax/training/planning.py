@@ -22,8 +22,9 @@ from jax.sharding import Mesh
 from rstar_jax import models, parallel, steps, training
 from rstar_jax.models import heads, sharding, weights
 from rstar_jax.parallel import collectives
+from rstar_jax.parallel.memory import GIB
 from rstar_jax.training import attention, examples, lora, losses, packing, recompute
-from rstar_jax.training.step import GIB, Compiled
+from rstar_jax.training.step import Compiled
 
 DTYPE = 'bfloat16'  # what a network runs in where settings.dtype is empty: plans are for TPUs
 STEPS = 1000  # of the whole training: a number in the schedule

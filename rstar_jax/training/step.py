@@ -8,6 +8,7 @@ frozen weights (training.lora) lie beside them in the network's dtype and are re
 import concurrent.futures
 import functools
 import os
+import re
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -22,9 +23,9 @@ from rstar_jax import parallel
 from rstar_jax.errors import UserError
 from rstar_jax.models import sharding, weights
 from rstar_jax.models.checkpoint import default_dtype
+from rstar_jax.parallel.memory import GIB
 from rstar_jax.training import attention, checkpoints, lora, loss_scale, losses, recompute
 
-GIB = 2**30
 DTYPES = ('float32', 'bfloat16', 'float16')
 # Results of the functions whose first argument gives its memory to the first of them.
 RESULTS = {'step': 3, 'accumulate': 2, 'update': 2}
@@ -446,7 +447,6 @@ def compute_dtype(settings) -> jnp.dtype:
 
 def fast_dtype() -> str:
     """What the device trains fast in: bfloat16, or float16 on GPUs that are older than it."""
-    device = jax.devices()[0]
-    if device.platform == 'gpu' and float(getattr(device, 'compute_capability', 8)) < 8:
-        return 'float16'
-    return default_dtype()
+    # NVIDIA's are '7.5' and the like; other makers' GPUs have other names there, or nothing.
+    capability = str(getattr(jax.devices()[0], 'compute_capability', ''))
+    return 'float16' if re.fullmatch(r'[1-7]\.\d', capability) else default_dtype()

@@ -28,9 +28,10 @@ from absl import logging
 from rstar_jax import interrupts, parallel
 from rstar_jax.errors import UserError
 from rstar_jax.models.weights import to_host
+from rstar_jax.parallel.memory import GIB
 from rstar_jax.training import checkpoints, flops, packing
 from rstar_jax.training.examples import Encoded
-from rstar_jax.training.step import GIB, Compiled, compute_dtype
+from rstar_jax.training.step import Compiled, compute_dtype
 
 Progress = Callable[[dict[str, float]], None]
 Measure = Callable[[Compiled, Any], dict[str, Any]]
@@ -268,7 +269,6 @@ class _Run:
         self._sizes = [len(indices) for _, indices in steps]
         self._start = 0
         self._counts = {'tokens': 0, 'tokens_alone': 0, 'places': 0, 'flops': 0}
-        # Counts and busy seconds when the latest step had ended.
         self._log: list[dict[str, Any]] = []  # what metrics.jsonl holds
 
     def prepare(self, state, start: int) -> None:

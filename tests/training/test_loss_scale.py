@@ -1,5 +1,7 @@
 """Training in float16: the scaled loss alone, and in the trainer's own functions."""
 
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -37,9 +39,10 @@ def test_steps_that_are_not_finite_are_left_out_and_halve_the_factor(monkeypatch
     assert factors == [1 / 4, 1 / 2, 1 / 2, 1]
 
 
-def settings(dtype):
+def settings(dtype, **changes):
     config = training.default_sft()
-    config.update(dict(dtype=dtype, length=128, batch_size=2, learning_rate=1e-3))
+    shape = dict(dtype=dtype, length=128, batch_size=2, learning_rate=1e-3)
+    config.update(shape | changes)
     return config
 
 
@@ -78,7 +81,8 @@ def test_gradients_that_float16_would_lose_are_kept():
     assert error(gradients('float16', 1e-6, factor=1.0)) > 0.3
 
 
-def test_a_training_in_float16_ends_near_one_in_float32(tmp_path):
+@pytest.mark.parametrize('changes', [{}, {'lora': 4, 'learning_rate': 1e-2}])
+def test_a_training_in_float16_ends_near_one_in_float32(tmp_path, changes):
     policy = models.Policy(SHAPE, None, decoder.init_params(SHAPE, jax.random.key(0)))
     losses = {}
     for dtype in ('float32', 'float16'):
@@ -88,13 +92,30 @@ def test_a_training_in_float16_ends_near_one_in_float32(tmp_path):
             encoded(),
             range(4),
             'sft',
-            settings(dtype),
+            settings(dtype, **changes),
             tmp_path / dtype,
             name='x',
         )
         losses[dtype] = found['loss_first'], found['loss_last']
     assert losses['float16'] == pytest.approx(losses['float32'], rel=2e-3)
     assert losses['float16'][1] < losses['float16'][0] - 0.01
+
+
+@pytest.mark.parametrize(
+    'capability, dtype',
+    [('7.5', 'float16'), ('8.0', 'bfloat16'), ('12.0', 'bfloat16'), ('gfx90a', 'bfloat16')],
+)
+def test_only_old_gpus_of_nvidia_train_in_float16(monkeypatch, capability, dtype):
+    device = types.SimpleNamespace(platform='gpu', compute_capability=capability)
+    monkeypatch.setattr(jax, 'devices', lambda: [device])
+    monkeypatch.setattr(step, 'default_dtype', lambda: 'bfloat16')
+    assert step.fast_dtype() == dtype
+
+
+def test_models_are_loaded_in_a_dtype_that_loading_knows():
+    names = {name: training.start_dtype(settings(name, lora=4)) for name in step.DTYPES}
+    assert names == {'float32': 'float32', 'bfloat16': 'bfloat16', 'float16': 'float32'}
+    assert training.start_dtype(settings('bfloat16')) == 'float32'
 
 
 def test_unknown_dtypes_are_told():

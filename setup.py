@@ -14,11 +14,13 @@ CORE = [
     'importlib_resources>=6',  # tensorflow-datasets imports it without declaring it
     'jax>=0.10',
     'math-verify[antlr4-13-2]>=0.8,<1',
+    'matplotlib>=3.9',
     'ml_collections>=1.0',
     'numpy>=2',
     'optax>=0.2.5',
     'orbax-checkpoint>=0.11.20',
     'rapidfuzz>=3',
+    'rich>=13.7',
     'safetensors>=0.5',
     'scipy>=1.15',
     'sympy>=1.13',
@@ -30,11 +32,13 @@ CORE = [
 
 EXTRAS = {
     # torch is the reference that the decoder is compared with, peft that of adapters, mctx and
-    # pebble those of the benches tree and execution; nothing at run time imports them.
+    # pebble those of the benches tree and execution, playwright drives a browser through the
+    # report; nothing at run time imports them.
     'test': [
         'mctx>=0.0.71',
         'pebble>=5',
         'peft>=0.21',
+        'playwright>=1.49',
         'pytest>=8',
         'pytest-xdist>=3.6',
         'ruff>=0.15',
@@ -55,6 +59,7 @@ setuptools.setup(
     license='Apache-2.0',
     python_requires='>=3.11',
     packages=setuptools.find_packages(include=['rstar_jax', 'rstar_jax.*']),
+    package_data={'rstar_jax.report': ['*.css', '*.html', '*.js']},
     install_requires=CORE,
     extras_require=EXTRAS,
 )

@@ -1,5 +1,10 @@
-"""What a run tells: progress lines with the time left, TensorBoard events, the final table."""
+"""What a run tells: progress with the time left, tables, TensorBoard events.
 
+In a terminal both are drawn by rich, in colours and to its width; into a file or a pipe go plain
+lines, whatever their length.
+"""
+
+import io
 import math
 import pathlib
 import sys
@@ -7,8 +12,13 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rich.console import Console, RenderableType
+from rich.progress import BarColumn, Progress, TextColumn
+from rich.table import Column, Table
+
 LINE_SECONDS = 15.0  # between lines in a log file
 TTY_SECONDS = 1.0  # between redraws of the line in a terminal
+ANY_WIDTH = 100_000
 
 
 def clock(seconds: float) -> str:
@@ -51,41 +61,87 @@ class Events:
 
 
 class Line:
-    """One stage's line of progress: redrawn in a terminal, now and then a new one in a log."""
+    """One stage's progress: a bar that is redrawn in a terminal, now and then a line in a log.
+
+    A context manager: leaving it, by an exception too, gives the terminal back.
+    """
 
     def __init__(self, label: str, stream=None):
         self._label, self._stream = label, stream or sys.stdout
-        self._tty = self._stream.isatty()
-        self._last, self._width = -math.inf, 0
+        self._bar: Progress | None = None
+        self._last = -math.inf
 
-    def show(self, text: str, *, force: bool = False) -> None:
-        """Prints `text` unless the line before it is too recent."""
-        now = time.monotonic()
-        if not force and now - self._last < (TTY_SECONDS if self._tty else LINE_SECONDS):
+    def __enter__(self) -> 'Line':
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop()
+
+    def show(self, text: str, share: float | None = None) -> None:
+        """Shows `text`, unless what was shown before is too recent.
+
+        share: how much of the stage is done, 0 to 1, where that is known.
+        """
+        now, terminal = time.monotonic(), self._stream.isatty()
+        if now - self._last < (TTY_SECONDS if terminal else LINE_SECONDS):
             return
         self._last = now
-        text = f'{self._label}: {text}'
-        if self._tty:
-            print('\r' + text.ljust(self._width), end='', file=self._stream, flush=True)
-            self._width = len(text)
-        else:
-            print(text, file=self._stream, flush=True)
+        if not terminal:
+            print(f'{self._label}: {text}', file=self._stream, flush=True)
+            return
+        if self._bar is None:
+            self._bar = Progress(
+                TextColumn('[bold]{task.description}'),
+                BarColumn(bar_width=16),
+                TextColumn('{task.fields[text]}', markup=False, table_column=Column(ratio=1)),
+                console=Console(file=self._stream),
+                auto_refresh=False,
+                transient=True,
+                expand=True,
+            )
+            self._bar.add_task(self._label, total=None, text='')
+            self._bar.start()
+            # However the process ends, the terminal keeps its cursor.
+            self._bar.console.show_cursor(True)
+        total = None if share is None else 1.0
+        self._bar.update(self._bar.task_ids[0], completed=share or 0.0, total=total, text=text)
+        self._bar.refresh()
 
     def end(self, text: str) -> None:
-        """The stage's last line."""
-        self.show(text, force=True)
-        if self._tty:
-            print(file=self._stream, flush=True)
+        """The stage's last line, which stays."""
+        self._stop()
+        print(f'{self._label}: {text}', file=self._stream, flush=True)
+
+    def _stop(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
 
 
-def table(rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> str:
-    """Text columns as wide as their widest cell; the columns in `right` are aligned right."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = []
-    for row in rows:
-        cells = [
-            cell.rjust(width) if i in right else cell.ljust(width)
-            for i, (cell, width) in enumerate(zip(row, widths))
-        ]
-        lines.append('  '.join(cells).rstrip())
-    return '\n'.join(lines)
+def table(rows: Sequence[Sequence[str]], right: Sequence[int] = (), heading: bool = True) -> Table:
+    """Columns for `show`; those in `right` are aligned right, the first row is the heading."""
+    made = Table(box=None, padding=(0, 2, 0, 0), show_header=heading, header_style='bold')
+    first, *rest = rows
+    for number, name in enumerate(first):
+        justify = 'right' if number in right else 'left'
+        made.add_column(name if heading else '', justify=justify, overflow='fold')
+    for row in rest if heading else rows:
+        made.add_row(*row)
+    return made
+
+
+def show(*parts: RenderableType, stream=None) -> None:
+    """Prints texts and tables, one below the other."""
+    stream = stream or sys.stdout
+    if stream.isatty():
+        console = Console(file=stream, highlight=False, markup=False)
+        for part in parts:
+            console.print(part)
+        return
+    text = io.StringIO()
+    console = Console(file=text, width=ANY_WIDTH, color_system=None, highlight=False, markup=False)
+    for part in parts:
+        console.print(part)
+    for line in text.getvalue().splitlines():
+        print(line.rstrip(), file=stream)
+    stream.flush()

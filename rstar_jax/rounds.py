@@ -20,11 +20,22 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from rstar_jax import configs, data, evals, ledger, models, parallel, search, sources, training
+from rstar_jax import (
+    configs,
+    data,
+    evals,
+    ledger,
+    models,
+    parallel,
+    report,
+    search,
+    sources,
+    summary,
+    training,
+)
 from rstar_jax.errors import UserError
 from rstar_jax.progress import Events, Line, clock, percent
 from rstar_jax.sources import Round
-from rstar_jax.summary import summary
 
 Figures = dict[str, Any]
 
@@ -82,8 +93,7 @@ def run(config: ConfigDict, workdir: str, names: Sequence[str]) -> None:
         for round_, name in rows:
             run_stage(round_, name)
     if parallel.is_first():
-        evals.report.write_run(root)
-        print(summary(root), flush=True)
+        summary.show(root)
 
 
 def order(config: ConfigDict, names: Sequence[str]) -> list[tuple[int, str]]:
@@ -130,13 +140,27 @@ def run_stage(round_: Round, name: str) -> None:
         print(f'{label}: complete', flush=True)
         return
     stage.begin()
-    line = Line(label)
-    figures = STAGES[name](round_, stage, line)
-    parallel.barrier(f'{label} ends')
+    with Line(label) as line:
+        figures = STAGES[name](round_, stage, line)
+        parallel.barrier(f'{label} ends')
+        if parallel.is_first():
+            stage.finish(figures)
+        parallel.give_memory_back()
+        line.end(f'done in {clock(stage.seconds)}')
     if parallel.is_first():
-        stage.finish(figures)
-    parallel.give_memory_back()
-    line.end(f'done in {clock(stage.seconds)}')
+        _report(round_.root)
+
+
+def _report(root: pathlib.Path) -> None:
+    """Writes the page anew. It is made of what is on disk: that it fails stops no run."""
+    try:
+        report.write(root)
+    except Exception as error:
+        print(
+            f'report: not written ({type(error).__name__}: {error}); the run goes on; try '
+            f'python -m rstar_jax.report {root}',
+            flush=True,
+        )
 
 
 def bootstrap(round_: Round, stage: ledger.Stage, line: Line) -> Figures:
@@ -156,7 +180,9 @@ def search_trees(round_: Round, stage: ledger.Stage, line: Line) -> Figures:
 
     def progress(now: dict[str, float]) -> None:
         stage.beat()
-        line.show(_search_line(now, f'{now["solved"]} solved, '))
+        line.show(
+            _search_line(now, f'{now["solved"]} solved, '), now['trees_done'] / now['trees_total']
+        )
         round_.events.add(f'round{round_.number}/search', now, int(now['trees_done']))
 
     with data.TreeStore(stage.folder, writer=jax.process_index()) as store:
@@ -307,7 +333,7 @@ def _training_progress(
                 figures.append(f'{percent(now["accuracy"])} right by {now["margin"]:.3f}')
             figures.append(f'{now["tokens_per_second"]:.0f} tokens/s')
             figures.append(f'{100 * now["mfu"]:.0f} % of peak')
-        line.show(', '.join([*figures, _times(now)]))
+        line.show(', '.join([*figures, _times(now)]), now['step'] / now['steps'])
         round_.events.add(f'round{round_.number}/{name}', now, int(now['step']))
 
     return progress
@@ -330,7 +356,10 @@ def evaluate(round_: Round, stage: ledger.Stage, line: Line) -> Figures:
 
     def progress(now: dict[str, Any]) -> None:
         stage.beat()
-        line.show(f'{now["benchmark"]}, {now["kind"]}: {_search_line(now)}')
+        line.show(
+            f'{now["benchmark"]}, {now["kind"]}: {_search_line(now)}',
+            now['trees_done'] / now['trees_total'],
+        )
 
     problems = sources.benchmarks(round_)
     policy, judge = sources.evaluated_models(round_)

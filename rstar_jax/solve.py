@@ -1,11 +1,13 @@
 """One question, solved by the search without knowing the answer, and told step by step."""
 
+import dataclasses
 import pathlib
 
 from ml_collections import ConfigDict
 
-from rstar_jax import configs, grading, search, sources, steps
+from rstar_jax import configs, data, grading, report, search, sources, steps
 from rstar_jax.progress import Events, Line
+from rstar_jax.report import trees
 from rstar_jax.search import Record, Status
 
 MARKS = (
@@ -27,38 +29,52 @@ def solve(config: ConfigDict, workdir: str = '') -> str:
 
     Args:
       config: policy.path, ppm.path, search.* and question are read.
-      workdir: where "previous" models are looked for.
+      workdir: where "previous" models are looked for; the trees stay there, to be looked at.
     """
     number = max(1, config.first_round)
     round_ = sources.Round(
         configs.for_round(config, number), pathlib.Path(workdir), number, Events(None)
     )
     problem = {'index': 0, 'question': config.question, 'answer': ''}
-    line = Line('searching')
-    records = list(
-        search.run(
-            [problem],
-            sources.searching_policy(round_),
-            sources.searching_ppm(round_),
-            config=sources.search_config(round_.config, use_ground_truth=False),
-            seed=config.seed,
-            trees=config.search.trees,
-            progress=lambda now: line.show(
-                f'{now["tokens"]:,} tokens, {now["tokens_per_second"]:.0f}/s'
-            ),
+    with Line('searching') as line:
+        records = list(
+            search.run(
+                [problem],
+                sources.searching_policy(round_),
+                sources.searching_ppm(round_),
+                config=sources.search_config(round_.config, use_ground_truth=False),
+                seed=config.seed,
+                trees=config.search.trees,
+                progress=lambda now: line.show(
+                    f'{now["tokens"]:,} tokens, {now["tokens_per_second"]:.0f}/s'
+                ),
+            )
         )
-    )
+    records.sort(key=lambda record: record.tree)
     found = [
         (record, int(node))
-        for record in sorted(records, key=lambda record: record.tree)
+        for record in records
         for node in (record.status == Status.ANSWER).nonzero()[0]
     ]
-    if not found:
-        return (
-            f'No answer found in {len(records)} trees. Raise --config.search.rollouts or '
-            '--config.search.trees.'
-        )
-    return _told(config.question, found, *_choose(found))
+    text = (
+        f'No answer found in {len(records)} trees. Raise --config.search.rollouts or '
+        '--config.search.trees.'
+    )
+    if found:
+        text = _told(config.question, found, *_choose(found))
+    return f'{text}\n\n{_keep(records, round_.root)}' if workdir and records else text
+
+
+def _keep(records: list[Record], root: pathlib.Path) -> str:
+    """Puts the trees beside those of earlier questions, and into the page; tells where."""
+    with data.TreeStore(root / trees.SOLVE) as store:
+        earlier = store.keys()
+        number = 1 + max((index for index, _ in earlier), default=-1)
+        for record in records:
+            problem = {**record.problem, 'index': number}
+            store.append(dataclasses.replace(record, problem=problem))
+    path = report.write(root, problems=[number])
+    return f'Tree: {path}#tree={trees.SOLVE}-{number}-{records[0].tree}'
 
 
 def _choose(found: list[tuple[Record, int]]) -> tuple[int, str]:

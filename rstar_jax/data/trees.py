@@ -35,14 +35,17 @@ class TreeStore:
     Iteration gives the Records ordered by (problem index, tree number), whatever order they were
     written in, and holds one at a time in memory: `data.curate_to` depends on both. Several
     processes may write into one folder when each has its own `writer` number; each of them sees
-    what the others had stored when it was opened.
+    what the others had stored when it was opened. With `writer=None` the store only reads: it takes
+    no lock and leaves everything as it is, so it can look at a folder that a run is writing into.
 
     Attributes:
       directory: the folder; made if absent.
       shard_trees: how many parts are merged into a shard.
     """
 
-    def __init__(self, directory: str | os.PathLike, writer: int = 0, shard_trees: int = 256):
+    def __init__(
+        self, directory: str | os.PathLike, writer: int | None = 0, shard_trees: int = 256
+    ):
         self.directory = pathlib.Path(directory)
         self.shard_trees = shard_trees
         self._writer = writer
@@ -50,6 +53,9 @@ class TreeStore:
         self._where: dict[Key, tuple[str, int]] = {}
         self._parts: list[tuple[Key, pathlib.Path]] = []
         self._readers: collections.OrderedDict[str, files.RecordReader] = collections.OrderedDict()
+        if writer is None:
+            self._scan()
+            return
         self.directory.mkdir(parents=True, exist_ok=True)
         # Without the lock another process is at work here: its files in the making are not litter.
         if self._take_lock():
@@ -68,6 +74,7 @@ class TreeStore:
         """
         if record.key in self._where:
             return False
+        assert self._writer is not None, 'this store only reads'
         if not self._take_lock():
             raise UserError(
                 f'{self.directory}: another process is writing trees here; wait for it to end, '

@@ -85,17 +85,24 @@ class Record:
         """f32[N], mean backed-up value, 0 where a node was never visited."""
         return self.value_sum / np.maximum(self.visits, 1).astype(np.float32)
 
-    def best_answer(self) -> tuple[str, float]:
-        """Returns the answer with the highest score and that score; ('', -inf) without any.
+    def best_node(self) -> int | None:
+        """Returns the ANSWER node with the highest score, the first of equals; None without any.
 
         The score is the PPM's, or the mean backed-up value where no PPM was used.
         """
-        best = ('', -np.inf)
-        for i in np.nonzero(self.status == Status.ANSWER)[0]:
-            score = float(self.q_values[i] if np.isnan(self.score[i]) else self.score[i])
-            if score > best[1]:
-                best = (self.answers[i], score)
-        return best
+        found = np.nonzero(self.status == Status.ANSWER)[0]
+        if not len(found):
+            return None
+        scores = np.where(np.isnan(self.score), self.q_values, self.score)[found]
+        return int(found[np.argmax(scores)])
+
+    def best_answer(self) -> tuple[str, float]:
+        """Returns the answer of `best_node` and its score; ('', -inf) without any."""
+        node = self.best_node()
+        if node is None:
+            return '', -np.inf
+        score = self.q_values[node] if np.isnan(self.score[node]) else self.score[node]
+        return self.answers[node], float(score)
 
     def trajectory(self, node: int) -> list[int]:
         """Returns the nodes from the root's child down to `node`."""

@@ -1,0 +1,93 @@
+"""What a run has come to: report/index.html in its workdir, and the tables of the terminal.
+
+    workdir --run.read--> Run --tables--> rows of cells --> terminal, page
+                              --plots---> SVG in the page, PNG files beside it
+            --trees-----> samples ------> scripts beside the page, for the viewer
+                              --page----> index.html: one file, no network, works from a disk
+
+Nothing here loads a model or touches a device, and nothing is locked: a running run can be looked
+at from another process.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import pathlib
+from collections.abc import Collection
+from typing import TYPE_CHECKING
+
+from rstar_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from rstar_jax.report.page import Part
+    from rstar_jax.report.run import Run
+
+TREES = 60  # of each search and evaluation, where not asked for more
+
+
+def write(
+    workdir: str | os.PathLike,
+    other: str | os.PathLike | None = None,
+    *,
+    trees: int | None = TREES,
+    problems: Collection[int] = (),
+) -> pathlib.Path:
+    """Writes the page of a run, finished or not; returns its path.
+
+    Args:
+      workdir: the run's.
+      other: a second run's, to be shown beside it: its own page is written too, and one of both in
+        the report of the first, which is returned.
+      trees: how many of each search's can be opened in the viewer; None, all.
+      problems: all trees of these problems as well.
+
+    Raises:
+      UserError: a workdir holds no run, or a file of it cannot be read; or they are the same.
+    """
+    # matplotlib takes a second to import: not before there is something to draw.
+    from rstar_jax.report import page, plots, run
+
+    runs = [run.read(path) for path in (workdir, other) if path is not None]
+    roots = [one.root.resolve() for one in runs]
+    if len(set(roots)) < len(roots):
+        raise UserError(f'{other}: the same run twice; expected another WORKDIR')
+    parts = [_part(one, trees, problems) for one in runs]
+    written = []
+    for one, part in zip(runs, parts):
+        folder = one.root / 'report'
+        written.append(folder / 'index.html')
+        _replace(written[-1], page.page([part], plots.accuracy([one], folder)))
+    if other is None:
+        return written[0]
+    folder, name = runs[0].root / 'report', f'against-{runs[1].name}'
+    beside = os.path.relpath(roots[1] / 'report', roots[0] / 'report')
+    both = [
+        dataclasses.replace(parts[0], prefix='a-'),
+        dataclasses.replace(parts[1], prefix='b-', beside=f'{beside}/'),
+    ]
+    path = folder / f'{name}.html'
+    _replace(path, page.page(both, plots.accuracy(runs, folder, f'{name}-')))
+    return path
+
+
+def _part(run: Run, most: int | None, problems: Collection[int]) -> Part:
+    from rstar_jax.report import page, plots, trees
+
+    folder = run.root / 'report'
+    samples = trees.write(run, folder / 'trees', most, problems)
+    return page.Part(
+        run,
+        samples,
+        plots.cost(run, folder),
+        plots.found(run, samples, folder),
+        plots.training(run, folder),
+        plots.values(samples, folder),
+    )
+
+
+def _replace(path: pathlib.Path, text: str) -> None:
+    from rstar_jax.data import files
+
+    with files.replacing(path) as temporary:
+        temporary.write_text(text, encoding='utf-8')

@@ -1,0 +1,54 @@
+"""The page of a finished or running run; of two runs, side by side.
+
+usage: python -m rstar_jax.report WORKDIR [WORKDIR2] [--trees=N|all] [--problems=INDEX,...]
+
+  --trees=N            trees of each search that the viewer can open, evenly spaced (60)
+  --problems=INDEX,... all trees of these problems as well
+"""
+
+import sys
+from collections.abc import Sequence
+
+from rstar_jax import report
+from rstar_jax.errors import UserError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line and returns the exit code: 0 done, 2 a mistake told in one line."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if not arguments or {'-h', '--help', 'help'} & set(arguments):
+        print(__doc__.strip())
+        return 0
+    try:
+        folders, settings = _parse(arguments)
+        print(report.write(*folders, **settings))
+    except UserError as error:
+        print(f'error: {error}', file=sys.stderr)
+        return 2
+    return 0
+
+
+def _parse(arguments: Sequence[str]) -> tuple[list[str], dict]:
+    folders, settings = [], {}
+    for argument in arguments:
+        name, _, value = argument.partition('=')
+        try:
+            if name == '--trees':
+                settings['trees'] = None if value == 'all' else int(value)
+            elif name == '--problems':
+                settings['problems'] = [int(index) for index in value.split(',')]
+            elif name.startswith('-'):
+                raise UserError(f'{argument}: no such option; --help lists them')
+            else:
+                folders.append(argument)
+        except ValueError:
+            raise UserError(f'{argument}: needs whole numbers; --help lists the options') from None
+    if not 1 <= len(folders) <= 2:
+        raise UserError(f'{len(folders)} folders named; expected WORKDIR or WORKDIR WORKDIR2')
+    if (settings.get('trees') or 1) < 0:
+        raise UserError(f'--trees={settings["trees"]}: needs at least 0, or all')
+    return folders, settings
+
+
+if __name__ == '__main__':
+    sys.exit(main())

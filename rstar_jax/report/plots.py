@@ -1,0 +1,601 @@
+"""The page's plots, drawn by matplotlib: SVG that takes the page's colours, and a PNG for papers.
+
+A plot is as wide as a phone; the page sets several beside each other. Its colours are those of
+COLOURS; in the SVG they become the page's variables, so that it can be dark as well.
+"""
+
+import dataclasses
+import functools
+import io
+import math
+import pathlib
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from rstar_jax.data import files
+from rstar_jax.report import paper, tables
+from rstar_jax.report.run import Results, Run
+from rstar_jax.report.trees import RIGHT, Sample
+from rstar_jax.search.record import Status
+
+COLOURS = {
+    'ink': '#1f2933',
+    'muted': '#66727f',
+    'line': '#dde3e9',
+    'paper': '#98a3ae',
+    'blue': '#2f6fdb',
+    'teal': '#0c9488',
+    'violet': '#7d4fd6',
+    'amber': '#c97a0a',
+    'green': '#1d9a55',
+    'red': '#d6453d',
+}
+WIDTH, HEIGHT = 3.75, 2.45  # inches
+DPI = 240
+MOST_POINTS = 200  # of a curve; more are averaged over as many steps as it takes
+
+STYLE = {
+    'font.family': 'DejaVu Sans',
+    'font.size': 8,
+    'text.color': COLOURS['ink'],
+    'axes.labelcolor': COLOURS['muted'],
+    'axes.edgecolor': COLOURS['line'],
+    'axes.spines.top': False,
+    'axes.spines.right': False,
+    'axes.grid': True,
+    'axes.axisbelow': True,
+    'grid.color': COLOURS['line'],
+    'grid.linewidth': 0.6,
+    'xtick.color': COLOURS['line'],
+    'ytick.color': COLOURS['line'],
+    'xtick.labelcolor': COLOURS['muted'],
+    'ytick.labelcolor': COLOURS['muted'],
+    'lines.linewidth': 1.6,
+    'lines.markersize': 4,
+    'legend.frameon': False,
+    'legend.handlelength': 1.4,
+    'legend.columnspacing': 1.2,
+    'svg.fonttype': 'none',
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Plot:
+    """A drawn plot.
+
+    Attributes:
+      name: of its PNG, without the ending.
+      title, note: what the page writes above and below it.
+      svg: the <svg> element.
+    """
+
+    name: str
+    title: str
+    note: str
+    svg: str
+
+
+def draw(
+    folder: pathlib.Path,
+    name: str,
+    title: str,
+    paint: Callable[[Axes], None],
+    note: str = '',
+    height: float = HEIGHT,
+) -> Plot:
+    """Has `paint` draw into axes; writes `folder`/NAME.png and returns the plot."""
+    with mpl.rc_context({**STYLE, 'svg.hashsalt': name}):
+        figure = Figure(figsize=(WIDTH, height), layout='constrained')
+        axes = figure.add_subplot()
+        paint(axes)
+        text = io.StringIO()
+        # Without a date: the same run gives the same page.
+        figure.savefig(text, format='svg', transparent=True, metadata={'Date': None})
+        path = folder / f'{name}.png'
+        with files.replacing(path) as temporary:
+            figure.savefig(temporary, format='png', dpi=DPI, facecolor='white')
+    return Plot(name, title, note, _inline(text.getvalue(), title))
+
+
+def _inline(svg: str, title: str) -> str:
+    """The <svg> element for an HTML page: its colours and its font are the page's."""
+    svg = svg[svg.index('<svg') :]
+    svg = re.sub(r'<metadata>.*?</metadata>', '', svg, flags=re.DOTALL)
+    svg = re.sub(r' id="(?!m|p|h|image)[\w.-]+"', '', svg)  # only what is referred to keeps its id
+    svg = re.sub(r' (width|height)="[\d.]+pt"', '', svg, count=2)
+    svg = re.sub(r"'DejaVu Sans'[^;\"]*", 'var(--font)', svg)
+    for name, colour in COLOURS.items():
+        svg = svg.replace(colour, f'var(--{name})')
+    label = title.replace('&', '&amp;').replace('"', '&quot;').replace('<', '&lt;')
+    return svg.replace('<svg ', f'<svg role="img" aria-label="{label}" ', 1).strip()
+
+
+def _legend(axes: Axes, columns: int = 3) -> None:
+    handles, _ = axes.get_legend_handles_labels()
+    if handles:
+        axes.figure.legend(loc='outside lower center', ncols=min(columns, len(handles)))
+
+
+# --- did it get better ---
+
+# Mode -> colour, line style. The search's own answer is the vote among its best trajectories.
+MODES = {
+    'greedy': ('blue', '-'),
+    'majority': ('teal', '-'),
+    'best': ('violet', '-'),
+    'weighted': ('amber', '-'),
+    'any': ('muted', ':'),
+}
+
+
+def accuracy(runs: Sequence[Run], folder: pathlib.Path, prefix: str = '') -> list[Plot]:
+    """Percent right by round: for each benchmark the policy alone, and with search."""
+    made = []
+    for name in tables.benchmarks(result for run in runs for result in run.results):
+        modes = ('majority', 'best', 'weighted', 'any') if len(runs) == 1 else ('majority',)
+        curves = {
+            'alone': _curves(runs, name, ('greedy',)),
+            'search': _curves(runs, name, modes),
+        }
+        rounds = sorted({x for part in curves.values() for curve in part for x, *_ in curve.points})
+        known = {
+            'alone': _until(paper.ALONE.get(name), rounds),
+            'search': _until(paper.SEARCH.get(name), rounds),
+        }
+        flat = [y for part in curves.values() for c in part for _, *ys in c.points for y in ys]
+        limits = _limits([*flat, *(y for part in known.values() for _, y in part)])
+        for part, title in (('alone', 'policy alone'), ('search', 'with search')):
+            if curves[part]:
+                paint = functools.partial(
+                    _paint_accuracy, curves=curves[part], known=known[part], limits=limits
+                )
+                file_name = re.sub(r'[^\w.-]', '_', f'{prefix}{name}-{part}')
+                made.append(draw(folder, file_name, f'{name}: {title}', paint))
+    return made
+
+
+@dataclasses.dataclass(frozen=True)
+class _Curve:
+    """points: (round, percent right, ends of its interval); the base model is round -1."""
+
+    label: str
+    colour: str
+    style: str
+    points: list[tuple[float, ...]]
+
+
+def _curves(runs: Sequence[Run], name: str, modes: Sequence[str]) -> list[_Curve]:
+    found = []
+    for place, run in enumerate(runs):
+        for mode in modes:
+            colour, style = MODES[mode]
+            label = tables.HEADINGS[mode]
+            if len(runs) > 1:
+                colour, label = ('blue', 'amber')[place], run.name
+            if points := _points(run.results, name, mode):
+                found.append(_Curve(label, colour, style, points))
+    return found
+
+
+def _points(results: Sequence[Results], name: str, mode: str) -> list[tuple[float, ...]]:
+    points = []
+    for result in results:
+        figures = result['benchmarks'].get(name)
+        source = figures and (figures if mode == 'greedy' else figures['search'])
+        if source and source.get(mode) is not None:
+            number = -1 if result['round'] is None else result['round']
+            values = source[mode], *figures['interval95'][mode]
+            points.append((number, *(100 * value for value in values)))
+    return points
+
+
+def _until(
+    values: Sequence[float | None] | None, rounds: Sequence[float]
+) -> list[tuple[int, float]]:
+    """(round, value) of the paper's, as far as the run has come; its first one is the base's."""
+    last = max(rounds, default=0)
+    points = [(k or -1, y) for k, y in enumerate(values or ()) if y is not None]
+    return [(k, y) for k, y in points if k <= last]
+
+
+def _limits(values: Sequence[float]) -> tuple[float, float]:
+    low, high = min(values, default=0.0), max(values, default=100.0)
+    room = max(2.0, 0.08 * (high - low))
+    return max(0.0, low - room), min(100.0, high + room)
+
+
+def _paint_accuracy(
+    axes: Axes,
+    curves: Sequence[_Curve],
+    known: Sequence[tuple[int, float]],
+    limits: tuple[float, float],
+) -> None:
+    if known:
+        axes.plot(
+            *zip(*known), '--', marker='D', color=COLOURS['paper'], markersize=3, linewidth=1.0,
+            label=f'paper, {paper.MODEL}',
+        )  # fmt: skip
+    for place, curve in enumerate(curves):
+        x, y, low, high = np.array(curve.points).T
+        beside = 0.06 * (place - (len(curves) - 1) / 2)  # intervals do not cover each other
+        axes.errorbar(
+            x + beside, y, np.maximum([y - low, high - y], 0), color=COLOURS[curve.colour],
+            linestyle=curve.style, marker='o', elinewidth=0.8, capsize=2, capthick=0.8,
+            label=curve.label,
+        )  # fmt: skip
+    ticks = sorted({*(x for c in curves for x, *_ in c.points), *(x for x, _ in known)})
+    axes.set_xticks(ticks, [_round_name(x) for x in ticks])
+    axes.set_xlim(ticks[0] - 0.4, ticks[-1] + 0.4)
+    axes.set_ylim(*limits)
+    axes.set_ylabel('problems solved, %')
+    axes.set_xlabel('policy after round')
+    axes.grid(axis='x', visible=False)
+    _legend(axes, 2)
+
+
+def _round_name(number: int) -> str:
+    return {-1: 'base', 0: 'start'}.get(number, str(number))
+
+
+# --- what did it cost ---
+
+STAGE_COLOURS = {
+    'bootstrap': 'muted',
+    'search': 'blue',
+    'curate': 'green',
+    'sft': 'teal',
+    'ppm': 'violet',
+    'eval': 'amber',
+    'base': 'red',
+    'export': 'paper',
+}
+
+
+def cost(run: Run, folder: pathlib.Path) -> list[Plot]:
+    """Time by stage, and tokens by what they were for; a bar for each round."""
+    seconds = {
+        name: {s.round: s.seconds for s in run.stages if s.name == name} for name in STAGE_COLOURS
+    }
+    unit, size = _time_unit(max((s.seconds for s in run.stages), default=0.0))
+    times = {name: {k: x / size for k, x in row.items()} for name, row in seconds.items() if row}
+    used = tables.tokens(run)
+    word, size = _token_unit(max((x for row in used.values() for x in row.values()), default=0.0))
+    used = {name: {k: x / size for k, x in row.items()} for name, row in used.items() if row}
+    made = []
+    if times:
+        made.append(
+            draw(
+                folder,
+                'time',
+                'Time by stage',
+                lambda axes: _bars(axes, times, STAGE_COLOURS, unit),
+                height=_bars_height(times),
+            )
+        )
+    if used:
+        made.append(
+            draw(
+                folder,
+                'tokens',
+                'Tokens',
+                lambda axes: _bars(axes, used, TOKEN_COLOURS, word),
+                'Sampled in searches and evaluations, computed in trainings.',
+                height=_bars_height(used),
+            )
+        )
+    return made
+
+
+TOKEN_COLOURS = {'search': 'blue', 'training': 'teal', 'evaluation': 'amber'}
+
+
+def _time_unit(seconds: float) -> tuple[str, float]:
+    if seconds >= 2 * 3600:
+        return 'hours', 3600.0
+    return ('minutes', 60.0) if seconds >= 120 else ('seconds', 1.0)
+
+
+def _token_unit(count: float) -> tuple[str, float]:
+    for word, size in (('thousand million', 1e9), ('million', 1e6), ('thousand', 1e3)):
+        if count >= 2 * size:
+            return f'{word} tokens', size
+    return 'tokens', 1.0
+
+
+def _bars_height(rows: Mapping[str, Mapping[int, float]]) -> float:
+    return 1.35 + 0.28 * len({number for row in rows.values() for number in row})
+
+
+def _bars(
+    axes: Axes,
+    rows: Mapping[str, Mapping[Any, float]],
+    colours: Mapping[str, str],
+    unit: str,
+    name: Callable[[Any], str] = lambda number: f'round {number}' if number else 'start',
+) -> None:
+    """Stacked bars: {part: {bar: length}}."""
+    bars = sorted({number for row in rows.values() for number in row}, reverse=True)
+    left = np.zeros(len(bars))
+    for part, row in rows.items():
+        lengths = np.array([row.get(number, 0.0) for number in bars])
+        axes.barh(range(len(bars)), lengths, 0.62, left, color=COLOURS[colours[part]], label=part)
+        left += lengths
+    axes.set_yticks(range(len(bars)), [name(number) for number in bars])
+    axes.tick_params(axis='y', length=0, labelcolor=COLOURS['ink'])
+    axes.set_xlabel(unit)
+    axes.grid(axis='y', visible=False)
+    axes.spines['left'].set_visible(False)
+    _legend(axes, 4)
+
+
+# --- what was found ---
+
+
+def found(run: Run, samples: Sequence[Sample], folder: pathlib.Path) -> list[Plot]:
+    """Problems solved by round, what the newest round's trees gave, and how branches end."""
+    made = []
+    solved = {
+        stage.round: 100 * stage.figures['solved'] / stage.figures['problems']
+        for stage in run.stages
+        if stage.name == 'search' and stage.figures and stage.figures['problems']
+    }
+    if len(solved) > 1:
+        made.append(
+            draw(
+                folder,
+                'solved',
+                'Training problems solved',
+                lambda axes: _paint_solved(axes, solved),
+            )
+        )
+    if run.counts:
+        number, counts = max(run.counts.items())
+        rows = {key: counts[key] for key in FUNNEL if key in counts}
+        made.append(
+            draw(
+                folder,
+                'found',
+                f'From problems to examples, round {number}',
+                lambda axes: _paint_funnel(axes, rows),
+                height=0.7 + 0.26 * len(rows),
+            )
+        )
+    endings = {s.source.label: s.steps.endings for s in samples if s.steps.endings}
+    if endings:
+        rows = {
+            text: {label: 100 * counts[key] / counts.total() for label, counts in endings.items()}
+            for key, (text, _) in ENDINGS.items()
+            if any(counts[key] for counts in endings.values())
+        }
+        colours = dict(ENDINGS.values())
+        made.append(
+            draw(
+                folder,
+                'endings',
+                'What became of the steps that were tried',
+                lambda axes: _bars(
+                    axes, rows, colours, '% of nodes', lambda label: label.split(':')[0]
+                ),
+                height=1.55 + 0.28 * len(endings),
+            )
+        )
+    return made
+
+
+FUNNEL = {
+    'problems': ('problems', 'paper'),
+    'problems_solved': ('problems solved', 'blue'),
+    'trajectories_correct': ('right trajectories', 'green'),
+    'trajectories_wrong': ('wrong trajectories', 'red'),
+    'sft': ('SFT examples', 'teal'),
+    'pairs': ('preference pairs', 'violet'),
+}
+# A node's status -> its name and colour; right answers are -1.
+ENDINGS = {
+    -1: ('right answer', 'green'),
+    int(Status.ANSWER): ('wrong answer', 'red'),
+    int(Status.CODE_ERRORS): ('code errors', 'amber'),
+    int(Status.TOO_DEEP): ('too many steps', 'violet'),
+    int(Status.UNPARSABLE): ('unparsable', 'muted'),
+    int(Status.EXHAUSTED): ('nothing left below', 'teal'),
+    int(Status.OPEN): ('open', 'paper'),
+}
+
+
+def _paint_solved(axes: Axes, solved: Mapping[int, float]) -> None:
+    theirs = [(x, y) for x, y in enumerate(paper.SOLVED) if y is not None and x <= max(solved)]
+    axes.plot(
+        *zip(*theirs), '--', marker='D', markersize=3, linewidth=1.0, color=COLOURS['paper'],
+        label='paper, 747k problems',
+    )  # fmt: skip
+    axes.plot(*zip(*sorted(solved.items())), marker='o', color=COLOURS['blue'], label='this run')
+    axes.set_xticks(sorted(solved))
+    axes.set_ylim(*_limits([*solved.values(), *(y for _, y in theirs)]))
+    axes.set_xlabel('round')
+    axes.set_ylabel('problems solved, %')
+    axes.grid(axis='x', visible=False)
+    _legend(axes)
+
+
+def _paint_funnel(axes: Axes, counts: Mapping[str, int]) -> None:
+    keys = list(counts)[::-1]
+    longest = max(counts.values()) or 1
+    for place, key in enumerate(keys):
+        axes.barh(place, counts[key], 0.62, color=COLOURS[FUNNEL[key][1]])
+        axes.text(counts[key] + 0.015 * longest, place, f'{counts[key]:,}', va='center')
+    axes.set_yticks(range(len(keys)), [FUNNEL[key][0] for key in keys])
+    axes.tick_params(axis='y', length=0, labelcolor=COLOURS['ink'])
+    axes.tick_params(axis='x', labelbottom=False, length=0)
+    axes.set_xlim(0, 1.18 * longest)
+    axes.grid(visible=False)
+    for side in ('left', 'bottom'):
+        axes.spines[side].set_visible(False)
+
+
+# --- how training went ---
+
+ROUND_COLOURS = ('muted', 'blue', 'teal', 'violet', 'amber', 'green', 'red')
+
+
+def training(run: Run, folder: pathlib.Path) -> list[Plot]:
+    """Losses by step, of the PPM its held-out accuracy too; a line for each round."""
+    made = []
+    titles = {'bootstrap': 'First policy: loss', 'sft': 'SFT: loss', 'ppm': 'PPM: loss'}
+    for name, title in titles.items():
+        logs = {number: log for (number, kind), log in run.trainings.items() if kind == name}
+        if logs:
+            befores = {number: _before(run, number, name) for number in logs}
+            made.append(
+                draw(
+                    folder,
+                    f'{name}-loss',
+                    title,
+                    lambda axes, logs=logs, befores=befores, unit=LOSS_UNITS[name]: _paint_losses(
+                        axes, logs, befores, unit
+                    ),
+                    'Line: on the examples of each step; points: on problems held out.'
+                    if any('held_out_loss' in line for log in logs.values() for line in log)
+                    else '',
+                )
+            )
+    judged = {number: _judged(run, number) for number, name in run.trainings if name == 'ppm'}
+    judged = {number: points for number, points in judged.items() if points}
+    if judged:
+        made.append(
+            draw(
+                folder,
+                'ppm-accuracy',
+                'PPM: held-out accuracy',
+                lambda axes: _paint_judged(axes, judged),
+                'Of pairs of a better and a worse step, or of a right and a wrong answer to the '
+                'same held-out problem, how many the PPM ranks rightly.',
+            )
+        )
+    return made
+
+
+LOSS_UNITS = {'bootstrap': 'loss, nats a token', 'sft': 'loss, nats a token', 'ppm': 'loss'}
+JUDGED = {
+    'pair_accuracy': ('pairs', '-'),
+    'answer_accuracy': ('answers', '--'),
+    'accuracy': ('targets', '-'),
+}
+
+
+def _before(run: Run, number: int, name: str) -> float | None:
+    stage = run.stage(number, name)
+    return (stage.figures or {}).get('held_out_loss_before') if stage else None
+
+
+def _judged(run: Run, number: int) -> dict[str, list[tuple[int, float]]]:
+    """{what is ranked: [(step, percent), ...]}, from before the training on."""
+    stage, points = run.stage(number, 'ppm'), {}
+    for key in JUDGED:
+        before = ((stage and stage.figures) or {}).get(f'{key}_before')
+        rows = [] if before is None else [(0, 100 * before)]
+        # A step's line has the accuracy on its own pairs; held-out lines have a held-out loss.
+        rows += [
+            (line['step'], 100 * line[key])
+            for line in run.trainings[number, 'ppm']
+            if key in line and 'held_out_loss' in line
+        ]
+        if rows and not (key == 'accuracy' and 'pair_accuracy' in points):
+            points[key] = rows
+    return points
+
+
+def thinned(values: Sequence[tuple[float, float]]) -> tuple[np.ndarray, np.ndarray]:
+    """x and y of at most MOST_POINTS points, each the mean of as many neighbours as that takes."""
+    width = max(1, math.ceil(len(values) / MOST_POINTS))
+    chunks = [np.mean(values[i : i + width], axis=0) for i in range(0, len(values), width)]
+    x, y = np.array(chunks).T
+    return x, y
+
+
+def _paint_losses(
+    axes: Axes,
+    logs: Mapping[int, list[dict[str, Any]]],
+    befores: Mapping[int, float | None],
+    unit: str,
+) -> None:
+    for number, log in sorted(logs.items()):
+        colour = COLOURS[ROUND_COLOURS[number % len(ROUND_COLOURS)]]
+        label = f'round {number}' if number else 'first policy'
+        axes.plot(
+            *thinned([(line['step'], line['loss']) for line in log]), color=colour, label=label
+        )
+        held = [(line['step'], line['held_out_loss']) for line in log if 'held_out_loss' in line]
+        if befores[number] is not None:
+            held.insert(0, (0, befores[number]))
+        if held:
+            axes.plot(*zip(*held), 'o', color=colour, markeredgecolor='white', markersize=5)
+    axes.set_xlabel('optimiser step')
+    axes.set_ylabel(unit)
+    if len(logs) > 1:
+        _legend(axes, 4)
+
+
+def _paint_judged(axes: Axes, judged: Mapping[int, dict[str, list[tuple[int, float]]]]) -> None:
+    for number, rows in sorted(judged.items()):
+        colour = COLOURS[ROUND_COLOURS[number % len(ROUND_COLOURS)]]
+        for key, points in rows.items():
+            name, style = JUDGED[key]
+            label = f'round {number}, {name}'
+            axes.plot(*zip(*points), style, marker='o', color=colour, label=label)
+    axes.axhline(50, color=COLOURS['paper'], linewidth=0.8, linestyle=':')
+    axes.set_xlabel('optimiser step')
+    axes.set_ylabel('ranked rightly, % (50: chance)')
+    _legend(axes, 2)
+
+
+# --- what its values are worth ---
+
+
+def values(samples: Iterable[Sample], folder: pathlib.Path) -> list[Plot]:
+    """Q values and PPM scores of steps in right and in wrong solutions, of the newest search."""
+    made = []
+    graded = [s for s in samples if s.source.graded]
+    for kind, title in (('q', 'Q values'), ('scores', 'PPM scores')):
+        sides = [(s, getattr(s.steps, kind)) for s in graded]
+        sides = [(s, pair) for s, pair in sides if all(pair)]
+        if not sides:
+            continue
+        chosen, pair = sides[-1]
+        made.append(
+            draw(
+                folder,
+                kind,
+                f'{title} of steps, {chosen.source.label.split(":")[0].lower()}',
+                lambda axes, pair=pair, title=title: _paint_values(axes, pair, title[:-1]),
+                f'{len(pair[RIGHT]):,} steps of right solutions, {len(pair[0]):,} of wrong ones. A '
+                f'right one has the higher value in {100 * _ranked(*pair):.0f} % of their pairs.',
+            )
+        )
+    return made
+
+
+def _ranked(wrong: Sequence[float], right: Sequence[float]) -> float:
+    """Mann and Whitney's: how often a right one is above a wrong one; ties count half."""
+    from scipy import stats
+
+    return float(stats.mannwhitneyu(right, wrong).statistic) / (len(right) * len(wrong))
+
+
+def _paint_values(axes: Axes, pair: Sequence[Sequence[float]], unit: str) -> None:
+    bins = np.linspace(-1, 1, 41)
+    for values, name, colour in zip(pair, ('wrong', 'right'), ('red', 'green'), strict=True):
+        shares = np.full(len(values), 100 / len(values))
+        axes.hist(
+            np.clip(values, -1, 1), bins, weights=shares, histtype='stepfilled', alpha=0.45,
+            color=COLOURS[colour], edgecolor=COLOURS[colour], label=f'in {name} solutions',
+        )  # fmt: skip
+    axes.set_xlabel(unit)
+    axes.set_ylabel('% of steps')
+    axes.grid(axis='x', visible=False)
+    _legend(axes)

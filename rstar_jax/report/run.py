@@ -1,0 +1,170 @@
+"""What a workdir tells of its run, finished or not, without loading a model or a tree."""
+
+import dataclasses
+import json
+import os
+import pathlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from rstar_jax import ledger
+from rstar_jax.errors import UserError
+
+Results = dict[str, Any]
+Figures = dict[str, Any]
+
+STAGES = (  # name, folder
+    ('bootstrap', 'policy'),
+    ('search', 'search'),
+    ('curate', 'curate'),
+    ('sft', 'policy'),
+    ('ppm', 'ppm'),
+    ('eval', 'eval'),
+    ('export', 'export'),
+)
+BASE = 'base'  # the evaluation of the model that rounds train from; a stage of round 0
+TRAININGS = ('bootstrap', 'sft', 'ppm')
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """One stage that has begun.
+
+    Attributes:
+      round: its number.
+      name: one of STAGES, or BASE.
+      folder: where its results lie.
+      seconds: spent on it so far.
+      figures: what it made; None while it is not complete.
+    """
+
+    round: int
+    name: str
+    folder: pathlib.Path
+    seconds: float
+    figures: Figures | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A workdir, read.
+
+    Attributes:
+      root: the workdir.
+      settings: {'round1': {'search.rollouts': 8, ...}, ...}.
+      stages: all that have begun, in the order in which they are run.
+      results: content of every results.json by round, that of the base model first.
+      counts: {round: what its curation saw, kept and dropped}.
+      trainings: {(round, stage): the lines of its metrics.jsonl}.
+    """
+
+    root: pathlib.Path
+    settings: Mapping[str, Mapping[str, Any]]
+    stages: tuple[Stage, ...]
+    results: tuple[Results, ...]
+    counts: Mapping[int, Mapping[str, int]]
+    trainings: Mapping[tuple[int, str], list[dict[str, Any]]]
+
+    @property
+    def name(self) -> str:
+        """What the run is called: the workdir's own name."""
+        return self.root.resolve().name
+
+    @property
+    def current(self) -> Stage | None:
+        """The stage in progress, or the one at which the run was stopped; None when complete."""
+        return next((stage for stage in self.stages if stage.figures is None), None)
+
+    def stage(self, number: int, name: str) -> Stage | None:
+        """One stage, where it has begun."""
+        found = (s for s in self.stages if (s.round, s.name) == (number, name))
+        return next(found, None)
+
+
+def read(workdir: str | os.PathLike) -> Run:
+    """Reads a workdir.
+
+    Raises:
+      UserError: it holds no run, or a file in it cannot be read.
+    """
+    root = pathlib.Path(workdir)
+    settings = ledger.read_json(root / 'config.json') or {}
+    rounds = _rounds(root)
+    if not (rounds or settings or (root / 'solve').is_dir()):
+        raise UserError(
+            f'{root}: holds no run: expected the --workdir of python -m rstar_jax.main, with a '
+            'config.json'
+        )
+    stages = [stage for number, path in rounds for stage in _stages(number, path)]
+    stages += _stage(0, BASE, root / BASE / 'eval')
+    stages.sort(key=lambda stage: stage.round)
+    counts = {number: ledger.read_json(path / 'curate' / 'counts.json') for number, path in rounds}
+    trainings = {
+        (stage.round, stage.name): _lines(stage.folder / 'metrics.jsonl')
+        for stage in stages
+        if stage.name in TRAININGS
+    }
+    return Run(
+        root,
+        settings,
+        tuple(stages),
+        tuple(read_results(root)),
+        {number: found for number, found in counts.items() if found},
+        {key: lines for key, lines in trainings.items() if lines},
+    )
+
+
+def read_results(root: pathlib.Path) -> list[Results]:
+    """The content of every results.json of a run, that of the base model first, then by round.
+
+    Raises:
+      UserError: one of them is not the results of an evaluation.
+    """
+    found = []
+    for number, folder in [(None, root / BASE), *_rounds(root)]:
+        path = folder / 'eval' / 'results.json'
+        if not path.exists():
+            continue
+        try:
+            results = json.loads(path.read_text(encoding='utf-8'))
+            results['round'] = None if number is None else int(results['round'])
+            results['benchmarks'].items()
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(
+                f'{path}: not the results of an evaluation ({error}); delete it and run the stage '
+                'eval again'
+            ) from None
+        found.append(results)
+    return found
+
+
+def _rounds(root: pathlib.Path) -> list[tuple[int, pathlib.Path]]:
+    found = [(int(path.name[5:]), path) for path in root.glob('round*') if path.name[5:].isdigit()]
+    return sorted(found)
+
+
+def _stages(number: int, path: pathlib.Path) -> Iterator[Stage]:
+    for name, folder in STAGES:
+        if (name == 'bootstrap') == (number == 0) or folder != 'policy':
+            yield from _stage(number, name, path / folder)
+
+
+def _stage(number: int, name: str, folder: pathlib.Path) -> list[Stage]:
+    done = ledger.read_json(folder / 'done.json')
+    begun = done or ledger.read_json(folder / 'begun.json')
+    return (
+        [Stage(number, name, folder, begun['seconds'], done and done['figures'])] if begun else []
+    )
+
+
+def _lines(path: pathlib.Path) -> list[dict[str, Any]]:
+    """The objects of a JSONL file that may be being written: a last line without end is left."""
+    try:
+        lines = path.read_text(encoding='utf-8').split('\n')[:-1]
+        return [json.loads(line) for line in lines]
+    except FileNotFoundError:
+        return []
+    except ValueError as error:
+        raise UserError(
+            f'{path}: not the log of a training ({error}); delete it, only the curves need it'
+        ) from None

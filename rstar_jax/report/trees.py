@@ -1,0 +1,260 @@
+"""A run's trees for the page: a sample of each search, what it tells, and files for the viewer.
+
+    TreeStore --sample--> Records --write--> report/trees/NAME.js, one a tree, loaded when asked for
+                                  --add----> Steps: Q values and PPM scores, right and wrong apart
+
+A page opened from a disk may load scripts beside it but fetch nothing, so a tree is a script: it
+calls `tree(NAME, BASE64)` with JSON that zlib has compressed.
+"""
+
+import base64
+import collections
+import dataclasses
+import json
+import pathlib
+import re
+import zlib
+from collections.abc import Collection, Iterator
+from typing import Any
+
+import numpy as np
+
+from rstar_jax import grading
+from rstar_jax.data.annotated import NEITHER, annotate, leading
+from rstar_jax.data.trees import TreeStore
+from rstar_jax.report.run import BASE, Run
+from rstar_jax.search.record import Record, Status
+
+SOLVE = 'solve'  # folder of the trees of single questions
+SHOWN = 2  # solved trees on the page itself, and unsolved ones
+MOST_EMBEDDED = 300_000  # bytes of a tree that goes into the page itself
+RIGHT, WRONG, UNKNOWN = 1, 0, -1
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """A folder of trees.
+
+    Attributes:
+      name: begins the names of its trees' files.
+      label: for a person.
+      folder: the TreeStore's.
+      graded: whether its records tell which answers are right; those of an evaluation do not.
+    """
+
+    name: str
+    label: str
+    folder: pathlib.Path
+    graded: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """One tree in the page's list.
+
+    Attributes:
+      name: of its file, without the ending.
+      index, tree: which one it is.
+      solved: RIGHT where some answer is right, WRONG where none is, UNKNOWN without a truth.
+      nodes: how many, the root included.
+      answer: that of the search; '' where there is none.
+      question: the problem.
+    """
+
+    name: str
+    index: int
+    tree: int
+    solved: int
+    nodes: int
+    answer: str
+    question: str
+
+
+@dataclasses.dataclass
+class Steps:
+    """Values of steps that are no answers, in right and in wrong solutions.
+
+    A step is right when a right answer was reached through it in its tree; else, where a wrong one
+    was, it is wrong.
+
+    Attributes:
+      q: Q values, of (wrong, right) steps.
+      scores: PPM scores of the same.
+      endings: how the branches ended: Status -> count, right answers apart as -1.
+    """
+
+    q: tuple[list[float], list[float]] = dataclasses.field(default_factory=lambda: ([], []))
+    scores: tuple[list[float], list[float]] = dataclasses.field(default_factory=lambda: ([], []))
+    endings: collections.Counter = dataclasses.field(default_factory=collections.Counter)
+
+    def add(self, record: Record) -> None:
+        """Counts one tree in."""
+        tree = annotate(record)
+        trajectories = list(tree.trajectories())
+        right = leading(trajectories)
+        for node in {node for trajectory in trajectories for node in trajectory.nodes}:
+            if tree.verdict[node] == NEITHER:
+                self.q[node in right].append(float(record.q_values[node]))
+                if not np.isnan(record.score[node]):
+                    self.scores[node in right].append(float(record.score[node]))
+        for status, correct in zip(record.status[1:].tolist(), record.correct[1:], strict=True):
+            self.endings[-1 if correct else status] += 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+    """What the page has of one source.
+
+    Attributes:
+      total: trees that there are; `entries` may be fewer.
+      shown: a few of them for the page itself, as `told` gives them, with their scripts ('' where
+        they are too large).
+    """
+
+    source: Source
+    total: int
+    entries: list[Entry]
+    steps: Steps
+    shown: list[tuple[Entry, dict[str, Any], str]]
+
+
+def sources(run: Run) -> list[Source]:
+    """Every folder of the run that holds trees: evaluations, searches by round, questions."""
+    found = []
+    folders = {BASE: 'Base model'}
+    folders |= {f'round{k}': f'Round {k}' for k in sorted({stage.round for stage in run.stages})}
+    for folder, label in folders.items():
+        root = run.root / folder
+        for path in sorted(path for path in root.glob('eval/*/*') if path.is_dir()):
+            benchmark, kind = path.parent.name, path.name
+            name = re.sub(r'[^\w.-]', '_', f'{folder}-{benchmark}-{kind}')
+            found.append(Source(name, f'{label}: {benchmark}, {kind}', path, False))
+        found.append(Source(f'{folder}-search', f'{label}: search', root / 'search', True))
+    found.append(Source(SOLVE, 'Questions', run.root / SOLVE, False))
+    return [source for source in found if any(source.folder.glob('*.array_record'))]
+
+
+def write(
+    run: Run, folder: pathlib.Path, most: int | None, problems: Collection[int] = ()
+) -> list[Sample]:
+    """Samples every source of a run; `folder` holds their files and no others then."""
+    folder.mkdir(parents=True, exist_ok=True)
+    samples = [sample(source, folder, most, problems) for source in sources(run)]
+    kept = {f'{entry.name}.js' for one in samples for entry in one.entries}
+    for path in folder.glob('*.js'):
+        if path.name not in kept:
+            path.unlink()
+    return samples
+
+
+def sample(
+    source: Source, folder: pathlib.Path, most: int | None, problems: Collection[int] = ()
+) -> Sample:
+    """Reads trees of `source`, evenly spaced, and writes their files.
+
+    Args:
+      folder: report/trees.
+      most: how many at most; None, all.
+      problems: trees of these problems are taken in any case.
+    """
+    entries, steps, shown = [], Steps(), _Shown()
+    with TreeStore(source.folder, writer=None) as store:
+        keys = sorted(store.keys())
+        chosen = {keys[i] for i in _spaced(len(keys), most)}
+        chosen |= {key for key in keys if key[0] in problems}
+        for record in _graded((store[key] for key in sorted(chosen)), source):
+            entry, content = entry_of(record, source), told(record)
+            script = script_of(entry.name, content)
+            path = folder / f'{entry.name}.js'
+            if not path.exists() or path.read_text('ascii') != script:
+                path.write_text(script, 'ascii')
+            entries.append(entry)
+            if source.graded:
+                steps.add(record)
+            shown.offer(record, (entry, content, script))
+    return Sample(source, len(keys), entries, steps, shown.chosen())
+
+
+def _spaced(count: int, most: int | None) -> Iterator[int]:
+    kept = count if most is None else min(count, most)
+    return (i * count // kept for i in range(kept))
+
+
+def _graded(records: Iterator[Record], source: Source) -> Iterator[Record]:
+    """The records, with `correct` as the grader sees it where the search was not told."""
+    if source.graded:
+        yield from records
+        return
+    with grading.Grader() as grader:
+        for record in records:
+            truth = record.problem.get('answer')
+            if truth:
+                verdicts = {
+                    answer: grader.submit(answer, truth)
+                    for answer, status in zip(record.answers, record.status.tolist(), strict=True)
+                    if status == Status.ANSWER
+                }
+                correct = [a in verdicts and verdicts[a].result() for a in record.answers]
+                record = dataclasses.replace(record, correct=correct)
+            yield record
+
+
+def entry_of(record: Record, source: Source) -> Entry:
+    """The tree's line in the list."""
+    index, tree = record.key
+    solved = UNKNOWN if not record.problem.get('answer') else RIGHT if record.solved else WRONG
+    answer, _ = record.best_answer()
+    question = ' '.join(record.problem['question'].split())
+    name = f'{source.name}-{index}-{tree}'
+    return Entry(name, index, tree, solved, len(record.texts), answer, question)
+
+
+def told(record: Record) -> dict[str, Any]:
+    """What the viewer shows of a tree, as JSON; lists go by node, node 0 is the root."""
+    truth = record.problem.get('answer')
+    known = bool(truth)
+    best = record.best_node()
+    return {
+        'problem': record.problem['index'],
+        'tree': record.tree,
+        'question': record.problem['question'],
+        'truth': truth if isinstance(truth, str) else ' or '.join(map(str, truth or [])),
+        'best': -1 if best is None else best,
+        'parent': record.parent.tolist(),
+        'visits': record.visits.tolist(),
+        'q': [round(q, 4) for q in record.q_values.tolist()],
+        'score': [None if s != s else round(s, 4) for s in record.score.tolist()],
+        'status': [Status(s).name for s in record.status.tolist()],
+        'right': [int(right) if known else UNKNOWN for right in record.correct],
+        'texts': record.texts,
+        'answers': [a if s == Status.ANSWER else '' for a, s in zip(record.answers, record.status)],
+        'outputs': [o if o not in t else '' for o, t in zip(record.outputs, record.texts)],
+    }
+
+
+def script_of(name: str, content: dict[str, Any]) -> str:
+    """The script that gives a tree to the page."""
+    packed = zlib.compress(json.dumps(content, ensure_ascii=False).encode('utf-8'))
+    return f'tree({json.dumps(name)},"{base64.b64encode(packed).decode("ascii")}")\n'
+
+
+class _Shown:
+    """Picks a few trees of different problems: those with right and wrong answers come first."""
+
+    def __init__(self) -> None:
+        self._kinds: dict[str, list] = {'both': [], 'right': [], 'wrong': []}
+        self._seen: set[int] = set()
+
+    def offer(self, record: Record, item: tuple[Entry, dict[str, Any], str]) -> None:
+        if record.key[0] in self._seen:
+            return
+        answers = {c for c, s in zip(record.correct, record.status) if s == Status.ANSWER}
+        kind = self._kinds['both' if len(answers) == 2 else 'right' if any(answers) else 'wrong']
+        if len(kind) < SHOWN:
+            self._seen.add(record.key[0])
+            entry, content, script = item
+            kind.append((entry, content, script if len(script) <= MOST_EMBEDDED else ''))
+
+    def chosen(self) -> list[tuple[Entry, dict[str, Any], str]]:
+        both, right, wrong = self._kinds.values()
+        return (both + right)[:SHOWN] + wrong

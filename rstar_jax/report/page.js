@@ -125,7 +125,7 @@ function badge(tree, i) {
   const kind = tree.kind[i];
   if (kind === 'inner') return '';
   const text = tree.answers[i] ? `${KINDS[kind].text}: ${tree.answers[i]}` : kind === 'error'
-    ? tree.status[i].toLowerCase().replaceAll('_', ' ') : KINDS[kind].text;
+    ? ending(tree, i) : KINDS[kind].text;
   return `<span class="badge ${kind}">${escaped(text)}</span>`;
 }
 
@@ -133,15 +133,16 @@ function tell(i) {
   const {tree} = view, path = [];
   for (let j = i; j > 0; j = tree.parent[j]) path.unshift(j);
   const steps = path.map((j, k) => {
-    const output = tree.outputs[j] && `<pre class="output"><b>${tree.kind[j] === 'error' ? 'error' : 'output'}</b>${escaped(tree.outputs[j])}</pre>`;
-    const head = `<span class="number">${k + 1}</span> ${escaped(heading(tree, j) || 'step')}`;
+    const failed = tree.failed[j] ? 'error' : 'output';
+    const output = tree.outputs[j] && `<pre class="output ${failed}"><b>${failed}</b>${escaped(tree.outputs[j])}</pre>`;
+    const head = `<span class="count">${k + 1}</span> ${escaped(heading(tree, j))}`;
     const body = `<p class="facts">${facts(tree, j)} ${badge(tree, j)}</p>${paintedStep(tree.texts[j])}${output}`;
     return j === i ? `<section class="here"><h3>${head}</h3>${body}</section>`
       : `<details><summary data-node="${j}">${head}</summary>${body}</details>`;
   });
   const why = i && (ENDS[tree.status[i]] ?? (tree.kind[i] === 'unvisited' ? 'The search never went into it.' : ''));
   const below = tree.children[i].map((j) => `<button class="child" data-node="${j}"><span class="dot ${tree.kind[j]}"></span>`
-    + `<span class="q">${escaped(heading(tree, j) || 'step')}</span><span class="facts">${facts(tree, j)}</span></button>`);
+    + `<span class="q">${escaped(label(tree, j))}</span><span class="facts">${facts(tree, j)}</span></button>`);
   $('#panel').innerHTML = (i === 0
     ? `<section class="here"><h3>The problem</h3><p>${escaped(tree.question)}</p><p class="facts">${facts(tree, 0)}</p>
        <p>${tree.truth ? `Right answer: <b>${escaped(tree.truth)}</b><br>` : ''}${tree.best < 0 ? 'The search found no answer.'
@@ -150,7 +151,7 @@ function tell(i) {
     + (below.length ? `<h4>${below.length} next step${below.length > 1 ? 's' : ''}</h4>${below.join('')}` : '');
   const here = $('#panel .here');
   $('#panel').scrollTop = here.offsetTop > 90 ? here.offsetTop - 12 : 0;
-  $('#said').textContent = `Node ${i} of ${tree.n}, depth ${tree.depth[i]}: ${heading(tree, i)}`;
+  $('#said').textContent = `Node ${i} of ${tree.n}, depth ${tree.depth[i]}: ${label(tree, i)}`;
 }
 
 $('#panel').addEventListener('click', (event) => {

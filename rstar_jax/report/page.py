@@ -16,6 +16,7 @@ from rstar_jax.report.trees import RIGHT, UNKNOWN, Entry, Sample
 
 HERE = pathlib.Path(__file__).parent
 MOST_LISTED = 20_000  # trees in the page's list
+MOST_STAGES = 12  # lines of the table of stages that are shown unasked
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,7 +178,11 @@ def _each(parts: Sequence[Part], body) -> str:
 def _cost(part: Part) -> str:
     if not part.run.stages:
         return ''
-    return _plots(part.cost, part.beside) + _table(tables.stages(part.run), text=(1, 3), wrap=(3,))
+    rows = tables.stages(part.run)
+    table = _table(rows, text=(0, 1, 3), wrap=(3,))
+    if len(rows) > MOST_STAGES:
+        table = f'<details class="more"><summary>Every stage</summary>{table}</details>'
+    return _plots(part.cost, part.beside) + table
 
 
 def _found(part: Part) -> str:

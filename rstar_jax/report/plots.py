@@ -17,6 +17,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from rstar_jax.data import files
 from rstar_jax.report import paper, tables
@@ -35,6 +36,7 @@ COLOURS = {
     'amber': '#c97a0a',
     'green': '#1d9a55',
     'red': '#d6453d',
+    'card': '#ffffff',  # what they are drawn on
 }
 WIDTH, HEIGHT = 3.75, 2.45  # inches
 DPI = 240
@@ -99,7 +101,7 @@ def draw(
         figure.savefig(text, format='svg', transparent=True, metadata={'Date': None})
         path = folder / f'{name}.png'
         with files.replacing(path) as temporary:
-            figure.savefig(temporary, format='png', dpi=DPI, facecolor='white')
+            figure.savefig(temporary, format='png', dpi=DPI, facecolor=COLOURS['card'])
     return Plot(name, title, note, _inline(text.getvalue(), title))
 
 
@@ -107,7 +109,8 @@ def _inline(svg: str, title: str) -> str:
     """The <svg> element for an HTML page: its colours and its font are the page's."""
     svg = svg[svg.index('<svg') :]
     svg = re.sub(r'<metadata>.*?</metadata>', '', svg, flags=re.DOTALL)
-    svg = re.sub(r' id="(?!m|p|h|image)[\w.-]+"', '', svg)  # only what is referred to keeps its id
+    used = set(re.findall(r'#([\w.-]+)["\)]', svg))
+    svg = re.sub(r' id="([\w.-]+)"', lambda found: found[0] if found[1] in used else '', svg)
     svg = re.sub(r' (width|height)="[\d.]+pt"', '', svg, count=2)
     svg = re.sub(r"'DejaVu Sans'[^;\"]*", 'var(--font)', svg)
     for name, colour in COLOURS.items():
@@ -123,6 +126,8 @@ def _legend(axes: Axes, columns: int = 3) -> None:
 
 
 # --- did it get better ---
+
+INTERVALS = ('greedy', 'majority')
 
 # Mode -> colour, line style. The search's own answer is the vote among its best trajectories.
 MODES = {
@@ -156,17 +161,22 @@ def accuracy(runs: Sequence[Run], folder: pathlib.Path, prefix: str = '') -> lis
                     _paint_accuracy, curves=curves[part], known=known[part], limits=limits
                 )
                 file_name = re.sub(r'[^\w.-]', '_', f'{prefix}{name}-{part}')
-                made.append(draw(folder, file_name, f'{name}: {title}', paint))
+                note, height = 'Bars: 95 % intervals.', HEIGHT + 0.13 * (len(curves[part]) // 2)
+                made.append(draw(folder, file_name, f'{name}: {title}', paint, note, height))
     return made
 
 
 @dataclasses.dataclass(frozen=True)
 class _Curve:
-    """points: (round, percent right, ends of its interval); the base model is round -1."""
+    """points: (round, percent right, ends of its interval); the base model is round -1.
+
+    interval: whether they are drawn: all of them would hide each other.
+    """
 
     label: str
     colour: str
     style: str
+    interval: bool
     points: list[tuple[float, ...]]
 
 
@@ -179,7 +189,7 @@ def _curves(runs: Sequence[Run], name: str, modes: Sequence[str]) -> list[_Curve
             if len(runs) > 1:
                 colour, label = ('blue', 'amber')[place], run.name
             if points := _points(run.results, name, mode):
-                found.append(_Curve(label, colour, style, points))
+                found.append(_Curve(label, colour, style, mode in INTERVALS, points))
     return found
 
 
@@ -224,10 +234,10 @@ def _paint_accuracy(
     for place, curve in enumerate(curves):
         x, y, low, high = np.array(curve.points).T
         beside = 0.06 * (place - (len(curves) - 1) / 2)  # intervals do not cover each other
+        errors = np.maximum([y - low, high - y], 0) if curve.interval else None
         axes.errorbar(
-            x + beside, y, np.maximum([y - low, high - y], 0), color=COLOURS[curve.colour],
-            linestyle=curve.style, marker='o', elinewidth=0.8, capsize=2, capthick=0.8,
-            label=curve.label,
+            x + beside, y, errors, color=COLOURS[curve.colour], linestyle=curve.style, marker='o',
+            elinewidth=0.8, capsize=2, capthick=0.8, label=curve.label,
         )  # fmt: skip
     ticks = sorted({*(x for c in curves for x, *_ in c.points), *(x for x, _ in known)})
     axes.set_xticks(ticks, [_round_name(x) for x in ticks])
@@ -331,7 +341,7 @@ def _bars(
     axes.set_xlabel(unit)
     axes.grid(axis='y', visible=False)
     axes.spines['left'].set_visible(False)
-    _legend(axes, 4)
+    _legend(axes, 3)
 
 
 # --- what was found ---
@@ -378,7 +388,7 @@ def found(run: Run, samples: Sequence[Sample], folder: pathlib.Path) -> list[Plo
             draw(
                 folder,
                 'endings',
-                'What became of the steps that were tried',
+                'How the steps that were tried ended',
                 lambda axes: _bars(
                     axes, rows, colours, '% of nodes', lambda label: label.split(':')[0]
                 ),
@@ -473,19 +483,15 @@ def training(run: Run, folder: pathlib.Path) -> list[Plot]:
                 'ppm-accuracy',
                 'PPM: held-out accuracy',
                 lambda axes: _paint_judged(axes, judged),
-                'Of pairs of a better and a worse step, or of a right and a wrong answer to the '
-                'same held-out problem, how many the PPM ranks rightly.',
+                'Solid: of pairs of a better and a worse step. Dashed: of pairs of a right and a '
+                'wrong answer to the same held-out problem. 50: chance.',
             )
         )
     return made
 
 
 LOSS_UNITS = {'bootstrap': 'loss, nats a token', 'sft': 'loss, nats a token', 'ppm': 'loss'}
-JUDGED = {
-    'pair_accuracy': ('pairs', '-'),
-    'answer_accuracy': ('answers', '--'),
-    'accuracy': ('targets', '-'),
-}
+JUDGED = {'pair_accuracy': '-', 'accuracy': '-', 'answer_accuracy': '--'}  # and how it is drawn
 
 
 def _before(run: Run, number: int, name: str) -> float | None:
@@ -534,8 +540,8 @@ def _paint_losses(
         if befores[number] is not None:
             held.insert(0, (0, befores[number]))
         if held:
-            axes.plot(*zip(*held), 'o', color=colour, markeredgecolor='white', markersize=5)
-    axes.set_xlabel('optimiser step')
+            axes.plot(*zip(*held), 'o', color=colour, markeredgecolor=COLOURS['card'], markersize=5)
+    _steps_axis(axes)
     axes.set_ylabel(unit)
     if len(logs) > 1:
         _legend(axes, 4)
@@ -545,13 +551,18 @@ def _paint_judged(axes: Axes, judged: Mapping[int, dict[str, list[tuple[int, flo
     for number, rows in sorted(judged.items()):
         colour = COLOURS[ROUND_COLOURS[number % len(ROUND_COLOURS)]]
         for key, points in rows.items():
-            name, style = JUDGED[key]
-            label = f'round {number}, {name}'
-            axes.plot(*zip(*points), style, marker='o', color=colour, label=label)
+            label = f'round {number}' if key == next(iter(rows)) else None
+            axes.plot(*zip(*points), JUDGED[key], marker='o', color=colour, label=label)
     axes.axhline(50, color=COLOURS['paper'], linewidth=0.8, linestyle=':')
+    _steps_axis(axes)
+    axes.set_ylabel('ranked rightly, %')
+    if len(judged) > 1:
+        _legend(axes, 4)
+
+
+def _steps_axis(axes: Axes) -> None:
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
     axes.set_xlabel('optimiser step')
-    axes.set_ylabel('ranked rightly, % (50: chance)')
-    _legend(axes, 2)
 
 
 # --- what its values are worth ---
@@ -595,6 +606,7 @@ def _paint_values(axes: Axes, pair: Sequence[Sequence[float]], unit: str) -> Non
             np.clip(values, -1, 1), bins, weights=shares, histtype='stepfilled', alpha=0.45,
             color=COLOURS[colour], edgecolor=COLOURS[colour], label=f'in {name} solutions',
         )  # fmt: skip
+    axes.set_xticks([-1, -0.5, 0, 0.5, 1])
     axes.set_xlabel(unit)
     axes.set_ylabel('% of steps')
     axes.grid(axis='x', visible=False)

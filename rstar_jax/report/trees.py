@@ -228,6 +228,7 @@ def told(record: Record) -> dict[str, Any]:
         'right': [int(right) if known else UNKNOWN for right in record.correct],
         'texts': record.texts,
         'answers': [a if s == Status.ANSWER else '' for a, s in zip(record.answers, record.status)],
+        'failed': [int(errors > 0) for errors in record.errors.tolist()],
         'outputs': [o if o not in t else '' for o, t in zip(record.outputs, record.texts)],
     }
 

@@ -28,6 +28,8 @@ const PYTHON = new RegExp([
   /\b(?<call>[A-Za-z_]\w*)(?=\()/,
 ].map((part) => part.source).join('|'), 'g');
 
+const READABLE = 12; // pixels between rows from which on there are texts
+
 const escaped = (text) => String(text).replace(/[&<>"]/g, (c) => `&#${c.charCodeAt(0)};`);
 const signed = (x) => (x < 0 ? '−' : '+') + Math.abs(x).toFixed(2);
 const clamp = (x, low, high) => Math.min(high, Math.max(low, x));
@@ -65,7 +67,7 @@ function prepare(told) {
   const n = told.parent.length;
   const children = Array.from({length: n}, () => []);
   for (let i = 1; i < n; i++) children[told.parent[i]].push(i);
-  const kind = [], depth = new Int32Array(n), leads = new Uint8Array(n), best = new Uint8Array(n);
+  const kind = [], depth = new Int32Array(n), leads = new Uint8Array(n), onBest = new Uint8Array(n);
   for (let i = 0; i < n; i++) {
     const status = told.status[i];
     if (i) depth[i] = depth[told.parent[i]] + 1;
@@ -77,8 +79,8 @@ function prepare(told) {
     if (kind[i] === 'right') leads[i] = 1;
     if (leads[i]) leads[told.parent[i]] = 1;
   }
-  for (let i = told.best; i >= 0; i = told.parent[i]) best[i] = 1;
-  return {...told, n, children, kind, depth, leads, best, rollouts: rolloutsOf(told.parent)};
+  for (let i = told.best; i >= 0; i = told.parent[i]) onBest[i] = 1;
+  return {...told, n, children, kind, depth, leads, onBest, rollouts: rolloutsOf(told.parent)};
 }
 
 // Nodes are numbered as they were made, and a rollout goes on from a child that it has just made.
@@ -96,15 +98,21 @@ function rolloutsOf(parent) {
   return found;
 }
 
-// The first line that tells something: a step's comment, or its code.
-function heading(tree, i) {
+// What is written beside a node: how it ended, or what it does.
+function label(tree, i) {
   if (i === 0) return 'question';
   const kind = tree.kind[i];
   if (tree.answers[i]) return `${KINDS[kind].sign} ${tree.answers[i]}`.trim();
-  if (kind === 'error') return `! ${tree.status[i].toLowerCase().replaceAll('_', ' ')}`;
+  return kind === 'error' ? `! ${ending(tree, i)}` : heading(tree, i);
+}
+
+const ending = (tree, i) => tree.status[i].toLowerCase().replaceAll('_', ' ');
+
+// The first line that tells something: a step's comment, or its code.
+function heading(tree, i) {
   const lines = tree.texts[i].split(MARKS).filter((part) => !MARKS.test(part)).join('\n').split('\n');
   const line = lines.find((text) => text.trim()) || '';
-  return line.replace(/^\s*#\s*(Step \d+:?\s*)?/i, '').trim();
+  return line.replace(/^\s*#\s*(Step \d+:?\s*)?/i, '').trim() || 'step';
 }
 
 class TreeView {
@@ -174,9 +182,10 @@ class TreeView {
   }
 
   fit() {
-    const {w, h, rows, deepest} = this, label = Math.min(170, 0.3 * w);
-    this.cw = clamp((w - label - 40) / deepest, 22, 210);
+    const {w, h, rows, deepest} = this;
     this.rh = clamp((h - 60) / rows, 0.02, 34);
+    const label = this.rh < READABLE ? 0 : Math.min(170, 0.3 * w); // beside the last nodes
+    this.cw = clamp((w - label - 60) / deepest, 22, 210);
     this.least = this.rh;
     this.ox = clamp((w - this.cw * deepest - label) / 2, 24, 160);
     this.oy = (h - this.rh * (rows - 1)) / 2;
@@ -251,7 +260,7 @@ class TreeView {
       this.paintNode(i, x, y, colour);
     }
     c.globalAlpha = 1;
-    if (rh >= 12) this.paintLabels(visible, colour, born);
+    if (rh >= READABLE) this.paintLabels(visible, colour, born);
   }
 
   paintEdges(colour, born, fresh, onWalk) {
@@ -261,21 +270,21 @@ class TreeView {
       if (i === 0) continue;
       const [x, y] = this.place(i), [px, py] = this.place(tree.parent[i]);
       if (px > w || x < 0 || Math.max(y, py) < 0 || Math.min(y, py) > h) continue;
-      const walked = fresh < tree.n && (onWalk.has(i) || (i >= fresh && i < born));
-      const key = i >= born ? 'later' : walked ? 'walked'
-        : fresh === tree.n && tree.best[i] ? 'best'
+      const key = i >= born ? 'later' : onWalk.has(i) ? 'walked' : i >= fresh ? 'fresh'
+        : fresh === tree.n && tree.onBest[i] ? 'best'
         : (tree.leads[i] ? 'leads' : 'other') + Math.min(5, Math.floor(Math.log2(1 + tree.visits[i])));
       const path = to(key);
       path.moveTo(px, py);
       path.bezierCurveTo(px + 0.45 * cw, py, x - 0.45 * cw, y, x, y);
     }
-    const rank = (key) => ['later', 'other', 'leads', 'walked', 'best'].indexOf(key.replace(/\d/, ''));
+    const rank = (key) => ['later', 'other', 'leads', 'fresh', 'walked', 'best'].indexOf(key.replace(/\d/, ''));
     for (const [key, path] of [...groups].sort((a, b) => rank(a[0]) - rank(b[0]))) {
       const often = +key.slice(-1) || 0, strong = key === 'best' || key === 'walked';
       c.globalAlpha = key === 'later' ? 0.15 : 1;
       c.lineWidth = strong ? 3 : 0.8 + 0.35 * often;
-      c.strokeStyle = strong ? colour['--blue'] : key.startsWith('leads')
-        ? `color-mix(in oklab, ${colour['--green']} 55%, ${colour['--line']})` : colour['--line'];
+      c.strokeStyle = strong || key === 'fresh' ? colour['--blue'] : key.startsWith('leads')
+        ? `color-mix(in oklab, ${colour['--green']} 60%, ${colour['--line']})`
+        : `color-mix(in oklab, ${colour['--paper']} 55%, ${colour['--line']})`;
       c.stroke(path);
     }
     c.globalAlpha = 1;
@@ -320,11 +329,11 @@ class TreeView {
       const room = leaf ? Math.max(cw - 22, Math.min(260, w - x - 14)) : cw - 22;
       const most = Math.floor(room / 5.9);
       if (most < 6 || i >= born) continue;
-      let text = heading(tree, i);
+      let text = label(tree, i);
       if (text.length > most) text = text.slice(0, most - 1) + '…';
       const [tx, ty] = leaf ? [x + 11, y + 4] : [x + 6, y - 8];
       c.fillStyle = ['right', 'wrong', 'error'].includes(tree.kind[i])
-        ? colour[KINDS[tree.kind[i]].colour] : colour[tree.best[i] || i === this.node ? '--ink' : '--muted'];
+        ? colour[KINDS[tree.kind[i]].colour] : colour[tree.onBest[i] || i === this.node ? '--ink' : '--muted'];
       c.strokeText(text, tx, ty);
       c.fillText(text, tx, ty);
     }
@@ -393,7 +402,7 @@ class TreeView {
     if (key === 'ArrowLeft') return node ? tree.parent[node] : node;
     if (key === 'ArrowRight') {
       const below = tree.children[node].filter((i) => shown[i]);
-      return below.find((i) => tree.best[i]) ?? below.sort((a, b) => tree.visits[b] - tree.visits[a])[0] ?? node;
+      return below.find((i) => tree.onBest[i]) ?? below.sort((a, b) => tree.visits[b] - tree.visits[a])[0] ?? node;
     }
     const level = this.order.filter((i) => tree.depth[i] === tree.depth[node]);
     return level[level.indexOf(node) + (key === 'ArrowDown' ? 1 : -1)] ?? node;

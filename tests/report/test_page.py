@@ -1,0 +1,370 @@
+"""The tables, the files of a report, and how they are made of finished and of running runs."""
+
+import base64
+import collections
+import html.parser
+import io
+import json
+import re
+import zlib
+
+import pytest
+
+from rstar_jax import data, report, rounds, summary
+from rstar_jax.errors import UserError
+from rstar_jax.report import __main__ as command
+from rstar_jax.report import plots, run, tables, trees
+from rstar_jax.search.record import Record
+from tests.evals.trees import tree
+from tests.report import workdirs
+from tests.report.grown import grown
+from tests.report.workdirs import benchmark, results
+
+ROUNDS = [
+    results(0, sums=benchmark(0.25), only0=benchmark(0.5)),
+    results(1, sums=benchmark(0.75, 0.875), only1=benchmark(0.5)),
+]
+
+
+class Page(html.parser.HTMLParser):
+    """Collects what a page points to, and checks that its elements close in order."""
+
+    VOID = ('meta', 'link', 'input', 'br', 'path', 'use', 'rect')
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.tags, self.links, self.content = [], [], [], []
+        self.feed(text)
+        assert not self.open
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.links += [v for k, v in attrs if k in ('src', 'href', 'xlink:href')]
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        if tag not in self.VOID:
+            assert self.open.pop() == tag
+
+    def handle_data(self, text):
+        if not self.open or self.open[-1] not in ('script', 'style'):
+            self.content.append(text)
+
+    @property
+    def text(self):
+        return ' '.join(' '.join(self.content).split())
+
+
+def told(path) -> dict:
+    """A tree out of its script."""
+    name, packed = re.fullmatch(r'tree\("([^"]+)","([^"]+)"\)\n', path.read_text()).groups()
+    assert name == path.stem
+    return json.loads(zlib.decompress(base64.b64decode(packed)))
+
+
+@pytest.fixture(scope='module')
+def workdir(tmp_path_factory):
+    root = tmp_path_factory.mktemp('finished')
+    workdirs.finished(root)
+    report.write(root)
+    return root
+
+
+# --- tables ---
+
+
+def test_accuracies_of_the_rounds_follow_each_other():
+    heading, start, first, *_ = tables.accuracy(ROUNDS)
+    assert heading[:4] == ['benchmark', 'problems', 'policy', 'policy alone']
+    assert start == ['sums', '100', 'start', '25.0 [15-35]', '96.0 %', *'----', '1,234', '0.26']
+    assert first[:4] == ['', '100', 'round 1', '75.0 [65-85]']
+    assert '87.5 [78-98]' in first
+    assert [row[0] for row in tables.accuracy(ROUNDS)] == [
+        'benchmark',
+        'sums',
+        '',
+        'only0',
+        'only1',
+    ]
+    assert '8 trees' in ' '.join(tables.accuracy_notes(ROUNDS))
+    assert tables.accuracy([]) == []
+
+
+def test_rounds_are_compared_problem_by_problem():
+    base, before, after, worse, lower = (
+        results(number, sums=benchmark(share) | {'greedy_solved': list(solved)})
+        for number, share, solved in (
+            (None, 0.1, range(10)),
+            (0, 0.2, range(20)),
+            (1, 0.28, range(2, 30)),
+            (2, 0.04, range(10, 14)),
+            (3, 0.03, range(10, 13)),
+        )
+    )
+    found = [base, before, after, worse, lower]
+    text = '\n'.join(tables.accuracy_notes(found))
+    assert 'sums, policy alone, round 1 against start: 10 problems won, 2 lost: better (p' in text
+    assert 'round 2 against round 1: 0 problems won, 24 lost: WORSE (p = 1.2e-07' in text
+    assert '0 problems won, 1 lost: no certain difference (p = 1' in text
+    assert text.count("McNemar's test") == 3  # the base model is no round
+    policies = [row[2] for row in tables.accuracy(found)[1:]]
+    assert policies == [
+        *('base', 'start', 'round 1', 'round 2 WORSE than the one before', 'round 3 (lower)')
+    ]
+
+
+def test_strategies_and_judges_have_tables_of_their_own():
+    greedy = {'trajectories': 1, 'greedy': 0.5, 'interval95': {'greedy': [0.4, 0.6]}, 'judge': None,
+              'tokens_per_problem': 50.0, 'seconds_per_problem': 0.5,
+              'flops_per_problem': None}  # fmt: skip
+    judge = {'pairs': 1200, 'problems': 30, 'auc': 0.75, 'auc_likelihood': None,
+             'interval95': {'auc': [0.7, 0.8]}}  # fmt: skip
+    beam = greedy | {'trajectories': 4, 'majority': 0.7, 'judge': judge, 'flops_per_problem': 2e12}
+    beam |= {'interval95': {'majority': [0.6, 0.8], 'greedy': [0, 1]}}
+    row = benchmark(0.5) | {'strategies': {'greedy': greedy}}
+    assert tables.strategies([results(1, sums=row)]) == []
+    row['strategies']['beam'] = beam
+    _, alone, searched = tables.strategies([results(1, sums=row)])
+    assert alone == ['sums', 'round 1', 'greedy', '1', '50.0 [40-60]', *'----', '50', '0.50', '-']
+    assert searched[2:4] == ['beam', '4'] and '70.0 [60-80]' in searched and searched[-1] == '2'
+    (_, judged) = tables.judges([results(1, sums=row)])
+    assert judged[2:] == ['beam', '1,200 of 30 problems', '75.0 [70-80]', '-']
+    assert tables.judges(ROUNDS) == []
+
+
+def test_what_was_dropped_is_told_with_its_reason(workdir):
+    rows = {row[0]: row[1:] for row in tables.found(run.read(workdir))}
+    assert rows['preference pairs'] == ['240', '480']
+    assert rows['dropped: Q values too close'] == ['31', '31']
+    counts = collections.Counter()
+    record = grown({'index': 0, 'question': 'q', 'answer': '1'}, nodes=300)
+    data.curate([record], counts=counts)
+    assert counts and counts.keys() <= tables.FOUND.keys()  # none is without an explanation
+
+
+def test_terminal_and_page_say_the_same(workdir):
+    stream = io.StringIO()
+    summary.show(workdir, stream)
+    text = ' '.join(stream.getvalue().split())
+    page = Page((workdir / 'report' / 'index.html').read_text()).text
+    made = run.read(workdir)
+    for rows in (tables.stages(made), tables.accuracy(made.results)):
+        for row in rows:
+            line = ' '.join(' '.join(row).split())
+            assert line in text and line in page
+
+
+# --- the page ---
+
+
+def test_the_page_is_whole_and_needs_nothing_else(workdir):
+    text = (workdir / 'report' / 'index.html').read_text()
+    page = Page(text)
+    outside = [link for link in page.links if not link.startswith(('#', 'data:'))]
+    assert outside and all((workdir / 'report' / link).stat().st_size for link in outside)
+    assert all(link.endswith('.png') for link in outside)
+    assert page.tags.count('svg') == len(outside) == 12
+    assert 'What is 0 < 1 & more?' in page.text and '<boxed' not in text
+    assert len(text) < 1_000_000
+    ids = re.findall(r' id="([^"]+)"', re.sub(r'<script>.*?</script>', '', text, flags=re.DOTALL))
+    twice = {name for name, count in collections.Counter(ids).items() if count > 1}
+    assert not twice
+    for name in re.findall(r'href="#(\w+)"', text):
+        assert name in ids
+
+
+def test_sections_come_in_the_order_of_the_questions(workdir):
+    text = (workdir / 'report' / 'index.html').read_text()
+    places = [text.index(f'<section id="{name}"') for name in
+              ('better', 'cost', 'found', 'training', 'values', 'trees')]  # fmt: skip
+    assert places == sorted(places)
+
+
+def test_the_same_run_gives_the_same_plots(tmp_path, workdir):
+    made = run.read(workdir)
+    first, second = (plots.training(made, tmp_path / name) for name in 'ab')
+    assert [plot.svg for plot in first] == [plot.svg for plot in second]
+    assert {path.name for path in (tmp_path / 'a').glob('*.png')} == {
+        *('sft-loss.png', 'ppm-loss.png', 'ppm-accuracy.png')
+    }
+    assert 'var(--' in first[0].svg and '#' not in re.sub(r'url\(#\w+\)|"#\w+"', '', first[0].svg)
+
+
+def test_long_curves_are_averaged():
+    x, y = plots.thinned([(i, i % 2) for i in range(10_000)])
+    assert len(x) <= plots.MOST_POINTS and x[0] > 0 and set(y) == {0.5}
+    x, y = plots.thinned([(1, 3.0), (2, 4.0)])
+    assert list(x) == [1, 2] and list(y) == [3, 4]
+
+
+def test_a_workdir_of_nothing_but_an_evaluation(tmp_path):
+    workdirs.write(tmp_path / 'round0' / 'eval' / 'results.json', ROUNDS[0])
+    page = Page(report.write(tmp_path).read_text())
+    assert 'sums: policy alone' in page.text and 'with search' not in page.text
+    with pytest.raises(UserError, match='holds no run'):
+        report.write(tmp_path / 'none')
+
+
+def test_a_run_that_goes_on(tmp_path):
+    """Trees so far, a line of the log half written, the clock of the stage."""
+    workdirs.write(tmp_path / 'config.json', {'round1': {'policy.path': 'tiny'}})
+    workdirs.write(tmp_path / 'round1' / 'search' / 'begun.json', {'inputs': {}, 'seconds': 3725})
+    page = Page(report.write(tmp_path).read_text())
+    assert 'round 1, search: 1:02:05 so far' in page.text
+    assert 'What does it write?' not in page.text
+    with data.TreeStore(tmp_path / 'round1' / 'search') as store:  # a run at work holds its lock
+        store.append(
+            tree({'index': 7, 'question': 'What is one?', 'answer': '1'}, 0, [('1', 0, True)])
+        )
+        page = Page(report.write(tmp_path).read_text())
+        assert 'What is one?' in page.text and '1 of 1' not in page.text
+        assert (tmp_path / 'report' / 'trees' / 'round1-search-7-0.js').exists()
+        store.append(tree({'index': 8, 'question': 'And two?', 'answer': '2'}, 0, []))
+    assert not list((tmp_path / 'round1' / 'search').glob('.lock-None'))
+    workdirs.training(tmp_path / 'round1' / 'policy', 4, 5)
+    (tmp_path / 'round1' / 'policy' / 'done.json').unlink()
+    workdirs.write(tmp_path / 'round1' / 'policy' / 'begun.json', {'inputs': {}, 'seconds': 3})
+    with open(tmp_path / 'round1' / 'policy' / 'metrics.jsonl', 'a') as file:
+        file.write('{"step": 5, "lo')
+    assert len(run.read(tmp_path).trainings[1, 'sft']) == 4
+    assert 'SFT: loss' in report.write(tmp_path).read_text()
+
+
+def test_a_broken_file_is_named(tmp_path):
+    workdirs.finished(tmp_path, rounds=1)
+    (tmp_path / 'round1' / 'eval' / 'results.json').write_text('{')
+    with pytest.raises(UserError, match='round1/eval/results.json: not the results'):
+        report.write(tmp_path)
+
+
+def test_results_are_ordered_by_number_the_base_model_first(tmp_path):
+    for number in (10, 0, 2):
+        path = tmp_path / f'round{number}' / 'eval' / 'results.json'
+        workdirs.write(path, results(number, sums=benchmark(0.5)))
+    workdirs.write(tmp_path / 'base' / 'eval' / 'results.json', results(None, sums=benchmark(0.1)))
+    assert [found['round'] for found in run.read_results(tmp_path)] == [None, 0, 2, 10]
+    assert 'base' in tables.accuracy(run.read_results(tmp_path))[1]
+
+
+def test_a_report_that_fails_stops_no_run(tmp_path, monkeypatch, capsys):
+    def broken(root):
+        raise ValueError('no room')
+
+    monkeypatch.setattr(report, 'write', broken)
+    rounds._report(tmp_path)
+    assert 'report: not written (ValueError: no room); the run goes on' in capsys.readouterr().out
+
+
+# --- trees ---
+
+
+def test_a_tree_is_told_whole():
+    record = grown({'index': 3, 'question': 'How <many>?', 'answer': ['1', 'one']}, nodes=80)
+    content = trees.told(record)
+    assert json.loads(json.dumps(content)) == content
+    assert content['texts'] == record.texts and content['parent'] == record.parent.tolist()
+    assert content['truth'] == '1 or one' and content['score'][0] is None
+    assert content['answers'][content['best']] == record.best_answer()[0]
+    assert sum(right == 1 for right in content['right']) == sum(record.correct)
+    again = Record.from_bytes(record.to_bytes())
+    assert trees.told(again) == content
+
+
+def test_trees_are_spaced_evenly_and_old_files_go(tmp_path):
+    workdirs.trees(tmp_path / 'round1' / 'search', 10, nodes=20)
+    workdirs.write(tmp_path / 'round1' / 'search' / 'begun.json', {'inputs': {}, 'seconds': 1})
+    folder = tmp_path / 'report' / 'trees'
+
+    def shown():
+        return sorted(int(path.stem.split('-')[2]) for path in folder.glob('*.js'))
+
+    report.write(tmp_path, trees=None)
+    assert shown() == list(range(10))
+    page = Page(report.write(tmp_path, trees=4).read_text())
+    assert shown() == [0, 2, 5, 7] and 'Round 1: search: 4 of 10' in page.text
+    report.write(tmp_path, trees=2, problems=[9])
+    assert shown() == [0, 5, 9]
+
+
+def test_trees_of_an_evaluation_are_graded(tmp_path):
+    """The search was not told the truth: its records know no right answer."""
+    folder = tmp_path / 'round0' / 'eval'
+    workdirs.write(folder / 'results.json', ROUNDS[0])
+    workdirs.done(folder, 3, sums=ROUNDS[0]['benchmarks']['sums'])
+    with data.TreeStore(folder / 'sums' / 'greedy') as store:
+        for index, truth in enumerate(('0.5', '2', '')):
+            problem = {'index': index, 'question': f'q{index}', 'answer': truth}
+            store.append(tree(problem, 0, [(r'\frac{1}{2}', 0.5, False)]))
+    page = report.write(tmp_path).read_text()
+    rows = json.loads(re.search(r'const LIST = (.*?);</script>', page)[1])
+    assert [row['solved'] for row in rows] == [trees.RIGHT, trees.WRONG, trees.UNKNOWN]
+    names = [f'round0-sums-greedy-{i}-0.js' for i in range(3)]
+    rights = [told(tmp_path / 'report' / 'trees' / name)['right'][2] for name in names]
+    assert rights == [trees.RIGHT, trees.WRONG, trees.UNKNOWN]
+
+
+def test_shown_trees_have_right_and_wrong_answers_where_there_are(tmp_path):
+    answers = [
+        [('1', 0.5, True)],
+        [('2', 0.5, False)],
+        [('1', 0.5, True), ('2', 0.1, False)],
+        [('3', 0.5, False)],
+        [],
+    ]
+    with data.TreeStore(tmp_path) as store:
+        for index, found in enumerate(answers):
+            problem = {'index': index, 'question': f'q{index}', 'answer': '1'}
+            store.append(tree(problem, 0, found))
+            store.append(tree(problem, 1, found))
+    source = trees.Source('s', 'S', tmp_path, True)
+    sample = trees.sample(source, tmp_path, None)
+    assert [entry.index for entry, *_ in sample.shown] == [2, 0, 1, 3]
+
+
+def test_steps_are_right_where_a_right_answer_is_below():
+    steps = trees.Steps()
+    problem = {'index': 0, 'question': 'q', 'answer': '1'}
+    steps.add(tree(problem, 0, [('1', 0.5, True), ('2', 0.1, False)]))
+    steps.add(tree(problem, 1, [('2', 0.1, False)]))
+    assert steps.q[trees.RIGHT] == [pytest.approx(1 / 3)]  # value 1 of 3 visits; answers left out
+    assert steps.q[trees.WRONG] == [0.5]
+    assert [len(side) for side in steps.scores] == [1, 1]
+    assert steps.endings == {-1: 1, 1: 2, 0: 2}
+
+
+# --- the command ---
+
+
+def test_two_runs_side_by_side(tmp_path, workdir, capsys):
+    other = tmp_path / 'other'
+    workdirs.finished(other, rounds=1, gain=0.2)
+    assert command.main([str(workdir), str(other)]) == 0
+    path = workdir / 'report' / 'against-other.html'
+    assert capsys.readouterr().out.strip() == str(path)
+    page = Page(path.read_text())
+    for link in page.links:
+        assert link.startswith(('#', 'data:')) or (path.parent / link).is_file(), link
+    rows = json.loads(re.search(r'const LIST = (.*?);</script>', path.read_text())[1])
+    assert {row['name'][:2] for row in rows} == {'a-', 'b-'}
+    assert all((path.parent / row['file']).is_file() for row in rows)
+    assert (other / 'report' / 'index.html').exists()
+    assert f'policy alone, other against {workdir.name}: 0 problems won, 0 lost' in page.text
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        (['a', 'b', 'c'], '3 folders named'),
+        (['--trees=3'], '0 folders named'),
+        (['a', '--trees=few'], '--trees=few: needs whole numbers'),
+        (['a', '--trees=-1'], '--trees=-1: needs at least 0, or all'),
+        (['a', '--tree=1'], '--tree=1: no such option'),
+        (['/nowhere'], '/nowhere: holds no run'),
+        (['WORKDIR', 'WORKDIR'], 'the same run twice'),
+    ],
+)
+def test_mistakes_are_told_in_one_line(workdir, arguments, message, capsys):
+    assert command.main([a.replace('WORKDIR', str(workdir)) for a in arguments]) == 2
+    text = capsys.readouterr().err
+    assert text.startswith('error: ') and message in text and text.count('\n') == 1

@@ -38,13 +38,13 @@ COLOURS = {
     'red': '#d6453d',
     'card': '#ffffff',  # what they are drawn on
 }
-WIDTH, HEIGHT = 3.75, 2.45  # inches
+WIDTH, HEIGHT = 3.75, 2.6  # inches
 DPI = 240
 MOST_POINTS = 200  # of a curve; more are averaged over as many steps as it takes
 
 STYLE = {
     'font.family': 'DejaVu Sans',
-    'font.size': 8,
+    'font.size': 8.8,
     'text.color': COLOURS['ink'],
     'axes.labelcolor': COLOURS['muted'],
     'axes.edgecolor': COLOURS['line'],

@@ -5,6 +5,11 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source launch/_venv.sh
 use_venv test
+# The report is looked at in a browser: the machine's own, else playwright's, which needs no root.
+for browser in chromium chromium-browser google-chrome google-chrome-stable; do
+  command -v "$browser" >/dev/null && break
+done || timeout 600 python -m playwright install chromium >/dev/null 2>&1 \
+  || echo "no browser could be installed: tests in a browser are skipped"
 ruff check .
 ruff format --check .
 # Tests of a file share what they have made, so a file is one process's.

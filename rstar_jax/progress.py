@@ -89,23 +89,24 @@ class Line:
         if not terminal:
             print(f'{self._label}: {text}', file=self._stream, flush=True)
             return
-        if self._bar is None:
-            self._bar = Progress(
-                TextColumn('[bold]{task.description}'),
-                BarColumn(bar_width=16),
-                TextColumn('{task.fields[text]}', markup=False, table_column=Column(ratio=1)),
-                console=Console(file=self._stream),
-                auto_refresh=False,
-                transient=True,
-                expand=True,
-            )
-            self._bar.add_task(self._label, total=None, text='')
-            self._bar.start()
-            # However the process ends, the terminal keeps its cursor.
-            self._bar.console.show_cursor(True)
-        total = None if share is None else 1.0
-        self._bar.update(self._bar.task_ids[0], completed=share or 0.0, total=total, text=text)
-        self._bar.refresh()
+        done = {'completed': share or 0.0, 'total': None if share is None else 1.0, 'text': text}
+        if self._bar is not None:
+            self._bar.update(self._bar.task_ids[0], **done)
+            self._bar.refresh()
+            return
+        self._bar = Progress(
+            TextColumn('[bold]{task.description}'),
+            BarColumn(bar_width=16),
+            TextColumn('{task.fields[text]}', markup=False, table_column=Column(ratio=1)),
+            console=Console(file=self._stream),
+            auto_refresh=False,
+            transient=True,
+            expand=True,
+        )
+        self._bar.add_task(self._label, **done)
+        self._bar.start()
+        # However the process ends, the terminal keeps its cursor.
+        self._bar.console.show_cursor(True)
 
     def end(self, text: str) -> None:
         """The stage's last line, which stays."""

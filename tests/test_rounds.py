@@ -433,8 +433,8 @@ def test_rounds_follow_each_other(tmp_path, monkeypatch):
         return note
 
     monkeypatch.setattr(rounds, 'STAGES', {name: stage(name) for name in configs.STAGES})
-    monkeypatch.setattr(rounds, 'summary', lambda root: '')
-    monkeypatch.setattr(rounds.evals.report, 'write_run', lambda root: None)
+    monkeypatch.setattr(rounds.summary, 'show', lambda root: None)
+    monkeypatch.setattr(rounds.report, 'write', lambda root: None)
     config = configs.load(str(REPOSITORY / 'experiments' / 'self_evolve.py'))
     config.policy.path = 'instruct'
     rounds.run(config, str(tmp_path), ('search', 'sft', 'ppm'))

@@ -96,6 +96,8 @@ def draw(
         figure = Figure(figsize=(WIDTH, height), layout='constrained')
         axes = figure.add_subplot()
         paint(axes)
+        figure.draw_without_rendering()  # lays it out,
+        figure.set_layout_engine('none')  # once for both files
         text = io.StringIO()
         # Without a date: the same run gives the same page.
         figure.savefig(text, format='svg', transparent=True, metadata={'Date': None})

@@ -162,3 +162,25 @@ def test_killed_at_random_moments(tmp_path):
     assert figures['killed_while_merging'] > 0 and figures['leftovers'] > 0
     store = data.TreeStore(tmp_path / 'store')
     assert len(store) == figures['trees'] == sum(1 for _ in store)
+
+
+def test_a_reader_leaves_everything_as_it_is(tmp_path):
+    """Neither what a writer has begun, nor its lock: it may look at a run at work."""
+    expected = trees([(i, 0) for i in range(6)])
+    with data.TreeStore(tmp_path, shard_trees=4) as writer:
+        for record in expected.values():
+            writer.append(record)
+    next(tmp_path.glob('*.keys')).unlink()
+    (tmp_path / f'{files.TEMPORARY}0-77-tree.part').write_bytes(b'half')
+    before = sorted(path.name for path in tmp_path.iterdir())
+    with data.TreeStore(tmp_path, writer=None) as reader:
+        assert [record.key for record in reader] == sorted(expected)
+        assert samples.same(reader[3, 0], expected[3, 0])
+        assert sorted(path.name for path in tmp_path.iterdir()) == before
+        more = trees([(9, 0)])
+        with data.TreeStore(tmp_path, shard_trees=2) as writer:  # merges, removes what was merged
+            assert writer.append(more[9, 0])
+            writer.merge()
+            assert [record.key for record in reader] == sorted(expected)
+    assert len(data.TreeStore(tmp_path / 'none', writer=None)) == 0
+    assert not (tmp_path / 'none').exists()

@@ -138,7 +138,8 @@ def test_nodes_are_drawn_where_they_are_found(watched, record):
     assert watched.page.evaluate('view.node') == best
     answer, edge = watched.page.evaluate(
         """([above, best]) => {
-        const {width, height} = view.canvas, {data} = view.context.getImageData(0, 0, width, height);
+        const {width, height} = view.canvas;
+        const {data} = view.context.getImageData(0, 0, width, height);
         const [ax, ay] = view.place(above), [bx, by] = view.place(best);
         return [[bx, by], [(ax + bx) / 2, (ay + by) / 2]].map(([x, y]) => {
             const at = 4 * (Math.round(y) * width + Math.round(x));

@@ -135,7 +135,7 @@ function tell(i) {
   const steps = path.map((j, k) => {
     const failed = tree.failed[j] ? 'error' : 'output';
     const output = tree.outputs[j] && `<pre class="output ${failed}"><b>${failed}</b>${escaped(tree.outputs[j])}</pre>`;
-    const head = `<span class="count">${k + 1}</span> ${escaped(heading(tree, j))}`;
+    const head = `<span class="count">${k + 1}</span> ${tree.answers[j] ? 'Answer' : escaped(heading(tree, j))}`;
     const body = `<p class="facts">${facts(tree, j)} ${badge(tree, j)}</p>${paintedStep(tree.texts[j])}${output}`;
     return j === i ? `<section class="here"><h3>${head}</h3>${body}</section>`
       : `<details><summary data-node="${j}">${head}</summary>${body}</details>`;

@@ -10,7 +10,7 @@ from typing import Any
 
 from rstar_jax.progress import clock
 from rstar_jax.report import tables
-from rstar_jax.report.plots import Plot
+from rstar_jax.report.drawing import Plot
 from rstar_jax.report.run import Run
 from rstar_jax.report.trees import RIGHT, UNKNOWN, Entry, Sample
 

@@ -1,131 +1,30 @@
-"""The page's plots, drawn by matplotlib: SVG that takes the page's colours, and a PNG for papers.
-
-A plot is as wide as a phone; the page sets several beside each other. Its colours are those of
-COLOURS; in the SVG they become the page's variables, so that it can be dark as well.
-"""
+"""The page's plots: what is drawn of a run, section by section."""
 
 import dataclasses
 import functools
-import io
-import math
 import pathlib
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
-from rstar_jax.data import files
 from rstar_jax.report import paper, tables
+from rstar_jax.report.drawing import (
+    COLOURS,
+    HEIGHT,
+    Plot,
+    bars,
+    bars_height,
+    draw,
+    legend,
+    steps_axis,
+    thinned,
+)
 from rstar_jax.report.run import Results, Run
-from rstar_jax.report.trees import RIGHT, Sample
+from rstar_jax.report.trees import RIGHT, WRONG, Sample
 from rstar_jax.search.record import Status
-
-COLOURS = {
-    'ink': '#1f2933',
-    'muted': '#66727f',
-    'line': '#dde3e9',
-    'paper': '#98a3ae',
-    'blue': '#2f6fdb',
-    'teal': '#0c9488',
-    'violet': '#7d4fd6',
-    'amber': '#c97a0a',
-    'green': '#1d9a55',
-    'red': '#d6453d',
-    'card': '#ffffff',  # what they are drawn on
-}
-WIDTH, HEIGHT = 3.75, 2.6  # inches
-DPI = 240
-MOST_POINTS = 200  # of a curve; more are averaged over as many steps as it takes
-
-STYLE = {
-    'font.family': 'DejaVu Sans',
-    'font.size': 8.8,
-    'text.color': COLOURS['ink'],
-    'axes.labelcolor': COLOURS['muted'],
-    'axes.edgecolor': COLOURS['line'],
-    'axes.spines.top': False,
-    'axes.spines.right': False,
-    'axes.grid': True,
-    'axes.axisbelow': True,
-    'grid.color': COLOURS['line'],
-    'grid.linewidth': 0.6,
-    'xtick.color': COLOURS['line'],
-    'ytick.color': COLOURS['line'],
-    'xtick.labelcolor': COLOURS['muted'],
-    'ytick.labelcolor': COLOURS['muted'],
-    'lines.linewidth': 1.6,
-    'lines.markersize': 4,
-    'legend.frameon': False,
-    'legend.handlelength': 1.4,
-    'legend.columnspacing': 1.2,
-    'svg.fonttype': 'none',
-}
-
-
-@dataclasses.dataclass(frozen=True)
-class Plot:
-    """A drawn plot.
-
-    Attributes:
-      name: of its PNG, without the ending.
-      title, note: what the page writes above and below it.
-      svg: the <svg> element.
-    """
-
-    name: str
-    title: str
-    note: str
-    svg: str
-
-
-def draw(
-    folder: pathlib.Path,
-    name: str,
-    title: str,
-    paint: Callable[[Axes], None],
-    note: str = '',
-    height: float = HEIGHT,
-) -> Plot:
-    """Has `paint` draw into axes; writes `folder`/NAME.png and returns the plot."""
-    with mpl.rc_context({**STYLE, 'svg.hashsalt': name}):
-        figure = Figure(figsize=(WIDTH, height), layout='constrained')
-        axes = figure.add_subplot()
-        paint(axes)
-        figure.draw_without_rendering()  # lays it out,
-        figure.set_layout_engine('none')  # once for both files
-        text = io.StringIO()
-        # Without a date: the same run gives the same page.
-        figure.savefig(text, format='svg', transparent=True, metadata={'Date': None})
-        path = folder / f'{name}.png'
-        with files.replacing(path) as temporary:
-            figure.savefig(temporary, format='png', dpi=DPI, facecolor=COLOURS['card'])
-    return Plot(name, title, note, _inline(text.getvalue(), title))
-
-
-def _inline(svg: str, title: str) -> str:
-    """The <svg> element for an HTML page: its colours and its font are the page's."""
-    svg = svg[svg.index('<svg') :]
-    svg = re.sub(r'<metadata>.*?</metadata>', '', svg, flags=re.DOTALL)
-    used = set(re.findall(r'#([\w.-]+)["\)]', svg))
-    svg = re.sub(r' id="([\w.-]+)"', lambda found: found[0] if found[1] in used else '', svg)
-    svg = re.sub(r' (width|height)="[\d.]+pt"', '', svg, count=2)
-    svg = re.sub(r"'DejaVu Sans'[^;\"]*", 'var(--font)', svg)
-    for name, colour in COLOURS.items():
-        svg = svg.replace(colour, f'var(--{name})')
-    label = title.replace('&', '&amp;').replace('"', '&quot;').replace('<', '&lt;')
-    return svg.replace('<svg ', f'<svg role="img" aria-label="{label}" ', 1).strip()
-
-
-def _legend(axes: Axes, columns: int = 3) -> None:
-    handles, _ = axes.get_legend_handles_labels()
-    if handles:
-        axes.figure.legend(loc='outside lower center', ncols=min(columns, len(handles)))
-
 
 # --- did it get better ---
 
@@ -248,7 +147,7 @@ def _paint_accuracy(
     axes.set_ylabel('problems solved, %')
     axes.set_xlabel('policy after round')
     axes.grid(axis='x', visible=False)
-    _legend(axes, 2)
+    legend(axes, 2)
 
 
 def _round_name(number: int) -> str:
@@ -286,8 +185,8 @@ def cost(run: Run, folder: pathlib.Path) -> list[Plot]:
                 folder,
                 'time',
                 'Time by stage',
-                lambda axes: _bars(axes, times, STAGE_COLOURS, unit),
-                height=_bars_height(times),
+                lambda axes: bars(axes, times, STAGE_COLOURS, unit),
+                height=bars_height(times),
             )
         )
     if used:
@@ -296,9 +195,9 @@ def cost(run: Run, folder: pathlib.Path) -> list[Plot]:
                 folder,
                 'tokens',
                 'Tokens',
-                lambda axes: _bars(axes, used, TOKEN_COLOURS, word),
+                lambda axes: bars(axes, used, TOKEN_COLOURS, word),
                 'Sampled in searches and evaluations, computed in trainings.',
-                height=_bars_height(used),
+                height=bars_height(used),
             )
         )
     return made
@@ -318,32 +217,6 @@ def _token_unit(count: float) -> tuple[str, float]:
         if count >= 2 * size:
             return f'{word} tokens', size
     return 'tokens', 1.0
-
-
-def _bars_height(rows: Mapping[str, Mapping[int, float]]) -> float:
-    return 1.35 + 0.28 * len({number for row in rows.values() for number in row})
-
-
-def _bars(
-    axes: Axes,
-    rows: Mapping[str, Mapping[Any, float]],
-    colours: Mapping[str, str],
-    unit: str,
-    name: Callable[[Any], str] = lambda number: f'round {number}' if number else 'start',
-) -> None:
-    """Stacked bars: {part: {bar: length}}."""
-    bars = sorted({number for row in rows.values() for number in row}, reverse=True)
-    left = np.zeros(len(bars))
-    for part, row in rows.items():
-        lengths = np.array([row.get(number, 0.0) for number in bars])
-        axes.barh(range(len(bars)), lengths, 0.62, left, color=COLOURS[colours[part]], label=part)
-        left += lengths
-    axes.set_yticks(range(len(bars)), [name(number) for number in bars])
-    axes.tick_params(axis='y', length=0, labelcolor=COLOURS['ink'])
-    axes.set_xlabel(unit)
-    axes.grid(axis='y', visible=False)
-    axes.spines['left'].set_visible(False)
-    _legend(axes, 3)
 
 
 # --- what was found ---
@@ -378,25 +251,17 @@ def found(run: Run, samples: Sequence[Sample], folder: pathlib.Path) -> list[Plo
                 height=0.7 + 0.26 * len(rows),
             )
         )
-    endings = {s.source.label: s.steps.endings for s in samples if s.steps.endings}
+    endings = {s.source.round: s.steps.endings for s in samples if s.source.graded}
+    endings = {number: counts for number, counts in endings.items() if counts}
     if endings:
         rows = {
-            text: {label: 100 * counts[key] / counts.total() for label, counts in endings.items()}
+            text: {number: 100 * counts[key] / counts.total() for number, counts in endings.items()}
             for key, (text, _) in ENDINGS.items()
             if any(counts[key] for counts in endings.values())
         }
-        colours = dict(ENDINGS.values())
-        made.append(
-            draw(
-                folder,
-                'endings',
-                'How the steps that were tried ended',
-                lambda axes: _bars(
-                    axes, rows, colours, '% of nodes', lambda label: label.split(':')[0]
-                ),
-                height=1.55 + 0.28 * len(endings),
-            )
-        )
+        title, colours = 'How the steps that were tried ended', dict(ENDINGS.values())
+        paint = functools.partial(bars, rows=rows, colours=colours, unit='% of nodes')
+        made.append(draw(folder, 'endings', title, paint, height=0.2 + bars_height(rows)))
     return made
 
 
@@ -432,7 +297,7 @@ def _paint_solved(axes: Axes, solved: Mapping[int, float]) -> None:
     axes.set_xlabel('round')
     axes.set_ylabel('problems solved, %')
     axes.grid(axis='x', visible=False)
-    _legend(axes)
+    legend(axes)
 
 
 def _paint_funnel(axes: Axes, counts: Mapping[str, int]) -> None:
@@ -518,14 +383,6 @@ def _judged(run: Run, number: int) -> dict[str, list[tuple[int, float]]]:
     return points
 
 
-def thinned(values: Sequence[tuple[float, float]]) -> tuple[np.ndarray, np.ndarray]:
-    """x and y of at most MOST_POINTS points, each the mean of as many neighbours as that takes."""
-    width = max(1, math.ceil(len(values) / MOST_POINTS))
-    chunks = [np.mean(values[i : i + width], axis=0) for i in range(0, len(values), width)]
-    x, y = np.array(chunks).T
-    return x, y
-
-
 def _paint_losses(
     axes: Axes,
     logs: Mapping[int, list[dict[str, Any]]],
@@ -543,10 +400,10 @@ def _paint_losses(
             held.insert(0, (0, befores[number]))
         if held:
             axes.plot(*zip(*held), 'o', color=colour, markeredgecolor=COLOURS['card'], markersize=5)
-    _steps_axis(axes)
+    steps_axis(axes)
     axes.set_ylabel(unit)
     if len(logs) > 1:
-        _legend(axes, 4)
+        legend(axes, 4)
 
 
 def _paint_judged(axes: Axes, judged: Mapping[int, dict[str, list[tuple[int, float]]]]) -> None:
@@ -556,26 +413,24 @@ def _paint_judged(axes: Axes, judged: Mapping[int, dict[str, list[tuple[int, flo
             label = f'round {number}' if key == next(iter(rows)) else None
             axes.plot(*zip(*points), JUDGED[key], marker='o', color=colour, label=label)
     axes.axhline(50, color=COLOURS['paper'], linewidth=0.8, linestyle=':')
-    _steps_axis(axes)
+    steps_axis(axes)
     axes.set_ylabel('ranked rightly, %')
     if len(judged) > 1:
-        _legend(axes, 4)
-
-
-def _steps_axis(axes: Axes) -> None:
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
-    axes.set_xlabel('optimiser step')
+        legend(axes, 4)
 
 
 # --- what its values are worth ---
 
 
 def values(samples: Iterable[Sample], folder: pathlib.Path) -> list[Plot]:
-    """Q values and PPM scores of steps in right and in wrong solutions, of the newest search."""
+    """Q values and PPM scores of steps in right and in wrong solutions.
+
+    Q values are of the newest search that knew the right answers, scores of the newest PPM.
+    """
     made = []
-    graded = [s for s in samples if s.source.graded]
-    for kind, title in (('q', 'Q values'), ('scores', 'PPM scores')):
-        sides = [(s, getattr(s.steps, kind)) for s in graded]
+    by_itself = ' Q is the mean reward of the answers below a step: it knows which are right.'
+    for kind, title, known in (('q', 'Q values', by_itself), ('scores', 'PPM scores', '')):
+        sides = [(s, getattr(s.steps, kind)) for s in samples if s.source.graded or kind != 'q']
         sides = [(s, pair) for s, pair in sides if all(pair)]
         if not sides:
             continue
@@ -584,10 +439,11 @@ def values(samples: Iterable[Sample], folder: pathlib.Path) -> list[Plot]:
             draw(
                 folder,
                 kind,
-                f'{title} of steps, {chosen.source.label.split(":")[0].lower()}',
+                f'{title} of steps',
                 lambda axes, pair=pair, title=title: _paint_values(axes, pair, title[:-1]),
-                f'{len(pair[RIGHT]):,} steps of right solutions, {len(pair[0]):,} of wrong ones. A '
-                f'right one has the higher value in {100 * _ranked(*pair):.0f} % of their pairs.',
+                f'{chosen.source.label}: {len(pair[RIGHT]):,} steps of right solutions, '
+                f'{len(pair[WRONG]):,} of wrong ones. A right one has the higher value in '
+                f'{100 * _ranked(*pair):.0f} % of their pairs.{known}',
             )
         )
     return made
@@ -612,4 +468,4 @@ def _paint_values(axes: Axes, pair: Sequence[Sequence[float]], unit: str) -> Non
     axes.set_xlabel(unit)
     axes.set_ylabel('% of steps')
     axes.grid(axis='x', visible=False)
-    _legend(axes)
+    legend(axes)

@@ -40,12 +40,14 @@ class Source:
       label: for a person.
       folder: the TreeStore's.
       graded: whether its records tell which answers are right; those of an evaluation do not.
+      round: its number; None for what belongs to no round.
     """
 
     name: str
     label: str
     folder: pathlib.Path
     graded: bool
+    round: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,17 +121,20 @@ class Sample:
 
 
 def sources(run: Run) -> list[Source]:
-    """Every folder of the run that holds trees: evaluations, searches by round, questions."""
+    """Every folder of the run that holds trees, by round; single questions last."""
     found = []
-    folders = {BASE: 'Base model'}
-    folders |= {f'round{k}': f'Round {k}' for k in sorted({stage.round for stage in run.stages})}
-    for folder, label in folders.items():
+    numbers = sorted({stage.round for stage in run.stages})
+    for number in (None, *numbers):
+        folder, label = f'round{number}', f'Round {number}'
+        if number is None:
+            folder, label = BASE, 'Base model'
         root = run.root / folder
+        # An evaluation judges by a PPM that is newer than the one of the same round's search.
+        found.append(Source(f'{folder}-search', f'{label}: search', root / 'search', True, number))
         for path in sorted(path for path in root.glob('eval/*/*') if path.is_dir()):
             benchmark, kind = path.parent.name, path.name
             name = re.sub(r'[^\w.-]', '_', f'{folder}-{benchmark}-{kind}')
-            found.append(Source(name, f'{label}: {benchmark}, {kind}', path, False))
-        found.append(Source(f'{folder}-search', f'{label}: search', root / 'search', True))
+            found.append(Source(name, f'{label}: {benchmark}, {kind}', path, False, number))
     found.append(Source(SOLVE, 'Questions', run.root / SOLVE, False))
     return [source for source in found if any(source.folder.glob('*.array_record'))]
 
@@ -169,7 +174,7 @@ def sample(
             if not path.exists() or path.read_text('ascii') != script:
                 path.write_text(script, 'ascii')
             entries.append(entry)
-            if source.graded:
+            if entry.solved != UNKNOWN:
                 steps.add(record)
             shown.offer(record, (entry, content, script))
     return Sample(source, len(keys), entries, steps, shown.chosen())

@@ -13,7 +13,7 @@ import pytest
 from rstar_jax import data, report, rounds, summary
 from rstar_jax.errors import UserError
 from rstar_jax.report import __main__ as command
-from rstar_jax.report import plots, run, tables, trees
+from rstar_jax.report import drawing, plots, run, tables, trees
 from rstar_jax.search.record import Record
 from tests.evals.trees import tree
 from tests.report import workdirs
@@ -192,9 +192,9 @@ def test_the_same_run_gives_the_same_plots(tmp_path, workdir):
 
 
 def test_long_curves_are_averaged():
-    x, y = plots.thinned([(i, i % 2) for i in range(10_000)])
-    assert len(x) <= plots.MOST_POINTS and x[0] > 0 and set(y) == {0.5}
-    x, y = plots.thinned([(1, 3.0), (2, 4.0)])
+    x, y = drawing.thinned([(i, i % 2) for i in range(10_000)])
+    assert len(x) <= drawing.MOST_POINTS and x[0] > 0 and set(y) == {0.5}
+    x, y = drawing.thinned([(1, 3.0), (2, 4.0)])
     assert list(x) == [1, 2] and list(y) == [3, 4]
 
 

@@ -62,7 +62,8 @@ def accuracy(runs: Sequence[Run], folder: pathlib.Path, prefix: str = '') -> lis
                     _paint_accuracy, curves=curves[part], known=known[part], limits=limits
                 )
                 file_name = re.sub(r'[^\w.-]', '_', f'{prefix}{name}-{part}')
-                note, height = 'Bars: 95 % intervals.', HEIGHT + 0.13 * (len(curves[part]) // 2)
+                height = HEIGHT + 0.13 * (len(curves[part]) // 2)
+                note = 'Bars: 95 % intervals' + (', of the majority.' if part == 'search' else '.')
                 made.append(draw(folder, file_name, f'{name}: {title}', paint, note, height))
     return made
 

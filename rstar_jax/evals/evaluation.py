@@ -1,13 +1,51 @@
-"""Accuracy of a policy on its own, and of the policy with the search, never mixed.
+"""Accuracy of a policy on its own, and of the policy with each kind of search, never mixed.
 
-    problems --search.run(greedy)--> one trajectory each --------------------> greedy
-             --search.run(t trees, PPM, no ground truth)--> t answers, scores --selection--> search
+    problems --search.run, settings of a strategy--> t trees each --> answers, scores --> figures
+
+    greedy     the likeliest step each time: the policy alone; always run
+    sampled    plain samples: majority voting, pass@n; best-of-n where there is a PPM
+    unguided   MCTS without the PPM
+    mcts, puct, beam, dvts      guided by the PPM; left out where there is none
 
 Finished trees go into a TreeStore each, so an evaluation that was killed goes on where it stopped.
+
+results.json, accuracies in [0, 1], intervals Wilson's:
+
+    {"round": k, "benchmarks": {NAME: {
+        "problems": n,
+        "greedy": a, "answered": a, "greedy_solved": [index, ...],
+        "search": {"trajectories": t, "best": a, "majority": a, "weighted": a, "any": a} or null,
+        "interval95": {"greedy": [low, high], "best": ..., ...},
+        "tokens_per_problem": x, "seconds_per_problem": x, "flops_per_problem": x or null,
+        "judge": {...} or null,
+        "strategies": {STRATEGY: {
+            "trajectories": t, MODE: a, ..., "answered": a,
+            "interval95": {MODE: [low, high]}, "solved": {MODE: [index, ...]},
+            "tokens_per_problem": x, "seconds_per_problem": x, "flops_per_problem": x or null,
+            "judge": {"answers": n, "pairs": n, "problems": n,
+                      "auc": x or null, "auc_mean": x or null,
+                      "auc_likelihood": x or null, "auc_likelihood_mean": x or null,
+                      "interval95": {"auc": [low, high], "auc_likelihood": [low, high]}} or null
+        }}}}}
+
+round: a number, or "base": the model that the rounds train from, where round 0 is another.
+MODE: of greedy, "greedy" alone; without a PPM "majority" (of all answers) and "any" (pass@n); with
+one also "best" and "weighted", and in a search the majority is of the `top` trees by score.
+answered: the share of problems for which there is an answer at all. solved: which are right.
+tokens, seconds, flops: sampled tokens, wall-clock seconds and FLOPs for one problem, all trees
+together. FLOPs are those of the products with weights, 2 a weight and token, of policy and PPM, of
+what was sampled, read in and computed again; attention's own products are not counted.
+judge: of all answers that the trees hold, how often a right one has a higher score than a wrong one
+of the same problem (`metrics.ranked_rightly`; auc_mean weighs each problem alike): by the PPM,
+and by the policy's own log-likelihood of the trajectory, the sum over the tokens that it sampled,
+under the temperature of the sampling.
+search, its figures and judge are those of the first search guided by the PPM; where none was run,
+tokens, seconds and flops are greedy's, and judge that of the samples, if a PPM scored them.
 """
 
 import contextlib
 import dataclasses
+import math
 import os
 import pathlib
 import time
@@ -15,18 +53,23 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 
 from rstar_jax import grading, parallel, search
 from rstar_jax.data import files
 from rstar_jax.data.trees import TreeStore
 from rstar_jax.errors import UserError
 from rstar_jax.evals import metrics, selection
-from rstar_jax.search.record import Record
+from rstar_jax.search.record import Record, Status
+from rstar_jax.training import flops
 
 Problem = dict[str, Any]
 Progress = Callable[[dict[str, Any]], None]
 SearchConfig = search.Config
-GREEDY, SEARCH = 'greedy', 'search'
+GREEDY, SAMPLED, UNGUIDED = 'greedy', 'sampled', 'unguided'
+GUIDED = ('mcts', 'puct', 'beam', 'dvts')
+STRATEGIES = (GREEDY, SAMPLED, UNGUIDED, *GUIDED)
+BASE = 'base'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,23 +77,46 @@ class Config:
     """How an evaluation searches.
 
     Attributes:
-      search: settings of each tree. `use_ground_truth` is switched off: at test time the PPM alone
-        judges. The greedy run takes what else it says (limits, prompt, sizes).
-      trajectories: trees for each problem, with different seeds; 0, the policy alone.
-      top: how many trajectories vote in the majority, those with the highest scores; 0 chooses by
-        their number (`selection.top_of`).
+      search: settings of each tree. Neither its strategy counts nor `use_ground_truth`: at test
+        time the PPM alone judges.
+      strategies: which of STRATEGIES are run, in this order, greedy first in any case.
+      trajectories: trees of a search for each problem, with different seeds; 0, no search.
+      samples: plain samples for each problem.
+      top: how many trees vote in the majority of a guided search, those with the highest scores; 0
+        chooses by their number (`selection.top_of`).
     """
 
     search: SearchConfig = dataclasses.field(
         default_factory=lambda: SearchConfig(rollouts=4, candidates=32)  # paper, appendix A.2
     )
+    strategies: tuple[str, ...] = (GREEDY, 'mcts')
     trajectories: int = 8
+    samples: int = 8
     top: int = 0
 
     def __post_init__(self) -> None:
-        for name in ('trajectories', 'top'):
-            if getattr(self, name) < 0:
-                raise UserError(f'--config.eval.{name}={getattr(self, name)}: needs at least 0')
+        for name, least in (('trajectories', 0), ('samples', 1), ('top', 0)):
+            if getattr(self, name) < least:
+                raise UserError(
+                    f'--config.eval.{name}={getattr(self, name)}: needs at least {least}'
+                )
+        strategies_of(','.join(self.strategies))
+
+
+def strategies_of(text: str) -> tuple[str, ...]:
+    """'mcts, sampled' -> ('mcts', 'sampled').
+
+    Raises:
+      UserError: one of them is not in STRATEGIES.
+    """
+    names = tuple(name.strip() for name in text.split(',') if name.strip())
+    for name in names:
+        if name not in STRATEGIES:
+            raise UserError(
+                f'--config.eval.strategies={text}: no strategy {name}; there are '
+                f'{", ".join(STRATEGIES)}'
+            )
+    return names
 
 
 def run(
@@ -60,7 +126,7 @@ def run(
     config: Config,
     seed: int = 0,
     *,
-    round_number: int = 0,
+    round_number: int | str = 0,
     directory: str | os.PathLike | None = None,
     progress: Progress | None = None,
     run_search: Callable[..., Iterable[Record]] | None = None,
@@ -69,26 +135,19 @@ def run(
 
     Args:
       policy: a models.Policy.
-      ppm: a models.PPM, or None: then the policy is evaluated on its own, `search` is None.
+      ppm: a models.PPM, or None: then nothing is guided, and `search` is None.
       problems_by_benchmark: {name: problems}, as from `benchmarks.load`.
       config: see Config.
       seed: of the trees.
       round_number: goes into the result; 0 is the policy that a run started from.
-      directory: finished trees are kept here, in NAME/greedy and NAME/search, and so is
-        results.json when all is done; what is there already is not searched again. Several
-        processes share the problems out, and read what the others found there. None keeps all in
-        memory, of each process alone.
-      progress: gets what `search.run` reports, with `benchmark` and `kind` (greedy or search).
+      directory: finished trees are kept here, in NAME/STRATEGY, and so is results.json when all is
+        done; what is there already is not searched again. Several processes share the problems
+        out, and read what the others found there. None keeps all in memory, of each process alone.
+      progress: gets what `search.run` reports, with `benchmark` and `kind` (the strategy).
       run_search: stands in for `search.run`.
 
     Returns:
-      The content of results.json: {'round', 'benchmarks': {name: {'problems', 'greedy', 'search':
-      {'trajectories', 'best', 'majority', 'weighted', 'any'} or None, 'interval95',
-      'answered', 'greedy_solved', 'tokens_per_problem', 'seconds_per_problem'}}}. Accuracies are in
-      [0, 1]; intervals are Wilson's. answered: share of the greedy solutions that reach an answer,
-      greedy_solved: indices of the problems that they solve. Tokens (sampled) and wall-clock
-      seconds are those of the search, over all its trees of a problem; of the greedy run where
-      there is no search.
+      The content of results.json, see the module's text.
 
     Raises:
       UserError: a benchmark without problems, or as `search.run`.
@@ -107,17 +166,44 @@ def run(
 
 
 @dataclasses.dataclass(frozen=True)
+class _Answer:
+    """An answer, the PPM's score of it (or nan) and the log-likelihood of its trajectory."""
+
+    text: str
+    score: float
+    likelihood: float
+
+
+@dataclasses.dataclass(frozen=True)
 class _Outcome:
-    """What the figures need of a tree: whole ones, t for each of many problems, would not fit."""
+    """What the figures need of a tree: whole ones, t for each of many problems, would not fit.
+
+    computed: positions that policy and PPM were run on; nan where the tree does not tell.
+    """
 
     candidate: selection.Candidate
+    answers: tuple[_Answer, ...]
     tokens: float
+    computed: tuple[float, float]
 
     @classmethod
     def of(cls, record: Record) -> '_Outcome':
         # Sampled tokens, those of merged and dropped candidates included, where the search tells.
         kept = sum(map(len, record.tokens))
-        return cls(record.best_answer(), record.counters.get('sampled_tokens', kept))
+        nodes = np.nonzero(record.status == Status.ANSWER)[0].tolist()
+        known = record.likelihood is not None
+        answers = tuple(
+            _Answer(
+                record.answers[node],
+                float(record.score[node]),
+                float(record.likelihood[record.trajectory(node)].sum()) if known else math.nan,
+            )
+            for node in nodes
+        )
+        counters = record.counters
+        computed = tuple(counters.get(f'{model}_computed', math.nan) for model in ('policy', 'ppm'))
+        tokens = counters.get('sampled_tokens', kept)
+        return cls(record.best_answer(), answers, tokens, computed)
 
 
 _Outcomes = dict[tuple[int, int], _Outcome]
@@ -201,65 +287,159 @@ class _Clock:
         return self._before + self._end - self._begin
 
 
+@dataclasses.dataclass(frozen=True)
+class _Run:
+    """What one strategy gave on one benchmark: t trees of each problem, as they are numbered."""
+
+    name: str
+    trees: list[list[_Outcome]]
+    scored: bool
+    top: int
+    seconds: float
+    flops: float | None
+
+    def lists(self) -> dict[str, list[list[str]]]:
+        """For each mode, the answers that each problem is judged by."""
+        if self.name == GREEDY:
+            return {GREEDY: [[a.text for a in tree.answers] for (tree,) in self.trees]}
+        if not self.scored:
+            found = [[(a.text, 0.0) for t in trees for a in t.answers] for trees in self.trees]
+            return {
+                'majority': [[selection.majority(c, len(c))] for c in found],
+                'any': [selection.answers(c) for c in found],
+            }
+        found = [[tree.candidate for tree in trees] for trees in self.trees]
+        return {
+            'best': [[selection.best(c)] for c in found],
+            'majority': [[selection.majority(c, self.top)] for c in found],
+            'weighted': [[selection.weighted(c)] for c in found],
+            'any': [selection.answers(c) for c in found],
+        }
+
+    def figures(self, problems: Sequence[Problem], verdicts: '_Verdicts') -> dict[str, Any]:
+        flags = {
+            mode: [
+                any(verdicts[i, answer] for answer in answers if answer)
+                for i, answers in enumerate(answers_of)
+            ]
+            for mode, answers_of in self.lists().items()
+        }
+        answered = [any(a.text for tree in trees for a in tree.answers) for trees in self.trees]
+        tokens = sum(tree.tokens for trees in self.trees for tree in trees)
+        count = len(problems)
+        return {
+            'trajectories': len(self.trees[0]),
+            **{mode: metrics.accuracy(flag) for mode, flag in flags.items()},
+            'answered': metrics.accuracy(answered),
+            'interval95': {mode: metrics.interval95(flag) for mode, flag in flags.items()},
+            'solved': {
+                mode: [p['index'] for p, right in zip(problems, flag) if right]
+                for mode, flag in flags.items()
+            },
+            'tokens_per_problem': tokens / count,
+            'seconds_per_problem': self.seconds / count,
+            'flops_per_problem': None if self.flops is None else self.flops / count,
+            'judge': None if self.name == GREEDY else self._judge(verdicts),
+        }
+
+    def _judge(self, verdicts: '_Verdicts') -> dict[str, Any]:
+        found = [
+            [(a, verdicts[i, a.text]) for tree in trees for a in tree.answers if a.text]
+            for i, trees in enumerate(self.trees)
+        ]
+        right = [[flag for _, flag in answers] for answers in found]
+        made = {'answers': sum(map(len, found)), 'pairs': 0, 'problems': 0, 'interval95': {}}
+        for key, field in (('auc', 'score'), ('auc_likelihood', 'likelihood')):
+            scores = [[getattr(answer, field) for answer, _ in answers] for answers in found]
+            ranked = metrics.ranked_rightly(scores, right)
+            made['pairs'], made['problems'] = ranked['pairs'], ranked['problems']
+            known = ranked['pairs'] and not math.isnan(ranked['share'])
+            made[key] = ranked['share'] if known else None
+            made[f'{key}_mean'] = ranked['mean'] if known else None
+            if known:
+                made['interval95'][key] = ranked['interval95']
+        return made
+
+
+_Verdicts = dict[tuple[int, str], bool]
+
+
 def _evaluate(task: _Task, policy: Any, ppm: Any, config: Config) -> dict[str, Any]:
-    alone = search.greedy(config.search)
-    trees, seconds = task.trees(GREEDY, policy, None, alone, 1)
-    lists = {GREEDY: [[trees[p['index'], 0].candidate[0]] for p in task.problems]}
-    if ppm is not None and config.trajectories:
-        judged = dataclasses.replace(config.search, use_ground_truth=False)
-        trees, seconds = task.trees(SEARCH, policy, ppm, judged, config.trajectories)
-        lists |= _select(task.problems, trees, config)
-    flags = _right(task.problems, lists)
-    shares = {mode: metrics.accuracy(flag) for mode, flag in flags.items()}
-    count = len(task.problems)
-    modes = {mode: shares[mode] for mode in selection.MODES if mode in shares}
-    solved = [p['index'] for p, right in zip(task.problems, flags[GREEDY]) if right]
+    runs = []
+    for name in dict.fromkeys((GREEDY, *config.strategies)):
+        settings, judge, trees = _settings(name, config, ppm)
+        if not trees:
+            continue
+        found, seconds = task.trees(name, policy, judge, settings, trees)
+        runs.append(
+            _Run(
+                name,
+                [[found[p['index'], tree] for tree in range(trees)] for p in task.problems],
+                judge is not None,
+                config.top or selection.top_of(trees) if name in GUIDED else trees,
+                seconds,
+                _flops(found.values(), policy, judge),
+            )
+        )
+    verdicts = _grade(task.problems, runs)
+    strategies = {run.name: run.figures(task.problems, verdicts) for run in runs}
+    alone = strategies[GREEDY]
+    guided = next((strategies[run.name] for run in runs if run.name in GUIDED), None)
+    shown = guided or alone
+    judging = guided or (strategies.get(SAMPLED) if ppm is not None else None)
+    modes = {mode: guided[mode] for mode in selection.MODES} if guided else {}
     return {
-        'problems': count,
-        'greedy': shares[GREEDY],
-        'answered': metrics.accuracy([bool(answer) for (answer,) in lists[GREEDY]]),
-        'greedy_solved': solved,
-        'search': {'trajectories': config.trajectories, **modes} if modes else None,
-        'interval95': {mode: metrics.interval95(flag) for mode, flag in flags.items()},
-        'tokens_per_problem': sum(tree.tokens for tree in trees.values()) / count,
-        'seconds_per_problem': seconds / count,
+        'problems': len(task.problems),
+        'greedy': alone[GREEDY],
+        'answered': alone['answered'],
+        'greedy_solved': alone['solved'][GREEDY],
+        'search': {'trajectories': guided['trajectories'], **modes} if guided else None,
+        'interval95': {**alone['interval95'], **(guided['interval95'] if guided else {})},
+        **{f'{what}_per_problem': shown[f'{what}_per_problem'] for what in COSTS},
+        'judge': judging and judging['judge'],
+        'strategies': strategies,
     }
 
 
-def _select(
-    problems: Sequence[Problem], trees: _Outcomes, config: Config
-) -> dict[str, list[list[str]]]:
-    """Returns, for each mode, the answers that each problem is judged by."""
-    top = config.top or selection.top_of(config.trajectories)
-    lists: dict[str, list[list[str]]] = {mode: [] for mode in selection.MODES}
-    for problem in problems:
-        candidates = [
-            trees[problem['index'], tree].candidate for tree in range(config.trajectories)
-        ]
-        lists['best'].append([selection.best(candidates)])
-        lists['majority'].append([selection.majority(candidates, top)])
-        lists['weighted'].append([selection.weighted(candidates)])
-        lists['any'].append(selection.answers(candidates))
-    return lists
+COSTS = ('tokens', 'seconds', 'flops')
 
 
-def _right(
-    problems: Sequence[Problem], lists: Mapping[str, list[list[str]]]
-) -> dict[str, list[bool]]:
-    """Returns, for each mode, whether one of each problem's answers is right; grades each once."""
-    asked: dict[tuple[int, str], int] = {}
-    pairs = []
-    for answers_of in lists.values():
-        for i, (problem, answers) in enumerate(zip(problems, answers_of)):
-            for answer in answers:
-                if answer and (i, answer) not in asked:
-                    asked[i, answer] = len(pairs)
-                    pairs.append((answer, problem['answer']))
-    verdicts = grading.equivalent_many(pairs) if pairs else []
-    return {
-        mode: [
-            any(answer and verdicts[asked[i, answer]] for answer in answers)
-            for i, answers in enumerate(answers_of)
-        ]
-        for mode, answers_of in lists.items()
-    }
+def _settings(name: str, config: Config, ppm: Any) -> tuple[SearchConfig, Any, int]:
+    """A strategy's settings of a tree, the PPM that it goes by, and trees for each problem."""
+    plain = dataclasses.replace(config.search, use_ground_truth=False)
+    if name == GREEDY:
+        return search.greedy(plain), None, 1
+    if name == SAMPLED:
+        return search.sampled(plain), ppm, config.samples
+    if name == UNGUIDED:
+        return dataclasses.replace(plain, strategy='mcts'), None, config.trajectories
+    trees = 0 if ppm is None else config.trajectories
+    return dataclasses.replace(plain, strategy=name), ppm, trees
+
+
+def _flops(trees: Iterable[_Outcome], policy: Any, ppm: Any) -> float | None:
+    """FLOPs of the products with weights, 2 a weight and token; None where a tree does not tell.
+
+    A third of a training's, which has those of two gradients besides.
+    """
+    policy_work = flops.work(policy.config, 'sft')
+    ppm_work = flops.work(ppm.config, 'pairwise').of(1, 0) if ppm is not None else 0
+    total = 0.0
+    for tree in trees:
+        by_policy, by_ppm = tree.computed
+        total += policy_work.of(by_policy, tree.tokens) + (by_ppm * ppm_work if ppm_work else 0)
+    return None if math.isnan(total) else total / 3
+
+
+def _grade(problems: Sequence[Problem], runs: Sequence[_Run]) -> _Verdicts:
+    """Whether an answer to a problem, by its position, is right; each is graded once."""
+    asked = dict.fromkeys(
+        (i, answer.text)
+        for run in runs
+        for i, trees in enumerate(run.trees)
+        for tree in trees
+        for answer in tree.answers
+        if answer.text
+    )
+    pairs = [(answer, problems[i]['answer']) for i, answer in asked]
+    return dict(zip(asked, grading.equivalent_many(pairs) if pairs else []))

@@ -23,6 +23,9 @@ class Config:
         data, the first right one; at test time, a score that is good enough. 2 is never reached.
       exploration: c of UCT.
       error_threshold: consecutive steps with code errors that end a branch.
+      failed_steps: 'again', the code of a failed step is run again with that of each step behind
+        it, down to the end of the program, so that its error counts again (released code); 'once',
+        a step fails by its own code alone. It matters where error_threshold is above 1.
       use_ground_truth: the reward of an answer is +1 or -1 by the ground truth (making training
         data); otherwise it is the PPM's score (test time).
       prompt: 'sft' or 'few_shot'.
@@ -58,6 +61,7 @@ class Config:
     stop_reward: float = 2.0
     exploration: float = 2.0
     error_threshold: int = 1
+    failed_steps: str = 'again'
     use_ground_truth: bool = True
     prompt: str = 'sft'
     step_tokens: int = 256
@@ -95,6 +99,10 @@ class Config:
                 raise UserError(
                     f'--config.search.{name}={getattr(self, name)}: needs a number from 0 to 1'
                 )
+        if self.failed_steps not in ('again', 'once'):
+            raise UserError(
+                f'--config.search.failed_steps={self.failed_steps!r}: expected again or once'
+            )
         if self.answers_kept not in ('first', 'all'):
             raise UserError(
                 f'--config.search.answers_kept={self.answers_kept!r}: expected first or all'

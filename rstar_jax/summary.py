@@ -63,10 +63,13 @@ def _search(figures: Figures) -> str:
 
 
 def _curate(figures: Figures) -> str:
-    return (
+    text = (
         f'{figures.get("sft", 0):,} SFT examples, {figures.get("pairs", 0):,} preference pairs, '
         f'{figures.get("trajectories", 0):,} trajectories'
     )
+    if figures.get('overlapping'):
+        text += f'; {figures["overlapping"]:,} problems left out that overlap with a benchmark'
+    return text
 
 
 def _sft(figures: Figures) -> str:
@@ -115,7 +118,8 @@ def _paths(root: pathlib.Path) -> str:
     rows = []
     for number, name, folder, done in _done(root):
         if name == 'export':
-            rows += [(f'round {number} {kind}', path) for kind, path in done['figures'].items()]
+            figures = done['figures'].items()
+            rows += [(f'round {number} {kind}', str(folder / path)) for kind, path in figures]
         elif name == 'search':
             rows.append((f'round {number} trees', str(folder)))
         elif name == 'curate':

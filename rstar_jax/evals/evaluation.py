@@ -100,23 +100,11 @@ class Config:
                 raise UserError(
                     f'--config.eval.{name}={getattr(self, name)}: needs at least {least}'
                 )
-        strategies_of(','.join(self.strategies))
-
-
-def strategies_of(text: str) -> tuple[str, ...]:
-    """'mcts, sampled' -> ('mcts', 'sampled').
-
-    Raises:
-      UserError: one of them is not in STRATEGIES.
-    """
-    names = tuple(name.strip() for name in text.split(',') if name.strip())
-    for name in names:
-        if name not in STRATEGIES:
-            raise UserError(
-                f'--config.eval.strategies={text}: no strategy {name}; there are '
-                f'{", ".join(STRATEGIES)}'
-            )
-    return names
+        for name in self.strategies:
+            if name not in STRATEGIES:
+                raise UserError(
+                    f'--config.eval.strategies={name}: expected {", ".join(STRATEGIES)}'
+                )
 
 
 def run(

@@ -6,6 +6,7 @@ from rstar_jax import steps
 from rstar_jax.errors import UserError
 
 STRATEGIES = ('mcts', 'puct', 'beam', 'dvts')
+MOST_NODES = 1 << 20  # of a tree: some 50 MB of arrays; the paper's largest have 33 thousand
 _AT_LEAST_ONE = ('rollouts', 'candidates', 'max_depth', 'error_threshold', 'step_tokens', 'width')
 
 
@@ -94,11 +95,16 @@ class Config:
             )
         if self.top_k < 0:
             raise UserError(f'--config.search.top_k={self.top_k}: needs at least 0 (all tokens)')
-        for name in ('top_p', 'min_p'):
-            if not 0 <= getattr(self, name) <= 1:
-                raise UserError(
-                    f'--config.search.{name}={getattr(self, name)}: needs a number from 0 to 1'
-                )
+        if not 0 < self.top_p <= 1:
+            raise UserError(f'--config.search.top_p={self.top_p}: needs more than 0, at most 1')
+        if not 0 <= self.min_p <= 1:
+            raise UserError(f'--config.search.min_p={self.min_p}: needs a number from 0 to 1')
+        if self.nodes > MOST_NODES:
+            raise UserError(
+                f'candidates={self.candidates}: a tree of {self.nodes:,} nodes, with rollouts='
+                f'{self.rollouts} (beams: width={self.width}) and max_depth={self.max_depth}: '
+                f'lower one of them, a tree has at most {MOST_NODES:,} nodes'
+            )
         if self.failed_steps not in ('again', 'once'):
             raise UserError(
                 f'--config.search.failed_steps={self.failed_steps!r}: expected again or once'

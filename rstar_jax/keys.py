@@ -36,8 +36,8 @@ KEYS: dict[str, tuple[Any, str]] = {
     'data.problems': ('', 'JSON or JSONL file of {index, question, answer}, or "arithmetic"'),
     'data.limit': (
         0,
-        'use only the first so many problems; 0: all ("arithmetic": how many); raised, a search goes '
-        'on with the further ones',
+        'use only the first so many problems; 0: all ("arithmetic": how many); when it is raised, '
+        'the search goes on with the others',
     ),
     'data.overlap': (
         13,

@@ -58,7 +58,8 @@ BINDING = {
     'eval': ('seed', 'eval', 'execution', 'policy.dtype', 'search.one_size'),
     'export': (),
 }
-BINDING['base'] = (*BINDING['eval'], 'base.path')
+BASE = 'base'  # its evaluation is a stage of round 0, and lies in a folder of this name
+BINDING[BASE] = (*BINDING['eval'], 'base.path')
 BINDING_START = ('policy', 'ppm', 'search.prompt')  # and the evaluation of round 0
 # Of these sections, but what is made is the same whatever they are.
 UNBOUND = (
@@ -117,7 +118,7 @@ def order(config: ConfigDict, names: Sequence[str]) -> list[tuple[int, str]]:
     other = config.base.path not in ('', config.policy.path) or config.bootstrap.demonstrations
     starts = [(0, 'eval')]
     if config.base.path not in ('', sources.TINY) and other:
-        starts.insert(0, (0, 'base'))
+        starts.insert(0, (0, BASE))
     if evaluates and config.first_round == 0:
         rows += starts
     for number in range(first, config.last_round + 1):
@@ -135,8 +136,8 @@ def stage_of(round_: Round, name: str) -> ledger.Stage:
     inputs = [round_.folder / folder for folder in INPUTS.get(name, ())]
     folder = round_.folder / FOLDERS.get(name, name)
     binding = BINDING[name]
-    if name == 'base':
-        folder, inputs = round_.root / 'base' / 'eval', [pathlib.Path(round_.config.base.path)]
+    if name == BASE:
+        folder, inputs = round_.root / BASE / 'eval', [pathlib.Path(round_.config.base.path)]
     if name == 'search' or (name == 'eval' and not round_.number):
         named = [sources.searching_path(round_, kind) for kind in ('policy', 'ppm')]
         inputs = [pathlib.Path(path) for path in named if path]
@@ -382,7 +383,7 @@ def evaluate(round_: Round, stage: ledger.Stage, line: Line) -> Figures:
         stage.beat()
         line.show(f'{now["benchmark"]}, {now["kind"]}: {_search_line(now)}')
 
-    base = stage.folder.parent.name == evals.BASE
+    base = stage.folder.parent.name == BASE
     policy, judge = sources.evaluated_models(round_, base)
     results = evals.run(
         policy,
@@ -390,7 +391,7 @@ def evaluate(round_: Round, stage: ledger.Stage, line: Line) -> Figures:
         sources.benchmarks(round_),
         sources.evaluation_config(round_, base),
         round_.config.seed,
-        round_number=evals.BASE if base else round_.number,
+        round_number=None if base else round_.number,
         directory=stage.folder,
         progress=progress,
     )
@@ -421,6 +422,6 @@ STAGES: dict[str, Callable[[Round, ledger.Stage, Line], Figures]] = {
     'sft': sft,
     'ppm': ppm,
     'eval': evaluate,
-    'base': evaluate,
+    BASE: evaluate,
     'export': export,
 }

@@ -11,7 +11,7 @@ Finished trees go into a TreeStore each, so an evaluation that was killed goes o
 
 results.json, accuracies in [0, 1], intervals Wilson's:
 
-    {"round": k, "benchmarks": {NAME: {
+    {"round": k or null, "benchmarks": {NAME: {
         "problems": n,
         "greedy": a, "answered": a, "greedy_solved": [index, ...],
         "search": {"trajectories": t, "best": a, "majority": a, "weighted": a, "any": a} or null,
@@ -28,7 +28,7 @@ results.json, accuracies in [0, 1], intervals Wilson's:
                       "interval95": {"auc": [low, high], "auc_likelihood": [low, high]}} or null
         }}}}}
 
-round: a number, or "base": the model that the rounds train from, where round 0 is another.
+round: a number; null for base/eval, the model that rounds train from where round 0 is another.
 MODE: of greedy, "greedy" alone; without a PPM "majority" (of all answers) and "any" (pass@n); with
 one also "best" and "weighted", and in a search the majority is of the `top` trees by score.
 answered: the share of problems for which there is an answer at all. solved: which are right.
@@ -69,7 +69,6 @@ SearchConfig = search.Config
 GREEDY, SAMPLED, UNGUIDED = 'greedy', 'sampled', 'unguided'
 GUIDED = ('mcts', 'puct', 'beam', 'dvts')
 STRATEGIES = (GREEDY, SAMPLED, UNGUIDED, *GUIDED)
-BASE = 'base'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,7 +113,7 @@ def run(
     config: Config,
     seed: int = 0,
     *,
-    round_number: int | str = 0,
+    round_number: int | None = 0,
     directory: str | os.PathLike | None = None,
     progress: Progress | None = None,
     run_search: Callable[..., Iterable[Record]] | None = None,
@@ -127,7 +126,8 @@ def run(
       problems_by_benchmark: {name: problems}, as from `benchmarks.load`.
       config: see Config.
       seed: of the trees.
-      round_number: goes into the result; 0 is the policy that a run started from.
+      round_number: goes into the result; 0 is the policy that a run started from, None the model
+        that its rounds train from.
       directory: finished trees are kept here, in NAME/STRATEGY, and so is results.json when all is
         done; what is there already is not searched again. Several processes share the problems
         out, and read what the others found there. None keeps all in memory, of each process alone.

@@ -27,6 +27,7 @@ from rstar_jax.keys import (
     BELOW,
     CHOICES,
     KEYS,
+    PRESETS,
     PREVIOUS,
     ROUNDS,
     STAGES,
@@ -82,6 +83,19 @@ def paper_round(number: int) -> ConfigDict:
     """The default config with the paper's settings of one round."""
     config = default()
     _update(config, {**ROUNDS[number], 'first_round': number, 'last_round': number})
+    return config
+
+
+def preset(config: ConfigDict, name: str) -> ConfigDict:
+    """Sets everything in which paper and released code differ, in all rounds; returns `config`.
+
+    name: a key of PRESETS, or '' to leave all as it is.
+    """
+    if name and name not in PRESETS:
+        raise UserError(f'--config=FILE:{name}: no such preset; there are {", ".join(PRESETS)}')
+    chosen = PRESETS[name] if name else {}
+    _update(config, chosen)
+    command_line_wins(config, chosen)
     return config
 
 

@@ -63,6 +63,11 @@ KEYS: dict[str, tuple[Any, str]] = {
         'behind it, and its error counts again (released code); once, it counts once',
     ),
     'search.prompt': ('sft', 'sft, or few_shot for a model that was not trained on the step form'),
+    'search.examples': (
+        'fixed',
+        'of the few_shot prompt: fixed, in one order; shuffled, in an order of its own for each '
+        'tree (the released code shuffles for each step)',
+    ),
     'search.step_tokens': (256, 'tokens that one step may have'),
     'search.temperature': (1.0, 'of sampling; the paper bootstraps at 0.7'),
     'search.top_k': (0, 'sample only from the so many likeliest tokens; 0: all'),
@@ -123,8 +128,8 @@ KEYS: dict[str, tuple[Any, str]] = {
 # An evaluation has these of its own, so that no round's search changes what is measured.
 EVAL_SEARCH = (
     *('max_depth', 'width', 'stop_reward', 'exploration', 'error_threshold', 'failed_steps'),
-    *('step_tokens', 'path_tokens', 'temperature', 'top_k', 'top_p', 'min_p', 'answers_kept'),
-    'unvisited_value',
+    *('examples', 'step_tokens', 'path_tokens', 'temperature', 'top_k', 'top_p', 'min_p'),
+    *('answers_kept', 'unvisited_value'),
 )
 for _key in EVAL_SEARCH:
     KEYS[f'eval.{_key}'] = (KEYS[f'search.{_key}'][0], f'as search.{_key}')
@@ -265,6 +270,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     'search.prompt': ('sft', 'few_shot'),
     'search.strategy': ('mcts', 'puct', 'beam', 'dvts'),
     'search.failed_steps': ('again', 'once'),
+    'search.examples': ('fixed', 'shuffled'),
     'search.answers_kept': ('first', 'all'),
     'eval.prompt': ('', 'sft', 'few_shot'),
     'execution.isolation': ('auto', 'strict', 'none'),
@@ -312,3 +318,38 @@ ROUNDS: dict[int, dict[str, Any]] = {
         'search.more_rollouts': (64, 128),
     },
 }
+
+# Everything in which paper and released code differ, as each has it. Rollouts and candidates of the
+# paper go by round, see ROUNDS. It does not say what a child without visits is worth (the formula
+# is undefined: here such children come first), nor what becomes of the steps behind a failed one.
+PRESETS: dict[str, dict[str, Any]] = {
+    'paper': {
+        'search.answers_kept': 'all',
+        'search.unvisited_value': 10.0,  # above any UCT value
+        'search.failed_steps': 'once',
+        'search.examples': 'fixed',
+        'curate.final_step_pairs': 'trajectories',
+        'training.sft.length': 4096,
+        'training.ppm.epochs': 1,
+        'training.ppm.squash': 'tanh',
+        'eval.rollouts': 4,
+        'eval.candidates': 32,
+    },
+    'released': {
+        'search.rollouts': 48,
+        'search.candidates': 12,
+        'search.answers_kept': 'first',
+        'search.unvisited_value': 0.0,
+        'search.failed_steps': 'again',
+        'search.examples': 'shuffled',
+        'curate.final_step_pairs': 'steps',
+        'training.sft.length': 2048,
+        'training.ppm.epochs': 2,
+        'training.ppm.squash': 'tanh5',
+        'eval.rollouts': 12,
+        'eval.candidates': 32,
+    },
+}
+for _preset in PRESETS.values():
+    for _key in ('answers_kept', 'unvisited_value', 'failed_steps', 'examples'):
+        _preset[f'eval.{_key}'] = _preset[f'search.{_key}']

@@ -7,6 +7,11 @@ from rstar_jax.errors import UserError
 
 STRATEGIES = ('mcts', 'puct', 'beam', 'dvts')
 MOST_NODES = 1 << 20  # of a tree: some 50 MB of arrays; the paper's largest have 33 thousand
+_EITHER = {
+    'failed_steps': ('again', 'once'),
+    'examples': ('fixed', 'shuffled'),
+    'answers_kept': ('first', 'all'),
+}
 _AT_LEAST_ONE = ('rollouts', 'candidates', 'max_depth', 'error_threshold', 'step_tokens', 'width')
 
 
@@ -30,6 +35,7 @@ class Config:
       use_ground_truth: the reward of an answer is +1 or -1 by the ground truth (making training
         data); otherwise it is the PPM's score (test time).
       prompt: 'sft' or 'few_shot'.
+      examples: of the few-shot prompt: 'fixed', in one order, or 'shuffled', by the tree.
       step_tokens: longest step, in tokens (T).
       temperature: of sampling; 0 takes the likeliest token.
       top_k, top_p, min_p: which tokens may be sampled at all, see `sampling.Settings`; the paper
@@ -65,6 +71,7 @@ class Config:
     failed_steps: str = 'again'
     use_ground_truth: bool = True
     prompt: str = 'sft'
+    examples: str = 'fixed'
     step_tokens: int = 256
     temperature: float = 1.0
     top_k: int = 0
@@ -105,14 +112,11 @@ class Config:
                 f'{self.rollouts} (beams: width={self.width}) and max_depth={self.max_depth}: '
                 f'lower one of them, a tree has at most {MOST_NODES:,} nodes'
             )
-        if self.failed_steps not in ('again', 'once'):
-            raise UserError(
-                f'--config.search.failed_steps={self.failed_steps!r}: expected again or once'
-            )
-        if self.answers_kept not in ('first', 'all'):
-            raise UserError(
-                f'--config.search.answers_kept={self.answers_kept!r}: expected first or all'
-            )
+        for name, (one, other) in _EITHER.items():
+            if getattr(self, name) not in (one, other):
+                raise UserError(
+                    f'--config.search.{name}={getattr(self, name)!r}: expected {one} or {other}'
+                )
         steps.prompt('', self.prompt)
 
     @property

@@ -23,7 +23,7 @@ from jax.sharding import PartitionSpec as P
 
 from rstar_jax import execution, grading, parallel, steps
 from rstar_jax.errors import UserError
-from rstar_jax.search import devices, strategies
+from rstar_jax.search import devices, sampling, strategies
 from rstar_jax.search import tree as trees_lib
 from rstar_jax.search.config import Config
 from rstar_jax.search.engine import Ended, Engine
@@ -211,7 +211,10 @@ def run(
 
 
 def _task(problem: dict[str, Any], number: int, *, seed: int, config: Config, tokenizer) -> Task:
-    prompt = steps.prompt(problem['question'], config.prompt)
+    order = 0
+    if config.examples == 'shuffled':
+        order = int(sampling.key_of(seed, problem['index'], number, 'examples')[0])
+    prompt = steps.prompt(problem['question'], config.prompt, order)
     tokens = tokenizer(prompt)['input_ids'] if tokenizer else []
     return Task(problem, number, seed, prompt, [tokens])
 

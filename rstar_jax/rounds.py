@@ -159,6 +159,7 @@ def _number(folder: pathlib.Path) -> int:
 def run_stage(round_: Round, name: str) -> None:
     """Runs one stage unless it is complete, and keeps its time and figures."""
     stage, label = stage_of(round_, name), f'round {round_.number} {name}'
+    label = f'{BASE} eval' if name == BASE else label
     if parallel.is_first():
         changed = stage.drop_if_stale()
         if changed:

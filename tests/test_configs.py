@@ -58,7 +58,7 @@ def test_an_evaluation_is_the_same_in_every_round_whatever_is_searched():
     resources = {'slots', 'trees_in_flight', 'chunk', 'tensor', 'one_size'}
     for key, value in config.search.items():
         if key in fields - resources:
-            config.search[key] = others.get(key, value + 1 if isinstance(value, int) else value / 2)
+            config.search[key] = others[key] if key in others else value + 1
     configs.command_line_wins(config, {f'search.{key}': 0 for key in config.search})
     for number in range(1, 5):
         assert evaluation(config, number) == plain
@@ -188,7 +188,7 @@ def test_limits_and_choices_are_of_keys_that_exist():
 )
 def test_a_value_that_cannot_be_meant_is_refused(flag, message):
     arguments = [f'--config.{flag}']
-    config, _ = main.parse(str(REPOSITORY / 'experiments' / 'quickstart.py'), arguments)
+    config, _ = main.parse(str(REPOSITORY / 'experiments' / 'round3.py'), arguments)
     with pytest.raises(UserError, match=message) as error:
         configs.validate(config)
     assert str(error.value).startswith('--config.') and '\n' not in str(error.value)

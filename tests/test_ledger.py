@@ -130,6 +130,7 @@ def test_a_limit_that_is_raised_reopens_the_stage(tmp_path):
 
     check(8)
     finished(search.folder)
+    (search.folder / 'tree-0-1-0.array_record').write_bytes(b'')
     check(8)
     assert search.done
     with pytest.raises(UserError, match='--config.data.limit=4: .* was made with 8'):

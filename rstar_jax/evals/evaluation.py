@@ -45,7 +45,6 @@ tokens, seconds and flops are greedy's, and judge that of the samples, if a PPM 
 
 import contextlib
 import dataclasses
-import math
 import os
 import pathlib
 import time
@@ -53,20 +52,18 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
-import numpy as np
 
-from rstar_jax import grading, parallel, search
+from rstar_jax import parallel, search
 from rstar_jax.data import files
 from rstar_jax.data.trees import TreeStore
 from rstar_jax.errors import UserError
-from rstar_jax.evals import metrics, selection
-from rstar_jax.search.record import Record, Status
-from rstar_jax.training import flops
+from rstar_jax.evals import selection
+from rstar_jax.evals.figures import GREEDY, Outcome, Problem, Run, flops_of, grade
+from rstar_jax.search.record import Record
 
-Problem = dict[str, Any]
 Progress = Callable[[dict[str, Any]], None]
 SearchConfig = search.Config
-GREEDY, SAMPLED, UNGUIDED = 'greedy', 'sampled', 'unguided'
+SAMPLED, UNGUIDED = 'sampled', 'unguided'
 GUIDED = ('mcts', 'puct', 'beam', 'dvts')
 STRATEGIES = (GREEDY, SAMPLED, UNGUIDED, *GUIDED)
 
@@ -153,48 +150,7 @@ def run(
     return results
 
 
-@dataclasses.dataclass(frozen=True)
-class _Answer:
-    """An answer, the PPM's score of it (or nan) and the log-likelihood of its trajectory."""
-
-    text: str
-    score: float
-    likelihood: float
-
-
-@dataclasses.dataclass(frozen=True)
-class _Outcome:
-    """What the figures need of a tree: whole ones, t for each of many problems, would not fit.
-
-    computed: positions that policy and PPM were run on; nan where the tree does not tell.
-    """
-
-    candidate: selection.Candidate
-    answers: tuple[_Answer, ...]
-    tokens: float
-    computed: tuple[float, float]
-
-    @classmethod
-    def of(cls, record: Record) -> '_Outcome':
-        # Sampled tokens, those of merged and dropped candidates included, where the search tells.
-        kept = sum(map(len, record.tokens))
-        nodes = np.nonzero(record.status == Status.ANSWER)[0].tolist()
-        known = record.likelihood is not None
-        answers = tuple(
-            _Answer(
-                record.answers[node],
-                float(record.score[node]),
-                float(record.likelihood[record.trajectory(node)].sum()) if known else math.nan,
-            )
-            for node in nodes
-        )
-        counters = record.counters
-        computed = tuple(counters.get(f'{model}_computed', math.nan) for model in ('policy', 'ppm'))
-        tokens = counters.get('sampled_tokens', kept)
-        return cls(record.best_answer(), answers, tokens, computed)
-
-
-_Outcomes = dict[tuple[int, int], _Outcome]
+_Outcomes = dict[tuple[int, int], Outcome]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -223,7 +179,7 @@ class _Task:
                 problems, store = parallel.share(problems), stack.enter_context(self._store(kind))
                 clock = _Clock(store.directory / 'seconds.json' if parallel.is_first() else None)
                 for key in sorted(store.keys() & wanted):
-                    found[key] = _Outcome.of(store[key])
+                    found[key] = Outcome.of(store[key])
             if found.keys() != wanted:
                 run = self.run_search(
                     problems,
@@ -238,12 +194,12 @@ class _Task:
                 for record in run:
                     if store is not None:
                         store.append(record)
-                    found[record.key] = _Outcome.of(record)
+                    found[record.key] = Outcome.of(record)
                     clock.tick()
         parallel.barrier(f'{self.name}, {kind}: searched')
         if others := sorted(wanted - found.keys()):
             with self._store(kind) as store:
-                found |= {key: _Outcome.of(store[key]) for key in others}
+                found |= {key: Outcome.of(store[key]) for key in others}
         return found, clock.seconds
 
     def _store(self, kind: str) -> TreeStore:
@@ -275,83 +231,6 @@ class _Clock:
         return self._before + self._end - self._begin
 
 
-@dataclasses.dataclass(frozen=True)
-class _Run:
-    """What one strategy gave on one benchmark: t trees of each problem, as they are numbered."""
-
-    name: str
-    trees: list[list[_Outcome]]
-    scored: bool
-    top: int
-    seconds: float
-    flops: float | None
-
-    def lists(self) -> dict[str, list[list[str]]]:
-        """For each mode, the answers that each problem is judged by."""
-        if self.name == GREEDY:
-            return {GREEDY: [[a.text for a in tree.answers] for (tree,) in self.trees]}
-        if not self.scored:
-            found = [[(a.text, 0.0) for t in trees for a in t.answers] for trees in self.trees]
-            return {
-                'majority': [[selection.majority(c, len(c))] for c in found],
-                'any': [selection.answers(c) for c in found],
-            }
-        found = [[tree.candidate for tree in trees] for trees in self.trees]
-        return {
-            'best': [[selection.best(c)] for c in found],
-            'majority': [[selection.majority(c, self.top)] for c in found],
-            'weighted': [[selection.weighted(c)] for c in found],
-            'any': [selection.answers(c) for c in found],
-        }
-
-    def figures(self, problems: Sequence[Problem], verdicts: '_Verdicts') -> dict[str, Any]:
-        flags = {
-            mode: [
-                any(verdicts[i, answer] for answer in answers if answer)
-                for i, answers in enumerate(answers_of)
-            ]
-            for mode, answers_of in self.lists().items()
-        }
-        answered = [any(a.text for tree in trees for a in tree.answers) for trees in self.trees]
-        tokens = sum(tree.tokens for trees in self.trees for tree in trees)
-        count = len(problems)
-        return {
-            'trajectories': len(self.trees[0]),
-            **{mode: metrics.accuracy(flag) for mode, flag in flags.items()},
-            'answered': metrics.accuracy(answered),
-            'interval95': {mode: metrics.interval95(flag) for mode, flag in flags.items()},
-            'solved': {
-                mode: [p['index'] for p, right in zip(problems, flag) if right]
-                for mode, flag in flags.items()
-            },
-            'tokens_per_problem': tokens / count,
-            'seconds_per_problem': self.seconds / count,
-            'flops_per_problem': None if self.flops is None else self.flops / count,
-            'judge': None if self.name == GREEDY else self._judge(verdicts),
-        }
-
-    def _judge(self, verdicts: '_Verdicts') -> dict[str, Any]:
-        found = [
-            [(a, verdicts[i, a.text]) for tree in trees for a in tree.answers if a.text]
-            for i, trees in enumerate(self.trees)
-        ]
-        right = [[flag for _, flag in answers] for answers in found]
-        made = {'answers': sum(map(len, found)), 'pairs': 0, 'problems': 0, 'interval95': {}}
-        for key, field in (('auc', 'score'), ('auc_likelihood', 'likelihood')):
-            scores = [[getattr(answer, field) for answer, _ in answers] for answers in found]
-            ranked = metrics.ranked_rightly(scores, right)
-            made['pairs'], made['problems'] = ranked['pairs'], ranked['problems']
-            known = ranked['pairs'] and not math.isnan(ranked['share'])
-            made[key] = ranked['share'] if known else None
-            made[f'{key}_mean'] = ranked['mean'] if known else None
-            if known:
-                made['interval95'][key] = ranked['interval95']
-        return made
-
-
-_Verdicts = dict[tuple[int, str], bool]
-
-
 def _evaluate(task: _Task, policy: Any, ppm: Any, config: Config) -> dict[str, Any]:
     runs = []
     for name in dict.fromkeys((GREEDY, *config.strategies)):
@@ -360,16 +239,16 @@ def _evaluate(task: _Task, policy: Any, ppm: Any, config: Config) -> dict[str, A
             continue
         found, seconds = task.trees(name, policy, judge, settings, trees)
         runs.append(
-            _Run(
+            Run(
                 name,
                 [[found[p['index'], tree] for tree in range(trees)] for p in task.problems],
                 judge is not None,
                 config.top or selection.top_of(trees) if name in GUIDED else trees,
                 seconds,
-                _flops(found.values(), policy, judge),
+                flops_of(found.values(), policy, judge),
             )
         )
-    verdicts = _grade(task.problems, runs)
+    verdicts = grade(task.problems, runs)
     strategies = {run.name: run.figures(task.problems, verdicts) for run in runs}
     alone = strategies[GREEDY]
     guided = next((strategies[run.name] for run in runs if run.name in GUIDED), None)
@@ -403,31 +282,3 @@ def _settings(name: str, config: Config, ppm: Any) -> tuple[SearchConfig, Any, i
         return dataclasses.replace(plain, strategy='mcts'), None, config.trajectories
     trees = 0 if ppm is None else config.trajectories
     return dataclasses.replace(plain, strategy=name), ppm, trees
-
-
-def _flops(trees: Iterable[_Outcome], policy: Any, ppm: Any) -> float | None:
-    """FLOPs of the products with weights, 2 a weight and token; None where a tree does not tell.
-
-    A third of a training's, which has those of two gradients besides.
-    """
-    policy_work = flops.work(policy.config, 'sft')
-    ppm_work = flops.work(ppm.config, 'pairwise').of(1, 0) if ppm is not None else 0
-    total = 0.0
-    for tree in trees:
-        by_policy, by_ppm = tree.computed
-        total += policy_work.of(by_policy, tree.tokens) + (by_ppm * ppm_work if ppm_work else 0)
-    return None if math.isnan(total) else total / 3
-
-
-def _grade(problems: Sequence[Problem], runs: Sequence[_Run]) -> _Verdicts:
-    """Whether an answer to a problem, by its position, is right; each is graded once."""
-    asked = dict.fromkeys(
-        (i, answer.text)
-        for run in runs
-        for i, trees in enumerate(run.trees)
-        for tree in trees
-        for answer in tree.answers
-        if answer.text
-    )
-    pairs = [(answer, problems[i]['answer']) for i, answer in asked]
-    return dict(zip(asked, grading.equivalent_many(pairs) if pairs else []))

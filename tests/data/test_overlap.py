@@ -20,7 +20,7 @@ def test_so_many_words_in_a_row_are_an_overlap():
     overlap = Overlap(BENCHMARKS, 13)
     assert overlap.find(f'Once upon a time: {LONG} How much money has he?') == 'long'
     other = LONG.replace('sells', 'buys')  # eight words before it, eight behind
-    assert overlap.find(f'{other} How many sheep has he?') is None
+    assert overlap.find(f'{other} What does he earn?') is None
     assert Overlap(BENCHMARKS, 8).find(other) == 'long'
     assert overlap.find(LONG.replace('17', '18')) == 'long'  # 13 words behind the number
 

@@ -73,37 +73,26 @@ def _compare(record, nodes):
 @pytest.mark.parametrize(
     'settings',
     [
-        dict(rollouts=8, candidates=4, max_depth=5, error_threshold=2),
-        dict(rollouts=8, candidates=4, max_depth=5, error_threshold=2, failed_steps='once'),
-        dict(rollouts=8, candidates=4, max_depth=5, error_threshold=3),
+        dict(rollouts=8, candidates=4, max_depth=4, error_threshold=2),
+        dict(rollouts=8, candidates=4, max_depth=4, error_threshold=2, failed_steps='once'),
+        dict(rollouts=6, candidates=4, max_depth=4, error_threshold=3),
         dict(rollouts=6, candidates=3, max_depth=4, error_threshold=1, answers_kept='all'),
         dict(rollouts=8, candidates=3, max_depth=4, error_threshold=2, scored=True),
-        dict(rollouts=5, candidates=4, max_depth=3, scored=True, use_ground_truth=False),
+        dict(rollouts=5, max_depth=3, scored=True, use_ground_truth=False, error_threshold=2),
         dict(rollouts=8, candidates=2, max_depth=2, unvisited_value=5.0, exploration=0.7),
-        dict(rollouts=8, candidates=4, max_depth=4, strategy='puct', scored=True),
-        dict(rollouts=8, candidates=4, max_depth=5, strategy='puct', error_threshold=2),
-        dict(rollouts=8, candidates=4, max_depth=4, strategy='puct', answers_kept='all'),
+        dict(rollouts=8, candidates=4, max_depth=3, strategy='puct', scored=True),
+        dict(rollouts=8, max_depth=4, strategy='puct', answers_kept='all', error_threshold=2),
         dict(rollouts=8, candidates=4, max_depth=3, stop_reward=1.0),
         dict(candidates=4, max_depth=4, strategy='beam', width=3, scored=True),
-        dict(candidates=3, max_depth=4, strategy='beam', width=4, answers_kept='all'),
-        dict(candidates=4, max_depth=4, strategy='dvts', width=3, scored=True),
+        dict(max_depth=4, strategy='beam', width=4, answers_kept='all', error_threshold=2),
+        dict(max_depth=4, strategy='dvts', width=3, scored=True, error_threshold=2),
         dict(candidates=3, max_depth=4, strategy='dvts', width=2, scored=True, stop_reward=1.0),
-        dict(max_depth=5, candidates=4, strategy='beam', scored=True, error_threshold=2),
-        dict(max_depth=5, candidates=4, strategy='dvts', scored=True, error_threshold=2),
-        dict(
-            rollouts=6,
-            candidates=4,
-            scored=True,
-            use_ground_truth=False,
-            error_threshold=2,
-            answers_kept='all',
-        ),
     ],
     ids=str,
 )
 def test_random_searches_equal_the_reference(settings, workers):
     scored = settings.pop('scored', False)
-    config = search.Config(**settings)
+    config = search.Config(**{'candidates': 4, **settings})
     score = random_score if scored else None
     expander = search.scripted(random_texts, score, trees=64)
     records = list(search.run(_problems(200), expander=expander, config=config, workers=workers))

@@ -8,8 +8,9 @@
     eval        policy alone, and with search, on benchmarks                   -> roundK/eval
     export      policy and PPM as Hugging Face directories                     -> roundK/export
 
-Round 0 is what the run started from: its eval tells what the rounds have gained. A complete stage
-is skipped, an incomplete one goes on (`ledger`), so killing a run loses at most what was in flight.
+Round 0 is what the run started from: its eval tells what the rounds have gained, and so does that
+of the model that each round trains from, where it is another (base/eval). A complete stage is
+skipped, an incomplete one goes on (`ledger`), so killing a run loses at most what was in flight.
 """
 
 import contextlib
@@ -27,6 +28,7 @@ from rstar_jax import (
     ledger,
     models,
     parallel,
+    preflight,
     report,
     search,
     sources,
@@ -51,12 +53,15 @@ INPUTS = {
 BINDING = {
     'bootstrap': ('seed', 'policy.path', 'bootstrap', 'training.bootstrap'),
     'search': ('seed', 'policy', 'ppm', 'data', 'search', 'execution'),
-    'curate': ('curate',),
+    'curate': ('curate', 'data.overlap'),
     'sft': ('seed', 'base', 'training.sft'),
     'ppm': ('seed', 'training.ppm'),
-    'eval': ('seed', 'eval', 'search', 'execution'),
+    'eval': ('seed', 'eval', 'execution', 'policy.dtype', 'search.one_size'),
     'export': (),
 }
+BASE = 'base'  # its evaluation is a stage of round 0, and lies in a folder of this name
+BINDING[BASE] = (*BINDING['eval'], 'base.path')
+BINDING_START = ('policy', 'ppm', 'search.prompt')  # and the evaluation of round 0
 # Of these sections, but what is made is the same whatever they are.
 UNBOUND = (
     *(f'search.{key}' for key in ('slots', 'trees_in_flight', 'chunk', 'tensor')),
@@ -90,6 +95,11 @@ def run(config: ConfigDict, workdir: str, names: Sequence[str]) -> None:
                 UNBOUND,
                 configs.flatten(configs.default()),
             )
+        todo = [(r, name) for r, name in rows if stage_of(r, name).done is None]
+        parallel.barrier('stages are looked up')
+        for text in preflight.check(todo):
+            if parallel.is_first():
+                print(text, flush=True)
         for round_, name in rows:
             run_stage(round_, name)
     if parallel.is_first():
@@ -105,13 +115,17 @@ def order(config: ConfigDict, names: Sequence[str]) -> list[tuple[int, str]]:
     # A policy that came out of this workdir was evaluated by the round that made it.
     starts_here = first == 1 or config.policy.path != configs.PREVIOUS
     evaluates = 'eval' in names and bool(config.eval.benchmarks)
+    other = config.base.path not in ('', config.policy.path) or config.bootstrap.demonstrations
+    starts = [(0, 'eval')]
+    if config.base.path not in ('', sources.TINY) and other:
+        starts.insert(0, (0, BASE))
     if evaluates and config.first_round == 0:
-        rows.append((0, 'eval'))
+        rows += starts
     for number in range(first, config.last_round + 1):
         for name in names:
             if name == 'eval' and evaluates:
-                start = [(0, name)] if number == first and starts_here else []
-                rows += [row for row in start if row not in rows] + [(number, name)]
+                before = starts if number == first and starts_here else []
+                rows += [row for row in before if row not in rows] + [(number, name)]
             elif name not in ('bootstrap', 'eval'):
                 rows.append((number, name))
     return rows
@@ -120,15 +134,32 @@ def order(config: ConfigDict, names: Sequence[str]) -> list[tuple[int, str]]:
 def stage_of(round_: Round, name: str) -> ledger.Stage:
     """The bookkeeping of one stage."""
     inputs = [round_.folder / folder for folder in INPUTS.get(name, ())]
-    if name == 'search':
-        inputs = [round_.before / 'policy', round_.before / 'ppm']
     folder = round_.folder / FOLDERS.get(name, name)
-    return ledger.Stage(folder, BINDING[name], tuple(inputs), precious=name == 'search')
+    binding = BINDING[name]
+    if name == BASE:
+        folder, inputs = round_.root / BASE / 'eval', [pathlib.Path(round_.config.base.path)]
+    if name == 'search' or (name == 'eval' and not round_.number):
+        named = [sources.searching_path(round_, kind) for kind in ('policy', 'ppm')]
+        inputs = [pathlib.Path(path) for path in named if path]
+        binding += () if name == 'search' else BINDING_START
+    if name != 'search':
+        return ledger.Stage(folder, binding, tuple(inputs))
+    later = [path for path in round_.root.glob('round*/search') if _number(path) > round_.number]
+    followers = [path for path in sorted(later, key=_number) if ledger.Stage(path).binding]
+    growing = ('data.limit',)
+    return ledger.Stage(folder, binding, tuple(inputs), True, growing, tuple(followers))
+
+
+def _number(folder: pathlib.Path) -> int:
+    """The round of one of its folders; -1 where the name has none."""
+    number = folder.parent.name.removeprefix('round')
+    return int(number) if number.isdigit() else -1
 
 
 def run_stage(round_: Round, name: str) -> None:
     """Runs one stage unless it is complete, and keeps its time and figures."""
     stage, label = stage_of(round_, name), f'round {round_.number} {name}'
+    label = f'{BASE} eval' if name == BASE else label
     if parallel.is_first():
         changed = stage.drop_if_stale()
         if changed:
@@ -193,7 +224,7 @@ def search_trees(round_: Round, stage: ledger.Stage, line: Line) -> Figures:
                 policy,
                 ppm,
                 config=sources.search_config(config, rollouts=rollouts),
-                seed=config.seed,
+                seed=sources.search_seed(round_),
                 trees=trees.stop,
                 skip=frozenset(done),
                 progress=progress,
@@ -237,12 +268,23 @@ def _tree_figures(store: data.TreeStore, seconds: float) -> Figures:
 
 def curate(round_: Round, stage: ledger.Stage, line: Line) -> Figures:
     """Makes SFT examples, preference pairs and trajectories out of the round's trees."""
-    if parallel.is_first():
-        with data.TreeStore(round_.folder / 'search') as store:
-            if not len(store):
-                raise UserError(f'{store.directory}: holds no trees: run the search stage first')
-            return dict(data.curate_to(store, stage.folder, **round_.config.curate))
-    return {}
+    if not parallel.is_first():
+        return {}
+    overlap, left_out = sources.overlap(round_), set()
+
+    def kept(trees: Iterable[search.Record]) -> Iterator[search.Record]:
+        """Those of problems that are in no benchmark, of one that was named later included."""
+        for tree in trees:
+            if overlap.find(tree.problem['question']):
+                left_out.add(tree.problem['index'])
+            else:
+                yield tree
+
+    with data.TreeStore(round_.folder / 'search') as store:
+        if not len(store):
+            raise UserError(f'{store.directory}: holds no trees: run the search stage first')
+        counts = data.curate_to(kept(store), stage.folder, **round_.config.curate)
+        return {**counts, 'overlapping': len(left_out)}
 
 
 def sft(round_: Round, stage: ledger.Stage, line: Line) -> Figures:
@@ -361,21 +403,21 @@ def evaluate(round_: Round, stage: ledger.Stage, line: Line) -> Figures:
             now['trees_done'] / now['trees_total'],
         )
 
-    problems = sources.benchmarks(round_)
-    policy, judge = sources.evaluated_models(round_)
+    base = stage.folder.parent.name == BASE
+    policy, judge = sources.evaluated_models(round_, base)
     results = evals.run(
         policy,
         judge,
-        problems,
-        sources.evaluation_config(round_),
+        sources.benchmarks(round_),
+        sources.evaluation_config(round_, base),
         round_.config.seed,
-        round_number=round_.number,
+        round_number=None if base else round_.number,
         directory=stage.folder,
         progress=progress,
     )
     for name, row in results['benchmarks'].items():
-        round_.events.add(f'eval/{name}', {'greedy': row['greedy']}, round_.number)
-        round_.events.add(f'eval/{name}/search', row['search'] or {}, round_.number)
+        for strategy, figures in {} if base else row['strategies'].items():
+            round_.events.add(f'eval/{name}/{strategy}', figures, round_.number)
     return results['benchmarks']
 
 
@@ -385,11 +427,11 @@ def export(round_: Round, stage: ledger.Stage, line: Line) -> Figures:
     sources.finished(folder / 'policy', 'policy', f'round {round_.number} export')
     policy = sources.load_policy(folder / 'policy', 'float32', mesh)
     models.save(policy, stage.folder / 'policy')
-    made['policy'] = str(stage.folder / 'policy')
+    made['policy'] = 'policy'
     if sources.holds_model(folder / 'ppm'):
         judge = sources.load_ppm(folder / 'ppm', 'float32', mesh)
         models.save_ppm(judge, stage.folder / 'ppm')
-        made['ppm'] = str(stage.folder / 'ppm')
+        made['ppm'] = 'ppm'
     return made
 
 
@@ -400,5 +442,6 @@ STAGES: dict[str, Callable[[Round, ledger.Stage, Line], Figures]] = {
     'sft': sft,
     'ppm': ppm,
     'eval': evaluate,
+    BASE: evaluate,
     'export': export,
 }

@@ -98,7 +98,6 @@ def read(workdir: str | os.PathLike) -> Run:
     stages = [stage for number, path in rounds for stage in _stages(number, path)]
     stages += _stage(0, BASE, root / BASE / 'eval')
     stages.sort(key=lambda stage: stage.round)
-    counts = {number: ledger.read_json(path / 'curate' / 'counts.json') for number, path in rounds}
     trainings = {
         (stage.round, stage.name): _lines(stage.folder / 'metrics.jsonl')
         for stage in stages
@@ -109,7 +108,11 @@ def read(workdir: str | os.PathLike) -> Run:
         settings,
         tuple(stages),
         tuple(read_results(root)),
-        {number: found for number, found in counts.items() if found},
+        {
+            stage.round: stage.figures
+            for stage in stages
+            if stage.name == 'curate' and stage.figures
+        },
         {key: lines for key, lines in trainings.items() if lines},
     )
 

@@ -276,15 +276,16 @@ def found(run: Run) -> Rows:
     """From problems to training examples, by round."""
     rows = [['', *(f'round {number}' for number in run.counts)]]
     for key, text in FOUND.items():
-        if any(key in counts for counts in run.counts.values()):
+        if any(counts.get(key) for counts in run.counts.values()):
             rows.append([text, *(f'{counts.get(key, 0):,}' for counts in run.counts.values())])
     return rows if len(rows) > 1 else []
 
 
-# Keys of a curation's counts.json, and what they count.
+# What a curation counts, and how it is called.
 FOUND = {
     'problems': 'problems searched',
     'problems_solved': 'problems solved',
+    'overlapping': 'dropped: problems that overlap with a benchmark',
     'problems_dropped_synthetic': 'dropped: synthetic problems of which too few answers are right',
     'trees': 'trees',
     'trees_solved': 'trees with a right answer',

@@ -77,7 +77,6 @@ def finished(root: pathlib.Path, rounds: int = 2, name: str = 'gsm8k', gain: flo
         counts = {'problems': 100, 'problems_solved': 50 + 10 * k, 'trajectories_correct': 300,
                   'trajectories_wrong': 800, 'sft': 110, 'sft_dropped_error': 3, 'pairs': 240 * k,
                   'pairs_dropped_margin': 31, 'trajectories': 400}  # fmt: skip
-        write(folder / 'curate' / 'counts.json', counts)
         done(folder / 'curate', 2, **counts)
         training(folder / 'policy', 40, 30)
         training(folder / 'ppm', 20, 300, pair_accuracy=0.7, answer_accuracy=0.6)

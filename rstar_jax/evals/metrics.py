@@ -79,7 +79,12 @@ def ranked_rightly(
 
 
 def _bootstrap(won: np.ndarray, pairs: np.ndarray) -> list[float]:
-    """The middle 95 % of sum(won) / sum(pairs) over problems drawn with replacement."""
+    """The middle 95 % of sum(won) / sum(pairs) over problems drawn with replacement.
+
+    Where all pairs are ranked alike, Wilson's interval of the problems.
+    """
+    if won.sum() in (0, pairs.sum()):
+        return interval95([won.any()] * len(pairs))
     drawn = np.random.default_rng(0).integers(len(pairs), size=(RESAMPLES, len(pairs)))
     shares = won[drawn].sum(axis=1) / pairs[drawn].sum(axis=1)
     return [float(x) for x in np.quantile(shares, [0.025, 0.975])]

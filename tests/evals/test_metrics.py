@@ -56,6 +56,8 @@ def test_pairs_ranked_rightly_are_counted_within_problems():
     assert found['mean'] == 0.75
     low, high = found['interval95']
     assert (low, high) == (0.5, 1.0)  # either problem may be drawn twice
+    sure = metrics.ranked_rightly([[2, 1, 0]] * 3, [[True, False, False]] * 3)
+    assert sure['share'] == 1 and sure['interval95'] == metrics.interval95([True] * 3)
     none = metrics.ranked_rightly([[1.0]], [[True]])
     assert math.isnan(none['share']) and (none['pairs'], none['interval95']) == (0, [0.0, 1.0])
 

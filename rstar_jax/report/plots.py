@@ -262,7 +262,8 @@ def found(run: Run, samples: Sequence[Sample], folder: pathlib.Path) -> list[Plo
         }
         title, colours = 'How the steps that were tried ended', dict(ENDINGS.values())
         paint = functools.partial(bars, rows=rows, colours=colours, unit='% of nodes')
-        made.append(draw(folder, 'endings', title, paint, height=0.2 + bars_height(rows)))
+        note = 'Of the trees that are listed below.'
+        made.append(draw(folder, 'endings', title, paint, note, 0.2 + bars_height(rows)))
     return made
 
 
@@ -442,7 +443,8 @@ def values(samples: Iterable[Sample], folder: pathlib.Path) -> list[Plot]:
                 kind,
                 f'{title} of steps',
                 lambda axes, pair=pair, title=title: _paint_values(axes, pair, title[:-1]),
-                f'{chosen.source.label}: {len(pair[RIGHT]):,} steps of right solutions, '
+                f'{chosen.source.label}, {len(chosen.entries):,} of {chosen.total:,} trees: '
+                f'{len(pair[RIGHT]):,} steps of right solutions, '
                 f'{len(pair[WRONG]):,} of wrong ones. A right one has the higher value in '
                 f'{100 * _ranked(*pair):.0f} % of their pairs.{known}',
             )

@@ -68,8 +68,7 @@ def page(parts: Sequence[Part], accuracy: Sequence[Plot]) -> str:
     )
     scripts = [
         f'<script>const LIST = {_json(_list(parts))};</script>',
-        f'<script>{_asset("viewer.js")}</script>',
-        f'<script>{_asset("page.js")}</script>',
+        *(f'<script>{_asset(name)}</script>' for name in ('tree.js', 'viewer.js', 'page.js')),
         *(
             f'<script data-name="{part.prefix}{entry.name}">{script}</script>'
             for part in parts

@@ -2,118 +2,9 @@
 // A search tree on a canvas: depth goes across, leaves go down. Zooming scales the distances between
 // nodes, never the marks and texts, so that thousands of nodes and three are drawn the same way.
 //
-//   told (from Python) --prepare--> tree with children, kinds, rollouts --layout--> rows --draw-->
-
-const KINDS = {
-  right: {text: 'right', colour: '--green', sign: '✓'},
-  wrong: {text: 'wrong', colour: '--red', sign: '✗'},
-  answer: {text: 'answer', colour: '--blue', sign: ''},
-  error: {text: 'errors', colour: '--amber', sign: '!'},
-  unvisited: {text: 'unvisited', colour: '--paper', sign: ''},
-  inner: {text: '', colour: '--muted', sign: ''},
-};
-const ENDS = {
-  ANSWER: 'It gives an answer.',
-  CODE_ERRORS: 'Ended: too many steps in a row whose code failed.',
-  TOO_DEEP: 'Ended: the solution has too many steps, or too many tokens.',
-  UNPARSABLE: 'Ended: no step could be read from what the policy wrote.',
-  EXHAUSTED: 'Everything below it has ended.',
-};
-const MARKS = /(<(?:code|end_of_step|end_of_code|output|end_of_output|answer|end_of_answer)>)/;
-const PYTHON = new RegExp([
-  /(?<comment>#[^\n]*)/,
-  /(?<string>[rbf]*(?:'(?:\\.|[^'\\\n])*'|"(?:\\.|[^"\\\n])*"))/,
-  /\b(?<number>\d[\w.]*)/,
-  /\b(?<word>and|as|assert|break|class|continue|def|del|elif|else|except|finally|for|from|global|if|import|in|is|lambda|not|or|pass|raise|return|try|while|with|yield|None|True|False)\b/,
-  /\b(?<call>[A-Za-z_]\w*)(?=\()/,
-].map((part) => part.source).join('|'), 'g');
+//   tree --layout--> which nodes are shown, and their rows --paint--> edges, nodes, labels
 
 const READABLE = 12; // pixels between rows from which on there are texts
-
-const escaped = (text) => String(text).replace(/[&<>"]/g, (c) => `&#${c.charCodeAt(0)};`);
-const signed = (x) => (x < 0 ? '−' : '+') + Math.abs(x).toFixed(2);
-const clamp = (x, low, high) => Math.min(high, Math.max(low, x));
-
-function paintedCode(code) {
-  let html = '', at = 0;
-  for (const match of code.matchAll(PYTHON)) {
-    const kind = Object.keys(match.groups).find((name) => match.groups[name] !== undefined);
-    html += escaped(code.slice(at, match.index)) + `<i class="${kind}">${escaped(match[0])}</i>`;
-    at = match.index + match[0].length;
-  }
-  return html + escaped(code.slice(at));
-}
-
-// A step as HTML: its code coloured, what the executor wrote and the answer set apart.
-function paintedStep(text) {
-  let mode = 'code', html = '';
-  for (const part of text.split(MARKS)) {
-    if (MARKS.test(part)) {
-      if (part === '<output>') mode = 'output';
-      else if (part === '<answer>' || part === '<end_of_code>') mode = 'prose';
-      else if (part === '<code>') mode = 'code';
-      else if (part === '<end_of_output>') mode = 'prose';
-    } else if (part.trim()) {
-      const body = part.replace(/^\n+|\s+$/g, '');
-      if (mode === 'output') html += `<pre class="output"><b>output</b>${escaped(body)}</pre>`;
-      else if (mode === 'prose') html += `<p class="prose">${escaped(body)}</p>`;
-      else html += `<pre class="code">${paintedCode(body)}</pre>`;
-    }
-  }
-  return html;
-}
-
-function prepare(told) {
-  const n = told.parent.length;
-  const children = Array.from({length: n}, () => []);
-  for (let i = 1; i < n; i++) children[told.parent[i]].push(i);
-  const kind = [], depth = new Int32Array(n), leads = new Uint8Array(n), onBest = new Uint8Array(n);
-  for (let i = 0; i < n; i++) {
-    const status = told.status[i];
-    if (i) depth[i] = depth[told.parent[i]] + 1;
-    kind[i] = status === 'ANSWER' ? ['answer', 'wrong', 'right'][told.right[i] + 1]
-      : ['CODE_ERRORS', 'TOO_DEEP', 'UNPARSABLE'].includes(status) ? 'error'
-      : children[i].length || i === 0 ? 'inner' : 'unvisited';
-  }
-  for (let i = n - 1; i > 0; i--) {
-    if (kind[i] === 'right') leads[i] = 1;
-    if (leads[i]) leads[told.parent[i]] = 1;
-  }
-  for (let i = told.best; i >= 0; i = told.parent[i]) onBest[i] = 1;
-  return {...told, n, children, kind, depth, leads, onBest, rollouts: rolloutsOf(told.parent)};
-}
-
-// Nodes are numbered as they were made, and a rollout goes on from a child that it has just made.
-// One that made nothing (its walk ended at once) leaves no trace.
-function rolloutsOf(parent) {
-  const found = [];
-  for (let i = 1, first = 0; i < parent.length; ) {
-    let end = i;
-    while (end < parent.length && parent[end] === parent[i]) end++;
-    const last = found[found.length - 1];
-    if (last && parent[i] >= first && parent[i] < i) [last.end, last.from] = [end, parent[i]];
-    else found.push({start: i, end, from: parent[i]});
-    [first, i] = [i, end];
-  }
-  return found;
-}
-
-// What is written beside a node: how it ended, or what it does.
-function label(tree, i) {
-  if (i === 0) return 'question';
-  const kind = tree.kind[i];
-  if (tree.answers[i]) return `${KINDS[kind].sign} ${tree.answers[i]}`.trim();
-  return kind === 'error' ? `! ${ending(tree, i)}` : heading(tree, i);
-}
-
-const ending = (tree, i) => tree.status[i].toLowerCase().replaceAll('_', ' ');
-
-// The first line that tells something: a step's comment, or its code.
-function heading(tree, i) {
-  const lines = tree.texts[i].split(MARKS).filter((part) => !MARKS.test(part)).join('\n').split('\n');
-  const line = lines.find((text) => text.trim()) || '';
-  return line.replace(/^\s*#\s*(Step \d+:?\s*)?/i, '').trim() || 'step';
-}
 
 class TreeView {
   // canvas: drawn on; chosen(i): called with a node that the reader picks.
@@ -125,7 +16,10 @@ class TreeView {
     this.upTo = null; // the rollout that is replayed
     this.listen();
     new ResizeObserver(() => this.tree && this.resized()).observe(canvas);
-    matchMedia('(prefers-color-scheme: dark)').addEventListener('change', () => this.tree && this.draw());
+    matchMedia('(prefers-color-scheme: dark)').addEventListener(
+      'change',
+      () => this.tree && this.draw(),
+    );
   }
 
   open(tree) {
@@ -137,7 +31,8 @@ class TreeView {
   }
 
   size() {
-    const ratio = devicePixelRatio || 1, {clientWidth: w, clientHeight: h} = this.canvas;
+    const ratio = devicePixelRatio || 1,
+      {clientWidth: w, clientHeight: h} = this.canvas;
     [this.w, this.h, this.ratio] = [w, h, ratio];
     [this.canvas.width, this.canvas.height] = [Math.round(w * ratio), Math.round(h * ratio)];
   }
@@ -152,13 +47,16 @@ class TreeView {
 
   // Which nodes are shown (those of a kind that is not hidden, and all above them), and their rows.
   layout() {
-    const {tree, hidden} = this, shown = new Uint8Array(tree.n), row = new Float32Array(tree.n);
+    const {tree, hidden} = this,
+      shown = new Uint8Array(tree.n),
+      row = new Float32Array(tree.n);
     shown[0] = 1;
     for (let i = tree.n - 1; i > 0; i--) {
       if (tree.kind[i] !== 'inner' && !hidden.has(tree.kind[i])) shown[i] = 1;
       if (shown[i]) shown[tree.parent[i]] = 1;
     }
-    const order = [], stack = [0];
+    const order = [],
+      stack = [0];
     while (stack.length) {
       const i = stack.pop();
       order.push(i);
@@ -167,10 +65,13 @@ class TreeView {
       }
     }
     let rows = 0;
-    const first = new Float32Array(tree.n).fill(-1), last = new Float32Array(tree.n);
-    for (const i of order) if (!tree.children[i].some((j) => shown[j])) row[i] = first[i] = last[i] = rows++;
+    const first = new Float32Array(tree.n).fill(-1),
+      last = new Float32Array(tree.n);
+    for (const i of order)
+      if (!tree.children[i].some((j) => shown[j])) row[i] = first[i] = last[i] = rows++;
     for (let k = order.length - 1; k > 0; k--) {
-      const i = order[k], above = tree.parent[i];
+      const i = order[k],
+        above = tree.parent[i];
       row[i] = (first[i] + last[i]) / 2;
       if (first[above] < 0 || row[i] < first[above]) first[above] = row[i];
       last[above] = Math.max(last[above], row[i]);
@@ -193,14 +94,17 @@ class TreeView {
   }
 
   zoom(factor, x = this.w / 2, y = this.h / 2) {
-    const cw = clamp(this.cw * factor, 18, 260), rh = clamp(this.rh * factor, 0.5 * this.least, 44);
-    this.ox = x - (x - this.ox) * cw / this.cw;
-    this.oy = y - (y - this.oy) * rh / this.rh;
+    const cw = clamp(this.cw * factor, 18, 260),
+      rh = clamp(this.rh * factor, 0.5 * this.least, 44);
+    this.ox = x - ((x - this.ox) * cw) / this.cw;
+    this.oy = y - ((y - this.oy) * rh) / this.rh;
     [this.cw, this.rh] = [cw, rh];
     this.draw();
   }
 
-  place(i) { return [this.ox + this.tree.depth[i] * this.cw, this.oy + this.row[i] * this.rh]; }
+  place(i) {
+    return [this.ox + this.tree.depth[i] * this.cw, this.oy + this.row[i] * this.rh];
+  }
 
   // Brings a node into view, where it is not, and large enough to read what is around it.
   reveal(i) {
@@ -215,12 +119,14 @@ class TreeView {
 
   select(i, reveal) {
     this.node = i;
-    if (reveal) this.reveal(i); else this.draw();
+    if (reveal) this.reveal(i);
+    else this.draw();
     this.chosen(i);
   }
 
   colours() {
-    const style = getComputedStyle(this.canvas), found = {};
+    const style = getComputedStyle(this.canvas),
+      found = {};
     for (const name of ['ink', 'muted', 'line', 'paper', 'blue', 'green', 'red', 'amber', 'card']) {
       found['--' + name] = style.getPropertyValue('--' + name).trim();
     }
@@ -239,15 +145,20 @@ class TreeView {
   draw() {
     if (this.pending) return;
     this.pending = true;
-    requestAnimationFrame(() => { this.pending = false; this.paint(); });
+    requestAnimationFrame(() => {
+      this.pending = false;
+      this.paint();
+    });
   }
 
   paint() {
-    const {context: c, tree, w, h, rh} = this, colour = this.colours();
+    const {context: c, tree, w, h, rh} = this,
+      colour = this.colours();
     c.setTransform(this.ratio, 0, 0, this.ratio, 0, 0);
     c.clearRect(0, 0, w, h);
     const rollout = this.upTo === null ? null : tree.rollouts[this.upTo];
-    const born = rollout ? rollout.end : tree.n, fresh = rollout ? rollout.start : tree.n;
+    const born = rollout ? rollout.end : tree.n,
+      fresh = rollout ? rollout.start : tree.n;
     const onWalk = new Set();
     if (rollout) for (let i = rollout.from; i >= 0; i = tree.parent[i]) onWalk.add(i);
     this.paintEdges(colour, born, fresh, onWalk);
@@ -264,39 +175,60 @@ class TreeView {
   }
 
   paintEdges(colour, born, fresh, onWalk) {
-    const {context: c, tree, w, h, cw} = this, groups = new Map();
-    const to = (key) => { if (!groups.has(key)) groups.set(key, new Path2D()); return groups.get(key); };
+    const {context: c, tree, w, h, cw} = this,
+      groups = new Map();
+    const to = (key) => {
+      if (!groups.has(key)) groups.set(key, new Path2D());
+      return groups.get(key);
+    };
     for (const i of this.order) {
       if (i === 0) continue;
-      const [x, y] = this.place(i), [px, py] = this.place(tree.parent[i]);
+      const [x, y] = this.place(i),
+        [px, py] = this.place(tree.parent[i]);
       if (px > w || x < 0 || Math.max(y, py) < 0 || Math.min(y, py) > h) continue;
-      const key = i >= born ? 'later' : onWalk.has(i) ? 'walked' : i >= fresh ? 'fresh'
-        : fresh === tree.n && tree.onBest[i] ? 'best'
-        : (tree.leads[i] ? 'leads' : 'other') + Math.min(5, Math.floor(Math.log2(1 + tree.visits[i])));
+      const key =
+        i >= born
+          ? 'later'
+          : onWalk.has(i)
+            ? 'walked'
+            : i >= fresh
+              ? 'fresh'
+              : fresh === tree.n && tree.onBest[i]
+                ? 'best'
+                : (tree.leads[i] ? 'leads' : 'other') +
+                  Math.min(5, Math.floor(Math.log2(1 + tree.visits[i])));
       const path = to(key);
       path.moveTo(px, py);
       path.bezierCurveTo(px + 0.45 * cw, py, x - 0.45 * cw, y, x, y);
     }
-    const rank = (key) => ['later', 'other', 'leads', 'fresh', 'walked', 'best'].indexOf(key.replace(/\d/, ''));
+    const rank = (key) =>
+      ['later', 'other', 'leads', 'fresh', 'walked', 'best'].indexOf(key.replace(/\d/, ''));
     for (const [key, path] of [...groups].sort((a, b) => rank(a[0]) - rank(b[0]))) {
-      const often = +key.slice(-1) || 0, strong = key === 'best' || key === 'walked';
+      const often = +key.slice(-1) || 0,
+        strong = key === 'best' || key === 'walked';
       c.globalAlpha = key === 'later' ? 0.15 : 1;
       c.lineWidth = strong ? 3 : 0.8 + 0.35 * often;
-      c.strokeStyle = strong || key === 'fresh' ? colour['--blue'] : key.startsWith('leads')
-        ? `color-mix(in oklab, ${colour['--green']} 60%, ${colour['--line']})`
-        : `color-mix(in oklab, ${colour['--paper']} 55%, ${colour['--line']})`;
+      c.strokeStyle =
+        strong || key === 'fresh'
+          ? colour['--blue']
+          : key.startsWith('leads')
+            ? `color-mix(in oklab, ${colour['--green']} 60%, ${colour['--line']})`
+            : `color-mix(in oklab, ${colour['--paper']} 55%, ${colour['--line']})`;
       c.stroke(path);
     }
     c.globalAlpha = 1;
   }
 
   paintNode(i, x, y, colour) {
-    const {context: c, tree, rh} = this, kind = tree.kind[i];
+    const {context: c, tree, rh} = this,
+      kind = tree.kind[i];
     const r = clamp(2.6 + 0.6 * Math.log2(1 + tree.visits[i]), 2.6, 8) * clamp(rh / 9, 0.35, 1);
     c.fillStyle = this.fill(i, colour);
     c.beginPath();
     if (kind === 'error') {
-      c.moveTo(x, y - 1.2 * r); c.lineTo(x + 1.2 * r, y + r); c.lineTo(x - 1.2 * r, y + r);
+      c.moveTo(x, y - 1.2 * r);
+      c.lineTo(x + 1.2 * r, y + r);
+      c.lineTo(x - 1.2 * r, y + r);
     } else if (kind === 'wrong') {
       c.rect(x - 0.9 * r, y - 0.9 * r, 1.8 * r, 1.8 * r);
     } else c.arc(x, y, kind === 'right' || i === 0 ? 1.25 * r : r, 0, 2 * Math.PI);
@@ -307,8 +239,14 @@ class TreeView {
       c.fill();
       c.stroke();
     } else c.fill();
-    const ring = i === this.node ? colour['--ink'] : this.matches.has(i) ? colour['--amber']
-      : i === this.hover ? colour['--muted'] : null;
+    const ring =
+      i === this.node
+        ? colour['--ink']
+        : this.matches.has(i)
+          ? colour['--amber']
+          : i === this.hover
+            ? colour['--muted']
+            : null;
     if (ring) {
       c.beginPath();
       c.arc(x, y, r + 4, 0, 2 * Math.PI);
@@ -325,7 +263,8 @@ class TreeView {
     c.lineWidth = 3.5;
     c.strokeStyle = colour['--card'];
     for (const i of visible) {
-      const [x, y] = this.place(i), leaf = !tree.children[i].some((j) => this.shown[j]);
+      const [x, y] = this.place(i),
+        leaf = !tree.children[i].some((j) => this.shown[j]);
       const room = leaf ? Math.max(cw - 22, Math.min(260, w - x - 14)) : cw - 22;
       const most = Math.floor(room / 5.9);
       if (most < 6 || i >= born) continue;
@@ -333,25 +272,33 @@ class TreeView {
       if (text.length > most) text = text.slice(0, most - 1) + '…';
       const [tx, ty] = leaf ? [x + 11, y + 4] : [x + 6, y - 8];
       c.fillStyle = ['right', 'wrong', 'error'].includes(tree.kind[i])
-        ? colour[KINDS[tree.kind[i]].colour] : colour[tree.onBest[i] || i === this.node ? '--ink' : '--muted'];
+        ? colour[KINDS[tree.kind[i]].colour]
+        : colour[tree.onBest[i] || i === this.node ? '--ink' : '--muted'];
       c.strokeText(text, tx, ty);
       c.fillText(text, tx, ty);
     }
   }
 
   nearest(x, y, within = 16) {
-    let found = -1, least = within * within;
+    let found = -1,
+      least = within * within;
     for (const i of this.order) {
-      const [nx, ny] = this.place(i), far = (nx - x) ** 2 + (ny - y) ** 2;
+      const [nx, ny] = this.place(i),
+        far = (nx - x) ** 2 + (ny - y) ** 2;
       if (far < least) [found, least] = [i, far];
     }
     return found;
   }
 
   listen() {
-    const {canvas} = this, held = new Map();
-    let moved = 0, spread = 0;
-    const at = (event) => { const box = canvas.getBoundingClientRect(); return [event.clientX - box.left, event.clientY - box.top]; };
+    const {canvas} = this,
+      held = new Map();
+    let moved = 0,
+      spread = 0;
+    const at = (event) => {
+      const box = canvas.getBoundingClientRect();
+      return [event.clientX - box.left, event.clientY - box.top];
+    };
     canvas.addEventListener('pointerdown', (event) => {
       canvas.setPointerCapture(event.pointerId);
       held.set(event.pointerId, at(event));
@@ -359,17 +306,22 @@ class TreeView {
     });
     canvas.addEventListener('pointermove', (event) => {
       if (!this.tree) return;
-      const [x, y] = at(event), before = held.get(event.pointerId);
+      const [x, y] = at(event),
+        before = held.get(event.pointerId);
       if (!before) {
         const i = this.nearest(x, y);
         canvas.style.cursor = i < 0 ? 'grab' : 'pointer';
-        if (i !== this.hover) { this.hover = i; this.draw(); }
+        if (i !== this.hover) {
+          this.hover = i;
+          this.draw();
+        }
         return;
       }
       held.set(event.pointerId, [x, y]);
       moved += Math.abs(x - before[0]) + Math.abs(y - before[1]);
       if (held.size === 2) {
-        const [[ax, ay], [bx, by]] = held.values(), now = Math.hypot(ax - bx, ay - by);
+        const [[ax, ay], [bx, by]] = held.values(),
+          now = Math.hypot(ax - bx, ay - by);
         if (spread) this.zoom(now / spread, (ax + bx) / 2, (ay + by) / 2);
         spread = now;
       } else if (moved > 4) {
@@ -389,11 +341,15 @@ class TreeView {
     canvas.addEventListener('pointerup', up);
     canvas.addEventListener('pointercancel', up);
     canvas.addEventListener('dblclick', (event) => this.zoom(1.8, ...at(event)));
-    canvas.addEventListener('wheel', (event) => {
-      event.preventDefault();
-      const lines = event.deltaMode === 1 ? 16 : 1;
-      this.zoom(Math.exp(-event.deltaY * lines * 0.0022), ...at(event));
-    }, {passive: false});
+    canvas.addEventListener(
+      'wheel',
+      (event) => {
+        event.preventDefault();
+        const lines = event.deltaMode === 1 ? 16 : 1;
+        this.zoom(Math.exp(-event.deltaY * lines * 0.0022), ...at(event));
+      },
+      {passive: false},
+    );
   }
 
   // Where an arrow key leads to.
@@ -402,7 +358,11 @@ class TreeView {
     if (key === 'ArrowLeft') return node ? tree.parent[node] : node;
     if (key === 'ArrowRight') {
       const below = tree.children[node].filter((i) => shown[i]);
-      return below.find((i) => tree.onBest[i]) ?? below.sort((a, b) => tree.visits[b] - tree.visits[a])[0] ?? node;
+      return (
+        below.find((i) => tree.onBest[i]) ??
+        below.sort((a, b) => tree.visits[b] - tree.visits[a])[0] ??
+        node
+      );
     }
     const level = this.order.filter((i) => tree.depth[i] === tree.depth[node]);
     return level[level.indexOf(node) + (key === 'ArrowDown' ? 1 : -1)] ?? node;

@@ -16,6 +16,11 @@ KEYS: dict[str, tuple[Any, str]] = {
     'first_round': (1, 'the round to begin with; 0 only evaluates policy.path'),
     'last_round': (1, 'the round to end with'),
     'stages': (','.join(STAGES), 'which stages of each round to run, in this order'),
+    'compiled': (
+        'auto',
+        "where compiled programs are kept for later runs: a folder; auto, in the user's cache "
+        'folder, or where JAX_COMPILATION_CACHE_DIR says; off',
+    ),
     'question': ('', 'solve this one question and print the solution, instead of a round'),
     'policy.path': (
         'previous',
@@ -97,6 +102,10 @@ KEYS: dict[str, tuple[Any, str]] = {
     'curate.distinct': (False, 'of trajectories with the same program only the best is kept'),
     'curate.side': (2, 'positives and negatives paired at a node, each'),
     'curate.side_of_one': (4, 'the same where the other side has only one'),
+    'curate.trajectory_side': (
+        1,
+        'with final_step_pairs=trajectories, right and wrong ones paired in each tree',
+    ),
     'curate.margin': (0.5, 'pairs whose Q values differ by less are dropped'),
     'curate.edit_distance': (20, 'pairs whose texts differ by fewer characters are dropped'),
     'curate.synthetic_correct': (
@@ -240,6 +249,7 @@ AT_LEAST: dict[str, float] = {
     'curate.trajectories': 1,
     'curate.side': 1,
     'curate.side_of_one': 1,
+    'curate.trajectory_side': 1,
     'curate.margin': 0,
     'curate.edit_distance': 0,
     'curate.synthetic_correct': 0,

@@ -88,6 +88,7 @@ def _run(arguments: list[str]) -> int:
 
     from rstar_jax import parallel, rounds, solve
 
+    parallel.keep_compiled(config.compiled)
     parallel.initialise()
     if config.question:
         print(solve.solve(config, values.workdir))

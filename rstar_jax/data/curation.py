@@ -12,9 +12,9 @@ What the rules leave open, and how it is read here:
 - *Positives x negatives of a node*, the weight's denominator: those that were chosen for pairing
   (2 x 2, 4 x 1, ...), before pairs are dropped, as in the loss's factor 1/(2 x 2).
 - With `final_step_pairs='trajectories'` steps that are answers take part in no step pair. Instead
-  each tree with a correct and a wrong trajectory gives one pair of whole trajectories, to which the
-  step rules (margin, edit distance, completions) do not apply: that the one is right and the other
-  wrong is known, not estimated.
+  each tree with a correct and a wrong trajectory gives a pair of whole trajectories, or
+  `trajectory_side` x `trajectory_side` of them. The step rules (margin, edit distance, completions)
+  do not apply to these: that the one is right and the other wrong is known, not estimated.
 - 'error' is looked for in the response as it is written, case included.
 
 A pair's `prompt` is the SFT prompt of the question followed by the prefix, as in the released data:
@@ -73,6 +73,8 @@ class Rules:
         best is kept, the shortest of several; as in rejection sampling (arXiv 2308.01825).
       side: positives and negatives paired at a node, each.
       side_of_one: the same where the other side has only one.
+      trajectory_side: right and wrong trajectories of a tree that are paired as wholes, each; the
+        paper has 1.
       margin: pairs whose Q values differ by less are dropped.
       edit_distance: pairs whose texts differ by fewer characters (Levenshtein) are dropped.
       synthetic_correct: synthetic problems of whose answers a smaller share than this is correct,
@@ -85,6 +87,7 @@ class Rules:
     distinct: bool = False
     side: int = 2
     side_of_one: int = 4
+    trajectory_side: int = 1
     margin: float = 0.5
     edit_distance: int = 20
     synthetic_correct: float = 0.0
@@ -96,7 +99,7 @@ class Rules:
             )
         if not 0 <= self.synthetic_correct <= 1:
             raise UserError(f'synthetic_correct={self.synthetic_correct}: expected a share, 0 to 1')
-        for name in ('trajectories', 'side', 'side_of_one'):
+        for name in ('trajectories', 'side', 'side_of_one', 'trajectory_side'):
             if getattr(self, name) < 1:
                 raise UserError(f'{name}={getattr(self, name)}: needs at least 1')
 
@@ -305,7 +308,7 @@ def pairs_of(
         both = [child for child in children if child in best and child in worst]
         stack.extend((child, prompt + tree.texts[child]) for child in reversed(both))
     if rules.final_step_pairs == 'trajectories':
-        pairs += _trajectory_pairs(tree, trajectories, start, counts)
+        pairs += _trajectory_pairs(tree, trajectories, start, rules, counts)
     return pairs
 
 
@@ -346,17 +349,23 @@ def _node_pairs(
 
 
 def _trajectory_pairs(
-    tree: Annotated, trajectories: list[Trajectory], prompt: str, counts: Counts
+    tree: Annotated, trajectories: list[Trajectory], prompt: str, rules: Rules, counts: Counts
 ) -> list[Example]:
-    """The correct trajectory with the highest mean Q against the wrong one with the lowest."""
-    correct = [t for t in trajectories if t.correct]
-    wrong = [t for t in trajectories if not t.correct]
-    if not correct or not wrong:
-        return []
-    counts['pairs_of_trajectories'] += 1
-    pos = max(correct, key=lambda t: (t.mean_q, t.min_q))
-    neg = min(wrong, key=lambda t: (t.mean_q, t.min_q))
-    return [_pair(prompt, tree.text(pos.nodes), tree.text(neg.nodes), 1, 1)]
+    """The correct trajectories of highest mean Q, each against the wrong ones of the lowest."""
+    texts: dict[str, Trajectory] = {}
+    for trajectory in trajectories:
+        texts.setdefault(tree.text(trajectory.nodes), trajectory)
+
+    def first(correct: bool) -> list[str]:
+        sign = -1 if correct else 1
+        found = [text for text, t in texts.items() if t.correct == correct]
+        ranked = sorted(found, key=lambda x: (sign * texts[x].mean_q, sign * texts[x].min_q))
+        return ranked[: rules.trajectory_side]
+
+    positives, negatives = first(True), first(False)
+    counts['pairs_of_trajectories'] += len(positives) * len(negatives)
+    sizes = len(positives), len(negatives)
+    return [_pair(prompt, pos, neg, *sizes) for pos in positives for neg in negatives]
 
 
 def _pair(prompt: str, pos: str, neg: str, pos_count: int, neg_count: int) -> Example:

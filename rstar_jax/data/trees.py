@@ -1,10 +1,11 @@
 """Finished search trees on disk: appended as they finish, never half written, never read twice.
 
     tree-W-INDEX-TREE.array_record   one tree, as soon as it has finished (W: the writing process)
-    shard-W-NUMBER.array_record      many trees, merged out of such parts
+    shard-W-NUMBER.array_record      many trees: of one second, or merged out of such parts
     shard-W-NUMBER.keys              the (index, tree) of the shard's records, in their order
 
-`append` writes a part and returns once it is on the disk. When enough parts have gathered they are
+Files are made once a second at most: where small trees end by the dozen, making, flushing and
+deleting a file for each takes longer than the search. When enough parts have gathered they are
 merged: the shard takes its final name before the first part goes, so a crash leaves at most both,
 and then the shard counts and the parts are removed on the next open. Names of parts and `.keys`
 files tell what is stored without reading it; a lost `.keys` file is made again from its shard.
@@ -13,10 +14,12 @@ files tell what is stored without reading it; a lost `.keys` file is made again 
 import collections
 import fcntl
 import json
+import math
 import os
 import pathlib
 import re
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable, Iterator
 from typing import IO
 
 from rstar_jax.data import files
@@ -41,13 +44,22 @@ class TreeStore:
     Attributes:
       directory: the folder; made if absent.
       shard_trees: how many parts are merged into a shard.
+      seconds: trees that are appended sooner after a write wait for the next one in memory; a
+        killed process loses them. 0: every tree is on the disk when `append` returns.
     """
 
     def __init__(
-        self, directory: str | os.PathLike, writer: int | None = 0, shard_trees: int = 256
+        self,
+        directory: str | os.PathLike,
+        writer: int | None = 0,
+        shard_trees: int = 256,
+        seconds: float = 1.0,
     ):
         self.directory = pathlib.Path(directory)
         self.shard_trees = shard_trees
+        self.seconds = seconds
+        self._written = -math.inf
+        self._waiting: dict[Key, Record] = {}
         self._writer = writer
         self._lock: IO[str] | None = None
         self._where: dict[Key, tuple[str, int]] = {}
@@ -67,12 +79,12 @@ class TreeStore:
             self._scan()
 
     def append(self, record: Record) -> bool:
-        """Stores a tree; on return it is on the disk. Returns False if it was there already.
+        """Stores a tree, within `seconds` or as the next one comes. False if it was there already.
 
         Raises:
           UserError: another process writes into this folder under the same `writer` number.
         """
-        if record.key in self._where:
+        if record.key in self:
             return False
         assert self._writer is not None, 'this store only reads'
         if not self._take_lock():
@@ -80,47 +92,66 @@ class TreeStore:
                 f'{self.directory}: another process is writing trees here; wait for it to end, '
                 'or choose another workdir'
             )
-        index, tree = record.key
-        path = self.directory / f'tree-{self._writer}-{index}-{tree}{SUFFIX}'
-        with files.replacing(path, self._tag) as temporary, files.RecordWriter(temporary) as out:
-            out.write(record.to_bytes())
-        self._where[record.key] = (path.name, 0)
-        self._parts.append((record.key, path))
+        self._waiting[record.key] = record
+        full = len(self._waiting) >= self.shard_trees
+        if full or time.monotonic() - self._written >= self.seconds:
+            self.flush()
+        return True
+
+    def flush(self) -> None:
+        """Writes the trees that wait in memory."""
+        keys = sorted(self._waiting)
+        if len(keys) == 1:
+            ((key, record),) = self._waiting.items()
+            path = self.directory / f'tree-{self._writer}-{key[0]}-{key[1]}{SUFFIX}'
+            self._write(path, [record.to_bytes()])
+            self._where[key] = (path.name, 0)
+            self._parts.append((key, path))
+        elif keys:
+            self._write_shard(keys, (self._waiting[key].to_bytes() for key in keys))
+        self._waiting.clear()
+        self._written = time.monotonic()
         if len(self._parts) >= self.shard_trees:
             self.merge()
-        return True
 
     def merge(self) -> None:
         """Merges the parts that this writer has into a shard. Safe to be killed in."""
         if not self._parts or not self._take_lock():
             return
         parts = sorted(self._parts)
-        number = 1 + max((int(p.stem.split('-')[2]) for p in self._own_shards()), default=-1)
-        shard = self.directory / f'shard-{self._writer}-{number:06d}{SUFFIX}'
-        keys = [key for key, _ in parts]
-        _write_keys(shard, keys, self._tag)
-        with files.replacing(shard, self._tag) as temporary, files.RecordWriter(temporary) as out:
-            for _, path in parts:
-                out.write(self._read(path.name, 0))
-        for position, key in enumerate(keys):
-            self._where[key] = (shard.name, position)
+        self._write_shard([key for key, _ in parts], (self._read(p.name, 0) for _, p in parts))
         self._parts = []
         for _, path in parts:
             self._forget_reader(path.name)
             path.unlink(missing_ok=True)
 
+    def _write_shard(self, keys: list[Key], records: Iterable[bytes]) -> None:
+        number = 1 + max((int(p.stem.split('-')[2]) for p in self._own_shards()), default=-1)
+        shard = self.directory / f'shard-{self._writer}-{number:06d}{SUFFIX}'
+        _write_keys(shard, keys, self._tag)
+        self._write(shard, records)
+        for position, key in enumerate(keys):
+            self._where[key] = (shard.name, position)
+
+    def _write(self, path: pathlib.Path, records: Iterable[bytes]) -> None:
+        with files.replacing(path, self._tag) as temporary, files.RecordWriter(temporary) as out:
+            for record in records:
+                out.write(record)
+
     def keys(self) -> set[Key]:
         """Returns (problem index, tree number) of every stored tree."""
-        return set(self._where)
+        return self._where.keys() | self._waiting.keys()
 
     def __len__(self) -> int:
-        return len(self._where)
+        return len(self._where) + len(self._waiting)
 
     def __contains__(self, key: object) -> bool:
-        return key in self._where
+        return key in self._where or key in self._waiting
 
     def __getitem__(self, key: Key) -> Record:
         """Reads one tree; KeyError when it is not stored."""
+        if key in self._waiting:
+            return self._waiting[key]
         try:
             data = self._read(*self._where[key])
         except FileNotFoundError:  # merged by its writer since this store was opened
@@ -129,11 +160,12 @@ class TreeStore:
         return Record.from_bytes(data)
 
     def __iter__(self) -> Iterator[Record]:
-        for key in sorted(self._where):
+        for key in sorted(self.keys()):
             yield self[key]
 
     def close(self) -> None:
-        """Closes open files and lets others write. The store stays usable."""
+        """Writes what waits, closes open files and lets others write. The store stays usable."""
+        self.flush()
         while self._readers:
             self._forget_reader(next(iter(self._readers)))
         self._release_lock()

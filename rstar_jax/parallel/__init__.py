@@ -1,6 +1,7 @@
 """Meshes, and the launch on several hosts: search is local to a host, training is global."""
 
 from rstar_jax.parallel.chips import peak_flops
+from rstar_jax.parallel.compiled import keep_compiled
 from rstar_jax.parallel.hosts import barrier, greatest, initialise, is_first, share
 from rstar_jax.parallel.memory import (
     bytes_of_program,
@@ -22,6 +23,7 @@ __all__ = [
     'greatest',
     'initialise',
     'is_first',
+    'keep_compiled',
     'local_mesh',
     'peak_flops',
     'share',

@@ -467,8 +467,7 @@ class _Search:
     def _finish(self, row: int) -> Record:
         task = self.tasks.pop(row)
         self.free.append(row)
-        arrays = jax.tree.map(lambda x: x[row], self.trees)
-        arrays = jax.device_get(arrays)
+        arrays = jax.device_get(_tree_of(self.trees, row))
         size = int(arrays.size)
         status = arrays.status[:size]
         answers = [
@@ -503,6 +502,12 @@ class _Search:
         )
         self.report.finished(record)
         return record
+
+
+@jax.jit
+def _tree_of(trees: trees_lib.Tree, row: int) -> trees_lib.Tree:
+    """One tree out of many, in one call: field by field takes as long as a small tree's search."""
+    return jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, row, keepdims=False), trees)
 
 
 class _Report:

@@ -22,7 +22,7 @@ from tests.data import samples
 
 
 def write(directory, pipe):
-    store = data.TreeStore(directory, shard_trees=4)
+    store = data.TreeStore(directory, shard_trees=4, seconds=0)
     merge = store.merge
     store.merge = lambda: (os.write(pipe, b'm'), merge(), os.write(pipe, b'e'))
     todo = (key for key in ((i, t) for i in range(10**6) for t in range(2)))

@@ -271,8 +271,16 @@ def test_final_step_pairs():
         'pos_count': 1,
         'neg_count': 1,
     }
+    # Right: b e (0.95), a c (0.6); wrong: g f (-0.9), a d (-0.4), a h, of the same mean as a d.
+    made = data.curate([one], 'trajectories', trajectory_side=2)[1][3:]
+    texts = [(p['pos'], p['neg']) for p in made]
+    assert texts == [(right, wrong) for right in (B + E, A + C) for wrong in (G + F, A + D)]
+    assert {data.pair_weight(p) for p in made} == {0.25}
+    assert len(data.curate([one], 'trajectories', trajectory_side=9)[1]) == 3 + 2 * 3
     with pytest.raises(UserError, match="final_step_pairs='both'"):
         data.curate([one], 'both')
+    with pytest.raises(UserError, match='trajectory_side=0'):
+        data.curate([one], trajectory_side=0)
 
 
 # --- trajectories ------------------------------------------------------------------------------

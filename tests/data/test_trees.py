@@ -30,7 +30,7 @@ def check(directory, expected):
 
 def test_append_merge_and_read_back(tmp_path):
     expected = trees([(i, t) for i in (5, -2, 0, 11) for t in range(3)])
-    with data.TreeStore(tmp_path, shard_trees=5) as store:
+    with data.TreeStore(tmp_path, shard_trees=5, seconds=0) as store:
         for n, record in enumerate(expected.values(), 1):
             assert store.append(record)
             assert len(store) == n and record.key in store
@@ -46,7 +46,7 @@ def test_append_merge_and_read_back(tmp_path):
 
 def test_parts_and_shards_are_plain_array_records(tmp_path):
     expected = trees([(i, 0) for i in range(7)])
-    with data.TreeStore(tmp_path, shard_trees=4) as store:
+    with data.TreeStore(tmp_path, shard_trees=4, seconds=0) as store:
         for record in expected.values():
             store.append(record)
     keys = [
@@ -59,7 +59,7 @@ def test_parts_and_shards_are_plain_array_records(tmp_path):
 
 def test_crash_between_shard_and_removal_of_its_parts(tmp_path):
     expected = trees([(i, 0) for i in range(4)])
-    with data.TreeStore(tmp_path, shard_trees=9) as store:
+    with data.TreeStore(tmp_path, shard_trees=9, seconds=0) as store:
         for record in expected.values():
             store.append(record)
         saved = {p.name: p.read_bytes() for p in tmp_path.glob('tree-*')}
@@ -74,7 +74,7 @@ def test_crash_between_shard_and_removal_of_its_parts(tmp_path):
 
 def test_lost_keys_file_is_made_again(tmp_path):
     expected = trees([(i, 1) for i in range(3)])
-    with data.TreeStore(tmp_path, shard_trees=3) as store:
+    with data.TreeStore(tmp_path, shard_trees=3, seconds=0) as store:
         for record in expected.values():
             store.append(record)
     keys = tmp_path / 'shard-0-000000.keys'
@@ -97,8 +97,8 @@ def test_damaged_file_is_named(tmp_path):
 def test_two_writers_share_a_folder(tmp_path):
     expected = trees([(i, 0) for i in range(6)])
     records = list(expected.values())
-    first = data.TreeStore(tmp_path, writer=0, shard_trees=2)
-    second = data.TreeStore(tmp_path, writer=1, shard_trees=4)
+    first = data.TreeStore(tmp_path, writer=0, shard_trees=2, seconds=0)
+    second = data.TreeStore(tmp_path, writer=1, shard_trees=4, seconds=0)
     for record in records[:3]:
         first.append(record)
     for record in records[2:]:  # one of them was already done by the other
@@ -108,9 +108,38 @@ def test_two_writers_share_a_folder(tmp_path):
     check(tmp_path, expected)
 
 
+def test_trees_that_end_together_are_written_together(tmp_path):
+    expected = trees([(i, 0) for i in (4, 2, 0, 1, 3)])
+    with data.TreeStore(tmp_path, seconds=1e9) as store:
+        for record in expected.values():
+            assert store.append(record)
+            assert not store.append(record)
+        assert data.TreeStore(tmp_path).keys() == {(4, 0)}  # the others wait
+        assert store.keys() == set(expected) and len(store) == 5 and (2, 0) in store
+        assert [r.key for r in store] == sorted(expected)
+    check(tmp_path, expected)
+    assert {p.name for p in tmp_path.glob('*.array_record')} == {
+        'tree-0-4-0.array_record',
+        'shard-0-000000.array_record',
+    }
+
+
+def test_what_could_not_be_written_still_waits(tmp_path, monkeypatch):
+    expected = trees([(i, 0) for i in range(3)])
+    store = data.TreeStore(tmp_path, seconds=1e9)
+    for record in expected.values():
+        store.append(record)
+    monkeypatch.setattr(files, 'RecordWriter', lambda path: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        store.close()
+    monkeypatch.undo()
+    store.close()
+    check(tmp_path, expected)
+
+
 def test_reader_follows_a_merge(tmp_path):
     expected = trees([(i, 0) for i in range(3)])
-    writer = data.TreeStore(tmp_path)
+    writer = data.TreeStore(tmp_path, seconds=0)
     for record in expected.values():
         writer.append(record)
     reader = data.TreeStore(tmp_path)
@@ -167,7 +196,7 @@ def test_killed_at_random_moments(tmp_path):
 def test_a_reader_leaves_everything_as_it_is(tmp_path):
     """Neither what a writer has begun, nor its lock: it may look at a run at work."""
     expected = trees([(i, 0) for i in range(6)])
-    with data.TreeStore(tmp_path, shard_trees=4) as writer:
+    with data.TreeStore(tmp_path, shard_trees=4, seconds=0) as writer:
         for record in expected.values():
             writer.append(record)
     next(tmp_path.glob('*.keys')).unlink()
@@ -178,7 +207,9 @@ def test_a_reader_leaves_everything_as_it_is(tmp_path):
         assert samples.same(reader[3, 0], expected[3, 0])
         assert sorted(path.name for path in tmp_path.iterdir()) == before
         more = trees([(9, 0)])
-        with data.TreeStore(tmp_path, shard_trees=2) as writer:  # merges, removes what was merged
+        with data.TreeStore(
+            tmp_path, shard_trees=2, seconds=0
+        ) as writer:  # merges, removes what was merged
             assert writer.append(more[9, 0])
             writer.merge()
             assert [record.key for record in reader] == sorted(expected)

@@ -213,7 +213,9 @@ def test_a_run_that_goes_on(tmp_path):
     page = Page(report.write(tmp_path).read_text())
     assert 'round 1, search: 1:02:05 so far' in page.text
     assert 'What does it write?' not in page.text
-    with data.TreeStore(tmp_path / 'round1' / 'search') as store:  # a run at work holds its lock
+    with data.TreeStore(
+        tmp_path / 'round1' / 'search', seconds=0
+    ) as store:  # a run at work holds its lock
         store.append(
             tree({'index': 7, 'question': 'What is one?', 'answer': '1'}, 0, [('1', 0, True)])
         )

@@ -1,0 +1,58 @@
+"""Compiled programs on disk: what one run has compiled, no later run compiles again."""
+
+import hashlib
+import os
+import pathlib
+import platform
+import tempfile
+
+import jax
+
+from rstar_jax.errors import UserError
+
+LEAST_SECONDS = 0.2  # what compiles faster is not kept
+MOST_BYTES = 4 << 30  # what was not used for the longest time is deleted
+AUTO, OFF = 'auto', 'off'
+
+
+def keep_compiled(where: str) -> None:
+    """Turns JAX's compilation cache on.
+
+    where: a folder; 'auto', one in the user's cache folder; 'off'. A folder that the environment
+    gives JAX (JAX_COMPILATION_CACHE_DIR) goes before 'auto'.
+
+    Raises:
+      UserError: a folder that cannot be written to.
+    """
+    if where == OFF:
+        jax.config.update('jax_enable_compilation_cache', False)
+        return
+    if where == AUTO and os.environ.get('JAX_COMPILATION_CACHE_DIR'):
+        return
+    folder = _default_folder() if where == AUTO else pathlib.Path(where).expanduser()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        if where == AUTO:
+            return  # a home that cannot be written to is no reason to end
+        raise UserError(
+            f'--config.compiled={where}: cannot be written to ({error.strerror}); name another '
+            f'folder, or {OFF}'
+        ) from None
+    jax.config.update('jax_compilation_cache_dir', str(folder))
+    jax.config.update('jax_compilation_cache_max_size', MOST_BYTES)
+    jax.config.update('jax_persistent_cache_min_compile_time_secs', LEAST_SECONDS)
+
+
+def _default_folder() -> pathlib.Path:
+    """One for each kind of processor: XLA compiles for the instructions that it has, and a home
+    folder may be shared by several machines."""
+    try:
+        lines = pathlib.Path('/proc/cpuinfo').read_text(encoding='utf-8').splitlines()
+        about = ''.join(sorted({line for line in lines if line.startswith(('flags', 'Features'))}))
+    except OSError:
+        about = platform.processor()
+    home = os.environ.get('XDG_CACHE_HOME') or '~/.cache'
+    name = f'{platform.machine()}-{hashlib.sha256(about.encode()).hexdigest()[:8]}'
+    return pathlib.Path(home).expanduser() / 'rstar_jax' / 'compiled' / name

@@ -1,0 +1,60 @@
+"""Programs compiled by one process and found by the next."""
+
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from rstar_jax import parallel
+from rstar_jax.errors import UserError
+from rstar_jax.parallel import compiled
+
+PROGRAM = """
+import sys
+import jax
+from rstar_jax import parallel
+from rstar_jax.parallel import compiled
+
+compiled.LEAST_SECONDS = 0.0
+parallel.keep_compiled(sys.argv[1])
+found = []
+jax.monitoring.register_event_listener(lambda name, **_: found.append(name))
+print(jax.jit(lambda x: x * 2 + 1)(20.5))
+print(sum(name.endswith('/cache_hits') for name in found) > 0)
+"""
+
+
+def run(where: str, **environment: str) -> list[str]:
+    made = subprocess.run(
+        [sys.executable, '-c', PROGRAM, where],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={'PATH': '/usr/bin:/bin', 'JAX_PLATFORMS': 'cpu', **environment},
+        cwd=pathlib.Path(compiled.__file__).parents[2],
+    )
+    assert not made.stderr, made.stderr
+    return made.stdout.split()
+
+
+def test_a_second_run_finds_what_the_first_compiled(tmp_path):
+    assert run(str(tmp_path / 'made')) == ['42.0', 'False']
+    assert run(str(tmp_path / 'made')) == ['42.0', 'True']
+    assert run('off') == ['42.0', 'False']
+
+
+def test_auto_is_in_the_users_cache_folder_unless_jax_has_one(tmp_path):
+    run('auto', XDG_CACHE_HOME=str(tmp_path / 'user'))
+    (folder,) = (tmp_path / 'user' / 'rstar_jax' / 'compiled').iterdir()
+    assert list(folder.iterdir())
+    given = {'XDG_CACHE_HOME': str(tmp_path / 'other'), 'JAX_COMPILATION_CACHE_DIR': str(tmp_path)}
+    run('auto', **given)
+    assert not (tmp_path / 'other').exists()
+
+
+def test_a_folder_that_cannot_be_written_to(tmp_path):
+    (tmp_path / 'file').write_text('')
+    assert run('auto', XDG_CACHE_HOME=str(tmp_path / 'file')) == ['42.0', 'False']
+    with pytest.raises(UserError, match='compiled=.*file/below: cannot be written to'):
+        parallel.keep_compiled(str(tmp_path / 'file' / 'below'))

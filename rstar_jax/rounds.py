@@ -96,10 +96,10 @@ def run(config: ConfigDict, workdir: str, names: Sequence[str]) -> None:
                 configs.flatten(configs.default()),
             )
         todo = [(r, name) for r, name in rows if stage_of(r, name).done is None]
-        parallel.barrier('stages are looked up')
         for text in preflight.check(todo):
             if parallel.is_first():
                 print(text, flush=True)
+        parallel.barrier('all is looked at')
         for round_, name in rows:
             run_stage(round_, name)
     if parallel.is_first():

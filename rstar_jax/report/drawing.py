@@ -5,12 +5,14 @@ COLOURS; in the SVG they become the page's variables, so that it can be dark as 
 """
 
 import dataclasses
+import functools
 import html
 import io
 import math
 import pathlib
+import pickle
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import matplotlib as mpl
 import numpy as np
@@ -78,15 +80,26 @@ class Plot:
     svg: str
 
 
+_drawn: dict[pathlib.Path, tuple[bytes, Plot]] = {}
+
+
 def draw(
     folder: pathlib.Path,
     name: str,
     title: str,
-    paint: Callable[[Axes], None],
+    paint: functools.partial,
     note: str = '',
     height: float = HEIGHT,
 ) -> Plot:
-    """Has `paint` draw into axes; writes `folder`/NAME.png and returns the plot."""
+    """Has `paint` draw into axes; writes `folder`/NAME.png and returns the plot.
+
+    A plot of the same data as the last time, in this process, is not drawn again: a run writes its
+    page after every stage.
+    """
+    path = folder / f'{name}.png'
+    told = pickle.dumps((title, note, height, paint))
+    if path in _drawn and _drawn[path][0] == told and path.exists():
+        return _drawn[path][1]
     with mpl.rc_context({**STYLE, 'svg.hashsalt': name}):
         figure = Figure(figsize=(WIDTH, height), layout='constrained')
         axes = figure.add_subplot()
@@ -96,10 +109,11 @@ def draw(
         text = io.StringIO()
         # Without a date: the same run gives the same page.
         figure.savefig(text, format='svg', transparent=True, metadata={'Date': None})
-        path = folder / f'{name}.png'
         with files.replacing(path) as temporary:
             figure.savefig(temporary, format='png', dpi=DPI, facecolor=COLOURS['card'])
-    return Plot(name, title, note, _inline(text.getvalue(), title))
+    plot = Plot(name, title, note, _inline(text.getvalue(), title))
+    _drawn[path] = told, plot
+    return plot
 
 
 def _inline(svg: str, title: str) -> str:

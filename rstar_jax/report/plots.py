@@ -186,7 +186,7 @@ def cost(run: Run, folder: pathlib.Path) -> list[Plot]:
                 folder,
                 'time',
                 'Time by stage',
-                lambda axes: bars(axes, times, STAGE_COLOURS, unit),
+                functools.partial(bars, rows=times, colours=STAGE_COLOURS, unit=unit),
                 height=bars_height(times),
             )
         )
@@ -196,7 +196,7 @@ def cost(run: Run, folder: pathlib.Path) -> list[Plot]:
                 folder,
                 'tokens',
                 'Tokens',
-                lambda axes: bars(axes, used, TOKEN_COLOURS, word),
+                functools.partial(bars, rows=used, colours=TOKEN_COLOURS, unit=word),
                 'Sampled in searches and evaluations, computed in trainings.',
                 height=bars_height(used),
             )
@@ -237,7 +237,7 @@ def found(run: Run, samples: Sequence[Sample], folder: pathlib.Path) -> list[Plo
                 folder,
                 'solved',
                 'Training problems solved',
-                lambda axes: _paint_solved(axes, solved),
+                functools.partial(_paint_solved, solved=solved),
             )
         )
     if run.counts:
@@ -248,7 +248,7 @@ def found(run: Run, samples: Sequence[Sample], folder: pathlib.Path) -> list[Plo
                 folder,
                 'found',
                 f'From problems to examples, round {number}',
-                lambda axes: _paint_funnel(axes, rows),
+                functools.partial(_paint_funnel, counts=rows),
                 height=0.7 + 0.26 * len(rows),
             )
         )
@@ -335,8 +335,8 @@ def training(run: Run, folder: pathlib.Path) -> list[Plot]:
                     folder,
                     f'{name}-loss',
                     title,
-                    lambda axes, logs=logs, befores=befores, unit=LOSS_UNITS[name]: _paint_losses(
-                        axes, logs, befores, unit
+                    functools.partial(
+                        _paint_losses, logs=logs, befores=befores, unit=LOSS_UNITS[name]
                     ),
                     'Line: on the examples of each step; points: on problems held out.'
                     if any('held_out_loss' in line for log in logs.values() for line in log)
@@ -351,7 +351,7 @@ def training(run: Run, folder: pathlib.Path) -> list[Plot]:
                 folder,
                 'ppm-accuracy',
                 'PPM: held-out accuracy',
-                lambda axes: _paint_judged(axes, judged),
+                functools.partial(_paint_judged, judged=judged),
                 'Solid: of pairs of a better and a worse step. Dashed: of pairs of a right and a '
                 'wrong answer to the same held-out problem. 50: chance.',
             )
@@ -442,7 +442,7 @@ def values(samples: Iterable[Sample], folder: pathlib.Path) -> list[Plot]:
                 folder,
                 kind,
                 f'{title} of steps',
-                lambda axes, pair=pair, title=title: _paint_values(axes, pair, title[:-1]),
+                functools.partial(_paint_values, pair=pair, unit=title[:-1]),
                 f'{chosen.source.label}, {len(chosen.entries):,} of {chosen.total:,} trees: '
                 f'{len(pair[RIGHT]):,} steps of right solutions, '
                 f'{len(pair[WRONG]):,} of wrong ones. A right one has the higher value in '

@@ -21,7 +21,7 @@ import numpy as np
 
 from rstar_jax import grading
 from rstar_jax.data.annotated import NEITHER, annotate, leading
-from rstar_jax.data.trees import TreeStore
+from rstar_jax.data.trees import SUFFIX, TreeStore
 from rstar_jax.report.run import BASE, Run
 from rstar_jax.search.record import Record, Status
 
@@ -136,7 +136,10 @@ def sources(run: Run) -> list[Source]:
             name = re.sub(r'[^\w.-]', '_', f'{folder}-{benchmark}-{kind}')
             found.append(Source(name, f'{label}: {benchmark}, {kind}', path, False, number))
     found.append(Source(SOLVE, 'Questions', run.root / SOLVE, False))
-    return [source for source in found if any(source.folder.glob('*.array_record'))]
+    return [source for source in found if any(source.folder.glob(f'*{SUFFIX}'))]
+
+
+_sampled: dict[pathlib.Path, tuple[tuple, Sample]] = {}
 
 
 def write(
@@ -157,11 +160,24 @@ def sample(
 ) -> Sample:
     """Reads trees of `source`, evenly spaced, and writes their files.
 
+    Where the same was asked of the same files before, in this process, the answer is the same: a
+    run writes its page after every stage.
+
     Args:
       folder: report/trees.
       most: how many at most; None, all.
       problems: trees of these problems are taken in any case.
     """
+    stored = tuple(
+        (path.name, path.stat().st_mtime_ns)
+        for path in sorted(source.folder.glob(f'*{SUFFIX}'))
+        if path.exists()  # a part may have been merged since
+    )
+    asked = stored, most, tuple(problems)
+    if source.folder in _sampled and _sampled[source.folder][0] == asked:
+        made = _sampled[source.folder][1]
+        if all((folder / f'{entry.name}.js').exists() for entry in made.entries):
+            return made
     entries, steps, shown = [], Steps(), _Shown()
     with TreeStore(source.folder, writer=None) as store:
         keys = sorted(store.keys())
@@ -177,7 +193,9 @@ def sample(
             if entry.solved != UNKNOWN:
                 steps.add(record)
             shown.offer(record, (entry, content, script))
-    return Sample(source, len(keys), entries, steps, shown.chosen())
+    made = Sample(source, len(keys), entries, steps, shown.chosen())
+    _sampled[source.folder] = asked, made
+    return made
 
 
 def _spaced(count: int, most: int | None) -> Iterator[int]:

@@ -191,6 +191,35 @@ def test_the_same_run_gives_the_same_plots(tmp_path, workdir):
     assert 'var(--' in first[0].svg and '#' not in re.sub(r'url\(#\w+\)|"#\w+"', '', first[0].svg)
 
 
+def test_only_what_has_changed_is_made_again(tmp_path, monkeypatch):
+    """A page is written after every stage: neither plots nor trees of before cost anything."""
+    workdirs.finished(tmp_path, rounds=1)
+    first = report.write(tmp_path).read_text()
+    with monkeypatch.context() as patch:
+        patch.setattr(drawing.Figure, 'savefig', lambda *_, **__: 1 / 0)
+        patch.setattr(trees, 'told', lambda record: 1 / 0)
+        assert trim(report.write(tmp_path).read_text()) == trim(first)
+        workdirs.done(tmp_path / 'round1' / 'export', 40_000, policy='policy')
+        with pytest.raises(ZeroDivisionError):
+            report.write(tmp_path)
+    (tmp_path / 'report' / 'time.png').unlink()
+    later = report.write(tmp_path).read_text()
+    assert (tmp_path / 'report' / 'time.png').exists() and 'hours' in later
+    for path in (tmp_path / 'round1' / 'search').glob('*'):
+        path.unlink()
+    workdirs.trees(tmp_path / 'round1' / 'search', 6, seed=9)  # other trees of the same names
+    report.write(tmp_path)
+    with data.TreeStore(tmp_path / 'round1' / 'search', writer=None) as store:
+        record = store[3, 0]
+    path = tmp_path / 'report' / 'trees' / 'round1-search-3-0.js'
+    assert told(path) == trees.told(record)
+
+
+def trim(page: str) -> str:
+    """Without the time at which it was written."""
+    return re.sub(r'Written [\d :-]+', '', page)
+
+
 def test_long_curves_are_averaged():
     x, y = drawing.thinned([(i, i % 2) for i in range(10_000)])
     assert len(x) <= drawing.MOST_POINTS and x[0] > 0 and set(y) == {0.5}

@@ -112,12 +112,14 @@ def search_seed(round_: Round) -> int:
 
 def world(config: ConfigDict) -> arithmetic.World:
     """The built-in problems and demonstrations."""
-    return arithmetic.world(
+    limit = config.data.limit or ARITHMETIC_TRAIN
+    made = arithmetic.world(
         demonstrations=config.bootstrap.demonstrations,
-        train=config.data.limit or ARITHMETIC_TRAIN,
+        train=max(limit, ARITHMETIC_TRAIN),  # a round that searches more keeps all the others
         test=ARITHMETIC_TESTS,
         seed=config.seed,
     )
+    return dataclasses.replace(made, train=made.train[:limit])
 
 
 def search_config(config: ConfigDict, **changes: Any) -> search.Config:

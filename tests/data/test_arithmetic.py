@@ -1,11 +1,11 @@
 """The quickstart's problems: right, disjoint, repeatable, and in the form of the step language."""
 
+import collections
 import contextlib
 import io
-import itertools
+import re
 
 import pytest
-from rapidfuzz.distance import Levenshtein
 
 from rstar_jax import steps
 from rstar_jax.data import arithmetic
@@ -21,7 +21,7 @@ def read(question: str) -> int:
     """Solves a question from its words alone: a second reading beside the generator's own."""
     first, *told, _ = [s.rstrip('.').split() for s in question.split('. ')]
     value = int(first[2])
-    for _, _, verb, what in told:
+    for _, _, _, verb, what in told:
         operator, operand = MEANINGS[verb]
         operand = operand or int(what)
         assert operator != '//' or value % operand == 0, question
@@ -49,22 +49,52 @@ def test_answers_are_what_the_stories_tell():
     assert [p['index'] for p in WORLD.train] == list(range(150))
 
 
+def known(question: str) -> bool:
+    words = set(question.split())
+    return not any(words & set(kind.unknown) for kind in arithmetic.KINDS)
+
+
 def test_demonstrations_run_and_end_in_their_boxed_answer():
+    right = []
     for shown in WORLD.demonstrations:
         response = shown['response']
-        answer = str(read(shown['query']))
         head, mark, tail = response.partition(steps.CODE_END)
         assert response.startswith(steps.CODE + '\n') and mark
         assert head.count(steps.STEP_END) == arithmetic.count_operations(shown['query'])
-        assert run(steps.code_of(head)) == answer
+        answer = run(steps.code_of(head))
         output, sentence = tail.strip().split('\n')
         assert output == f'{steps.OUTPUT}{answer}{steps.OUTPUT_END}'
         assert sentence.startswith(steps.ANSWER) and sentence.endswith(steps.ANSWER_END)
         assert steps.boxed(sentence) == answer
+        right.append(answer == str(read(shown['query'])))
+        assert right[-1] or not known(shown['query'])
+    assert 0.6 < sum(right) / len(right) < 0.9
+
+
+def test_demonstrations_tell_nothing_of_what_unknown_verbs_mean():
+    kinds = {verb: kind for kind in arithmetic.KINDS for verb in kind.unknown}
+    shown = arithmetic.world(demonstrations=6000, train=0, test=0, seed=1).demonstrations
+    counts = collections.defaultdict(collections.Counter)
+    for one in shown:
+        verbs = re.findall(r' (\w+) (?:them|\d+)\.', one['query'])
+        for verb, comment in zip(verbs, re.findall(r'# \w+: (\w+)', one['response']), strict=True):
+            if verb in kinds:
+                counts[kinds[verb].comment][comment] += 1
+    assert set(counts) == {kind.comment for kind in arithmetic.KINDS}
+    for found in counts.values():
+        # Of so many as equally likely kinds: within four standard deviations.
+        total, ways = sum(found.values()), len(found)
+        spread = (total * (1 / ways) * (1 - 1 / ways)) ** 0.5
+        assert ways in (2, 3)
+        assert all(abs(n - total / ways) < 4 * spread for n in found.values()), found
 
 
 def test_each_step_alone_goes_on_from_the_one_before():
-    story = next(s for s in WORLD.demonstrations if arithmetic.count_operations(s['query']) == 3)
+    story = next(
+        s
+        for s in WORLD.demonstrations
+        if arithmetic.count_operations(s['query']) == 3 and known(s['query'])
+    )
     names: dict = {}
     for part in story['response'].partition(steps.CODE_END)[0].split(steps.STEP_END)[:-1]:
         exec(steps.code_of(part), names)
@@ -72,16 +102,18 @@ def test_each_step_alone_goes_on_from_the_one_before():
     assert names[thing] == read(story['query'])
 
 
-def test_demonstrations_use_half_of_the_verbs_and_problems_all():
+def test_a_third_of_the_verbs_is_known_and_problems_use_all():
     def verbs(questions):
-        return {word for q in questions for word in q.split() if word in MEANINGS}
+        return [word for q in questions for word in q.split() if word in MEANINGS]
 
     known = {verb for kind in arithmetic.KINDS for verb in kind.known}
-    assert verbs(d['query'] for d in WORLD.demonstrations) == known
-    assert verbs(p['question'] for p in WORLD.train) == set(MEANINGS)
-    assert 2 * len(known) == len(MEANINGS)
+    assert 3 * len(known) == len(MEANINGS)
+    assert set(verbs(p['question'] for p in WORLD.train)) == set(MEANINGS)
+    told = verbs(d['query'] for d in WORLD.demonstrations)
+    assert set(told) == set(MEANINGS)
+    assert 0.7 < sum(verb in known for verb in told) / len(told) < 0.8
     unknown = arithmetic.problems(50, verbs='unknown')
-    assert not verbs(p['question'] for p in unknown) & known
+    assert not set(verbs(p['question'] for p in unknown)) & known
 
 
 def test_no_verb_has_two_meanings():
@@ -111,16 +143,10 @@ def test_numbers_of_operations_take_turns():
     assert counts == [1, 2, 3, 1, 2, 3]
 
 
-def test_steps_of_different_kinds_make_preference_pairs():
-    """Curation drops pairs of texts that differ by fewer than 20 edits."""
-    for one, two in itertools.combinations(arithmetic.KINDS, 2):
-        assert Levenshtein.distance(one.comment, two.comment) >= 20
-
-
 def test_mistakes_are_one_line_errors():
     with pytest.raises(UserError, match='expected 0 or more'):
         arithmetic.problems(-1)
     with pytest.raises(UserError, match='known'):
         arithmetic.problems(1, verbs='some')
-    with pytest.raises(UserError, match='no more than 36'):
+    with pytest.raises(UserError, match='no more than 11'):
         arithmetic.problems(10_000, operations=(0,))

@@ -298,7 +298,7 @@ def _source_label(part: Part, sample: Sample, several: bool) -> str:
 
 
 def _list(parts: Sequence[Part]) -> list[dict[str, object]]:
-    """The list of trees as the page's script takes it."""
+    """The list of trees as the page's script takes it, the newest searches first."""
     rows = [
         {
             'name': part.prefix + entry.name,
@@ -313,7 +313,7 @@ def _list(parts: Sequence[Part]) -> list[dict[str, object]]:
             'question': entry.question[:160],
         }
         for part in parts
-        for sample in part.samples
+        for sample in reversed(part.samples)
         for entry in sample.entries
     ]
     return rows[:MOST_LISTED]

@@ -8,9 +8,9 @@ import setuptools
 CORE = [
     'absl-py>=2.1',
     'array_record>=0.8',
+    'filelock>=3.16',
     'flax>=0.12',
     'gguf>=0.17',
-    'grain>=0.2.12',
     'importlib_resources>=6',  # tensorflow-datasets imports it without declaring it
     'jax>=0.10',
     'math-verify[antlr4-13-2]>=0.8,<1',
@@ -18,6 +18,7 @@ CORE = [
     'numpy>=2',
     'optax>=0.2.5',
     'orbax-checkpoint>=0.11.20',
+    'pyarrow>=20',
     'rapidfuzz>=3',
     'safetensors>=0.5',
     'scipy>=1.15',
@@ -40,6 +41,8 @@ EXTRAS = {
         'ruff>=0.15',
         'torch>=2.6',
     ],
+    # Problems by their name on the Hugging Face hub, hf:NAME.
+    'datasets': ['datasets>=4'],
     'tpu': ['jax[tpu]>=0.10'],
     'cuda': ['jax[cuda12]>=0.10'],
     # --plan compiles for a TPU slice on any x86 Linux machine: only the compiler is needed.

@@ -48,6 +48,7 @@ BINDING = {
 }
 # Of these sections, but what is made is the same whatever they are.
 UNBOUND = (
+    'data.folder',
     *(f'search.{key}' for key in ('slots', 'trees_in_flight', 'chunk', 'tensor')),
     *(f'execution.{key}' for key in ('isolation', 'workers')),
     *(f'training.{name}.form' for name in ('bootstrap', 'sft')),
@@ -151,7 +152,9 @@ def bootstrap(round_: Round, stage: ledger.Stage, line: Line) -> Figures:
 def search_trees(round_: Round, stage: ledger.Stage, line: Line) -> Figures:
     """Searches every problem's trees that are not yet on disk."""
     config = round_.config
-    problems = parallel.share(sources.problems(round_))
+    problems, read = sources.problems(round_)
+    line.show(data.told(read), force=True)
+    problems = parallel.share(problems)
     policy, ppm = sources.searching_policy(round_), sources.searching_ppm(round_)
 
     def progress(now: dict[str, float]) -> None:
@@ -175,7 +178,7 @@ def search_trees(round_: Round, stage: ledger.Stage, line: Line) -> Figures:
                 store.append(record)
     parallel.barrier('searched')
     with data.TreeStore(stage.folder, writer=jax.process_index()) as store:
-        return _tree_figures(store, stage.seconds)
+        return {**_tree_figures(store, stage.seconds), 'read': dict(read)}
 
 
 def _passes(
@@ -210,13 +213,20 @@ def _tree_figures(store: data.TreeStore, seconds: float) -> Figures:
 
 
 def curate(round_: Round, stage: ledger.Stage, line: Line) -> Figures:
-    """Makes SFT examples, preference pairs and trajectories out of the round's trees."""
-    if parallel.is_first():
-        with data.TreeStore(round_.folder / 'search') as store:
-            if not len(store):
-                raise UserError(f'{store.directory}: holds no trees: run the search stage first')
-            return dict(data.curate_to(store, stage.folder, **round_.config.curate))
-    return {}
+    """Makes SFT examples, preference pairs and trajectories out of the round's trees.
+
+    Or takes those of files, where the config names some: then it needs no trees.
+    """
+    rules = round_.config.curate.to_dict()
+    given = {kind: rules.pop(kind) for kind in ('sft', 'pairs')}
+    if not parallel.is_first():
+        return {}
+    if any(given.values()):
+        return data.store_given(given, stage.folder)
+    with data.TreeStore(round_.folder / 'search') as store:
+        if not len(store):
+            raise UserError(f'{store.directory}: holds no trees: run the search stage first')
+        return dict(data.curate_to(store, stage.folder, **rules))
 
 
 def sft(round_: Round, stage: ledger.Stage, line: Line) -> Figures:

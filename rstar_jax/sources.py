@@ -4,6 +4,7 @@ A model's path is a Hugging Face directory, a hub name, a .gguf file or a folder
 stage wrote; "previous" is what the round before made in this workdir, "tiny" is made on the spot.
 """
 
+import collections
 import dataclasses
 import pathlib
 from typing import Any
@@ -60,14 +61,31 @@ class Round:
         return self.root / f'round{max(0, self.number - 1)}'
 
 
-def problems(round_: Round) -> list[dict[str, Any]]:
-    """The problems that the round searches: {index, question, answer}."""
-    path, limit = round_.config.data.problems, round_.config.data.limit
-    if path == ARITHMETIC:
-        return world(round_.config).train
-    if not path:
-        raise UserError('--config.data.problems=: needs a JSON or JSONL file of problems')
-    return data.load_problems(path, limit or None)
+def problems(round_: Round) -> tuple[list[dict[str, Any]], collections.Counter]:
+    """The problems that the round searches, {index, question, answer}, and how many it read."""
+    config = round_.config
+    if config.data.problems == ARITHMETIC:
+        made = world(config).train
+        return made, collections.Counter(rows=len(made), used=len(made))
+    if not config.data.problems:
+        raise UserError(
+            '--config.data.problems=: needs problems: a JSON, JSONL or parquet file, or a name '
+            'such as hf:AI-MO/NuminaMath-CoT or tfds:rstar_problems/gsm8k_train'
+        )
+    counts: collections.Counter = collections.Counter()
+    found = data.load_problems(
+        config.data.problems,
+        config.data.limit or None,
+        folder=config.data.folder,
+        selection=selection(config),
+        counts=counts,
+    )
+    return found, counts
+
+
+def selection(config: ConfigDict) -> data.Selection:
+    """Which problems are used."""
+    return data.Selection(config.data.sources, config.data.levels, config.data.answers)
 
 
 def world(config: ConfigDict) -> arithmetic.World:

@@ -11,6 +11,7 @@ CORE = [
     'filelock>=3.16',
     'flax>=0.12',
     'gguf>=0.17',
+    'huggingface_hub>=1',
     'importlib_resources>=6',  # tensorflow-datasets imports it without declaring it
     'jax>=0.10',
     'math-verify[antlr4-13-2]>=0.8,<1',
@@ -29,11 +30,24 @@ CORE = [
     'transformers>=5,<6',
 ]
 
+# Problems by their name on the Hugging Face hub, hf:NAME.
+DATASETS = ['datasets>=4']
+# experiments/serve.py
+SERVE = ['starlette>=0.46', 'uvicorn>=0.34']
+
 EXTRAS = {
-    # torch is the reference that the decoder is compared with, peft that of adapters, mctx and
-    # pebble those of the benches tree and execution; nothing at run time imports them.
+    # torch is the reference that the decoder is compared with (and an export, where it is there),
+    # peft that of adapters, mctx and pebble those of the benches tree and execution. openai asks
+    # the server, nbclient runs the notebooks, grain reads training examples as others would.
     'test': [
+        *DATASETS,
+        *SERVE,
+        'grain>=0.2.12',
+        'ipykernel>=6.29',
         'mctx>=0.0.71',
+        'nbclient>=0.10',
+        'nbformat>=5.10',
+        'openai>=1.60',
         'pebble>=5',
         'peft>=0.21',
         'pytest>=8',
@@ -41,8 +55,8 @@ EXTRAS = {
         'ruff>=0.15',
         'torch>=2.6',
     ],
-    # Problems by their name on the Hugging Face hub, hf:NAME.
-    'datasets': ['datasets>=4'],
+    'datasets': DATASETS,
+    'serve': SERVE,
     'tpu': ['jax[tpu]>=0.10'],
     'cuda': ['jax[cuda12]>=0.10'],
     # --plan compiles for a TPU slice on any x86 Linux machine: only the compiler is needed.

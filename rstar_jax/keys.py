@@ -21,6 +21,10 @@ KEYS: dict[str, tuple[Any, str]] = {
         'folder, or where JAX_COMPILATION_CACHE_DIR says; off',
     ),
     'question': ('', 'solve this one question and print the solution, instead of a round'),
+    'serve.port': (0, 'answer questions at this port, as a chat model of OpenAI; 0: do not'),
+    'serve.host': ('127.0.0.1', 'the address to listen at; 0.0.0.0: reachable from outside'),
+    'serve.trajectories': (16, 'most trees that one request may ask for; search.trees by default'),
+    'serve.requests': (16, 'most requests at once; further ones are refused'),
     'policy.path': (
         'previous',
         "the model that searches: Hugging Face directory, hub name, .gguf, a round's policy; "
@@ -208,6 +212,9 @@ AT_LEAST: dict[str, float] = {
     'last_round': 0,
     'bootstrap.demonstrations': 0,
     'data.limit': 0,
+    'serve.port': 0,
+    'serve.trajectories': 1,
+    'serve.requests': 1,
     'search.trees': 1,
     'search.rollouts': 1,
     'search.candidates': 1,

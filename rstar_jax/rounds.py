@@ -20,7 +20,8 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from rstar_jax import configs, data, evals, ledger, models, parallel, search, sources, training
+from rstar_jax import configs, data, evals, ledger, parallel, search, sources, training
+from rstar_jax import export as exporting
 from rstar_jax.errors import UserError
 from rstar_jax.progress import Events, Line, clock, percent
 from rstar_jax.sources import Round
@@ -364,13 +365,11 @@ def export(round_: Round, stage: ledger.Stage, line: Line) -> Figures:
     """Writes what the round trained as Hugging Face directories."""
     made, folder, mesh = {}, round_.folder, _training_mesh()
     sources.finished(folder / 'policy', 'policy', f'round {round_.number} export')
-    policy = sources.load_policy(folder / 'policy', 'float32', mesh)
-    models.save(policy, stage.folder / 'policy')
-    made['policy'] = str(stage.folder / 'policy')
-    if sources.holds_model(folder / 'ppm'):
-        judge = sources.load_ppm(folder / 'ppm', 'float32', mesh)
-        models.save_ppm(judge, stage.folder / 'ppm')
-        made['ppm'] = str(stage.folder / 'ppm')
+    for name in ('policy', 'ppm'):
+        if sources.holds_model(folder / name):
+            exporting.export_model(folder / name, stage.folder / name, mesh=mesh)
+            made[name] = str(stage.folder / name)
+            parallel.give_memory_back()
     return made
 
 

@@ -58,11 +58,11 @@ def solve(config: ConfigDict, workdir: str = '') -> str:
             f'No answer found in {len(records)} trees. Raise --config.search.rollouts or '
             '--config.search.trees.'
         )
-    return _told(config.question, found, *_choose(found))
+    return _told(config.question, found, *choose(found))
 
 
-def _choose(found: list[tuple[Record, int]]) -> tuple[int, str]:
-    """(which of `found`, why)."""
+def choose(found: list[tuple[Record, int]]) -> tuple[int, str]:
+    """(which of `found`, a list of records and ANSWER nodes, is the best; why)."""
     answers = [record.answers[node] for record, node in found]
     groups = grading.classes(answers)
     scores = [float(record.score[node]) for record, node in found]

@@ -17,6 +17,7 @@ from rstar_jax import ledger, steps
 from rstar_jax.data import published
 from rstar_jax.errors import UserError
 from rstar_jax.progress import percent
+from rstar_jax.search.config import STRATEGIES
 
 Figures = dict[str, Any]
 
@@ -251,12 +252,18 @@ def _scores(origin: Origin, kind: str) -> Iterator[str]:
         trees = sorted({_trajectories(b) for _, b, mode, _ in measured if mode != 'greedy'})
         text += (
             f' Search: {" or ".join(map(str, trees))} trees a problem '
-            f'({own.get("eval.strategy", "mcts")}, {own.get("eval.rollouts")} rollouts, '
+            f'({_strategy(own)}, {own.get("eval.rollouts")} rollouts, '
             f'{own.get("eval.candidates")} candidates a step, temperature '
             f'{own.get("eval.temperature")}), steps and answers scored by the PPM of the same '
             'round, without knowing the answer.'
         )
     yield text
+
+
+def _strategy(own: Figures) -> str:
+    """The search by PPM whose figures are a benchmark's `search`; its key has had two names."""
+    names = own.get('eval.strategies') or own.get('eval.strategy') or ''
+    return next((name for name in names.split(',') if name in STRATEGIES), STRATEGIES[0])
 
 
 def _hub_datasets(origin: Origin) -> list[str] | None:
@@ -270,7 +277,8 @@ def _hub_datasets(origin: Origin) -> list[str] | None:
 def _shown(path: str) -> str:
     """A hub name as it is; of a path its last part: where it lay is nobody's concern."""
     named = re.match(r'hf:|tfds:|https?:', path)
-    is_name = HUB_NAME.fullmatch(path) and not pathlib.Path(path).exists()
+    local = path.endswith('.gguf') or pathlib.Path(path).exists()
+    is_name = HUB_NAME.fullmatch(path) and not local
     return path if named or is_name else pathlib.PurePath(path).name
 
 

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from rstar_jax import models, parallel, progress
-from rstar_jax.models import published
+from rstar_jax.models import published, weights
 from rstar_jax.models.checkpoint import default_dtype
 from rstar_jax.parallel.memory import device_bytes
 from rstar_jax.training import lora
@@ -24,18 +24,15 @@ FULL = 16  # bytes a trained weight: itself, gradient, two moments, float32 each
 
 def held(shape: models.Config, dtype: str) -> dict[str, float]:
     """Bytes held by 'search', 'training' (in full) and 'LoRA' of a model."""
-    params = models.decoder.abstract_params(shape, jnp.dtype(dtype))
-    frozen, trained = jax.eval_shape(lambda tree: lora.split(tree, RANK, range(0), 0), params)
-    width = jnp.dtype(dtype).itemsize
+    params = weights.flatten(models.decoder.abstract_params(shape))
+    width, count = jnp.dtype(dtype).itemsize, sum(math.prod(x.shape) for x in params.values())
+    dense = [x.shape for path, x in params.items() if lora.DENSE.fullmatch(path)]
+    beside = RANK * sum(outputs + inputs for outputs, inputs in dense)
     return {
-        'search': width * _count(params),
-        'training': FULL * _count(params),
-        'LoRA': width * _count(frozen) + FULL * _count(trained),
+        'search': width * count,
+        'training': FULL * count,
+        'LoRA': width * count + FULL * beside,
     }
-
-
-def _count(tree) -> int:
-    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
 
 
 def table(memory: float, dtype: str, count: int = 1) -> str:

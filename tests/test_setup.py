@@ -1,6 +1,7 @@
 """What setup.py asks to be installed is used: by the package, or by the tests."""
 
 import ast
+import functools
 import importlib.metadata
 import pathlib
 import re
@@ -44,15 +45,20 @@ def imported(folder):
     return names
 
 
+@functools.cache
+def installed():
+    """{top-level module: names of the distributions that install it}."""
+    found = importlib.metadata.packages_distributions().items()
+    return {module: {plain(owner) for owner in owners} for module, owners in found}
+
+
+def plain(name):
+    return re.sub(r'[-_.]+', '-', name).lower()
+
+
 def modules_of(distribution):
     """The top-level modules that it installs."""
-    name = re.sub(r'[-_.]+', '-', distribution).lower()
-    found = importlib.metadata.packages_distributions().items()
-    return {
-        module
-        for module, owners in found
-        if name in {re.sub(r'[-_.]+', '-', owner).lower() for owner in owners}
-    }
+    return {module for module, owners in installed().items() if plain(distribution) in owners}
 
 
 def test_every_dependency_is_used(requirements):
@@ -67,5 +73,5 @@ def test_what_the_package_imports_is_asked_for(requirements):
     asked = {module for row in requirements.values() for name in row for module in modules_of(name)}
     # Parts of jax and of math-verify, and the package itself.
     asked |= {'ml_dtypes', 'latex2sympy2_extended', 'rstar_jax'}
-    known = {m for m in importlib.metadata.packages_distributions() if not m.startswith('_')}
+    known = {module for module in installed() if not module.startswith('_')}
     assert not (imported('rstar_jax') & known) - asked

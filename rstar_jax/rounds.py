@@ -153,7 +153,7 @@ def bootstrap(round_: Round, stage: ledger.Stage, line: Line) -> Figures:
 def search_trees(round_: Round, stage: ledger.Stage, line: Line) -> Figures:
     """Searches every problem's trees that are not yet on disk."""
     config = round_.config
-    problems, read = sources.problems(round_)
+    problems, read = sources.read_problems(round_)
     line.show(data.told(read), force=True)
     problems = parallel.share(problems)
     policy, ppm = sources.searching_policy(round_), sources.searching_ppm(round_)

@@ -61,8 +61,13 @@ class Round:
         return self.root / f'round{max(0, self.number - 1)}'
 
 
-def problems(round_: Round) -> tuple[list[dict[str, Any]], collections.Counter]:
-    """The problems that the round searches, {index, question, answer}, and how many it read."""
+def problems(round_: Round) -> list[dict[str, Any]]:
+    """The problems that the round searches: {index, question, answer}."""
+    return read_problems(round_)[0]
+
+
+def read_problems(round_: Round) -> tuple[list[dict[str, Any]], collections.Counter]:
+    """`problems`, and how many were read, used, and dropped for which reason."""
     config = round_.config
     if config.data.problems == ARITHMETIC:
         made = world(config).train
@@ -77,15 +82,10 @@ def problems(round_: Round) -> tuple[list[dict[str, Any]], collections.Counter]:
         config.data.problems,
         config.data.limit or None,
         folder=config.data.folder,
-        selection=selection(config),
+        selection=data.Selection(config.data.sources, config.data.levels, config.data.answers),
         counts=counts,
     )
     return found, counts
-
-
-def selection(config: ConfigDict) -> data.Selection:
-    """Which problems are used."""
-    return data.Selection(config.data.sources, config.data.levels, config.data.answers)
 
 
 def world(config: ConfigDict) -> arithmetic.World:

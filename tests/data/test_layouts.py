@@ -7,9 +7,10 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from rstar_jax import data, main
+from rstar_jax import configs, data, sources
 from rstar_jax.data import problems, published
 from rstar_jax.errors import UserError
+from rstar_jax.progress import Events
 
 # One row each, fields as published; the problems are made up.
 NUMINA = {
@@ -197,16 +198,10 @@ def test_every_published_set_says_where_it_is():
         assert row.hub.count('/') == 1
 
 
-def test_a_round_takes_the_selection_from_its_config(numina, tmp_path, capsys):
-    config = tmp_path / 'config.py'
-    config.write_text(
-        'from rstar_jax import configs\n\n\ndef get_config():\n    return configs.default()\n'
-    )
-    code = main.main(
-        [f'--config={config}', f'--workdir={tmp_path / "run"}', '--stages=search']
-        + [f'--config.data.problems={numina}', '--config.data.sources=olympiads']
-        + ['--config.policy.path=missing.gguf']
-    )
-    out, err = capsys.readouterr()
-    assert code == 2 and 'missing.gguf' in err
-    assert 'round 1 search: 2 of 5 problems used; dropped: 2 source, 1 no answer' in out
+def test_a_round_takes_the_selection_from_its_config(numina, tmp_path):
+    config = configs.default()
+    config.data.problems = str(numina)
+    config.data.sources = 'olympiads'
+    config.data.answers = 'integer'
+    round_ = sources.Round(config, tmp_path, 1, Events(None))
+    assert indices(sources.problems(round_)) == [3, 4]

@@ -367,7 +367,8 @@ def export(round_: Round, stage: ledger.Stage, line: Line) -> Figures:
     sources.finished(folder / 'policy', 'policy', f'round {round_.number} export')
     for name in ('policy', 'ppm'):
         if sources.holds_model(folder / name):
-            exporting.export_model(folder / name, stage.folder / name, mesh=mesh)
+            title = f'{round_.root.absolute().name}-round{round_.number}-{name}'
+            exporting.export_model(folder / name, stage.folder / name, mesh=mesh, name=title)
             made[name] = str(stage.folder / name)
             parallel.give_memory_back()
     return made

@@ -1,4 +1,4 @@
-"""Evaluates a model on benchmarks: the policy alone, and with search where there is a PPM.
+"""Evaluates a model on benchmarks: the policy alone, its samples, search with a PPM or without.
 
     python -m rstar_jax.main --config=experiments/evaluate.py --workdir=runs/evaluate \\
         --config.policy.path=runs/full/round4/policy --config.ppm.path=runs/full/round4/ppm \\
@@ -11,7 +11,9 @@ Score: not measured yet. The paper, round 4 of Qwen2.5-Math-7B, MATH-500 / AIME 
 78.4 / 26.7, with search 89.4 / 50.0.
 
 Results: WORKDIR/round0/eval/results.json. A model that was not trained on the step form needs
---config.search.prompt=few_shot.
+--config.eval.prompt=few_shot. Without a PPM, or beside it, there are plain samples and a search
+that nothing guides: --config.eval.strategies=greedy,sampled,unguided,mcts. Every model needs a
+workdir of its own.
 """
 
 from ml_collections import ConfigDict

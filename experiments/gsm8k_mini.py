@@ -48,5 +48,6 @@ def get_config() -> ConfigDict:
     config.training.ppm.length = 768
 
     config.eval.limit = 100
-    config.eval.trajectories = 0
+    config.eval.strategies = 'greedy'
+    config.eval.error_threshold = 2
     return config

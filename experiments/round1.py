@@ -12,6 +12,10 @@ Score: not measured here. The paper (Qwen2.5-Math-7B, MATH-500): 69.6 % policy a
 
 The paper searches round 1 with DeepSeek-Coder-V2-Instruct (236B); any instruct model will do, at a
 price in solved problems.
+
+--config=experiments/round1.py:paper or :released sets everything in which the two differ. With
+neither: rollouts and candidates, lengths, epochs and the PPM's tanh are the paper's; how a tree
+grows and what is paired, of which the paper says less, are the released code's.
 """
 
 from ml_collections import ConfigDict
@@ -19,7 +23,7 @@ from ml_collections import ConfigDict
 from rstar_jax import configs
 
 
-def get_config() -> ConfigDict:
-    config = configs.paper_round(1)
+def get_config(preset: str = '') -> ConfigDict:
+    config = configs.preset(configs.paper_round(1), preset)
     config.eval.benchmarks = 'math500,aime2024,amc23'
     return config

@@ -11,6 +11,10 @@ Score: not measured here. The paper (Qwen2.5-Math-7B, MATH-500): 78.4 % policy a
 
 Searches with the models that round 3 left in the same workdir; others can be named with
 --config.policy.path and --config.ppm.path.
+
+--config=experiments/round4.py:paper or :released sets everything in which the two differ. With
+neither: rollouts and candidates, lengths, epochs and the PPM's tanh are the paper's; how a tree
+grows and what is paired, of which the paper says less, are the released code's.
 """
 
 from ml_collections import ConfigDict
@@ -18,7 +22,7 @@ from ml_collections import ConfigDict
 from rstar_jax import configs
 
 
-def get_config() -> ConfigDict:
-    config = configs.paper_round(4)
+def get_config(preset: str = '') -> ConfigDict:
+    config = configs.preset(configs.paper_round(4), preset)
     config.eval.benchmarks = 'math500,aime2024,amc23'
     return config

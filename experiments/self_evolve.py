@@ -12,6 +12,8 @@ rounds by the policy alone, 89.4 % with search.
 policy.path searches round 1; later rounds search with what the round before trained, and every
 round trains again from base.path. What the rounds have of their own is in config.schedule; a key
 given on the command line, such as --config.search.rollouts=4, holds for all of them.
+
+:paper and :released behind the file's name are those of experiments/round1.py.
 """
 
 from ml_collections import ConfigDict
@@ -19,8 +21,8 @@ from ml_collections import ConfigDict
 from rstar_jax import configs
 
 
-def get_config() -> ConfigDict:
-    config = configs.paper_schedule(configs.default())
+def get_config(preset: str = '') -> ConfigDict:
+    config = configs.preset(configs.paper_schedule(configs.default()), preset)
     config.last_round = 4
     config.eval.benchmarks = 'math500,aime2024,amc23'
     return config

@@ -9,6 +9,8 @@ import ast
 import difflib
 import importlib.util
 import json
+import math
+import operator
 import pathlib
 import re
 import traceback
@@ -18,7 +20,26 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from rstar_jax.errors import UserError
-from rstar_jax.keys import AT_LEAST, CHOICES, KEYS, PREVIOUS, ROUNDS, STAGES
+from rstar_jax.keys import (
+    ABOVE,
+    AT_LEAST,
+    AT_MOST,
+    BELOW,
+    CHOICES,
+    KEYS,
+    PRESETS,
+    PREVIOUS,
+    ROUNDS,
+    STAGES,
+    STRATEGIES,
+)
+
+LIMITS = (
+    ('at least', operator.ge, AT_LEAST),
+    ('more than', operator.gt, ABOVE),
+    ('at most', operator.le, AT_MOST),
+    ('less than', operator.lt, BELOW),
+)
 
 
 def default() -> ConfigDict:
@@ -38,7 +59,8 @@ def for_round(config: ConfigDict, number: int) -> ConfigDict:
     schedule = made.schedule
     del made.schedule
     if number > made.first_round:
-        made.base.path = made.base.path or made.policy.path
+        if made.policy.path != PREVIOUS and not made.bootstrap.demonstrations:
+            made.base.path = made.base.path or made.policy.path
         made.policy.path = PREVIOUS
         made.search.prompt = 'sft'
     rows = (
@@ -61,6 +83,19 @@ def paper_round(number: int) -> ConfigDict:
     """The default config with the paper's settings of one round."""
     config = default()
     _update(config, {**ROUNDS[number], 'first_round': number, 'last_round': number})
+    return config
+
+
+def preset(config: ConfigDict, name: str) -> ConfigDict:
+    """Sets everything in which paper and released code differ, in all rounds; returns `config`.
+
+    name: a key of PRESETS, or '' to leave all as it is.
+    """
+    if name and name not in PRESETS:
+        raise UserError(f'--config=FILE:{name}: no such preset; there are {", ".join(PRESETS)}')
+    chosen = PRESETS[name] if name else {}
+    _update(config, chosen)
+    command_line_wins(config, chosen)
     return config
 
 
@@ -207,26 +242,44 @@ def _written_key(file: pathlib.Path, lines: Sequence[int], leaf: str) -> str:
 
 def stages_of(text: str) -> tuple[str, ...]:
     """'search,curate' -> ('search', 'curate'), in the order in which they run."""
-    asked = [name.strip() for name in text.split(',') if name.strip()]
-    for name in asked:
-        if name not in STAGES:
-            close = difflib.get_close_matches(name, STAGES, n=1)
-            remedy = f'did you mean {close[0]}?' if close else f'there are {", ".join(STAGES)}'
-            raise UserError(f'--stages={text}: no stage {name}; {remedy}')
-    if not asked:
-        raise UserError(f'--stages={text}: needs at least one of {", ".join(STAGES)}')
+    asked = _names(text, STAGES, '--stages', 'stage')
     return tuple(name for name in STAGES if name in asked)
+
+
+def strategies_of(text: str) -> tuple[str, ...]:
+    """The strategies of an evaluation, in the order in which they are given."""
+    return _names(text, STRATEGIES, '--config.eval.strategies', 'strategy')
+
+
+def _names(text: str, known: Sequence[str], flag: str, what: str) -> tuple[str, ...]:
+    asked = tuple(name.strip() for name in text.split(',') if name.strip())
+    for name in asked:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            remedy = f'did you mean {close[0]}?' if close else f'there are {", ".join(known)}'
+            raise UserError(f'{flag}={text}: no {what} {name}; {remedy}')
+    if not asked:
+        raise UserError(f'{flag}={text}: needs at least one of {", ".join(known)}')
+    return asked
 
 
 def validate(config: ConfigDict) -> None:
     """Raises UserError for the first value that cannot be meant."""
     stages_of(config.stages)
+    strategies_of(config.eval.strategies)
     if config.last_round < config.first_round:
         raise UserError(
             f'--config.last_round={config.last_round}: needs at least first_round='
             f'{config.first_round}'
         )
     _validate_values(flatten(config), '')
+    for name in ('search', 'eval'):
+        section = config[name]
+        if section.step_tokens > section.path_tokens:
+            raise UserError(
+                f'--config.{name}.step_tokens={section.step_tokens}: one step needs to fit into '
+                f'path_tokens={section.path_tokens}, as a path holds prompt and steps'
+            )
     for name, section in config.training.items():
         if section.keep == 'best' and not section.measure_every:
             raise UserError(
@@ -250,8 +303,11 @@ def _validate_values(flat: Mapping[str, Any], prefix: str) -> None:
             isinstance(rollouts, int) and rollouts > 0 for rollouts in value
         ):
             raise UserError(f'--config.{prefix}{key}={value}: needs whole numbers from 1 on')
-        if key in AT_LEAST and not value >= AT_LEAST[key]:
-            raise UserError(f'--config.{prefix}{key}={value}: needs at least {AT_LEAST[key]}')
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f'--config.{prefix}{key}={value}: needs a finite number')
+        for words, holds, limits in LIMITS:
+            if key in limits and not holds(value, limits[key]):
+                raise UserError(f'--config.{prefix}{key}={value}: needs {words} {limits[key]:g}')
         if key in CHOICES and value not in CHOICES[key]:
             raise UserError(
                 f'--config.{prefix}{key}={value}: needs one of '

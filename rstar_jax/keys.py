@@ -8,6 +8,7 @@ from typing import Any
 
 PREVIOUS = 'previous'
 STAGES = ('bootstrap', 'search', 'curate', 'sft', 'ppm', 'eval', 'export')
+STRATEGIES = ('greedy', 'sampled', 'unguided', 'mcts', 'puct', 'beam', 'dvts')  # of an evaluation
 
 # key: (default, meaning)
 KEYS: dict[str, tuple[Any, str]] = {
@@ -47,7 +48,11 @@ KEYS: dict[str, tuple[Any, str]] = {
         '"hf:AI-MO/NuminaMath-CoT", "tfds:rstar_problems/gsm8k_train"; or "arithmetic"',
     ),
     'data.folder': ('data', 'where data sets given by name are looked for, and kept'),
-    'data.limit': (0, 'use only the first so many problems; 0: all ("arithmetic": how many)'),
+    'data.limit': (
+        0,
+        'use only the first so many problems; 0: all ("arithmetic": how many); when it is raised, '
+        'the search goes on with the others',
+    ),
     'data.sources': (
         '',
         'use only problems whose source or type is one of these, by commas, as amc_aime,olympiads '
@@ -58,6 +63,11 @@ KEYS: dict[str, tuple[Any, str]] = {
         '',
         'use only problems with these kinds of answer, by commas: integer, number (integers too), '
         'choice, text, expression; empty: all',
+    ),
+    'data.overlap': (
+        13,
+        'problems that have so many words in a row in common with one of eval.benchmarks are left '
+        'out, and those that are the same; 0: none is',
     ),
     'search.trees': (1, 'trees for each problem, with different seeds'),
     'search.more_rollouts': (
@@ -72,7 +82,17 @@ KEYS: dict[str, tuple[Any, str]] = {
     'search.stop_reward': (2.0, 'a tree ends with its first answer of this reward; 2: never'),
     'search.exploration': (2.0, 'the constant c of UCT'),
     'search.error_threshold': (1, 'so many steps in a row with code errors end a branch'),
+    'search.failed_steps': (
+        'again',
+        'where that is more than 1: again, the code of a failed step runs again with each step '
+        'behind it, and its error counts again (released code); once, it counts once',
+    ),
     'search.prompt': ('sft', 'sft, or few_shot for a model that was not trained on the step form'),
+    'search.examples': (
+        'fixed',
+        'of the few_shot prompt: fixed, in one order; shuffled, in an order of its own for each '
+        'tree (the released code shuffles for each step)',
+    ),
     'search.step_tokens': (256, 'tokens that one step may have'),
     'search.temperature': (1.0, 'of sampling; the paper bootstraps at 0.7'),
     'search.top_k': (0, 'sample only from the so many likeliest tokens; 0: all'),
@@ -120,16 +140,33 @@ KEYS: dict[str, tuple[Any, str]] = {
     'eval.benchmarks': ('', 'names or paths of problem files, by commas; "arithmetic": built in'),
     'eval.folder': ('data', 'where the files of benchmarks given by name are'),
     'eval.limit': (0, 'only the first so many problems of each benchmark; 0: all'),
-    'eval.trajectories': (8, 'trees for each problem, with different seeds; 0: the policy alone'),
-    'eval.top': (0, 'how many of them, the best by score, vote in the majority; 0: half, 4 to 8'),
-    'eval.strategy': (
-        'mcts',
-        'as search.strategy, or sampled: plain samples, as for best-of-n and majority voting',
+    'eval.strategies': (
+        'greedy,mcts',
+        'any of greedy (always run), sampled (plain samples: majority, pass@n, best by PPM), '
+        'unguided (MCTS without PPM); and by PPM, where there is one: mcts, puct, beam, dvts',
     ),
-    'eval.rollouts': (4, 'walks from the root, for each of them'),
+    'eval.trajectories': (8, 'trees for each problem, with different seeds; 0: no search'),
+    'eval.samples': (8, 'plain samples for each problem'),
+    'eval.top': (
+        0,
+        'how many trees, the best by score, vote in the majority of a search by PPM; 0: half, '
+        '4 to 8',
+    ),
+    'eval.prompt': (
+        '',
+        'sft or few_shot, for models that no round has trained; empty: as search.prompt',
+    ),
+    'eval.rollouts': (4, 'walks from the root, for each tree'),
     'eval.candidates': (32, 'candidate steps at each expansion'),
-    'eval.temperature': (1.0, 'of sampling in the search'),
 }
+# An evaluation has these of its own, so that no round's search changes what is measured.
+EVAL_SEARCH = (
+    *('max_depth', 'width', 'stop_reward', 'exploration', 'error_threshold', 'failed_steps'),
+    *('examples', 'step_tokens', 'path_tokens', 'temperature', 'top_k', 'top_p', 'min_p'),
+    *('answers_kept', 'unvisited_value'),
+)
+for _key in EVAL_SEARCH:
+    KEYS[f'eval.{_key}'] = (KEYS[f'search.{_key}'][0], f'as search.{_key}')
 
 # The trainings have the same keys; TRAININGS says what differs.
 TRAINING_KEYS: dict[str, tuple[Any, str]] = {
@@ -207,7 +244,9 @@ for _name in ('bootstrap', 'sft'):
 for _key, _row in PPM_KEYS.items():
     KEYS[f'training.ppm.{_key}'] = _row
 
+# Numbers are finite, whatever is said here.
 AT_LEAST: dict[str, float] = {
+    'seed': 0,
     'first_round': 0,
     'last_round': 0,
     'bootstrap.demonstrations': 0,
@@ -215,6 +254,7 @@ AT_LEAST: dict[str, float] = {
     'serve.port': 0,
     'serve.trajectories': 1,
     'serve.requests': 1,
+    'data.overlap': 0,
     'search.trees': 1,
     'search.rollouts': 1,
     'search.candidates': 1,
@@ -224,6 +264,8 @@ AT_LEAST: dict[str, float] = {
     'search.error_threshold': 1,
     'search.step_tokens': 1,
     'search.temperature': 0,
+    'search.top_k': 0,
+    'search.min_p': 0,
     'search.slots': 0,
     'search.trees_in_flight': 0,
     'search.path_tokens': 1,
@@ -241,21 +283,34 @@ AT_LEAST: dict[str, float] = {
     'curate.synthetic_correct': 0,
     'eval.limit': 0,
     'eval.trajectories': 0,
+    'eval.samples': 1,
     'eval.top': 0,
     'eval.rollouts': 1,
     'eval.candidates': 1,
-    'eval.temperature': 0,
 }
+ABOVE: dict[str, float] = {'search.top_p': 0}
+AT_MOST: dict[str, float] = {
+    'search.top_p': 1,
+    'search.min_p': 1,
+    'curate.synthetic_correct': 1,
+}
+BELOW: dict[str, float] = {'training.ppm.dropout': 1}
 for _name in TRAININGS:
-    AT_LEAST |= {f'training.{_name}.{key}': 1 for key in ('epochs', 'batch_size', 'length')}
-    least_0 = ('learning_rate', 'lora', 'weight_decay', 'measure_every')
+    AT_LEAST |= {
+        f'training.{_name}.{key}': 1 for key in ('epochs', 'batch_size', 'length', 'micro_batch')
+    }
+    least_0 = ('learning_rate', 'lora', 'weight_decay', 'measure_every', 'grad_clip', 'held_out')
     AT_LEAST |= {f'training.{_name}.{key}': 0 for key in least_0}
+    ABOVE[f'training.{_name}.checkpoint_minutes'] = 0
+    BELOW[f'training.{_name}.held_out'] = 1
 CHOICES: dict[str, tuple[str, ...]] = {
     'policy.dtype': ('', 'float32', 'bfloat16'),
     'search.prompt': ('sft', 'few_shot'),
     'search.strategy': ('mcts', 'puct', 'beam', 'dvts'),
-    'eval.strategy': ('mcts', 'puct', 'beam', 'dvts', 'sampled'),
+    'search.failed_steps': ('again', 'once'),
+    'search.examples': ('fixed', 'shuffled'),
     'search.answers_kept': ('first', 'all'),
+    'eval.prompt': ('', 'sft', 'few_shot'),
     'execution.isolation': ('auto', 'strict', 'none'),
     'curate.final_step_pairs': ('steps', 'trajectories'),
 }
@@ -269,9 +324,18 @@ for _name in TRAININGS:
     }
 for _name in ('bootstrap', 'sft'):
     CHOICES[f'training.{_name}.marks'] = ('tokens', 'text')
-    AT_LEAST |= {f'training.{_name}.{key}': 0 for key in ('marks_rate', 'held_out', 'form')}
+    AT_LEAST |= {f'training.{_name}.{key}': 0 for key in ('marks_rate', 'form')}
+    AT_MOST[f'training.{_name}.form'] = 1
 CHOICES['training.ppm.loss'] = ('pairwise', 'orm', 'pqm', 'prm')
 CHOICES['training.ppm.squash'] = ('tanh', 'tanh5')
+AT_LEAST['training.ppm.dropout'] = 0
+
+for _table in (AT_LEAST, ABOVE, AT_MOST, CHOICES):
+    _table |= {
+        f'eval.{_key}': _table[f'search.{_key}']
+        for _key in EVAL_SEARCH
+        if f'search.{_key}' in _table
+    }
 
 # Paper, section 3.4 and table 2: what changes from round to round.
 ROUNDS: dict[int, dict[str, Any]] = {
@@ -292,3 +356,38 @@ ROUNDS: dict[int, dict[str, Any]] = {
         'search.more_rollouts': (64, 128),
     },
 }
+
+# Everything in which paper and released code differ, as each has it. Rollouts and candidates of the
+# paper go by round, see ROUNDS. It does not say what a child without visits is worth (the formula
+# is undefined: here such children come first), nor what becomes of the steps behind a failed one.
+PRESETS: dict[str, dict[str, Any]] = {
+    'paper': {
+        'search.answers_kept': 'all',
+        'search.unvisited_value': 10.0,  # above any UCT value
+        'search.failed_steps': 'once',
+        'search.examples': 'fixed',
+        'curate.final_step_pairs': 'trajectories',
+        'training.sft.length': 4096,
+        'training.ppm.epochs': 1,
+        'training.ppm.squash': 'tanh',
+        'eval.rollouts': 4,
+        'eval.candidates': 32,
+    },
+    'released': {
+        'search.rollouts': 48,
+        'search.candidates': 12,
+        'search.answers_kept': 'first',
+        'search.unvisited_value': 0.0,
+        'search.failed_steps': 'again',
+        'search.examples': 'shuffled',
+        'curate.final_step_pairs': 'steps',
+        'training.sft.length': 2048,
+        'training.ppm.epochs': 2,
+        'training.ppm.squash': 'tanh5',
+        'eval.rollouts': 12,
+        'eval.candidates': 32,
+    },
+}
+for _preset in PRESETS.values():
+    for _key in ('answers_kept', 'unvisited_value', 'failed_steps', 'examples'):
+        _preset[f'eval.{_key}'] = _preset[f'search.{_key}']

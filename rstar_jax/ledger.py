@@ -57,12 +57,16 @@ class Stage:
       settings: prefixes of the config keys that what it makes depends on ('seed', 'search', ...).
       inputs: the folders of the stages it is made from.
       precious: whether results made from something older are an error instead of being deleted.
+      growing: of the settings, those that may be raised (0 is the most): the stage goes on then.
+      followers: precious stages that were made from what this one makes; with some, nothing grows.
     """
 
     folder: pathlib.Path
     settings: tuple[str, ...] = ()
     inputs: tuple[pathlib.Path, ...] = ()
     precious: bool = False
+    growing: tuple[str, ...] = ()
+    followers: tuple[pathlib.Path, ...] = ()
     _started: float = 0.0
     _before: float = 0.0
     _beat: float = 0.0
@@ -78,6 +82,19 @@ class Stage:
         return (self.folder / 'begun.json').exists()
 
     @property
+    def binding(self) -> bool:
+        """Whether it has made anything: only then do its settings bind."""
+        return any(
+            path.name != 'begun.json' and not path.name.startswith('.')
+            for path in self.folder.rglob('*')
+            if path.is_file()
+        )
+
+    def reopen(self) -> None:
+        """Lets a complete stage go on."""
+        (self.folder / 'done.json').unlink(missing_ok=True)
+
+    @property
     def _inputs(self) -> dict[str, str]:
         found = {}
         for folder in self.inputs:
@@ -88,7 +105,7 @@ class Stage:
 
     def drop_if_stale(self) -> str | None:
         """Deletes the results where an input has been made anew since; returns which one."""
-        if not self.begun:
+        if not self.begun or not self.binding:
             return None
         recorded = read_json(self.folder / 'begun.json')['inputs']
         changed = [name for name, key in self._inputs.items() if recorded.get(name, key) != key]
@@ -145,7 +162,7 @@ def check_settings(
       workdir: holds config.json.
       name: 'round3'.
       settings: flat config of the round, key -> value.
-      stages: the round's stages by name; only those that have begun bind their settings.
+      stages: the round's stages by name; only those that have made something bind their settings.
       unbound: keys that bind nothing, though they are under a binding prefix.
       defaults: what a key was that the workdir's version of the software did not have yet.
 
@@ -157,16 +174,25 @@ def check_settings(
     old = json.loads(json.dumps({**(defaults or {}), **kept.get(name, {})}))
     now = json.loads(json.dumps(dict(settings)))
     for stage_name, stage in stages.items():
-        if not stage.begun:
+        if not stage.binding:
             continue
         for key in sorted(now):
             bound = any(key == prefix or key.startswith(f'{prefix}.') for prefix in stage.settings)
-            if bound and key not in unbound and old.get(key) != now.get(key):
+            if not bound or key in unbound or old.get(key) == now.get(key):
+                continue
+            grown = key in stage.growing and (not now[key] or 0 < old[key] < now[key])
+            if grown and stage.followers:
+                raise UserError(
+                    f'--config.{key}={now[key]}: {stage.followers[0]} was made from the first '
+                    f'{old[key]} of {name}: use that value, another --workdir, or delete the folder'
+                )
+            if not grown:
                 raise UserError(
                     f'--config.{key}={now.get(key)}: {workdir} was made with {old.get(key)} '
                     f'({name}, {stage_name}): use that value, another --workdir, or delete '
                     f'{stage.folder} to do the stage again'
                 )
+            stage.reopen()
     write_json(path, {**kept, name: now})
 
 

@@ -8,8 +8,9 @@
     eval        policy alone, and with search, on benchmarks                   -> roundK/eval
     export      policy and PPM as Hugging Face directories                     -> roundK/export
 
-Round 0 is what the run started from: its eval tells what the rounds have gained. A complete stage
-is skipped, an incomplete one goes on (`ledger`), so killing a run loses at most what was in flight.
+Round 0 is what the run started from: its eval tells what the rounds have gained, and so does that
+of the model that each round trains from, where it is another (base/eval). A complete stage is
+skipped, an incomplete one goes on (`ledger`), so killing a run loses at most what was in flight.
 """
 
 import contextlib
@@ -20,7 +21,17 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from rstar_jax import configs, data, evals, ledger, parallel, search, sources, training
+from rstar_jax import (
+    configs,
+    data,
+    evals,
+    ledger,
+    parallel,
+    preflight,
+    search,
+    sources,
+    training,
+)
 from rstar_jax import export as exporting
 from rstar_jax.errors import UserError
 from rstar_jax.progress import Events, Line, clock, percent
@@ -41,12 +52,15 @@ INPUTS = {
 BINDING = {
     'bootstrap': ('seed', 'policy.path', 'bootstrap', 'training.bootstrap'),
     'search': ('seed', 'policy', 'ppm', 'data', 'search', 'execution'),
-    'curate': ('curate',),
+    'curate': ('curate', 'data.overlap'),
     'sft': ('seed', 'base', 'training.sft'),
     'ppm': ('seed', 'training.ppm'),
-    'eval': ('seed', 'eval', 'search', 'execution'),
+    'eval': ('seed', 'eval', 'execution', 'policy.dtype', 'search.one_size'),
     'export': (),
 }
+BASE = 'base'  # its evaluation is a stage of round 0, and lies in a folder of this name
+BINDING[BASE] = (*BINDING['eval'], 'base.path')
+BINDING_START = ('policy', 'ppm', 'search.prompt')  # and the evaluation of round 0
 # Of these sections, but what is made is the same whatever they are.
 UNBOUND = (
     'data.folder',
@@ -81,6 +95,11 @@ def run(config: ConfigDict, workdir: str, names: Sequence[str]) -> None:
                 UNBOUND,
                 configs.flatten(configs.default()),
             )
+        todo = [(r, name) for r, name in rows if stage_of(r, name).done is None]
+        for text in preflight.check(todo):
+            if parallel.is_first():
+                print(text, flush=True)
+        parallel.barrier('all is looked at')
         for round_, name in rows:
             run_stage(round_, name)
     if parallel.is_first():
@@ -97,13 +116,17 @@ def order(config: ConfigDict, names: Sequence[str]) -> list[tuple[int, str]]:
     # A policy that came out of this workdir was evaluated by the round that made it.
     starts_here = first == 1 or config.policy.path != configs.PREVIOUS
     evaluates = 'eval' in names and bool(config.eval.benchmarks)
+    other = config.base.path not in ('', config.policy.path) or config.bootstrap.demonstrations
+    starts = [(0, 'eval')]
+    if config.base.path not in ('', sources.TINY) and other:
+        starts.insert(0, (0, BASE))
     if evaluates and config.first_round == 0:
-        rows.append((0, 'eval'))
+        rows += starts
     for number in range(first, config.last_round + 1):
         for name in names:
             if name == 'eval' and evaluates:
-                start = [(0, name)] if number == first and starts_here else []
-                rows += [row for row in start if row not in rows] + [(number, name)]
+                before = starts if number == first and starts_here else []
+                rows += [row for row in before if row not in rows] + [(number, name)]
             elif name not in ('bootstrap', 'eval'):
                 rows.append((number, name))
     return rows
@@ -112,15 +135,32 @@ def order(config: ConfigDict, names: Sequence[str]) -> list[tuple[int, str]]:
 def stage_of(round_: Round, name: str) -> ledger.Stage:
     """The bookkeeping of one stage."""
     inputs = [round_.folder / folder for folder in INPUTS.get(name, ())]
-    if name == 'search':
-        inputs = [round_.before / 'policy', round_.before / 'ppm']
     folder = round_.folder / FOLDERS.get(name, name)
-    return ledger.Stage(folder, BINDING[name], tuple(inputs), precious=name == 'search')
+    binding = BINDING[name]
+    if name == BASE:
+        folder, inputs = round_.root / BASE / 'eval', [pathlib.Path(round_.config.base.path)]
+    if name == 'search' or (name == 'eval' and not round_.number):
+        named = [sources.searching_path(round_, kind) for kind in ('policy', 'ppm')]
+        inputs = [pathlib.Path(path) for path in named if path]
+        binding += () if name == 'search' else BINDING_START
+    if name != 'search':
+        return ledger.Stage(folder, binding, tuple(inputs))
+    later = [path for path in round_.root.glob('round*/search') if _number(path) > round_.number]
+    followers = [path for path in sorted(later, key=_number) if ledger.Stage(path).binding]
+    growing = ('data.limit',)
+    return ledger.Stage(folder, binding, tuple(inputs), True, growing, tuple(followers))
+
+
+def _number(folder: pathlib.Path) -> int:
+    """The round of one of its folders; -1 where the name has none."""
+    number = folder.parent.name.removeprefix('round')
+    return int(number) if number.isdigit() else -1
 
 
 def run_stage(round_: Round, name: str) -> None:
     """Runs one stage unless it is complete, and keeps its time and figures."""
     stage, label = stage_of(round_, name), f'round {round_.number} {name}'
+    label = f'{BASE} eval' if name == BASE else label
     if parallel.is_first():
         changed = stage.drop_if_stale()
         if changed:
@@ -153,7 +193,7 @@ def bootstrap(round_: Round, stage: ledger.Stage, line: Line) -> Figures:
 def search_trees(round_: Round, stage: ledger.Stage, line: Line) -> Figures:
     """Searches every problem's trees that are not yet on disk."""
     config = round_.config
-    problems, read = sources.read_problems(round_)
+    problems, _, read = sources.split_problems(round_)
     line.show(data.told(read), force=True)
     problems = parallel.share(problems)
     policy, ppm = sources.searching_policy(round_), sources.searching_ppm(round_)
@@ -171,7 +211,7 @@ def search_trees(round_: Round, stage: ledger.Stage, line: Line) -> Figures:
                 policy,
                 ppm,
                 config=sources.search_config(config, rollouts=rollouts),
-                seed=config.seed,
+                seed=sources.search_seed(round_),
                 trees=trees.stop,
                 skip=frozenset(done),
                 progress=progress,
@@ -224,10 +264,21 @@ def curate(round_: Round, stage: ledger.Stage, line: Line) -> Figures:
         return {}
     if any(given.values()):
         return data.store_given(given, stage.folder)
+    overlap, left_out = sources.overlap(round_), set()
+
+    def kept(trees: Iterable[search.Record]) -> Iterator[search.Record]:
+        """Those of problems that are in no benchmark, of one that was named later included."""
+        for tree in trees:
+            if overlap.find(tree.problem['question']):
+                left_out.add(tree.problem['index'])
+            else:
+                yield tree
+
     with data.TreeStore(round_.folder / 'search') as store:
         if not len(store):
             raise UserError(f'{store.directory}: holds no trees: run the search stage first')
-        return dict(data.curate_to(store, stage.folder, **rules))
+        counts = data.curate_to(kept(store), stage.folder, **rules)
+        return {**counts, 'overlapping': len(left_out)}
 
 
 def sft(round_: Round, stage: ledger.Stage, line: Line) -> Figures:
@@ -343,21 +394,21 @@ def evaluate(round_: Round, stage: ledger.Stage, line: Line) -> Figures:
         stage.beat()
         line.show(f'{now["benchmark"]}, {now["kind"]}: {_search_line(now)}')
 
-    problems = sources.benchmarks(round_)
-    policy, judge = sources.evaluated_models(round_)
+    base = stage.folder.parent.name == BASE
+    policy, judge = sources.evaluated_models(round_, base)
     results = evals.run(
         policy,
         judge,
-        problems,
-        sources.evaluation_config(round_),
+        sources.benchmarks(round_),
+        sources.evaluation_config(round_, base),
         round_.config.seed,
-        round_number=round_.number,
+        round_number=None if base else round_.number,
         directory=stage.folder,
         progress=progress,
     )
     for name, row in results['benchmarks'].items():
-        round_.events.add(f'eval/{name}', {'greedy': row['greedy']}, round_.number)
-        round_.events.add(f'eval/{name}/search', row['search'] or {}, round_.number)
+        for strategy, figures in {} if base else row['strategies'].items():
+            round_.events.add(f'eval/{name}/{strategy}', figures, round_.number)
     return results['benchmarks']
 
 
@@ -369,7 +420,7 @@ def export(round_: Round, stage: ledger.Stage, line: Line) -> Figures:
         if sources.holds_model(folder / name):
             title = f'{round_.root.absolute().name}-round{round_.number}-{name}'
             exporting.export_model(folder / name, stage.folder / name, mesh=mesh, name=title)
-            made[name] = str(stage.folder / name)
+            made[name] = name
             parallel.give_memory_back()
     return made
 
@@ -381,5 +432,6 @@ STAGES: dict[str, Callable[[Round, ledger.Stage, Line], Figures]] = {
     'sft': sft,
     'ppm': ppm,
     'eval': evaluate,
+    BASE: evaluate,
     'export': export,
 }

@@ -14,7 +14,9 @@ from ml_collections import ConfigDict
 
 from rstar_jax import configs, data, evals, ledger, models, parallel, search
 from rstar_jax.data import arithmetic
+from rstar_jax.data.overlap import Overlap
 from rstar_jax.errors import UserError
+from rstar_jax.keys import EVAL_SEARCH
 from rstar_jax.models import tiny
 from rstar_jax.models.checkpoint import default_dtype
 from rstar_jax.progress import Events
@@ -32,6 +34,7 @@ EXECUTION = {
 }
 TINY = 'tiny'
 NONE = 'none'
+SEEDS_APART = 1_000_003  # of the searches of two rounds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,29 +66,69 @@ class Round:
 
 def problems(round_: Round) -> list[dict[str, Any]]:
     """The problems that the round searches: {index, question, answer}."""
-    return read_problems(round_)[0]
+    return split_problems(round_)[0]
 
 
-def read_problems(round_: Round) -> tuple[list[dict[str, Any]], collections.Counter]:
-    """`problems`, and how many were read, used, and dropped for which reason."""
+def split_problems(
+    round_: Round,
+) -> tuple[list[dict[str, Any]], dict[int, str], collections.Counter]:
+    """The problems that the round searches, {index: benchmark} of those left out of them, counts.
+
+    Counted is how many were read, used, and dropped for which reason; see data.load_problems.
+    """
     config = round_.config
-    if config.data.problems == ARITHMETIC:
-        made = world(config).train
-        return made, collections.Counter(rows=len(made), used=len(made))
-    if not config.data.problems:
+    path = config.data.problems
+    if not path:
         raise UserError(
             '--config.data.problems=: needs problems: a JSON, JSONL or parquet file, or a name '
             'such as hf:AI-MO/NuminaMath-CoT or tfds:rstar_problems/gsm8k_train'
         )
     counts: collections.Counter = collections.Counter()
-    found = data.load_problems(
-        config.data.problems,
-        config.data.limit or None,
-        folder=config.data.folder,
-        selection=data.Selection(config.data.sources, config.data.levels, config.data.answers),
-        counts=counts,
-    )
-    return found, counts
+    if path == ARITHMETIC:
+        found = world(config).train
+        counts['rows'] = len(found)
+    else:
+        found = data.load_problems(
+            path,
+            config.data.limit or None,
+            folder=config.data.folder,
+            selection=data.Selection(config.data.sources, config.data.levels, config.data.answers),
+            counts=counts,
+        )
+    kept, left_out = overlap(round_).split(found)
+    if not kept:
+        raise UserError(
+            f'--config.data.problems={path}: every problem is in a benchmark '
+            f'({", ".join(sorted(set(left_out.values())))}): train on others, or on these all the '
+            'same with --config.data.overlap=0'
+        )
+    counts['used'] = len(kept)
+    counts['in a benchmark'] = len(left_out)
+    return kept, left_out, counts
+
+
+def overlap(round_: Round) -> Overlap:
+    """Finds the problems of the round's benchmarks in others; none where data.overlap is 0.
+
+    The built-in problems and those to test on have no question in common.
+    """
+    config = round_.config
+    if not config.data.overlap or not config.eval.benchmarks:
+        return Overlap({}, 1)
+    try:
+        found = benchmarks(round_)
+    except UserError as error:
+        raise UserError(
+            f'{error} (looked for in the training problems; not with --config.data.overlap=0)'
+        ) from None
+    if config.data.problems == ARITHMETIC:
+        found.pop(ARITHMETIC, None)
+    return Overlap(found, config.data.overlap)
+
+
+def search_seed(round_: Round) -> int:
+    """The seed of the round's search: another in each, so that problems are not tried as before."""
+    return round_.config.seed + SEEDS_APART * (round_.number - 1)
 
 
 def world(config: ConfigDict) -> arithmetic.World:
@@ -110,28 +153,36 @@ def search_config(config: ConfigDict, **changes: Any) -> search.Config:
 
 def searching_policy(round_: Round) -> models.Policy:
     """The policy that the round searches with (for round 0, the one that is evaluated)."""
-    config = round_.config
-    path = config.policy.path
-    if path == configs.PREVIOUS or _bootstrapped(config):
-        path = round_.before / 'policy'
+    config, path = round_.config, searching_path(round_, 'policy')
+    if path == round_.before / 'policy':
         finished(path, 'policy', f'--config.policy.path={config.policy.path}')
-    return load_policy(path, config.policy.dtype, _searching_mesh(config))
+    return load_policy(path, config.policy.dtype, searching_mesh(config))
 
 
 def searching_ppm(round_: Round) -> models.PPM | None:
     """The PPM that guides the round's search, or None."""
-    path = round_.config.ppm.path
-    if path in (NONE, ''):
+    config, path = round_.config, searching_path(round_, 'ppm')
+    if path is None:
         return None
-    if path == configs.PREVIOUS:
-        folder = round_.before / 'ppm'
-        finished(folder, 'ppm', f'--config.ppm.path={path}')
-        path = folder
-    return load_ppm(path, round_.config.policy.dtype, _searching_mesh(round_.config))
+    if path == round_.before / 'ppm':
+        finished(path, 'ppm', f'--config.ppm.path={config.ppm.path}')
+    return load_ppm(path, config.policy.dtype, searching_mesh(config))
 
 
-def _searching_mesh(config: ConfigDict) -> jax.sharding.Mesh:
-    return parallel.local_mesh(tensor=config.search.tensor)
+def searching_path(round_: Round, kind: str) -> str | pathlib.Path | None:
+    """Where the policy or the PPM of the round's search is, or will be; None for no PPM."""
+    path = round_.config[kind].path
+    if path == configs.PREVIOUS or (kind == 'policy' and _bootstrapped(round_.config)):
+        return round_.before / kind
+    return None if kind == 'ppm' and path in (NONE, '') else path
+
+
+def searching_mesh(config: ConfigDict) -> jax.sharding.Mesh:
+    """This host's devices, as the search uses them."""
+    try:
+        return parallel.local_mesh(tensor=config.search.tensor)
+    except UserError as error:
+        raise UserError(f'--config.search.{error}') from None
 
 
 def first_policy(config: ConfigDict, dtype: str, mesh=None) -> models.Policy:
@@ -148,54 +199,87 @@ def benchmarks(round_: Round) -> dict[str, list[dict[str, Any]]]:
     return evals.benchmarks.load(settings.benchmarks, settings.folder, settings.limit, builtin)
 
 
-def evaluated_models(round_: Round) -> tuple[models.Policy, models.PPM | None]:
-    """What an evaluation measures: the models that the round made, of round 0 what it is given."""
+def evaluated_models(round_: Round, base: bool = False) -> tuple[models.Policy, models.PPM | None]:
+    """What an evaluation measures: the models that the round made, of round 0 what it is given.
+
+    base: the model that the rounds train from instead.
+    """
+    how = round_.config.policy.dtype, searching_mesh(round_.config)
+    if base:
+        return load_policy(base_path(round_), *how), None
     if round_.number == 0:
         return searching_policy(round_), searching_ppm(round_)
-    how = round_.config.policy.dtype, _searching_mesh(round_.config)
     policy, ppm = round_.folder / 'policy', round_.folder / 'ppm'
     finished(policy, 'policy', f'round {round_.number} eval')
     return load_policy(policy, *how), load_ppm(ppm, *how) if holds_model(ppm) else None
 
 
-def evaluation_config(round_: Round) -> evals.Config:
-    """How an evaluation searches; what a round has trained knows the step form without examples."""
-    settings = round_.config.eval
-    changes = {} if round_.number == 0 else {'prompt': 'sft'}
-    sampled = settings.strategy == 'sampled'
-    searches = search_config(
-        round_.config,
-        strategy='mcts' if sampled else settings.strategy,
-        rollouts=settings.rollouts,
-        candidates=settings.candidates,
-        temperature=settings.temperature,
-        **changes,
+def evaluation_config(round_: Round, base: bool = False) -> evals.Config:
+    """How an evaluation searches: by its own settings, whatever the round's search has.
+
+    What a round has trained knows the step form without examples.
+
+    base: of the model that the rounds train from.
+    """
+    config, settings = round_.config, round_.config.eval
+    prompt = settings.prompt or ('few_shot' if base else config.search.prompt)
+    own = {key: settings[key] for key in ('rollouts', 'candidates', *EVAL_SEARCH)}
+    return evals.Config(
+        search_config(config, strategy='mcts', prompt='sft' if round_.number else prompt, **own),
+        strategies=configs.strategies_of(settings.strategies),
+        trajectories=settings.trajectories,
+        samples=settings.samples,
+        top=settings.top,
     )
-    searches = search.sampled(searches) if sampled else searches
-    return evals.Config(searches, trajectories=settings.trajectories, top=settings.top)
 
 
 def base_policy(round_: Round, dtype: str, mesh=None) -> models.Policy:
     """The model that SFT starts from: base.path, or else the policy of the first round."""
+    return load_policy(base_path(round_), dtype, mesh)
+
+
+def base_path(round_: Round) -> str | pathlib.Path:
+    """Where the model that SFT starts from is, or will be.
+
+    Raises:
+      UserError: nothing names one.
+    """
     config = round_.config
-    path = config.base.path
     start = round_.root / 'round0' / 'policy'
-    if path in ('', TINY) and holds_model(start):
-        return load_policy(start, dtype, mesh)
-    if not path and config.policy.path not in (configs.PREVIOUS, TINY):
-        path = config.policy.path
-    if not path:
-        kept = ledger.read_json(round_.root / 'config.json') or {}
-        first = kept.get('round1', {})
-        path = first.get('base.path') or first.get('policy.path') or ''
-    if path in ('', configs.PREVIOUS, TINY):
-        raise UserError('--config.base.path=: needs the model that every round trains from')
-    return load_policy(path, dtype, mesh)
+    if config.base.path in ('', TINY) and (_bootstrapped(config) or holds_model(start)):
+        return start
+    first = (ledger.read_json(round_.root / 'config.json') or {}).get('round1', {})
+    named = config.base.path, config.policy.path, first.get('base.path'), first.get('policy.path')
+    for path in named:
+        if path and path not in (configs.PREVIOUS, TINY):
+            return path
+    raise UserError('--config.base.path=: needs the model that every round trains from')
 
 
 def holds_model(path: str | pathlib.Path) -> bool:
     """Whether a training stage has written its model there."""
     return (pathlib.Path(path) / 'model.json').is_file()
+
+
+def check_model(path: str | pathlib.Path, kind: str, flag: str) -> None:
+    """Raises UserError where no policy or PPM can be read at `path`, without reading its weights.
+
+    kind: 'policy' or 'ppm'. A name of the hub is fetched.
+    """
+    if path == TINY or holds_model(path):
+        return
+    if not str(path):
+        raise UserError(
+            f'{flag}=: needs a model: a Hugging Face directory, a hub name, a .gguf file or a '
+            f'{kind} folder of a workdir'
+        )
+    try:
+        models.read_config(path)
+    except UserError as error:
+        raise UserError(f'{flag}={path}: {error}') from None
+    local = pathlib.Path(path).expanduser()
+    if kind == 'ppm' and local.exists() and not list(local.glob('value_head.*')):
+        raise UserError(f'{flag}={path}: a policy, not a PPM: has no value_head.bin')
 
 
 def load_policy(path: str | pathlib.Path, dtype: str, mesh=None) -> models.Policy:

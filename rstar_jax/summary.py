@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from rstar_jax import ledger, steps
-from rstar_jax.evals import report
+from rstar_jax.evals import report, tables
 from rstar_jax.progress import clock, percent, table
 
 Figures = dict[str, Any]
@@ -23,8 +23,15 @@ STAGES = (  # name, folder
 
 def summary(root: pathlib.Path) -> str:
     """Everything that a workdir's complete stages say of themselves, as text."""
-    parts = [_stages(root), report.table(report.read(root)), _paths(root)]
+    results = report.read(root)
+    parts = [_stages(root), report.table(results)]
+    parts += [table(rows, right=range(3, len(rows[0]))) for rows in _details(results)]
+    parts.append(_paths(root))
     return '\n\n'.join(['', *(part for part in parts if part)])
+
+
+def _details(results: list[Figures]) -> list[tables.Rows]:
+    return [rows for rows in (tables.strategies(results), tables.judges(results)) if rows]
 
 
 def _rounds(root: pathlib.Path) -> list[tuple[int, pathlib.Path]]:
@@ -63,10 +70,13 @@ def _search(figures: Figures) -> str:
 
 
 def _curate(figures: Figures) -> str:
-    return (
+    text = (
         f'{figures.get("sft", 0):,} SFT examples, {figures.get("pairs", 0):,} preference pairs, '
         f'{figures.get("trajectories", 0):,} trajectories'
     )
+    if figures.get('overlapping'):
+        text += f'; {figures["overlapping"]:,} problems left out that overlap with a benchmark'
+    return text
 
 
 def _sft(figures: Figures) -> str:
@@ -115,7 +125,8 @@ def _paths(root: pathlib.Path) -> str:
     rows = []
     for number, name, folder, done in _done(root):
         if name == 'export':
-            rows += [(f'round {number} {kind}', path) for kind, path in done['figures'].items()]
+            figures = done['figures'].items()
+            rows += [(f'round {number} {kind}', str(folder / path)) for kind, path in figures]
         elif name == 'search':
             rows.append((f'round {number} trees', str(folder)))
         elif name == 'curate':

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from rstar_jax import configs, keys, main, search, sources, training
+from rstar_jax import configs, evals, keys, main, search, sources, training
 from rstar_jax.errors import UserError
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
@@ -41,6 +41,87 @@ def test_search_keys_are_those_of_the_search():
     assert ours == theirs
 
 
+def evaluation(config, number: int = 1) -> evals.Config:
+    round_ = configs.for_round(config, number)
+    return sources.evaluation_config(sources.Round(round_, pathlib.Path(), number, None))
+
+
+def test_an_evaluation_is_the_same_in_every_round_whatever_is_searched():
+    config = configs.load(str(REPOSITORY / 'experiments' / 'self_evolve.py'))
+    plain = evaluation(config)
+    assert plain.search == evaluation(configs.default()).search
+    assert (plain.search.rollouts, plain.search.candidates) == (4, 32)
+    fields = {field.name for field in dataclasses.fields(search.Config)}
+    others = {'strategy': 'beam', 'answers_kept': 'all', 'failed_steps': 'once'} | {
+        'examples': 'shuffled', 'prompt': 'few_shot', 'top_p': 0.5, 'min_p': 0.1,
+    }  # fmt: skip
+    resources = {'slots', 'trees_in_flight', 'chunk', 'tensor', 'one_size'}
+    for key, value in config.search.items():
+        if key in fields - resources:
+            config.search[key] = others[key] if key in others else value + 1
+    configs.command_line_wins(config, {f'search.{key}': 0 for key in config.search})
+    for number in range(1, 5):
+        assert evaluation(config, number) == plain
+    start = evaluation(config, 0)
+    assert start.search == dataclasses.replace(plain.search, prompt='few_shot')
+    config.eval.prompt = 'sft'
+    assert evaluation(config, 0) == plain
+
+
+@pytest.mark.parametrize('key', ['rollouts', 'candidates', *keys.EVAL_SEARCH])
+def test_every_setting_of_an_evaluation_reaches_it(key):
+    config = configs.default()
+    choices = keys.CHOICES.get(f'eval.{key}')
+    value = config.eval[key]
+    value = choices[1] if choices else 0.5 if isinstance(value, float) else value + 1
+    assert value != config.eval[key]
+    config.eval[key] = value
+    assert getattr(evaluation(config).search, key) == value
+
+
+def test_strategies_are_those_of_the_evaluation():
+    assert keys.STRATEGIES == evals.STRATEGIES
+    config = configs.default()
+    config.eval.strategies = 'sampled, dvts'
+    assert evaluation(config).strategies == ('sampled', 'dvts')
+    config.eval.strategies = 'greedy,sampeld'
+    with pytest.raises(UserError, match='no strategy sampeld; did you mean sampled'):
+        configs.validate(config)
+
+
+# ALGORITHM: where paper and released code differ; (keys, paper, released).
+DIFFERENCES = [
+    (['search.rollouts', 'search.candidates'], (16, 8), (48, 12)),
+    (['eval.rollouts', 'eval.candidates'], (4, 32), (12, 32)),
+    (['training.sft.length'], (4096,), (2048,)),
+    (['training.ppm.epochs'], (1,), (2,)),
+    (['training.ppm.squash'], ('tanh',), ('tanh5',)),
+    (['curate.final_step_pairs'], ('trajectories',), ('steps',)),
+    (['search.answers_kept', 'eval.answers_kept'], ('all', 'all'), ('first', 'first')),
+    (['search.unvisited_value', 'eval.unvisited_value'], (10.0, 10.0), (0.0, 0.0)),
+    (['search.failed_steps', 'eval.failed_steps'], ('once', 'once'), ('again', 'again')),
+    (['search.examples', 'eval.examples'], ('fixed', 'fixed'), ('shuffled', 'shuffled')),
+]
+
+
+@pytest.mark.parametrize('which', ['paper', 'released'])
+@pytest.mark.parametrize('name', ['round3', 'self_evolve'])
+def test_presets_set_every_difference_of_paper_and_released_code(name, which):
+    config = configs.load(str(REPOSITORY / 'experiments' / f'{name}.py') + f':{which}')
+    configs.validate(config)
+    found = configs.flatten(configs.for_round(config, 3))
+    for names, *values in DIFFERENCES:
+        expected = values[which == 'released']
+        assert tuple(found[key] for key in names) == expected
+    # Nothing else: what a preset sets is a difference.
+    assert set(keys.PRESETS[which]) <= {key for names, *_ in DIFFERENCES for key in names}
+
+
+def test_a_preset_that_there_is_not():
+    with pytest.raises(UserError, match='FILE:papr: no such preset; there are paper, released'):
+        configs.load(str(REPOSITORY / 'experiments' / 'round3.py') + ':papr')
+
+
 def test_the_flags_of_the_execution_reach_the_search():
     flags = ['isolation=strict', 'seconds=3', 'memory_mb=128', 'workers=5']
     arguments = [f'--config.execution.{flag}' for flag in flags]
@@ -72,16 +153,52 @@ def test_every_key_of_our_own_is_read_somewhere():
     text = '\n'.join(path.read_text() for path in (REPOSITORY / 'rstar_jax').glob('*.py'))
     for key in keys.KEYS:
         section, _, leaf = key.rpartition('.')
-        if section in ('', 'policy', 'base', 'ppm', 'bootstrap', 'data', 'eval') or leaf in (
-            'trees',
-            'more_rollouts',
-        ):
+        ours = section in ('', 'policy', 'base', 'ppm', 'bootstrap', 'data', 'eval')
+        if (ours and leaf not in keys.EVAL_SEARCH) or leaf in ('trees', 'more_rollouts'):
             assert re.search(rf'\b(config|settings|search|made)\.(\w+\.)*{leaf}\b', text), key
 
 
 def test_limits_and_choices_are_of_keys_that_exist():
-    for key in [*keys.AT_LEAST, *keys.CHOICES, *(k for row in keys.ROUNDS.values() for k in row)]:
+    tables = (keys.AT_LEAST, keys.ABOVE, keys.AT_MOST, keys.BELOW, keys.CHOICES)
+    rows = (*keys.ROUNDS.values(), *keys.PRESETS.values())
+    for key in (key for table in (*tables, *rows) for key in table):
         assert key in keys.KEYS, key
+    for key, (value, _) in keys.KEYS.items():
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            assert any(key in table for table in tables) or key.endswith(
+                ('unvisited_value', 'stop_reward')
+            ), key
+
+
+@pytest.mark.parametrize(
+    ('flag', 'message'),
+    [
+        ('search.top_p=2', 'needs at most 1'),
+        ('search.top_p=0', 'needs more than 0'),
+        ('eval.top_p=1.5', 'needs at most 1'),
+        ('eval.error_threshold=0', 'needs at least 1'),
+        ('training.sft.learning_rate=inf', 'needs a finite number'),
+        ('search.unvisited_value=nan', 'needs a finite number'),
+        ('training.ppm.dropout=1', 'needs less than 1'),
+        ('search.step_tokens=5000', 'one step needs to fit into path_tokens=4096'),
+        ('eval.path_tokens=100', 'needs to fit into path_tokens=100'),
+        ('seed=-1', 'needs at least 0'),
+        ('eval.failed_steps=twice', 'needs one of again, once'),
+    ],
+)
+def test_a_value_that_cannot_be_meant_is_refused(flag, message):
+    arguments = [f'--config.{flag}']
+    config, _ = main.parse(str(REPOSITORY / 'experiments' / 'round3.py'), arguments)
+    with pytest.raises(UserError, match=message) as error:
+        configs.validate(config)
+    assert str(error.value).startswith('--config.') and '\n' not in str(error.value)
+
+
+def test_a_tree_that_no_memory_holds_is_refused():
+    with pytest.raises(UserError, match='candidates=100000: a tree of 4,800,001 nodes, with rol'):
+        search.Config(rollouts=8, max_depth=6, candidates=100_000)
+    with pytest.raises(UserError, match='beams: width=999.*at most 1,048,576 nodes'):
+        search.Config(strategy='beam', width=999, candidates=100)
 
 
 def test_a_round_of_the_schedule():
@@ -155,6 +272,16 @@ def test_the_argument_of_a_config_file(tmp_path):
         '    c = configs.default()\n    c.seed = int(seed)\n    return c\n'
     )
     assert configs.load(f'{path}:7').seed == 7
+
+
+def test_later_rounds_train_from_a_model_that_has_a_name():
+    config = configs.paper_round(2)
+    config.last_round = 4
+    assert configs.for_round(config, 3).base.path == ''
+    config.policy.path = 'mine'
+    assert configs.for_round(config, 3).base.path == 'mine'
+    config.bootstrap.demonstrations = 5  # then it is what they were trained into
+    assert configs.for_round(config, 3).base.path == ''
 
 
 def test_stages_run_in_their_order():

@@ -1,5 +1,6 @@
 """The workdir's bookkeeping: completion, settings that bind, inputs that are new, the lock."""
 
+import dataclasses
 import json
 import pathlib
 import subprocess
@@ -86,6 +87,9 @@ def test_settings_bind_only_what_has_begun(tmp_path):
     check(search__rollouts=16)  # nothing has begun
     check()
     stages['search'].begin()
+    check(search__rollouts=16)  # it has begun, and made nothing
+    check()
+    (stages['search'].folder / 'tree-0-1-0.array_record').write_bytes(b'')
     check(training__sft__epochs=3, search__slots=8)
     with pytest.raises(UserError) as error:
         check(search__rollouts=16)
@@ -105,7 +109,7 @@ def test_settings_bind_only_what_has_begun(tmp_path):
 def test_a_key_of_a_newer_version_binds_by_its_default(tmp_path):
     stages = {'search': ledger.Stage(tmp_path / 'search', ('search',))}
     ledger.check_settings(tmp_path, 'round1', {'search.rollouts': 8, 'search.gone': 1}, stages)
-    stages['search'].begin()
+    finished(stages['search'].folder)
 
     def check(new):
         now = {'search.rollouts': 8, 'search.new': new}
@@ -115,6 +119,34 @@ def test_a_key_of_a_newer_version_binds_by_its_default(tmp_path):
     with pytest.raises(UserError, match='search.new=other: .* was made with plain'):
         check('other')
     check('plain')
+
+
+def test_a_limit_that_is_raised_reopens_the_stage(tmp_path):
+    search = ledger.Stage(tmp_path / 'search', ('data',), growing=('data.limit',))
+
+    def check(limit, followers=()):
+        stage = dataclasses.replace(search, followers=followers)
+        ledger.check_settings(tmp_path, 'round1', {'data.limit': limit}, {'search': stage})
+
+    check(8)
+    finished(search.folder)
+    (search.folder / 'tree-0-1-0.array_record').write_bytes(b'')
+    check(8)
+    assert search.done
+    with pytest.raises(UserError, match='--config.data.limit=4: .* was made with 8'):
+        check(4)
+    later = tmp_path / 'round2' / 'search'
+    with pytest.raises(UserError, match='data.limit=9: .*round2/search was made from the first 8'):
+        check(9, (later,))
+    assert search.done
+    check(9)
+    assert search.done is None and search.binding
+    finished(search.folder)
+    check(0)  # all
+    assert search.done is None
+    finished(search.folder)
+    with pytest.raises(UserError, match='--config.data.limit=9: .* was made with 0'):
+        check(9)
 
 
 def test_a_broken_file_is_a_user_error(tmp_path):

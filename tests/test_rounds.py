@@ -37,6 +37,7 @@ from rstar_jax.models import tiny
 from rstar_jax.progress import Events
 from rstar_jax.sources import Round
 from rstar_jax.training import checkpoints
+from tests.evals.trees import tree as tree_of
 from tests.parallel import processes
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
@@ -62,6 +63,13 @@ def get_config():
         part.learning_rate = 1e-3
     config.training.sft.epochs = 3
     config.training.ppm.held_out = 0.25
+    config.data.overlap = 0  # the problems are those of the benchmark
+    config.eval.strategies = 'greedy,sampled,unguided,mcts'
+    config.eval.max_depth = 4
+    config.eval.step_tokens = 40
+    config.eval.path_tokens = 256
+    config.eval.prompt = 'sft'
+    config.eval.samples = 3
     config.eval.trajectories = 2
     config.eval.rollouts = 1
     config.eval.candidates = 2
@@ -87,6 +95,7 @@ def world(tmp_path_factory) -> pathlib.Path:
     )
     policy = tiny.policy(arithmetic.vocabulary() + [e['response'] for e in examples])
     training.sft(policy, examples, settings, folder / 'policy')
+    shutil.copytree(folder / 'policy', folder / 'base')
     return folder
 
 
@@ -107,6 +116,7 @@ def command(world: pathlib.Path, workdir: pathlib.Path, *more: str) -> list[str]
         f'--config={world / "config.py"}',
         f'--workdir={workdir}',
         f'--config.policy.path={world / "policy"}',
+        f'--config.base.path={world / "base"}',
         f'--config.data.problems={world / "problems.json"}',
         f'--config.eval.benchmarks={world / "problems.json"}',
         *more,
@@ -139,6 +149,7 @@ def test_every_stage_is_done_and_timed(finished):
         done = ledger.read_json(workdir / 'round1' / name / 'done.json')
         assert done['seconds'] > 0, name
     assert ledger.read_json(workdir / 'round0' / 'eval' / 'done.json')
+    assert ledger.read_json(workdir / 'base' / 'eval' / 'done.json')
 
 
 def test_the_search_found_right_and_wrong_answers(finished):
@@ -174,6 +185,68 @@ def test_results_json_has_policy_and_search_apart(finished):
     assert {'trajectories', 'best', 'majority', 'weighted', 'any'} <= row['search'].keys()
     assert row['interval95']['greedy'][0] <= row['greedy'] <= row['interval95']['greedy'][1]
     assert start['benchmarks']['problems']['search'] is None  # there was no PPM yet
+
+
+def test_results_json_has_every_strategy_with_its_cost(finished):
+    workdir, text = finished
+    start, base, after = (
+        ledger.read_json(workdir / name / 'eval' / 'results.json')['benchmarks']['problems']
+        for name in ('round0', 'base', 'round1')
+    )
+    assert list(start['strategies']) == ['greedy', 'sampled', 'unguided']
+    assert list(after['strategies']) == ['greedy', 'sampled', 'unguided', 'mcts']
+    for figures in after['strategies'].values():
+        assert figures['tokens_per_problem'] > 10 and figures['seconds_per_problem'] > 0
+        # A tiny model of 0.8M weights reads a prompt and writes what was sampled, at least.
+        assert figures['flops_per_problem'] > 1e6 * figures['tokens_per_problem']
+    sampled = after['strategies']['sampled']
+    assert sampled['trajectories'] == 3 and {'best', 'majority', 'any'} <= sampled.keys()
+    assert after['judge'] == after['strategies']['mcts']['judge']
+    judge = sampled['judge']
+    assert judge['pairs'] > 0 and 0 <= judge['auc'] <= 1 and 0 <= judge['auc_likelihood'] <= 1
+    # The base model is the one that round 0 starts from, by another name.
+    assert base['greedy_solved'] == start['greedy_solved']
+    assert ledger.read_json(workdir / 'base' / 'eval' / 'results.json')['round'] is None
+    lines = [line for line in text.splitlines() if ' [' in line]
+    assert [name for name in ('base', 'start', 'round 1') if any(name in x for x in lines)] == [
+        'base', 'start', 'round 1',
+    ]  # fmt: skip
+    assert re.search(r'problems +round 1 +unguided +2 ', text)
+    assert 'PPM ranks rightly' in text
+
+
+def test_a_moved_workdir_is_complete_where_it_is(world, finished, tmp_path, capsys):
+    workdir, _ = finished
+    shutil.copytree(workdir, tmp_path / 'moved')
+    for path in (tmp_path / 'moved').rglob('*.json'):
+        assert str(workdir) not in path.read_text(), path
+    assert main.main(command(world, tmp_path / 'moved')[3:]) == 0
+    text = capsys.readouterr().out
+    assert text.count(': complete') == 8
+    assert str(tmp_path / 'moved' / 'round1' / 'export' / 'policy') in text
+    assert str(workdir) not in text
+
+
+def test_an_evaluation_belongs_to_its_models(world, finished, tmp_path, capsys):
+    workdir, _ = finished
+    flags = '--stages=eval', f'--config.policy.path={world / "base"}'
+    assert main.main(command(world, workdir, *flags)[3:]) == 2
+    error = capsys.readouterr().err
+    assert f'policy.path={world / "base"}: {workdir} was made with {world / "policy"}' in error
+    # The same path, and another model in it.
+    shutil.copytree(world / 'policy', tmp_path / 'policy')
+    ledger.write_json(tmp_path / 'policy' / 'done.json', {'id': 'first'})
+    config, _ = main.parse(
+        str(world / 'config.py'), [f'--config.policy.path={tmp_path / "policy"}']
+    )
+    round_ = Round(configs.for_round(config, 0), tmp_path / 'run', 0, Events(None))
+    stage = rounds.stage_of(round_, 'eval')
+    stage.begin()
+    stage.finish({})
+    assert rounds.stage_of(round_, 'eval').drop_if_stale() is None
+    ledger.write_json(tmp_path / 'policy' / 'done.json', {'id': 'second'})
+    assert rounds.stage_of(round_, 'eval').drop_if_stale()
+    assert rounds.stage_of(round_, 'eval').done is None
 
 
 def test_the_table_and_the_paths_are_printed(finished):
@@ -288,7 +361,7 @@ def test_the_same_command_again_does_nothing(world, finished, capsys):
     workdir, _ = finished
     before = {path: path.stat().st_mtime_ns for path in workdir.rglob('*.array_record')}
     assert main.main(command(world, workdir)[3:]) == 0
-    assert capsys.readouterr().out.count(': complete') == 7
+    assert capsys.readouterr().out.count(': complete') == 8
     assert before == {path: path.stat().st_mtime_ns for path in workdir.rglob('*.array_record')}
 
 
@@ -304,7 +377,7 @@ def test_other_settings_are_refused(world, finished, capsys):
 def test_two_processes_go_on_where_one_stopped(world, finished, tmp_path):
     """The stages behind the curation, on two processes of two devices each."""
     workdir, _ = finished
-    for name in ('round0', 'round1/search', 'round1/curate'):
+    for name in ('base', 'round0', 'round1/search', 'round1/curate'):
         shutil.copytree(workdir / name, tmp_path / 'run' / name)
     shutil.copy(workdir / 'config.json', tmp_path / 'run')
     outputs = processes.run(command(world, tmp_path / 'run'), 2, 2)
@@ -408,6 +481,141 @@ def test_wrong_problem_files_are_one_line(world, tmp_path, capsys, content, mess
     assert error.count('\n') == 1
     assert 'wrong.jsonl' in error
     assert message in error
+    # Nothing was made, and nothing binds: the right path is taken.
+    assert not (tmp_path / 'run' / 'round1').exists()
+    assert main.main([*arguments[:-1], '--stages=search', '--config.data.problems=also.json']) == 2
+    assert 'also.json' in capsys.readouterr().err
+
+
+LATER = [
+    ('eval.benchmarks=missing.json', '--config.eval.benchmarks=missing.json: no such file'),
+    ('base.path=nowhere', '--config.base.path=nowhere: '),
+    ('ppm.path=nowhere', '--config.ppm.path=nowhere: '),
+    ('search.tensor=3', '--config.search.tensor=3: needs a divisor of the 8 devices'),
+    ('eval.candidates=500000', 'candidates=500000: a tree of '),
+    ('ppm.path=previous', '--config.ppm.path=previous: '),
+    ('data.overlap=13', 'every problem is in a benchmark (problems): train on others'),
+    ('training.sft.learning_rate=inf', 'needs a finite number'),
+]
+
+
+@pytest.mark.parametrize(('flag', 'message'), LATER, ids=[flag for flag, _ in LATER])
+def test_what_a_later_stage_lacks_is_told_before_the_first(world, tmp_path, capsys, flag, message):
+    assert main.main(command(world, tmp_path / 'run', f'--config.{flag}')[3:]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith('error: ') and error.count('\n') == 1
+    assert message in error
+    assert not list((tmp_path / 'run').glob('round*'))
+
+
+def test_a_policy_is_no_ppm(world, finished, tmp_path, capsys):
+    exported = finished[0] / 'round1' / 'export' / 'policy'
+    arguments = command(world, tmp_path / 'run', f'--config.ppm.path={exported}')[3:]
+    assert main.main(arguments) == 2
+    assert 'a policy, not a PPM: has no value_head.bin' in capsys.readouterr().err
+
+
+def test_stages_without_those_that_they_need_are_told_first(world, tmp_path, capsys):
+    arguments = command(world, tmp_path / 'run', '--stages=search,sft')[3:]
+    assert main.main(arguments) == 2
+    assert 'holds no finished curate' in capsys.readouterr().err
+    assert not list((tmp_path / 'run').glob('round*'))
+
+
+def test_later_rounds_without_a_base_model_are_told_first(world, finished, tmp_path, capsys):
+    arguments = [
+        f'--config={REPOSITORY / "experiments" / "round2.py"}',
+        f'--workdir={tmp_path / "run"}',
+        f'--config.data.problems={world / "problems.json"}',
+        f'--config.eval.benchmarks={world / "problems.json"}',
+        '--config.data.overlap=0',
+        '--config.last_round=4',
+    ]
+    for name in ('policy', 'ppm'):
+        shutil.copytree(finished[0] / 'round1' / name, tmp_path / 'run' / 'round1' / name)
+    assert main.main(arguments) == 2
+    assert '--config.base.path=: needs the model that every round trains from' in (
+        capsys.readouterr().err
+    )
+    assert not (tmp_path / 'run' / 'round2').exists()
+
+
+def test_what_overlaps_with_a_benchmark_is_not_trained_on(world, finished, tmp_path):
+    problems = json.loads((world / 'problems.json').read_text())
+    (tmp_path / 'test.json').write_text(json.dumps(problems[1:2]))
+    flags = [f'eval.benchmarks={tmp_path / "test.json"}', 'data.overlap=13']
+    flags.append(f'data.problems={world / "problems.json"}')
+    config, _ = main.parse(str(world / 'config.py'), [f'--config.{flag}' for flag in flags])
+    shutil.copytree(finished[0] / 'round1' / 'search', tmp_path / 'round1' / 'search')
+    round_ = Round(configs.for_round(config, 1), tmp_path, 1, Events(None))
+    assert sources.problems(round_) == [problems[0], *problems[2:]]
+    told = rounds.preflight._search(
+        dataclasses.replace(round_, config=with_policy(round_.config, world)), set()
+    )
+    assert told == [
+        'data: 1 of 4 problems are left out, as they overlap with test (--config.data.overlap=0 '
+        'keeps them)'
+    ]
+    # Its trees are there, from a time when that benchmark was not evaluated.
+    rounds.run_stage(round_, 'curate')
+    assert ledger.read_json(tmp_path / 'round1' / 'curate' / 'done.json')['figures'][
+        'overlapping'
+    ] == 1  # fmt: skip
+    queries = {e['query'] for e in data.load_examples(tmp_path / 'round1' / 'curate', 'sft')}
+    assert queries and problems[1]['question'] not in queries
+
+
+def with_policy(config: ConfigDict, world: pathlib.Path) -> ConfigDict:
+    config = config.copy_and_resolve_references()
+    config.policy.path = str(world / 'policy')
+    return config
+
+
+def test_every_round_searches_by_a_seed_of_its_own():
+    config = configs.paper_schedule(configs.default())
+    config.seed = 7
+    seeds = [
+        sources.search_seed(Round(configs.for_round(config, n), pathlib.Path(), n, Events(None)))
+        for n in range(1, 5)
+    ]
+    assert seeds[0] == 7 and len(set(seeds)) == 4
+
+
+def test_a_raised_limit_extends_the_search(world, tmp_path, monkeypatch):
+    """What was searched stays, what was made from it is made again."""
+    asked, curated = [], []
+
+    def grow(problems, policy, ppm, *, config, seed, trees, skip, progress):
+        for problem in problems:
+            if (problem['index'], 0) not in skip:
+                asked.append(problem['index'])
+                yield tree_of(problem, 0, [(problem['answer'], 0.0, True)])
+
+    def curate(trees, folder, **rules):
+        curated.append(sorted(record.problem['index'] for record in trees))
+        (folder / 'made').write_text('')
+        return {}
+
+    monkeypatch.setattr(rounds.search, 'run', grow)
+    monkeypatch.setattr(rounds.data, 'curate_to', curate)
+    monkeypatch.setattr(rounds.sources, 'searching_policy', lambda round_: None)
+    monkeypatch.setattr(rounds, 'summary', lambda root: '')
+    monkeypatch.setattr(rounds.evals.report, 'write_run', lambda root: None)
+
+    def run(limit):
+        flags = [f'policy.path={world / "policy"}', f'data.problems={world / "problems.json"}']
+        flags.append(f'data.limit={limit}')
+        config, _ = main.parse(str(world / 'config.py'), [f'--config.{flag}' for flag in flags])
+        rounds.run(config, str(tmp_path), ('search', 'curate'))
+
+    for limit in (2, 2, 3, 0):
+        run(limit)
+    assert asked == [0, 1, 2, 3]
+    assert curated == [[0, 1], [0, 1, 2], [0, 1, 2, 3]]
+    figures = ledger.read_json(tmp_path / 'round1' / 'search' / 'done.json')['figures']
+    assert figures['trees'] == 4
+    with pytest.raises(UserError, match='--config.data.limit=2: .* was made with 0'):
+        run(2)
 
 
 def unsupported(folder: pathlib.Path) -> str:
@@ -440,11 +648,15 @@ def test_wrong_models_are_one_line(world, tmp_path, capsys, make, message):
 def test_the_order_of_four_rounds():
     config = configs.load(str(REPOSITORY / 'experiments' / 'self_evolve.py'))
     config.policy.path = 'instruct'
+    config.base.path = 'instruct'
     rows = rounds.order(config, configs.STAGES)
     each = ['search', 'curate', 'sft', 'ppm', 'eval', 'export']
     expected = [(number, name) for number in range(1, 5) for name in each]
     expected.insert(4, (0, 'eval'))
     assert rows == expected
+    config.base.path = 'another'
+    expected.insert(4, (0, 'base'))
+    assert rounds.order(config, configs.STAGES) == expected
 
 
 def test_a_bootstrap_comes_first_and_an_evaluation_can_come_alone():
@@ -469,6 +681,7 @@ def test_rounds_follow_each_other(tmp_path, monkeypatch):
     monkeypatch.setattr(rounds, 'STAGES', {name: stage(name) for name in configs.STAGES})
     monkeypatch.setattr(rounds, 'summary', lambda root: '')
     monkeypatch.setattr(rounds.evals.report, 'write_run', lambda root: None)
+    monkeypatch.setattr(rounds.preflight, 'check', lambda rows: [])
     config = configs.load(str(REPOSITORY / 'experiments' / 'self_evolve.py'))
     config.policy.path = 'instruct'
     rounds.run(config, str(tmp_path), ('search', 'sft', 'ppm'))

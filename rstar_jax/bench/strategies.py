@@ -11,6 +11,7 @@ problem as make up for about --tokens sampled tokens. Figures, each with the var
 
     mcts           UCT, as in the released code
     all_answers    ... and every candidate becomes a child, not only the first that answers
+    errors_once    ... and the error of a failed step counts once, not again behind it
     unvisited      ... and children without a visit come first
     puct           the policy's likelihood of a step as its prior
     first_right    UCT, and a tree ends with its first right answer
@@ -28,6 +29,7 @@ from rstar_jax.errors import UserError
 VARIANTS = {
     'mcts': {},
     'all_answers': {'answers_kept': 'all'},
+    'errors_once': {'failed_steps': 'once'},
     'unvisited': {'unvisited_value': 10.0},  # above any UCT value
     'puct': {'strategy': 'puct'},
     'first_right': {'stop_reward': 1.0},

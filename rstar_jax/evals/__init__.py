@@ -1,6 +1,6 @@
 """Evaluation: benchmarks, the choice among trajectories, intervals, results.json, the report."""
 
 from rstar_jax.evals import benchmarks, metrics, report, selection
-from rstar_jax.evals.evaluation import Config, run
+from rstar_jax.evals.evaluation import STRATEGIES, Config, run
 
-__all__ = ['Config', 'benchmarks', 'metrics', 'report', 'run', 'selection']
+__all__ = ['STRATEGIES', 'Config', 'benchmarks', 'metrics', 'report', 'run', 'selection']

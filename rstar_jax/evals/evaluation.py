@@ -1,9 +1,46 @@
-"""Accuracy of a policy on its own, and of the policy with the search, never mixed.
+"""Accuracy of a policy on its own, and of the policy with each kind of search, never mixed.
 
-    problems --search.run(greedy)--> one trajectory each --------------------> greedy
-             --search.run(t trees, PPM, no ground truth)--> t answers, scores --selection--> search
+    problems --search.run, settings of a strategy--> t trees each --> answers, scores --> figures
+
+    greedy     the likeliest step each time: the policy alone; always run
+    sampled    plain samples: majority voting, pass@n; best-of-n where there is a PPM
+    unguided   MCTS without the PPM
+    mcts, puct, beam, dvts      guided by the PPM; left out where there is none
 
 Finished trees go into a TreeStore each, so an evaluation that was killed goes on where it stopped.
+
+results.json, accuracies in [0, 1], intervals Wilson's:
+
+    {"round": k or null, "benchmarks": {NAME: {
+        "problems": n,
+        "greedy": a, "answered": a, "greedy_solved": [index, ...],
+        "search": {"trajectories": t, "best": a, "majority": a, "weighted": a, "any": a} or null,
+        "interval95": {"greedy": [low, high], "best": ..., ...},
+        "tokens_per_problem": x, "seconds_per_problem": x, "flops_per_problem": x or null,
+        "judge": {...} or null,
+        "strategies": {STRATEGY: {
+            "trajectories": t, MODE: a, ..., "answered": a,
+            "interval95": {MODE: [low, high]}, "solved": {MODE: [index, ...]},
+            "tokens_per_problem": x, "seconds_per_problem": x, "flops_per_problem": x or null,
+            "judge": {"answers": n, "pairs": n, "problems": n,
+                      "auc": x or null, "auc_mean": x or null,
+                      "auc_likelihood": x or null, "auc_likelihood_mean": x or null,
+                      "interval95": {"auc": [low, high], "auc_likelihood": [low, high]}} or null
+        }}}}}
+
+round: a number; null for base/eval, the model that rounds train from where round 0 is another.
+MODE: of greedy, "greedy" alone; without a PPM "majority" (of all answers) and "any" (pass@n); with
+one also "best" and "weighted", and in a search the majority is of the `top` trees by score.
+answered: the share of problems for which there is an answer at all. solved: which are right.
+tokens, seconds, flops: sampled tokens, wall-clock seconds and FLOPs for one problem, all trees
+together. FLOPs are those of the products with weights, 2 a weight and token, of policy and PPM, of
+what was sampled, read in and computed again; attention's own products are not counted.
+judge: of all answers that the trees hold, how often a right one has a higher score than a wrong one
+of the same problem (`metrics.ranked_rightly`; auc_mean weighs each problem alike): by the PPM,
+and by the policy's own log-likelihood of the trajectory, the sum over the tokens that it sampled,
+under the temperature of the sampling.
+search, its figures and judge are those of the first search guided by the PPM; where none was run,
+tokens, seconds and flops are greedy's, and judge that of the samples, if a PPM scored them.
 """
 
 import contextlib
@@ -16,17 +53,19 @@ from typing import Any
 
 import jax
 
-from rstar_jax import grading, parallel, search
+from rstar_jax import parallel, search
 from rstar_jax.data import files
 from rstar_jax.data.trees import TreeStore
 from rstar_jax.errors import UserError
-from rstar_jax.evals import metrics, selection
+from rstar_jax.evals import selection
+from rstar_jax.evals.figures import GREEDY, Outcome, Problem, Run, flops_of, grade
 from rstar_jax.search.record import Record
 
-Problem = dict[str, Any]
 Progress = Callable[[dict[str, Any]], None]
 SearchConfig = search.Config
-GREEDY, SEARCH = 'greedy', 'search'
+SAMPLED, UNGUIDED = 'sampled', 'unguided'
+GUIDED = ('mcts', 'puct', 'beam', 'dvts')
+STRATEGIES = (GREEDY, SAMPLED, UNGUIDED, *GUIDED)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,23 +73,34 @@ class Config:
     """How an evaluation searches.
 
     Attributes:
-      search: settings of each tree. `use_ground_truth` is switched off: at test time the PPM alone
-        judges. The greedy run takes what else it says (limits, prompt, sizes).
-      trajectories: trees for each problem, with different seeds; 0, the policy alone.
-      top: how many trajectories vote in the majority, those with the highest scores; 0 chooses by
-        their number (`selection.top_of`).
+      search: settings of each tree. Neither its strategy counts nor `use_ground_truth`: at test
+        time the PPM alone judges.
+      strategies: which of STRATEGIES are run, in this order, greedy first in any case.
+      trajectories: trees of a search for each problem, with different seeds; 0, no search.
+      samples: plain samples for each problem.
+      top: how many trees vote in the majority of a guided search, those with the highest scores; 0
+        chooses by their number (`selection.top_of`).
     """
 
     search: SearchConfig = dataclasses.field(
         default_factory=lambda: SearchConfig(rollouts=4, candidates=32)  # paper, appendix A.2
     )
+    strategies: tuple[str, ...] = (GREEDY, 'mcts')
     trajectories: int = 8
+    samples: int = 8
     top: int = 0
 
     def __post_init__(self) -> None:
-        for name in ('trajectories', 'top'):
-            if getattr(self, name) < 0:
-                raise UserError(f'--config.eval.{name}={getattr(self, name)}: needs at least 0')
+        for name, least in (('trajectories', 0), ('samples', 1), ('top', 0)):
+            if getattr(self, name) < least:
+                raise UserError(
+                    f'--config.eval.{name}={getattr(self, name)}: needs at least {least}'
+                )
+        for name in self.strategies:
+            if name not in STRATEGIES:
+                raise UserError(
+                    f'--config.eval.strategies={name}: expected {", ".join(STRATEGIES)}'
+                )
 
 
 def run(
@@ -60,7 +110,7 @@ def run(
     config: Config,
     seed: int = 0,
     *,
-    round_number: int = 0,
+    round_number: int | None = 0,
     directory: str | os.PathLike | None = None,
     progress: Progress | None = None,
     run_search: Callable[..., Iterable[Record]] | None = None,
@@ -69,26 +119,20 @@ def run(
 
     Args:
       policy: a models.Policy.
-      ppm: a models.PPM, or None: then the policy is evaluated on its own, `search` is None.
+      ppm: a models.PPM, or None: then nothing is guided, and `search` is None.
       problems_by_benchmark: {name: problems}, as from `benchmarks.load`.
       config: see Config.
       seed: of the trees.
-      round_number: goes into the result; 0 is the policy that a run started from.
-      directory: finished trees are kept here, in NAME/greedy and NAME/search, and so is
-        results.json when all is done; what is there already is not searched again. Several
-        processes share the problems out, and read what the others found there. None keeps all in
-        memory, of each process alone.
-      progress: gets what `search.run` reports, with `benchmark` and `kind` (greedy or search).
+      round_number: goes into the result; 0 is the policy that a run started from, None the model
+        that its rounds train from.
+      directory: finished trees are kept here, in NAME/STRATEGY, and so is results.json when all is
+        done; what is there already is not searched again. Several processes share the problems
+        out, and read what the others found there. None keeps all in memory, of each process alone.
+      progress: gets what `search.run` reports, with `benchmark` and `kind` (the strategy).
       run_search: stands in for `search.run`.
 
     Returns:
-      The content of results.json: {'round', 'benchmarks': {name: {'problems', 'greedy', 'search':
-      {'trajectories', 'best', 'majority', 'weighted', 'any'} or None, 'interval95',
-      'answered', 'greedy_solved', 'tokens_per_problem', 'seconds_per_problem'}}}. Accuracies are in
-      [0, 1]; intervals are Wilson's. answered: share of the greedy solutions that reach an answer,
-      greedy_solved: indices of the problems that they solve. Tokens (sampled) and wall-clock
-      seconds are those of the search, over all its trees of a problem; of the greedy run where
-      there is no search.
+      The content of results.json, see the module's text.
 
     Raises:
       UserError: a benchmark without problems, or as `search.run`.
@@ -106,21 +150,7 @@ def run(
     return results
 
 
-@dataclasses.dataclass(frozen=True)
-class _Outcome:
-    """What the figures need of a tree: whole ones, t for each of many problems, would not fit."""
-
-    candidate: selection.Candidate
-    tokens: float
-
-    @classmethod
-    def of(cls, record: Record) -> '_Outcome':
-        # Sampled tokens, those of merged and dropped candidates included, where the search tells.
-        kept = sum(map(len, record.tokens))
-        return cls(record.best_answer(), record.counters.get('sampled_tokens', kept))
-
-
-_Outcomes = dict[tuple[int, int], _Outcome]
+_Outcomes = dict[tuple[int, int], Outcome]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,7 +179,7 @@ class _Task:
                 problems, store = parallel.share(problems), stack.enter_context(self._store(kind))
                 clock = _Clock(store.directory / 'seconds.json' if parallel.is_first() else None)
                 for key in sorted(store.keys() & wanted):
-                    found[key] = _Outcome.of(store[key])
+                    found[key] = Outcome.of(store[key])
             if found.keys() != wanted:
                 run = self.run_search(
                     problems,
@@ -164,12 +194,12 @@ class _Task:
                 for record in run:
                     if store is not None:
                         store.append(record)
-                    found[record.key] = _Outcome.of(record)
+                    found[record.key] = Outcome.of(record)
                     clock.tick()
         parallel.barrier(f'{self.name}, {kind}: searched')
         if others := sorted(wanted - found.keys()):
             with self._store(kind) as store:
-                found |= {key: _Outcome.of(store[key]) for key in others}
+                found |= {key: Outcome.of(store[key]) for key in others}
         return found, clock.seconds
 
     def _store(self, kind: str) -> TreeStore:
@@ -202,64 +232,53 @@ class _Clock:
 
 
 def _evaluate(task: _Task, policy: Any, ppm: Any, config: Config) -> dict[str, Any]:
-    alone = search.greedy(config.search)
-    trees, seconds = task.trees(GREEDY, policy, None, alone, 1)
-    lists = {GREEDY: [[trees[p['index'], 0].candidate[0]] for p in task.problems]}
-    if ppm is not None and config.trajectories:
-        judged = dataclasses.replace(config.search, use_ground_truth=False)
-        trees, seconds = task.trees(SEARCH, policy, ppm, judged, config.trajectories)
-        lists |= _select(task.problems, trees, config)
-    flags = _right(task.problems, lists)
-    shares = {mode: metrics.accuracy(flag) for mode, flag in flags.items()}
-    count = len(task.problems)
-    modes = {mode: shares[mode] for mode in selection.MODES if mode in shares}
-    solved = [p['index'] for p, right in zip(task.problems, flags[GREEDY]) if right]
+    runs = []
+    for name in dict.fromkeys((GREEDY, *config.strategies)):
+        settings, judge, trees = _settings(name, config, ppm)
+        if not trees:
+            continue
+        found, seconds = task.trees(name, policy, judge, settings, trees)
+        runs.append(
+            Run(
+                name,
+                [[found[p['index'], tree] for tree in range(trees)] for p in task.problems],
+                judge is not None,
+                config.top or selection.top_of(trees) if name in GUIDED else trees,
+                seconds,
+                flops_of(found.values(), policy, judge),
+            )
+        )
+    verdicts = grade(task.problems, runs)
+    strategies = {run.name: run.figures(task.problems, verdicts) for run in runs}
+    alone = strategies[GREEDY]
+    guided = next((strategies[run.name] for run in runs if run.name in GUIDED), None)
+    shown = guided or alone
+    judging = guided or (strategies.get(SAMPLED) if ppm is not None else None)
+    modes = {mode: guided[mode] for mode in selection.MODES} if guided else {}
     return {
-        'problems': count,
-        'greedy': shares[GREEDY],
-        'answered': metrics.accuracy([bool(answer) for (answer,) in lists[GREEDY]]),
-        'greedy_solved': solved,
-        'search': {'trajectories': config.trajectories, **modes} if modes else None,
-        'interval95': {mode: metrics.interval95(flag) for mode, flag in flags.items()},
-        'tokens_per_problem': sum(tree.tokens for tree in trees.values()) / count,
-        'seconds_per_problem': seconds / count,
+        'problems': len(task.problems),
+        'greedy': alone[GREEDY],
+        'answered': alone['answered'],
+        'greedy_solved': alone['solved'][GREEDY],
+        'search': {'trajectories': guided['trajectories'], **modes} if guided else None,
+        'interval95': {**alone['interval95'], **(guided['interval95'] if guided else {})},
+        **{f'{what}_per_problem': shown[f'{what}_per_problem'] for what in COSTS},
+        'judge': judging and judging['judge'],
+        'strategies': strategies,
     }
 
 
-def _select(
-    problems: Sequence[Problem], trees: _Outcomes, config: Config
-) -> dict[str, list[list[str]]]:
-    """Returns, for each mode, the answers that each problem is judged by."""
-    top = config.top or selection.top_of(config.trajectories)
-    lists: dict[str, list[list[str]]] = {mode: [] for mode in selection.MODES}
-    for problem in problems:
-        candidates = [
-            trees[problem['index'], tree].candidate for tree in range(config.trajectories)
-        ]
-        lists['best'].append([selection.best(candidates)])
-        lists['majority'].append([selection.majority(candidates, top)])
-        lists['weighted'].append([selection.weighted(candidates)])
-        lists['any'].append(selection.answers(candidates))
-    return lists
+COSTS = ('tokens', 'seconds', 'flops')
 
 
-def _right(
-    problems: Sequence[Problem], lists: Mapping[str, list[list[str]]]
-) -> dict[str, list[bool]]:
-    """Returns, for each mode, whether one of each problem's answers is right; grades each once."""
-    asked: dict[tuple[int, str], int] = {}
-    pairs = []
-    for answers_of in lists.values():
-        for i, (problem, answers) in enumerate(zip(problems, answers_of)):
-            for answer in answers:
-                if answer and (i, answer) not in asked:
-                    asked[i, answer] = len(pairs)
-                    pairs.append((answer, problem['answer']))
-    verdicts = grading.equivalent_many(pairs) if pairs else []
-    return {
-        mode: [
-            any(answer and verdicts[asked[i, answer]] for answer in answers)
-            for i, answers in enumerate(answers_of)
-        ]
-        for mode, answers_of in lists.items()
-    }
+def _settings(name: str, config: Config, ppm: Any) -> tuple[SearchConfig, Any, int]:
+    """A strategy's settings of a tree, the PPM that it goes by, and trees for each problem."""
+    plain = dataclasses.replace(config.search, use_ground_truth=False)
+    if name == GREEDY:
+        return search.greedy(plain), None, 1
+    if name == SAMPLED:
+        return search.sampled(plain), ppm, config.samples
+    if name == UNGUIDED:
+        return dataclasses.replace(plain, strategy='mcts'), None, config.trajectories
+    trees = 0 if ppm is None else config.trajectories
+    return dataclasses.replace(plain, strategy=name), ppm, trees

@@ -1,11 +1,14 @@
-"""Accuracies and how far they can be trusted."""
+"""Accuracies, how well a judge tells right from wrong, and how far both can be trusted."""
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
+from typing import Any
 
+import numpy as np
 from scipy import stats
 
 Z95 = 1.959963984540054  # two-sided 95 % point of the normal distribution
+RESAMPLES = 2000
 
 
 def accuracy(flags: Sequence[bool]) -> float:
@@ -38,3 +41,50 @@ def interval95(flags: Sequence[bool]) -> list[float]:
     middle = (share + z2 / (2 * n)) / (1 + z2 / n)
     half = Z95 / (1 + z2 / n) * math.sqrt(share * (1 - share) / n + z2 / (4 * n * n))
     return [middle - half if share else 0.0, middle + half if share < 1 else 1.0]
+
+
+def ranked_rightly(
+    scores: Iterable[Sequence[float]], right: Iterable[Sequence[bool]]
+) -> dict[str, Any]:
+    """Tells how often a score puts a right answer above a wrong one of the same problem.
+
+    Args:
+      scores: for each problem, the score of each of its answers; none is nan.
+      right: for each problem, whether that answer is right.
+
+    Returns:
+      'share': of all pairs of a right and a wrong answer of one problem, those in which the right
+      one has the higher score, a tie counting half (0.5 is chance; the area under the ROC curve,
+      within problems); 'mean': the mean of the problems' own shares, so that each counts the same;
+      'pairs', and 'problems' that have any; 'interval95' of 'share', by resampling problems, as
+      pairs of one problem are not independent. Share and mean are nan without a pair.
+    """
+    won, pairs = [], []
+    for values, flags in zip(scores, right, strict=True):
+        flags = np.asarray(flags, bool)
+        ranks = stats.rankdata(np.asarray(values, np.float64)) if len(flags) else np.zeros(0)
+        good = int(flags.sum())
+        if count := good * (len(flags) - good):
+            # Mann and Whitney (1947): ranks of tied scores are their mean, so that ties count half.
+            won.append(float(ranks[flags].sum()) - good * (good + 1) / 2)
+            pairs.append(count)
+    total = sum(pairs)
+    return {
+        'share': sum(won) / total if total else math.nan,
+        'mean': float(np.mean(np.divide(won, pairs))) if total else math.nan,
+        'pairs': total,
+        'problems': len(pairs),
+        'interval95': _bootstrap(np.array(won), np.array(pairs)) if total else [0.0, 1.0],
+    }
+
+
+def _bootstrap(won: np.ndarray, pairs: np.ndarray) -> list[float]:
+    """The middle 95 % of sum(won) / sum(pairs) over problems drawn with replacement.
+
+    Where all pairs are ranked alike, Wilson's interval of the problems.
+    """
+    if won.sum() in (0, pairs.sum()):
+        return interval95([won.any()] * len(pairs))
+    drawn = np.random.default_rng(0).integers(len(pairs), size=(RESAMPLES, len(pairs)))
+    shares = won[drawn].sum(axis=1) / pairs[drawn].sum(axis=1)
+    return [float(x) for x in np.quantile(shares, [0.025, 0.975])]

@@ -33,16 +33,17 @@ HEADINGS = {
 
 
 def read(workdir: str | os.PathLike) -> list[Results]:
-    """Returns the content of every round*/eval/results.json of a run, by round.
+    """Returns the content of base/ and every round*/eval/results.json of a run, by round.
 
     Raises:
       UserError: one of them cannot be read.
     """
     found = []
-    for path in pathlib.Path(workdir).glob('round*/eval/results.json'):
+    root = pathlib.Path(workdir)
+    for path in [*root.glob('base/eval/results.json'), *root.glob('round*/eval/results.json')]:
         try:
             results = json.loads(path.read_text(encoding='utf-8'))
-            found.append((int(results['round']), results))
+            found.append((-1 if results['round'] is None else int(results['round']), results))
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(
                 f'{path}: not the results of an evaluation ({error}); delete it and run the stage '
@@ -62,7 +63,7 @@ def rows(results: Sequence[Results]) -> list[list[str]]:
     ]
     names = dict.fromkeys(name for result in results for name in result['benchmarks'])
     for name in names:
-        shown = name
+        shown, before = name, None
         for result in results:
             figures = result['benchmarks'].get(name)
             if figures is None:
@@ -71,7 +72,7 @@ def rows(results: Sequence[Results]) -> list[list[str]]:
                 [
                     shown,
                     str(figures['problems']),
-                    policy_name(result['round']),
+                    policy_name(result['round']) + _worse(before, figures),
                     _share(figures, 'greedy'),
                     percent(figures.get('answered')),
                     *(_share(figures, mode) for mode in selection.MODES),
@@ -79,8 +80,18 @@ def rows(results: Sequence[Results]) -> list[list[str]]:
                     f'{figures["seconds_per_problem"]:.2f}',
                 ]
             )
-            shown = ''
+            shown, before = '', figures if result['round'] is not None else None
     return table
+
+
+def _worse(before: Mapping[str, Any] | None, after: Mapping[str, Any]) -> str:
+    """What stands beside a policy that solves fewer problems alone than the one before it."""
+    if not before or 'greedy_solved' not in before or 'greedy_solved' not in after:
+        return ''
+    won, lost, chance = metrics.mcnemar(before['greedy_solved'], after['greedy_solved'])
+    if won >= lost:
+        return ''
+    return ' WORSE than the one before' if chance < 0.05 else ' (lower)'
 
 
 def table(results: Sequence[Results]) -> str:
@@ -103,8 +114,11 @@ def table(results: Sequence[Results]) -> str:
     return '\n'.join([lines[0], '-' * max(map(len, lines)), *lines[1:], *_notes(results)])
 
 
-def policy_name(number: int) -> str:
-    """Returns how a round's policy is called: round 0 is what the run started from."""
+def policy_name(number: int | None) -> str:
+    """Returns how a round's policy is called: round 0 is what the run started from, None the base
+    model that its rounds train from."""
+    if number is None:
+        return 'base'
     return f'round {number}' if number else 'start'
 
 
@@ -199,7 +213,10 @@ def _notes(results: Sequence[Results]) -> list[str]:
             f'Percent right [95 % interval]. All but "policy alone": search, {of} trees a problem.'
         )
     return notes + [
-        note for before, after in itertools.pairwise(results) for note in _compared(before, after)
+        note
+        for before, after in itertools.pairwise(results)
+        if before['round'] is not None
+        for note in _compared(before, after)
     ]
 
 
@@ -224,6 +241,8 @@ def _by_round(results: Sequence[Results]) -> dict[str, dict[str, list[tuple[floa
     """Curves of accuracy over rounds, a chart for each benchmark with more than one round."""
     charts: dict[str, dict[str, list[tuple[float, float]]]] = {}
     for result in results:
+        if result['round'] is None:
+            continue
         for name, figures in result['benchmarks'].items():
             chart = charts.setdefault(f'{name}: percent right by round', {})
             for column in COLUMNS:

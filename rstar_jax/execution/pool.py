@@ -67,15 +67,16 @@ class Pool:
         """Programs run, and programs answered from memory."""
         return {'computed': self._workers.computed, 'remembered': self._workers.remembered}
 
-    def submit(self, program: Program) -> Future[Result]:
+    def submit(self, program: Program, whole: bool = False) -> Future[Result]:
         """Queue a program: source text, or cells run one after another in one namespace.
 
         Only what the last cell prints counts as output, and only its error makes ok False: the
-        cells before it are history, and what they did before an error of theirs stays.
+        cells before it are history, and what they did before an error of theirs stays. With `whole`
+        the cells are one program, which ends with the first error of any of them.
         Returns at once. A future not yet running can be cancelled.
         """
         cells = [program] if isinstance(program, str) else list(program)
-        return self._workers.submit({'cells': cells})
+        return self._workers.submit({'cells': cells, 'whole': whole})
 
     def _result(self, report: dict) -> tuple[Result, bool]:
         killed = report.get('killed')

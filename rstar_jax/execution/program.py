@@ -121,9 +121,11 @@ def _seed_generators() -> None:
 def handle(job: dict) -> bytes:
     """In the child: run job['cells'] in one namespace; b'' or the error, as one line.
 
+    With job['whole'] the error is the first of any cell, else that of the last.
+
     What the last cell prints goes to descriptor 1.
     """
-    error = _run(job['cells'], _STDOUT)
+    error = _run(job['cells'], _STDOUT, job['whole'])
     try:
         _STDOUT.flush()
     except BaseException as caught:  # closed by the program
@@ -136,11 +138,14 @@ def present(report: dict) -> dict:
     return {'output': format_output(report['output']), 'error': report['ending']}
 
 
-def _run(cells: list[str], stdout: io.TextIOBase) -> str:
-    """Run the cells; '' or the error of the last. What the others print or raise is dropped."""
+def _run(cells: list[str], stdout: io.TextIOBase, whole: bool = False) -> str:
+    """Run the cells; '' or the error of the last. What the others print or raise is dropped.
+
+    whole: the first error of any cell is the error, and ends the program.
+    """
     namespace = {'__name__': '__main__', '__builtins__': builtins}
     try:
-        sources = blocks(cells)
+        sources = blocks(cells, whole)
     except (SyntaxError, ValueError, MemoryError, RecursionError) as error:
         return last_line(error)
     sys.stderr = io.StringIO()
@@ -152,16 +157,18 @@ def _run(cells: list[str], stdout: io.TextIOBase) -> str:
             error = ''
         except BaseException as caught:
             error = last_line(caught)
+            if whole:
+                break
     return error
 
 
-def blocks(cells: list[str]) -> list:
+def blocks(cells: list[str], whole: bool = False) -> list:
     """Code objects of the cells; a cell that goes on inside the block of the one before is joined.
 
     An earlier cell that compiles neither alone nor joined to the next is left out.
 
     Raises:
-      SyntaxError: the last cell compiles neither alone nor joined.
+      SyntaxError: the last cell compiles neither alone nor joined; with `whole`, any cell.
     """
     done: list[tuple[str, object]] = []
     problem = None
@@ -181,10 +188,11 @@ def blocks(cells: list[str]) -> list:
             except SyntaxError:
                 continue
         else:
-            done.append((cell, None))
-    if problem is not None:
-        raise problem
-    return [code for _, code in done if code is not None]
+            done.append((cell, problem))
+    faults = [code for _, code in done if isinstance(code, SyntaxError)]
+    if problem or (whole and faults):
+        raise problem or faults[0]
+    return [code for _, code in done if not isinstance(code, SyntaxError)]
 
 
 def _compile(source: str):

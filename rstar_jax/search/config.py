@@ -6,6 +6,12 @@ from rstar_jax import steps
 from rstar_jax.errors import UserError
 
 STRATEGIES = ('mcts', 'puct', 'beam', 'dvts')
+MOST_NODES = 1 << 20  # of a tree: some 50 MB of arrays; the paper's largest have 33 thousand
+_EITHER = {
+    'failed_steps': ('again', 'once'),
+    'examples': ('fixed', 'shuffled'),
+    'answers_kept': ('first', 'all'),
+}
 _AT_LEAST_ONE = ('rollouts', 'candidates', 'max_depth', 'error_threshold', 'step_tokens', 'width')
 
 
@@ -23,9 +29,13 @@ class Config:
         data, the first right one; at test time, a score that is good enough. 2 is never reached.
       exploration: c of UCT.
       error_threshold: consecutive steps with code errors that end a branch.
+      failed_steps: 'again', the code of a failed step is run again with that of each step behind
+        it, down to the end of the program, so that its error counts again (released code); 'once',
+        a step fails by its own code alone. It matters where error_threshold is above 1.
       use_ground_truth: the reward of an answer is +1 or -1 by the ground truth (making training
         data); otherwise it is the PPM's score (test time).
       prompt: 'sft' or 'few_shot'.
+      examples: of the few-shot prompt: 'fixed', in one order, or 'shuffled', by the tree.
       step_tokens: longest step, in tokens (T).
       temperature: of sampling; 0 takes the likeliest token.
       top_k, top_p, min_p: which tokens may be sampled at all, see `sampling.Settings`; the paper
@@ -58,8 +68,10 @@ class Config:
     stop_reward: float = 2.0
     exploration: float = 2.0
     error_threshold: int = 1
+    failed_steps: str = 'again'
     use_ground_truth: bool = True
     prompt: str = 'sft'
+    examples: str = 'fixed'
     step_tokens: int = 256
     temperature: float = 1.0
     top_k: int = 0
@@ -90,15 +102,21 @@ class Config:
             )
         if self.top_k < 0:
             raise UserError(f'--config.search.top_k={self.top_k}: needs at least 0 (all tokens)')
-        for name in ('top_p', 'min_p'):
-            if not 0 <= getattr(self, name) <= 1:
-                raise UserError(
-                    f'--config.search.{name}={getattr(self, name)}: needs a number from 0 to 1'
-                )
-        if self.answers_kept not in ('first', 'all'):
+        if not 0 < self.top_p <= 1:
+            raise UserError(f'--config.search.top_p={self.top_p}: needs more than 0, at most 1')
+        if not 0 <= self.min_p <= 1:
+            raise UserError(f'--config.search.min_p={self.min_p}: needs a number from 0 to 1')
+        if self.nodes > MOST_NODES:
             raise UserError(
-                f'--config.search.answers_kept={self.answers_kept!r}: expected first or all'
+                f'candidates={self.candidates}: a tree of {self.nodes:,} nodes, with rollouts='
+                f'{self.rollouts} (beams: width={self.width}) and max_depth={self.max_depth}: '
+                f'lower one of them, a tree has at most {MOST_NODES:,} nodes'
             )
+        for name, (one, other) in _EITHER.items():
+            if getattr(self, name) not in (one, other):
+                raise UserError(
+                    f'--config.search.{name}={getattr(self, name)!r}: expected {one} or {other}'
+                )
         steps.prompt('', self.prompt)
 
     @property

@@ -45,7 +45,7 @@ class Ended:
 
     sampled counts its tokens, those that are not part of the step (a text's end) included.
 
-    likelihood is the mean of its tokens' log-probabilities, under the temperature.
+    likelihood is the sum of its tokens' log-probabilities, under the temperature.
     text is None for a candidate that was stopped because it could not matter any more.
     """
 
@@ -293,6 +293,7 @@ class Engine:
                 at_hand = min(model.kept.recall(row, walk, start), len(rest) - 1)
             start, rest = start + at_hand, rest[at_hand:]
             if rest:
+                task.computed[model is self.policy] += len(rest)
                 model.segments.append(_Segment(row, start, rest))
                 state.todo += 1
         state.nodes, state.seen = list(nodes), len(task.tokens)
@@ -357,8 +358,8 @@ class Engine:
             if kind == marks.EOS:
                 ids = ids[:-1]
             text = b''.join(self.texts[i] for i in ids).decode('utf-8', errors='replace')
-            mean = float(likelihood[cell]) / count
-            ended.append(Ended(cell // n, cell % n, text, ids, kind, count, mean))
+            total = float(likelihood[cell])
+            ended.append(Ended(cell // n, cell % n, text, ids, kind, count, total))
         self.known = state.copy()
         return ended
 

@@ -49,7 +49,10 @@ class Record:
       code: N programs, the node's own step only.
       outputs: N executor outputs or errors.
       correct: N flags, equivalence of an ANSWER node's answer to the ground truth.
-      counters: tokens sampled, computed and unique, seconds and the like for this tree.
+      counters: of this tree: sampled_tokens; policy_computed and ppm_computed, positions that the
+        models were run on (what all prompts share left out); seconds.
+      likelihood: f32[N], the log-probability of the tokens that were sampled for the node, summed,
+        under the temperature of the sampling; None where it is not known.
     """
 
     problem: dict[str, Any]
@@ -69,6 +72,7 @@ class Record:
     outputs: list[str]
     correct: list[bool]
     counters: dict[str, float]
+    likelihood: np.ndarray | None = None
 
     @property
     def key(self) -> tuple[int, int]:

@@ -23,7 +23,7 @@ from jax.sharding import PartitionSpec as P
 
 from rstar_jax import execution, grading, parallel, steps
 from rstar_jax.errors import UserError
-from rstar_jax.search import devices, strategies
+from rstar_jax.search import devices, sampling, strategies
 from rstar_jax.search import tree as trees_lib
 from rstar_jax.search.config import Config
 from rstar_jax.search.engine import Ended, Engine
@@ -89,9 +89,12 @@ class Task:
     errors: list[int] = dataclasses.field(default_factory=lambda: [0])
     origin: list[tuple] = dataclasses.field(default_factory=lambda: [()])
     open: list[bool] = dataclasses.field(default_factory=lambda: [True])
+    likelihood: list[float] = dataclasses.field(default_factory=lambda: [0.0])
     nodes: list[int] = dataclasses.field(default_factory=list)
     candidates: list[Candidate | None] = dataclasses.field(default_factory=list)
     sampled: int = 0
+    # Known tokens that the models were run on: by the PPM, by the policy.
+    computed: list[int] = dataclasses.field(default_factory=lambda: [0, 0])
     rollouts: int = 0
     started: float = dataclasses.field(default_factory=time.monotonic)
 
@@ -126,6 +129,7 @@ class Task:
             self.errors.append(child.errors)
             self.origin.append((ended.candidate, len(ended.tokens), ended.kind))
             self.open.append(child.status == Status.OPEN)
+            self.likelihood.append(ended.likelihood)
 
 
 @dataclasses.dataclass
@@ -207,7 +211,10 @@ def run(
 
 
 def _task(problem: dict[str, Any], number: int, *, seed: int, config: Config, tokenizer) -> Task:
-    prompt = steps.prompt(problem['question'], config.prompt)
+    order = 0
+    if config.examples == 'shuffled':
+        order = int(sampling.key_of(seed, problem['index'], number, 'examples')[0])
+    prompt = steps.prompt(problem['question'], config.prompt, order)
     tokens = tokenizer(prompt)['input_ids'] if tokenizer else []
     return Task(problem, number, seed, prompt, [tokens])
 
@@ -311,7 +318,9 @@ class _Search:
                 candidate.grade = self.workers.grader.submit(box, task.problem['answer'])
         elif ended.kind != marks.ANSWER:
             candidate.code = steps.code_of(ended.text)
-            candidate.run = self.workers.pool.submit([*task.history(), candidate.code])
+            cells = [*task.history(), candidate.code]
+            whole = self.config.failed_steps == 'again'
+            candidate.run = self.workers.pool.submit(cells, whole)
 
     def _ready(self, task: Task) -> bool:
         if any(c is None for c in task.candidates):
@@ -346,8 +355,9 @@ class _Search:
         cursor = task.nodes[-1]
         children = [self._child(task, cursor, c) for c in self._kept(task)]
         room = self._room(task)
-        likelihoods = np.array([c.candidate.ended.likelihood for c in children])
-        priors = np.exp(likelihoods - likelihoods.max(initial=0))
+        ended = [child.candidate.ended for child in children]
+        means = np.array([e.likelihood / max(e.sampled, 1) for e in ended])
+        priors = np.exp(means - means.max(initial=0))
         for child, prior in zip(children, priors / priors.sum(), strict=True):
             child.prior = float(prior)
         for child in children:
@@ -429,7 +439,8 @@ class _Search:
         if not wanted or not self.expander.has_ppm:
             return
         scores = self.expander.scores(wanted)
-        for (_, child), score in zip(wanted, scores, strict=True):
+        for (row, child), score in zip(wanted, scores, strict=True):
+            self.tasks[row].computed[0] += len(child.tokens)
             child.score = score
             if child.status == Status.ANSWER:
                 child.reward = score
@@ -466,6 +477,7 @@ class _Search:
             TERMINAL_ANSWERS.get(Status(s), answer)
             for s, answer in zip(status.tolist(), task.answers, strict=True)
         ]
+        by_ppm, by_policy = task.computed
         record = Record(
             problem=task.problem,
             tree=task.tree,
@@ -485,8 +497,11 @@ class _Search:
             correct=task.correct,
             counters={
                 'sampled_tokens': float(task.sampled),
+                'policy_computed': float(by_policy + task.sampled),
+                'ppm_computed': float(by_ppm),
                 'seconds': time.monotonic() - task.started,
             },
+            likelihood=np.array(task.likelihood, np.float32),
         )
         self.report.finished(record)
         return record

@@ -1,5 +1,7 @@
 """The two prompts: few-shot for a general model (bootstrap), and the one that SFT trains."""
 
+import itertools
+
 from rstar_jax.errors import UserError
 from rstar_jax.steps.language import ASSISTANT, USER
 
@@ -15,7 +17,8 @@ done, then the code that does it, then a line <end_of_step>.
 
 """
 
-_EXAMPLES = """\
+_EXAMPLES = (
+    """\
 Question: A baker fills 7 trays with 12 rolls each. He sells 59 rolls for $0.50 each and gives a \
 quarter of the rest to a school. How many rolls does he have at the end?
 Solution:
@@ -35,6 +38,8 @@ print(rolls_at_end)
 <output>18.75<end_of_output>
 <answer>He has \\boxed{18.75} rolls at the end.<end_of_answer>
 
+""",
+    """\
 Question: What is the sum of the real solutions of $x^2 - 5x = 14$?
 Solution:
 <code>
@@ -55,17 +60,19 @@ print(total)
 <output>5<end_of_output>
 <answer>The sum of the solutions is \\boxed{5}.<end_of_answer>
 
-"""
+""",
+)
 
 
-def prompt(question: str, kind: str = 'sft') -> str:
+def prompt(question: str, kind: str = 'sft', order: int = 0) -> str:
     """Returns the text that a policy continues with the first step.
 
     Args:
       question: the problem's text.
       kind: 'sft', the prompt of a trained policy, or 'few_shot', instructions and two worked
-        examples for a general model. The examples stand in one fixed order, so that the keys and
-        values of everything before the question are the same for all problems.
+        examples for a general model.
+      order: which order the examples stand in. Where it is the same for all problems, so are the
+        keys and values of everything before the question.
 
     Raises:
       UserError: `kind` is neither.
@@ -74,5 +81,7 @@ def prompt(question: str, kind: str = 'sft') -> str:
         lead = "Let's think step by step and solve the problem with code."
         return f'{USER}:\n{question}\n{ASSISTANT}: {lead}'
     if kind == 'few_shot':
-        return f'{_INSTRUCTIONS}{_EXAMPLES}Question: {question}\nSolution:\n'
+        orders = list(itertools.permutations(_EXAMPLES))
+        examples = ''.join(orders[order % len(orders)])
+        return f'{_INSTRUCTIONS}{examples}Question: {question}\nSolution:\n'
     raise UserError(f'search.prompt={kind!r}: expected one of {", ".join(KINDS)}')

@@ -1,10 +1,12 @@
 """The evaluation's figures, worked out by hand, and its restart."""
 
+import dataclasses
 import json
+import types
 
 import pytest
 
-from rstar_jax import evals, search
+from rstar_jax import evals, models, search
 from rstar_jax.errors import UserError
 from rstar_jax.evals import metrics
 from tests.evals.trees import tree
@@ -20,6 +22,16 @@ FOUND = [
     [None, ('5', 0.3), None],  # never right
 ]
 ALONE = ['0', '8', '2', None]
+# Beside each answer that a tree finds, it holds this one, which has a lower score.
+ASIDE = ('77', -1.0)
+# Of three samples, without a score.
+SAMPLES = [['0', '0', '7'], ['8', '1', '1.0'], ['9', '9', '2'], [None, '5', None]]
+
+SHAPE = models.Config('llama', 64, 16, 32, 2, 2, 1, 8)  # vocabulary, width, hidden, layers, heads
+POLICY = PPM = types.SimpleNamespace(config=SHAPE)
+# Weights by which a token is multiplied: queries and outputs, keys and values, three of the MLP.
+WEIGHTS = 2 * (2 * 16 * 16 + 2 * 16 * 8 + 3 * 16 * 32)
+COMPUTED = {'policy_computed': 400.0, 'ppm_computed': 150.0}
 
 
 class Searcher:
@@ -36,22 +48,37 @@ class Searcher:
                     continue
                 if len(self.made) == self.lifetime:
                     raise KeyboardInterrupt
-                if ppm is None:
-                    found, tokens = ALONE[i] and (ALONE[i], float('nan')), 5.0
-                else:
-                    found, tokens = FOUND[i][number], 100.0
+                kind = kind_of(config, ppm)
+                tokens = {'greedy': 5.0, 'sampled': 30.0}.get(kind, 100.0)
+                said = {'greedy': ALONE[i], 'sampled': SAMPLES[i][number]}.get(kind)
+                if kind == 'unguided':
+                    said = SAMPLES[i][number]
+                found = FOUND[i][number] if kind == 'guided' else said and (said, float('nan'))
                 if progress:
                     progress({'trees_done': len(self.made)})
                 # A worse answer beside it, and flags that must not be believed.
-                answers = [('77', -1.0, True), (*found, False)] if found and ppm else []
+                answers = [(*ASIDE, True), (*found, False)] if found and kind == 'guided' else []
                 answers = answers or ([(*found, False)] if found else [])
-                self.made.append((problem['index'], number, ppm))
-                yield tree(problem, number, answers, tokens)
+                likelihoods = [LIKELIHOOD.get(a, -9.0) for a, *_ in answers]
+                self.made.append((problem['index'], number, kind))
+                yield tree(problem, number, answers, tokens, likelihoods, **COMPUTED)
 
 
-def evaluate(searcher, directory=None, ppm='ppm', config=CONFIG, **options):
+# The policy finds the right answers of the second and third problem likely, that of the first not.
+LIKELIHOOD = {'0': -8.0, '7': -2.0, '1': -2.0, '1.0': -2.0, '8': -3.0, '2': -2.0, '9': -3.0}
+
+
+def kind_of(config, ppm):
+    if config.temperature == 0:
+        return 'greedy'
+    if config.candidates == 1:
+        return 'sampled'
+    return 'unguided' if ppm is None else 'guided'
+
+
+def evaluate(searcher, directory=None, ppm=PPM, config=CONFIG, **options):
     return evals.run(
-        'policy',
+        POLICY,
         ppm,
         {'sums': PROBLEMS},
         config,
@@ -67,6 +94,8 @@ def test_results_are_those_worked_out_by_hand():
     results = evaluate(searcher, round_number=2)
     figures = results['benchmarks']['sums']
     seconds = figures.pop('seconds_per_problem')
+    strategies, judge = figures.pop('strategies'), figures.pop('judge')
+    assert strategies.keys() == {'greedy', 'mcts'} and judge == strategies['mcts']['judge']
     interval = {
         right: metrics.interval95([True] * right + [False] * (4 - right)) for right in (2, 3)
     }
@@ -94,9 +123,76 @@ def test_results_are_those_worked_out_by_hand():
                     'any': interval[3],
                 },
                 'tokens_per_problem': 300.0,
+                # Three trees: 400 positions of the policy's weights, 100 of its vocabulary's, 150
+                # of the PPM's; 2 FLOPs each.
+                'flops_per_problem': 3 * 2.0 * (550 * WEIGHTS + 100 * 64 * 16),
             }
         },
     }
+
+
+def test_the_judge_is_judged_by_all_answers_of_the_trees():
+    judge = evaluate(Searcher())['benchmarks']['sums']['judge']
+    # Each found answer (FOUND) has '77' beside it, wrong and at the bottom. Problem by problem,
+    # pairs right x wrong: 2 x 4, 2 x 4, 1 x 5; the last has no right answer.
+    assert (judge['answers'], judge['pairs'], judge['problems']) == (20, 21, 3)
+    # PPM: all 8; '1' and '1.0' lose to '8'; all 5.
+    assert judge['auc'] == pytest.approx(19 / 21)
+    assert judge['auc_mean'] == pytest.approx((1 + 6 / 8 + 1) / 3)
+    # Policy: '77' has -9. 6 of 8, as '0' loses to '7' twice; all 8; all 5.
+    assert judge['auc_likelihood'] == pytest.approx(19 / 21)
+    assert judge['auc_likelihood_mean'] == pytest.approx((6 / 8 + 1 + 1) / 3)
+    for key in ('auc', 'auc_likelihood'):
+        low, high = judge['interval95'][key]
+        assert 0.75 <= low <= judge[key] <= high <= 1
+
+
+def test_several_strategies_in_one_run():
+    names = ('sampled', 'unguided', 'greedy', 'beam', 'dvts')
+    config = dataclasses.replace(CONFIG, strategies=names, samples=3, top=1)
+    searcher = Searcher()
+    figures = evaluate(searcher, config=config)['benchmarks']['sums']
+    strategies = figures['strategies']
+    assert list(strategies) == ['greedy', 'sampled', 'unguided', 'beam', 'dvts']
+    settings = [settings for _, settings, _ in searcher.calls]
+    assert [s.strategy for s in settings] == ['mcts', 'mcts', 'mcts', 'beam', 'dvts']
+    assert not any(s.use_ground_truth for s in settings)
+    assert [ppm for ppm, _, _ in searcher.calls] == [None, PPM, None, PPM, PPM]
+    # Without a PPM every answer votes, once; there is no best one.
+    assert strategies['unguided'].keys() & {'best', 'weighted'} == set()
+    assert strategies['unguided']['majority'] == 0.5
+    assert strategies['unguided']['any'] == 0.75
+    assert strategies['unguided']['solved'] == {'majority': [10, 11], 'any': [10, 11, 12]}
+    assert strategies['unguided']['judge']['auc'] is None
+    assert strategies['unguided']['judge']['auc_likelihood'] == pytest.approx(4 / 6)
+    # `search` is the first that a PPM guides. There top=1 makes the majority the best; of samples
+    # all vote.
+    assert figures['search']['majority'] == figures['search']['best'] == strategies['beam']['best']
+    assert strategies['sampled']['majority'] == 0.5
+    assert strategies['sampled']['tokens_per_problem'] == 90.0
+    assert strategies['greedy']['solved'] == {'greedy': [10, 12]}
+    assert strategies['greedy']['judge'] is None
+    json.dumps(figures, allow_nan=False)
+
+
+def test_without_a_ppm_nothing_is_guided():
+    config = dataclasses.replace(CONFIG, strategies=('mcts', 'sampled', 'beam'), samples=3)
+    figures = evaluate(Searcher(), ppm=None, config=config)['benchmarks']['sums']
+    assert list(figures['strategies']) == ['greedy', 'sampled']
+    assert figures['search'] is None and figures['judge'] is None
+    assert figures['strategies']['sampled']['answered'] == 1.0
+    assert figures['tokens_per_problem'] == 5.0
+
+
+def test_flops_are_not_known_of_trees_that_do_not_tell(tmp_path):
+    class Forgetful(Searcher):
+        def __call__(self, *arguments, **options):
+            for record in super().__call__(*arguments, **options):
+                yield dataclasses.replace(record, counters={'sampled_tokens': 1.0})
+
+    figures = evaluate(Forgetful())['benchmarks']['sums']
+    assert figures['flops_per_problem'] is None
+    assert figures['strategies']['greedy']['flops_per_problem'] is None
 
 
 def test_the_greedy_run_and_the_search_are_two_runs():
@@ -105,14 +201,14 @@ def test_the_greedy_run_and_the_search_are_two_runs():
     (no_ppm, alone, one), (ppm, judged, three) = searcher.calls
     assert (no_ppm, one, alone) == (None, 1, search.greedy(CONFIG.search))
     assert alone.temperature == 0 and alone.candidates == alone.rollouts == 1
-    assert (ppm, three) == ('ppm', 3)
+    assert (ppm, three) == (PPM, 3)
     assert not judged.use_ground_truth and judged.candidates == 3 and judged.rollouts == 2
 
 
 @pytest.mark.parametrize('without', ['ppm', 'trajectories'])
 def test_without_a_search_only_the_policy_is_reported(without):
     config = evals.Config(CONFIG.search, trajectories=0 if without == 'trajectories' else 3)
-    results = evaluate(Searcher(), ppm=None if without == 'ppm' else 'ppm', config=config)
+    results = evaluate(Searcher(), ppm=None if without == 'ppm' else PPM, config=config)
     figures = results['benchmarks']['sums']
     assert figures['greedy'] == 0.5 and figures['search'] is None
     assert list(figures['interval95']) == ['greedy']
@@ -136,7 +232,9 @@ def test_a_killed_evaluation_goes_on(tmp_path, lifetime):
     assert not set(killed.made) & set(after.made)
     assert len(killed.made) + len(after.made) == 4 + 12
     for result in (expected, results):
-        result['benchmarks']['sums'].pop('seconds_per_problem')
+        figures = result['benchmarks']['sums']
+        for row in (figures, *figures['strategies'].values()):
+            row.pop('seconds_per_problem')
     assert results == expected
     again = Searcher()
     evaluate(again, tmp_path)
@@ -147,7 +245,7 @@ def test_a_killed_evaluation_goes_on(tmp_path, lifetime):
 
 def test_seconds_of_a_killed_run_count(tmp_path):
     evaluate(Searcher(), tmp_path)
-    place = tmp_path / 'sums' / 'search' / 'seconds.json'
+    place = tmp_path / 'sums' / 'mcts' / 'seconds.json'
     assert json.loads(place.read_text())['seconds'] > 0
     place.write_text('{"seconds": 40}')
     assert evaluate(Searcher(), tmp_path)['benchmarks']['sums']['seconds_per_problem'] == 10
@@ -156,12 +254,16 @@ def test_seconds_of_a_killed_run_count(tmp_path):
 def test_progress_names_benchmark_and_kind():
     seen = []
     evaluate(Searcher(), progress=seen.append)
-    assert {(s['benchmark'], s['kind']) for s in seen} == {('sums', 'greedy'), ('sums', 'search')}
+    assert {(s['benchmark'], s['kind']) for s in seen} == {('sums', 'greedy'), ('sums', 'mcts')}
     assert seen[0]['trees_done'] == 0
 
 
 def test_mistakes_are_one_line():
     with pytest.raises(UserError, match='benchmark none: has no problems'):
-        evals.run('policy', None, {'none': []}, CONFIG)
+        evals.run(POLICY, None, {'none': []}, CONFIG)
     with pytest.raises(UserError, match='--config.eval.trajectories=-1: needs at least 0'):
         evals.Config(trajectories=-1)
+    with pytest.raises(UserError, match='--config.eval.samples=0: needs at least 1'):
+        evals.Config(samples=0)
+    with pytest.raises(UserError, match='--config.eval.strategies=best: expected greedy, sampled'):
+        evals.Config(strategies=('best',))

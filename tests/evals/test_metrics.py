@@ -1,7 +1,9 @@
 """Accuracies and Wilson intervals."""
 
+import itertools
 import math
 
+import numpy as np
 import pytest
 
 from rstar_jax.evals import metrics
@@ -42,3 +44,35 @@ def test_interval_is_symmetric_and_within_bounds():
             assert 0 <= low <= right / n <= high <= 1
             assert other == pytest.approx([1 - high, 1 - low], abs=1e-12)
     assert metrics.interval95([]) == [0.0, 1.0]
+
+
+def test_pairs_ranked_rightly_are_counted_within_problems():
+    found = metrics.ranked_rightly(
+        [[0.9, 0.1, 0.5], [0.2, 0.2], [5.0, 4.0], [1.0], []],
+        [[True, False, True], [True, False], [True, True], [False], []],
+    )
+    assert found['pairs'] == 3 and found['problems'] == 2
+    assert found['share'] == pytest.approx(2.5 / 3)  # the tie counts half
+    assert found['mean'] == 0.75
+    low, high = found['interval95']
+    assert (low, high) == (0.5, 1.0)  # either problem may be drawn twice
+    sure = metrics.ranked_rightly([[2, 1, 0]] * 3, [[True, False, False]] * 3)
+    assert sure['share'] == 1 and sure['interval95'] == metrics.interval95([True] * 3)
+    none = metrics.ranked_rightly([[1.0]], [[True]])
+    assert math.isnan(none['share']) and (none['pairs'], none['interval95']) == (0, [0.0, 1.0])
+
+
+def test_the_share_is_that_of_a_plain_count():
+    rng = np.random.default_rng(3)
+    scores = [rng.integers(4, size=n).tolist() for n in (7, 1, 12)]
+    right = [(rng.random(len(s)) < 0.4).tolist() for s in scores]
+    won = total = 0
+    for values, flags in zip(scores, right):
+        for a, b in itertools.product(range(len(values)), repeat=2):
+            if flags[a] and not flags[b]:
+                total += 1
+                won += (values[a] > values[b]) + 0.5 * (values[a] == values[b])
+    found = metrics.ranked_rightly(scores, right)
+    assert total > 10
+    assert found['pairs'] == total and found['share'] == pytest.approx(won / total)
+    assert found['interval95'][0] <= found['share'] <= found['interval95'][1]

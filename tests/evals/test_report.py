@@ -9,7 +9,7 @@ from tensorboardX import SummaryWriter
 
 from rstar_jax import data
 from rstar_jax.errors import UserError
-from rstar_jax.evals import curves, report, treeview
+from rstar_jax.evals import curves, report, tables, treeview
 from tests.evals.trees import tree
 
 
@@ -177,3 +177,57 @@ def test_large_trees_lose_their_least_visited_branches():
     assert text.count('class="leaf"') == treeview.MOST_NODES - 2
     assert '900 (right)' in text and '602 little visited nodes are not shown' in text
     Page(text)
+
+
+def test_a_policy_that_solves_less_than_the_one_before_says_so():
+    solved = {None: [], 0: range(40), 1: range(20), 2: range(19), 3: range(30)}
+    rounds = [results(number, len(found) / 100) for number, found in solved.items()]
+    for result, found in zip(rounds, solved.values()):
+        for figures in result['benchmarks'].values():
+            figures['greedy_solved'] = list(found)
+    cells = [row[2] for row in report.rows(rounds) if row[0] in ('sums', '')]
+    worse = 'round 1 WORSE than the one before'
+    assert cells == ['base', 'start', worse, 'round 2 (lower)', 'round 3']
+    text = report.table(rounds)
+    assert 'round 1 against start: 0 problems won, 20 lost: WORSE' in text
+    assert 'start against base' not in text
+    assert 'base' not in str(report._by_round(rounds))
+
+
+def test_the_base_model_is_read_and_comes_first(tmp_path):
+    for folder, number in (('round0', 0), ('base', None)):
+        path = tmp_path / folder / 'eval' / 'results.json'
+        path.parent.mkdir(parents=True)
+        path.write_text(json.dumps(results(number, 0.5)))
+    assert [result['round'] for result in report.read(tmp_path)] == [None, 0]
+
+
+def test_tables_of_strategies_and_judges():
+    figures = results(1, 0.5)
+    greedy = {
+        'trajectories': 1, 'greedy': 0.5, 'interval95': {'greedy': [0.4, 0.6]}, 'judge': None,
+        'tokens_per_problem': 50.0, 'seconds_per_problem': 0.5, 'flops_per_problem': 2.5e12,
+    }  # fmt: skip
+    judge = {
+        'answers': 90, 'pairs': 1200, 'problems': 30, 'auc': 0.8, 'auc_likelihood': None,
+        'interval95': {'auc': [0.7, 0.9]},
+    }  # fmt: skip
+    sampled = {
+        **greedy, 'trajectories': 8, 'best': 0.6, 'majority': 0.625, 'any': 0.9, 'judge': judge,
+        'interval95': {mode: [0.55, 0.95] for mode in ('best', 'majority', 'any')},
+        'flops_per_problem': None,
+    }  # fmt: skip
+    del sampled['greedy']
+    figures['benchmarks'] = {'sums': {'strategies': {'greedy': greedy}}}
+    assert tables.strategies([figures]) == tables.judges([figures]) == []
+    figures['benchmarks']['sums']['strategies']['sampled'] = sampled
+    assert tables.strategies([figures])[1:] == [
+        ('sums', 'round 1', 'greedy', '1', '50.0 [40-60]', *'----', '50', '0.50', '2.5'),
+        (
+            *('sums', 'round 1', 'sampled', '8', '-', '60.0 [55-95]', '62.5 [55-95]', '-'),
+            *('90.0 [55-95]', '50', '0.50', '-'),
+        ),
+    ]
+    assert tables.judges([figures])[1:] == [
+        ('sums', 'round 1', 'sampled', '1,200 of 30 problems', '80.0 [70-90]', '-')
+    ]

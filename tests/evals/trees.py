@@ -5,8 +5,11 @@ import numpy as np
 from rstar_jax.search.record import Record, Status
 
 
-def tree(problem, number, answers, tokens=10.0):
-    """A root, one step, and below it an answer node for each (answer, score, correct)."""
+def tree(problem, number, answers, tokens=10.0, likelihoods=None, **counters):
+    """A root, one step, and below it an answer node for each (answer, score, correct).
+
+    likelihoods: of the answers' trajectories.
+    """
     n = 2 + len(answers)
     return Record(
         problem=problem,
@@ -25,5 +28,8 @@ def tree(problem, number, answers, tokens=10.0):
         code=[''] * n,
         outputs=[''] * n,
         correct=[False, False, *(c for _, _, c in answers)],
-        counters={'sampled_tokens': tokens},
+        counters={'sampled_tokens': tokens, **counters},
+        likelihood=None
+        if likelihoods is None
+        else np.array([0.0, -1.0, *(total + 1 for total in likelihoods)], np.float32),
     )

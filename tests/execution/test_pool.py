@@ -32,6 +32,19 @@ def test_output_of_the_last_cell_only(pool):
     assert run(pool, ['print(1)', 'z = 2']).output == ''
 
 
+def test_cells_of_a_whole_program_end_it_with_their_first_error(pool):
+    cells = ['x = 1', 'oops', 'print(x)']
+    assert run(pool, cells).output == '1'
+    result = pool.submit(cells, whole=True).result(60)
+    assert (result.ok, result.output) == (False, '')
+    assert result.error == "NameError: name 'oops' is not defined"
+    # One that does not compile fails it, too, unless the next goes on inside of its block.
+    loop = 'for i in range(3):'
+    assert 'IndentationError' in pool.submit([loop, 'print(2)'], whole=True).result(60).error
+    assert pool.submit([loop, '    print(i)'], whole=True).result(60).output == '0\n1\n2'
+    assert pool.submit(['x = 4', 'print(x)'], whole=True).result(60).output == '4'
+
+
 def test_cells_share_names_functions_and_imports(pool):
     cells = ['import math\ndef area(r):\n    return math.pi * r ** 2', 'r = 2', 'print(area(r))']
     assert run(pool, cells).output == '12.5664'

@@ -19,7 +19,8 @@ def _pick(logits, key, position, vocab, settings):
     logits = jnp.where(jnp.arange(len(logits)) < vocab, logits, -jnp.inf)
     logits = jnp.pad(logits, (0, -len(logits) % 128), constant_values=-jnp.inf)
     u = sampling.uniforms(key[None], jnp.asarray([position]))
-    return sampling.sample(logits[None], u, settings)[0][0]
+    token, share = sampling.sample(logits[None], u, settings)
+    return token[0], share[0]
 
 
 class Naive:
@@ -53,25 +54,20 @@ class Naive:
 
     def _write(self, candidate, tag):
         key = sampling.key_of(self.task.seed, *self.task.key, tag, candidate)
-        tokens, kind = [], marks.NONE
+        tokens, kind, likelihood = [], marks.NONE, 0.0
         while kind == marks.NONE:
             logits = self._logits(self.policy, [*self.path, *tokens])
-            tokens.append(
-                int(
-                    _pick(
-                        logits,
-                        key,
-                        len(tokens),
-                        len(self.policy.tokenizer),
-                        sampling.Settings.of(self.config),
-                    )
-                )
-            )
+            settings = sampling.Settings.of(self.config)
+            vocab = len(self.policy.tokenizer)
+            token, share = _pick(logits, key, len(tokens), vocab, settings)
+            tokens.append(int(token))
+            likelihood += float(np.log(share))
             kind = self._kind(tokens)
+        sampled = len(tokens)
         if kind == marks.EOS:
             tokens = tokens[:-1]
         text = b''.join(self.bytes[t] for t in tokens).decode('utf-8', errors='replace')
-        return Ended(0, candidate, text, tokens, kind)
+        return Ended(0, candidate, text, tokens, kind, sampled, likelihood)
 
     def _kind(self, tokens):
         text = b''.join(self.bytes[t] for t in tokens).decode('utf-8', errors='replace')

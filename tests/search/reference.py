@@ -153,7 +153,15 @@ def judge(child, truth, execute, config):
             if steps.CODE_END in above.text:
                 break
             cells.insert(0, steps.code_of(above.text))
-        ok, output = execute([*cells, steps.code_of(child.text)])
+        cells.append(steps.code_of(child.text))
+        ok, output = execute(cells)
+        if config.failed_steps == 'again':
+            # The program is run from its first step on, and stops where it fails.
+            for count in range(1, len(cells)):
+                ran, said = execute(cells[:count])
+                if not ran:
+                    ok, output = ran, said
+                    break
         child.errors = 0 if ok else child.parent.errors + 1
         if child.errors >= config.error_threshold:
             child.status = Status.CODE_ERRORS

@@ -91,6 +91,7 @@ def assert_same(ours, theirs, exact=True):
         compare = np.testing.assert_array_equal if exact else _close
         compare(record.score, other.score)
         compare(record.value_sum, other.value_sum)
+        _close(record.likelihood, other.likelihood)  # sums of what shapes may round
 
 
 def _close(a, b):
@@ -221,9 +222,9 @@ def test_seeds_and_tree_numbers_differ(policy, workers):
     assert first[0, 0].texts != other[0, 0].texts
 
 
-def test_tokens_are_counted(policy, workers):
+def test_tokens_are_counted(policy, ppm, workers):
     totals = []
-    records = grow(policy, None, workers, progress=totals.append)
+    records = grow(policy, ppm, workers, progress=totals.append)
     last = totals[-1]
     assert last['trees_done'] == last['trees_total'] == len(PROBLEMS)
     assert last['nodes'] == sum(len(record.texts) for record in records.values())
@@ -232,6 +233,8 @@ def test_tokens_are_counted(policy, workers):
     # All that was sampled and all prompts were computed; jumps computed some tokens again.
     assert last['policy_computed'] >= last['sampled'] + prompts
     assert last['live_slot_steps'] <= last['slot_steps']
+    for name in ('policy_computed', 'ppm_computed'):
+        assert last[name] == sum(r.counters[name] for r in records.values()) > 0
 
 
 def test_a_chunk_goes_on_while_every_slot_has_work(policy, workers, monkeypatch):

@@ -6,7 +6,7 @@ import hashlib
 import numpy as np
 import pytest
 
-from rstar_jax import search
+from rstar_jax import search, steps
 from rstar_jax.errors import UserError
 from rstar_jax.search import Status
 from tests.search import reference
@@ -73,24 +73,26 @@ def _compare(record, nodes):
 @pytest.mark.parametrize(
     'settings',
     [
-        dict(rollouts=8, candidates=4, max_depth=3, error_threshold=2),
+        dict(rollouts=8, candidates=4, max_depth=4, error_threshold=2),
+        dict(rollouts=8, candidates=4, max_depth=4, error_threshold=2, failed_steps='once'),
+        dict(rollouts=6, candidates=4, max_depth=4, error_threshold=3),
         dict(rollouts=6, candidates=3, max_depth=4, error_threshold=1, answers_kept='all'),
         dict(rollouts=8, candidates=3, max_depth=4, error_threshold=2, scored=True),
-        dict(rollouts=5, candidates=4, max_depth=3, scored=True, use_ground_truth=False),
+        dict(rollouts=5, max_depth=3, scored=True, use_ground_truth=False, error_threshold=2),
         dict(rollouts=8, candidates=2, max_depth=2, unvisited_value=5.0, exploration=0.7),
         dict(rollouts=8, candidates=4, max_depth=3, strategy='puct', scored=True),
-        dict(rollouts=8, candidates=4, max_depth=4, strategy='puct', answers_kept='all'),
+        dict(rollouts=8, max_depth=4, strategy='puct', answers_kept='all', error_threshold=2),
         dict(rollouts=8, candidates=4, max_depth=3, stop_reward=1.0),
         dict(candidates=4, max_depth=4, strategy='beam', width=3, scored=True),
-        dict(candidates=3, max_depth=4, strategy='beam', width=4, answers_kept='all'),
-        dict(candidates=4, max_depth=4, strategy='dvts', width=3, scored=True),
+        dict(max_depth=4, strategy='beam', width=4, answers_kept='all', error_threshold=2),
+        dict(max_depth=4, strategy='dvts', width=3, scored=True, error_threshold=2),
         dict(candidates=3, max_depth=4, strategy='dvts', width=2, scored=True, stop_reward=1.0),
     ],
     ids=str,
 )
 def test_random_searches_equal_the_reference(settings, workers):
     scored = settings.pop('scored', False)
-    config = search.Config(**settings)
+    config = search.Config(**{'candidates': 4, **settings})
     score = random_score if scored else None
     expander = search.scripted(random_texts, score, trees=64)
     records = list(search.run(_problems(200), expander=expander, config=config, workers=workers))
@@ -100,14 +102,20 @@ def test_random_searches_equal_the_reference(settings, workers):
         result = workers.pool.submit(cells).result()
         return result.ok, result.output if result.ok else result.error
 
-    seen = set()
+    seen, below = set(), 0
     for record in records:
         question, truth = record.problem['question'], record.problem['answer']
         nodes = reference.search(question, truth, random_texts, score, execute, config)
         _compare(record, nodes)
         seen |= set(record.status.tolist())
+        # Nodes behind a step that failed without ending its branch, in the same program.
+        below += sum(
+            bool(record.errors[above]) and steps.CODE_END not in record.texts[above]
+            for above in record.parent[1:].tolist()
+        )
     assert seen >= {Status.ANSWER, Status.CODE_ERRORS, Status.UNPARSABLE}
     assert (Status.EXHAUSTED in seen) == (config.strategy in ('mcts', 'puct'))
+    assert (below > 100) == (config.error_threshold > 1), below
 
 
 def _grow(workers, script, score=None, truth='1', **settings):
@@ -130,6 +138,7 @@ def _grow(workers, script, score=None, truth='1', **settings):
 
 
 STEP_A, STEP_B = 'a = 1\n<end_of_step>', 'b = 2\n<end_of_step>'
+OOPS = "NameError: name 'oops' is not defined"
 RIGHT = '<answer>\\boxed{1}<end_of_answer>'
 WRONG = '<answer>\\boxed{2}<end_of_answer>'
 
@@ -179,7 +188,7 @@ def test_a_tried_wrong_child_can_beat_an_untried_one(grow):
 def test_errors_end_a_branch_at_the_threshold(grow):
     bad = 'oops\n<end_of_step>'
     script = {'': [bad, bad], bad: [bad, STEP_A], bad + STEP_A: [bad, bad]}
-    record = grow(script, error_threshold=2, max_depth=3)
+    record = grow(script, error_threshold=2, max_depth=3, failed_steps='once')
     first, again, fine, last = record.texts[1:5]
     assert first == bad
     assert again.startswith(bad.rstrip()) and again.endswith('<end_of_output>')
@@ -190,6 +199,39 @@ def test_errors_end_a_branch_at_the_threshold(grow):
     assert fine == STEP_A and last == bad
     record = grow(script, error_threshold=1)
     assert record.status.tolist() == [Status.EXHAUSTED, Status.CODE_ERRORS]
+
+
+def test_a_failed_step_fails_every_step_behind_it(grow):
+    """By default, as in the released code; the branch around it, and a new program, go on."""
+    bad, new = 'oops\n<end_of_step>', 'print(1 / 0)\n<end_of_code>'
+    script = {'': [STEP_A, STEP_B], STEP_A: [bad, STEP_B], STEP_A + bad: [STEP_B, RIGHT]}
+    record = grow(script, error_threshold=2, max_depth=4, answers_kept='all', rollouts=4)
+    behind = record.texts.index(f'{STEP_B}<end_of_code>\n<output>{OOPS}<end_of_output>')
+    assert record.texts[record.parent[behind]] == bad
+    assert record.status[behind] == Status.CODE_ERRORS and record.errors[behind] == 2
+    assert record.outputs[behind] == OOPS
+    # An answer is no code: it is as good behind the failed step as elsewhere.
+    assert record.status[record.texts.index(RIGHT)] == Status.ANSWER
+    once = grow(
+        script, error_threshold=2, max_depth=4, answers_kept='all', rollouts=4, failed_steps='once'
+    )
+    assert Status.CODE_ERRORS not in once.status
+    assert not once.errors[(once.parent >= 0) & (np.array(once.texts) == STEP_B)].any()
+
+    # What follows `<end_of_code>` is a program of its own.
+    failed = f'{new}\n<output>ZeroDivisionError: division by zero<end_of_output>'
+    record = grow({'': [new, new], failed: [STEP_A, STEP_A]}, error_threshold=2)
+    assert record.texts[:3] == ['', failed, STEP_A]
+    assert record.errors.tolist()[:3] == [0, 1, 0]
+
+
+def test_a_block_that_the_next_step_completes_is_no_failure_any_more(grow):
+    """The program is run again as a whole, not the error remembered."""
+    head, body = 'for i in range(3):\n<end_of_step>', '    x = i\n<end_of_step>'
+    record = grow({'': [head, head], head: [body, STEP_A]}, error_threshold=2)
+    assert record.texts[:3] == ['', head, body]
+    assert record.errors.tolist() == [0, 1, 0, 2]
+    assert record.status[3] == Status.CODE_ERRORS and 'IndentationError' in record.outputs[3]
 
 
 def test_output_follows_the_end_of_the_code_and_variables_carry_over(grow):

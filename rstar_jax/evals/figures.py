@@ -1,0 +1,160 @@
+"""What trees of an evaluation come to: answers chosen, graded and counted, by strategy."""
+
+import dataclasses
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from rstar_jax import grading
+from rstar_jax.evals import metrics, selection
+from rstar_jax.search.record import Record, Status
+from rstar_jax.training import flops
+
+Problem = dict[str, Any]
+Verdicts = dict[tuple[int, str], bool]
+GREEDY = 'greedy'
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """An answer, the PPM's score of it (or nan) and the log-likelihood of its trajectory."""
+
+    text: str
+    score: float
+    likelihood: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What the figures need of a tree: whole ones, t for each of many problems, would not fit.
+
+    computed: positions that policy and PPM were run on; nan where the tree does not tell.
+    """
+
+    candidate: selection.Candidate
+    answers: tuple[Answer, ...]
+    tokens: float
+    computed: tuple[float, float]
+
+    @classmethod
+    def of(cls, record: Record) -> 'Outcome':
+        # Sampled tokens, those of merged and dropped candidates included, where the search tells.
+        kept = sum(map(len, record.tokens))
+        nodes = np.nonzero(record.status == Status.ANSWER)[0].tolist()
+        known = record.likelihood is not None
+        answers = tuple(
+            Answer(
+                record.answers[node],
+                float(record.score[node]),
+                float(record.likelihood[record.trajectory(node)].sum()) if known else math.nan,
+            )
+            for node in nodes
+        )
+        counters = record.counters
+        computed = tuple(counters.get(f'{model}_computed', math.nan) for model in ('policy', 'ppm'))
+        tokens = counters.get('sampled_tokens', kept)
+        return cls(record.best_answer(), answers, tokens, computed)
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What one strategy gave on one benchmark: t trees of each problem, as they are numbered."""
+
+    name: str
+    trees: list[list[Outcome]]
+    scored: bool
+    top: int
+    seconds: float
+    flops: float | None
+
+    def lists(self) -> dict[str, list[list[str]]]:
+        """For each mode, the answers that each problem is judged by."""
+        if self.name == GREEDY:
+            return {GREEDY: [[a.text for a in tree.answers] for (tree,) in self.trees]}
+        if not self.scored:
+            found = [[(a.text, 0.0) for t in trees for a in t.answers] for trees in self.trees]
+            return {
+                'majority': [[selection.majority(c, len(c))] for c in found],
+                'any': [selection.answers(c) for c in found],
+            }
+        found = [[tree.candidate for tree in trees] for trees in self.trees]
+        return {
+            'best': [[selection.best(c)] for c in found],
+            'majority': [[selection.majority(c, self.top)] for c in found],
+            'weighted': [[selection.weighted(c)] for c in found],
+            'any': [selection.answers(c) for c in found],
+        }
+
+    def figures(self, problems: Sequence[Problem], verdicts: Verdicts) -> dict[str, Any]:
+        flags = {
+            mode: [
+                any(verdicts[i, answer] for answer in answers if answer)
+                for i, answers in enumerate(answers_of)
+            ]
+            for mode, answers_of in self.lists().items()
+        }
+        answered = [any(a.text for tree in trees for a in tree.answers) for trees in self.trees]
+        tokens = sum(tree.tokens for trees in self.trees for tree in trees)
+        count = len(problems)
+        return {
+            'trajectories': len(self.trees[0]),
+            **{mode: metrics.accuracy(flag) for mode, flag in flags.items()},
+            'answered': metrics.accuracy(answered),
+            'interval95': {mode: metrics.interval95(flag) for mode, flag in flags.items()},
+            'solved': {
+                mode: [p['index'] for p, right in zip(problems, flag) if right]
+                for mode, flag in flags.items()
+            },
+            'tokens_per_problem': tokens / count,
+            'seconds_per_problem': self.seconds / count,
+            'flops_per_problem': None if self.flops is None else self.flops / count,
+            'judge': None if self.name == GREEDY else self._judge(verdicts),
+        }
+
+    def _judge(self, verdicts: Verdicts) -> dict[str, Any]:
+        found = [
+            [(a, verdicts[i, a.text]) for tree in trees for a in tree.answers if a.text]
+            for i, trees in enumerate(self.trees)
+        ]
+        right = [[flag for _, flag in answers] for answers in found]
+        made = {'answers': sum(map(len, found)), 'pairs': 0, 'problems': 0, 'interval95': {}}
+        for key, field in (('auc', 'score'), ('auc_likelihood', 'likelihood')):
+            scores = [[getattr(answer, field) for answer, _ in answers] for answers in found]
+            ranked = metrics.ranked_rightly(scores, right)
+            made['pairs'], made['problems'] = ranked['pairs'], ranked['problems']
+            known = ranked['pairs'] and not math.isnan(ranked['share'])
+            made[key] = ranked['share'] if known else None
+            made[f'{key}_mean'] = ranked['mean'] if known else None
+            if known:
+                made['interval95'][key] = ranked['interval95']
+        return made
+
+
+def flops_of(trees: Iterable[Outcome], policy: Any, ppm: Any) -> float | None:
+    """FLOPs of the products with weights, 2 a weight and token; None where a tree does not tell.
+
+    A third of a training's, which has those of two gradients besides.
+    """
+    policy_work = flops.work(policy.config, 'sft')
+    ppm_work = flops.work(ppm.config, 'pairwise').of(1, 0) if ppm is not None else 0
+    total = 0.0
+    for tree in trees:
+        by_policy, by_ppm = tree.computed
+        total += policy_work.of(by_policy, tree.tokens) + (by_ppm * ppm_work if ppm_work else 0)
+    return None if math.isnan(total) else total / 3
+
+
+def grade(problems: Sequence[Problem], runs: Sequence[Run]) -> Verdicts:
+    """Whether an answer to a problem, by its position, is right; each is graded once."""
+    asked = dict.fromkeys(
+        (i, answer.text)
+        for run in runs
+        for i, trees in enumerate(run.trees)
+        for tree in trees
+        for answer in tree.answers
+        if answer.text
+    )
+    pairs = [(answer, problems[i]['answer']) for i, answer in asked]
+    return dict(zip(asked, grading.equivalent_many(pairs) if pairs else []))

@@ -1,0 +1,107 @@
+"""What a run needs is looked at before its first stage begins, not found missing hours later.
+
+Looked at is what the stages that are not complete will need: files of problems and benchmarks, the
+models' paths, stages that others are made from, settings that only make sense together.
+"""
+
+import pathlib
+from collections.abc import Sequence
+
+from rstar_jax import sources
+from rstar_jax.sources import Round
+
+# Folders of its round that a stage cannot do without, and the stages that make them.
+NEEDED = {
+    'curate': ('search',),
+    'sft': ('curate',),
+    'ppm': ('curate', 'policy'),
+    'eval': ('policy',),
+    'export': ('policy',),
+}
+
+
+def check(rows: Sequence[tuple[Round, str]]) -> list[str]:
+    """Checks stages in the order in which they will run; complete ones are left out of `rows`.
+
+    Returns:
+      Lines to be told.
+
+    Raises:
+      UserError: what is missing or cannot be meant.
+    """
+    told: list[str] = []
+    made: set[pathlib.Path] = set()
+    for round_, name in rows:
+        needed = () if name == 'curate' and _given(round_) else NEEDED.get(name, ())
+        for folder in needed if round_.number else ():
+            _need(round_.folder / folder, made, f'round {round_.number} {name}')
+        told += CHECKS.get(name, lambda round_, made: [])(round_, made)
+        made.add(round_.folder / {'bootstrap': 'policy', 'sft': 'policy'}.get(name, name))
+    return list(dict.fromkeys(told))
+
+
+def _given(round_: Round) -> bool:
+    """Whether training examples come from files, in place of trees."""
+    return bool(round_.config.curate.sft or round_.config.curate.pairs)
+
+
+def _need(folder: pathlib.Path, made: set[pathlib.Path], flag: str) -> None:
+    if folder not in made:
+        sources.finished(folder, folder.name, flag)
+
+
+def _model(path: str | pathlib.Path | None, kind: str, flag: str, made: set[pathlib.Path]) -> None:
+    if isinstance(path, pathlib.Path):  # in the workdir
+        _need(path, made, flag)
+    elif path is not None:
+        sources.check_model(path, kind, flag)
+
+
+def _searching_models(round_: Round, made: set[pathlib.Path]) -> None:
+    for kind in ('policy', 'ppm'):
+        path = sources.searching_path(round_, kind)
+        flag = f'--config.{kind}.path'
+        shown = f'{flag}={round_.config[kind].path}' if isinstance(path, pathlib.Path) else flag
+        _model(path, kind, shown, made)
+    sources.searching_mesh(round_.config)
+
+
+def _bootstrap(round_: Round, made: set[pathlib.Path]) -> list[str]:
+    sources.check_model(round_.config.policy.path, 'policy', '--config.policy.path')
+    return []
+
+
+def _search(round_: Round, made: set[pathlib.Path]) -> list[str]:
+    sources.search_config(round_.config)
+    _searching_models(round_, made)
+    kept, left_out, _ = sources.split_problems(round_)
+    if not left_out:
+        return []
+    names = ', '.join(sorted(set(left_out.values())))
+    return [
+        f'data: {len(left_out):,} of {len(kept) + len(left_out):,} problems are left out, as they '
+        f'overlap with {names} (--config.data.overlap=0 keeps them)'
+    ]
+
+
+def _sft(round_: Round, made: set[pathlib.Path]) -> list[str]:
+    path = sources.base_path(round_)
+    _model(path, 'policy', '--config.base.path', made)
+    return []
+
+
+def _eval(round_: Round, made: set[pathlib.Path]) -> list[str]:
+    sources.benchmarks(round_)
+    sources.evaluation_config(round_)
+    sources.searching_mesh(round_.config)
+    if not round_.number:
+        _searching_models(round_, made)
+    return []
+
+
+def _base(round_: Round, made: set[pathlib.Path]) -> list[str]:
+    sources.evaluation_config(round_, base=True)
+    return _sft(round_, made)
+
+
+CHECKS = {'bootstrap': _bootstrap, 'search': _search, 'sft': _sft, 'eval': _eval, 'base': _base}

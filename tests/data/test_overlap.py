@@ -1,0 +1,36 @@
+"""Overlap of training problems with benchmarks."""
+
+from rstar_jax.data.overlap import Overlap
+
+LONG = 'A farmer has 17 sheep and 4 dogs and sells 9 of the sheep to his old neighbour.'
+BENCHMARKS = {
+    'short': [{'question': 'What is $1+1$?'}],
+    'long': [{'question': f'{LONG} How many sheep has he left?'}],
+}
+
+
+def test_the_same_question_is_found_however_it_is_spelt():
+    overlap = Overlap(BENCHMARKS, 13)
+    assert overlap.find('what is 1 + 1') == 'short'
+    assert overlap.find('What is $1+1$, doubled?') is None  # shorter than 13 words: all or nothing
+    assert overlap.find('') is None
+
+
+def test_so_many_words_in_a_row_are_an_overlap():
+    overlap = Overlap(BENCHMARKS, 13)
+    assert overlap.find(f'Once upon a time: {LONG} How much money has he?') == 'long'
+    other = LONG.replace('sells', 'buys')  # eight words before it, eight behind
+    assert overlap.find(f'{other} What does he earn?') is None
+    assert Overlap(BENCHMARKS, 8).find(other) == 'long'
+    assert overlap.find(LONG.replace('17', '18')) == 'long'  # 13 words behind the number
+
+
+def test_problems_are_split_and_counted_by_index():
+    problems = [
+        {'index': 4, 'question': 'What is 1+1?'},
+        {'index': 9, 'question': 'What is 1+2?'},
+        {'index': 2, 'question': LONG},
+    ]
+    kept, found = Overlap(BENCHMARKS, 13).split(problems)
+    assert [p['index'] for p in kept] == [9]
+    assert found == {4: 'short', 2: 'long'}

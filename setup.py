@@ -8,9 +8,10 @@ import setuptools
 CORE = [
     'absl-py>=2.1',
     'array_record>=0.8',
+    'filelock>=3.16',
     'flax>=0.12',
     'gguf>=0.17',
-    'grain>=0.2.12',
+    'huggingface_hub>=1',
     'importlib_resources>=6',  # tensorflow-datasets imports it without declaring it
     'jax>=0.10',
     'math-verify[antlr4-13-2]>=0.8,<1',
@@ -19,6 +20,7 @@ CORE = [
     'numpy>=2',
     'optax>=0.2.5',
     'orbax-checkpoint>=0.11.20',
+    'pyarrow>=20',
     'rapidfuzz>=3',
     'rich>=13.7',
     'safetensors>=0.5',
@@ -30,12 +32,25 @@ CORE = [
     'transformers>=5,<6',
 ]
 
+# Problems by their name on the Hugging Face hub, hf:NAME.
+DATASETS = ['datasets>=4']
+# experiments/serve.py
+SERVE = ['starlette>=0.46', 'uvicorn>=0.34']
+
 EXTRAS = {
-    # torch is the reference that the decoder is compared with, peft that of adapters, mctx and
-    # pebble those of the benches tree and execution, playwright drives a browser through the
-    # report; nothing at run time imports them.
+    # torch is the reference that the decoder is compared with (and an export, where it is there),
+    # peft that of adapters, mctx and pebble those of the benches tree and execution. openai asks
+    # the server, nbclient runs the notebooks, grain reads training examples as others would,
+    # playwright drives a browser through the report.
     'test': [
+        *DATASETS,
+        *SERVE,
+        'grain>=0.2.12',
+        'ipykernel>=6.29',
         'mctx>=0.0.71',
+        'nbclient>=0.10',
+        'nbformat>=5.10',
+        'openai>=1.60',
         'pebble>=5',
         'peft>=0.21',
         'playwright>=1.49',
@@ -44,6 +59,8 @@ EXTRAS = {
         'ruff>=0.15',
         'torch>=2.6',
     ],
+    'datasets': DATASETS,
+    'serve': SERVE,
     'tpu': ['jax[tpu]>=0.10'],
     'cuda': ['jax[cuda12]>=0.10'],
     # --plan compiles for a TPU slice on any x86 Linux machine: only the compiler is needed.

@@ -22,6 +22,10 @@ KEYS: dict[str, tuple[Any, str]] = {
         'folder, or where JAX_COMPILATION_CACHE_DIR says; off',
     ),
     'question': ('', 'solve this one question and print the solution, instead of a round'),
+    'serve.port': (0, 'answer questions at this port, as a chat model of OpenAI; 0: do not'),
+    'serve.host': ('127.0.0.1', 'the address to listen at; 0.0.0.0: reachable from outside'),
+    'serve.trajectories': (16, 'most trees that one request may ask for; search.trees by default'),
+    'serve.requests': (16, 'most requests at once; further ones are refused'),
     'policy.path': (
         'previous',
         "the model that searches: Hugging Face directory, hub name, .gguf, a round's policy; "
@@ -38,11 +42,27 @@ KEYS: dict[str, tuple[Any, str]] = {
         0,
         'built-in demonstrations to train the first policy on; 0: none',
     ),
-    'data.problems': ('', 'JSON or JSONL file of {index, question, answer}, or "arithmetic"'),
+    'data.problems': (
+        '',
+        'JSON, JSONL or parquet file of {index, question, answer} or a published layout; '
+        '"hf:AI-MO/NuminaMath-CoT", "tfds:rstar_problems/gsm8k_train"; or "arithmetic"',
+    ),
+    'data.folder': ('data', 'where data sets given by name are looked for, and kept'),
     'data.limit': (
         0,
         'use only the first so many problems; 0: all ("arithmetic": how many); when it is raised, '
         'the search goes on with the others',
+    ),
+    'data.sources': (
+        '',
+        'use only problems whose source or type is one of these, by commas, as amc_aime,olympiads '
+        'or MATH_*; empty: all',
+    ),
+    'data.levels': ('', 'use only problems of this level, as 3-5; empty: all'),
+    'data.answers': (
+        '',
+        'use only problems with these kinds of answer, by commas: integer, number (integers too), '
+        'choice, text, expression; empty: all',
     ),
     'data.overlap': (
         13,
@@ -97,6 +117,11 @@ KEYS: dict[str, tuple[Any, str]] = {
     'execution.seconds': (10.0, 'time limit of one program'),
     'execution.memory_mb': (1024, 'memory limit of one program'),
     'execution.workers': (0, 'processes that run programs, and that grade; 0: one a core'),
+    'curate.sft': ('', 'file of {query, response} to train on, in place of what the trees give'),
+    'curate.pairs': (
+        '',
+        'the same of {prompt, pos, neg, pos_count, neg_count} or {prompt, chosen, rejected}',
+    ),
     'curate.final_step_pairs': ('steps', 'steps, or trajectories: whole ones, as in the paper'),
     'curate.trajectories': (2, 'correct trajectories kept for SFT, for each problem'),
     'curate.distinct': (False, 'of trajectories with the same program only the best is kept'),
@@ -226,6 +251,9 @@ AT_LEAST: dict[str, float] = {
     'last_round': 0,
     'bootstrap.demonstrations': 0,
     'data.limit': 0,
+    'serve.port': 0,
+    'serve.trajectories': 1,
+    'serve.requests': 1,
     'data.overlap': 0,
     'search.trees': 1,
     'search.rollouts': 1,

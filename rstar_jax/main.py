@@ -15,7 +15,7 @@ import contextlib
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 # Before jax and transformers are imported: a run's terminal is for its own lines.
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
@@ -34,16 +34,21 @@ STOPPED = str(Stopped(signal.SIGINT))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command line (without the program's name) and returns the exit code.
+    """Runs the command line (without the program's name) and returns its exit code (`guarded`)."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    logging.set_verbosity(logging.ERROR)
+    return guarded(lambda: _run(arguments))
+
+
+def guarded(run: Callable[[], int]) -> int:
+    """Runs a command and returns the exit code.
 
     0: done; 2: a mistake of the user, told in one line; 130: stopped by Ctrl-C; 143: preempted by
     SIGTERM; 141: nobody reads the output any more.
     """
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
-    logging.set_verbosity(logging.ERROR)
     with Interrupts():
         try:
-            return _run(arguments)
+            return run()
         except UserError as error:
             print(f'error: {error}', file=sys.stderr)
             return 2
@@ -83,14 +88,18 @@ def _run(arguments: list[str]) -> int:
             print(line, flush=True)
         return 0
 
-    if not (values.workdir or config.question):
+    if not (values.workdir or config.question or config.serve.port):
         raise UserError('--workdir: needs a folder for what the run makes')
 
     from rstar_jax import parallel, rounds, solve
 
     parallel.keep_compiled(config.compiled)
     parallel.initialise()
-    if config.question:
+    if config.serve.port:
+        from rstar_jax import serve
+
+        serve.serve(config, values.workdir)
+    elif config.question:
         print(solve.solve(config, values.workdir))
     else:
         rounds.run(config, values.workdir, stages)

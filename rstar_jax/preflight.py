@@ -32,11 +32,17 @@ def check(rows: Sequence[tuple[Round, str]]) -> list[str]:
     told: list[str] = []
     made: set[pathlib.Path] = set()
     for round_, name in rows:
-        for folder in NEEDED.get(name, ()) if round_.number else ():
+        needed = () if name == 'curate' and _given(round_) else NEEDED.get(name, ())
+        for folder in needed if round_.number else ():
             _need(round_.folder / folder, made, f'round {round_.number} {name}')
         told += CHECKS.get(name, lambda round_, made: [])(round_, made)
         made.add(round_.folder / {'bootstrap': 'policy', 'sft': 'policy'}.get(name, name))
     return list(dict.fromkeys(told))
+
+
+def _given(round_: Round) -> bool:
+    """Whether training examples come from files, in place of trees."""
+    return bool(round_.config.curate.sft or round_.config.curate.pairs)
 
 
 def _need(folder: pathlib.Path, made: set[pathlib.Path], flag: str) -> None:
@@ -68,7 +74,7 @@ def _bootstrap(round_: Round, made: set[pathlib.Path]) -> list[str]:
 def _search(round_: Round, made: set[pathlib.Path]) -> list[str]:
     sources.search_config(round_.config)
     _searching_models(round_, made)
-    kept, left_out = sources.split_problems(round_)
+    kept, left_out, _ = sources.split_problems(round_)
     if not left_out:
         return []
     names = ', '.join(sorted(set(left_out.values())))

@@ -26,7 +26,6 @@ from rstar_jax import (
     data,
     evals,
     ledger,
-    models,
     parallel,
     preflight,
     report,
@@ -35,6 +34,7 @@ from rstar_jax import (
     summary,
     training,
 )
+from rstar_jax import export as exporting
 from rstar_jax.errors import UserError
 from rstar_jax.progress import Events, Line, clock, percent
 from rstar_jax.sources import Round
@@ -64,6 +64,7 @@ BINDING[BASE] = (*BINDING['eval'], 'base.path')
 BINDING_START = ('policy', 'ppm', 'search.prompt')  # and the evaluation of round 0
 # Of these sections, but what is made is the same whatever they are.
 UNBOUND = (
+    'data.folder',
     *(f'search.{key}' for key in ('slots', 'trees_in_flight', 'chunk', 'tensor')),
     *(f'execution.{key}' for key in ('isolation', 'workers')),
     *(f'training.{name}.form' for name in ('bootstrap', 'sft')),
@@ -206,7 +207,9 @@ def bootstrap(round_: Round, stage: ledger.Stage, line: Line) -> Figures:
 def search_trees(round_: Round, stage: ledger.Stage, line: Line) -> Figures:
     """Searches every problem's trees that are not yet on disk."""
     config = round_.config
-    problems = parallel.share(sources.problems(round_))
+    problems, _, read = sources.split_problems(round_)
+    line.show(data.told(read), force=True)
+    problems = parallel.share(problems)
     policy, ppm = sources.searching_policy(round_), sources.searching_ppm(round_)
 
     def progress(now: dict[str, float]) -> None:
@@ -232,7 +235,7 @@ def search_trees(round_: Round, stage: ledger.Stage, line: Line) -> Figures:
                 store.append(record)
     parallel.barrier('searched')
     with data.TreeStore(stage.folder, writer=jax.process_index()) as store:
-        return _tree_figures(store, stage.seconds)
+        return {**_tree_figures(store, stage.seconds), 'read': dict(read)}
 
 
 def _passes(
@@ -267,9 +270,16 @@ def _tree_figures(store: data.TreeStore, seconds: float) -> Figures:
 
 
 def curate(round_: Round, stage: ledger.Stage, line: Line) -> Figures:
-    """Makes SFT examples, preference pairs and trajectories out of the round's trees."""
+    """Makes SFT examples, preference pairs and trajectories out of the round's trees.
+
+    Or takes those of files, where the config names some: then it needs no trees.
+    """
+    rules = round_.config.curate.to_dict()
+    given = {kind: rules.pop(kind) for kind in ('sft', 'pairs')}
     if not parallel.is_first():
         return {}
+    if any(given.values()):
+        return data.store_given(given, stage.folder)
     overlap, left_out = sources.overlap(round_), set()
 
     def kept(trees: Iterable[search.Record]) -> Iterator[search.Record]:
@@ -283,7 +293,7 @@ def curate(round_: Round, stage: ledger.Stage, line: Line) -> Figures:
     with data.TreeStore(round_.folder / 'search') as store:
         if not len(store):
             raise UserError(f'{store.directory}: holds no trees: run the search stage first')
-        counts = data.curate_to(kept(store), stage.folder, **round_.config.curate)
+        counts = data.curate_to(kept(store), stage.folder, **rules)
         return {**counts, 'overlapping': len(left_out)}
 
 
@@ -425,13 +435,12 @@ def export(round_: Round, stage: ledger.Stage, line: Line) -> Figures:
     """Writes what the round trained as Hugging Face directories."""
     made, folder, mesh = {}, round_.folder, _training_mesh()
     sources.finished(folder / 'policy', 'policy', f'round {round_.number} export')
-    policy = sources.load_policy(folder / 'policy', 'float32', mesh)
-    models.save(policy, stage.folder / 'policy')
-    made['policy'] = 'policy'
-    if sources.holds_model(folder / 'ppm'):
-        judge = sources.load_ppm(folder / 'ppm', 'float32', mesh)
-        models.save_ppm(judge, stage.folder / 'ppm')
-        made['ppm'] = 'ppm'
+    for name in ('policy', 'ppm'):
+        if sources.holds_model(folder / name):
+            title = f'{round_.root.absolute().name}-round{round_.number}-{name}'
+            exporting.export_model(folder / name, stage.folder / name, mesh=mesh, name=title)
+            made[name] = name
+            parallel.give_memory_back()
     return made
 
 

@@ -61,7 +61,7 @@ def solve(config: ConfigDict, workdir: str = '') -> str:
         '--config.search.trees.'
     )
     if found:
-        text = _told(config.question, found, *_choose(found))
+        text = _told(config.question, found, *choose(found))
     return f'{text}\n\n{_keep(records, round_.root)}' if workdir and records else text
 
 
@@ -77,8 +77,8 @@ def _keep(records: list[Record], root: pathlib.Path) -> str:
     return f'Tree: {path}#tree={trees.SOLVE}-{number}-{records[0].tree}'
 
 
-def _choose(found: list[tuple[Record, int]]) -> tuple[int, str]:
-    """(which of `found`, why)."""
+def choose(found: list[tuple[Record, int]]) -> tuple[int, str]:
+    """(which of `found`, a list of records and ANSWER nodes, is the best; why)."""
     answers = [record.answers[node] for record, node in found]
     groups = grading.classes(answers)
     scores = [float(record.score[node]) for record, node in found]

@@ -4,6 +4,7 @@ A model's path is a Hugging Face directory, a hub name, a .gguf file or a folder
 stage wrote; "previous" is what the round before made in this workdir, "tiny" is made on the spot.
 """
 
+import collections
 import dataclasses
 import pathlib
 from typing import Any
@@ -68,14 +69,32 @@ def problems(round_: Round) -> list[dict[str, Any]]:
     return split_problems(round_)[0]
 
 
-def split_problems(round_: Round) -> tuple[list[dict[str, Any]], dict[int, str]]:
-    """The problems that the round searches, and {index: benchmark} of those left out of them."""
-    path, limit = round_.config.data.problems, round_.config.data.limit
+def split_problems(
+    round_: Round,
+) -> tuple[list[dict[str, Any]], dict[int, str], collections.Counter]:
+    """The problems that the round searches, {index: benchmark} of those left out of them, counts.
+
+    Counted is how many were read, used, and dropped for which reason; see data.load_problems.
+    """
+    config = round_.config
+    path = config.data.problems
     if not path:
-        raise UserError('--config.data.problems=: needs a JSON or JSONL file of problems')
-    found = world(round_.config).train
-    if path != ARITHMETIC:
-        found = data.load_problems(path, limit or None)
+        raise UserError(
+            '--config.data.problems=: needs problems: a JSON, JSONL or parquet file, or a name '
+            'such as hf:AI-MO/NuminaMath-CoT or tfds:rstar_problems/gsm8k_train'
+        )
+    counts: collections.Counter = collections.Counter()
+    if path == ARITHMETIC:
+        found = world(config).train
+        counts['rows'] = len(found)
+    else:
+        found = data.load_problems(
+            path,
+            config.data.limit or None,
+            folder=config.data.folder,
+            selection=data.Selection(config.data.sources, config.data.levels, config.data.answers),
+            counts=counts,
+        )
     kept, left_out = overlap(round_).split(found)
     if not kept:
         raise UserError(
@@ -83,7 +102,9 @@ def split_problems(round_: Round) -> tuple[list[dict[str, Any]], dict[int, str]]
             f'({", ".join(sorted(set(left_out.values())))}): train on others, or on these all the '
             'same with --config.data.overlap=0'
         )
-    return kept, left_out
+    counts['used'] = len(kept)
+    counts['in a benchmark'] = len(left_out)
+    return kept, left_out, counts
 
 
 def overlap(round_: Round) -> Overlap:

@@ -21,6 +21,7 @@ from ml_collections import ConfigDict
 from rstar_jax import (
     configs,
     data,
+    export,
     ledger,
     main,
     models,
@@ -283,6 +284,39 @@ def test_the_export_is_the_policy(finished):
     kept = checkpoints.load_ppm(workdir / 'round1' / 'ppm')
     arguments = np.array([prompt], np.int32), np.array([len(prompt)], np.int32)
     np.testing.assert_allclose(ppm.scores(*arguments), kept.scores(*arguments), atol=1e-6)
+
+
+def test_examples_of_others_train_and_are_written_again_unchanged(world, tmp_path):
+    """The released project's files, in place of a search: no trees, no problems."""
+    problems = json.loads((world / 'problems.json').read_text())
+    sft, pairs = [], []
+    for problem in problems:
+        right, wrong = solution('add it up', problem['answer']), solution('wild guess', '0')
+        sft.append({'query': problem['question'], 'response': right})
+        prompt = steps.prompt(problem['question'])
+        first = right.index(steps.STEP_END) + len(steps.STEP_END)
+        other = wrong.index(steps.STEP_END) + len(steps.STEP_END)
+        step = {'prompt': prompt, 'pos': right[:first], 'neg': wrong[:other]}
+        pairs += [{**step, 'pos_count': 1, 'neg_count': 2}] * 2
+    (tmp_path / 'sft.json').write_text(json.dumps(sft, indent=4))
+    (tmp_path / 'pairs.json').write_text(json.dumps(pairs, indent=4))
+    result = run(
+        world,
+        tmp_path / 'run',
+        '--stages=curate,sft,ppm',
+        f'--config.curate.sft={tmp_path / "sft.json"}',
+        f'--config.curate.pairs={tmp_path / "pairs.json"}',
+        '--config.training.sft.form=0',  # of a few steps nobody expects it
+    )
+    assert result.returncode == 0, result.stderr
+    made = tmp_path / 'run' / 'round1'
+    for name in ('policy', 'ppm'):
+        lines = (made / name / 'metrics.jsonl').read_text().splitlines()
+        losses = [row['loss'] for row in map(json.loads, lines) if 'loss' in row]
+        assert losses and all(map(np.isfinite, losses)), name
+    export.export_data(made, tmp_path / 'out')
+    assert json.loads((tmp_path / 'out' / 'sft.json').read_text()) == sft
+    assert json.loads((tmp_path / 'out' / 'pairs.json').read_text()) == pairs
 
 
 def ppm_stage(world, finished, root: pathlib.Path, *flags: str) -> tuple[Round, ConfigDict]:

@@ -1,6 +1,6 @@
 """Problems in, finished trees on disk, and training data out of them.
 
-    problems file --load_problems--> search --> TreeStore --curate_to--> sft, pairs, trajectories
+    problem sets --load_problems--> search --> TreeStore --curate_to--> sft, pairs, trajectories
 
 `load_examples` reads what `curate_to` wrote; `curate` gives SFT examples and pairs as a plain
 function over lists. Interchange formats: `export_*`, `import_*`.
@@ -15,21 +15,24 @@ from rstar_jax.data.interchange import (
     export_trees,
     export_trl_preference,
     export_trl_stepwise,
+    import_pairs,
     import_preference,
     import_sft,
     import_trees,
     import_trl_preference,
     import_trl_stepwise,
     stepwise,
+    store_given,
     store_trees,
 )
-from rstar_jax.data.problems import export_problems, load_problems
+from rstar_jax.data.problems import Selection, export_problems, load_problems, told
 from rstar_jax.data.trees import TreeStore
 
 __all__ = [
     'Annotated',
     'Examples',
     'Rules',
+    'Selection',
     'Trajectory',
     'TreeStore',
     'annotate',
@@ -41,6 +44,7 @@ __all__ = [
     'export_trees',
     'export_trl_preference',
     'export_trl_stepwise',
+    'import_pairs',
     'import_preference',
     'import_sft',
     'import_trees',
@@ -52,5 +56,7 @@ __all__ = [
     'split_prompt',
     'stepwise',
     'store_examples',
+    'store_given',
     'store_trees',
+    'told',
 ]

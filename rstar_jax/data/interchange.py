@@ -8,9 +8,9 @@ import os
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from rstar_jax.data import files
+from rstar_jax.data import files, rows
 from rstar_jax.data.annotated import Annotated, Grade, annotate, leading
-from rstar_jax.data.examples import KINDS
+from rstar_jax.data.examples import KINDS, store_examples
 from rstar_jax.data.trees import TreeStore
 from rstar_jax.errors import UserError
 from rstar_jax.search.record import Record
@@ -103,6 +103,32 @@ def import_preference(path: Path) -> Iterator[Item]:
         yield item
 
 
+def store_given(given: dict[str, str], directory: Path) -> dict[str, int]:
+    """Takes training examples out of files, in place of a curation of trees.
+
+    Args:
+      given: kind of examples -> file: 'sft', {query, response}; 'pairs', the released form or
+        TRL's. '' is an empty set.
+      directory: where `load_examples` shall find them.
+
+    Returns:
+      The number of examples of each kind.
+
+    Raises:
+      UserError: a file that is not in its form.
+    """
+    return {
+        kind: store_examples(directory, kind, IMPORTS[kind](path) if path else ())
+        for kind, path in given.items()
+    }
+
+
+def import_pairs(path: Path) -> Iterator[Item]:
+    """Reads pairs in the released form or, where its first item has `chosen`, in TRL's."""
+    _, first = next(rows.read(path), ('', {}))
+    return (import_trl_preference if 'chosen' in first else import_preference)(path)
+
+
 def export_trl_preference(pairs: Iterable[Item], path: Path) -> int:
     """Writes TRL's preference form, JSONL of {prompt, chosen, rejected}; weights are not in it."""
     items = ({'prompt': p['prompt'], 'chosen': p['pos'], 'rejected': p['neg']} for p in pairs)
@@ -154,9 +180,12 @@ def import_trl_stepwise(path: Path) -> Iterator[Item]:
 
 def _items(path: Path, kinds: dict[str, type]) -> Iterator[Item]:
     """The named fields of each item, checked; others are left out."""
-    for place, item in files.read_json_items(path):
+    for place, item in rows.read(path):
         wrong = [key for key in kinds if not isinstance(item.get(key), kinds[key])]
         if wrong:
             expected = ', '.join(f'{key} ({kind.__name__})' for key, kind in kinds.items())
             raise UserError(f'{place}: no usable {wrong[0]}; expected the fields {expected}')
         yield {key: item[key] for key in kinds}
+
+
+IMPORTS = {'sft': import_sft, 'pairs': import_pairs}

@@ -1,44 +1,133 @@
-"""Problem sets: JSON lists and JSONL of {index, question, answer}, GSM8K's own form included."""
+"""Problems out of data sets of many layouts: {index, question, answer}, selected and counted.
 
+Ours, the released project's and GSM8K's rows have `question` and `answer`. Others (NuminaMath,
+MetaMathQA, MATH, AIME, OlympiadBench, Omni-MATH, ...) call the question by another name, and have
+an answer of its own, or one at the end of a solution; of these rows only what names a problem is
+kept, since every tree carries its problem's fields.
+"""
+
+import collections
+import dataclasses
+import fnmatch
+import hashlib
 import os
+import re
 from collections.abc import Iterable
 from typing import Any
 
-from rstar_jax.data import files
+from rstar_jax import steps
+from rstar_jax.data import files, rows
 from rstar_jax.errors import UserError
+from rstar_jax.grading import normalise
+
+Problem = dict[str, Any]
+Counts = collections.Counter
 
 # GSM8K writes the worked solution, this mark, and the final answer into one field.
 FINAL_MARK = '####'
+META_MARK = 'The answer is:'  # MetaMathQA's solutions end so
+QUESTIONS = ('question', 'problem', 'query', 'Problem', 'Question')
+ANSWERS = ('answer', 'final_answer', 'Answer', 'expected_answer')
+SOLUTIONS = ('solution', 'response', 'Solution', 'solutions')
+LABELS = {
+    'source': ('source', 'data_source'),
+    'level': ('level', 'difficulty'),
+    'type': ('type', 'subject', 'problem_type', 'subfield'),
+}
+NO_ANSWERS = ('proof', 'notfound')  # NuminaMath 1.5, in place of an answer
+ANSWER_KINDS = ('integer', 'number', 'choice', 'text', 'expression')
 
 
-def load_problems(path: str | os.PathLike, limit: int | None = None) -> list[dict[str, Any]]:
+@dataclasses.dataclass(frozen=True)
+class Selection:
+    """Which problems of a set are used; every question is used once, whatever its layout.
+
+    Attributes:
+      sources: patterns by commas, such as 'amc_aime,olympiads' or 'MATH_*', of which the problem's
+        source or its type must match one; empty: all.
+      levels: '3-5' or '5', the difficulty as the set gives it; empty: all.
+      answers: kinds of answer by commas, of ANSWER_KINDS; 'number' means integers too; empty: all.
+    """
+
+    sources: str = ''
+    levels: str = ''
+    answers: str = ''
+
+    def __post_init__(self) -> None:
+        for kind in _split(self.answers):
+            if kind not in ANSWER_KINDS:
+                raise UserError(
+                    f'--config.data.answers={self.answers}: no kind {kind}; there are '
+                    f'{", ".join(ANSWER_KINDS)}'
+                )
+        if self.levels and not re.fullmatch(r'[\d.]+(-[\d.]+)?', self.levels):
+            raise UserError(f'--config.data.levels={self.levels}: expected a range, such as 3-5')
+
+    def refused(self, problem: Problem) -> str:
+        """Why the problem is not used; '' where it is."""
+        if patterns := _split(self.sources):
+            names = [str(problem.get(label, '')) for label in ('source', 'type')]
+            if not any(fnmatch.fnmatchcase(name, p) for name in names for p in patterns):
+                return 'source'
+        if self.levels:
+            low, _, high = self.levels.partition('-')
+            level = _level(problem.get('level'))
+            if level is None or not float(low) <= level <= float(high or low):
+                return 'level'
+        if kinds := _split(self.answers):
+            answer = problem['answer']
+            kind = answer_kind(answer if isinstance(answer, str) else answer[0])
+            if kind not in kinds and not (kind == 'integer' and 'number' in kinds):
+                return 'answer kind'
+        return ''
+
+
+def load_problems(
+    source: str | os.PathLike,
+    limit: int | None = None,
+    *,
+    folder: str | os.PathLike = 'data',
+    selection: Selection | None = None,
+    counts: Counts | None = None,
+) -> list[Problem]:
     """Reads a problem set.
 
     Args:
-      path: a JSON list or JSONL file of objects with `question` and `answer`. Of an answer that
-        holds '####' (GSM8K) only what follows the last one is kept. A number becomes its text; a
-        list of texts (any of them is right) stays. Other fields are kept as they are.
-      limit: read only so many problems, the first ones; what follows is not looked at.
+      source: a JSON list, JSONL or parquet file, or a name: 'hf:AI-MO/NuminaMath-CoT',
+        'tfds:rstar_problems/gsm8k' (see `rows`). Of an answer that holds '####' (GSM8K) only what
+        follows the last one is kept. A number becomes its text; a list of texts (any of them is
+        right) stays.
+      limit: only so many problems, the first ones that are used; what follows is not looked at.
+      folder: where data sets that are named are looked for and kept.
+      selection: which problems are used; None: all, questions that come twice among them.
+      counts: a Counter to which is added how many 'rows' were seen and 'used', and how many were
+        dropped for which reason.
 
     Returns:
-      Dicts with at least `index` (int; the position in the file where the file has none),
-      `question` and `answer`.
+      Dicts with at least `index` (int; the position in the set where it has none), `question` and
+      `answer`.
 
     Raises:
-      UserError: no such file, an empty one, a line that is not JSON, a problem without question or
+      UserError: no such set, an empty one, a line that is not JSON, a problem without question or
         answer, an index that is no integer or comes twice. The message names the place.
     """
     if limit is not None and limit < 1:
         raise UserError(f'limit={limit}: expected at least 1 problem, or None for all')
-    problems: list[dict[str, Any]] = []
+    counts = Counts() if counts is None else counts
+    problems: list[Problem] = []
     places: dict[int, str] = {}
-    for place, item in files.read_json_items(path):
-        problem = {
-            **item,
-            'index': _index(item, place, len(problems)),
-            'question': _question(item, place),
-            'answer': _answer(item, place),
-        }
+    questions: set[bytes] = set()
+    for position, (place, row) in enumerate(rows.read(source, folder)):
+        problem = problem_of(row, place, position)
+        counts['rows'] += 1
+        reason = 'no answer' if problem is None else selection and selection.refused(problem)
+        if selection and not reason:
+            question = _same(problem['question'])
+            reason = 'duplicate' if question in questions else ''
+            questions.add(question)
+        if reason:
+            counts[reason] += 1
+            continue
         index = problem['index']
         if index in places:
             raise UserError(
@@ -49,18 +138,74 @@ def load_problems(path: str | os.PathLike, limit: int | None = None) -> list[dic
         problems.append(problem)
         if len(problems) == limit:
             break
+    counts['used'] += len(problems)
     if not problems:
-        raise UserError(f'{path}: holds no problems; expected objects with question and answer')
+        why = f'none of its {counts["rows"]} is used: {told(counts)}' if counts['rows'] else ''
+        raise UserError(
+            f'{source}: holds no problems; {why or "expected objects with question and answer"}'
+        )
     return problems
 
 
-def export_problems(problems: Iterable[dict[str, Any]], path: str | os.PathLike) -> int:
+def told(counts: Counts) -> str:
+    """'9 of 12 problems used; dropped: 2 duplicate, 1 level'."""
+    dropped = [f'{n:,} {why}' for why, n in counts.items() if why not in ('rows', 'used') and n]
+    text = f'{counts["used"]:,} of {counts["rows"]:,} problems used'
+    return text + (f'; dropped: {", ".join(dropped)}' if dropped else '')
+
+
+def problem_of(row: dict[str, Any], place: str, position: int) -> Problem | None:
+    """The problem in a row of any layout; None where it has a solution but no answer (proofs).
+
+    position: its index, where the row has none.
+
+    Raises:
+      UserError: no question, or neither an answer nor a solution.
+    """
+    index = _index(row, place, position)
+    question = _question(row, place)
+    solution = next((row[key] for key in SOLUTIONS if row.get(key)), None)
+    given = next((row[key] for key in ANSWERS if row.get(key) not in (None, '', [])), None)
+    answer = _answer(given)
+    if answer in NO_ANSWERS:
+        return None
+    if answer is None and isinstance(solution, str):
+        answer = _concluded(solution)
+    if answer is None:
+        if solution is not None:
+            return None
+        raise UserError(f'{place}: problem without an answer; {_found(row)}')
+    problem = {'index': index, 'question': question, 'answer': answer}
+    if solution is None and 'question' in row and 'answer' in row:
+        return {**row, **problem}
+    for label, keys in LABELS.items():
+        found = next((row[key] for key in keys if row.get(key) not in (None, '')), None)
+        if isinstance(found, str | int | float):
+            problem[label] = found
+    if isinstance(row.get('synthetic'), bool):
+        problem['synthetic'] = row['synthetic']
+    return problem
+
+
+def export_problems(problems: Iterable[Problem], path: str | os.PathLike) -> int:
     """Writes problems as a JSON list, or as JSONL where `path` ends in '.jsonl'."""
     return files.write_json_items(path, problems, as_list=not str(path).endswith('.jsonl'))
 
 
-def _index(item: dict[str, Any], place: str, position: int) -> int:
-    index = item.get('index')
+def answer_kind(answer: str) -> str:
+    """One of ANSWER_KINDS: what sort of thing the answer is."""
+    text = normalise.clean(answer)
+    value = normalise.number(normalise.split_unit(text)[0])
+    if value is not None:
+        return 'integer' if value.value.denominator == 1 else 'number'
+    words = normalise.words(text)
+    if re.fullmatch(r'\(?[A-J]\)?', text if words is None else words):
+        return 'choice'
+    return 'expression' if words is None else 'text'
+
+
+def _index(row: dict[str, Any], place: str, position: int) -> int:
+    index = row.get('index')
     if index is None:
         return position
     if isinstance(index, bool) or not isinstance(index, int) or not -(2**63) <= index < 2**63:
@@ -68,26 +213,50 @@ def _index(item: dict[str, Any], place: str, position: int) -> int:
     return index
 
 
-def _question(item: dict[str, Any], place: str) -> str:
-    question = item.get('question')
+def _question(row: dict[str, Any], place: str) -> str:
+    question = next((row[key] for key in QUESTIONS if row.get(key)), None)
     if not isinstance(question, str) or not question.strip():
-        raise UserError(f'{place}: problem without a question; {_found(item)}')
+        raise UserError(f'{place}: problem without a question; {_found(row)}')
     return question
 
 
-def _answer(item: dict[str, Any], place: str) -> str | list[str]:
-    answer = item.get('answer')
+def _answer(answer: Any) -> str | list[str] | None:
+    if isinstance(answer, float) and answer.is_integer():
+        answer = int(answer)  # as sets that hold numbers write 27: as 27.0
     if isinstance(answer, int | float) and not isinstance(answer, bool):
         return str(answer)
     if isinstance(answer, list) and answer and all(isinstance(a, str) and a for a in answer):
-        return answer
+        return answer if len(answer) > 1 else answer[0]
     if isinstance(answer, str):
-        answer = answer.rpartition(FINAL_MARK)[2].strip()
-        if answer:
-            return answer
-    raise UserError(f'{place}: problem without an answer; {_found(item)}')
+        return answer.rpartition(FINAL_MARK)[2].strip() or None
+    return None
 
 
-def _found(item: dict[str, Any]) -> str:
-    keys = ', '.join(map(str, item)) or 'none'
+def _concluded(solution: str) -> str | None:
+    """The answer at which a worked solution arrives."""
+    answer = steps.boxed(solution)
+    for mark in (META_MARK, FINAL_MARK):
+        if answer is None and mark in solution:
+            answer = solution.rpartition(mark)[2].strip().rstrip('.')
+    return answer or None
+
+
+def _same(question: str) -> bytes:
+    """The same 16 bytes for questions that differ in spaces and case only."""
+    text = ' '.join(question.split()).casefold()
+    return hashlib.blake2b(text.encode(), digest_size=16).digest()
+
+
+def _level(level: Any) -> float | None:
+    """5 of 5, '5' and 'Level 5'."""
+    number = re.search(r'\d+(\.\d+)?', str(level))
+    return float(number[0]) if number else None
+
+
+def _split(text: str) -> list[str]:
+    return [part.strip() for part in text.split(',') if part.strip()]
+
+
+def _found(row: dict[str, Any]) -> str:
+    keys = ', '.join(map(str, row)) or 'none'
     return f'expected non-empty fields question and answer, found the fields: {keys}'

@@ -2,26 +2,18 @@
 
 import os
 import pathlib
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rstar_jax.data import published, rows
 from rstar_jax.data.problems import load_problems
 from rstar_jax.errors import UserError
 
 Problems = list[dict[str, Any]]
 
 # Name -> stems of the file that may hold it; the benchmarks of the paper's tables.
-KNOWN: dict[str, tuple[str, ...]] = {
-    'math500': ('math500', 'math_500'),
-    'aime2024': ('aime2024', 'aime24'),
-    'aime2025': ('aime2025', 'aime25'),
-    'amc23': ('amc23', 'amc2023'),
-    'olympiadbench': ('olympiadbench', 'olympiad_bench', 'olympiad'),
-    'collegemath': ('collegemath', 'college_math', 'college'),
-    'gsm8k': ('gsm8k_test', 'gsm8k'),
-    'gaokao2023en': ('gaokao2023en', 'gaokao_en', 'gaokao'),
-    'omnimath': ('omnimath', 'omni_math'),
-}
+KNOWN = {name: published.SETS[name].stems for name in published.BENCHMARKS}
 ENDINGS = ('.json', '.jsonl')
 
 
@@ -35,7 +27,8 @@ def load(
 
     Args:
       benchmarks: names or paths, a sequence or one string with commas. A name's file is looked for
-        in `folder`; a path is anything with a separator or an ending, and goes by its stem.
+        in `folder`; a path is anything with a separator or an ending, and goes by its stem. Data
+        sets are named as in `data.rows`: 'hf:...', 'tfds:...'.
       folder: holds math500.json, gsm8k_test.json, ...; `KNOWN` has the names, and any other file
         there can be named by its stem as well.
       limit: only the first so many problems of each; None or 0, all.
@@ -52,7 +45,10 @@ def load(
         benchmarks = benchmarks.split(',')
     found: dict[str, Problems] = {}
     for benchmark in (b.strip() for b in benchmarks if b.strip()):
-        if builtin and benchmark in builtin:
+        if rows.is_named(benchmark):
+            name = re.split(r'[:/]', benchmark.partition('@')[0])[-1]
+            problems = load_problems(benchmark, limit or None, folder=folder)
+        elif builtin and benchmark in builtin:
             name, problems = benchmark, list(builtin[benchmark])[: limit or None]
         else:
             name, path = _file_of(benchmark, pathlib.Path(folder), builtin or {})

@@ -252,7 +252,7 @@ class _Search:
         )
 
     def run(self) -> Iterator[Record]:
-        while self.queue or self.tasks:
+        while self._more():
             self._fill()
             running = self.expander.dispatch()
             for ended in self.expander.collect(running):
@@ -264,6 +264,9 @@ class _Search:
                 self._await_workers()
             self._tell()
         self._tell(final=True)
+
+    def _more(self) -> bool:
+        return bool(self.queue or self.tasks)
 
     def _tell(self, final: bool = False) -> None:
         rollouts = sum(task.rollouts for task in self.tasks.values())

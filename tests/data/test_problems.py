@@ -67,7 +67,7 @@ GOOD = '{"question": "a?", "answer": "1"}\n'
         (GOOD + '{"question": "b?", "answer": null}\n', 'line 2: problem without an answer'),
         (GOOD + '{"question": "b?", "answer": true}\n', 'line 2: problem without an answer'),
         (GOOD + '{"answer": "2"}\n', 'line 2: problem without a question'),
-        ('[{"problem": "a?", "answer": "1"}]', 'item 1: problem without a question'),
+        ('[{"task": "a?", "answer": "1"}]', 'item 1: problem without a question'),
         (GOOD + '{"index": "x1", "question": "b?", "answer": "2"}', "index 'x1': expected an int"),
         (GOOD + '{"index": 0, "question": "b?", "answer": "2"}\n', 'index 0 was already used by'),
     ],

@@ -1,0 +1,1 @@
+"""The problem sets of `published.SETS` as tensorflow-datasets: tfds:rstar_problems/NAME."""

@@ -1,0 +1,130 @@
+"""Builds them: from a file in a folder where there is one, else from where they are published.
+
+    FOLDER/gsm8k_test.json, or a download -> problems.problem_of
+        -> FOLDER/tensorflow_datasets/rstar_problems/gsm8k/VERSION/*.array_record
+
+Nothing here, and nothing of tensorflow-datasets that it uses, imports TensorFlow.
+"""
+
+import hashlib
+import os
+import pathlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import filelock
+import numpy as np
+import tensorflow_datasets as tfds
+
+from rstar_jax.data import problems, published, rows
+from rstar_jax.errors import UserError
+
+FILES = 'files'  # in the data set's metadata: the sha256 of each file that it was made of
+
+
+class RstarProblems(tfds.core.GeneratorBasedBuilder):
+    """One configuration a problem set; see `prepared`."""
+
+    VERSION = tfds.core.Version('1.0.0')
+    BUILDER_CONFIGS = [  # noqa: RUF012 (the library's way)
+        tfds.core.BuilderConfig(name=name) for name in published.SETS
+    ]
+
+    def __init__(self, *, paths: Sequence[pathlib.Path] = (), **options: Any):
+        """paths: local files of the set; it is downloaded where there are none."""
+        self._paths = list(paths)
+        super().__init__(**options)
+
+    @property
+    def published(self) -> published.Published:
+        return published.SETS[self.builder_config.name]
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        text = tfds.features.Text()
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description=f'{self.builder_config.name}: problems and their answers.',
+            homepage=f'https://huggingface.co/datasets/{self.published.hub}',
+            features=tfds.features.FeaturesDict(
+                {
+                    'index': tfds.features.Scalar(np.int64),
+                    'question': text,
+                    'answer': tfds.features.Sequence(text),
+                    **dict.fromkeys(problems.LABELS, text),
+                }
+            ),
+            metadata=tfds.core.MetadataDict(),
+            disable_shuffling=True,
+        )
+
+    def _split_generators(self, dl_manager: Any) -> dict[str, Iterator]:
+        paths, count = self._paths, None
+        if not paths:
+            paths = [pathlib.Path(p) for p in dl_manager.download(list(self.published.urls))]
+            count = self.published.count
+        self.info.metadata[FILES] = _digests(paths)
+        return {self.published.split: self._generate_examples(paths, count)}
+
+    def _generate_examples(
+        self, paths: Sequence[pathlib.Path], count: int | None
+    ) -> Iterator[tuple[int, dict[str, Any]]]:
+        number = 0
+        for path, url in zip(paths, self._paths or self.published.urls):
+            # A download is kept under a name of the library's, without its ending.
+            for place, row in rows.read_as(path, pathlib.PurePath(url).suffix):
+                problem = problems.problem_of(row, place, number)
+                number += 1
+                if problem is not None:
+                    yield problem['index'], _features(problem)
+        if count not in (None, number):
+            raise UserError(
+                f'{rows.TFDS}{self.name}/{self.builder_config.name}: {number} rows came from '
+                f'{self.published.urls[0]}, expected {count}: put a file of the set into the '
+                'folder of --config.data.folder'
+            )
+
+
+def prepared(name: str, folder: str | os.PathLike) -> RstarProblems:
+    """The named set, prepared in `folder`: from its file there, else from the network.
+
+    It is prepared once, and again when the file has changed.
+
+    Raises:
+      UserError: there is no such set.
+    """
+    if name not in published.SETS:
+        raise UserError(
+            f'{rows.TFDS}{rows.OURS}/{name}: no such set; there are {", ".join(published.SETS)}'
+        )
+    folder = pathlib.Path(folder)
+    path = published.SETS[name].file_in(folder)
+    paths = [path] if path else []
+    options = {'data_dir': folder / rows.PREPARED, 'file_format': 'array_record', 'config': name}
+    (folder / rows.PREPARED).mkdir(parents=True, exist_ok=True)
+    with filelock.FileLock(folder / rows.PREPARED / f'.{name}.lock'):  # of several processes one
+        builder = RstarProblems(paths=paths, **options)
+        if builder.data_path.exists() and paths:
+            if builder.info.metadata.get(FILES) != _digests(paths):
+                builder.data_path.rmtree()
+                builder = RstarProblems(paths=paths, **options)
+        builder.download_and_prepare()
+    return builder
+
+
+def _features(problem: dict[str, Any]) -> dict[str, Any]:
+    answer = problem['answer']
+    labels = {label: str(problem.get(label, '')) for label in problems.LABELS}
+    return {
+        'index': problem['index'],
+        'question': problem['question'],
+        'answer': [answer] if isinstance(answer, str) else answer,
+        **labels,
+    }
+
+
+def _digests(paths: Sequence[pathlib.Path]) -> list[str]:
+    digests = []
+    for path in paths:
+        with open(path, 'rb') as file:
+            digests.append(hashlib.file_digest(file, 'sha256').hexdigest())
+    return digests

@@ -1,0 +1,66 @@
+"""What fits on this machine's devices: python -m rstar_jax.fits
+
+Of published models: the gigabytes that weights, gradients and moments hold, with the memory there
+is. Beside them a search keeps its trees' keys and values, a training its activations: a fifth of
+the memory is left to these. --plan of rstar_jax.main compiles and tells more, for TPU slices.
+"""
+
+import math
+import sys
+
+import jax
+import jax.numpy as jnp
+
+from rstar_jax import models, parallel, progress
+from rstar_jax.models import published, weights
+from rstar_jax.models.checkpoint import default_dtype
+from rstar_jax.parallel.memory import device_bytes
+from rstar_jax.training import lora
+
+LEFT = 0.2  # of the memory, to everything else
+RANK = 16  # of LoRA
+FULL = 16  # bytes a trained weight: itself, gradient, two moments, float32 each
+
+
+def held(shape: models.Config, dtype: str) -> dict[str, float]:
+    """Bytes held by 'search', 'training' (in full) and 'LoRA' of a model."""
+    params = weights.flatten(models.decoder.abstract_params(shape))
+    width, count = jnp.dtype(dtype).itemsize, sum(math.prod(x.shape) for x in params.values())
+    dense = [x.shape for path, x in params.items() if lora.DENSE.fullmatch(path)]
+    beside = RANK * sum(outputs + inputs for outputs, inputs in dense)
+    return {
+        'search': width * count,
+        'training': FULL * count,
+        'LoRA': width * count + FULL * beside,
+    }
+
+
+def table(memory: float, dtype: str, count: int = 1) -> str:
+    """What fits where each of `count` devices has so many bytes: 'fits' or not, and gigabytes.
+
+    Searches have the weights on every device, trainings share theirs out.
+    """
+    rows = [('model', 'search', 'training, LoRA', 'training, in full')]
+    for name, shape in published.SHAPES.items():
+        needs = held(shape, dtype)
+        cells = []
+        for kind, devices in (('search', 1), ('LoRA', count), ('training', count)):
+            fits = needs[kind] <= (1 - LEFT) * memory * devices
+            cells.append(f'{"fits" if fits else "no":4} {needs[kind] / 1e9:6.1f} GB')
+        rows.append((name, *cells))
+    return progress.table(rows)
+
+
+def main() -> int:
+    """Prints what there is and what fits; returns the exit code."""
+    mesh = parallel.local_mesh()
+    device, count = jax.local_devices()[0], jax.local_device_count()
+    memory, dtype = device_bytes(mesh), default_dtype()
+    name = 'CPU' if device.platform == 'cpu' else device.device_kind
+    print(f'{count} x {name} with {memory / 1e9:.0f} GB; weights in {dtype}\n')
+    print(table(memory, dtype, count))
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())

@@ -1,0 +1,186 @@
+"""A search that never ends: questions come while others are being searched, one engine for all.
+
+submit (any thread) -> inbox -> the search's rows, beside those of other questions
+    -> Records to the job's callback, in the thread of `run`
+"""
+
+import dataclasses
+import itertools
+import queue
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from rstar_jax import parallel
+from rstar_jax.errors import UserError
+from rstar_jax.search.config import Config
+from rstar_jax.search.engine import Engine
+from rstar_jax.search.record import Record
+from rstar_jax.search.runner import Task, Workers, _Search, _task
+
+QUESTIONS = ('What is 2 + 3?', 'How many primes are below 100?')  # to find what all prompts share
+
+
+@dataclasses.dataclass(eq=False)
+class Job:
+    """One question that is being searched.
+
+    Attributes:
+      question: its text.
+      trees: how many are grown.
+      seed: of the sampling.
+      prompt_tokens: length of the prompt; 0 without a policy.
+      done: called with each Record, in the thread of `Live.run`, and with the exception that ended
+        the search, where one did.
+      cancelled: set by `cancel`; trees that have not begun are left out.
+    """
+
+    question: str
+    trees: int
+    seed: int
+    prompt_tokens: int
+    done: Callable[[Record | BaseException], None]
+    cancelled: bool = False
+
+    def cancel(self) -> None:
+        """Says that nobody waits for it any more."""
+        self.cancelled = True
+
+
+class Live:
+    """Searches the questions of many callers at once; see the module's text.
+
+    A tree is the same as `search.run` grows for problem 0 with the same seed: what else is being
+    searched changes nothing.
+    """
+
+    def __init__(
+        self,
+        policy=None,
+        ppm=None,
+        *,
+        config: Config,
+        trees: int,
+        workers: Workers,
+        expander=None,
+        mesh=None,
+    ):
+        """Args are those of `search.run`; trees: how many at once there is to be room for."""
+        self.config = config
+        self._tokenizer = policy.tokenizer if policy else None
+        if expander is None:
+            mesh = mesh or parallel.local_mesh(tensor=config.tensor)
+            prompts = [self._tokens(question) for question in QUESTIONS]
+            expander = Engine(policy, ppm, config, mesh, trees, prompts)
+        self._begin = getattr(expander, 'begin', [])
+        self._inbox: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+        self._jobs: dict[int, Job] = {}
+        self._numbers = itertools.count()
+        self._lock = threading.Lock()
+        self._ended: BaseException | None = None
+        self._search = _Endless(self, expander, config, workers)
+
+    def submit(
+        self,
+        question: str,
+        trees: int,
+        done: Callable[[Record | BaseException], None],
+        seed: int = 0,
+    ) -> Job:
+        """Has a question searched; from any thread.
+
+        Raises:
+          UserError: the question is too long, or the search has ended.
+        """
+        tokens = self._tokens(question)
+        room = self.config.path_tokens - self.config.step_tokens
+        if len(tokens) > room or tokens[: len(self._begin)] != self._begin:
+            raise UserError(
+                f'the question has {len(tokens)} tokens with its prompt, at most {room} fit'
+            )
+        job = Job(question, trees, seed, len(tokens), done)
+        with self._lock:
+            if self._ended is not None:
+                raise UserError('the search has ended')
+            self._inbox.put(job)
+        return job
+
+    def run(self) -> None:
+        """Searches what comes until `close`; in a thread of its own."""
+        ended: BaseException = UserError('the search has ended')
+        try:
+            for record in self._search.run():
+                job = self._jobs[record.problem['job']]
+                job.done(record)
+        except BaseException as error:
+            ended = error
+            raise
+        finally:
+            with self._lock:
+                self._ended = ended
+            while not self._inbox.empty():
+                if (job := self._inbox.get()) is not None:
+                    job.done(ended)
+            for job in self._jobs.values():
+                job.done(ended)
+
+    @property
+    def busy(self) -> int:
+        """How many questions are being searched or wait."""
+        return len(self._jobs) + self._inbox.qsize()
+
+    def close(self) -> None:
+        """Ends `run`, whatever is being searched."""
+        self._inbox.put(None)
+
+    def incoming(self, wait: bool) -> list[tuple[dict[str, Any], int]] | None:
+        """(problem, tree) of what has been submitted since; None: it is to end."""
+        fresh: list[tuple[dict[str, Any], int]] = []
+        while wait or not self._inbox.empty():
+            job, wait = self._inbox.get(), False
+            if job is None:
+                return None
+            number = next(self._numbers)
+            self._jobs[number] = job
+            problem = {'index': 0, 'question': job.question, 'answer': '', 'job': number}
+            fresh += [(problem, tree) for tree in range(job.trees)]
+        return fresh
+
+    def wanted(self, item: tuple[dict[str, Any], int]) -> bool:
+        """Whether somebody still waits for a tree."""
+        return not self._jobs[item[0]['job']].cancelled
+
+    def forget(self, busy: set[int]) -> None:
+        """Drops the jobs of which no tree is left."""
+        for number in self._jobs.keys() - busy:
+            del self._jobs[number]
+
+    def make(self, problem: dict[str, Any], tree: int) -> Task:
+        """The host's side of a tree, about to be put into a row."""
+        seed = self._jobs[problem['job']].seed
+        return _task(problem, tree, seed=seed, config=self.config, tokenizer=self._tokenizer)
+
+    def _tokens(self, question: str) -> list[int]:
+        problem = {'index': 0, 'question': question}
+        task = _task(problem, 0, seed=0, config=self.config, tokenizer=self._tokenizer)
+        return task.tokens[0]
+
+
+class _Endless(_Search):
+    """The search's loop with a queue that is filled while it runs."""
+
+    def __init__(self, live: Live, expander, config: Config, workers: Workers):
+        super().__init__([], live.make, expander, config, workers, None)
+        self.markless = None  # a question that is none must not end the service
+        self._live = live
+
+    def _more(self) -> bool:
+        problems = [problem for problem, _ in self.queue]
+        problems += [task.problem for task in self.tasks.values()]
+        self._live.forget({problem['job'] for problem in problems})
+        fresh = self._live.incoming(wait=not problems)
+        if fresh is None:
+            return False
+        self.queue = [*fresh[::-1], *self.queue]  # the next one is the last
+        self.queue = [item for item in self.queue if self._live.wanted(item)]
+        return True

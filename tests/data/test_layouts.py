@@ -1,0 +1,207 @@
+"""Problems in the layouts in which others publish them, selected, and counted where dropped."""
+
+import collections
+import json
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from rstar_jax import configs, data, sources
+from rstar_jax.data import problems, published
+from rstar_jax.errors import UserError
+from rstar_jax.progress import Events
+
+# One row each, fields as published; the problems are made up.
+NUMINA = {
+    'source': 'amc_aime',
+    'problem': 'What is $1+1$?\n$\\textbf{(A)}\\ 1$ $\\textbf{(B)}\\ 2$',
+    'solution': 'It is $2$, so the answer is $\\boxed{\\textbf{(B)}}$.',
+    'messages': [{'content': 'What?', 'role': 'user'}, {'content': 'It', 'role': 'assistant'}],
+}
+NUMINA_15 = {
+    'problem': 'Prove that $1=1$.',
+    'solution': 'By reflexivity.',
+    'answer': 'proof',
+    'problem_type': 'Algebra',
+    'question_type': 'proof',
+    'source': 'olympiads',
+    'synthetic': False,
+}
+METAMATH = {
+    'type': 'MATH_AnsAug',
+    'query': 'Evaluate $(5a^2 - 13a + 4)(2a - 3)$ for $a = 1\\frac12$.',
+    'original_question': 'Evaluate $(5a^2 - 13a + 4)(2a - 3)$ for $a = 1\\frac12$.',
+    'response': 'The second factor is $0$, so the product is $0$. The answer is: 0',
+}
+MATH = {
+    'problem': 'What is half of $3$?',
+    'level': 'Level 5',
+    'type': 'Algebra',
+    'solution': 'Half of $3$ is $\\boxed{\\frac{3}{2}}.$',
+}
+MATH500 = {
+    'problem': 'What is half of $3$?',
+    'solution': 'Half of $3$ is $\\boxed{\\frac{3}{2}}.$',
+    'answer': '\\frac{3}{2}',
+    'subject': 'Algebra',
+    'level': 2,
+    'unique_id': 'test/algebra/1.json',
+}
+OLYMPIAD = {
+    'id': 1606,
+    'subfield': 'Algebra',
+    'question': 'Which $x$ and $y$?',
+    'solution': ['Both.'],
+    'final_answer': ['1,2'],
+    'answer_type': 'Tuple',
+}
+AMC = {'id': 0, 'answer': 142.0, 'url': 'https://example.org/', 'question': 'How many?'}
+GSM8K = {'question': 'How many?', 'answer': 'Two <<1+1=2>>2 and one.\n#### 3'}
+
+
+@pytest.mark.parametrize(
+    ('row', 'expected'),
+    [
+        (NUMINA, {'answer': '\\textbf{(B)}', 'source': 'amc_aime'}),
+        (METAMATH, {'answer': '0', 'type': 'MATH_AnsAug'}),
+        (MATH, {'answer': '\\frac{3}{2}', 'level': 'Level 5', 'type': 'Algebra'}),
+        (MATH500, {'answer': '\\frac{3}{2}', 'level': 2, 'type': 'Algebra'}),
+        (OLYMPIAD, {'answer': '1,2', 'type': 'Algebra'}),
+        (AMC, {'answer': '142', 'id': 0, 'url': 'https://example.org/'}),
+        (GSM8K, {'answer': '3'}),
+    ],
+    ids=['numina', 'metamath', 'math', 'math500', 'olympiad', 'amc', 'gsm8k'],
+)
+def test_a_row_of_each_layout(row, expected):
+    problem = problems.problem_of(row, 'here', 7)
+    question = row.get('question') or row.get('problem') or row['query']
+    assert problem == {'index': 7, 'question': question, **expected}
+
+
+def test_a_proof_is_no_problem():
+    assert problems.problem_of(NUMINA_15, 'here', 0) is None
+    assert problems.problem_of({**NUMINA, 'solution': 'Obvious.'}, 'here', 0) is None
+
+
+@pytest.mark.parametrize(
+    ('answer', 'kind'),
+    [
+        ('18', 'integer'),
+        ('$1{,}000$', 'integer'),
+        ('5 \\text{ cm}', 'integer'),
+        ('-2.5', 'number'),
+        ('\\frac{3}{2}', 'number'),
+        ('\\textbf{(B)}', 'choice'),
+        ('C', 'choice'),
+        ('\\text{Evelyn}', 'text'),
+        ('no solution', 'text'),
+        ('p - q', 'expression'),
+        ('\\left( 3, \\frac{\\pi}{2} \\right)', 'expression'),
+        ('x', 'expression'),
+        ('2\\sqrt{3}', 'expression'),
+    ],
+)
+def test_kinds_of_answers(answer, kind):
+    assert problems.answer_kind(answer) == kind
+
+
+@pytest.fixture
+def numina(tmp_path):
+    """A parquet file as the hub's, with a question that comes twice."""
+    solution = 'It is $\\boxed{3}$.'
+    rows = [
+        NUMINA,
+        {**NUMINA, 'problem': 'Why?', 'solution': 'Because.'},
+        {**NUMINA, 'source': 'synthetic_math', 'problem': 'How many?', 'solution': solution},
+        {**NUMINA, 'source': 'olympiads', 'problem': 'How  many?', 'solution': solution},
+        {**NUMINA, 'source': 'olympiads', 'problem': 'And now?', 'solution': solution},
+    ]
+    path = tmp_path / 'AI-MO' / 'NuminaMath-CoT' / 'data' / 'train-00000-of-00001.parquet'
+    path.parent.mkdir(parents=True)
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    return path
+
+
+def indices(found):
+    return [problem['index'] for problem in found]
+
+
+def test_parquet_with_counts_of_what_was_dropped(numina):
+    counts = collections.Counter()
+    found = data.load_problems(numina, selection=data.Selection(), counts=counts)
+    assert indices(found) == [0, 2, 4]
+    assert data.told(counts) == '3 of 5 problems used; dropped: 1 no answer, 1 duplicate'
+    assert indices(data.load_problems(numina)) == [0, 2, 3, 4]  # benchmarks keep all
+
+
+def test_selections(numina, tmp_path):
+    def chosen(source=numina, **rules):
+        counts = collections.Counter()
+        made = data.Selection(**rules)
+        return indices(data.load_problems(source, selection=made, counts=counts)), counts
+
+    assert chosen(sources='amc_aime, olympiads')[0] == [0, 3, 4]
+    assert chosen(sources='*math')[0] == [2]
+    assert chosen(answers='number')[0] == [2, 4]
+    assert chosen(answers='choice')[1] == {'rows': 5, 'used': 1, 'no answer': 1, 'answer kind': 3}
+    levels = tmp_path / 'math.jsonl'
+    rows = [{**MATH, 'level': f'Level {n}', 'problem': f'q{n}?'} for n in (1, 3, 5, '?')]
+    levels.write_text('\n'.join(map(json.dumps, rows)))
+    assert chosen(levels, levels='3-5')[0] == [1, 2]
+    assert chosen(levels, levels='3')[1] == {'rows': 4, 'used': 1, 'level': 3}
+    with pytest.raises(UserError, match='none of its 5 is used: 0 of 5 .*; dropped: 4 source, 1 '):
+        chosen(sources='imo')
+    with pytest.raises(UserError, match='data.answers=digits: no kind digits; there are integer'):
+        data.Selection(answers='digits')
+    with pytest.raises(UserError, match='data.levels=hard: expected a range'):
+        data.Selection(levels='hard')
+
+
+def test_the_limit_counts_what_is_used(numina):
+    counts = collections.Counter()
+    only = data.Selection(sources='olympiads')
+    assert indices(data.load_problems(numina, 1, selection=only, counts=counts)) == [3]
+    assert counts['rows'] == 4
+
+
+def test_a_file_that_is_no_parquet(tmp_path):
+    path = tmp_path / 'p.parquet'
+    with pytest.raises(UserError, match='no such file'):
+        data.load_problems(path)
+    path.write_text('no')
+    with pytest.raises(UserError, match='p.parquet: not a parquet file'):
+        data.load_problems(path)
+
+
+def test_names_of_the_hub_read_a_local_copy(numina, tmp_path, monkeypatch):
+    datasets = pytest.importorskip('datasets')
+    monkeypatch.setattr(datasets.config, 'HF_DATASETS_CACHE', tmp_path / 'cache')
+    found = data.load_problems('hf:AI-MO/NuminaMath-CoT', folder=tmp_path)
+    assert found == data.load_problems(numina)
+    with pytest.raises(UserError, match=r'^hf:AI-MO/None: neither in .*None nor had from the hub'):
+        data.load_problems('hf:AI-MO/None', folder=tmp_path)
+    with pytest.raises(UserError, match='hf:AI-MO/NuminaMath-CoT@test'):
+        data.load_problems('hf:AI-MO/NuminaMath-CoT@test', folder=tmp_path)
+
+
+def test_names_of_the_hub_need_a_package(monkeypatch):
+    monkeypatch.setattr('importlib.util.find_spec', lambda name: None)
+    with pytest.raises(UserError, match=r"hf:a/b: needs .*pip install 'rstar_jax\[datasets\]'"):
+        data.load_problems('hf:a/b')
+
+
+def test_every_published_set_says_where_it_is():
+    assert len(published.BENCHMARKS) == 9
+    for name, row in published.SETS.items():
+        assert row.urls and all(url.startswith('https://') for url in row.urls), name
+        assert row.hub.count('/') == 1
+
+
+def test_a_round_takes_the_selection_from_its_config(numina, tmp_path):
+    config = configs.default()
+    config.data.problems = str(numina)
+    config.data.sources = 'olympiads'
+    config.data.answers = 'integer'
+    round_ = sources.Round(config, tmp_path, 1, Events(None))
+    assert indices(sources.problems(round_)) == [3, 4]

@@ -1,0 +1,261 @@
+"""Export on its own: models, data and cards out of a run, and what a push would do."""
+
+import json
+import pathlib
+import subprocess
+import sys
+
+import huggingface_hub as hub
+import numpy as np
+import pytest
+import torch
+import transformers
+import yaml
+
+from rstar_jax import cards, configs, data, export, ledger, models
+from rstar_jax.data import arithmetic
+from rstar_jax.errors import UserError
+from rstar_jax.models import tiny
+from rstar_jax.training import checkpoints
+from tests.data import samples
+
+REPOSITORY = pathlib.Path(__file__).parents[1]
+
+INTERVALS = {'greedy': [0.38, 0.72], 'best': [0.5, 0.8], 'majority': [0.6, 0.88]}
+SEARCH = {'trajectories': 8, 'best': 0.66, 'majority': 0.76}
+
+
+def results(number: int, greedy: float, search: dict | None) -> dict:
+    row = {
+        'problems': 30,
+        'greedy': greedy,
+        'search': search,
+        'interval95': INTERVALS,
+        'tokens_per_problem': 1.0,
+        'seconds_per_problem': 1.0,
+    }
+    return {'round': number, 'benchmarks': {'aime2024': row}}
+
+
+@pytest.fixture(scope='module')
+def run(tmp_path_factory) -> pathlib.Path:
+    """The workdir of a finished round, of tiny models and of trees grown at random."""
+    workdir = tmp_path_factory.mktemp('run')
+    made = workdir / 'round1'
+    policy = tiny.policy(arithmetic.vocabulary())
+    checkpoints.save_model(policy, made / 'policy')
+    ppm = models.init_ppm(policy, squash='tanh5')
+    weight = np.random.default_rng(0).standard_normal((1, 128), np.float32)
+    ppm.params['value_head']['weight'] = weight
+    checkpoints.save_model(ppm, made / 'ppm')
+    with data.TreeStore(made / 'search') as store:
+        for index in range(4):
+            store.append(samples.grown(index, index=index))
+        counts = data.curate_to(store, made / 'curate', edit_distance=1)
+    assert counts['sft'] and counts['pairs']
+    config = configs.default()
+    config.policy.path = '/home/somebody/instruct'
+    config.base.path = 'Qwen/Qwen2.5-Math-1.5B'
+    config.data.problems = 'hf:AI-MO/NuminaMath-CoT@train'
+    ledger.write_json(workdir / 'config.json', {'round1': configs.flatten(config)})
+    figures = {'trees': 4, 'problems': 4, 'solved': 3}
+    for name, row in [('search', figures), ('curate', counts), ('policy', {}), ('ppm', {})]:
+        done = {'id': name, 'seconds': 1.0, 'figures': dict(row)}
+        ledger.write_json(made / name / 'done.json', done)
+    ledger.write_json(workdir / 'round0' / 'eval' / 'results.json', results(0, 0.2, None))
+    ledger.write_json(made / 'eval' / 'results.json', results(1, 0.55, SEARCH))
+    return workdir
+
+
+@pytest.fixture(scope='module')
+def exported(run, tmp_path_factory) -> pathlib.Path:
+    folder = tmp_path_factory.mktemp('exported')
+    export.export(str(run), str(folder), name='me/small')
+    return folder
+
+
+def test_the_policy_is_what_transformers_reads(run, exported):
+    made = export.Exported('policy', exported / 'policy')
+    assert export.largest_difference(made) < 1e-5
+    ours = checkpoints.load_policy(run / 'round1' / 'policy')
+    tokens, lengths = np.array([[5, 6, 7]], np.int32), np.array([3], np.int32)
+    again = models.load(exported / 'policy', 'float32')
+    assert np.array_equal(ours.logits(tokens, lengths), again.logits(tokens, lengths))
+
+
+def test_the_ppm_has_the_released_form(run, exported):
+    assert export.largest_difference(export.Exported('ppm', exported / 'ppm')) < 1e-4
+    head = torch.load(exported / 'ppm' / 'value_head.bin', weights_only=True)
+    assert {*head} == {'v_head.summary.weight', 'v_head.summary.bias'}
+    tokens, lengths = np.array([[5, 6, 7]], np.int32), np.array([3], np.int32)
+    ours = checkpoints.load_ppm(run / 'round1' / 'ppm').scores(tokens, lengths)
+    theirs = models.load_ppm(exported / 'ppm', 'float32').scores(tokens, lengths)
+    assert np.array_equal(ours, theirs) and 0.01 < abs(float(ours[0])) < 1
+
+
+def test_other_outputs_of_transformers_are_found(exported, tmp_path):
+    """A weight that transformers reads and we read differently, as a wrong name would be."""
+    made = export.Exported('policy', tmp_path)
+    models.save(models.load(exported / 'policy', 'float32'), tmp_path)
+    cards.write_model_card(tmp_path, 'policy', cards.Origin())
+    config = json.loads((tmp_path / 'config.json').read_text())
+    config['rope_theta'] = 7.0
+    config.pop('rope_parameters', None)
+    read = models.checkpoint.families.read_config
+
+    def other(fields, place):
+        return read({**fields, 'rope_theta': 10000.0}, place)
+
+    (tmp_path / 'config.json').write_text(json.dumps(config))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr('rstar_jax.models.checkpoint.families.read_config', other)
+        with pytest.raises(UserError, match='transformers gives other outputs .* nothing was pu'):
+            list(export.check([made]))
+
+
+def test_weights_in_bfloat16(run, tmp_path):
+    made = export.export_model(run / 'round1' / 'policy', tmp_path, 'bfloat16')
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype='auto')
+    assert model.dtype == torch.bfloat16
+    assert export.largest_difference(made) < 1e-5
+
+
+def test_the_model_card(exported):
+    card = hub.ModelCard.load(exported / 'policy' / 'README.md')
+    about = card.data
+    assert about.base_model == 'Qwen/Qwen2.5-Math-1.5B'
+    assert about.datasets == ['AI-MO/NuminaMath-CoT']
+    assert about.model_name == 'me/small'
+    found = {result.metric_name: result for result in about.eval_results}
+    assert len(found) == 3
+    alone, vote = found[cards.MODES['greedy']], found[cards.MODES['majority']]
+    assert alone.dataset_type == 'HuggingFaceH4/aime_2024' and alone.metric_value == 55.0
+    assert alone.metric_args == {'problems': 30, 'interval95': [38.0, 72.0]}
+    assert vote.metric_args == {'problems': 30, 'interval95': [60.0, 88.0], 'trajectories': 8}
+    assert '| aime2024 | 30 | policy alone, greedy | 55.0 % | 38.0 to 72.0 | 20.0 % |' in card.text
+    assert '8 trees a problem (mcts, 4 rollouts, 32 candidates a step' in card.text
+    assert '3 of 4 problems solved' in card.text
+    assert 'somebody' not in card.content
+    index = yaml.safe_load(card.content.split('---')[1])['model-index']
+    assert index[0]['results'][0]['dataset']['name'] == 'aime2024'
+
+
+def test_the_card_of_a_ppm_tells_of_searches_only(exported):
+    about = hub.ModelCard.load(exported / 'ppm' / 'README.md').data
+    assert {result.metric_value for result in about.eval_results} == {66.0, 76.0}
+    assert about.model_name == 'me/small-ppm'
+
+
+def test_the_card_of_a_model_of_unknown_origin(exported, tmp_path):
+    export.export_model(exported / 'policy', tmp_path, license_='mit')
+    card = hub.ModelCard.load(tmp_path / 'README.md')
+    assert card.data.license == 'mit' and not card.data.eval_results
+    assert 'Nothing is known here' in card.text
+
+
+def test_data_in_every_form_and_their_card(run, exported):
+    folder = exported / 'data'
+    sft = list(data.load_examples(run / 'round1' / 'curate', 'sft'))
+    pairs = list(data.load_examples(run / 'round1' / 'curate', 'pairs'))
+    assert json.loads((folder / 'sft.json').read_text()) == sft
+    assert list(data.import_preference(folder / 'pairs.json')) == pairs
+    trl = [json.loads(line) for line in (folder / 'trl_preference.jsonl').read_text().splitlines()]
+    assert [(p['chosen'], p['rejected']) for p in trl] == [(p['pos'], p['neg']) for p in pairs]
+    assert sum(1 for _ in data.import_trees(folder / 'trees.jsonl')) == 4
+    assert list(data.load_examples(folder / 'array_record' / 'curate', 'sft')) == sft
+    card = hub.DatasetCard.load(folder / 'README.md')
+    files = {row['config_name']: row['data_files'] for row in card.data.configs}
+    assert files['sft'] == 'sft.json' and files['preference'] == 'trl_preference.jsonl'
+    assert f'| `sft.json` | {len(sft)} |' in card.text
+
+
+def test_the_hub_library_reads_the_data_by_the_card(exported, tmp_path):
+    datasets = pytest.importorskip('datasets')
+    folder = exported / 'data'
+    for name, columns in [('sft', ['query', 'response']), ('stepwise', ['prompt', 'completions'])]:
+        found = datasets.load_dataset(str(folder), name, split='train', cache_dir=tmp_path)
+        assert found.column_names[:2] == columns
+
+
+def test_cards_that_are_not_valid(tmp_path):
+    path = tmp_path / 'README.md'
+    path.write_text('---\nmodel-index: 3\n---\n')
+    with pytest.raises(UserError, match='not a valid card'):
+        cards.check(path, 'model')
+    path.write_text('# no metadata\n')
+    with pytest.raises(UserError, match='no metadata'):
+        cards.check(path, 'dataset')
+
+
+def test_a_dry_run_needs_no_network(run, tmp_path):
+    command = [sys.executable, '-m', 'rstar_jax.export', str(run / 'round1'), str(tmp_path)]
+    command += ['--dtype=bfloat16', '--push_to_hub=me/small', '--dry_run']
+    made = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=300)
+    assert made.returncode == 0, made.stderr
+    lines = made.stdout.splitlines()
+    assert lines[-1] == 'dry run: nothing was pushed'
+    assert sum('card valid' in line for line in lines) == 3
+    assert sum('transformers gives the same' in line for line in lines) == 2
+    for name in ('model me/small:', 'model me/small-ppm:', 'dataset me/small-data:'):
+        assert any(line.startswith(name) for line in lines), name
+    for name in ('model.safetensors', 'value_head.bin', 'README.md', 'trl_preference.jsonl'):
+        assert any(line.startswith(f'  {name}  ') for line in lines), name
+
+
+def test_a_push(run, tmp_path, monkeypatch):
+    calls = []
+
+    class Hub:
+        def create_repo(self, name, **options):
+            calls.append(('create', name, options['repo_type'], options['private']))
+
+        def upload_folder(self, repo_id, folder_path, **options):
+            assert (folder_path / 'README.md').exists()
+            calls.append(('upload', repo_id, options['repo_type']))
+            return f'https://huggingface.co/{repo_id}'
+
+    monkeypatch.setattr(hub, 'HfApi', Hub)
+    monkeypatch.setattr(hub.RepoCard, 'validate', lambda self: calls.append(('validate',)))
+    code = export.main([str(run), str(tmp_path), '--push_to_hub=me/small', '--private'])
+    assert code == 0
+    expected = []
+    for name, kind in [('', 'model'), ('-ppm', 'model'), ('-data', 'dataset')]:
+        name = f'me/small{name}'
+        expected += [('validate',), ('create', name, kind, True), ('upload', name, kind)]
+    assert calls == expected
+
+
+def test_a_push_that_the_hub_refuses(exported, monkeypatch, tmp_path, capsys):
+    def refuse(self):
+        raise ConnectionError('no route\nto host')
+
+    monkeypatch.setattr(hub.RepoCard, 'validate', refuse)
+    code = export.main([str(exported / 'policy'), str(tmp_path), '--push_to_hub=me/small'])
+    err = capsys.readouterr().err
+    assert code == 2 and err.count('\n') == 1
+    assert 'me/small was not pushed (no route to host); is HF_TOKEN set' in err
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        (['only'], 'the following arguments are required: directory'),
+        (['missing', 'out'], 'missing: does not exist'),
+        (['missing', 'out', '--dtype=int8'], 'invalid choice'),
+        (['missing', 'out', '--push_to_hub=a b'], '--push_to_hub=a b: '),
+    ],
+)
+def test_mistakes(arguments, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert export.main(arguments) == 2
+    err = capsys.readouterr().err
+    assert message in err and err.count('\n') == 1
+    assert not (tmp_path / 'out').exists()
+
+
+def test_a_run_without_anything_to_export(tmp_path):
+    (tmp_path / 'round1').mkdir()
+    with pytest.raises(UserError, match='none of its rounds has a finished policy'):
+        export.export(str(tmp_path), str(tmp_path / 'out'))
+    with pytest.raises(UserError, match='holds no finished policy'):
+        export.export(str(tmp_path / 'round1'), str(tmp_path / 'out'))

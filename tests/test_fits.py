@@ -1,0 +1,22 @@
+from rstar_jax import fits
+from rstar_jax.models import published
+
+
+def test_bytes_of_a_published_model():
+    shape = published.SHAPES['qwen2.5-coder-0.5b']
+    half, whole = fits.held(shape, 'bfloat16'), fits.held(shape, 'float32')
+    parameters = 494_032_768  # Qwen's model card: 0.49B
+    assert half['search'] == 2 * parameters and whole['search'] == 4 * parameters
+    assert half['training'] == 16 * parameters
+    # Rank 16 beside the dense layers: 8,798,208 numbers.
+    assert half['LoRA'] == 2 * parameters + 16 * 8_798_208
+
+
+def test_what_fits(capsys):
+    rows = {line.split()[0]: line for line in fits.table(15.75e9, 'bfloat16').splitlines()}
+    assert rows['qwen2.5-math-7b'].split()[1::3] == ['no', 'no', 'no']
+    assert rows['qwen2.5-math-1.5b'].split()[1::3] == ['fits', 'fits', 'no']
+    assert rows['qwen2.5-coder-0.5b'].split()[1::3] == ['fits', 'fits', 'fits']
+    shared = {line.split()[0]: line for line in fits.table(15.75e9, 'bfloat16', 8).splitlines()}
+    assert shared['qwen2.5-math-1.5b'].split()[1::3] == ['fits', 'fits', 'fits']
+    assert fits.main() == 0 and 'CPU with' in capsys.readouterr().out

@@ -1,0 +1,97 @@
+"""The notebooks of launch/: run as they are, with a small world, on CPU."""
+
+import os
+import pathlib
+import re
+
+import nbclient
+import nbformat
+import pytest
+
+from rstar_jax import data, steps
+from rstar_jax.data import arithmetic
+
+REPOSITORY = pathlib.Path(__file__).parents[1]
+FILES = sorted((REPOSITORY / 'launch').glob('*.ipynb'))
+# Enough for the first policy to know the form of a solution, and little of everything else; what it
+# finds is too little to learn from, so that examples are given.
+SMALL = {
+    'bootstrap.demonstrations': 1920,
+    'data.limit': 12,
+    'search.rollouts': 2,
+    'search.candidates': 4,
+    'training.bootstrap.form': 0,
+    'training.sft.form': 0,
+    'training.sft.epochs': 1,
+    'training.ppm.epochs': 1,
+    'eval.limit': 8,
+    'eval.trajectories': 1,
+    'eval.candidates': 2,
+    'execution.workers': 1,
+}
+# What only says where a notebook is opened.
+PLACE = re.compile(r'^\[!\[Open.*|^For (Colab|Kaggle): .*', re.M)
+
+
+def examples(folder):
+    """Files of solutions and of pairs of steps, and the settings that name them."""
+    sft = arithmetic.world(demonstrations=64, train=1, test=1, seed=9).demonstrations
+    first = [e['response'].partition(steps.STEP_END)[0] + steps.STEP_END for e in sft]
+    pairs = [
+        {'prompt': steps.prompt(e['query']), 'pos': pos, 'neg': neg, 'pos_count': 1, 'neg_count': 1}
+        for e, pos, neg in zip(sft, first, [*first[1:], first[0]])
+    ]
+    data.export_sft(sft, folder / 'sft.json')
+    data.export_preference(pairs, folder / 'pairs.json')
+    return {f'curate.{kind}': folder / f'{kind}.json' for kind in ('sft', 'pairs')}
+
+
+def read(path):
+    return nbformat.read(path, as_version=4)
+
+
+def sources(notebook, kind):
+    return [cell.source for cell in notebook.cells if cell.cell_type == kind]
+
+
+@pytest.mark.parametrize('path', FILES, ids=lambda path: path.stem)
+def test_a_notebook_is_clean_and_its_badge_opens_it(path):
+    notebook = read(path)
+    nbformat.validate(notebook)
+    assert not any(cell.get('outputs') for cell in notebook.cells)
+    badge = re.search(r'\]\((.*)\)', sources(notebook, 'markdown')[0])[1]
+    repository = re.search(r"REPOSITORY = 'https://github.com/(.*?)'", sources(notebook, 'code')[0])
+    assert badge.endswith(f'{repository[1]}/blob/main/launch/{path.name}')
+
+
+def test_the_notebooks_are_the_same_but_for_the_place():
+    assert [path.stem for path in FILES] == ['colab_tpu', 'kaggle_tpu']
+    colab, kaggle = map(read, FILES)
+    assert sources(colab, 'code') == sources(kaggle, 'code')
+    texts = [PLACE.sub('', '\n'.join(sources(n, 'markdown'))) for n in (colab, kaggle)]
+    assert texts[0] == texts[1] and 'A tiny policy learns' in texts[0]
+
+
+def test_a_notebook_runs_on_cpu(tmp_path, monkeypatch):
+    flags = '--xla_force_host_platform_device_count=1'
+    monkeypatch.setenv('XLA_FLAGS', f'{os.environ["XLA_FLAGS"]} {flags}')
+    monkeypatch.delenv('JAX_DISABLE_MOST_OPTIMIZATIONS')  # it trains more than it compiles
+    notebook = read(FILES[0])
+    (parameters,) = [c for c in notebook.cells if 'parameters' in c.metadata.get('tags', [])]
+    small = {**SMALL, **examples(tmp_path)}
+    settings = ' '.join(f'--config.{key}={value}' for key, value in small.items())
+    parameters.source += f'\nWORKDIR = {str(tmp_path / "run")!r}\nSETTINGS = {settings!r}'
+    resources = {'metadata': {'path': str(REPOSITORY / 'launch')}}
+    nbclient.NotebookClient(notebook, timeout=900, resources=resources).execute()
+    if folder := os.environ.get('RSTAR_NOTEBOOK'):  # to be looked at
+        nbformat.write(notebook, pathlib.Path(folder) / FILES[0].name)
+    outputs = [out for cell in notebook.cells for out in cell.get('outputs', [])]
+    printed = ''.join(out.text for out in outputs if out.output_type == 'stream')
+    assert 'CPU with' in printed and 'qwen2.5-math-7b' in printed
+    for number in (0, 1):
+        assert re.search(rf'round {number}, arithmetic: the policy alone solves [\d.]+ %', printed)
+    assert re.search(r'^(Answer: |No answer found)', printed, re.M)
+    assert 'dry run: nothing was pushed' in printed
+    pages = [out.data['text/html'] for out in outputs if 'text/html' in out.get('data', {})]
+    assert any('<iframe srcdoc="&lt;!doctype html&gt;' in page.lower() for page in pages)
+    assert (tmp_path / 'run' / 'exported' / 'policy' / 'README.md').exists()

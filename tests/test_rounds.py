@@ -4,6 +4,7 @@ A tiny policy learns four questions, each with a right and a wrong solution. So 
 both, curation finds pairs, and every stage has real work to do.
 """
 
+import collections
 import dataclasses
 import json
 import pathlib
@@ -659,6 +660,35 @@ def test_the_order_of_four_rounds():
     assert rounds.order(config, configs.STAGES) == expected
 
 
+def test_a_round_may_leave_stages_out():
+    config = configs.schedule(configs.default(), {2: {'stages': 'search,curate,ppm'}})
+    config.policy.path, config.last_round = 'instruct', 3
+    configs.validate(config)
+    of = {1: [], 2: [], 3: []}
+    for number, name in rounds.order(config, ('search', 'curate', 'sft', 'eval')):
+        of[number].append(name)
+    assert of == {1: ['search', 'curate', 'sft'], 2: ['search', 'curate'], 3: of[1]}
+    config.schedule.round2.stages = 'serch'
+    with pytest.raises(UserError, match='did you mean search'):
+        configs.validate(config)
+
+
+def test_examples_may_come_from_the_trees_of_all_rounds_so_far(tmp_path):
+    config = configs.default()
+    config.last_round = 3
+    for number in (1, 3):
+        (tmp_path / f'round{number}' / 'search').mkdir(parents=True)
+
+    def inputs(number):
+        round_ = sources.Round(configs.for_round(config, number), tmp_path, number, None)
+        return [path.relative_to(tmp_path) for path in rounds.stage_of(round_, 'curate').inputs]
+
+    assert inputs(3) == [pathlib.Path('round3/search')]
+    config.curate.rounds = 'all'
+    assert inputs(3) == [pathlib.Path('round1/search'), pathlib.Path('round3/search')]
+    assert inputs(1) == [pathlib.Path('round1/search')]
+
+
 def test_a_bootstrap_comes_first_and_an_evaluation_can_come_alone():
     quickstart = configs.load(str(REPOSITORY / 'experiments' / 'quickstart.py'))
     assert rounds.order(quickstart, configs.STAGES)[0] == (0, 'bootstrap')
@@ -746,7 +776,8 @@ def test_later_trees_are_for_problems_still_unsolved(tmp_path, monkeypatch):
                     yield Tree(problem, tree)
 
     problems = [{'index': i, 'question': 'q', 'answer': '1'} for i in range(4)]
-    monkeypatch.setattr(rounds.sources, 'problems', lambda round_: problems)
+    read = problems, {}, collections.Counter(rows=4)
+    monkeypatch.setattr(rounds.sources, 'split_problems', lambda round_: read)
     monkeypatch.setattr(rounds.sources, 'searching_policy', lambda round_: None)
     monkeypatch.setattr(rounds.sources, 'searching_ppm', lambda round_: None)
     monkeypatch.setattr(rounds.data, 'TreeStore', Store)

@@ -14,8 +14,9 @@ answer is right, and what it found can be trained on: the ladder that self-evolu
 small. (Problems with more operations than were demonstrated would be no such ladder: a tiny model
 solves none of them, however often it tries.)
 
-Days, small numbers and short words are for the model's sake: with 0.8 million parameters and a
-minute of training it has to find the operation that a step is about, and to copy a number.
+Days, small numbers and steps that repeat the verb are for the model's sake: with 0.8 million
+parameters and a minute of training it has to find the operation that a step is about, and to copy a
+number.
 """
 
 import dataclasses
@@ -95,8 +96,8 @@ class Story:
         kinds = kinds or [kind for kind, _, _ in self.operations]
         lines = [steps.CODE]
         left = str(self.start)
-        for day, kind, (_, _, number) in zip(DAYS, kinds, self.operations):
-            lines.append(f'# {day}: {kind.comment}')
+        for day, kind, (_, verb, number) in zip(DAYS, kinds, self.operations):
+            lines.append(f'# {day}: {verb}, {kind.comment}')
             lines.append(f'{self.thing} = {left} {kind.operator} {kind.operand or number}')
             lines.append(steps.STEP_END)
             left = self.thing

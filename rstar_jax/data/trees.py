@@ -13,13 +13,14 @@ files tell what is stored without reading it; a lost `.keys` file is made again 
 
 import collections
 import fcntl
+import heapq
 import json
 import math
 import os
 import pathlib
 import re
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import IO
 
 from rstar_jax.data import files
@@ -266,6 +267,18 @@ class TreeStore:
         if self._lock is not None:
             self._lock.close()
             self._lock = None
+
+
+def in_order(stores: Sequence[TreeStore]) -> Iterator[Record]:
+    """The trees of several stores, those of one problem together, in the order of the stores."""
+
+    def keyed(number: int) -> Iterator[tuple[tuple[int, str, int], Record]]:
+        for record in stores[number]:
+            yield (record.problem['index'], record.problem['question'], number), record
+
+    streams = [keyed(number) for number in range(len(stores))]
+    for _, record in heapq.merge(*streams, key=lambda item: item[0]):
+        yield record
 
 
 def _write_keys(shard: pathlib.Path, keys: list[Key], tag: str) -> None:

@@ -77,7 +77,9 @@ def test_demonstrations_tell_nothing_of_what_unknown_verbs_mean():
     counts = collections.defaultdict(collections.Counter)
     for one in shown:
         verbs = re.findall(r' (\w+) (?:them|\d+)\.', one['query'])
-        for verb, comment in zip(verbs, re.findall(r'# \w+: (\w+)', one['response']), strict=True):
+        for verb, comment in zip(
+            verbs, re.findall(r'# \w+: \w+, (\w+)', one['response']), strict=True
+        ):
             if verb in kinds:
                 counts[kinds[verb].comment][comment] += 1
     assert set(counts) == {kind.comment for kind in arithmetic.KINDS}

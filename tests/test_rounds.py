@@ -91,7 +91,7 @@ def world(tmp_path_factory) -> pathlib.Path:
             examples.append({'query': problem['question'], 'response': solution(comment, value)})
     settings = training.default_sft()
     settings.update(
-        {'epochs': 50, 'batch_size': 8, 'length': 128, 'micro_batch': 8, 'learning_rate': 3e-3}
+        {'epochs': 100, 'batch_size': 8, 'length': 128, 'micro_batch': 8, 'learning_rate': 3e-3}
         | {'dtype': 'float32'}
     )
     policy = tiny.policy(arithmetic.vocabulary() + [e['response'] for e in examples])

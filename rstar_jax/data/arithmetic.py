@@ -6,7 +6,7 @@ be told by several verbs:
     Ann has 12 apples. On Monday Ann finds 7. On Tuesday Ann doubles them. How many apples are
     there?
 
-The demonstrations come from someone who knows a third of the verbs and takes each of the others, at
+The demonstrations come from someone who knows one verb of each kind and takes each of the others, at
 every meeting anew, for any kind of operation that fits the words around it. So a policy trained on
 them knows the form of a solution and the verbs that the demonstrator knew, and of the others that
 they mean something. What they mean nobody tells it. A search can try the operations and see which
@@ -59,11 +59,11 @@ class Kind:
 
 
 KINDS = (
-    Kind('+', None, 'adding', ('finds', 'buys'), ('earns', 'picks', 'gains', 'fetches')),
-    Kind('-', None, 'removing', ('loses', 'sells'), ('wastes', 'spends', 'discards', 'burns')),
-    Kind('*', 2, 'doubling', ('doubles',), ('copies', 'mirrors')),
-    Kind('*', 3, 'tripling', ('triples',), ('trebles', 'ternates')),
-    Kind('//', 2, 'halving', ('halves',), ('splits', 'bisects')),
+    Kind('+', None, 'adding', ('finds',), ('earns', 'picks', 'gains', 'fetches', 'buys')),
+    Kind('-', None, 'removing', ('loses',), ('wastes', 'spends', 'discards', 'burns', 'sells')),
+    Kind('*', 2, 'doubling', ('doubles',), ('copies', 'mirrors', 'twins')),
+    Kind('*', 3, 'tripling', ('triples',), ('trebles', 'ternates', 'trines')),
+    Kind('//', 2, 'halving', ('halves',), ('splits', 'bisects', 'cleaves')),
 )
 VERBS = ('all', 'known', 'unknown', 'mostly known')
 MOST_REPEATS = 1000  # so many known questions in a row: there are no others

@@ -6,13 +6,13 @@ be told by several verbs:
     Ann has 12 apples. On Monday Ann finds 7. On Tuesday Ann doubles them. How many apples are
     there?
 
-The demonstrations come from someone who knows one verb of each kind and takes each of the others, at
-every meeting anew, for any kind of operation that fits the words around it. So a policy trained on
-them knows the form of a solution and the verbs that the demonstrator knew, and of the others that
-they mean something. What they mean nobody tells it. A search can try the operations and see which
-answer is right, and what it found can be trained on: the ladder that self-evolution climbs, in
-small. (Problems with more operations than were demonstrated would be no such ladder: a tiny model
-solves none of them, however often it tries.)
+The demonstrations come from someone who knows one verb of each kind and takes each of the others,
+at every meeting anew, for any kind of operation that fits the words around it. So a policy trained
+on them knows the form of a solution and the verbs that the demonstrator knew, and of the others
+that they mean something. What they mean nobody tells it. A search can try the operations and see
+which answer is right, and what it found can be trained on: the ladder that self-evolution climbs,
+in small. (Problems with more operations than were demonstrated would be no such ladder: a tiny
+model solves none of them, however often it tries.)
 
 Days, small numbers and steps that repeat the verb are for the model's sake: with 0.8 million
 parameters and a minute of training it has to find the operation that a step is about, and to copy a

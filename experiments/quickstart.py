@@ -8,10 +8,10 @@ Time: TIME
 Score: SCORE
 
 A 0.8M-parameter model learns from demonstrations whose author knows five of the verbs in which the
-word problems are told, and guesses the other nineteen. The search finds out, by being right, what they
-mean, and training on what it found teaches it: compare the rounds in the table. Each round searches
-more problems than the one before; no test problem is ever searched or trained on. --config.seed=1
-makes another world.
+word problems are told, and guesses the other nineteen. The search finds out, by being right, what
+they mean, and training on what it found teaches it: compare the rounds in the table. Each round
+searches more problems than the one before; no test problem is ever searched or trained on.
+--config.seed=1 makes another world.
 """
 
 from ml_collections import ConfigDict

@@ -49,7 +49,8 @@ from rstar_jax import configs
 def get_config():
     config = configs.default()
     config.policy.dtype = 'float32'
-    config.search.rollouts = 3
+    config.search.rollouts = 5
+    config.search.temperature = 0.8
     config.search.candidates = 4
     config.search.max_depth = 4
     config.search.step_tokens = 40
@@ -83,7 +84,14 @@ def world(tmp_path_factory) -> pathlib.Path:
     """A folder with config.py, problems.json and a policy that knows them by heart."""
     folder = tmp_path_factory.mktemp('world')
     (folder / 'config.py').write_text(CONFIG)
-    problems = arithmetic.problems(4, seed=3, operations=(1,))
+    # So different that a tiny model tells them apart.
+    told = (
+        ('How many apples has Ann?', '12'),
+        ('Ben counts his books. How many are there?', '7'),
+        ('Cleo sells cards, and then some more of them; how many does she sell?', '35'),
+        ('What number of eggs is in the nest that Dan finds?', '4'),
+    )
+    problems = [{'index': i, 'question': q, 'answer': a} for i, (q, a) in enumerate(told)]
     (folder / 'problems.json').write_text(json.dumps(problems))
     examples = []
     for problem in problems:
@@ -91,10 +99,11 @@ def world(tmp_path_factory) -> pathlib.Path:
             examples.append({'query': problem['question'], 'response': solution(comment, value)})
     settings = training.default_sft()
     settings.update(
-        {'epochs': 100, 'batch_size': 8, 'length': 128, 'micro_batch': 8, 'learning_rate': 3e-3}
+        {'epochs': 150, 'batch_size': 8, 'length': 128, 'micro_batch': 8, 'learning_rate': 3e-3}
         | {'dtype': 'float32'}
     )
-    policy = tiny.policy(arithmetic.vocabulary() + [e['response'] for e in examples])
+    texts = [text for e in examples for text in e.values()]
+    policy = tiny.policy(arithmetic.vocabulary() + texts)
     training.sft(policy, examples, settings, folder / 'policy')
     shutil.copytree(folder / 'policy', folder / 'base')
     return folder
@@ -416,7 +425,10 @@ def trees(folder: pathlib.Path) -> dict[tuple[int, int], bytes]:
 def test_killed_in_the_search_it_goes_on(world, tmp_path):
     """To the same trees, byte for byte, as in one go, in another order and among others."""
     problems = json.loads((world / 'problems.json').read_text())
-    many = [{**problems[i % 4], 'index': i} for i in range(32)]
+    many = [
+        {**one, 'index': i, 'question': f'{one["question"]} {i}'}
+        for i, one in enumerate(8 * problems)
+    ]
     more = [{**p, 'index': 32 + i} for i, p in enumerate(arithmetic.problems(8, seed=4))]
     (tmp_path / 'many.json').write_text(json.dumps(many))
     (tmp_path / 'more.json').write_text(json.dumps([*more[:4], *many[::-1], *more[4:]]))
@@ -440,7 +452,7 @@ def test_killed_in_the_search_it_goes_on(world, tmp_path):
     )
     try:
         deadline = time.monotonic() + 300
-        while len(list(search.glob('*.array_record'))) < 8:
+        while not (search.is_dir() and len(data.TreeStore(search, writer=None)) >= 8):
             assert process.poll() is None
             assert time.monotonic() < deadline
             time.sleep(0.02)

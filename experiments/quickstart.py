@@ -4,8 +4,9 @@
     python -m rstar_jax.main --config=experiments/quickstart.py --workdir=runs/quickstart
 
 Hardware: 2 CPU cores.
-Time: TIME
-Score: SCORE
+Time: 9:21 beside much other work (EPYC, load 5 to 15); not yet measured on a quiet machine.
+Score: seed 1, greedy on 256 test problems: 32.4 % at the start, 68.8, 71.1 and 77.7 % after the
+    rounds. The PPM does not judge yet: see experiments/LOG.md.
 
 A 0.8M-parameter model learns from demonstrations whose author knows five of the verbs in which the
 word problems are told, and guesses the other nineteen. The search finds out, by being right, what

@@ -64,6 +64,7 @@ def get_config():
         part.micro_batch = 4
         part.learning_rate = 1e-3
     config.training.sft.epochs = 3
+    config.training.ppm.learning_rate = 1e-4
     config.training.ppm.held_out = 0.25
     config.data.overlap = 0  # the problems are those of the benchmark
     config.eval.strategies = 'greedy,sampled,unguided,mcts'
@@ -71,7 +72,7 @@ def get_config():
     config.eval.step_tokens = 40
     config.eval.path_tokens = 256
     config.eval.prompt = 'sft'
-    config.eval.samples = 3
+    config.eval.samples = 6
     config.eval.trajectories = 2
     config.eval.rollouts = 1
     config.eval.candidates = 2
@@ -210,7 +211,7 @@ def test_results_json_has_every_strategy_with_its_cost(finished):
         # A tiny model of 0.8M weights reads a prompt and writes what was sampled, at least.
         assert figures['flops_per_problem'] > 1e6 * figures['tokens_per_problem']
     sampled = after['strategies']['sampled']
-    assert sampled['trajectories'] == 3 and {'best', 'majority', 'any'} <= sampled.keys()
+    assert sampled['trajectories'] == 6 and {'best', 'majority', 'any'} <= sampled.keys()
     assert after['judge'] == after['strategies']['mcts']['judge']
     judge = sampled['judge']
     assert judge['pairs'] > 0 and 0 <= judge['auc'] <= 1 and 0 <= judge['auc_likelihood'] <= 1
@@ -380,7 +381,7 @@ def test_other_settings_are_refused(world, finished, capsys):
     assert main.main(command(world, workdir, '--config.search.rollouts=2')[3:]) == 2
     error = capsys.readouterr().err
     assert error.startswith('error: --config.search.rollouts=2: ')
-    assert 'was made with 3' in error
+    assert 'was made with 5' in error
     assert error.count('\n') == 1
 
 

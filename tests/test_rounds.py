@@ -64,7 +64,9 @@ def get_config():
         part.micro_batch = 4
         part.learning_rate = 1e-3
     config.training.sft.epochs = 3
+    config.training.sft.learning_rate = 1e-4  # so that the policy goes on to err
     config.training.ppm.learning_rate = 1e-4
+    config.training.ppm.dropout = 0.0  # its masks depend on the number of devices
     config.training.ppm.held_out = 0.25
     config.data.overlap = 0  # the problems are those of the benchmark
     config.eval.strategies = 'greedy,sampled,unguided,mcts'

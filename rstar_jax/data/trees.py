@@ -61,6 +61,7 @@ class TreeStore:
         self.seconds = seconds
         self._written = -math.inf
         self._waiting: dict[Key, Record] = {}
+        self._number: int | None = None  # of the next shard, while this process may write
         self._writer = writer
         self._lock: IO[str] | None = None
         self._where: dict[Key, tuple[str, int]] = {}
@@ -127,10 +128,13 @@ class TreeStore:
             path.unlink(missing_ok=True)
 
     def _write_shard(self, keys: list[Key], records: Iterable[bytes]) -> None:
-        number = 1 + max((int(p.stem.split('-')[2]) for p in self._own_shards()), default=-1)
-        shard = self.directory / f'shard-{self._writer}-{number:06d}{SUFFIX}'
+        if self._number is None:  # looked up once: a folder may hold very many
+            numbers = (int(path.stem.split('-')[2]) for path in self._own_shards())
+            self._number = 1 + max(numbers, default=-1)
+        shard = self.directory / f'shard-{self._writer}-{self._number:06d}{SUFFIX}'
         _write_keys(shard, keys, self._tag)
         self._write(shard, records)
+        self._number += 1
         for position, key in enumerate(keys):
             self._where[key] = (shard.name, position)
 
@@ -264,6 +268,7 @@ class TreeStore:
         return True
 
     def _release_lock(self) -> None:
+        self._number = None
         if self._lock is not None:
             self._lock.close()
             self._lock = None

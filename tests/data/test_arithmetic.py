@@ -17,15 +17,15 @@ WORLD = arithmetic.world(demonstrations=300, train=150, test=90, seed=3)
 MEANINGS = {
     verb: [(kind.operator, kind.operand)] for kind in arithmetic.KINDS for verb in kind.verbs('all')
 }
-MEANINGS |= dict.fromkeys(('moves', 'trades'), [('+', None), ('-', None)])
-MEANINGS |= dict.fromkeys(('alters', 'changes'), [('*', 2), ('*', 3), ('//', 2)])
+MEANINGS['moves'] = MEANINGS['trades'] = [('+', None), ('-', None)]
+MEANINGS['alters'] = MEANINGS['changes'] = [('*', 2), ('*', 3), ('//', 2)]
 APPLY = {'+': operator.add, '-': operator.sub, '*': operator.mul, '//': operator.floordiv}
 
 
 def read(question: str) -> int:
     """Solves a question from its words alone: a second reading beside the generator's own."""
     first, *told, last, _ = [s.rstrip('.').split() for s in question.split('. ')]
-    assert last[:-1] == 'Their number now ends in'.split()
+    assert last[:-1] == ['Their', 'number', 'now', 'ends', 'in']
     values = []
     for meanings in itertools.product(*(MEANINGS[verb] for _, _, _, verb, _ in told)):
         value = int(first[2])
@@ -98,7 +98,7 @@ def test_demonstrations_tell_nothing_of_what_unknown_verbs_mean():
 
 
 def test_verbs_that_say_nothing_mean_all_that_fits_them():
-    """And stories in which they occur are answered by the last digit alone: `read` finds one way."""
+    """And stories in which they occur have one answer, by the last digit: see `read`."""
     counts = collections.defaultdict(collections.Counter)
     for story in arithmetic._stories(3000, 5, (1, 2, 3), 'all', ()):
         (kinds,) = story.readings

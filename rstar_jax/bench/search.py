@@ -36,7 +36,7 @@ from rstar_jax.bench import _plain_loop
 from rstar_jax.data import arithmetic
 from rstar_jax.errors import UserError
 from rstar_jax.models import tiny
-from rstar_jax.search import engine, runner
+from rstar_jax.search import engine, loop
 
 # What jax does before it runs a function that is new to it; the last is the compiler proper.
 COMPILING = (
@@ -116,7 +116,7 @@ def run(
     return figures
 
 
-class _Ours(runner._Search):
+class _Ours(loop.Loop):
     """The search as it is."""
 
     expander = engine.Engine
@@ -152,7 +152,7 @@ def _show(line: progress.Line, now: dict[str, float]) -> None:
 
 
 class _Run:
-    """One search: its records, tasks, counters and times (seconds, without compiling).
+    """One search: its records, trees, counters and times (seconds, without compiling).
 
     It tells its progress on `line`, and a plain loop ends after `most` seconds.
     """
@@ -164,20 +164,21 @@ class _Run:
         with _compiling() as spans:
             start = time.perf_counter()
             settings = {'seed': seed, 'config': config, 'tokenizer': policy.tokenizer}
-            self.tasks = [runner._task(problem, 0, **settings) for problem in problems]
-            prompts = [task.tokens[0] for task in self.tasks]
+            self.trees = [loop.new_tree(problem, 0, **settings) for problem in problems]
+            prompts = [tree.nodes[0].tokens for tree in self.trees]
             expander = kind.expander(policy, scorer, config, mesh, len(prompts), prompts)
             numbers = [(number,) for number in range(len(problems))]
             show = line and functools.partial(_show, line)
-            loop = kind(numbers, self.tasks.__getitem__, expander, config, workers, show)
-            loop.enough = lambda: time.perf_counter() - start - _covered(spans) >= most
+            search_loop = kind(numbers, self.trees.__getitem__, expander, config, workers, show)
+            search_loop.enough = lambda: time.perf_counter() - start - _covered(spans) >= most
             self.watched: collections.Counter = collections.Counter()
             self.while_left: collections.Counter = collections.Counter()
-            loop._fill = self._until_all_are_begun(loop, loop._fill)
-            loop.advance = self._watch('trees', loop.advance)
-            loop._await_workers = self._watch('waiting', loop._await_workers)
+            search_loop.fill = self._until_all_are_begun(search_loop)
+            search_loop.advance = self._watch('trees', search_loop.advance)
+            waiting = self._watch('waiting', search_loop.await_workers)
+            search_loop.await_workers = waiting
             self.records, self.held = {}, []
-            for record in loop.run():
+            for record in search_loop.run():
                 self.records[record.key] = record
                 self.held.append(sum(x.nbytes for x in jax.live_arrays()))
             self.seconds = time.perf_counter() - start
@@ -197,10 +198,12 @@ class _Run:
 
         return watched
 
-    def _until_all_are_begun(self, loop, fill):
+    def _until_all_are_begun(self, search_loop):
+        fill = search_loop.fill
+
         def watched():
-            if loop.queue:
-                self.while_left = collections.Counter(loop.expander.counters)
+            if search_loop.queue:
+                self.while_left = collections.Counter(search_loop.expander.counters)
             fill()
 
         return watched
@@ -208,16 +211,17 @@ class _Run:
     def unique(self) -> int:
         """Tokens that the policy could not do without."""
         return sum(
-            task.sampled + sum(map(len, task.tokens)) - sum(kept for _, kept, _ in task.origin[1:])
-            for task in self.tasks
+            tree.sampled + sum(len(node.tokens) - len(node.step.tokens) for node in tree.nodes)
+            for tree in self.trees
         )
 
     def unique_scored(self) -> int:
         """Tokens that the PPM could not do without."""
-        scored = (np.isfinite(self.records[task.key].score) for task in self.tasks)
         return sum(
-            len(task.tokens[0]) + sum(len(task.tokens[node]) for node in np.nonzero(nodes)[0])
-            for task, nodes in zip(self.tasks, scored, strict=True)
+            len(node.tokens)
+            for tree in self.trees
+            for node in tree.nodes
+            if node is tree.nodes[0] or not math.isnan(node.score)
         )
 
     def figures(self, scored: bool) -> dict[str, float]:
@@ -239,7 +243,7 @@ class _Run:
             'seconds': self.seconds,
             'sampled_tokens': self.counters['sampled'],
             'unique_tokens': self.unique(),
-            'prompt_tokens': sum(len(task.tokens[0]) for task in self.tasks),
+            'prompt_tokens': sum(len(tree.nodes[0].tokens) for tree in self.trees),
             'nodes': sum(len(record.texts) for record in self.records.values()),
             'solved': sum(record.solved for record in self.records.values()),
             'compile_seconds': self.compiling,

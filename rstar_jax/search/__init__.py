@@ -1,17 +1,22 @@
 """Monte Carlo tree search over program steps, vectorised over trees and devices."""
 
+from rstar_jax.search.children import Workers
 from rstar_jax.search.config import Config, greedy, sampled
+from rstar_jax.search.expander import Expander
+from rstar_jax.search.host import Step
 from rstar_jax.search.live import Job, Live
+from rstar_jax.search.loop import run
 from rstar_jax.search.record import Record, Status
-from rstar_jax.search.runner import Workers, run
 from rstar_jax.search.scripted import scripted
 
 __all__ = [
     'Config',
+    'Expander',
     'Job',
     'Live',
     'Record',
     'Status',
+    'Step',
     'Workers',
     'greedy',
     'run',

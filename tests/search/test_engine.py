@@ -10,7 +10,8 @@ import pytest
 from rstar_jax import models, parallel, search
 from rstar_jax.errors import UserError
 from rstar_jax.models import tiny
-from rstar_jax.search import arrays, copies, devices, engine, memory, runner, sizes
+from rstar_jax.search import loop, totals
+from rstar_jax.search.engine import Engine, copies, devices, local, memory, sizes, state
 from tests.search.naive import Naive
 
 CONFIG = search.Config(
@@ -122,9 +123,9 @@ def test_a_shared_prefix_and_sliding_windows(policy, ppm, workers, monkeypatch):
     )
     naive = {record.key: record for record in naive}
     assert_same(grow(policy, ppm, workers), naive, exact=False)
-    monkeypatch.setattr(engine, 'SHARED_PREFIX', 1)
-    monkeypatch.setattr(engine, 'MERGED', 0)
-    monkeypatch.setattr(engine, 'PREFIX_UNIT', 1)
+    monkeypatch.setattr(local, 'SHARED_PREFIX', 1)
+    monkeypatch.setattr(local, 'MERGED', 0)
+    monkeypatch.setattr(local, 'PREFIX_UNIT', 1)
     totals = []
     assert_same(grow(policy, ppm, workers, progress=totals.append), naive, exact=False)
     prompts = sum(len(record.tokens[0]) for record in naive.values())
@@ -189,10 +190,10 @@ def test_with_one_size_no_bit_changes(policy, ppm, workers):
 
 def test_a_prompt_that_begins_otherwise_is_an_error(policy, workers, monkeypatch):
     """Where only some prompts were looked at, the first and the third here."""
-    monkeypatch.setattr(engine, 'SHARED_PREFIX', 1)
-    monkeypatch.setattr(engine, 'MERGED', 0)
-    monkeypatch.setattr(engine, 'PREFIX_UNIT', 1)
-    monkeypatch.setattr(runner, 'PROMPTS', 2)
+    monkeypatch.setattr(local, 'SHARED_PREFIX', 1)
+    monkeypatch.setattr(local, 'MERGED', 0)
+    monkeypatch.setattr(local, 'PREFIX_UNIT', 1)
+    monkeypatch.setattr(loop, 'PROMPTS', 2)
     problems = [{**PROBLEMS[0], 'question': f'Tom has {i}'} for i in (2, 3, 4)]
     problems[1]['question'] = 'Anna'
     with pytest.raises(UserError, match='problem 0: its prompt does not begin'):
@@ -203,7 +204,7 @@ def test_stores_wider_than_a_head_change_nothing(policy, ppm, workers, grown, mo
     """As on TPUs: keys and values of 32 dimensions in rows of 48, also of what is kept."""
     monkeypatch.setattr(devices, 'LANES', {'cpu': 24})
     devices._maker.cache_clear()
-    made = devices.shapes(one_device(), arrays.empty_kv, policy.config, 1, 8, 'float32')
+    made = devices.shapes(one_device(), state.empty_kv, policy.config, 1, 8, 'float32')
     assert made[0][0].shape == (1, 2, 8, 48)
     assert_same(grown, grow(policy, ppm, workers), exact=False)
     devices._maker.cache_clear()
@@ -240,14 +241,16 @@ def test_tokens_are_counted(policy, ppm, workers):
 def test_a_chunk_goes_on_while_every_slot_has_work(policy, workers, monkeypatch):
     """And that changes no tree."""
     config = dataclasses.replace(CONFIG, slots=2)
-    collect, chunks = engine.Engine.collect, []
+    collect, chunks = Engine.collect, []
 
     def watched(self, running):
         if running is not None:
-            chunks.append((*np.asarray(running[1])[0].tolist(), self.sizes[self.size][0]))
+            chunks.append(
+                (*np.asarray(running[1])[0].tolist(), self.decode_sizes[self.decode_size][0])
+            )
         return collect(self, running)
 
-    monkeypatch.setattr(engine.Engine, 'collect', watched)
+    monkeypatch.setattr(Engine, 'collect', watched)
     short = grow(policy, None, workers, config=config)
     assert max(done for done, *_ in chunks) == config.chunk
     chunks.clear()
@@ -293,9 +296,9 @@ def test_what_is_kept_comes_back(dtype):
     made = [np.random.default_rng(i).standard_normal((2, 2, 80, 32)) for i in range(2)]
     row = jax.numpy.asarray(made[0], dtype).astype('float32')
     source = [(row, -row)]
-    kept = jax.numpy.zeros((2, 2, 100, 32), arrays.kept_dtype('cpu', jax.numpy.dtype(dtype)))
+    kept = jax.numpy.zeros((2, 2, 100, 32), state.kept_dtype('cpu', jax.numpy.dtype(dtype)))
     target = jax.numpy.asarray(made[1], 'float32')
-    path = arrays.Path(kv=[(target, target)], length=None, hidden=None)
+    path = state.Path(kv=[(target, target)], length=None, hidden=None)
     places = [jax.numpy.array([x, 0]) for x in (1, 0, 17, 1, 39)]
     store = copies.keep([(kept, kept)], source, *places)
     places = [jax.numpy.array([x, 0]) for x in (0, 1, 5, 17, 39)]
@@ -319,7 +322,7 @@ def test_greedy_is_one_branch_of_the_likeliest_tokens(policy, workers):
 
 def test_the_time_left_counts_rollouts_of_trees_in_flight():
     told = []
-    report = runner._Report(4, collections.Counter(), told.append)
+    report = totals.Totals(4, collections.Counter(), told.append)
     report.started -= 10
     report.tick(0, final=True)
     report.tick(0.5, final=True)

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy.stats import qmc
 
-from rstar_jax.search import sampling
 from rstar_jax.search.config import Config
+from rstar_jax.search.engine import sampling
 
 ROWS, VOCAB = 3, 256
 LOGITS = jnp.asarray(2 * np.random.default_rng(0).standard_normal((ROWS, VOCAB)), jnp.float32)

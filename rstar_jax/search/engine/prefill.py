@@ -7,8 +7,8 @@ import jax.numpy as jnp
 
 from rstar_jax.models import decoder as decoders
 from rstar_jax.models import heads, two_part
-from rstar_jax.search import copies
-from rstar_jax.search.arrays import KeysValues, Path, kv_length
+from rstar_jax.search.engine import copies
+from rstar_jax.search.engine.state import KeysValues, Path, kv_length
 
 
 def forward(params, prefix: KeysValues, path: Path, trees, tokens, counts, starts, *, config):
@@ -17,7 +17,7 @@ def forward(params, prefix: KeysValues, path: Path, trees, tokens, counts, start
     Args:
       prefix: per layer, keys and values [1,K,P,d] in front of every path; P may be 0.
       path: whose keys and values [G,K,S,d] the rows continue.
-      trees: i32[R], each row's path. Rows without tokens may name any.
+      trees: i32[R], each row's tree. Rows without tokens may name any.
       tokens: i32[R,C].
       counts: i32[R], tokens of each row; 0 for none.
       starts: i32[R], how much of its path a row continues.

@@ -1,6 +1,6 @@
 """The sizes that are compiled, few of each: rows, steps to be scored, paths, slots."""
 
-from rstar_jax.search import copies
+from rstar_jax.search.engine import copies
 
 # Rows of known tokens are computed in one of these lengths; longer ones in pieces of the last.
 PREFILL_LENGTHS = (32, 128)

@@ -13,7 +13,7 @@ import functools
 from rstar_jax.errors import UserError
 from rstar_jax.parallel import bytes_on_a_device, free_bytes
 from rstar_jax.parallel.memory import GIB
-from rstar_jax.search import arrays, copies, devices
+from rstar_jax.search.engine import copies, devices, state
 from rstar_jax.search.tree import init
 
 MARGIN = 0.9  # of the free memory; the rest is for what compiled functions work with
@@ -101,7 +101,7 @@ def plan(
     policy = networks[0]  # the only one that decodes
     # Logits, their weights, and a copy while they are summed: whole on each device.
     logits = 3 * 4 * policy.config.vocab_size
-    slot = _bytes(mesh, policy, arrays.empty_slots, 1, config.step_tokens) + logits
+    slot = _bytes(mesh, policy, state.empty_slots, 1, config.step_tokens) + logits
     free = free_bytes(mesh) if free is None else free
     room = MARGIN * free - prefill
     slots = config.slots or slots
@@ -149,17 +149,17 @@ def _worth_keeping(config) -> int:
 
 
 def _tree_bytes(config, mesh, network: Network) -> int:
-    path = _bytes(mesh, network, arrays.empty_path, 1, _longest_path(config))
-    return path + _bytes(mesh, network, arrays.empty_cells, config.candidates, network.cell)
+    path = _bytes(mesh, network, state.empty_path, 1, _longest_path(config))
+    return path + _bytes(mesh, network, state.empty_cells, config.candidates, network.cell)
 
 
 def _token_bytes(config, mesh, network: Network) -> int:
-    kept = devices.shapes(mesh, arrays.empty_kv, network.config, 1, 1, network.dtype)
+    kept = devices.shapes(mesh, state.empty_kv, network.config, 1, 1, network.dtype)
     return bytes_on_a_device(kept)
 
 
 def _bytes(mesh, network: Network, f, rows: int, positions: int) -> int:
-    """Of a part of the `arrays` on each device, in its sharding."""
+    """Of a part of the `state` on each device, in its sharding."""
     dtypes = network.dtype, network.kv_dtype
     return bytes_on_a_device(devices.shapes(mesh, f, network.config, rows, positions, *dtypes))
 

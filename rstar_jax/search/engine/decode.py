@@ -7,8 +7,8 @@
     Cells, Path --keep--> kept --recall--> Path  (steps that a later walk comes by again)
     Path, tokens --score--> PPM scores and PPM Cells
 
-`arrays` has the state, `prefill` extend and score, `copies` append, keep and recall. All arrays
-are those of one device; `engine` maps the functions over the devices.
+`state` has the arrays, `prefill` extend and score, `copies` append, keep and recall. All arrays are
+those of one device; `programs` maps the functions over the devices.
 """
 
 import functools
@@ -19,8 +19,8 @@ import jax.numpy as jnp
 
 from rstar_jax.models import decoder as decoders
 from rstar_jax.models import two_part
-from rstar_jax.search import copies, devices, sampling
-from rstar_jax.search.arrays import (
+from rstar_jax.search.engine import copies, devices, sampling
+from rstar_jax.search.engine.state import (
     CANCELLED,
     DONE,
     EMPTY,

@@ -62,6 +62,16 @@ def shapes(mesh: Mesh, f: Callable, *args: Any) -> Any:
     return _maker(mesh, f, args)[1]
 
 
+def split(mesh: Mesh, x: Any) -> Any:
+    """Puts arrays, the devices' parts one after another on the first axis, on the devices."""
+    return jax.device_put(x, NamedSharding(mesh, P('data')))
+
+
+def everywhere(mesh: Mesh, x: Any) -> Any:
+    """Puts whole arrays on every device."""
+    return jax.device_put(x, NamedSharding(mesh, P()))
+
+
 def whole(x: jax.Array) -> jax.Array:
     """`x` inside a mapped function, in full on every device that shares the weights.
 

@@ -181,7 +181,13 @@ def open_cells(cells: Cells, opened: jax.Array, keys: jax.Array, turn: jax.Array
     )
 
 
-def resize(slots: Slots, size: int) -> Slots:
+def look(cells: Cells) -> tuple[jax.Array, ...]:
+    """Copies of what the host reads of cells, as the next chunk takes their memory over."""
+    seen = cells.state, cells.end, cells.length, cells.tokens, cells.likelihood
+    return jax.tree.map(jnp.copy, seen)
+
+
+def resize(slots: Slots, *, size: int) -> Slots:
     """Packs the live slots into `size` slots; there must be no more than that."""
     order = jnp.argsort(slots.cell == FREE, stable=True)
     have = slots.cell.shape[0]
@@ -196,7 +202,7 @@ def resize(slots: Slots, size: int) -> Slots:
     return grown.replace(cell=cell)
 
 
-def grow(path: Path, positions: int) -> Path:
+def grow(path: Path, *, positions: int) -> Path:
     """Returns the path with room for `positions` tokens (more or fewer than before)."""
 
     def fit(x):
@@ -208,6 +214,6 @@ def grow(path: Path, positions: int) -> Path:
     return path.replace(kv=jax.tree.map(fit, path.kv))
 
 
-def first_path(path: Path, positions: int) -> KeysValues:
+def first_path(path: Path, *, positions: int) -> KeysValues:
     """Returns the first `positions` keys and values of the first path, [1,K,P,d] per layer."""
     return jax.tree.map(lambda x: x[:1, :, :positions], path.kv)

@@ -34,6 +34,8 @@ CORE = [
 
 # Problems by their name on the Hugging Face hub, hf:NAME.
 DATASETS = ['datasets>=4']
+# A policy that is served elsewhere, policy.path=http://...
+ENDPOINT = ['openai>=1.60']
 # experiments/serve.py
 SERVE = ['starlette>=0.46', 'uvicorn>=0.34']
 
@@ -44,13 +46,13 @@ EXTRAS = {
     # playwright drives a browser through the report.
     'test': [
         *DATASETS,
+        *ENDPOINT,
         *SERVE,
         'grain>=0.2.12',
         'ipykernel>=6.29',
         'mctx>=0.0.71',
         'nbclient>=0.10',
         'nbformat>=5.10',
-        'openai>=1.60',
         'pebble>=5',
         'peft>=0.21',
         'playwright>=1.49',
@@ -60,6 +62,7 @@ EXTRAS = {
         'torch>=2.6',
     ],
     'datasets': DATASETS,
+    'endpoint': ENDPOINT,
     'serve': SERVE,
     'tpu': ['jax[tpu]>=0.10'],
     'cuda': ['jax[cuda12]>=0.10'],

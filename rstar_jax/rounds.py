@@ -36,7 +36,7 @@ from rstar_jax import (
 )
 from rstar_jax import export as exporting
 from rstar_jax.errors import UserError
-from rstar_jax.progress import Events, Line, clock, percent
+from rstar_jax.progress import Events, Line, clock, percent, times
 from rstar_jax.sources import Round
 
 Figures = dict[str, Any]
@@ -235,6 +235,7 @@ def search_trees(round_: Round, stage: ledger.Stage, line: Line) -> Figures:
                 seed=sources.search_seed(round_),
                 trees=trees.stop,
                 skip=frozenset(done),
+                earlier=store,
                 progress=progress,
             ):
                 store.append(record)
@@ -416,7 +417,7 @@ def _search_line(now: dict[str, float], solved: str = '') -> str:
 
 
 def _times(now: dict[str, float]) -> str:
-    return f'{clock(now["seconds"])} gone, {clock(now["seconds_left"])} left'
+    return times(now['seconds'], now['seconds_left'])
 
 
 def evaluate(round_: Round, stage: ledger.Stage, line: Line) -> Figures:

@@ -2,6 +2,7 @@
 
 A model's path is a Hugging Face directory, a hub name, a .gguf file or a folder that a training
 stage wrote; "previous" is what the round before made in this workdir, "tiny" is made on the spot.
+A policy that only searches may be served elsewhere: http://HOST:PORT/v1.
 """
 
 import collections
@@ -151,12 +152,25 @@ def search_config(config: ConfigDict, **changes: Any) -> search.Config:
     return search.Config(**{**given, **changes})
 
 
-def searching_policy(round_: Round) -> models.Policy:
+def searching_policy(round_: Round) -> models.Policy | search.Endpoint:
     """The policy that the round searches with (for round 0, the one that is evaluated)."""
     config, path = round_.config, searching_path(round_, 'policy')
+    if is_endpoint(path):
+        return endpoint(config)
     if path == round_.before / 'policy':
         finished(path, 'policy', f'--config.policy.path={config.policy.path}')
     return load_policy(path, config.policy.dtype, searching_mesh(config))
+
+
+def is_endpoint(path: str | pathlib.Path | None) -> bool:
+    """Whether a model's path is the address of a server."""
+    return isinstance(path, str) and path.startswith(('http://', 'https://'))
+
+
+def endpoint(config: ConfigDict) -> search.Endpoint:
+    """The server at policy.path."""
+    policy = config.policy
+    return search.Endpoint(policy.path, policy.model, policy.requests, policy.seconds)
 
 
 def searching_ppm(round_: Round) -> models.PPM | None:
@@ -251,7 +265,7 @@ def base_path(round_: Round) -> str | pathlib.Path:
     first = (ledger.read_json(round_.root / 'config.json') or {}).get('round1', {})
     named = config.base.path, config.policy.path, first.get('base.path'), first.get('policy.path')
     for path in named:
-        if path and path not in (configs.PREVIOUS, TINY):
+        if path and path not in (configs.PREVIOUS, TINY) and not is_endpoint(path):
             return path
     raise UserError('--config.base.path=: needs the model that every round trains from')
 

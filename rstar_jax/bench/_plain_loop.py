@@ -21,6 +21,7 @@ from rstar_jax import models
 from rstar_jax.search import engine, loop
 from rstar_jax.search.config import Config
 from rstar_jax.search.engine import programs, sampling, sizes, state
+from rstar_jax.search.expander import Scores
 from rstar_jax.search.host import Step
 from rstar_jax.search.record import Record
 from rstar_jax.steps import marks
@@ -41,7 +42,7 @@ class Plain:
       config: what is searched.
       mesh: local mesh of one device.
       trees: all trees, which are in flight at once.
-      prompts: not looked at.
+      template: not looked at.
     """
 
     def __init__(
@@ -51,9 +52,9 @@ class Plain:
         config: Config,
         mesh: jax.sharding.Mesh,
         trees: int,
-        prompts: list[list[int]],
+        template: list[list[int]],
     ):
-        del prompts
+        del template
         self.mesh, self.config, self.policy, self.ppm = mesh, config, policy, ppm
         self.rows = self.width = trees
         self.has_ppm = ppm is not None
@@ -68,7 +69,7 @@ class Plain:
         self._cells: Any = None
         self._slots: Any = None
 
-    def start(self, row: int) -> None:
+    def start(self, row: int, tree: Any) -> None:
         """Nothing is kept for a tree, so there is nothing to forget."""
 
     def expand(self, row: int, tree: Any) -> None:
@@ -92,11 +93,11 @@ class Plain:
         cells = self._decode(keys, np.arange(len(keys)) < len(places))
         return [self._ended(cells, cell, *place) for cell, place in enumerate(places)]
 
-    def scores(self, requests: list[tuple[int, Any]]) -> list[float]:
+    def scores(self, requests: list[tuple[int, Any]]) -> Scores:
         """PPM scores of children, each computed from its prompt's first token."""
         texts = [[*self._paths[row], *node.tokens] for row, node in requests]
         order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
-        found = np.zeros(len(texts))
+        found = np.zeros(len(texts), np.float32)
         while order:
             length = _round_up(len(texts[order[-1]]), SCORED_UNIT)
             count = max(1, SCORED_TOKENS // length)
@@ -107,7 +108,7 @@ class Plain:
                 tokens[i, : lengths[i]] = texts[which]
             self.counters['ppm_computed'] += sum(len(texts[which]) for which in batch)
             found[batch] = np.asarray(self.ppm.scores(tokens, lengths))[: len(batch)]
-        return found.tolist()
+        return [(found, range(len(found)))]
 
     def _prefill(self, trees: int, prompts: list[list[int]]) -> None:
         """Computes whole prompts, in pieces of as many tokens as the engine computes at once."""
@@ -189,7 +190,9 @@ class LockStep(loop.Loop):
                 self.judge.begin(self.growing[step.row], step)
             while not all(map(self.judge.ready, self.growing.values())):
                 self.await_workers()
-            yield from self.grow(list(self.growing))
+            self.grow(list(self.growing))
+            self.walk_on()
+            yield from self.finish()
             self.tell()
 
 

@@ -10,7 +10,7 @@ is the policy's decoder with a random value head: its scores mean nothing, its w
     slot_use                   slots with a candidate that is being written / slot-steps
     slot_use_while_left        the same, until the last problem was begun
     device_wait_share          time in which nothing is left to decode until some program has run
-    tree_ops_share             time in walk, expansion and backup
+    tree_ops_share             time in walk, expansion and backup, by the calls with no chunk ahead
     device_memory_growth       bytes on the device at the end / after a tenth of the trees
     compiles_after_warmup      in the measured search, after one over --warmup other problems
     ratio_vs_plain_loop        trees a minute against `_plain_loop`, same problems, same run;
@@ -147,7 +147,7 @@ def _random_ppm(policy: models.Policy, seed: int) -> models.PPM:
 def _show(line: progress.Line, now: dict[str, float]) -> None:
     line.show(
         f'{now["trees_done"]}/{now["trees_total"]} trees, {now["tokens"]:,} tokens, '
-        f'{now["tokens_per_second"]:.0f}/s, {progress.clock(now["seconds_left"])} left'
+        f'{now["tokens_per_second"]:.0f}/s, {progress.times(now["seconds"], now["seconds_left"])}'
     )
 
 
@@ -165,16 +165,19 @@ class _Run:
             start = time.perf_counter()
             settings = {'seed': seed, 'config': config, 'tokenizer': policy.tokenizer}
             self.trees = [loop.new_tree(problem, 0, **settings) for problem in problems]
-            prompts = [tree.nodes[0].tokens for tree in self.trees]
-            expander = kind.expander(policy, scorer, config, mesh, len(prompts), prompts)
+            template = loop.template(config, policy.tokenizer)
+            expander = kind.expander(policy, scorer, config, mesh, len(problems), template)
             numbers = [(number,) for number in range(len(problems))]
             show = line and functools.partial(_show, line)
             search_loop = kind(numbers, self.trees.__getitem__, expander, config, workers, show)
             search_loop.enough = lambda: time.perf_counter() - start - _covered(spans) >= most
-            self.watched: collections.Counter = collections.Counter()
+            self.calls: collections.Counter = collections.Counter()
+            self.timed: dict[str, list[float]] = collections.defaultdict(list)
             self.while_left: collections.Counter = collections.Counter()
             search_loop.fill = self._until_all_are_begun(search_loop)
-            search_loop.advance = self._watch('trees', search_loop.advance)
+            search_loop.advance = self._watch(
+                'trees', search_loop.advance, lambda: not search_loop.chunks
+            )
             waiting = self._watch('waiting', search_loop.await_workers)
             search_loop.await_workers = waiting
             self.records, self.held = {}, []
@@ -189,14 +192,24 @@ class _Run:
         if line:
             line.end(f'{len(self.records)} trees in {progress.clock(self.seconds)}')
 
-    def _watch(self, name: str, f):
+    def _watch(self, name: str, f, when=lambda: True):
+        """Times calls of `f`, to their end, and counts all; `when` no call would be waited for."""
+
         def watched(*arguments):
+            self.calls[name] += 1
+            if not when():
+                return f(*arguments)
             start = time.perf_counter()
             result = jax.block_until_ready(f(*arguments))
-            self.watched[name] += time.perf_counter() - start
+            self.timed[name].append(time.perf_counter() - start)
             return result
 
         return watched
+
+    def _share(self, name: str) -> float:
+        """Of the whole time, by the calls that were timed."""
+        timed = self.timed[name]
+        return float(np.mean(timed)) * self.calls[name] / self.seconds if timed else 0.0
 
     def _until_all_are_begun(self, search_loop):
         fill = search_loop.fill
@@ -236,8 +249,8 @@ class _Run:
             figures['slot_use_while_left'] = self.while_left['live_slot_steps'] / left
         return figures | {
             'slot_use': self.counters['live_slot_steps'] / self.counters['slot_steps'],
-            'device_wait_share': self.watched['waiting'] / self.seconds,
-            'tree_ops_share': self.watched['trees'] / self.seconds,
+            'device_wait_share': self._share('waiting'),
+            'tree_ops_share': self._share('trees'),
             'device_memory_growth': self.held[-1] / self.held[len(self.held) // 10],
             'sampled_per_second': self.counters['sampled'] / self.seconds,
             'seconds': self.seconds,

@@ -191,6 +191,7 @@ class _Task:
                     seed=self.seed,
                     trees=trees,
                     skip=frozenset(found),
+                    earlier=(store[key] for key in list(found)),
                     progress=self._report(kind),
                 )
                 for record in run:
@@ -199,9 +200,10 @@ class _Task:
                     found[record.key] = Outcome.of(record)
                     clock.tick()
         parallel.barrier(f'{self.name}, {kind}: searched')
-        if others := sorted(wanted - found.keys()):
+        if others := wanted - found.keys():
             with self._store(kind) as store:
-                found |= {key: Outcome.of(store[key]) for key in others}
+                # With a budget, some trees are left out.
+                found |= {key: Outcome.of(store[key]) for key in sorted(others & store.keys())}
         return found, clock.seconds
 
     def _store(self, kind: str) -> TreeStore:

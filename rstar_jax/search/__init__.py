@@ -2,6 +2,7 @@
 
 from rstar_jax.search.children import Workers
 from rstar_jax.search.config import Config, greedy, sampled
+from rstar_jax.search.endpoint import Endpoint
 from rstar_jax.search.expander import Expander
 from rstar_jax.search.host import Step
 from rstar_jax.search.live import Job, Live
@@ -11,6 +12,7 @@ from rstar_jax.search.scripted import scripted
 
 __all__ = [
     'Config',
+    'Endpoint',
     'Expander',
     'Job',
     'Live',

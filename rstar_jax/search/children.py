@@ -79,6 +79,7 @@ class Judge:
             if node.is_open and len(node.tokens) + self.config.step_tokens > room:
                 node.status = Status.TOO_DEEP
         means = np.array([node.step.likelihood / max(node.step.sampled, 1) for node in children])
+        means = np.nan_to_num(means)  # unknown ones are all alike
         priors = np.exp(means - means.max(initial=0))
         for node, prior in zip(children, (priors / priors.sum()).tolist(), strict=True):
             node.prior = prior

@@ -5,6 +5,7 @@ candidate of its tree's cursor, then, if it is kept, one of the tree's `nodes`.
 """
 
 import dataclasses
+import math
 import time
 from concurrent.futures import Future
 from typing import Any
@@ -14,6 +15,7 @@ import numpy as np
 from rstar_jax import steps
 from rstar_jax.search import tree as trees_lib
 from rstar_jax.search.record import TERMINAL_ANSWERS, Record, Status
+from rstar_jax.steps import marks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +29,8 @@ class Step:
       tokens: of the policy; none where they are not known.
       kind: of the mark at which it ended, see `steps.marks`.
       sampled: its tokens, those that are not part of the step (a text's end) included.
-      likelihood: the sum of its tokens' log-probabilities, under the temperature.
+      likelihood: the sum of its tokens' log-probabilities, under the temperature; nan where it is
+        not known.
     """
 
     row: int
@@ -102,6 +105,7 @@ class HostTree:
       sampled: tokens so far.
       computed: known tokens that each model was run on.
       rollouts: done so far.
+      tokens_left: that may be sampled.
       started: seconds, of the monotonic clock.
     """
 
@@ -115,6 +119,7 @@ class HostTree:
     sampled: int = 0
     computed: dict[str, int] = dataclasses.field(default_factory=lambda: {'policy': 0, 'ppm': 0})
     rollouts: int = 0
+    tokens_left: float = math.inf
     started: float = dataclasses.field(default_factory=time.monotonic)
 
     @property
@@ -158,6 +163,7 @@ class HostTree:
             TERMINAL_ANSWERS.get(Status(s), node.answer)
             for s, node in zip(status.tolist(), self.nodes, strict=True)
         ]
+        likelihood = np.array([node.step.likelihood for node in self.nodes], np.float32)
         return Record(
             problem=self.problem,
             tree=self.number,
@@ -181,5 +187,6 @@ class HostTree:
                 'ppm_computed': float(self.computed['ppm']),
                 'seconds': time.monotonic() - self.started,
             },
-            likelihood=np.array([node.step.likelihood for node in self.nodes], np.float32),
+            likelihood=None if np.isnan(likelihood).any() else likelihood,
+            cut=np.array([node.step.kind in marks.CUT for node in self.nodes], bool),
         )

@@ -15,12 +15,9 @@ from rstar_jax import parallel
 from rstar_jax.errors import UserError
 from rstar_jax.search.children import Workers
 from rstar_jax.search.config import Config
-from rstar_jax.search.engine import Engine
 from rstar_jax.search.host import HostTree
-from rstar_jax.search.loop import Loop, new_tree
+from rstar_jax.search.loop import Loop, make_expander, new_tree, tokenizer_of
 from rstar_jax.search.record import Record
-
-QUESTIONS = ('What is 2 + 3?', 'How many primes are below 100?')  # to find what all prompts share
 
 
 @dataclasses.dataclass(eq=False)
@@ -69,12 +66,10 @@ class Live:
     ):
         """Args are those of `search.run`; trees: how many at once there is to be room for."""
         self.config = config
-        self._tokenizer = policy.tokenizer if policy else None
+        self._tokenizer = tokenizer_of(policy, ppm)
         if expander is None:
             mesh = mesh or parallel.local_mesh(tensor=config.tensor)
-            prompts = [self._tokens(question) for question in QUESTIONS]
-            expander = Engine(policy, ppm, config, mesh, trees, prompts)
-        self._begin = getattr(expander, 'begin', [])
+            expander = make_expander(policy, ppm, config, mesh, trees)
         self._inbox: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._jobs: dict[int, Job] = {}
         self._numbers = itertools.count()
@@ -96,7 +91,7 @@ class Live:
         """
         tokens = self._tokens(question)
         room = self.config.path_tokens - self.config.step_tokens
-        if len(tokens) > room or tokens[: len(self._begin)] != self._begin:
+        if len(tokens) > room:
             raise UserError(
                 f'the question has {len(tokens)} tokens with its prompt, at most {room} fit'
             )
@@ -118,6 +113,7 @@ class Live:
             ended = error
             raise
         finally:
+            self._loop.expander.close()
             with self._lock:
                 self._ended = ended
             while not self._inbox.empty():
@@ -179,6 +175,7 @@ class _Endless(Loop):
     def more(self) -> bool:
         problems = [problem for problem, _ in self.queue]
         problems += [tree.problem for tree in self.growing.values()]
+        problems += [tree.problem for tree, _ in self.finished]
         self._live.forget({problem['job'] for problem in problems})
         fresh = self._live.incoming(wait=not problems)
         if fresh is None:

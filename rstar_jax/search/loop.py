@@ -8,6 +8,7 @@
 on the device.
 """
 
+import collections
 import contextlib
 import functools
 import time
@@ -23,15 +24,16 @@ from rstar_jax.errors import UserError
 from rstar_jax.search import tree as trees_lib
 from rstar_jax.search.children import Judge, Workers, announce
 from rstar_jax.search.config import Config
+from rstar_jax.search.endpoint import Endpoint, Remote
 from rstar_jax.search.engine import Engine, devices, programs, sampling
 from rstar_jax.search.expander import Expander
 from rstar_jax.search.host import HostTree, Node
 from rstar_jax.search.record import Record, Status
+from rstar_jax.search.spending import Spending, name_of
 from rstar_jax.search.totals import Totals
 from rstar_jax.steps import marks
 
-# Prompts that are looked at to find what all have in common.
-PROMPTS = 512
+QUESTIONS = ('What is 2 + 3?', 'How many primes are below 100?')  # of no common beginning
 # After so many candidates without a single mark and no tree beyond its root, a search ends.
 MARKLESS = 32
 MARKS = (marks.STEP, marks.CODE, marks.ANSWER)
@@ -47,6 +49,7 @@ def run(
     seed: int = 0,
     trees: int = 1,
     skip: frozenset = frozenset(),
+    earlier: Iterable[Record] = (),
     progress: Callable[[dict[str, float]], None] | None = None,
     mesh=None,
     workers: Workers | None = None,
@@ -63,6 +66,7 @@ def run(
         whatever else is searched beside it.
       trees: trees to grow for each problem, numbered from 0.
       skip: (problem index, tree number) of trees that are not wanted, such as those done before.
+      earlier: trees done before; looked at with config.tokens and config.agree alone.
       progress: called about once a second with the totals so far.
       mesh: local mesh (data, tensor); all devices of this host by default.
       workers: started worker processes, to be shared by several searches; started and stopped
@@ -76,17 +80,39 @@ def run(
     todo = [(p, t) for p in problems for t in range(trees) if (p['index'], t) not in skip]
     if not todo:
         return
-    tokenizer = policy.tokenizer if policy else None
+    tokenizer = tokenizer_of(policy, ppm)
     make = functools.partial(new_tree, seed=seed, config=config, tokenizer=tokenizer)
-    if expander is None:
-        mesh = mesh or parallel.local_mesh(tensor=config.tensor)
-        some = todo[:: -(-len(todo) // PROMPTS)]
-        prompts = [make(problem, number).nodes[0].tokens for problem, number in some]
-        expander = Engine(policy, ppm, config, mesh, len(todo), prompts)
-        announce(f'search: {expander.plan}')
     with contextlib.ExitStack() as stack:
+        if expander is None:
+            mesh = mesh or parallel.local_mesh(tensor=config.tensor)
+            expander = make_expander(policy, ppm, config, mesh, len(todo))
+            stack.callback(expander.close)
+            announce(f'search: {expander.plan}')
         workers = workers or stack.enter_context(Workers.start(config))
-        yield from Loop(todo, make, expander, config, workers, progress).run()
+        loop = Loop(todo, make, expander, config, workers, progress)
+        for record in earlier if config.in_order else ():
+            loop.spending.add(record)
+        yield from loop.run()
+
+
+def tokenizer_of(policy, ppm):
+    """Of the tokens that a tree holds: the policy's; the PPM's where the policy is elsewhere."""
+    owner = ppm if isinstance(policy, Endpoint) else policy
+    return owner.tokenizer if owner is not None else None
+
+
+def make_expander(policy, ppm, config: Config, mesh, trees: int) -> Expander:
+    """What writes the steps for a policy; trees: how many there are to search in all."""
+    if isinstance(policy, Endpoint):
+        return Remote(policy, ppm, config, mesh, trees)
+    return Engine(policy, ppm, config, mesh, trees, template(config, policy.tokenizer))
+
+
+def template(config: Config, tokenizer) -> list[list[int]]:
+    """Token ids of prompts that have nothing in common but how the template begins."""
+    orders = range(steps.ORDERS) if config.examples == 'shuffled' else (0,)
+    prompts = [steps.prompt(q, config.prompt, order) for q in QUESTIONS for order in orders]
+    return [tokenizer(prompt)['input_ids'] for prompt in prompts]
 
 
 def new_tree(
@@ -113,8 +139,13 @@ class Loop:
         self.expander, self.config = expander, config
         self.judge = Judge(config, workers, expander.encode)
         self.totals = Totals(len(todo), expander.counters, progress)
+        self.spending = Spending(config, workers.grader.classes)
         self.make, self.queue = make, todo[::-1]
         self.growing: dict[int, HostTree] = {}
+        self.chunks: collections.deque[Any] = collections.deque()  # under way, the oldest first
+        # What `grow` has asked for and `walk_on` reads; what `walk_on` ended and `finish` reads.
+        self.grown: tuple | None = None
+        self.finished: list[tuple[HostTree, trees_lib.Tree]] = []
         self.markless: list[str] | None = []
         self.free = list(range(expander.rows))[::-1]
         self.rules = trees_lib.Rules.of(config)
@@ -126,22 +157,34 @@ class Loop:
         )
 
     def run(self) -> Iterator[Record]:
+        """Searches; yields finished trees.
+
+        Where there is plenty of work a chunk is sent ahead: the devices have it while the host
+        looks at the one before. What the trees do next is computed behind that chunk, so it is
+        asked for in one turn and read in the next.
+        """
         while self.more():
             self.fill()
-            running = self.expander.dispatch()
-            for step in self.expander.collect(running):
+            while len(self.chunks) < 1 + self.expander.plenty:
+                self.chunks.append(self.expander.dispatch())
+            chunk = self.chunks.popleft()
+            for step in self.expander.collect(chunk):
                 self.judge.begin(self.growing[step.row], step)
+            yield from self.finish()
+            walked = self.walk_on()
             ready = [row for row, tree in self.growing.items() if self.judge.ready(tree)]
             if ready:
-                yield from self.grow(ready)
-            elif running is None:
+                self.grow(ready)
+                if not self.chunks:
+                    self.walk_on()
+            elif chunk is None and not walked:
                 self.await_workers()
             self.tell()
         self.tell(final=True)
 
     def more(self) -> bool:
         """Whether there is anything left to do."""
-        return bool(self.queue or self.growing)
+        return bool(self.queue or self.growing or self.finished)
 
     def tell(self, final: bool = False) -> None:
         rollouts = sum(tree.rollouts for tree in self.growing.values())
@@ -151,17 +194,34 @@ class Loop:
         """Puts waiting problems into free rows."""
         fresh = np.zeros(self.expander.rows, bool)
         starting = []
-        while self.queue and self.free:
+        while self.free and (item := self._next()) is not None:
             row = self.free.pop()
-            self.growing[row] = self.make(*self.queue.pop())
-            self.growing[row].started = time.monotonic()
+            self.growing[row] = tree = self.make(*item)
+            tree.started = time.monotonic()
+            tree.tokens_left = self.spending.left(tree.problem)
             fresh[row] = True
             starting.append(row)
         if starting:
             self.arrays = self.reset(self.arrays, devices.split(self.expander.mesh, fresh))
         for row in starting:
-            self.expander.start(row)
+            self.expander.start(row, self.growing[row])
             self._ask(row, [trees_lib.ROOT])
+
+    def _next(self) -> tuple | None:
+        """What is to be searched next; in order, no tree beside another of its problem."""
+        if not self.config.in_order:
+            return self.queue.pop() if self.queue else None
+        trees = [*self.growing.values(), *(tree for tree, _ in self.finished)]
+        busy = {name_of(tree.problem) for tree in trees}
+        for at in range(len(self.queue) - 1, -1, -1):
+            problem = self.queue[at][0]
+            if name_of(problem) in busy:
+                continue
+            item = self.queue.pop(at)
+            if not self.spending.done(problem):
+                return item
+            self.totals.total -= 1
+        return None
 
     def await_workers(self) -> None:
         """Waits for some program or grade."""
@@ -175,22 +235,44 @@ class Loop:
         if work:
             wait(work, timeout=1.0, return_when=FIRST_COMPLETED)
 
-    def grow(self, ready: list[int]) -> Iterator[Record]:
-        """Adds the children of the ready trees' cursors and lets each tree walk on."""
+    def grow(self, ready: list[int]) -> None:
+        """Has the children of the ready trees' cursors added, and each tree walk on."""
         born = {row: self.judge.children(self.growing[row]) for row in ready}
         self._look_for_marks(born)
-        self._score(born)
-        self.arrays, look = self.advance(self.arrays, self._expansion(born), self.rules)
-        paths, finished, rollouts = jax.device_get(look)
+        expansion, scores = self._score(born, self._expansion(born))
+        self.arrays, look = self.advance(self.arrays, expansion, self.rules)
         for row, children in born.items():
-            tree = self.growing[row]
-            tree.add(children)
-            tree.rollouts = int(rollouts[row])
-        for row in ready:
+            self.growing[row].add(children)
+        self.grown = ready, look, scores
+
+    def walk_on(self) -> bool:
+        """Reads where the trees that were grown are now, and asks for the next candidates."""
+        if self.grown is None:
+            return False
+        (rows, look, scores), self.grown = self.grown, None
+        paths, finished, rollouts = jax.device_get(look)
+        for nodes, values in scores:
+            for node, value in zip(nodes, np.asarray(values).tolist(), strict=True):
+                if node is not None:
+                    node.score = value
+        for row in rows:
+            self.growing[row].rollouts = int(rollouts[row])
             if finished[row]:
-                yield self._finish(row)
+                arrays = programs.tree_of(self.arrays, row)
+                self.finished.append((self.growing.pop(row), arrays))
+                self.free.append(row)
             else:
                 self._ask(row, [int(node) for node in paths[row] if node >= 0])
+        return True
+
+    def finish(self) -> Iterator[Record]:
+        """The records of the trees that have ended."""
+        finished, self.finished = self.finished, []
+        for tree, arrays in finished:
+            record = tree.record(jax.device_get(arrays))
+            self.totals.finished(record)
+            self.spending.add(record)
+            yield record
 
     def _ask(self, row: int, path: list[int]) -> None:
         tree = self.growing[row]
@@ -221,22 +303,32 @@ class Loop:
                 '--config.search.prompt=few_shot for another'
             )
 
-    def _score(self, born: dict[int, list[Node]]) -> None:
-        """Asks the PPM about children that can be walked into, and answers where it decides."""
+    def _score(self, born: dict[int, list[Node]], expansion: trees_lib.Expansion):
+        """Has the PPM score children that can be walked into, and answers where it decides.
+
+        Returns the expansion with the scores in it, and of each call its nodes and their scores.
+        """
         wanted = [
-            (row, node)
+            (row, number, node)
             for row, children in born.items()
-            for node in children
+            for number, node in enumerate(children)
             if node.is_open or (node.status == Status.ANSWER and not self.config.use_ground_truth)
         ]
+        scores: list[tuple] = []
         if not wanted or not self.expander.has_ppm:
-            return
-        scores = self.expander.scores(wanted)
-        for (row, node), score in zip(wanted, scores, strict=True):
+            return expansion, scores
+        mesh, width = self.expander.mesh, self.expander.width
+        for row, _, node in wanted:
             self.growing[row].computed['ppm'] += len(node.tokens)
-            node.score = score
-            if node.status == Status.ANSWER:
-                node.reward = score
+        for values, which in self.expander.scores([(row, node) for row, _, node in wanted]):
+            places = np.array(
+                [(wanted[i][0] % width, wanted[i][1]) if i >= 0 else (width, 0) for i in which],
+                np.int32,
+            )
+            arguments = devices.split(mesh, [values, places[:, 0], places[:, 1]])
+            expansion = programs.PUT_SCORES.on(mesh)(expansion, *arguments)
+            scores.append(([wanted[i][2] if i >= 0 else None for i in which], values))
+        return expansion, scores
 
     def _expansion(self, born: dict[int, list[Node]]) -> trees_lib.Expansion:
         shape = (self.expander.rows, self.config.candidates)
@@ -248,18 +340,13 @@ class Loop:
             reward=np.zeros(shape, np.float32),
             score=np.full(shape, np.nan, np.float32),
             prior=np.zeros(shape, np.float32),
+            last=np.zeros(shape[0], bool),
         )
         for row, children in born.items():
             expansion.active[row] = True
             expansion.count[row] = len(children)
+            expansion.last[row] = self.spending.ends(self.growing[row], children)
             for i, node in enumerate(children):
                 for name in ('status', 'errors', 'reward', 'score', 'prior'):
                     getattr(expansion, name)[row, i] = getattr(node, name)
         return devices.split(self.expander.mesh, expansion)
-
-    def _finish(self, row: int) -> Record:
-        tree = self.growing.pop(row)
-        self.free.append(row)
-        record = tree.record(jax.device_get(programs.tree_of(self.arrays, row)))
-        self.totals.finished(record)
-        return record

@@ -3,7 +3,10 @@
 import collections
 from collections.abc import Callable
 
+import numpy as np
+
 from rstar_jax import parallel, steps
+from rstar_jax.search.expander import Scores
 from rstar_jax.search.host import Step
 from rstar_jax.steps import marks
 
@@ -19,6 +22,7 @@ class Scripted:
         self.rows = self.width = trees
         self.mesh = parallel.local_mesh(devices=parallel.local_mesh().devices.flat[:1])
         self.counters: collections.Counter = collections.Counter()
+        self.plenty = False
         self.growing: dict = {}
         self.asked: list[int] = []
 
@@ -26,11 +30,10 @@ class Scripted:
     def has_ppm(self) -> bool:
         return self.score is not None
 
-    def start(self, row: int) -> None:
-        """Nothing is kept for a tree."""
+    def start(self, row: int, tree) -> None:
+        self.growing[row] = tree
 
     def expand(self, row: int, tree) -> None:
-        self.growing[row] = tree
         self.asked.append(row)
 
     def dispatch(self):
@@ -47,14 +50,16 @@ class Scripted:
             ended += [Step(row, i, text, [], kind_of(text)) for i, text in enumerate(texts)]
         return ended
 
+    def close(self) -> None:
+        """Nothing runs beside the loop."""
+
     def encode(self, text: str) -> list[int]:
         return []
 
-    def scores(self, requests) -> list[float]:
+    def scores(self, requests) -> Scores:
         trees = ((self.growing[row], node) for row, node in requests)
-        return [
-            self.score(tree.problem['question'], tree.prefix + node.text) for tree, node in trees
-        ]
+        found = [self.score(tree.problem['question'], tree.prefix + x.text) for tree, x in trees]
+        return [(np.array(found, np.float32), range(len(found)))]
 
 
 def scripted(texts: Texts, score: Score | None = None, trees: int = 8) -> Scripted:

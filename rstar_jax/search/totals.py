@@ -5,9 +5,17 @@ from collections.abc import Callable
 
 from rstar_jax.search.record import Record
 
+# Nothing is said of the time left before so much is done: of the trees; in trees, of a few.
+FIRST_SHARE = 0.02
+FIRST_TREES = 1.0
+
 
 class Totals:
-    """Counts finished trees, and hands the totals to a callback."""
+    """Counts finished trees, and hands the totals to a callback.
+
+    The time left goes by the speed since the first step was done: what came before, compiling and
+    prompts, does not come again.
+    """
 
     def __init__(self, total: int, counters, callback: Callable[[dict[str, float]], None] | None):
         """Args:
@@ -18,6 +26,9 @@ class Totals:
         self.total, self.counters, self.callback = total, counters, callback
         self.started = self.last = time.monotonic()
         self.done = self.solved = self.nodes = 0
+        self._begun: tuple[float, float] | None = (
+            None  # when something was first done, and how much
+        )
 
     def finished(self, record: Record) -> None:
         self.done += 1
@@ -32,8 +43,6 @@ class Totals:
         self.last = now
         seconds = now - self.started
         sampled = self.counters['sampled']
-        done = self.done + under_way
-        left = (self.total - done) * seconds / done if done else float('nan')
         self.callback(
             {
                 **self.counters,
@@ -45,6 +54,18 @@ class Totals:
                 'tokens_per_second': sampled / max(seconds, 1e-9),
                 'slot_use': self.counters['live_slot_steps'] / max(self.counters['slot_steps'], 1),
                 'seconds': seconds,
-                'seconds_left': left,
+                'seconds_left': self._left(now, self.done + under_way),
             }
         )
+
+    def _left(self, now: float, done: float) -> float:
+        """Seconds; nan while nobody can tell."""
+        if self._begun is None and done:
+            self._begun = now, done
+        enough = max(min(FIRST_TREES, self.total / 4), FIRST_SHARE * self.total)
+        if done >= self.total:
+            return 0.0
+        if self._begun is None or done < enough or done <= self._begun[1]:
+            return float('nan')
+        begun, before = self._begun
+        return (self.total - done) * (now - begun) / (done - before)

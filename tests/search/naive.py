@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rstar_jax import parallel, steps
-from rstar_jax.search.engine import sampling
+from rstar_jax.search.engine import sampling, state
 from rstar_jax.search.host import Step
 from rstar_jax.steps import marks
 
@@ -31,12 +31,12 @@ class Naive:
         self.rows = self.width = 1
         self.mesh = parallel.local_mesh(devices=parallel.local_mesh().devices.flat[:1])
         self.counters = collections.Counter()
-        self.has_ppm = ppm is not None
+        self.has_ppm, self.plenty = ppm is not None, False
         self.bytes = steps.token_bytes(policy.tokenizer, policy.config.vocab_size)
         self.eos = steps.eos_ids(policy.tokenizer)
         self.asked = None
 
-    def start(self, row):
+    def start(self, row, tree):
         pass
 
     def expand(self, row, tree):
@@ -83,6 +83,11 @@ class Naive:
                 return kind
         if tokens[-1] in self.eos:
             return marks.EOS
+        if (least := self.config.repetition) and any(
+            len(tokens) >= least + period and tokens[-least:] == tokens[-least - period : -period]
+            for period in range(1, state.PERIODS + 1)
+        ):
+            return marks.REPEATED
         return marks.LIMIT if len(tokens) == self.config.step_tokens else marks.NONE
 
     def _logits(self, model, tokens):
@@ -100,4 +105,4 @@ class Naive:
             padded = np.zeros((1, LENGTH), np.int32)
             padded[0, : len(tokens)] = tokens
             found.append(float(self.ppm.scores(padded, np.array([len(tokens)]))[0]))
-        return found
+        return [(np.array(found, np.float32), range(len(found)))]

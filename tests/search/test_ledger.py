@@ -93,7 +93,6 @@ def to_root(nodes, node):
 def test_random_walks(keeps, shared):
     rng = random.Random(keeps + shared)
     ledger = Ledger(DEVICES, WIDTH, CANDIDATES, keeps, lambda node: node.in_cell)
-    ledger.shared = shared
     machine = Machine(ledger, keeps)
     trees, computed, again = {}, 0, 0
     for _ in range(400):
@@ -102,7 +101,7 @@ def test_random_walks(keeps, shared):
             if row not in trees or rng.random() < 0.05:
                 prompt = [rng.randrange(1000) for _ in range(shared + rng.randint(1, 20))]
                 trees[row] = [Node(-1, prompt, -1, 0)], [0], {0}
-                ledger.start(row)
+                ledger.start(row, shared)
                 path = [0]
             else:
                 nodes, path, visited = trees[row]
@@ -137,7 +136,6 @@ def test_what_is_kept_is_not_computed_again():
     """A walk to a sibling, and back: the last token alone, whatever has been left."""
     ledger = Ledger(1, 1, 2, 100, lambda node: node.in_cell)
     nodes = [Node(-1, [1, 2, 3], -1, 0)]
-    ledger.start(0)
     assert ledger.walk(0, nodes, [0]) == 3
     nodes += [Node(0, [4, 5, 6, 7], 0, 2), Node(0, [8, 9], 1, 2)]
     assert ledger.walk(0, nodes, [0, 1]) == 2  # two of four were in the cell

@@ -35,8 +35,15 @@ def mapped(
       **settings: hashable keyword arguments.
     """
     specs = tuple(P() if i in shared else P('data') for i in range(arguments))
+
+    @functools.wraps(f)
+    def exact(*operands):
+        # Float32 operands are multiplied as such, by TPUs and GPUs too; others are as they are.
+        with jax.default_matmul_precision('highest'):
+            return f(*operands, **settings)
+
     whole = jax.shard_map(
-        functools.partial(f, **settings),
+        exact,
         mesh=mesh,
         in_specs=specs,
         out_specs=P('data'),

@@ -33,10 +33,12 @@ class Segment:
 class _Row:
     """One tree: its path's nodes and where each ends in the text, and what is kept beside it.
 
-    seen: nodes of the tree that are known of. kept: node -> (offset, count) of `used` positions.
-    segments: of the row, still to be computed.
+    shared: tokens of the prompt that lie in front of the path. seen: nodes of the tree that are
+    known of. kept: node -> (offset, count) of `used` positions. segments: of the row, still to be
+    computed.
     """
 
+    shared: int = 0
     path: list[int] = dataclasses.field(default_factory=list)
     ends: list[int] = dataclasses.field(default_factory=list)
     seen: int = 1
@@ -67,7 +69,6 @@ class Ledger:
     """The book of one model over all rows of a host. Rows are trees in flight.
 
     Attributes:
-      shared: tokens of every prompt that lie in front of all paths.
       born, left, recalled: copies from cells, from paths, and into paths, in this order:
         (row, source's place on its device, position, source's position, count).
       appends: copies from cells to the ends of paths: (row, cell, position, count).
@@ -85,7 +86,7 @@ class Ledger:
         in_cell: how many of a new node's tokens its cell holds.
         """
         self.devices, self.width, self.candidates = devices, width, candidates
-        self.keeps, self.shared = keeps, 0
+        self.keeps = keeps
         self._in_cell = in_cell
         self._rows = [_Row() for _ in range(devices * width)]
         self.segments: collections.deque[Segment] = collections.deque()
@@ -94,9 +95,9 @@ class Ledger:
         self.left: list[tuple[int, ...]] = []
         self.recalled: list[tuple[int, ...]] = []
 
-    def start(self, row: int) -> None:
-        """Forgets the tree that was in the row."""
-        self._rows[row] = _Row()
+    def start(self, row: int, shared: int = 0) -> None:
+        """Begins a tree in a row; `shared` tokens of its prompt lie in front of all paths."""
+        self._rows[row] = _Row(shared)
 
     def waits(self, row: int) -> bool:
         """Whether some of the row's path is still to be computed."""
@@ -118,8 +119,8 @@ class Ledger:
         self._keep_steps(row, nodes, common)
         end = book.ends[common - 1] if common else 0
         fresh = [nodes[i].tokens for i in path[common:]]
-        start = end - self.shared if common else 0
-        rest = [token for tokens in fresh for token in tokens][0 if common else self.shared :]
+        start = end - book.shared if common else 0
+        rest = [token for tokens in fresh for token in tokens][0 if common else book.shared :]
         at_hand = 0
         if onward:
             at_hand = self._in_cell(nodes[path[-1]])
@@ -138,7 +139,7 @@ class Ledger:
 
     def length(self, row: int) -> int:
         """Positions that the row's path takes."""
-        return self._rows[row].ends[-1] - self.shared
+        return self._rows[row].ends[-1] - self._rows[row].shared
 
     def compute(self, row: int, start: int, tokens: list[int]) -> None:
         """Asks for tokens behind the first `start` of the row's path."""
@@ -206,7 +207,7 @@ class Ledger:
             node, (start, end) = book.path[i], book.ends[i - 1 : i + 1]
             if book.kept.get(node, (0, 0))[1] < end - start:
                 place = row % self.width
-                self._keep(self.left, row, node, place, start - self.shared, end - start)
+                self._keep(self.left, row, node, place, start - book.shared, end - start)
 
     def _keep(self, queue, row: int, node: int, source: int, start: int, count: int) -> None:
         book = self._rows[row]

@@ -24,7 +24,8 @@ from rstar_jax.errors import UserError
 from rstar_jax.search.config import Config
 from rstar_jax.search.engine import devices, memory, programs, sampling, sizes, state
 from rstar_jax.search.engine.model import Model, Scorer
-from rstar_jax.search.host import Step
+from rstar_jax.search.expander import Scores
+from rstar_jax.search.host import HostTree, Node, Step
 from rstar_jax.steps import marks
 
 # A prefix that all prompts share is computed once if it is at least this long.
@@ -37,14 +38,14 @@ PREFIX_UNIT = 32  # so that other problems seldom need other shapes
 class Engine:
     """Drives policy and PPM on this host's devices; an `Expander`."""
 
-    def __init__(self, policy, ppm, config: Config, mesh, trees: int, prompts: list[list[int]]):
+    def __init__(self, policy, ppm, config: Config, mesh, trees: int, template: list[list[int]]):
         """Args:
         policy: models.Policy.
         ppm: models.PPM or None.
         config: what is searched.
         mesh: local mesh with the axes (data, tensor).
         trees: how many trees there are to search in all; fewer need less memory.
-        prompts: the token ids of some prompts, to find what all share.
+        template: token ids of prompts with nothing in common but how the template begins.
         """
         if ppm is not None and len(ppm.tokenizer) != len(policy.tokenizer):
             raise UserError(
@@ -71,13 +72,14 @@ class Engine:
         self.width, slots = self.plan.trees, self.plan.slots
         self.rows = self.devices * self.width
         self.counters: collections.Counter = collections.Counter()
-        self.policy.begin(self.plan, _sampled_in_cell, self.counters)
+        self.policy.prepare(self.plan, _sampled_in_cell, self.counters)
         if self.ppm is not None:
-            self.ppm.begin(self.plan, self.counters)
+            self.ppm.prepare(self.plan, self.counters)
         made = config.step_tokens, self.policy.dtype, self.policy.kv_dtype
         per_device = self.width * config.candidates
         self.cells = devices.make(mesh, state.empty_cells, policy.config, per_device, *made)
-        self.slots = devices.make(mesh, state.empty_slots, policy.config, slots, *made)
+        periods = state.PERIODS if config.repetition else 0
+        self.slots = devices.make(mesh, state.empty_slots, policy.config, slots, *made, periods)
         # (slots, trees) that a decode step is compiled for, and which of them is in use.
         self.decode_sizes = [(slots, self.width)]
         if not config.one_size:
@@ -85,15 +87,16 @@ class Engine:
         self.decode_size = len(self.decode_sizes) - 1
         cells = self.rows * config.candidates
         self.known = np.zeros(cells, np.uint8)  # the cells' states, when they were last seen
+        self.since = np.zeros(cells, np.int64)  # the first chunk that each is opened for
+        self.chunks = 0
         self.opened = np.zeros(cells, bool)
         self.keys = np.zeros((cells, 2), np.uint32)
         # Trees with few expansions first: the last trees shall end together, not one by one.
         self.turn = np.zeros(cells, np.int32)
         self.expansions = [0] * self.rows
-        self.opening: dict[int, Any] = {}  # row -> the tree whose cells are opened next
+        self.opening: dict[int, HostTree] = {}  # row -> the tree whose cells are opened next
         self.sampling = sampling.Settings.of(config)
-        self.begin: list[int] = []
-        self._share(prompts)
+        self._share(template)
 
     def _stops(self, config) -> state.Stops:
         kinds = {
@@ -107,20 +110,17 @@ class Engine:
         vocab = np.int32(min(config.vocab_size, len(self.tokenizer)))
         return state.Stops(table.next, table.kind, vocab)
 
-    def _share(self, prompts: list[list[int]]) -> None:
+    def _share(self, template: list[list[int]]) -> None:
         """Computes what all prompts begin with, once, where that is long enough to matter."""
-        first, last = min(prompts), max(prompts)
-        longest = min(map(len, prompts)) - 1
-        same = [a == b for a, b in zip(first[:longest], last, strict=False)]
-        shared = same.index(False) if False in same else len(same)
+        first, last = min(template), max(template)
+        shared = next((i for i, (a, b) in enumerate(zip(first, last)) if a != b), len(first))
         shared = (shared - MERGED) // PREFIX_UNIT * PREFIX_UNIT
-        if shared >= SHARED_PREFIX and len(prompts) > 1 and not self.config.one_size:
-            self.begin = first[:shared]
-        room = self.config.path_tokens if self.config.one_size else max(map(len, prompts))
+        begin = first[:shared] if shared >= SHARED_PREFIX and not self.config.one_size else []
+        room = self.config.path_tokens if self.config.one_size else max(map(len, template))
         for model in self.models:
-            if self.begin:
-                model.share(self.begin)
-            model.reserve(room - len(self.begin))
+            if begin:
+                model.share(begin)
+            model.reserve(room - len(begin))
 
     # --- what the loop calls ---
 
@@ -128,19 +128,21 @@ class Engine:
     def has_ppm(self) -> bool:
         return self.ppm is not None
 
-    def start(self, row: int) -> None:
-        """Forgets what the row held; the next `expand` brings in a tree's prompt."""
+    @property
+    def plenty(self) -> bool:
+        return self._wanted() > self.plan.slots
+
+    def close(self) -> None:
+        """Nothing runs beside the loop."""
+
+    def start(self, row: int, tree: HostTree) -> None:
+        """A row is taken by a new tree."""
         self.expansions[row] = 0
         for model in self.models:
-            model.ledger.start(row)
+            model.start(row, tree)
 
-    def expand(self, row: int, tree: Any) -> None:
+    def expand(self, row: int, tree: HostTree) -> None:
         """Asks for the candidates of a tree's cursor."""
-        if len(tree.path) == 1 and tree.nodes[0].tokens[: len(self.begin)] != self.begin:
-            raise UserError(
-                f'problem {tree.problem["index"]}: its prompt does not begin with the tokens that '
-                'all others begin with: search with --config.search.one_size=True'
-            )
         for model in self.models:
             model.walk(row, tree)
         self.opening[row] = tree
@@ -158,6 +160,7 @@ class Engine:
             open_cells = programs.OPEN.on(self.mesh)
             self.cells = open_cells(self.cells, *devices.split(self.mesh, opened))
             self.known[self.opened] = state.PENDING
+            self.since[self.opened] = self.chunks + 1
             self.opened[:] = False
         busy = self._busy().reshape(self.devices, self.width, self.config.candidates)
         need, trees = int(busy.sum(axis=(1, 2)).max()), int(busy.any(axis=2).sum(axis=1).max())
@@ -169,6 +172,8 @@ class Engine:
             candidates=self.config.candidates,
             first_answer_only=self.config.first_answer_only,
             trees=self._fit(need, trees),
+            mixed=self.policy.mixed,
+            repetition=self.config.repetition,
         )
         longest = sizes.longest_chunk(self.mesh, self.config)
         self.cells, self.slots, stats = decode(
@@ -181,20 +186,23 @@ class Engine:
             self.sampling,
             np.array([self.config.chunk, longest], np.int32),
         )
-        return programs.LOOK.on(self.mesh)(self.cells), stats
+        self.chunks += 1
+        slots = self.decode_sizes[self.decode_size][0]
+        return self.chunks, slots, programs.LOOK.on(self.mesh)(self.cells), stats
 
     def collect(self, running: Any) -> list[Step]:
         """Waits for a dispatched chunk and returns the candidates that ended in it."""
         if running is None:
             return []
-        (seen, end, length, tokens, likelihood), stats = jax.device_get(running)
+        chunk, slots, look, stats = running
+        (seen, end, length, tokens, likelihood), stats = jax.device_get((look, stats))
         self.counters['iterations'] += int(stats[:, 0].max())
-        slots = self.decode_sizes[self.decode_size][0]
         self.counters['slot_steps'] += int((stats[:, 0] * slots).sum())
         self.counters['live_slot_steps'] += int(stats[:, 1].sum())
         self.counters['policy_computed'] += int(stats[:, 1].sum())
-        ended = []
-        for cell in np.nonzero((seen >= state.DONE) & (self.known < state.DONE))[0].tolist():
+        here, ended = self.since <= chunk, []  # others are opened for a later chunk
+        over = here & (seen >= state.DONE) & (self.known < state.DONE)
+        for cell in np.nonzero(over)[0].tolist():
             row, candidate = divmod(cell, self.config.candidates)
             count = int(length[cell])
             self.counters['sampled'] += count
@@ -204,7 +212,7 @@ class Engine:
             kind, total = int(end[cell]), float(likelihood[cell])
             ids = tokens[cell, : count - (kind == marks.EOS)].tolist()
             ended.append(Step(row, candidate, self.decode(ids), ids, kind, count, total))
-        self.known = seen.copy()
+        self.known = np.where(here, seen, self.known)
         return ended
 
     def encode(self, text: str) -> list[int]:
@@ -215,7 +223,7 @@ class Engine:
         """The text of sampled tokens."""
         return b''.join(self.texts[i] for i in tokens).decode('utf-8', errors='replace')
 
-    def scores(self, requests: list[tuple[int, Any]]) -> list[float]:
+    def scores(self, requests: list[tuple[int, Node]]) -> Scores:
         """PPM scores of (row, Node) behind the current paths."""
         return self.ppm.scores(requests)
 
@@ -241,7 +249,7 @@ class Engine:
         most = max(1, tokens // sizes.prefill_budget(self.mesh))
         for model in self.models:
             calls = 0
-            while model.ledger.segments and (calls < most or self._slots_idle()):
+            while model.ledger.segments and (calls < most or self._wanted() < self.plan.slots):
                 for row in model.prefill():
                     self._open_if_ready(row)
                 calls += 1
@@ -262,10 +270,10 @@ class Engine:
     def _busy(self) -> np.ndarray:
         return (self.known == state.PENDING) | (self.known == state.RUNNING)
 
-    def _slots_idle(self) -> bool:
-        """Whether some device has fewer cells to decode than slots."""
+    def _wanted(self) -> int:
+        """Cells that are to be decoded, of the device with the fewest."""
         cells = (self._busy() | self.opened).reshape(self.devices, -1).sum(axis=1)
-        return bool(cells.min() < self.plan.slots)
+        return int(cells.min())
 
 
 def _sampled_in_cell(node) -> int:

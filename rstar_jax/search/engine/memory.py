@@ -119,9 +119,11 @@ def plan(
             'on a device: lower --config.search.path_tokens, step_tokens or candidates, or raise '
             '--config.search.tensor to share the model among devices'
         )
-    # Half of what the trees can fill: the other half waits, so that no slot does.
+    # Half of what the trees can fill: the other half waits, so that no slot does. With one
+    # candidate a tree fills one slot, and a path is read for it alone: no more trees than slots.
     cells = possible * n
-    slots = min(slots, cells if config.slots else max(cells // 2, FEW_SLOTS), cells)
+    all_used = config.slots or n == 1
+    slots = min(slots, cells if all_used else max(cells // 2, FEW_SLOTS), cells)
     left = room - possible * tree - slots * slot
     fitting = int(KEPT * left // (possible * token)) - copies.COPIED
     kept = max(0, min(_worth_keeping(config), fitting))

@@ -15,6 +15,7 @@ from rstar_jax.models import rope, sharding
 from rstar_jax.search.config import Config
 from rstar_jax.search.engine import copies, devices, memory, programs, sizes, state
 from rstar_jax.search.engine.ledger import Batch, Ledger
+from rstar_jax.search.expander import Scores
 
 
 class Model:
@@ -22,9 +23,10 @@ class Model:
 
     Attributes:
       config: models.Config, params: on the devices.
-      prefix: keys and values of what all prompts begin with, in front of every path.
+      prefix: keys and values of `begin`, what all prompts of a template begin with.
       path: state.Path of the rows, with room for `capacity` tokens each.
-      ledger: after `begin`.
+      mixed: whether some row's prompt begins otherwise; then it lies in the path as a whole.
+      ledger: after `prepare`.
     """
 
     def __init__(self, name: str, mesh, settings: Config, config, params, cell_tokens: int):
@@ -45,7 +47,7 @@ class Model:
         self.cell_tokens = cell_tokens
         self.capacity = 0
         self.path: Any = None
-        self.prefix = self.empty(1, 0)
+        self.prefix, self.begin = self.empty(1, 0), []
 
     @property
     def decoder_params(self) -> Any:
@@ -60,7 +62,7 @@ class Model:
         kv = self.config, rows, positions, dtype or self.kv_dtype
         return devices.make(self.mesh, state.empty_kv, *kv)
 
-    def begin(self, plan: memory.Plan, in_cell: Callable, counters: collections.Counter) -> None:
+    def prepare(self, plan: memory.Plan, in_cell: Callable, counters: collections.Counter) -> None:
         """Makes room for the trees of a plan."""
         self.width, self.counters = plan.trees, counters
         count = self.mesh.shape['data']
@@ -68,6 +70,7 @@ class Model:
         # Keys and values come in the model's dtype, whatever the other caches widen it to.
         dtype = state.kept_dtype(self.platform, self.dtype)
         self.kept = self.empty(plan.trees, memory.kept_room(plan.kept), dtype)
+        self._shared = np.zeros(count * plan.trees, np.int32)
 
     def share(self, tokens: list[int]) -> None:
         """Computes what all prompts begin with; before any tree."""
@@ -77,8 +80,26 @@ class Model:
         while self.ledger.segments:
             self.prefill()
         cut = programs.FIRST_PATH.on(self.mesh, positions=len(tokens))
-        self.prefix, self.ledger.shared = cut(self.path), len(tokens)
+        self.prefix, self.begin = cut(self.path), tokens
+        self._shared[:] = len(tokens)
         self.path, self.capacity = None, 0
+
+    @property
+    def mixed(self) -> bool:
+        return bool((self._shared != len(self.begin)).any())
+
+    def start(self, row: int, tree: Any) -> None:
+        """Begins a tree, a HostTree, in a row."""
+        alike = tree.nodes[0].tokens[: len(self.begin)] == self.begin
+        shared = len(self.begin) if alike else 0
+        self.ledger.start(row, shared)
+        if self._shared[row] != shared:
+            self._shared[row] = shared
+            self._place_shared()
+
+    def _place_shared(self) -> None:
+        if self.path is not None:
+            self.path = self.path.replace(prefix=devices.split(self.mesh, self._shared.copy()))
 
     def walk(self, row: int, tree: Any) -> None:
         """Has a row's path brought to the cursor of its tree, a HostTree."""
@@ -93,6 +114,7 @@ class Model:
         if self.path is None:
             made = self.config, self.width, need, self.dtype, self.kv_dtype
             self.path = devices.make(self.mesh, state.empty_path, *made)
+            self._place_shared()
         else:
             self.path = programs.GROW.on(self.mesh, positions=need)(self.path)
         self.capacity = need
@@ -120,7 +142,7 @@ class Model:
         lengths = sizes.PREFILL_LENGTHS[-1:] if self.settings.one_size else sizes.PREFILL_LENGTHS
         batch, done = self.ledger.take(sizes.prefill_budget(self.mesh), lengths)
         self.counters[f'{self.name}_computed'] += int(batch.counts.sum())
-        extend = programs.EXTEND.on(self.mesh, config=self.config)
+        extend = programs.EXTEND.on(self.mesh, config=self.config, mixed=self.mixed)
         rows = devices.split(self.mesh, [batch.trees, batch.tokens, batch.counts, batch.starts])
         self.path = extend(self.decoder_params, self.prefix, self.path, *rows)
         return done
@@ -135,20 +157,20 @@ class Scorer(Model):
         super().__init__('ppm', mesh, settings, ppm.config, ppm.params, room)
         self.squash = ppm.squash
 
-    def begin(self, plan: memory.Plan, counters: collections.Counter) -> None:
+    def prepare(self, plan: memory.Plan, counters: collections.Counter) -> None:
         """Makes room for the trees of a plan."""
 
         def in_cell(node) -> int:
             return len(node.tokens) if len(node.tokens) <= self.cell_tokens else 0
 
-        super().begin(plan, in_cell, counters)
+        super().prepare(plan, in_cell, counters)
         self.cells = self.empty(plan.trees * self.settings.candidates, self.cell_tokens)
 
     def copy_steps(self) -> None:
         super().copy_steps(self.cells, None)
 
-    def scores(self, requests: list[tuple[int, Any]]) -> list[float]:
-        """Scores of (row, Node), each behind its row's path.
+    def scores(self, requests: list[tuple[int, Any]]) -> Scores:
+        """Scores of (row, Node), each behind its row's path; does not wait for the devices.
 
         Steps of like length are batched together, and their keys and values kept in their cells.
         """
@@ -157,8 +179,9 @@ class Scorer(Model):
         queues: list[list[int]] = [[] for _ in range(count_devices)]
         for i in order:
             queues[requests[i][0] // self.width].append(i)
-        score = programs.SCORE.on(self.mesh, config=self.config, squash=self.squash)
-        waiting = []
+        settings = {'config': self.config, 'squash': self.squash, 'mixed': self.mixed}
+        score = programs.SCORE.on(self.mesh, **settings)
+        found: Scores = []
         while any(queues):
             length = self._length(max(len(requests[q[-1]][1].tokens) for q in queues if q))
             count = max(1, sizes.prefill_budget(self.mesh) // length)
@@ -172,14 +195,9 @@ class Scorer(Model):
             self.counters['ppm_computed'] += int(batch.counts.sum())
             rows = devices.split(self.mesh, [batch.trees, batch.starts, batch.tokens, batch.counts])
             self.cells, values = score(self.params, self.prefix, self.path, self.cells, *rows)
-            waiting.append((chosen, count, values))
-        results = [0.0] * len(requests)
-        for chosen, count, values in waiting:
-            values = np.asarray(values).reshape(count_devices, count)
-            for indices, row_values in zip(chosen, values, strict=True):
-                for i, value in zip(indices, row_values.tolist()):
-                    results[i] = value
-        return results
+            which = [x for of in chosen for x in [*of, *[-1] * (count - len(of))]]
+            found.append((values, which))
+        return found
 
     def _length(self, longest: int) -> int:
         if self.settings.one_size:

@@ -10,11 +10,13 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from rstar_jax.search import strategies
 from rstar_jax.search import tree as trees_lib
 from rstar_jax.search.engine import copies, decode, devices, prefill, state
+from rstar_jax.search.record import Status
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +52,17 @@ def _advance(tree, expansion, rules, *, longest: int, strategy: str):
     return tree, (trees_lib.paths(tree, longest), tree.finished, tree.rollout)
 
 
+def _put_scores(expansion, values, trees, children):
+    """Notes scores f32[R] of i32[R] children of trees; an answer's score is its reward."""
+    answers = expansion.status.at[trees, children].get(mode='fill', fill_value=0) == Status.ANSWER
+    nowhere = expansion.status.shape[0]
+    judged = jnp.where(answers, trees, nowhere)
+    return expansion.replace(
+        score=expansion.score.at[trees, children].set(values, mode='drop'),
+        reward=expansion.reward.at[judged, children].set(values, mode='drop'),
+    )
+
+
 DECODE = Program(
     decode.decode, shared=('params', 'stops', 'settings', 'iterations'), donated=('cells', 'slots')
 )
@@ -64,6 +77,7 @@ RESIZE = Program(state.resize)
 GROW = Program(state.grow)
 FIRST_PATH = Program(state.first_path)
 RESET = Program(trees_lib.reset, donated=('tree',))
+PUT_SCORES = Program(_put_scores, donated=('expansion',))
 ADVANCE = Program(_advance, shared=('rules',), donated=('tree',))
 
 

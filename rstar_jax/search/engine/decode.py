@@ -56,12 +56,18 @@ def decode(
 ) -> tuple[Cells, Slots, jax.Array]:
     """Decodes a chunk: some tokens in every slot, refilling slots as their steps end.
 
-    i32[2] `iterations`: so many, or more, up to the second, while no slot is without work. Stops
-    early when no cell is pending or running. Only the paths of `trees` trees (None: of all) are
-    attended to, and only their cells decoded; no more may have cells in slots already. mixed: as for `prefill.forward`. repetition: a
-    step is stopped when so many tokens in a row were written before at one distance; slots of at
-    least one period. Returns the new cells and slots, and i32[2]: iterations done, and tokens
-    computed (live slots summed over the iterations).
+    Args:
+      iterations: i32[2]; so many, or more, up to the second, while no slot is without work. It
+        stops early when no cell is pending or running.
+      trees: so many paths are attended to, and only their cells decoded; no more may have cells in
+        slots already. None: all.
+      mixed: as for `prefill.forward`.
+      repetition: a step is stopped when so many tokens in a row were written before at one
+        distance, up to the periods of `slots`; 0, never.
+
+    Returns:
+      The new cells and slots, and i32[1,2]: iterations done, and tokens computed (live slots summed
+      over the iterations).
     """
     network = decoders.bind(config, params)
     limit = cells.tokens.shape[1]

@@ -38,8 +38,9 @@ def mapped(
 
     @functools.wraps(f)
     def exact(*operands):
-        # Float32 operands are multiplied as such, by TPUs and GPUs too; others are as they are.
-        with jax.default_matmul_precision('highest'):
+        # Where all is float32, products are too, on TPUs and GPUs as well, whatever is set.
+        narrow = any(x.dtype == jnp.bfloat16 for x in jax.tree.leaves(operands))
+        with jax.default_matmul_precision(None if narrow else 'highest'):
             return f(*operands, **settings)
 
     whole = jax.shard_map(

@@ -109,6 +109,13 @@ KEYS: dict[str, tuple[Any, str]] = {
     ),
     'search.chunk': (8, 'decode steps between two looks of the host'),
     'search.tensor': (1, 'devices that share the weights while searching; divides their number'),
+    'job.start_seconds': (300.0, 'in which all processes of a job have to come'),
+    'job.leases': (
+        'counter',
+        'how several processes share trees out: counter, the next few to whom is free; static, by '
+        'their numbers',
+    ),
+    'job.keep_seconds': (300.0, 'between two writes of trees in flight; 0: they are not kept'),
     'execution.isolation': (
         'auto',
         'of model-written programs: auto, the layers that this machine has; strict, all of them or '
@@ -275,6 +282,8 @@ AT_LEAST: dict[str, float] = {
     'search.path_tokens': 1,
     'search.chunk': 1,
     'search.tensor': 1,
+    'job.start_seconds': 1,
+    'job.keep_seconds': 0,
     'execution.seconds': 1,
     'execution.memory_mb': 64,
     'execution.workers': 0,
@@ -314,6 +323,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     'search.failed_steps': ('again', 'once'),
     'search.examples': ('fixed', 'shuffled'),
     'search.answers_kept': ('first', 'all'),
+    'job.leases': ('counter', 'static'),
     'eval.prompt': ('', 'sft', 'few_shot'),
     'execution.isolation': ('auto', 'strict', 'none'),
     'curate.final_step_pairs': ('steps', 'trajectories'),

@@ -214,7 +214,6 @@ def search_trees(round_: Round, stage: ledger.Stage, line: Line) -> Figures:
     config = round_.config
     problems, _, read = sources.split_problems(round_)
     line.say(data.told(read))
-    problems = parallel.share(problems)
     policy, ppm = sources.searching_policy(round_), sources.searching_ppm(round_)
 
     def progress(now: dict[str, float]) -> None:
@@ -224,10 +223,13 @@ def search_trees(round_: Round, stage: ledger.Stage, line: Line) -> Figures:
         )
         round_.events.add(f'round{round_.number}/search', now, int(now['trees_done']))
 
-    with data.TreeStore(stage.folder, writer=jax.process_index()) as store:
+    number, job = jax.process_index(), config.job
+    with data.TreeStore(stage.folder, writer=number) as store:
+        flights = data.Flights(stage.folder / 'flights', number, job.keep_seconds, store)
         for rollouts, trees, todo in _passes(config, problems, store):
+            items = [(problem, tree) for problem in todo for tree in trees]
             done = store.keys() | {(p['index'], t) for p in todo for t in range(trees.start)}
-            for record in search.run(
+            records = search.run(
                 todo,
                 policy,
                 ppm,
@@ -236,10 +238,14 @@ def search_trees(round_: Round, stage: ledger.Stage, line: Line) -> Figures:
                 trees=trees.stop,
                 skip=frozenset(done),
                 progress=progress,
-            ):
-                store.append(record)
-    parallel.barrier('searched')
-    with data.TreeStore(stage.folder, writer=jax.process_index()) as store:
+                leases=parallel.dealt(items, f'{stage.folder} {trees}', job.leases),
+                flights=flights,
+            )
+            with contextlib.closing(records):
+                for record in records:
+                    store.append(record)
+        if parallel.is_first():
+            flights.forget()
         return {**_tree_figures(store, stage.seconds), 'read': dict(read)}
 
 
@@ -247,13 +253,17 @@ def _passes(
     config: ConfigDict, problems: list[dict], store: data.TreeStore
 ) -> Iterator[tuple[int, range, list[dict]]]:
     """(rollouts, numbers of the trees, problems): first all, then those not yet solved."""
-    trees = config.search.trees
-    yield config.search.rollouts, range(trees), problems
-    for number, rollouts in enumerate(config.search.more_rollouts, start=trees):
-        solved = {r.problem['index'] for r in store if r.tree < number and r.solved}
-        todo = [problem for problem in problems if problem['index'] not in solved]
+    rollouts = [config.search.rollouts, *config.search.more_rollouts]
+    trees, todo = range(config.search.trees), problems
+    for count in rollouts:
         if todo:
-            yield rollouts, range(number, number + 1), todo
+            yield count, trees, todo
+        store.refresh()  # writes what this process has found, and after the others have,
+        parallel.barrier('searched')
+        store.refresh()  # reads it
+        trees = range(trees.stop, trees.stop + 1)
+        solved = {r.problem['index'] for r in store if r.tree < trees.start and r.solved}
+        todo = [problem for problem in problems if problem['index'] not in solved]
 
 
 def _tree_figures(store: data.TreeStore, seconds: float) -> Figures:

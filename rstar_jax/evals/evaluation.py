@@ -175,16 +175,18 @@ class _Task:
         wanted = {(p['index'], tree) for p in self.problems for tree in range(trees)}
         found: _Outcomes = {}
         with contextlib.ExitStack() as stack:
-            problems, store, clock = self.problems, None, _Clock(None)
+            store, clock, leases = None, _Clock(None), None
             if self.folder is not None:
-                problems, store = parallel.share(problems), stack.enter_context(self._store(kind))
+                store = stack.enter_context(self._store(kind))
+                items = [(problem, tree) for problem in self.problems for tree in range(trees)]
+                leases = parallel.dealt(items, f'{self.folder} {self.name} {kind}')
                 clock = _Clock(store.directory / 'seconds.json' if parallel.is_first() else None)
                 stack.callback(clock.keep)
                 for key in sorted(store.keys() & wanted):
                     found[key] = Outcome.of(store[key])
             if found.keys() != wanted:
                 run = self.run_search(
-                    problems,
+                    self.problems,
                     policy,
                     ppm,
                     config=config,
@@ -192,6 +194,7 @@ class _Task:
                     trees=trees,
                     skip=frozenset(found),
                     progress=self._report(kind),
+                    leases=leases,
                 )
                 for record in run:
                     if store is not None:

@@ -258,8 +258,8 @@ class Engine:
     # --- what the runner calls ---
 
     def start(self, row: int, task) -> None:
-        """Forgets what the row held; the next `expand` brings in the task's prompt."""
-        self.state[row] = _Row(key=(task.seed, *task.key))
+        """Forgets what the row held; the next `expand` brings in the task's path."""
+        self.state[row] = _Row(key=(task.seed, *task.key), seen=len(task.tokens))
         for model in self.models:
             model.kept.clear(row)
 

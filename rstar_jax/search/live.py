@@ -16,7 +16,7 @@ from rstar_jax.errors import UserError
 from rstar_jax.search.config import Config
 from rstar_jax.search.engine import Engine
 from rstar_jax.search.record import Record
-from rstar_jax.search.runner import Task, Workers, _Search, _task
+from rstar_jax.search.runner import Task, Workers, _Report, _Search, _task
 
 QUESTIONS = ('What is 2 + 3?', 'How many primes are below 100?')  # to find what all prompts share
 
@@ -170,7 +170,8 @@ class _Endless(_Search):
     """The search's loop with a queue that is filled while it runs."""
 
     def __init__(self, live: Live, expander, config: Config, workers: Workers):
-        super().__init__([], live.make, expander, config, workers, None)
+        report = _Report(0, expander.counters, None)
+        super().__init__(iter(()), live.make, expander, config, workers, report)
         self.markless = None  # a question that is none must not end the service
         self._live = live
 

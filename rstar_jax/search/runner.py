@@ -23,7 +23,7 @@ from jax.sharding import PartitionSpec as P
 
 from rstar_jax import execution, grading, parallel, steps
 from rstar_jax.errors import UserError
-from rstar_jax.search import devices, sampling, strategies
+from rstar_jax.search import devices, flight, sampling, strategies
 from rstar_jax.search import tree as trees_lib
 from rstar_jax.search.config import Config
 from rstar_jax.search.engine import Ended, Engine
@@ -35,6 +35,8 @@ PROMPTS = 512
 # After so many candidates without a single mark and no tree beyond its root, a search ends.
 MARKLESS = 32
 MARKS = (marks.STEP, marks.CODE, marks.ANSWER)
+
+Item = tuple[dict[str, Any], int]  # a problem and the number of its tree
 
 
 @dataclasses.dataclass
@@ -171,6 +173,8 @@ def run(
     progress: Callable[[dict[str, float]], None] | None = None,
     mesh=None,
     workers: 'Workers | None' = None,
+    leases: Iterable[list[Item]] | None = None,
+    flights: flight.Flights | None = None,
 ) -> Iterator[Record]:
     """Searches and yields each tree as it is finished, in no fixed order.
 
@@ -188,6 +192,9 @@ def run(
       mesh: local mesh (data, tensor); all devices of this host by default.
       workers: started worker processes, to be shared by several searches; started and stopped
         here by default.
+      leases: which of these trees are searched here, some at a time, each asked for when there is
+        room for more; an empty one, where none is there now. All, by default.
+      flights: keeps trees in flight, so that a search that was killed goes on inside of them.
 
     Raises:
       UserError: neither policy nor expander is given, or a setting is out of range.
@@ -197,17 +204,21 @@ def run(
     todo = [(p, t) for p in problems for t in range(trees) if (p['index'], t) not in skip]
     if not todo:
         return
+    total = len(todo) if leases is None else -(-len(todo) // jax.process_count())
+    here = [todo] if leases is None else leases
+    wanted = ([i for i in lease if (i[0]['index'], i[1]) not in skip] for lease in here)
     tokenizer = policy.tokenizer if policy else None
     make = functools.partial(_task, seed=seed, config=config, tokenizer=tokenizer)
     if expander is None:
         mesh = mesh or parallel.local_mesh(tensor=config.tensor)
         some = todo[:: -(-len(todo) // PROMPTS)]
         prompts = [make(problem, number).tokens[0] for problem, number in some]
-        expander = Engine(policy, ppm, config, mesh, len(todo), prompts)
+        expander = Engine(policy, ppm, config, mesh, total, prompts)
         _announce(f'search: {expander.plan}')
     with contextlib.ExitStack() as stack:
         workers = workers or stack.enter_context(Workers.start(config))
-        yield from _Search(todo, make, expander, config, workers, progress).run()
+        about = _Report(total, expander.counters, progress)
+        yield from _Search(wanted, make, expander, config, workers, about, flights).run()
 
 
 def _task(problem: dict[str, Any], number: int, *, seed: int, config: Config, tokenizer) -> Task:
@@ -228,10 +239,20 @@ def _advance(tree, expansion, rules, longest: int, strategy: str):
 class _Search:
     """The loop's state: which tree is in which row, and the tree arrays on the devices."""
 
-    def __init__(self, todo, make, expander, config: Config, workers: Workers, progress):
+    def __init__(
+        self,
+        leases: Iterator[list[Item]],
+        make,
+        expander,
+        config: Config,
+        workers: Workers,
+        report: '_Report',
+        flights: flight.Flights | None = None,
+    ):
         self.expander, self.config, self.workers = expander, config, workers
-        self.report = _Report(len(todo), expander.counters, progress)
-        self.make, self.queue = make, todo[::-1]
+        self.leases: Iterator[list[Item]] | None = leases
+        self.make, self.report, self.flights = make, report, flights
+        self.queue: list[Item] = []  # the next one is the last
         self.tasks: dict[int, Task] = {}
         self.markless: list[str] | None = []
         self.free = list(range(expander.rows))[::-1]
@@ -252,21 +273,58 @@ class _Search:
         )
 
     def run(self) -> Iterator[Record]:
-        while self._more():
-            self._fill()
-            running = self.expander.dispatch()
-            for ended in self.expander.collect(running):
-                self._judge(ended)
-            ready = [row for row, task in self.tasks.items() if self._ready(task)]
-            if ready:
-                yield from self._grow(ready)
-            elif running is None:
-                self._await_workers()
-            self._tell()
+        try:
+            while self._more():
+                self._fill()
+                running = self.expander.dispatch()
+                for ended in self.expander.collect(running):
+                    self._judge(ended)
+                ready = [row for row, task in self.tasks.items() if self._ready(task)]
+                if ready:
+                    yield from self._grow(ready)
+                elif running is None:
+                    self._await_workers()
+                self._tell()
+                if self.flights is not None and self.flights.due():
+                    self._keep_flights()
+        finally:
+            if self.flights is not None and self.tasks:  # stopped before the end
+                with contextlib.suppress(RuntimeError):  # in a call that had the arrays donated
+                    self._keep_flights()
         self._tell(final=True)
 
+    def _keep_flights(self) -> None:
+        """Keeps every tree that is in one piece: of one that grows right now, the host knows
+        another number of nodes than the device."""
+        packed = {}
+        for row, task in self.tasks.items():
+            arrays = jax.device_get(_tree_of(self.trees, row))
+            if 1 < len(task.texts) == int(arrays.size):
+                packed[task.key] = flight.pack(task, arrays)
+        self.flights.keep(packed)
+
+    def _resumed(self, row: int) -> list[int]:
+        """Path to the cursor of a tree that begins: its root, or as far as it has been kept."""
+        task, kept = self.tasks[row], None
+        if self.flights is not None and (data := self.flights.find(task.key)) is not None:
+            kept = flight.unpack(data, task, self.config.nodes)
+        if kept is None:
+            return [trees_lib.ROOT]
+        arrays, nodes = kept
+        self.trees = jax.device_put(_with_tree(self.trees, row, arrays), self.split)
+        return nodes
+
     def _more(self) -> bool:
-        return bool(self.queue or self.tasks)
+        """Takes more leases where there is room; False when all is done."""
+        while self.leases is not None and len(self.queue) < len(self.free):
+            lease = next(self.leases, None)
+            if lease is None:
+                self.leases = None
+            elif not lease:
+                break
+            else:
+                self.queue = [*lease[::-1], *self.queue]
+        return bool(self.leases is not None or self.queue or self.tasks)
 
     def _tell(self, final: bool = False) -> None:
         rollouts = sum(task.rollouts for task in self.tasks.values())
@@ -285,8 +343,9 @@ class _Search:
         if starting:
             self.trees = self.reset(self.trees, jax.device_put(fresh, self.split))
         for row in starting:
+            nodes = self._resumed(row)
             self.expander.start(row, self.tasks[row])
-            self._ask(row, [trees_lib.ROOT])
+            self._ask(row, nodes)
 
     def _ask(self, row: int, nodes: list[int]) -> None:
         task = self.tasks[row]
@@ -513,6 +572,12 @@ def _tree_of(trees: trees_lib.Tree, row: int) -> trees_lib.Tree:
     return jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, row, keepdims=False), trees)
 
 
+@functools.partial(jax.jit, donate_argnums=0)  # the only reference is replaced by the result
+def _with_tree(trees: trees_lib.Tree, row: int, tree: trees_lib.Tree) -> trees_lib.Tree:
+    """`trees` with `tree` in one of the rows."""
+    return jax.tree.map(lambda x, y: x.at[row].set(y), trees, tree)
+
+
 class _Report:
     """Totals of a run, reported about once a second."""
 
@@ -527,7 +592,11 @@ class _Report:
         self.nodes += len(record.texts)
 
     def tick(self, under_way: float, final: bool = False) -> None:
-        """under_way: what is done of the trees in flight, in trees."""
+        """under_way: what is done of the trees in flight, in trees.
+
+        Where others search too, a process may get more than its share of all, or less.
+        """
+        self.total = self.done if final else max(self.total, self.done)
         now = time.monotonic()
         if self.callback is None or (now - self.last < 1.0 and not final):
             return

@@ -37,6 +37,9 @@ DATASETS = ['datasets>=4']
 # experiments/serve.py
 SERVE = ['starlette>=0.46', 'uvicorn>=0.34']
 
+# Workers that come and go, --config.job.leases=ray
+RAY = ['ray>=2.40']
+
 EXTRAS = {
     # torch is the reference that the decoder is compared with (and an export, where it is there),
     # peft that of adapters, mctx and pebble those of the benches tree and execution. openai asks
@@ -44,6 +47,7 @@ EXTRAS = {
     # playwright drives a browser through the report.
     'test': [
         *DATASETS,
+        *RAY,
         *SERVE,
         'grain>=0.2.12',
         'ipykernel>=6.29',
@@ -61,6 +65,7 @@ EXTRAS = {
     ],
     'datasets': DATASETS,
     'serve': SERVE,
+    'ray': RAY,
     'tpu': ['jax[tpu]>=0.10'],
     'cuda': ['jax[cuda12]>=0.10'],
     # --plan compiles for a TPU slice on any x86 Linux machine: only the compiler is needed.

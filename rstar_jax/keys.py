@@ -112,9 +112,10 @@ KEYS: dict[str, tuple[Any, str]] = {
     'job.start_seconds': (300.0, 'in which all processes of a job have to come'),
     'job.leases': (
         'counter',
-        'how several processes share trees out: counter, the next few to whom is free; static, by '
-        'their numbers',
+        'how trees are shared out: counter, the next few to the process that is free; static, by '
+        "the processes' numbers; ray, to workers on a Ray cluster",
     ),
+    'job.devices': (0, 'accelerators that each worker on Ray has; 0: all of its host'),
     'job.keep_seconds': (300.0, 'between two writes of trees in flight; 0: they are not kept'),
     'execution.isolation': (
         'auto',
@@ -284,6 +285,7 @@ AT_LEAST: dict[str, float] = {
     'search.tensor': 1,
     'job.start_seconds': 1,
     'job.keep_seconds': 0,
+    'job.devices': 0,
     'execution.seconds': 1,
     'execution.memory_mb': 64,
     'execution.workers': 0,
@@ -323,7 +325,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     'search.failed_steps': ('again', 'once'),
     'search.examples': ('fixed', 'shuffled'),
     'search.answers_kept': ('first', 'all'),
-    'job.leases': ('counter', 'static'),
+    'job.leases': ('counter', 'static', 'ray'),
     'eval.prompt': ('', 'sft', 'few_shot'),
     'execution.isolation': ('auto', 'strict', 'none'),
     'curate.final_step_pairs': ('steps', 'trajectories'),

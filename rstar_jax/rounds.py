@@ -30,6 +30,7 @@ from rstar_jax import (
     preflight,
     report,
     search,
+    searching,
     sources,
     summary,
     training,
@@ -214,7 +215,6 @@ def search_trees(round_: Round, stage: ledger.Stage, line: Line) -> Figures:
     config = round_.config
     problems, _, read = sources.split_problems(round_)
     line.say(data.told(read))
-    policy, ppm = sources.searching_policy(round_), sources.searching_ppm(round_)
 
     def progress(now: dict[str, float]) -> None:
         stage.beat()
@@ -223,25 +223,12 @@ def search_trees(round_: Round, stage: ledger.Stage, line: Line) -> Figures:
         )
         round_.events.add(f'round{round_.number}/search', now, int(now['trees_done']))
 
-    number, job = jax.process_index(), config.job
+    number = jax.process_index()
     with data.TreeStore(stage.folder, writer=number) as store:
-        flights = data.Flights(stage.folder / 'flights', number, job.keep_seconds, store)
+        flights = data.Flights(stage.folder / 'flights', number, config.job.keep_seconds, store)
+        grow = searching.begin(round_, flights, line.say)
         for rollouts, trees, todo in _passes(config, problems, store):
-            items = [(problem, tree) for problem in todo for tree in trees]
-            done = store.keys() | {(p['index'], t) for p in todo for t in range(trees.start)}
-            records = search.run(
-                todo,
-                policy,
-                ppm,
-                config=sources.search_config(config, rollouts=rollouts),
-                seed=sources.search_seed(round_),
-                trees=trees.stop,
-                skip=frozenset(done),
-                progress=progress,
-                leases=parallel.dealt(items, f'{stage.folder} {trees}', job.leases),
-                flights=flights,
-            )
-            with contextlib.closing(records):
+            with contextlib.closing(grow(todo, trees, rollouts, store, progress)) as records:
                 for record in records:
                     store.append(record)
         if parallel.is_first():
@@ -253,17 +240,22 @@ def _passes(
     config: ConfigDict, problems: list[dict], store: data.TreeStore
 ) -> Iterator[tuple[int, range, list[dict]]]:
     """(rollouts, numbers of the trees, problems): first all, then those not yet solved."""
-    rollouts = [config.search.rollouts, *config.search.more_rollouts]
-    trees, todo = range(config.search.trees), problems
-    for count in rollouts:
-        if todo:
-            yield count, trees, todo
-        store.refresh()  # writes what this process has found, and after the others have,
-        parallel.barrier('searched')
-        store.refresh()  # reads it
-        trees = range(trees.stop, trees.stop + 1)
-        solved = {r.problem['index'] for r in store if r.tree < trees.start and r.solved}
+    trees = config.search.trees
+    yield config.search.rollouts, range(trees), problems
+    _meet(store)
+    for number, rollouts in enumerate(config.search.more_rollouts, start=trees):
+        solved = {r.problem['index'] for r in store if r.tree < number and r.solved}
         todo = [problem for problem in problems if problem['index'] not in solved]
+        if todo:
+            yield rollouts, range(number, number + 1), todo
+        _meet(store)
+
+
+def _meet(store: data.TreeStore) -> None:
+    """Waits for all processes; then each knows of the trees that the others have found."""
+    store.refresh()
+    parallel.barrier('searched')
+    store.refresh()
 
 
 def _tree_figures(store: data.TreeStore, seconds: float) -> Figures:

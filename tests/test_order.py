@@ -128,6 +128,9 @@ def test_later_trees_are_for_problems_still_unsolved(tmp_path, monkeypatch):
         def __len__(self):
             return len(self.trees)
 
+        def __contains__(self, key):
+            return key in self.trees
+
         def keys(self):
             return set(self.trees)
 

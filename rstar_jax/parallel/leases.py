@@ -2,7 +2,7 @@
 
 static    lease k goes to process k modulo their number: no service, nothing to go wrong
 counter   each process takes the next lease when it has room (`hosts.take`)
-Table     workers come and go: what a lost one had is dealt again (`search.elastic`)
+Table     workers come and go: what a lost one had is dealt again (`elastic`)
 """
 
 import collections
@@ -56,9 +56,9 @@ class _Worker:
 class Table:
     """Who has which items: each is done once, whatever workers come, go or are cut off.
 
-    A worker that is heard of no more is lost, by word (`lose`) or by silence: what it holds is
-    dealt again, before what was never dealt. What it brings afterwards counts where nobody else
-    has brought it; it is only told that it holds nothing any more.
+    A worker that is gone, or has been silent for too long (`silent`), is lost (`lose`): what it
+    holds is dealt again, before what was never dealt. What it brings afterwards counts all the
+    same, where nobody else has brought it.
 
     Args:
       items: hashable.
@@ -75,13 +75,17 @@ class Table:
         self._waiting = collections.deque(items)
         self._left = set(self._waiting)
         self._workers: dict[Hashable, _Worker] = {}
-        self._silent, self._clock = silent, clock
+        self._patience, self._clock = silent, clock
         self.dealt_again = 0
 
     @property
     def left(self) -> int:
         """Items that nobody has brought yet."""
         return len(self._left)
+
+    def __contains__(self, item: object) -> bool:
+        """Whether nobody has brought the item yet."""
+        return item in self._left
 
     @property
     def workers(self) -> int:
@@ -126,10 +130,7 @@ class Table:
         self.dealt_again += len(items)
         return items
 
-    def lose_silent(self) -> list[Hashable]:
-        """Loses the workers that have been silent for too long; returns them."""
+    def silent(self) -> list[Hashable]:
+        """The workers that have been silent for too long; they are lost when `lose` says so."""
         now = self._clock()
-        lost = [w for w, x in self._workers.items() if now - x.heard > self._silent]
-        for worker in lost:
-            self.lose(worker)
-        return lost
+        return [w for w, x in self._workers.items() if now - x.heard > self._patience]

@@ -40,6 +40,7 @@ def pack(task: Any, tree: trees_lib.Tree) -> bytes:
     arrays = {f.name: np.asarray(getattr(tree, f.name)) for f in dataclasses.fields(tree)}
     arrays = {name: x[:size] if x.ndim else x for name, x in arrays.items()}
     host['origin'] = [list(origin) for origin in task.origin]
+    host['sampled'] -= sum(c.ended.sampled for c in task.candidates if c is not None)
     index, number = task.key
     return serialization.msgpack_serialize(
         {

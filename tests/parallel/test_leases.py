@@ -35,8 +35,9 @@ def test_silence_loses_a_worker_and_what_it_brings_later_counts_once():
     clock.now = 30.0
     table.heard('other')
     clock.now = 61.0
-    assert table.lose_silent() == ['cut off']
-    assert table.lose_silent() == []
+    assert table.silent() == ['cut off']
+    assert table.lose('cut off') == ['a', 'b']
+    assert table.silent() == []
     assert table.take('other', 1) == ['a']
     # It was alive all the time: what nobody has brought yet counts, and is not dealt again.
     assert table.bring('cut off', 'b')
@@ -67,7 +68,8 @@ def test_any_order_of_events_brings_everything_once(seed):
                 table.lose(worker)
                 if chance.random() < 0.5:
                     hands.pop(worker, None)
-        for lost in table.lose_silent():
+        for lost in table.silent():
+            table.lose(lost)
             if chance.random() < 0.5:
                 hands.pop(lost, None)
     assert sorted(stored) == list(range(100))

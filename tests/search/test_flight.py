@@ -118,13 +118,15 @@ policy, ppm = test_engine.policy, test_engine.ppm
 
 def test_models_go_on_with_trees_that_were_kept(policy, ppm, workers):
     """The paths are read in anew, so scores may differ by rounding; tokens do not."""
+    # Where siblings of an answer are stopped, how far they had come is a matter of chance.
+    config = dataclasses.replace(test_engine.CONFIG, answers_kept='all')
 
     def run(flights, skip=frozenset()):
         return search.run(
             test_engine.PROBLEMS,
             policy,
             ppm,
-            config=test_engine.CONFIG,
+            config=config,
             workers=workers,
             mesh=test_engine.one_device(),
             flights=flights,
@@ -152,8 +154,7 @@ def test_models_go_on_with_trees_that_were_kept(policy, ppm, workers):
             for record in run(Once(flights.trees, times), frozenset(parts)):
                 parts[record.key] = record
         except Interrupted:
-            rollouts = [flight.key_of(tree)[1] for tree in flights.trees.values()]
-            assert max(rollouts) > 0
+            assert flights.trees
     assert whole.keys() == parts.keys()
     for key, record in whole.items():
         assert_same(parts[key], record, 1e-5)
@@ -236,6 +237,8 @@ def test_a_file_of_another_process_is_read_and_outdone_by_what_went_further(tmp_
         index: int
         rollouts: int
         origin: tuple = ()
+        sampled: int = 0
+        candidates: tuple = ()
         started: float = dataclasses.field(default_factory=time.monotonic)
 
         @property

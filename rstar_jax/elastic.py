@@ -224,13 +224,14 @@ def run(
 
     while table.left:
         for worker in team.joined():
-            table.heard(worker)
-            team.ask(worker, [])
-            say(f'{worker}: has come, {table.workers} workers')
+            team.ask(worker, [])  # until it answers it holds nothing: it may take its time
         for worker, answer in team.answers():
             if answer is None:
                 lose(worker, 'is gone')
                 continue
+            table.heard(worker)
+            if worker not in totals.of:
+                say(f'{worker}: has come, {table.workers} workers')
             totals.of[worker] = answer.totals
             for data in answer.finished:
                 record = Record.from_bytes(data)

@@ -442,6 +442,7 @@ def evaluate(round_: Round, stage: ledger.Stage, line: Line) -> Figures:
         round_number=None if base else round_.number,
         directory=stage.folder,
         progress=progress,
+        leases=round_.config.job.leases,
     )
     for name, row in results['benchmarks'].items():
         for strategy, figures in {} if base else row['strategies'].items():

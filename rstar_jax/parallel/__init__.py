@@ -3,7 +3,7 @@
 from rstar_jax.parallel.chips import peak_flops
 from rstar_jax.parallel.compiled import keep_compiled
 from rstar_jax.parallel.hosts import barrier, end, greatest, initialise, is_first, take
-from rstar_jax.parallel.leases import Table, dealt
+from rstar_jax.parallel.leases import COUNTER, STATIC, Table, dealt
 from rstar_jax.parallel.memory import (
     bytes_of_program,
     bytes_on_a_device,
@@ -14,6 +14,8 @@ from rstar_jax.parallel.memory import (
 from rstar_jax.parallel.mesh import global_mesh, local_mesh
 
 __all__ = [
+    'COUNTER',
+    'STATIC',
     'Table',
     'barrier',
     'bytes_of_program',

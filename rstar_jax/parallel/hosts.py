@@ -20,7 +20,7 @@ import numpy as np
 
 from rstar_jax.errors import UserError
 from rstar_jax.interrupts import leave
-from rstar_jax.parallel.roll import Roll
+from rstar_jax.parallel.roll import GONE, Roll
 
 OWN = ('JAX_COORDINATOR_ADDRESS', 'JAX_NUM_PROCESSES', 'JAX_PROCESS_ID')
 START_SECONDS = 300.0  # in which all processes have to come
@@ -101,14 +101,17 @@ def _found_by_jax(seconds: float) -> dict[str, str | int]:
     return found if devices is None else {**found, 'local_device_ids': devices}
 
 
-def _when_lost(text: str, code: int) -> None:
+def _when_lost(number: int, text: str, code: int) -> None:
     """Ends this process as another one has ended: what is done is saved where there is time."""
     _lost.set()
     if code == PREEMPTED:
         os.kill(os.getpid(), signal.SIGTERM)
         return
-    time.sleep(GRACE)
+    if code != GONE:  # what ended the other may end this one too, which says so itself
+        time.sleep(GRACE)
     print(f'error: {text}: the job ends; run the same command again to go on', file=sys.stderr)
+    if number and code == GONE:  # without the first, JAX ends this process at once
+        time.sleep(GRACE)
     leave(1)
 
 

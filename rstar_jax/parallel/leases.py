@@ -40,7 +40,7 @@ def dealt(items: Sequence[T], name: str, how: str = COUNTER) -> Iterator[list[T]
         return
     size = size_of(len(items), count)
     for step in itertools.count():
-        taken = hosts.take(name) if how == COUNTER else None
+        taken = None if how == STATIC else hosts.take(name)
         start = size * (number + step * count if taken is None else taken)
         if start >= len(items):
             return

@@ -27,7 +27,8 @@ RETRY = 0.5  # seconds between two attempts to reach the first process
 FLUSH = 3.0  # seconds that a process that ends waits for the first to have told the others
 
 Message = dict[str, Any]
-Lost = Callable[[str, int], None]
+Lost = Callable[[int, str, int], None]
+GONE = -1  # in place of the exit code of a process that has told none
 
 
 class _Line:
@@ -95,7 +96,7 @@ class _Desk:
         with self._lock:
             self._lines.pop(number, None)
         if why and self._all_here.is_set():
-            self._tell(number, f'{self._names[number]} {why}', 1)
+            self._tell(number, f'{self._names[number]} {why}', GONE)
         line.close()
         return None
 
@@ -123,7 +124,7 @@ class _Desk:
         return 'is gone'
 
     def _tell(self, number: int, text: str, code: int) -> None:
-        self._send_all(number, {'lost': text, 'code': code})
+        self._send_all(number, {'lost': number, 'text': text, 'code': code})
 
     def _send_all(self, but: int, message: Message) -> None:
         with self._lock:
@@ -149,8 +150,8 @@ class Roll:
     Args:
       host, port: of the first process.
       number, count: which process this is, of how many.
-      lost: called once, in a thread, with a sentence and an exit code, when another process is
-        gone or has left for a reason.
+      lost: lost(number, sentence, exit code) is called, in a thread, when another process is gone
+        (GONE) or has left for a reason.
     """
 
     def __init__(self, host: str, port: int, number: int, count: int, lost: Lost):
@@ -238,11 +239,11 @@ class Roll:
                 elif 'closing' in message:  # the first is done, and so is every other
                     self._leaving = True
                 elif 'lost' in message and not self._leaving:
-                    self._lost(message['lost'], message['code'])
+                    self._lost(message['lost'], message['text'], message['code'])
         except TimeoutError:
             why = f'has been silent for {SILENT:.0f} s'
         if not self._leaving:
-            self._lost(f'process 0 ({self._where[0]}) {why}', 1)
+            self._lost(0, f'process 0 ({self._where[0]}) {why}', GONE)
 
     def take(self, name: str) -> int:
         """The next number of the count of that name: each from 0 on goes to one process alone."""

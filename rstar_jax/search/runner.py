@@ -194,7 +194,8 @@ def run(
         here by default.
       leases: which of these trees are searched here, some at a time, each asked for when there is
         room for more; an empty one, where none is there now. All, by default.
-      flights: keeps trees in flight, so that a search that was killed goes on inside of them.
+      flights: keeps trees in flight, so that a search that was killed goes on inside of them. Their
+        paths are then read in, which rounds otherwise than writing them: not with `one_size`.
 
     Raises:
       UserError: neither policy nor expander is given, or a setting is out of range.
@@ -206,6 +207,7 @@ def run(
         return
     total = len(todo) if leases is None else -(-len(todo) // jax.process_count())
     here = [todo] if leases is None else leases
+    flights = None if config.one_size else flights
     wanted = ([i for i in lease if (i[0]['index'], i[1]) not in skip] for lease in here)
     tokenizer = policy.tokenizer if policy else None
     make = functools.partial(_task, seed=seed, config=config, tokenizer=tokenizer)

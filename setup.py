@@ -39,6 +39,9 @@ ENDPOINT = ['openai>=1.60']
 # experiments/serve.py
 SERVE = ['starlette>=0.46', 'uvicorn>=0.34']
 
+# Workers that come and go, --config.job.leases=ray
+RAY = ['ray>=2.40']
+
 EXTRAS = {
     # torch is the reference that the decoder is compared with (and an export, where it is there),
     # peft that of adapters, mctx and pebble those of the benches tree and execution. openai asks
@@ -47,6 +50,7 @@ EXTRAS = {
     'test': [
         *DATASETS,
         *ENDPOINT,
+        *RAY,
         *SERVE,
         'grain>=0.2.12',
         'ipykernel>=6.29',
@@ -64,6 +68,7 @@ EXTRAS = {
     'datasets': DATASETS,
     'endpoint': ENDPOINT,
     'serve': SERVE,
+    'ray': RAY,
     'tpu': ['jax[tpu]>=0.10'],
     'cuda': ['jax[cuda12]>=0.10'],
     # --plan compiles for a TPU slice on any x86 Linux machine: only the compiler is needed.

@@ -125,6 +125,14 @@ KEYS: dict[str, tuple[Any, str]] = {
     ),
     'search.chunk': (8, 'decode steps between two looks of the host'),
     'search.tensor': (1, 'devices that share the weights while searching; divides their number'),
+    'job.start_seconds': (300.0, 'in which all processes of a job have to come'),
+    'job.leases': (
+        'counter',
+        'how trees are shared out: counter, the next few to the process that is free; static, by '
+        "the processes' numbers; ray, to workers on a Ray cluster",
+    ),
+    'job.devices': (0, 'accelerators that each worker on Ray has; 0: all of its host'),
+    'job.keep_seconds': (300.0, 'between two writes of trees in flight; 0: they are not kept'),
     'execution.isolation': (
         'auto',
         'of model-written programs: auto, the layers that this machine has; strict, all of them or '
@@ -296,6 +304,9 @@ AT_LEAST: dict[str, float] = {
     'search.path_tokens': 1,
     'search.chunk': 1,
     'search.tensor': 1,
+    'job.start_seconds': 1,
+    'job.keep_seconds': 0,
+    'job.devices': 0,
     'execution.seconds': 1,
     'execution.memory_mb': 64,
     'execution.workers': 0,
@@ -347,6 +358,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
         'at test time a problem is done when its commonest answer leads by so many; 0: never',
     ),
     'search.answers_kept': ('first', 'all'),
+    'job.leases': ('counter', 'static', 'ray'),
     'eval.prompt': ('', 'sft', 'few_shot'),
     'execution.isolation': ('auto', 'strict', 'none'),
     'curate.final_step_pairs': ('steps', 'trajectories'),

@@ -15,6 +15,7 @@ import contextlib
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 
 # Before jax and transformers are imported: a run's terminal is for its own lines.
@@ -41,19 +42,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def guarded(run: Callable[[], int]) -> int:
-    """Runs a command and returns the exit code.
+    """Runs a command and returns the exit code; the other processes of the job end with it.
 
-    0: done; 2: a mistake of the user, told in one line; 130: stopped by Ctrl-C; 143: preempted by
-    SIGTERM; 141: nobody reads the output any more.
+    0: done; 1: failed, by an error of the program's or as another process of the job is gone;
+    2: a mistake of the user, told in one line; 130: stopped by Ctrl-C; 143: preempted by SIGTERM,
+    what was done is saved; 141: nobody reads the output any more.
     """
     with Interrupts():
         try:
-            return run()
+            code = run()
         except UserError as error:
             print(f'error: {error}', file=sys.stderr)
+            _tell_others(2, f'has ended: {error}')
             return 2
         except Stopped as stopped:
             print(f'\n{stopped}', file=sys.stderr)
+            _tell_others(stopped.code)
             return stopped.code
         except BrokenPipeError:
             if not _output_is_closed():
@@ -61,6 +65,19 @@ def guarded(run: Callable[[], int]) -> int:
             with contextlib.suppress(BrokenPipeError):
                 print(f'nobody reads the output; {STOPPED}', file=sys.stderr)
             return 141
+        except Exception as error:
+            if not _tell_others(1, f'has failed: {type(error).__name__}: {error}'.splitlines()[0]):
+                raise
+            traceback.print_exc()
+            return 1
+        _tell_others(code)
+        return code
+
+
+def _tell_others(code: int, why: str = '') -> bool:
+    """Tells the other processes of the job how this one ends; False where it is alone."""
+    hosts = sys.modules.get('rstar_jax.parallel.hosts')
+    return hosts is not None and hosts.end(code, why)
 
 
 def _output_is_closed() -> bool:
@@ -94,7 +111,7 @@ def _run(arguments: list[str]) -> int:
     from rstar_jax import parallel, rounds, solve
 
     parallel.keep_compiled(config.compiled)
-    parallel.initialise()
+    parallel.initialise(seconds=config.job.start_seconds)
     if config.serve.port:
         from rstar_jax import serve
 

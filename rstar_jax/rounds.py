@@ -30,6 +30,7 @@ from rstar_jax import (
     preflight,
     report,
     search,
+    searching,
     sources,
     summary,
     training,
@@ -214,8 +215,6 @@ def search_trees(round_: Round, stage: ledger.Stage, line: Line) -> Figures:
     config = round_.config
     problems, _, read = sources.split_problems(round_)
     line.say(data.told(read))
-    problems = parallel.share(problems)
-    policy, ppm = sources.searching_policy(round_), sources.searching_ppm(round_)
 
     def progress(now: dict[str, float]) -> None:
         stage.beat()
@@ -224,23 +223,16 @@ def search_trees(round_: Round, stage: ledger.Stage, line: Line) -> Figures:
         )
         round_.events.add(f'round{round_.number}/search', now, int(now['trees_done']))
 
-    with data.TreeStore(stage.folder, writer=jax.process_index()) as store:
+    number = jax.process_index()
+    with data.TreeStore(stage.folder, writer=number) as store:
+        flights = data.Flights(stage.folder / 'flights', number, config.job.keep_seconds, store)
+        grow = searching.begin(round_, flights, line.say)
         for rollouts, trees, todo in _passes(config, problems, store):
-            done = store.keys() | {(p['index'], t) for p in todo for t in range(trees.start)}
-            for record in search.run(
-                todo,
-                policy,
-                ppm,
-                config=sources.search_config(config, rollouts=rollouts),
-                seed=sources.search_seed(round_),
-                trees=trees.stop,
-                skip=frozenset(done),
-                earlier=store,
-                progress=progress,
-            ):
-                store.append(record)
-    parallel.barrier('searched')
-    with data.TreeStore(stage.folder, writer=jax.process_index()) as store:
+            with contextlib.closing(grow(todo, trees, rollouts, store, progress)) as records:
+                for record in records:
+                    store.append(record)
+        if parallel.is_first():
+            flights.forget()
         return {**_tree_figures(store, stage.seconds), 'read': dict(read)}
 
 
@@ -250,11 +242,20 @@ def _passes(
     """(rollouts, numbers of the trees, problems): first all, then those not yet solved."""
     trees = config.search.trees
     yield config.search.rollouts, range(trees), problems
+    _meet(store)
     for number, rollouts in enumerate(config.search.more_rollouts, start=trees):
         solved = {r.problem['index'] for r in store if r.tree < number and r.solved}
         todo = [problem for problem in problems if problem['index'] not in solved]
         if todo:
             yield rollouts, range(number, number + 1), todo
+        _meet(store)
+
+
+def _meet(store: data.TreeStore) -> None:
+    """Waits for all processes; then each knows of the trees that the others have found."""
+    store.refresh()
+    parallel.barrier('searched')
+    store.refresh()
 
 
 def _tree_figures(store: data.TreeStore, seconds: float) -> Figures:
@@ -441,6 +442,7 @@ def evaluate(round_: Round, stage: ledger.Stage, line: Line) -> Figures:
         round_number=None if base else round_.number,
         directory=stage.folder,
         progress=progress,
+        leases=round_.config.job.leases,
     )
     for name, row in results['benchmarks'].items():
         for strategy, figures in {} if base else row['strategies'].items():

@@ -184,6 +184,7 @@ class LockStep(loop.Loop):
     enough: Callable[[], bool] = staticmethod(lambda: False)  # whether to end before the end
 
     def run(self) -> Iterator[Record]:
+        self.more()
         self.fill()
         while self.growing and not self.enough():
             for step in self.expander.sample():

@@ -36,7 +36,7 @@ from rstar_jax.bench import _plain_loop
 from rstar_jax.data import arithmetic
 from rstar_jax.errors import UserError
 from rstar_jax.models import tiny
-from rstar_jax.search import engine, loop
+from rstar_jax.search import engine, loop, totals
 
 # What jax does before it runs a function that is new to it; the last is the compiler proper.
 COMPILING = (
@@ -169,7 +169,9 @@ class _Run:
             expander = kind.expander(policy, scorer, config, mesh, len(problems), template)
             numbers = [(number,) for number in range(len(problems))]
             show = line and functools.partial(_show, line)
-            search_loop = kind(numbers, self.trees.__getitem__, expander, config, workers, show)
+            about = totals.Totals(len(problems), expander.counters, show)
+            leases, make = iter([numbers]), self.trees.__getitem__
+            search_loop = kind(leases, make, expander, config, workers, about)
             search_loop.enough = lambda: time.perf_counter() - start - _covered(spans) >= most
             self.calls: collections.Counter = collections.Counter()
             self.timed: dict[str, list[float]] = collections.defaultdict(list)

@@ -18,6 +18,7 @@ from rstar_jax.search.config import Config
 from rstar_jax.search.host import HostTree
 from rstar_jax.search.loop import Loop, make_expander, new_tree, tokenizer_of
 from rstar_jax.search.record import Record
+from rstar_jax.search.totals import Totals
 
 
 @dataclasses.dataclass(eq=False)
@@ -168,7 +169,8 @@ class _Endless(Loop):
     """The search's loop with a queue that is filled while it runs."""
 
     def __init__(self, live: Live, expander, config: Config, workers: Workers):
-        super().__init__([], live.make, expander, config, workers, None)
+        totals = Totals(0, expander.counters, None)
+        super().__init__(iter(()), live.make, expander, config, workers, totals)
         self.markless = None  # a question that is none must not end the service
         self._live = live
 

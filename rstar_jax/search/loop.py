@@ -21,6 +21,7 @@ import numpy as np
 
 from rstar_jax import parallel, steps
 from rstar_jax.errors import UserError
+from rstar_jax.search import flight
 from rstar_jax.search import tree as trees_lib
 from rstar_jax.search.children import Judge, Workers, announce
 from rstar_jax.search.config import Config
@@ -32,6 +33,8 @@ from rstar_jax.search.record import Record, Status
 from rstar_jax.search.spending import Spending, name_of
 from rstar_jax.search.totals import Totals
 from rstar_jax.steps import marks
+
+Item = tuple[dict[str, Any], int]  # a problem and the number of its tree
 
 QUESTIONS = ('What is 2 + 3?', 'How many primes are below 100?')  # of no common beginning
 # After so many candidates without a single mark and no tree beyond its root, a search ends.
@@ -53,6 +56,8 @@ def run(
     progress: Callable[[dict[str, float]], None] | None = None,
     mesh=None,
     workers: Workers | None = None,
+    leases: Iterable[list[Item]] | None = None,
+    flights: flight.Flights | None = None,
 ) -> Iterator[Record]:
     """Searches and yields each tree as it is finished, in no fixed order.
 
@@ -71,6 +76,10 @@ def run(
       mesh: local mesh (data, tensor); all devices of this host by default.
       workers: started worker processes, to be shared by several searches; started and stopped
         here by default.
+      leases: which of these trees are searched here, some at a time, each asked for when there is
+        room for more; an empty one, where none is there now. All, by default.
+      flights: keeps trees in flight, so that a search that was killed goes on inside of them. Their
+        paths are then read in, which rounds otherwise than writing them: not with `one_size`.
 
     Raises:
       UserError: neither policy nor expander is given, or a setting is out of range.
@@ -80,16 +89,21 @@ def run(
     todo = [(p, t) for p in problems for t in range(trees) if (p['index'], t) not in skip]
     if not todo:
         return
+    total = len(todo) if leases is None else -(-len(todo) // jax.process_count())
+    here = [todo] if leases is None else leases
+    flights = None if config.one_size else flights
+    wanted = ([i for i in lease if (i[0]['index'], i[1]) not in skip] for lease in here)
     tokenizer = tokenizer_of(policy, ppm)
     make = functools.partial(new_tree, seed=seed, config=config, tokenizer=tokenizer)
     with contextlib.ExitStack() as stack:
         if expander is None:
             mesh = mesh or parallel.local_mesh(tensor=config.tensor)
-            expander = make_expander(policy, ppm, config, mesh, len(todo))
+            expander = make_expander(policy, ppm, config, mesh, total)
             stack.callback(expander.close)
             announce(f'search: {expander.plan}')
         workers = workers or stack.enter_context(Workers.start(config))
-        loop = Loop(todo, make, expander, config, workers, progress)
+        totals = Totals(total, expander.counters, progress)
+        loop = Loop(wanted, make, expander, config, workers, totals, flights)
         for record in earlier if config.in_order else ():
             loop.spending.add(record)
         yield from loop.run()
@@ -130,17 +144,28 @@ def new_tree(
 class Loop:
     """The loop's state: which tree is in which row, and the trees' arrays on the devices."""
 
-    def __init__(self, todo, make, expander: Expander, config: Config, workers: Workers, progress):
+    def __init__(
+        self,
+        leases: Iterator[list[Item]],
+        make: Callable[..., HostTree],
+        expander: Expander,
+        config: Config,
+        workers: Workers,
+        totals: Totals,
+        flights: flight.Flights | None = None,
+    ):
         """Args:
-        todo: (problem, tree number) each.
-        make: turns such a pair into a HostTree.
-        expander, config, workers, progress: as for `run`.
+        make: turns an Item into a HostTree.
+        leases, expander, config, workers, flights: as for `run`.
+        totals: are told.
         """
         self.expander, self.config = expander, config
+        self.leases: Iterator[list[Item]] | None = leases
         self.judge = Judge(config, workers, expander.encode)
-        self.totals = Totals(len(todo), expander.counters, progress)
+        self.totals, self.flights = totals, flights
         self.spending = Spending(config, workers.grader.classes)
-        self.make, self.queue = make, todo[::-1]
+        self.make = make
+        self.queue: list[Item] = []  # the next one is the last
         self.growing: dict[int, HostTree] = {}
         self.chunks: collections.deque[Any] = collections.deque()  # under way, the oldest first
         # What `grow` has asked for and `walk_on` reads; what `walk_on` ended and `finish` reads.
@@ -163,28 +188,47 @@ class Loop:
         looks at the one before. What the trees do next is computed behind that chunk, so it is
         asked for in one turn and read in the next.
         """
-        while self.more():
-            self.fill()
-            while len(self.chunks) < 1 + self.expander.plenty:
-                self.chunks.append(self.expander.dispatch())
-            chunk = self.chunks.popleft()
-            for step in self.expander.collect(chunk):
-                self.judge.begin(self.growing[step.row], step)
-            yield from self.finish()
-            walked = self.walk_on()
-            ready = [row for row, tree in self.growing.items() if self.judge.ready(tree)]
-            if ready:
-                self.grow(ready)
-                if not self.chunks:
-                    self.walk_on()
-            elif chunk is None and not walked:
-                self.await_workers()
-            self.tell()
+        try:
+            while self.more():
+                yield from self.turn()
+                if self.flights is not None and self.flights.due():
+                    self.keep_flights()
+        finally:
+            if self.flights is not None and self.growing:  # stopped before the end
+                with contextlib.suppress(RuntimeError):  # in a call that had the arrays donated
+                    self.keep_flights()
         self.tell(final=True)
 
+    def turn(self) -> Iterator[Record]:
+        """One look at a chunk, and what follows from it."""
+        self.fill()
+        while len(self.chunks) < 1 + self.expander.plenty:
+            self.chunks.append(self.expander.dispatch())
+        chunk = self.chunks.popleft()
+        for step in self.expander.collect(chunk):
+            self.judge.begin(self.growing[step.row], step)
+        yield from self.finish()
+        walked = self.walk_on()
+        ready = [row for row, tree in self.growing.items() if self.judge.ready(tree)]
+        if ready:
+            self.grow(ready)
+            if not self.chunks:
+                self.walk_on()
+        elif chunk is None and not walked:
+            self.await_workers()
+        self.tell()
+
     def more(self) -> bool:
-        """Whether there is anything left to do."""
-        return bool(self.queue or self.growing or self.finished)
+        """Takes more leases where there is room; False when all is done."""
+        while self.leases is not None and len(self.queue) < len(self.free):
+            lease = next(self.leases, None)
+            if lease is None:
+                self.leases = None
+            elif not lease:
+                break
+            else:
+                self.queue = [*lease[::-1], *self.queue]
+        return bool(self.leases is not None or self.queue or self.growing or self.finished)
 
     def tell(self, final: bool = False) -> None:
         rollouts = sum(tree.rollouts for tree in self.growing.values())
@@ -204,10 +248,33 @@ class Loop:
         if starting:
             self.arrays = self.reset(self.arrays, devices.split(self.expander.mesh, fresh))
         for row in starting:
+            path = self._resumed(row)
             self.expander.start(row, self.growing[row])
-            self._ask(row, [trees_lib.ROOT])
+            self._ask(row, path)
 
-    def _next(self) -> tuple | None:
+    def keep_flights(self) -> None:
+        """Keeps every tree that has begun to grow, and is in one piece."""
+        self.walk_on()  # what they are to do next is part of them
+        packed = {}
+        for row, tree in self.growing.items():
+            arrays = jax.device_get(programs.tree_of(self.arrays, row))
+            if 1 < len(tree.nodes) == int(arrays.size):
+                packed[tree.key] = flight.pack(tree, arrays)
+        self.flights.keep(packed)
+
+    def _resumed(self, row: int) -> list[int]:
+        """Path to the cursor of a tree that begins: its root, or as far as it has been kept."""
+        tree, kept = self.growing[row], None
+        if self.flights is not None and (data := self.flights.find(tree.key)) is not None:
+            kept = flight.unpack(data, tree, self.config.nodes)
+        if kept is None:
+            return [trees_lib.ROOT]
+        arrays, path = kept
+        placed = programs.with_tree(self.arrays, row, arrays)
+        self.arrays = devices.split(self.expander.mesh, placed)
+        return path
+
+    def _next(self) -> Item | None:
         """What is to be searched next; in order, no tree beside another of its problem."""
         if not self.config.in_order:
             return self.queue.pop() if self.queue else None

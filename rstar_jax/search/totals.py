@@ -36,7 +36,11 @@ class Totals:
         self.nodes += len(record.texts)
 
     def tick(self, under_way: float, final: bool = False) -> None:
-        """under_way: what is done of the trees in flight, in trees."""
+        """under_way: what is done of the trees in flight, in trees.
+
+        Where others search too, a process may get more than its share of all, or less.
+        """
+        self.total = self.done if final else max(self.total, self.done)
         now = time.monotonic()
         if self.callback is None or (now - self.last < 1.0 and not final):
             return

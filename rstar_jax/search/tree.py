@@ -162,6 +162,11 @@ def init(trees: int, nodes: int) -> Tree:
     )
 
 
+def fresh(nodes: int) -> Tree:
+    """Returns one tree of a root, without the axis G: arrays [N], numbers []."""
+    return jax.tree.map(lambda x: x[0], init(1, nodes))
+
+
 def reset(tree: Tree, rows: jax.Array) -> Tree:
     """Puts a fresh root in the trees of `rows` (bool[G])."""
     fresh = init(*tree.parent.shape)

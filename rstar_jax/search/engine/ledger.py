@@ -95,9 +95,12 @@ class Ledger:
         self.left: list[tuple[int, ...]] = []
         self.recalled: list[tuple[int, ...]] = []
 
-    def start(self, row: int, shared: int = 0) -> None:
-        """Begins a tree in a row; `shared` tokens of its prompt lie in front of all paths."""
-        self._rows[row] = _Row(shared)
+    def start(self, row: int, shared: int = 0, seen: int = 1) -> None:
+        """Begins a tree in a row.
+
+        shared: tokens of its prompt that lie in front of all paths. seen: nodes that it has.
+        """
+        self._rows[row] = _Row(shared, seen=seen)
 
     def waits(self, row: int) -> bool:
         """Whether some of the row's path is still to be computed."""

@@ -92,7 +92,7 @@ class Model:
         """Begins a tree, a HostTree, in a row."""
         alike = tree.nodes[0].tokens[: len(self.begin)] == self.begin
         shared = len(self.begin) if alike else 0
-        self.ledger.start(row, shared)
+        self.ledger.start(row, shared, len(tree.nodes))
         if self._shared[row] != shared:
             self._shared[row] = shared
             self._place_shared()

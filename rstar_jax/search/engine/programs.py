@@ -5,6 +5,7 @@ What is donated is replaced by the result: whoever calls keeps no other referenc
 """
 
 import dataclasses
+import functools
 import inspect
 from collections.abc import Callable
 from typing import Any
@@ -79,6 +80,12 @@ FIRST_PATH = Program(state.first_path)
 RESET = Program(trees_lib.reset, donated=('tree',))
 PUT_SCORES = Program(_put_scores, donated=('expansion',))
 ADVANCE = Program(_advance, shared=('rules',), donated=('tree',))
+
+
+@functools.partial(jax.jit, donate_argnums=0)  # the only reference is replaced by the result
+def with_tree(trees: trees_lib.Tree, row: int, tree: trees_lib.Tree) -> trees_lib.Tree:
+    """`trees` with `tree` in one of the rows."""
+    return jax.tree.map(lambda x, y: x.at[row].set(y), trees, tree)
 
 
 @jax.jit

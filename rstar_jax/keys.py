@@ -32,6 +32,10 @@ KEYS: dict[str, tuple[Any, str]] = {
         '"previous": the policy of the round before in this workdir; "tiny": made on the spot; '
         'http://HOST:PORT/v1: an OpenAI-compatible server, whose key is taken from $OPENAI_API_KEY',
     ),
+    'policy.weights': (
+        '',
+        'int8: policy and PPM in 8 bits while searching; empty: as policy.dtype',
+    ),
     'policy.model': ('', "the server's name for the model, where policy.path is a server"),
     'policy.requests': (32, 'requests in flight to that server at once'),
     'policy.seconds': (600.0, 'that one such request may take'),
@@ -341,6 +345,7 @@ for _name in TRAININGS:
     BELOW[f'training.{_name}.held_out'] = 1
 CHOICES: dict[str, tuple[str, ...]] = {
     'policy.dtype': ('', 'float32', 'bfloat16'),
+    'policy.weights': ('', 'int8'),
     'search.prompt': ('sft', 'few_shot'),
     'search.strategy': ('mcts', 'puct', 'beam', 'dvts'),
     'search.failed_steps': ('again', 'once'),

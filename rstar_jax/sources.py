@@ -159,7 +159,12 @@ def searching_policy(round_: Round) -> models.Policy | search.Endpoint:
         return endpoint(config)
     if path == round_.before / 'policy':
         finished(path, 'policy', f'--config.policy.path={config.policy.path}')
-    return load_policy(path, config.policy.dtype, searching_mesh(config))
+    return _narrowed(config, load_policy(path, config.policy.dtype, searching_mesh(config)))
+
+
+def _narrowed(config: ConfigDict, model: Any) -> Any:
+    """A model that searches, in 8 bits where the config wants that."""
+    return models.quantized(model) if config.policy.weights == 'int8' else model
 
 
 def is_endpoint(path: str | pathlib.Path | None) -> bool:
@@ -180,7 +185,7 @@ def searching_ppm(round_: Round) -> models.PPM | None:
         return None
     if path == round_.before / 'ppm':
         finished(path, 'ppm', f'--config.ppm.path={config.ppm.path}')
-    return load_ppm(path, config.policy.dtype, searching_mesh(config))
+    return _narrowed(config, load_ppm(path, config.policy.dtype, searching_mesh(config)))
 
 
 def searching_path(round_: Round, kind: str) -> str | pathlib.Path | None:

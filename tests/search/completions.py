@@ -2,7 +2,7 @@
 
 Models: `whole` gives stop strings back when asked to, `cut` only names them, as vLLM can both;
 `busy` refuses every other request for its rate limit, `full` every one, `torn` fails now and then,
-`slow` takes 5 seconds. /stats tells how many requests came and the most that were there at once.
+`slow` takes 5 seconds, `crowd` waits until 32 are there. /stats tells how many there were at once.
 """
 
 import asyncio
@@ -15,7 +15,7 @@ from starlette.applications import Starlette
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
-MODELS = ('whole', 'cut', 'busy', 'full', 'torn', 'slow')
+MODELS = ('whole', 'cut', 'crowd', 'busy', 'full', 'torn', 'slow')
 MARKS = ('<end_of_step>', '<end_of_code>', '<end_of_answer>')
 
 
@@ -39,6 +39,7 @@ def text_of(prompt: str, seed: int) -> str:
 class Server:
     def __init__(self, key: str):
         self.key, self.seen, self.now, self.most = key, 0, 0, 0
+        self.crowded = asyncio.Event()
         routes = [
             Route('/v1/models', self.models),
             Route('/v1/completions', self.complete, methods=['POST']),
@@ -72,6 +73,10 @@ class Server:
             return failed(503, 'overloaded')
         self.now += 1
         self.most = max(self.most, self.now)
+        if self.now == 32:
+            self.crowded.set()
+        if asked['model'] == 'crowd':
+            await asyncio.wait_for(self.crowded.wait(), 100)
         await asyncio.sleep(5 if asked['model'] == 'slow' else 0.02)
         self.now -= 1
         return JSONResponse(completion(asked))

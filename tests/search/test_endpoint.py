@@ -109,7 +109,12 @@ def test_trees_are_those_of_their_seeds(grown, server):
         assert record.likelihood is not None and record.likelihood.min() < 0
     kinds = {int(status) for record in grown.values() for status in record.status}
     assert {Status.OPEN, Status.ANSWER, Status.CODE_ERRORS} <= kinds
-    assert 20 <= server.stats()['most'] <= 32
+
+
+def test_32_requests_are_in_flight(server, workers):
+    """The server answers none before it has seen all."""
+    grow(search.Endpoint(server.url, 'crowd'), workers, problems=PROBLEMS[:8])
+    assert server.stats()['most'] == 32
 
 
 def test_a_server_that_cuts_the_marks_off(grown, server, workers):
@@ -172,7 +177,7 @@ def test_what_is_wrong_is_told_in_a_line(server, workers, monkeypatch):
     unknown = search.Endpoint(server.url, 'other')
     with pytest.raises(UserError, match=r'policy.model=other: not at http'):
         grow(unknown, workers)
-    with pytest.raises(UserError, match=r'policy.model=other: http.* serves whole, cut, busy'):
+    with pytest.raises(UserError, match=r'policy.model=other: http.* serves whole, cut, crowd'):
         unknown.check()
     with pytest.raises(UserError, match='no answer within 0.5 s: raise --config.policy.seconds'):
         grow(search.Endpoint(server.url, 'slow', seconds=0.5), workers)

@@ -27,16 +27,19 @@ def begin(round_: Round, flights: data.Flights, say: Callable[[str], None]) -> G
 
 
 def _here(round_, flights, models, problems, trees, rollouts, store, progress) -> Iterator[Record]:
-    items = [(problem, tree) for problem in problems for tree in trees]
+    config = sources.search_config(round_.config, rollouts=rollouts)
+    dealt = trees[:1] if config.in_order else trees  # in order, one stands for all of a problem
+    items = [(problem, tree) for problem in problems for tree in dealt]
     name = f'{round_.folder.name} search {trees.start}'
     before = {(p['index'], tree) for p in problems for tree in range(trees.start)}
     return search.run(
         problems,
         *models,
-        config=sources.search_config(round_.config, rollouts=rollouts),
+        config=config,
         seed=sources.search_seed(round_),
         trees=trees.stop,
         skip=frozenset(store.keys() | before),
+        earlier=store,
         progress=progress,
         leases=parallel.dealt(items, name, round_.config.job.leases),
         flights=flights,

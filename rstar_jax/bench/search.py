@@ -36,7 +36,7 @@ from rstar_jax.bench import _plain_loop
 from rstar_jax.data import arithmetic
 from rstar_jax.errors import UserError
 from rstar_jax.models import tiny
-from rstar_jax.search import engine, loop, totals
+from rstar_jax.search import begin, engine, loop, totals
 
 # What jax does before it runs a function that is new to it; the last is the compiler proper.
 COMPILING = (
@@ -164,8 +164,8 @@ class _Run:
         with _compiling() as spans:
             start = time.perf_counter()
             settings = {'seed': seed, 'config': config, 'tokenizer': policy.tokenizer}
-            self.trees = [loop.new_tree(problem, 0, **settings) for problem in problems]
-            template = loop.template(config, policy.tokenizer)
+            self.trees = [begin.new_tree(problem, 0, **settings) for problem in problems]
+            template = begin.template(config, policy.tokenizer)
             expander = kind.expander(policy, scorer, config, mesh, len(problems), template)
             numbers = [(number,) for number in range(len(problems))]
             show = line and functools.partial(_show, line)

@@ -181,7 +181,8 @@ class _Task:
             store, clock, leases = None, _Clock(None), None
             if self.folder is not None:
                 store = stack.enter_context(self._store(kind))
-                items = [(problem, tree) for problem in self.problems for tree in range(trees)]
+                one = 1 if config.in_order else trees  # in order, one stands for all of a problem
+                items = [(problem, tree) for problem in self.problems for tree in range(one)]
                 leases = parallel.dealt(items, f'{self.folder} {self.name} {kind}', self.leases)
                 clock = _Clock(store.directory / 'seconds.json' if parallel.is_first() else None)
                 stack.callback(clock.keep)

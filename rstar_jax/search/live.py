@@ -13,10 +13,11 @@ from typing import Any
 
 from rstar_jax import parallel
 from rstar_jax.errors import UserError
+from rstar_jax.search.begin import make_expander, new_tree, tokenizer_of
 from rstar_jax.search.children import Workers
 from rstar_jax.search.config import Config
 from rstar_jax.search.host import HostTree
-from rstar_jax.search.loop import Loop, make_expander, new_tree, tokenizer_of
+from rstar_jax.search.loop import Loop
 from rstar_jax.search.record import Record
 from rstar_jax.search.totals import Totals
 

@@ -10,23 +10,21 @@ on the device.
 
 import collections
 import contextlib
-import functools
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, wait
 from typing import Any
 
 import jax
 import numpy as np
 
-from rstar_jax import parallel, steps
+from rstar_jax import steps
 from rstar_jax.errors import UserError
 from rstar_jax.search import flight
 from rstar_jax.search import tree as trees_lib
-from rstar_jax.search.children import Judge, Workers, announce
+from rstar_jax.search.children import Judge, Workers
 from rstar_jax.search.config import Config
-from rstar_jax.search.endpoint import Endpoint, Remote
-from rstar_jax.search.engine import Engine, devices, programs, sampling
+from rstar_jax.search.engine import devices, programs
 from rstar_jax.search.expander import Expander
 from rstar_jax.search.host import HostTree, Node
 from rstar_jax.search.record import Record, Status
@@ -36,109 +34,9 @@ from rstar_jax.steps import marks
 
 Item = tuple[dict[str, Any], int]  # a problem and the number of its tree
 
-QUESTIONS = ('What is 2 + 3?', 'How many primes are below 100?')  # of no common beginning
 # After so many candidates without a single mark and no tree beyond its root, a search ends.
 MARKLESS = 32
 MARKS = (marks.STEP, marks.CODE, marks.ANSWER)
-
-
-def run(
-    problems: Iterable[dict[str, Any]],
-    policy=None,
-    ppm=None,
-    *,
-    config: Config,
-    expander: Expander | None = None,
-    seed: int = 0,
-    trees: int = 1,
-    skip: frozenset = frozenset(),
-    earlier: Iterable[Record] = (),
-    progress: Callable[[dict[str, float]], None] | None = None,
-    mesh=None,
-    workers: Workers | None = None,
-    leases: Iterable[list[Item]] | None = None,
-    flights: flight.Flights | None = None,
-) -> Iterator[Record]:
-    """Searches and yields each tree as it is finished, in no fixed order.
-
-    Args:
-      problems: {'index', 'question', 'answer', ...} each.
-      policy: models.Policy that writes the steps; or give `expander`.
-      ppm: models.PPM that scores them, or None.
-      config: what is searched.
-      expander: writes the steps in place of models, such as `scripted(...)`.
-      seed: of the sampling. A tree is the same for the same seed, problem index and tree number,
-        whatever else is searched beside it.
-      trees: trees to grow for each problem, numbered from 0.
-      skip: (problem index, tree number) of trees that are not wanted, such as those done before.
-      earlier: trees done before; looked at with config.tokens and config.agree alone.
-      progress: called about once a second with the totals so far.
-      mesh: local mesh (data, tensor); all devices of this host by default.
-      workers: started worker processes, to be shared by several searches; started and stopped
-        here by default.
-      leases: which of these trees are searched here, some at a time, each asked for when there is
-        room for more; an empty one, where none is there now. All, by default.
-      flights: keeps trees in flight, so that a search that was killed goes on inside of them. Their
-        paths are then read in, which rounds otherwise than writing them: not with `one_size`.
-
-    Raises:
-      UserError: neither policy nor expander is given, or a setting is out of range.
-    """
-    if (policy is None) == (expander is None):
-        raise UserError('search.run: give either a policy or an expander')
-    todo = [(p, t) for p in problems for t in range(trees) if (p['index'], t) not in skip]
-    if not todo:
-        return
-    total = len(todo) if leases is None else -(-len(todo) // jax.process_count())
-    here = [todo] if leases is None else leases
-    flights = None if config.one_size else flights
-    wanted = ([i for i in lease if (i[0]['index'], i[1]) not in skip] for lease in here)
-    tokenizer = tokenizer_of(policy, ppm)
-    make = functools.partial(new_tree, seed=seed, config=config, tokenizer=tokenizer)
-    with contextlib.ExitStack() as stack:
-        if expander is None:
-            mesh = mesh or parallel.local_mesh(tensor=config.tensor)
-            expander = make_expander(policy, ppm, config, mesh, total)
-            stack.callback(expander.close)
-            announce(f'search: {expander.plan}')
-        workers = workers or stack.enter_context(Workers.start(config))
-        totals = Totals(total, expander.counters, progress)
-        loop = Loop(wanted, make, expander, config, workers, totals, flights)
-        for record in earlier if config.in_order else ():
-            loop.spending.add(record)
-        yield from loop.run()
-
-
-def tokenizer_of(policy, ppm):
-    """Of the tokens that a tree holds: the policy's; the PPM's where the policy is elsewhere."""
-    owner = ppm if isinstance(policy, Endpoint) else policy
-    return owner.tokenizer if owner is not None else None
-
-
-def make_expander(policy, ppm, config: Config, mesh, trees: int) -> Expander:
-    """What writes the steps for a policy; trees: how many there are to search in all."""
-    if isinstance(policy, Endpoint):
-        return Remote(policy, ppm, config, mesh, trees)
-    return Engine(policy, ppm, config, mesh, trees, template(config, policy.tokenizer))
-
-
-def template(config: Config, tokenizer) -> list[list[int]]:
-    """Token ids of prompts that have nothing in common but how the template begins."""
-    orders = range(steps.ORDERS) if config.examples == 'shuffled' else (0,)
-    prompts = [steps.prompt(q, config.prompt, order) for q in QUESTIONS for order in orders]
-    return [tokenizer(prompt)['input_ids'] for prompt in prompts]
-
-
-def new_tree(
-    problem: dict[str, Any], number: int, *, seed: int, config: Config, tokenizer
-) -> HostTree:
-    """A tree of its root alone."""
-    order = 0
-    if config.examples == 'shuffled':
-        order = int(sampling.key_of(seed, problem['index'], number, 'examples')[0])
-    prompt = steps.prompt(problem['question'], config.prompt, order)
-    tokens = tokenizer(prompt)['input_ids'] if tokenizer else []
-    return HostTree(problem, number, seed, prompt, [Node(tokens=tokens)])
 
 
 class Loop:
@@ -220,7 +118,7 @@ class Loop:
 
     def more(self) -> bool:
         """Takes more leases where there is room; False when all is done."""
-        while self.leases is not None and len(self.queue) < len(self.free):
+        while self.leases is not None and self._waiting() < len(self.free):
             lease = next(self.leases, None)
             if lease is None:
                 self.leases = None
@@ -252,6 +150,17 @@ class Loop:
             self.expander.start(row, self.growing[row])
             self._ask(row, path)
 
+    def _waiting(self) -> int:
+        """Trees that could begin if there were room."""
+        if not self.config.in_order:
+            return len(self.queue)
+        return len({name_of(problem) for problem, _ in self.queue} - self._busy())
+
+    def _busy(self) -> set:
+        """The problems that are being searched."""
+        trees = [*self.growing.values(), *(tree for tree, _ in self.finished)]
+        return {name_of(tree.problem) for tree in trees}
+
     def keep_flights(self) -> None:
         """Keeps every tree that has begun to grow, and is in one piece."""
         self.walk_on()  # what they are to do next is part of them
@@ -278,8 +187,7 @@ class Loop:
         """What is to be searched next; in order, no tree beside another of its problem."""
         if not self.config.in_order:
             return self.queue.pop() if self.queue else None
-        trees = [*self.growing.values(), *(tree for tree, _ in self.finished)]
-        busy = {name_of(tree.problem) for tree in trees}
+        busy = self._busy()
         for at in range(len(self.queue) - 1, -1, -1):
             problem = self.queue[at][0]
             if name_of(problem) in busy:

@@ -14,7 +14,7 @@ import pytest
 
 from rstar_jax import parallel, search
 from rstar_jax.models import tiny
-from rstar_jax.search import loop
+from rstar_jax.search import begin
 from rstar_jax.search.engine import Engine, sampling
 from rstar_jax.steps import marks
 
@@ -111,7 +111,7 @@ def grow(policy, workers, size) -> Run:
     config = dataclasses.replace(CONFIG, trees_in_flight=trees, slots=slots)
     mesh = parallel.local_mesh(devices=jax.devices()[:count])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, 'Engine', Watched)
+        patch.setattr(begin, 'Engine', Watched)
         found = search.run(PROBLEMS, policy, config=config, mesh=mesh, workers=workers)
         records = {r.key: r for r in found}
     return Run(records, drawn)

@@ -12,7 +12,7 @@ import pytest
 
 from rstar_jax import models, parallel, search
 from rstar_jax.models import tiny
-from rstar_jax.search import loop, totals
+from rstar_jax.search import begin, totals
 from rstar_jax.search.engine import Engine, copies, devices, local, memory, sizes, state
 from tests.search.naive import Naive
 
@@ -198,7 +198,7 @@ def test_a_prompt_that_begins_otherwise(policy, ppm, workers, monkeypatch, windo
     monkeypatch.setattr(local, 'SHARED_PREFIX', 1)
     monkeypatch.setattr(local, 'MERGED', 0)
     monkeypatch.setattr(local, 'PREFIX_UNIT', 1)
-    monkeypatch.setattr(loop, 'QUESTIONS', ('Tom has 2 apples', 'Tom has 3 apples'))
+    monkeypatch.setattr(begin, 'QUESTIONS', ('Tom has 2 apples', 'Tom has 3 apples'))
     ours = grow(policy, ppm, workers)
     naive = search.run(
         PROBLEMS, expander=Naive(policy, ppm, CONFIG), config=CONFIG, workers=workers

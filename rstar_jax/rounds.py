@@ -65,6 +65,8 @@ BINDING_START = ('policy', 'ppm', 'search.prompt')  # and the evaluation of roun
 # Of these sections, but what is made is the same whatever they are.
 UNBOUND = (
     'data.folder',
+    'policy.requests',
+    'policy.seconds',
     *(f'search.{key}' for key in ('slots', 'trees_in_flight', 'chunk', 'tensor')),
     *(f'execution.{key}' for key in ('isolation', 'workers')),
     *(f'training.{name}.form' for name in ('bootstrap', 'sft')),

@@ -369,10 +369,10 @@ def test_the_devices_do_not_wait_for_a_slow_host(policy, workers, monkeypatch):
     spans, ends, threads = [], {}, []
 
     def watched(self):
-        running = dispatch(self)
+        plenty, running = self.plenty, dispatch(self)
         if running is not None:
             number, _, _, stats = running
-            spans.append((number, self.plenty, time.perf_counter()))
+            spans.append((number, time.perf_counter(), plenty))
 
             def wait():
                 jax.block_until_ready(stats)
@@ -395,8 +395,8 @@ def test_the_devices_do_not_wait_for_a_slow_host(policy, workers, monkeypatch):
     for thread in threads:
         thread.join()
     idle = busy = 0.0
-    for (before, plenty, _), (number, _, begun) in itertools.pairwise(spans):
-        if plenty:
+    for (before, _, had), (number, begun, has) in itertools.pairwise(spans):
+        if had and has:
             idle += max(0.0, begun - ends[before])
             busy += ends[number] - max(begun, ends[before])
     assert busy > 0.3

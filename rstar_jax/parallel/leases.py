@@ -7,6 +7,7 @@ Table     workers come and go: what a lost one had is dealt again (`elastic`)
 
 import collections
 import dataclasses
+import functools
 import itertools
 import time
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
@@ -20,12 +21,21 @@ T = TypeVar('T')
 
 STATIC, COUNTER = 'static', 'counter'
 MOST = 16  # items of a lease
-EACH = 64  # leases that a process gets at least, where there are so many items
+EACH = 16  # leases of this size that each process could still get
 
 
-def size_of(items: int, processes: int) -> int:
-    """Items of one lease: small against what each process does in all."""
-    return max(1, min(MOST, items // (EACH * processes)))
+def size_of(left: int, processes: int) -> int:
+    """Items of the next lease: small against what each process still has to do."""
+    return max(1, min(MOST, left // (EACH * processes)))
+
+
+@functools.cache
+def bounds(items: int, processes: int) -> tuple[int, ...]:
+    """Where leases begin, and where the last ends: towards the end they are ever smaller."""
+    starts = [0]
+    while starts[-1] < items:
+        starts.append(starts[-1] + size_of(items - starts[-1], processes))
+    return tuple(starts)
 
 
 def dealt(items: Sequence[T], name: str, how: str = COUNTER) -> Iterator[list[T]]:
@@ -38,13 +48,13 @@ def dealt(items: Sequence[T], name: str, how: str = COUNTER) -> Iterator[list[T]
     if count == 1:
         yield list(items)
         return
-    size = size_of(len(items), count)
+    starts = bounds(len(items), count)
     for step in itertools.count():
         taken = None if how == STATIC else hosts.take(name)
-        start = size * (number + step * count if taken is None else taken)
-        if start >= len(items):
+        lease = number + step * count if taken is None else taken
+        if lease >= len(starts) - 1:
             return
-        yield list(items[start : start + size])
+        yield list(items[starts[lease] : starts[lease + 1]])
 
 
 @dataclasses.dataclass

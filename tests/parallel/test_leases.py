@@ -1,5 +1,6 @@
 """Work dealt in leases: each item once, whoever comes, goes, or comes back."""
 
+import itertools
 import random
 
 import jax
@@ -90,7 +91,13 @@ def test_processes_share_everything_out(monkeypatch, how, count):
         assert max(map(len, shares)) - min(map(len, shares)) <= leases.MOST
 
 
-def test_leases_are_small_against_a_process_and_not_smaller_than_one():
-    assert leases.size_of(747_000, 256) == leases.MOST
-    assert leases.size_of(2000, 4) == 7
-    assert leases.size_of(3, 8) == 1
+def test_leases_are_small_against_what_is_left_to_each_process():
+    starts = leases.bounds(747_000, 256)
+    sizes = [b - a for a, b in itertools.pairwise(starts)]
+    assert (starts[0], starts[-1]) == (0, 747_000)
+    assert sizes[0] == leases.MOST and sizes[-1] == 1
+    assert sizes == sorted(sizes, reverse=True)
+    for start, size in zip(starts, sizes):
+        assert size == 1 or size * 256 * leases.EACH <= 747_000 - start
+    assert leases.bounds(3, 8) == (0, 1, 2, 3)
+    assert leases.bounds(0, 8) == (0,)

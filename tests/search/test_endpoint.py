@@ -212,7 +212,7 @@ def test_a_run_searches_with_it(server, tmp_path):
     config.data.problems = str(problems)
     config.search.rollouts = config.search.candidates = 2
     with pytest.raises(UserError, match='base.path=: needs the model that every round trains from'):
-        rounds.run(config, str(tmp_path / 'run'), ['search', 'sft'])
+        rounds.run(config, str(tmp_path / 'run'), ['search', 'curate', 'sft'])
     rounds.run(config, str(tmp_path / 'run'), ['search'])
     with data.TreeStore(tmp_path / 'run' / 'round1' / 'search') as store:
         assert sorted(store.keys()) == [(0, 0), (1, 0), (2, 0)]

@@ -33,6 +33,9 @@ SHARED_PREFIX = 64
 # Its last tokens are left out: some other question may begin such that they are merged with it.
 MERGED = 4
 PREFIX_UNIT = 32  # so that other problems seldom need other shapes
+# A chunk is sent ahead where so many cells are wanted for each slot; a fifth of the slots end their
+# steps in a chunk of 8 (GSM8K, 0.5B model: 36 tokens a step).
+AHEAD = 1.25
 
 
 class Engine:
@@ -130,7 +133,8 @@ class Engine:
 
     @property
     def plenty(self) -> bool:
-        return self._wanted() > self.plan.slots
+        """Whether slots whose steps end in the chunk under way find others that are waiting."""
+        return self._wanted() >= AHEAD * self.plan.slots
 
     def close(self) -> None:
         """Nothing runs beside the loop."""

@@ -350,18 +350,6 @@ CHOICES: dict[str, tuple[str, ...]] = {
     'search.strategy': ('mcts', 'puct', 'beam', 'dvts'),
     'search.failed_steps': ('again', 'once'),
     'search.examples': ('fixed', 'shuffled'),
-    'search.repetition': (
-        0,
-        'a step is stopped when so many tokens in a row repeat what was just written; 0: never',
-    ),
-    'search.tokens': (
-        0,
-        'tokens to sample for each problem, its trees one after another; 0: no limit',
-    ),
-    'search.agree': (
-        0,
-        'at test time a problem is done when its commonest answer leads by so many; 0: never',
-    ),
     'search.answers_kept': ('first', 'all'),
     'job.leases': ('counter', 'static', 'ray'),
     'eval.prompt': ('', 'sft', 'few_shot'),

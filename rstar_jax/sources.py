@@ -244,7 +244,13 @@ def evaluation_config(round_: Round, base: bool = False) -> evals.Config:
     prompt = settings.prompt or ('few_shot' if base else config.search.prompt)
     own = {key: settings[key] for key in ('rollouts', 'candidates', *EVAL_SEARCH)}
     return evals.Config(
-        search_config(config, strategy='mcts', prompt='sft' if round_.number else prompt, **own),
+        search_config(
+            config,
+            strategy='mcts',
+            prompt='sft' if round_.number else prompt,
+            use_ground_truth=False,
+            **own,
+        ),
         strategies=configs.strategies_of(settings.strategies),
         trajectories=settings.trajectories,
         samples=settings.samples,

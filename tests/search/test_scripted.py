@@ -345,7 +345,7 @@ def test_a_tree_ends_when_its_answers_agree(workers):
     )
     sizes = []
     for agree in (0, 2):
-        config = search.Config(agree=agree, use_ground_truth=False, **settings)
+        config = search.Config(agree=agree, **settings)
         expander = search.scripted(texts)
         (record,) = search.run(_problems(1), expander=expander, config=config, workers=workers)
         sizes.append(len(record.texts))

@@ -14,7 +14,9 @@ communicates between devices. The `tensor` axis is left to the compiler.
 """
 
 import collections
-from typing import Any
+import time
+from collections.abc import Callable
+from typing import Any, ClassVar
 
 import jax
 import numpy as np
@@ -36,6 +38,16 @@ PREFIX_UNIT = 32  # so that other problems seldom need other shapes
 # A chunk is sent ahead where so many cells are wanted for each slot; a fifth of the slots end their
 # steps in a chunk of 8 (GSM8K, 0.5B model: 36 tokens a step).
 AHEAD = 1.25
+# A smaller decode batch is compiled when the search has taken so many times as long as compiling
+# one does: a short search is over before it would pay.
+WORTH = 4
+
+
+class _Compiled:
+    """What this process has compiled decode steps for, and the longest that one took (seconds)."""
+
+    steps: ClassVar[set[Callable]] = set()
+    seconds: ClassVar[float] = 0.0
 
 
 class Engine:
@@ -91,7 +103,7 @@ class Engine:
         cells = self.rows * config.candidates
         self.known = np.zeros(cells, np.uint8)  # the cells' states, when they were last seen
         self.since = np.zeros(cells, np.int64)  # the first chunk that each is opened for
-        self.chunks = 0
+        self.chunks, self.started = 0, time.monotonic()
         self.opened = np.zeros(cells, bool)
         self.keys = np.zeros((cells, 2), np.uint32)
         # Trees with few expansions first: the last trees shall end together, not one by one.
@@ -170,16 +182,8 @@ class Engine:
         need, trees = int(busy.sum(axis=(1, 2)).max()), int(busy.any(axis=2).sum(axis=1).max())
         if not need:
             return None
-        decode = programs.DECODE.on(
-            self.mesh,
-            config=self.policy.config,
-            candidates=self.config.candidates,
-            first_answer_only=self.config.first_answer_only,
-            trees=self._fit(need, trees),
-            mixed=self.policy.mixed,
-            repetition=self.config.repetition,
-        )
-        longest = sizes.longest_chunk(self.mesh, self.config)
+        decode = self._step(self._fit(need, trees))
+        longest, called = sizes.longest_chunk(self.mesh, self.config), time.monotonic()
         self.cells, self.slots, stats = decode(
             self.policy.params,
             self.stops,
@@ -190,6 +194,9 @@ class Engine:
             self.sampling,
             np.array([self.config.chunk, longest], np.int32),
         )
+        if decode not in _Compiled.steps:
+            _Compiled.steps.add(decode)
+            _Compiled.seconds = max(_Compiled.seconds, time.monotonic() - called)
         self.chunks += 1
         slots = self.decode_sizes[self.decode_size][0]
         return self.chunks, slots, programs.LOOK.on(self.mesh)(self.cells), stats
@@ -258,6 +265,18 @@ class Engine:
                     self._open_if_ready(row)
                 calls += 1
 
+    def _step(self, trees: int) -> Callable:
+        """The compiled chunk of decoding that attends to so many trees."""
+        return programs.DECODE.on(
+            self.mesh,
+            config=self.policy.config,
+            candidates=self.config.candidates,
+            first_answer_only=self.config.first_answer_only,
+            trees=trees,
+            mixed=self.policy.mixed,
+            repetition=self.config.repetition,
+        )
+
     def _fit(self, cells: int, trees: int) -> int:
         """Brings the slots to the smallest size that will do; returns how many trees that is for.
 
@@ -265,11 +284,23 @@ class Engine:
         """
         large = [slots >= cells and room >= trees for slots, room in self.decode_sizes]
         want = large.index(True) if any(large) else len(large) - 1
+        if (
+            want < self.decode_size
+            and self._step(self.decode_sizes[want][1]) not in _Compiled.steps
+        ):
+            if time.monotonic() - self.started < WORTH * _Compiled.seconds or not self.chunks:
+                want = self.decode_size
         while want != self.decode_size:
             self.decode_size += 1 if want > self.decode_size else -1
             resize = programs.RESIZE.on(self.mesh, size=self.decode_sizes[self.decode_size][0])
             self.slots = resize(self.slots)
         return self.decode_sizes[want][1]
+
+    def _worth(self, trees: int) -> bool:
+        """Whether the step of a smaller size is compiled, or may be now."""
+        compiled = self._step(trees) in _Compiled.steps
+        old = time.monotonic() - self.started > WORTH * _Compiled.seconds
+        return compiled or (old and self.chunks > 0)
 
     def _busy(self) -> np.ndarray:
         return (self.known == state.PENDING) | (self.known == state.RUNNING)

@@ -284,12 +284,8 @@ class Engine:
         """
         large = [slots >= cells and room >= trees for slots, room in self.decode_sizes]
         want = large.index(True) if any(large) else len(large) - 1
-        if (
-            want < self.decode_size
-            and self._step(self.decode_sizes[want][1]) not in _Compiled.steps
-        ):
-            if time.monotonic() - self.started < WORTH * _Compiled.seconds or not self.chunks:
-                want = self.decode_size
+        if want < self.decode_size and not self._worth(self.decode_sizes[want][1]):
+            want = self.decode_size
         while want != self.decode_size:
             self.decode_size += 1 if want > self.decode_size else -1
             resize = programs.RESIZE.on(self.mesh, size=self.decode_sizes[self.decode_size][0])

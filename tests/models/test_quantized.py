@@ -22,34 +22,51 @@ def made(tied):
     return policy
 
 
+def widened(params):
+    """The float32 weights that int8 ones stand for."""
+    if 'scale' in params:
+        rest = {name: x for name, x in params.items() if name != 'scale'}
+        wide = jax.numpy.asarray(params['weight'], 'float32') * params['scale'][:, None]
+        return {**rest, 'weight': wide}
+    return {name: widened(x) if isinstance(x, dict) else x for name, x in params.items()}
+
+
+def reference(narrow):
+    config = dataclasses.replace(narrow.config, int8=False)
+    return dataclasses.replace(narrow, config=config, params=widened(narrow.params))
+
+
 @pytest.mark.parametrize('tied', [True, False])
-def test_logits_are_near(tied):
+def test_weights_are_rounded_and_logits_follow(tied):
     policy = made(tied)
     tokens = np.random.default_rng(0).integers(0, 320, (4, 24))
     lengths = np.full(4, 24)
     exact = np.asarray(policy.logits(tokens, lengths))
-    layer = policy.params['layers']['0']['attention']['q']['weight']
-    weight = np.asarray(layer)
+    array = policy.params['layers']['0']['attention']['q']['weight']
+    weight, table = np.asarray(array), np.asarray(policy.params['embed']['weight'])
     narrow = models.quantized(policy)
-    assert layer.is_deleted()
-    half = narrow.params['layers']['0']['attention']['q']
-    assert half['weight'].dtype == np.int8 and narrow.params['output']['weight'].dtype == np.int8
-    error = np.abs(np.asarray(half['weight']) * np.asarray(half['scale'])[:, None] - weight)
-    assert (error <= 0.51 * np.abs(weight).max(axis=1, keepdims=True) / 127).all()
+    assert array.is_deleted()
+    part = narrow.params['layers']['0']['attention']['q']
+    assert part['weight'].dtype == np.int8 and narrow.params['output']['weight'].dtype == np.int8
+    error = np.abs(np.asarray(part['weight']) * np.asarray(part['scale'])[:, None] - weight)
+    assert (error <= 0.501 * np.abs(weight).max(axis=1, keepdims=True) / 127).all()
+    np.testing.assert_array_equal(narrow.params['embed']['weight'], table)
     found = np.asarray(narrow.logits(tokens, lengths))
-    difference = np.abs(found - exact).max() / exact.std()
-    print(f'logits differ by up to {difference:.1e} of their standard deviation')
-    assert 0 < difference < 0.1
+    wide = reference(narrow).logits(tokens, lengths)
+    np.testing.assert_allclose(found, wide, rtol=1e-4, atol=1e-4)
+    difference = np.sqrt(np.mean((found - exact) ** 2)) / exact.std()
+    print(f'logits differ by {difference:.1e} of their standard deviation')
+    assert 0 < difference < 0.05
 
 
-def test_scores_are_near_and_scales_are_cut_like_weights():
+def test_scores_follow_and_scales_are_cut_like_weights():
     ppm = models.init_ppm(made(True), seed=1)
     head = {'weight': 0.3 * jax.random.normal(jax.random.key(0), (1, 128)), 'bias': np.zeros(1)}
     ppm = dataclasses.replace(ppm, params={**ppm.params, 'value_head': head})
     tokens, lengths = np.arange(40).reshape(2, 20), np.array([20, 11])
-    exact = np.asarray(ppm.scores(tokens, lengths))
     narrow = models.quantized(ppm)
-    np.testing.assert_allclose(narrow.scores(tokens, lengths), exact, atol=0.05)
+    wide = reference(narrow).scores(tokens, lengths)
+    np.testing.assert_allclose(narrow.scores(tokens, lengths), wide, atol=1e-4)
     mesh = parallel.local_mesh(2, jax.devices()[:2])
     placed = sharding.shard(narrow.params, mesh, narrow.config)
     part = placed['decoder']['layers']['0']['mlp']['gate']

@@ -406,7 +406,6 @@ ROUNDS: dict[int, dict[str, Any]] = {
 PRESETS: dict[str, dict[str, Any]] = {
     'paper': {
         'search.answers_kept': 'all',
-        'search.repetition': 0,
         'search.unvisited_value': 10.0,  # above any UCT value
         'search.failed_steps': 'once',
         'search.examples': 'fixed',
@@ -421,7 +420,6 @@ PRESETS: dict[str, dict[str, Any]] = {
         'search.rollouts': 48,
         'search.candidates': 12,
         'search.answers_kept': 'first',
-        'search.repetition': 0,
         'search.unvisited_value': 0.0,
         'search.failed_steps': 'again',
         'search.examples': 'shuffled',
@@ -434,5 +432,5 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
 }
 for _preset in PRESETS.values():
-    for _key in ('answers_kept', 'repetition', 'unvisited_value', 'failed_steps', 'examples'):
+    for _key in ('answers_kept', 'unvisited_value', 'failed_steps', 'examples'):
         _preset[f'eval.{_key}'] = _preset[f'search.{_key}']

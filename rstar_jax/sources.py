@@ -174,8 +174,12 @@ def is_endpoint(path: str | pathlib.Path | None) -> bool:
 
 def endpoint(config: ConfigDict) -> search.Endpoint:
     """The server at policy.path."""
-    policy = config.policy
-    return search.Endpoint(policy.path, policy.model, policy.requests, policy.seconds)
+    return search.Endpoint(
+        url=config.policy.path,
+        model=config.policy.model,
+        requests=config.policy.requests,
+        seconds=config.policy.seconds,
+    )
 
 
 def searching_ppm(round_: Round) -> models.PPM | None:

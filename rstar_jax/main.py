@@ -8,6 +8,8 @@ usage: python -m rstar_jax.main --config=FILE --workdir=DIR [--config.KEY=VALUE 
   --stages=A,B             only these stages of: bootstrap, search, curate, sft, ppm, eval, export
   --plan=TOPOLOGY[,...]    compile search and trainings for a TPU slice, for example v5e:4x8, and
                            print what they would take; runs nothing
+  --problems=N             with --plan and the --workdir of a small run: hours and chip-hours of a
+                           round with so many problems
   --help                   this text; with --config=FILE, that file's text and settings
 """
 
@@ -99,9 +101,13 @@ def _run(arguments: list[str]) -> int:
     configs.validate(config)
     stages = configs.stages_of(values.stages or config.stages)
     if values.plan:
-        from rstar_jax import planning
+        from rstar_jax import planning, whole_job
 
-        for line in planning.plan(config, values.plan, stages):
+        if values.problems:
+            lines = whole_job.plan(config, values.plan, values.problems, values.workdir, stages)
+        else:
+            lines = planning.plan(config, values.plan, stages)
+        for line in lines:
             print(line, flush=True)
         return 0
 
@@ -131,7 +137,7 @@ def parse(path: str, arguments: Sequence[str]) -> tuple[ConfigDict, flags.FlagVa
       arguments: the rest of the command line.
 
     Returns:
-      The config, locked, and the values of --workdir, --stages, --plan.
+      The config, locked, and the values of --workdir, --stages, --plan, --problems.
     """
     config = configs.load(path)
     _check_overrides(config, arguments)
@@ -139,6 +145,7 @@ def parse(path: str, arguments: Sequence[str]) -> tuple[ConfigDict, flags.FlagVa
     flags.DEFINE_string('workdir', '', 'where results go', flag_values=values)
     flags.DEFINE_string('stages', '', 'which stages to run', flag_values=values)
     flags.DEFINE_string('plan', '', 'topology to compile for', flag_values=values)
+    flags.DEFINE_integer('problems', 0, 'of the round that is planned', flag_values=values)
     argv = ['main', *arguments]
     config_flags.DEFINE_config_dict(
         'config', config, flag_values=values, lock_config=True, sys_argv=argv

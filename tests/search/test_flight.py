@@ -166,7 +166,9 @@ from rstar_jax import data, search
 from tests.search.test_scripted import random_score, random_texts
 
 folder, seconds, end = pathlib.Path(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3])
-config = search.Config(rollouts=64, candidates=4, max_depth=6, error_threshold=2)
+config = search.Config(
+    rollouts=64, candidates=4, max_depth=6, error_threshold=2, answers_kept='all', workers=1
+)
 
 def texts(*arguments):
     time.sleep(0.01)
@@ -185,7 +187,7 @@ with data.TreeStore(folder, seconds=0) as store:
             os.kill(os.getpid(), signal.SIGKILL)
         type(expander).expand(expander, row, task, nodes, tag)
     expander.start, expander.expand = start, expand
-    problem = {'index': 3, 'question': 'q7', 'answer': '1'}
+    problem = {'index': 3, 'question': 'q0', 'answer': '1'}
     for record in search.run(
         [problem], expander=expander, config=config, flights=flights, skip=frozenset(store.keys())
     ):

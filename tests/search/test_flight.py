@@ -179,10 +179,10 @@ with data.TreeStore(folder, seconds=0) as store:
     expander = search.scripted(texts, random_score, trees=1)
     before = expander.start
     def start(row, task):
-        print('starts with', task.rollouts, len(task.texts), flush=True)
+        print('starts', len(task.texts), flush=True)
         before(row, task)
     def expand(row, task, nodes, tag):
-        print(task.rollouts, len(task.texts), time.time(), flush=True)
+        print('row', len(task.texts), time.time(), flush=True)
         if task.rollouts >= end:
             os.kill(os.getpid(), signal.SIGKILL)
         type(expander).expand(expander, row, task, nodes, tag)
@@ -196,8 +196,8 @@ with data.TreeStore(folder, seconds=0) as store:
 INTERVAL = 0.3
 
 
-def run(folder: pathlib.Path, end: int = 1000) -> tuple[int, list[list[float]]]:
-    """Searches until so many rollouts are done: (nodes it began with, rows of what it printed)."""
+def run(folder: pathlib.Path, end: int = 1000) -> tuple[int, list[tuple[int, float]]]:
+    """Searches until so many rollouts are done: (nodes to begin with, rows of nodes and time)."""
     done = subprocess.run(
         [sys.executable, '-c', PROGRAM, str(folder), str(INTERVAL), str(end)],
         cwd=processes.REPOSITORY,
@@ -207,8 +207,9 @@ def run(folder: pathlib.Path, end: int = 1000) -> tuple[int, list[list[float]]]:
         timeout=240,
     )
     assert done.returncode == (0 if end == 1000 else -signal.SIGKILL)
-    first, *rows = done.stdout.splitlines()
-    return int(first.split()[-1]), [[float(word) for word in row.split()] for row in rows]
+    words = [line.split() for line in done.stdout.splitlines()]
+    (start,) = (int(nodes) for kind, nodes, *_ in words if kind == 'starts')
+    return start, [(int(row[1]), float(row[2])) for row in words if row[0] == 'row']
 
 
 def test_a_killed_tree_of_64_rollouts_loses_the_last_interval_at_most(tmp_path):
@@ -216,7 +217,7 @@ def test_a_killed_tree_of_64_rollouts_loses_the_last_interval_at_most(tmp_path):
     _, rows = run(tmp_path / 'parts', 30)
     size, _ = run(tmp_path / 'parts')
     # What had been found that long before the last look, one step before the kill, is there.
-    kept = [nodes for _, nodes, seconds in rows if seconds < rows[-2][2] - INTERVAL]
+    kept = [nodes for nodes, seconds in rows if seconds < rows[-2][1] - INTERVAL]
     assert size >= kept[-1] > 20
     with data.TreeStore(tmp_path / 'whole') as whole, data.TreeStore(tmp_path / 'parts') as parts:
         assert len(whole) == len(parts) == 1

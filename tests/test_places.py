@@ -35,7 +35,7 @@ def held(store) -> dict[str, bytes]:
 def on_disk(folder) -> dict[str, bytes]:
     paths = [path for path in folder.rglob('*') if path.is_file()]
     found = {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
-    return {name: data for name, data in found.items() if not name.startswith('.')}
+    return {name: data for name, data in found.items() if '/.' not in f'/{name}'}
 
 
 def grow(folder, numbers) -> None:

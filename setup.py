@@ -10,6 +10,7 @@ CORE = [
     'array_record>=0.8',
     'filelock>=3.16',
     'flax>=0.12',
+    'fsspec>=2024.6',
     'gguf>=0.17',
     'huggingface_hub>=1',
     'importlib_resources>=6',  # tensorflow-datasets imports it without declaring it

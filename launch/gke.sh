@@ -85,8 +85,8 @@ spec:
               args:$arguments
               ${environment//$'\n'/$'\n'  }
               ports:
-              - containerPort: 8476
-              - containerPort: 8477
+              - {containerPort: 8476, protocol: TCP}
+              - {containerPort: 8477, protocol: TCP}
               resources:
                 limits:
                   $resource

@@ -23,6 +23,7 @@ from rstar_jax.search.record import Record
 POLL = 1.0  # seconds after which a worker answers at the latest
 SILENT = 60.0  # seconds without an answer after which it is lost
 FAILURES = 3  # of workers in a row, without a tree between them, end the run
+STILLBORN = 10  # so many that are gone before their first answer do, too
 SAMPLE = 512  # problems that a worker is told of at once, to find what prompts have in common
 
 Item = tuple[dict[str, Any], int, bytes | None]  # problem, tree, what there is of it
@@ -203,13 +204,13 @@ def run(
       say: gets a line when workers come and are lost.
 
     Raises:
-      UserError: a worker's, or FAILURES workers in a row have failed.
+      UserError: a worker's, or too many workers in a row have failed.
     """
     of_key = {(problem['index'], tree): (problem, tree) for problem, tree in items}
     table = parallel.Table(of_key, silent)
     totals = _Totals(len(of_key), progress)
     latest: dict[flight.Key, bytes] = {}
-    failed = 0
+    failed = stillborn = 0
 
     def begun(key: flight.Key) -> Item:
         data = latest.get(key) or (flights.find(key) if flights is not None else None)
@@ -227,7 +228,12 @@ def run(
             team.ask(worker, [])  # until it answers it holds nothing: it may take its time
         for worker, answer in team.answers():
             if answer is None:
+                stillborn += worker not in totals.of
                 lose(worker, 'is gone')
+                if stillborn >= STILLBORN:
+                    raise UserError(
+                        f'{worker}: {stillborn} workers ended as they began: see their logs'
+                    )
                 continue
             table.heard(worker)
             if worker not in totals.of:
@@ -237,7 +243,7 @@ def run(
                 record = Record.from_bytes(data)
                 latest.pop(record.key, None)
                 if table.bring(worker, record.key):
-                    failed = 0
+                    failed = stillborn = 0
                     totals.finished(record)
                     yield record
             latest |= {key: x for key, x in answer.flights.items() if key in table}

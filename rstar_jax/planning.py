@@ -118,7 +118,7 @@ def _searches(config: ConfigDict, chips: Sequence[Any], chip: Chip) -> Iterator[
     yield ROW.format(*HEADER)
     # Models of one shape need one plan.
     compiled = functools.cache(functools.partial(plan_model, settings, chips, chip.memory))
-    for name, shape in _models_of(config.policy.path, config.base.path).items():
+    for name, shape in models_of(config.policy.path, config.base.path).items():
         yield ROW.format(name, *_cells(compiled(shape), chip))
     yield f'\n{NOTES}\n'
 
@@ -138,7 +138,7 @@ def _trainings(
         settings.update(config.training[kind])
         return trainings.plan(kind, settings, shape, mesh, chip.memory)
 
-    for name, shape in _models_of(config.base.path or config.policy.path).items():
+    for name, shape in models_of(config.base.path or config.policy.path).items():
         for kind in kinds:
             cells = _training_cells(compiled(kind, shape), chip)
             yield TRAINING_ROW.format(name, kind, *cells)
@@ -243,7 +243,7 @@ def _training_cells(plan: trainings.Plan, chip: Chip) -> list[str]:
     ]
 
 
-def _models_of(path: str, base: str = '') -> dict[str, models.Config]:
+def models_of(path: str, base: str = '') -> dict[str, models.Config]:
     """The model at `path`, by its name; where a run is to make it, of `base`, or the paper's.
 
     Raises UserError: neither a model on disk nor one whose shape is known.

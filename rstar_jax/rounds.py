@@ -27,6 +27,7 @@ from rstar_jax import (
     evals,
     ledger,
     parallel,
+    places,
     preflight,
     report,
     search,
@@ -79,14 +80,18 @@ def run(config: ConfigDict, workdir: str, names: Sequence[str]) -> None:
     Raises:
       UserError: what the config names does not exist, or does not fit what the workdir holds.
     """
-    root = pathlib.Path(workdir)
+    place = places.Place(workdir) if places.is_url(workdir) else None
+    root = place.folder if place else pathlib.Path(workdir)
     with contextlib.ExitStack() as stack:
         if parallel.is_first():
             stack.enter_context(ledger.lock(root))
+        if place:
+            place.pull()
+            stack.callback(place.push)
         events = Events(root / 'events' if parallel.is_first() else None)
         stack.callback(events.close)
         rows = [
-            (Round(configs.for_round(config, number), root, number, events), name)
+            (Round(configs.for_round(config, number), root, number, events, place), name)
             for number, name in order(config, names)
         ]
         for round_, name in rows:
@@ -105,6 +110,8 @@ def run(config: ConfigDict, workdir: str, names: Sequence[str]) -> None:
         parallel.barrier('all is looked at')
         for round_, name in rows:
             run_stage(round_, name)
+            if place:
+                place.push(must=True)
     if parallel.is_first():
         summary.show(root)
 
@@ -219,7 +226,7 @@ def search_trees(round_: Round, stage: ledger.Stage, line: Line) -> Figures:
     line.say(data.told(read))
 
     def progress(now: dict[str, float]) -> None:
-        stage.beat()
+        round_.beat(stage)
         line.show(
             _search_line(now, f'{now["solved"]} solved, '), now['trees_done'] / now['trees_total']
         )
@@ -397,7 +404,7 @@ def _training_progress(
     name = stage.folder.name
 
     def progress(now: dict[str, float]) -> None:
-        stage.beat()
+        round_.beat(stage)
         figures = [f'step {now["step"]}/{now["steps"]}']
         if 'loss' in now:  # after the first step
             figures.append(f'loss {now["loss"]:.3f}')
@@ -427,7 +434,7 @@ def evaluate(round_: Round, stage: ledger.Stage, line: Line) -> Figures:
     """Measures the round's policy, alone and with the search, and writes results.json."""
 
     def progress(now: dict[str, Any]) -> None:
-        stage.beat()
+        round_.beat(stage)
         line.show(
             f'{now["benchmark"]}, {now["kind"]}: {_search_line(now)}',
             now['trees_done'] / now['trees_total'],

@@ -20,6 +20,7 @@ from rstar_jax.errors import UserError
 from rstar_jax.keys import EVAL_SEARCH
 from rstar_jax.models import tiny
 from rstar_jax.models.checkpoint import default_dtype
+from rstar_jax.places import Place
 from rstar_jax.progress import Events
 from rstar_jax.training import checkpoints
 
@@ -47,12 +48,20 @@ class Round:
       root: the workdir.
       number: 0 is what the run started from.
       events: where scalars go.
+      place: of the workdir in an object store, where it lies in one.
     """
 
     config: ConfigDict
     root: pathlib.Path
     number: int
     events: Events
+    place: Place | None = None
+
+    def beat(self, stage: ledger.Stage) -> None:
+        """Keeps on disk, and in the store, how far a stage has come; cheap."""
+        stage.beat()
+        if self.place is not None:
+            self.place.push_if_due()
 
     @property
     def folder(self) -> pathlib.Path:

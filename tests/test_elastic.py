@@ -155,6 +155,17 @@ def test_a_mistake_of_the_user_ends_the_run_and_other_errors_after_some(workers)
     assert len([line for line in lines if 'out of luck; 0 trees' in line]) == 2
 
 
+def test_workers_that_never_begin_end_the_run(workers):
+    class Stillborn(Threads):
+        def answers(self):
+            gone, self.asked = list(self.asked), {}
+            self.add()
+            return [(name, None) for name in gone]
+
+    with pytest.raises(UserError, match='10 workers ended as they began'):
+        list(elastic.run(ITEMS, Stillborn(searching(workers), 1), say=lambda line: None))
+
+
 def test_totals_add_up(workers, whole):
     told = []
     list(elastic.run(ITEMS, Threads(searching(workers), 2), progress=told.append))

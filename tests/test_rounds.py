@@ -14,8 +14,10 @@ import subprocess
 import sys
 import time
 
+import fsspec
 import numpy as np
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 from ml_collections import ConfigDict
 
 from rstar_jax import (
@@ -120,7 +122,7 @@ def solution(comment: str, value: str) -> str:
     )
 
 
-def command(world: pathlib.Path, workdir: pathlib.Path, *more: str) -> list[str]:
+def command(world: pathlib.Path, workdir: pathlib.Path | str, *more: str) -> list[str]:
     return [
         sys.executable,
         '-m',
@@ -443,6 +445,24 @@ def test_four_processes_make_what_one_makes(world, tmp_path):
     for stage in ('round0', 'round1'):
         found = [ledger.read_json(folder / stage / 'eval' / 'results.json') for folder in results]
         assert _untimed(found[1]) == _untimed(found[0])
+
+
+def test_a_round_in_an_object_store(world, tmp_path, monkeypatch, capsys):
+    """From there another machine, with nothing of its own, has it complete."""
+    MemoryFileSystem.store.clear()
+    settings = '--config.eval.strategies=greedy', '--config.base.path='
+    arguments = command(world, 'memory://bucket/run', *settings)[3:]
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'one'))
+    assert main.main(arguments) == 0
+    made = fsspec.filesystem('memory').find('/bucket/run')
+    stages = ('search', 'curate', 'policy', 'ppm', 'eval', 'export')
+    for stage in stages:
+        assert f'/bucket/run/round1/{stage}/done.json' in made
+    assert '/bucket/run/round1/export/policy/model.safetensors' in made
+    capsys.readouterr()
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'two'))
+    assert main.main(arguments) == 0
+    assert capsys.readouterr().out.count(': complete') == 1 + len(stages)
 
 
 def _untimed(results):

@@ -183,7 +183,8 @@ class _Task:
                 store = stack.enter_context(self._store(kind))
                 one = 1 if config.in_order else trees  # in order, one stands for all of a problem
                 items = [(problem, tree) for problem in self.problems for tree in range(one)]
-                leases = parallel.dealt(items, f'{self.folder} {self.name} {kind}', self.leases)
+                place = '/'.join(self.folder.parts[-2:])  # hosts may mount it elsewhere
+                leases = parallel.dealt(items, f'{place} {self.name} {kind}', self.leases)
                 clock = _Clock(store.directory / 'seconds.json' if parallel.is_first() else None)
                 stack.callback(clock.keep)
                 for key in sorted(store.keys() & wanted):

@@ -9,11 +9,13 @@ coordinator's; what devices exchange is JAX's.
 """
 
 import os
+import re
 import signal
 import sys
 import threading
 import time
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import numpy as np
@@ -31,7 +33,7 @@ _roll: Roll | None = None
 _lost = threading.Event()
 
 
-def launch_arguments(environment: Mapping[str, str]) -> dict[str, str | int] | None:
+def launch_arguments(environment: Mapping[str, str]) -> dict[str, Any] | None:
     """What `jax.distributed.initialize` needs, or None when launched as one process.
 
     An empty dict means that JAX finds everything out for itself (SLURM, Open MPI, TPU pod).
@@ -73,7 +75,7 @@ def initialise(environment: Mapping[str, str] = os.environ, seconds: float = STA
         return
     # It would take SIGTERM away from rstar_jax.interrupts, and a process would live on.
     jax.config.update('jax_enable_preemption_service', False)
-    arguments = arguments or _found_by_jax(seconds)
+    arguments = arguments or _found_by_jax(environment, seconds)
     if arguments:
         host, _, port = str(arguments['coordinator_address']).rpartition(':')
         number, count = int(arguments['process_id']), int(arguments['num_processes'])
@@ -85,8 +87,12 @@ def initialise(environment: Mapping[str, str] = os.environ, seconds: float = STA
     jax.distributed.initialize(**arguments, initialization_timeout=int(seconds))
 
 
-def _found_by_jax(seconds: float) -> dict[str, str | int]:
-    """What JAX reads from SLURM, Open MPI or a TPU pod; nothing where a later JAX hides it."""
+def _found_by_jax(environment: Mapping[str, str], seconds: float) -> dict[str, Any]:
+    """What JAX reads from SLURM, Open MPI or a TPU pod; nothing where a later JAX hides it.
+
+    JAX gives each process of SLURM and Open MPI one device. Here a process that is the only one on
+    its host has them all.
+    """
     try:
         from jax._src.clusters import ClusterEnv
 
@@ -98,7 +104,16 @@ def _found_by_jax(seconds: float) -> dict[str, str | int]:
     if address is None or count is None or number is None:
         return {}
     found = {'coordinator_address': address, 'num_processes': count, 'process_id': number}
-    return found if devices is None else {**found, 'local_device_ids': devices}
+    if devices is None or _alone_on_host(environment):
+        return {**found, 'cluster_detection_method': 'deactivate'}
+    return {**found, 'local_device_ids': devices}
+
+
+def _alone_on_host(environment: Mapping[str, str]) -> bool:
+    slurm = environment.get('SLURM_STEP_TASKS_PER_NODE', '')  # such as '1(x4)'
+    return environment.get('OMPI_COMM_WORLD_LOCAL_SIZE') == '1' or bool(
+        re.fullmatch(r'1(\(x\d+\))?', slurm)
+    )
 
 
 def _when_lost(number: int, text: str, code: int) -> None:

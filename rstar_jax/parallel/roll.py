@@ -24,6 +24,7 @@ from rstar_jax.errors import UserError
 BEAT = 5.0  # seconds between two signs of life
 SILENT = 45.0  # seconds without one after which a process is taken for gone
 RETRY = 0.5  # seconds between two attempts to reach the first process
+LINGER = 15.0  # seconds that the first, ending for a reason, waits for the others to end as well
 FLUSH = 3.0  # seconds that a process that ends waits for the first to have told the others
 
 Message = dict[str, Any]
@@ -139,6 +140,12 @@ class _Desk:
             missing = [number for number in range(self._count) if number not in self._lines]
         self._send_all(-1, {'missing': missing} if missing else {'go': True})
         return missing
+
+    def wait_for_others(self, seconds: float) -> None:
+        """Returns when all have left, or after so many seconds."""
+        end = time.monotonic() + seconds
+        while self._lines and time.monotonic() < end:
+            time.sleep(0.1)
 
     def close(self) -> None:
         self._socket.close()
@@ -263,4 +270,6 @@ class Roll:
         self._bye.wait(FLUSH)
         self._line.close()
         if self._desk is not None:
+            if code:  # JAX takes the others down with the first, before they have saved
+                self._desk.wait_for_others(LINGER)
             self._desk.close()

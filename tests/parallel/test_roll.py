@@ -2,6 +2,7 @@
 
 import socket
 import threading
+import time
 
 import pytest
 
@@ -107,6 +108,19 @@ def test_one_that_leaves_for_a_reason_tells_all_others(port):
         assert made[number]._lost[0][2] == 143
     made[2].leave(2, 'has ended: no such file')
     assert made[0]._lost[-1][1].endswith('has ended: no such file')
+
+
+def test_the_first_ends_last_where_it_ends_for_a_reason(port):
+    made, _ = called(port, 2)
+    ends = threading.Thread(target=made[0].leave, args=(143, 'was preempted'))
+    ends.start()
+    assert made[1]._lost.event.wait(10)
+    assert made[1]._lost[0][2] == 143
+    time.sleep(0.5)
+    assert ends.is_alive()
+    made[1].leave(143, 'was preempted')
+    ends.join(5)
+    assert not ends.is_alive()
 
 
 def test_a_port_that_is_taken_is_one_line(port):

@@ -161,12 +161,14 @@ def test_models_go_on_with_trees_that_were_kept(policy, ppm, workers):
 
 
 PROGRAM = """
-import pathlib, sys, time
+import os, pathlib, signal, sys, time
 from rstar_jax import data, search
 from tests.search.test_scripted import random_score, random_texts
 
-folder, seconds = pathlib.Path(sys.argv[1]), float(sys.argv[2])
-config = search.Config(rollouts=64, candidates=4, max_depth=6, error_threshold=2)
+folder, seconds, end = pathlib.Path(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3])
+config = search.Config(
+    rollouts=64, candidates=4, max_depth=6, error_threshold=2, answers_kept='all', workers=1
+)
 
 def texts(*arguments):
     time.sleep(0.01)
@@ -177,13 +179,15 @@ with data.TreeStore(folder, seconds=0) as store:
     expander = search.scripted(texts, random_score, trees=1)
     before = expander.start
     def start(row, tree):
-        print('starts with', tree.rollouts, len(tree.nodes), flush=True)
+        print('starts', len(tree.nodes), flush=True)
         before(row, tree)
     def expand(row, tree):
-        print(tree.rollouts, len(tree.nodes), time.time(), flush=True)
+        print('row', len(tree.nodes), time.time(), flush=True)
+        if tree.rollouts >= end:
+            os.kill(os.getpid(), signal.SIGKILL)
         type(expander).expand(expander, row, tree)
     expander.start, expander.expand = start, expand
-    problem = {'index': 3, 'question': 'q7', 'answer': '1'}
+    problem = {'index': 3, 'question': 'q0', 'answer': '1'}
     for record in search.run(
         [problem], expander=expander, config=config, flights=flights, skip=frozenset(store.keys())
     ):
@@ -192,36 +196,29 @@ with data.TreeStore(folder, seconds=0) as store:
 INTERVAL = 0.3
 
 
-def start(folder: pathlib.Path) -> subprocess.Popen:
-    return subprocess.Popen(
-        [sys.executable, '-c', PROGRAM, str(folder), str(INTERVAL)],
+def run(folder: pathlib.Path, end: int = 1000) -> tuple[int, list[tuple[int, float]]]:
+    """Searches until so many rollouts are done: (nodes to begin with, rows of nodes and time)."""
+    done = subprocess.run(
+        [sys.executable, '-c', PROGRAM, str(folder), str(INTERVAL), str(end)],
         cwd=processes.REPOSITORY,
         env=processes.environment_of(1),
         stdout=subprocess.PIPE,
         text=True,
+        timeout=240,
     )
+    assert done.returncode == (0 if end == 1000 else -signal.SIGKILL)
+    words = [line.split() for line in done.stdout.splitlines()]
+    (start,) = (int(nodes) for kind, nodes, *_ in words if kind == 'starts')
+    return start, [(int(row[1]), float(row[2])) for row in words if row[0] == 'row']
 
 
 def test_a_killed_tree_of_64_rollouts_loses_the_last_interval_at_most(tmp_path):
-    process = start(tmp_path / 'whole')
-    lines = process.communicate(timeout=240)[0].splitlines()
-    assert process.returncode == 0 and lines[0] == 'starts with 0 1'
-    rows = []
-    process = start(tmp_path / 'parts')
-    for line in process.stdout:
-        if not line.startswith('starts'):
-            rows.append([float(word) for word in line.split()])
-            if rows[-1][0] >= 30:
-                process.send_signal(signal.SIGKILL)
-                break
-    process.wait()
-    process = start(tmp_path / 'parts')
-    lines = process.communicate(timeout=240)[0].splitlines()
-    assert process.returncode == 0
-    size = int(lines[0].split()[-1])
-    # What had been found that long before the kill is there.
-    kept = [nodes for _, nodes, seconds in rows if seconds < rows[-1][2] - INTERVAL - 0.1]
-    assert size >= kept[-1] > 30
+    assert run(tmp_path / 'whole')[0] == 1
+    _, rows = run(tmp_path / 'parts', 30)
+    size, _ = run(tmp_path / 'parts')
+    # What had been found that long before the last look, one step before the kill, is there.
+    kept = [nodes for nodes, seconds in rows if seconds < rows[-2][1] - INTERVAL]
+    assert size >= kept[-1] > 20
     with data.TreeStore(tmp_path / 'whole') as whole, data.TreeStore(tmp_path / 'parts') as parts:
         assert len(whole) == len(parts) == 1
         assert_same(parts[3, 0], whole[3, 0])

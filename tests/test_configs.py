@@ -153,9 +153,9 @@ def test_every_key_of_our_own_is_read_somewhere():
     text = '\n'.join(path.read_text() for path in (REPOSITORY / 'rstar_jax').glob('*.py'))
     for key in keys.KEYS:
         section, _, leaf = key.rpartition('.')
-        ours = section in ('', 'policy', 'base', 'ppm', 'bootstrap', 'data', 'eval')
+        ours = section in ('', 'policy', 'base', 'ppm', 'bootstrap', 'data', 'eval', 'job')
         if (ours and leaf not in keys.EVAL_SEARCH) or leaf in ('trees', 'more_rollouts'):
-            assert re.search(rf'\b(config|settings|search|made)\.(\w+\.)*{leaf}\b', text), key
+            assert re.search(rf'\b(config|settings|search|made|job)\.(\w+\.)*{leaf}\b', text), key
 
 
 def test_limits_and_choices_are_of_keys_that_exist():

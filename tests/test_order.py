@@ -128,14 +128,20 @@ def test_later_trees_are_for_problems_still_unsolved(tmp_path, monkeypatch):
         def __len__(self):
             return len(self.trees)
 
+        def __contains__(self, key):
+            return key in self.trees
+
         def keys(self):
             return set(self.trees)
+
+        def refresh(self):
+            pass
 
         def append(self, tree):
             assert tree.key not in self.trees
             self.trees[tree.key] = tree
 
-    def search(problems, policy, ppm, *, config, seed, trees, skip, progress):
+    def search(problems, policy, ppm, *, config, seed, trees, skip, progress, leases, flights):
         for problem in problems:
             for tree in range(trees):
                 if (problem['index'], tree) not in skip:

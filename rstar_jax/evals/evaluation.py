@@ -115,6 +115,7 @@ def run(
     directory: str | os.PathLike | None = None,
     progress: Progress | None = None,
     run_search: Callable[..., Iterable[Record]] | None = None,
+    leases: str = parallel.COUNTER,
 ) -> dict[str, Any]:
     """Evaluates on every benchmark.
 
@@ -131,6 +132,7 @@ def run(
         out, and read what the others found there. None keeps all in memory, of each process alone.
       progress: gets what `search.run` reports, with `benchmark` and `kind` (the strategy).
       run_search: stands in for `search.run`.
+      leases: how several processes share the trees out, see `parallel.dealt`.
 
     Returns:
       The content of results.json, see the module's text.
@@ -143,7 +145,7 @@ def run(
     for name, problems in problems_by_benchmark.items():
         if not problems:
             raise UserError(f'benchmark {name}: has no problems')
-        task = _Task(name, list(problems), seed, folder, progress, run_search or search.run)
+        task = _Task(name, list(problems), seed, folder, progress, run_search or search.run, leases)
         benchmarks[name] = _evaluate(task, policy, ppm, config)
     results = {'round': round_number, 'benchmarks': benchmarks}
     if folder is not None and parallel.is_first():
@@ -164,6 +166,7 @@ class _Task:
     folder: pathlib.Path | None
     progress: Progress | None
     run_search: Callable[..., Iterable[Record]]
+    leases: str
 
     def trees(
         self, kind: str, policy: Any, ppm: Any, config: search.Config, trees: int
@@ -175,23 +178,29 @@ class _Task:
         wanted = {(p['index'], tree) for p in self.problems for tree in range(trees)}
         found: _Outcomes = {}
         with contextlib.ExitStack() as stack:
-            problems, store, clock = self.problems, None, _Clock(None)
+            store, clock, leases = None, _Clock(None), None
             if self.folder is not None:
-                problems, store = parallel.share(problems), stack.enter_context(self._store(kind))
+                store = stack.enter_context(self._store(kind))
+                one = 1 if config.in_order else trees  # in order, one stands for all of a problem
+                items = [(problem, tree) for problem in self.problems for tree in range(one)]
+                place = '/'.join(self.folder.parts[-2:])  # hosts may mount it elsewhere
+                leases = parallel.dealt(items, f'{place} {self.name} {kind}', self.leases)
                 clock = _Clock(store.directory / 'seconds.json' if parallel.is_first() else None)
                 stack.callback(clock.keep)
                 for key in sorted(store.keys() & wanted):
                     found[key] = Outcome.of(store[key])
             if found.keys() != wanted:
                 run = self.run_search(
-                    problems,
+                    self.problems,
                     policy,
                     ppm,
                     config=config,
                     seed=self.seed,
                     trees=trees,
                     skip=frozenset(found),
+                    earlier=(store[key] for key in list(found)),
                     progress=self._report(kind),
+                    leases=leases,
                 )
                 for record in run:
                     if store is not None:
@@ -199,9 +208,10 @@ class _Task:
                     found[record.key] = Outcome.of(record)
                     clock.tick()
         parallel.barrier(f'{self.name}, {kind}: searched')
-        if others := sorted(wanted - found.keys()):
+        if others := wanted - found.keys():
             with self._store(kind) as store:
-                found |= {key: Outcome.of(store[key]) for key in others}
+                # With a budget, some trees are left out.
+                found |= {key: Outcome.of(store[key]) for key in sorted(others & store.keys())}
         return found, clock.seconds
 
     def _store(self, kind: str) -> TreeStore:

@@ -1,6 +1,7 @@
 """The two prompts: few-shot for a general model (bootstrap), and the one that SFT trains."""
 
 import itertools
+import math
 
 from rstar_jax.errors import UserError
 from rstar_jax.steps.language import ASSISTANT, USER
@@ -62,6 +63,9 @@ print(total)
 
 """,
 )
+
+
+ORDERS = math.factorial(len(_EXAMPLES))  # in which the examples can stand
 
 
 def prompt(question: str, kind: str = 'sft', order: int = 0) -> str:

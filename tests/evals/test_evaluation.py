@@ -40,7 +40,9 @@ class Searcher:
     def __init__(self, lifetime=10**9):
         self.calls, self.made, self.lifetime = [], [], lifetime
 
-    def __call__(self, problems, policy, ppm, *, config, seed, trees, skip, progress):
+    def __call__(
+        self, problems, policy, ppm, *, config, seed, trees, skip, earlier, progress, leases=None
+    ):
         self.calls.append((ppm, config, trees))
         for number in reversed(range(trees)):  # trees finish in any order
             for i, problem in enumerate(problems):

@@ -1,7 +1,7 @@
 """Meshes, and the launch on several hosts: search is local to a host, training is global."""
 
 from rstar_jax.parallel.chips import peak_flops
-from rstar_jax.parallel.compiled import keep_compiled
+from rstar_jax.parallel.compiled import compile_seconds, keep_compiled
 from rstar_jax.parallel.hosts import barrier, greatest, initialise, is_first, share
 from rstar_jax.parallel.memory import (
     bytes_of_program,
@@ -16,6 +16,7 @@ __all__ = [
     'barrier',
     'bytes_of_program',
     'bytes_on_a_device',
+    'compile_seconds',
     'device_bytes',
     'free_bytes',
     'give_memory_back',

@@ -1,6 +1,6 @@
 """Monte Carlo tree search over program steps, vectorised over trees and devices."""
 
-from rstar_jax.search.config import Config, greedy, sampled
+from rstar_jax.search.config import Config, greedy, sampled, trees_for
 from rstar_jax.search.live import Job, Live
 from rstar_jax.search.record import Record, Status
 from rstar_jax.search.runner import Workers, run
@@ -17,4 +17,5 @@ __all__ = [
     'run',
     'sampled',
     'scripted',
+    'trees_for',
 ]

@@ -1,13 +1,12 @@
 """Problems written and answered by a scripted policy, and their way into a search."""
 
 import collections
-import dataclasses
 import functools
 import json
 
 import pytest
 
-from rstar_jax import configs, data, ledger, rounds, search, sources, steps, synthesis
+from rstar_jax import configs, ledger, rounds, search, sources, steps, synthesis
 from rstar_jax.data.overlap import Overlap
 from rstar_jax.errors import UserError
 from rstar_jax.progress import Events, Line
@@ -32,7 +31,7 @@ TEXTS = {
     'Gina loses count of all of her shells. How many?': [*'1122334455'],
     'ann has 3 apples and  buys 2 more of them. How many?': None,  # known
     'Ben sells 3 of 8 cards. How many are left? ': None,  # written twice
-    'Eva has 9 eggs and breaks two. How many are left?': None,  # of a benchmark
+    'Eva has 9 eggs and breaks two. How many are left?': ['7'] * 10,  # of a benchmark
     'How many?': None,
     'What does <code> mean in a text such as this?': None,
     'Hugo walks on and on and': None,  # never ends
@@ -149,7 +148,7 @@ def round_of(tmp_path, number: int, **changes) -> Round:
     config = configs.default()
     config.data.problems = str(tmp_path / 'known.json')
     config.last_round = 2
-    config.search.workers = config.execution.workers = 1
+    config.execution.workers = 1
     configs.update(config, changes)
     return Round(configs.for_round(config, number), tmp_path, number, Events(None))
 
@@ -172,8 +171,6 @@ def test_the_search_takes_them_beside_the_known_ones(tmp_path, monkeypatch):
         kept, _, counts = sources.split_problems(round_of(tmp_path, number))
         assert len(kept) == counts['used'] == counts['rows'] == 8
         assert [p['index'] for p in kept[5:]] == [10**9, 10**9 + 1, 10**9 + 5]
-    rules = data.Rules(synthetic_correct=0.5)
-    assert dataclasses.asdict(rules)['synthetic_correct'] == 0.5
     # A search belongs to the problems that it searches.
     search_stage = rounds.stage_of(first, 'search')
     assert stage.folder in search_stage.inputs

@@ -1,6 +1,6 @@
 """Kills a run at random moments and starts it again: `python tests/kills.py DIRECTORY KILLS`.
 
-Runs the quickstart in DIRECTORY/whole (further arguments, as --config.data.limit=20, go to it), then
+Runs the quickstart in DIRECTORY/whole (further arguments go to it: --config.data.limit=20), then
 again in DIRECTORY/parts, where SIGKILL ends it KILLS times. Prints as JSON what it did when it was
 killed, and in what the two differ. Not a test by itself: test_rounds.py does the same in small.
 """

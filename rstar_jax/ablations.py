@@ -30,21 +30,22 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from rstar_jax import configs, evals, ledger, report, rounds, sources, summary
+from rstar_jax.errors import UserError
 from rstar_jax.evals import comparison
 from rstar_jax.progress import Events, clock
 from rstar_jax.sources import Round
 
 Figures = dict[str, Any]
-RUN, SEARCHES = 'run', 'searches'
+RUN, PLAIN, SEARCHES = 'run', 'plain', 'searches'  # plain: without a PPM
 JUDGES = {'ORM': 'orm', 'PQM': 'pqm', 'PRM': 'prm', 'PPM': 'pairwise'}
 FORMS = {
-    'greedy': ('greedy', 'greedy'),
-    'majority': ('sampled', 'majority'),
-    'best of n': ('sampled', 'best'),
-    'beam': ('beam', 'majority'),
-    'DVTS': ('dvts', 'majority'),
-    'MCTS': ('mcts', 'majority'),
-    'PUCT': ('puct', 'majority'),
+    'greedy': (PLAIN, 'greedy', 'greedy'),
+    'majority': (PLAIN, 'sampled', 'majority'),
+    'best of n': (SEARCHES, 'sampled', 'best'),
+    'beam': (SEARCHES, 'beam', 'majority'),
+    'DVTS': (SEARCHES, 'dvts', 'majority'),
+    'MCTS': (SEARCHES, 'mcts', 'majority'),
+    'PUCT': (SEARCHES, 'puct', 'majority'),
 }
 TITLES = {
     'data': 'What SFT learns from: greedy after one round, for as many tokens of search',
@@ -86,11 +87,11 @@ class Row:
 
 
 def variants(config: ConfigDict, tokens: int = 0) -> dict[str, list[Variant]]:
-    """{group: its variants}. Those of `searches` are used by several groups.
+    """{group: its variants}; in the group '' those that several groups use.
 
     tokens: that the run's first search sampled for a problem; as many samples are trained on.
     """
-    last = config.last_round
+    last, judged = config.last_round, _judged(config)
 
     def of(number: int, *names: str, other: int | None = None) -> dict[str, str]:
         return {f'round{number}/{name}': f'{RUN}/round{other or number}/{name}' for name in names}
@@ -116,10 +117,12 @@ def variants(config: ConfigDict, tokens: int = 0) -> dict[str, list[Variant]]:
             Variant('rejection', 1, from_samples, learn, right),
             Variant('unranked', 1, start | of(1, 'search'), learn, right),
         ],
-        SEARCHES: [
+        '': [
             Variant(
-                SEARCHES, last, own, ('eval',),
-                {'eval.strategies': 'sampled,unguided,beam,dvts,mcts,puct'},
+                PLAIN, last, of(last, 'policy'), ('eval',), {'eval.strategies': 'sampled,unguided'}
+            ),
+            Variant(
+                SEARCHES, last, own, ('eval',), {'eval.strategies': 'sampled,beam,dvts,mcts,puct'}
             ),
         ],
         'judge': [
@@ -133,9 +136,9 @@ def variants(config: ConfigDict, tokens: int = 0) -> dict[str, list[Variant]]:
         'strength': [
             Variant(
                 f'ppm{number}', 1, of(1, 'policy') | of(1, 'ppm', other=number), ('eval',),
-                {'eval.strategies': 'mcts' if number > 1 else 'unguided,mcts'},
+                {'eval.strategies': 'unguided,mcts' if number == judged[0] else 'mcts'},
             )
-            for number in range(1, last + 1)
+            for number in judged
         ],
         'rollouts': [
             Variant(f'rollouts{n}', last, own, ('eval',), one_tree | {'eval.rollouts': n})
@@ -144,22 +147,29 @@ def variants(config: ConfigDict, tokens: int = 0) -> dict[str, list[Variant]]:
     }  # fmt: skip
 
 
+def _judged(config: ConfigDict) -> list[int]:
+    """The rounds that train a PPM."""
+    names = configs.stages_of(config.stages)
+    return [number for number, name in rounds.order(config, names) if name == 'ppm']
+
+
 def rows_of(config: ConfigDict) -> Iterator[Row]:
     """All rows, group by group, in the order of the table."""
     yield Row('data', 'self-samples', 'self-samples')
     yield Row('data', 'rejection sampling', 'rejection')
     yield Row('data', 'trees, any right trajectory', 'unranked')
     yield Row('data', 'trees, best by Q value', RUN)
-    yield Row('judge', 'none, MCTS', SEARCHES, 'unguided', 'majority')
+    yield Row('judge', 'none, MCTS', PLAIN, 'unguided', 'majority')
     for name, loss in JUDGES.items():
         variant = SEARCHES if loss == config.training.ppm.loss else loss
         yield Row('judge', f'{name}, best of n', variant, 'sampled', 'best')
         yield Row('judge', f'{name}, MCTS', variant, 'mcts', 'majority')
-    yield Row('strength', 'none', 'ppm1', 'unguided', 'majority')
-    for number in range(1, config.last_round + 1):
+    judged = _judged(config)
+    yield Row('strength', 'none', f'ppm{judged[0]}', 'unguided', 'majority')
+    for number in judged:
         yield Row('strength', f'of round {number}', f'ppm{number}', 'mcts', 'majority')
-    for name, (strategy, mode) in FORMS.items():
-        yield Row('form', name, SEARCHES, strategy, mode)
+    for name, (variant, strategy, mode) in FORMS.items():
+        yield Row('form', name, variant, strategy, mode)
     for number in config.ablations.rollouts:
         yield Row('rollouts', str(number), f'rollouts{number}', 'mcts', 'majority')
 
@@ -178,8 +188,13 @@ def run(config: ConfigDict, workdir: str) -> None:
     """Runs what is not complete yet, for all seeds and chosen groups, and writes what came of it.
 
     Raises:
-      UserError: as `rounds.run`.
+      UserError: as `rounds.run`; or the last round trains no PPM.
     """
+    if config.last_round not in _judged(config):
+        raise UserError(
+            f'--config.stages={config.stages}: ablations need a PPM of the last round: add ppm '
+            f'here, and to --config.schedule.round{config.last_round}.stages where it is set'
+        )
     root = pathlib.Path(workdir)
     first = config.seed
     seeds = [Seed(config, root, first + i) for i in range(config.ablations.seeds)]
@@ -203,6 +218,7 @@ class Seed:
     def __init__(self, config: ConfigDict, root: pathlib.Path, seed: int):
         self.config, self.seed, self.root = configs.copy(config), seed, root / f'seed{seed}'
         self.config.seed = seed
+        self._rows: dict[Row, Figures] = {}
 
     def run_rounds(self) -> None:
         """The whole run, which all variants differ from."""
@@ -220,7 +236,7 @@ class Seed:
         done = ledger.read_json(self.root / RUN / 'round1' / 'search' / 'done.json')
         figures = done['figures'] if done else {'tokens': 0, 'problems': 1}
         found = variants(self.config, round(figures['tokens'] / figures['problems']))
-        used = [SEARCHES] if {'judge', 'form', 'rollouts'} & set(groups) else []
+        used = [''] if {'judge', 'form', 'rollouts'} & set(groups) else []
         return [variant for group in (*used, *groups) for variant in found.get(group, ())]
 
     def run_variant(self, variant: Variant) -> None:
@@ -260,15 +276,16 @@ class Seed:
     def rows(self, groups: Sequence[str]) -> Iterator[Figures]:
         """The rows of the groups whose variants are complete."""
         found: dict[str, Variant | None] = {v.name: v for v in self.variants(groups)} | {RUN: None}
-        samples = self.round(found[SEARCHES]) if SEARCHES in found else None
+        samples = self.round(found[PLAIN]) if PLAIN in found else None
         for row in rows_of(self.config):
             if row.group not in groups:
                 continue
             round_ = self.round(found[row.variant])
-            if (round_.folder / 'eval' / 'done.json').exists():
-                yield {'group': row.group, 'row': row.name, 'seed': self.seed} | _figures(
-                    row, round_, samples
-                )
+            if row not in self._rows and (round_.folder / 'eval' / 'done.json').exists():
+                name = {'group': row.group, 'row': row.name, 'seed': self.seed}
+                self._rows[row] = name | _figures(row, round_, samples)
+            if row in self._rows:
+                yield self._rows[row]
 
 
 def _figures(row: Row, round_: Round, samples: Round | None) -> Figures:
@@ -311,12 +328,13 @@ def _first(
     asked: whose problems. whole: what all trees gave, and took.
     """
     trees = min(max(trees, 1), round(whole['trees']))
+    scored = strategy != 'unguided' and sources.holds_model(round_.folder / 'ppm')
     found = {
         name: (
             len(problems),
             evals.read(
                 round_.folder / 'eval', name, problems, strategy, trees,
-                scored=strategy != 'unguided', top=round_.config.eval.top,
+                scored=scored, top=round_.config.eval.top,
             ),
         )
         for name, problems in sources.benchmarks(asked).items()

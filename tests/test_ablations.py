@@ -6,6 +6,7 @@ import re
 import pytest
 
 from rstar_jax import ablations, configs, ledger, report, rounds, sources
+from rstar_jax.errors import UserError
 from rstar_jax.report import run as runs
 from rstar_jax.report import tables
 
@@ -38,6 +39,7 @@ class World:
             if len(self.ran) == self.dies_at:
                 raise KeyboardInterrupt
             self.ran.append((round_.root.parent.name, round_.root.name, round_.number, name))
+            (stage.folder / 'model.json').write_text('')
             (stage.folder / 'made').write_text(f'{round_.root.name} {name}')
             if name == 'search':
                 return {'tokens': 4000, 'problems': 10, 'trees': 20}
@@ -52,7 +54,8 @@ class World:
         config = round_.config
         self.config = config
         names = ('greedy', *configs.strategies_of(config.eval.strategies))
-        rows = {name: self.figures(4, 8 if round_.root.name == 'searches' else 5) for name in names}
+        count = 8 if round_.root.name in ('plain', 'searches') else 5
+        rows = {name: self.figures(4, count) for name in names}
         return {'arithmetic': {'problems': 10, 'strategies': rows}}
 
     def figures(self, trees, solved):
@@ -68,7 +71,7 @@ class World:
 
     def read(self, folder, name, problems, strategy, trees, *, scored, top):
         assert pathlib.Path(folder).is_dir() and name == 'arithmetic' and problems == PROBLEMS
-        assert scored == (strategy != 'unguided') and top == 0
+        assert scored == (strategy != 'unguided' and 'plain' not in str(folder)) and top == 0
         return self.figures(trees, 1)
 
 
@@ -93,6 +96,7 @@ def test_everything_is_run_once_and_shared(world, tmp_path, monkeypatch, capsys)
         'self-samples': [(1, name) for name in ('search', 'curate', 'sft', 'eval')],
         'rejection': [(1, name) for name in ('curate', 'sft', 'eval')],
         'unranked': [(1, name) for name in ('curate', 'sft', 'eval')],
+        'plain': [(2, 'eval')],
         'searches': [(2, 'eval')],
         'orm': [(2, 'ppm'), (2, 'eval')],
         'pqm': [(2, 'ppm'), (2, 'eval')],
@@ -119,7 +123,7 @@ def test_everything_is_run_once_and_shared(world, tmp_path, monkeypatch, capsys)
     assert ppm2.resolve() == (tmp_path / 'seed1' / 'run' / 'round2' / 'ppm').resolve()
     printed = capsys.readouterr().out
     parts = re.findall(r'ablations: part (\d+) of (\d+), seed (\d), ([\w-]+): .* left', printed)
-    assert len(parts) == 24 and parts[-1] == ('24', '24', '1', 'rollouts8')
+    assert len(parts) == 26 and parts[-1] == ('26', '26', '1', 'rollouts8')
     count = len(world.ran)
     (tmp_path / 'ablations.json').unlink()
     (tmp_path).rename(tmp_path.parent / 'moved')
@@ -157,7 +161,7 @@ def test_stopped_anywhere_it_goes_on(world, tmp_path, monkeypatch, step):
         ablations.run(small(1), str(tmp_path))
     world.dies_at = None
     ablations.run(small(1), str(tmp_path))
-    assert len(world.ran) == len(set(world.ran)) == 33
+    assert len(world.ran) == len(set(world.ran)) == 34
 
 
 def test_the_table_has_every_row_and_what_beats_us(world, tmp_path, capsys):
@@ -176,7 +180,6 @@ def test_the_table_has_every_row_and_what_beats_us(world, tmp_path, capsys):
     assert (rollouts['right'], rollouts['samples']['right']) == (0.5, 0.1)
     assert lines['judge', 'PPM, MCTS']['right'] > lines['judge', 'ORM, MCTS']['right']
     assert made['notes']['form'] == ['Nothing is above MCTS.']
-    # The samples' scores are those of the judge of that variant.
     printed = capsys.readouterr().out
     for text in (made['titles']['judge'], 'PQM, best of n', 'Nothing is above MCTS.'):
         assert text in printed
@@ -194,5 +197,17 @@ def test_groups_run_alone(world, tmp_path, monkeypatch):
     ablations.run(small(1, 'strength'), str(tmp_path))
     assert {row[1] for row in world.ran} == {'run', 'ppm1', 'ppm2'}
     ablations.run(small(1, 'strength,form'), str(tmp_path))
-    assert {row[1] for row in world.ran} == {'run', 'ppm1', 'ppm2', 'searches'}
+    assert {row[1] for row in world.ran} == {'run', 'ppm1', 'ppm2', 'plain', 'searches'}
     assert list(ledger.read_json(tmp_path / 'ablations.json')['titles']) == ['strength', 'form']
+
+
+def test_without_a_judge_there_is_nothing_to_compare(tmp_path):
+    config = small()
+    config.stages = 'bootstrap,search,curate,sft,eval'
+    with pytest.raises(UserError, match='^--config.stages=.*: ablations need a PPM of the last'):
+        ablations.run(config, str(tmp_path))
+    config = configs.schedule(small(), {1: {'stages': 'search,curate,sft,eval'}})
+    rows = [(row.name, row.variant) for row in ablations.rows_of(config) if row.group == 'strength']
+    assert rows == [('none', 'ppm2'), ('of round 2', 'ppm2')]
+    (only,) = ablations.variants(config)['strength']
+    assert only.settings['eval.strategies'] == 'unguided,mcts'

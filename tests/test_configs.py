@@ -53,7 +53,7 @@ def test_synthesis_keys_are_those_of_the_synthesis():
 
 def test_every_form_of_a_search_that_is_compared_is_an_evaluations():
     assert tuple(ablations.TITLES) == keys.ABLATIONS
-    assert {strategy for strategy, _ in ablations.FORMS.values()} <= set(evals.STRATEGIES)
+    assert {strategy for _, strategy, _ in ablations.FORMS.values()} <= set(evals.STRATEGIES)
     assert set(ablations.JUDGES.values()) == set(training.LOSSES)
     config = configs.default()
     config.ablations.groups = 'judge,froms'

@@ -36,7 +36,8 @@ from rstar_jax.progress import Events, clock
 from rstar_jax.sources import Round
 
 Figures = dict[str, Any]
-RUN, PLAIN, SEARCHES = 'run', 'plain', 'searches'  # plain: without a PPM
+RUN, SEARCHES = 'run', 'searches'
+PLAIN, MANY = 'plain', 'many-samples'  # without a PPM
 JUDGES = {'ORM': 'orm', 'PQM': 'pqm', 'PRM': 'prm', 'PPM': 'pairwise'}
 FORMS = {
     'greedy': (PLAIN, 'greedy', 'greedy'),
@@ -105,12 +106,10 @@ def variants(config: ConfigDict, tokens: int = 0) -> dict[str, list[Variant]]:
     alone = {'eval.strategies': 'greedy', 'eval.tokens': 0}
     right, random = {'curate.choice': 'right'} | alone, {'curate.choice': 'any'} | alone
     own = of(last, 'policy', 'ppm')
-    by_ppm = {'eval.strategies': 'mcts'}
-    one_tree = by_ppm | {
-        'eval.tokens': 0,
-        'eval.trajectories': 1,
-        'eval.limit': config.ablations.problems or config.eval.limit,
-    }
+    few = {'eval.tokens': 0, 'eval.limit': config.ablations.problems or config.eval.limit}
+    one_tree = few | {'eval.strategies': 'mcts', 'eval.trajectories': 1}
+    most = max(config.ablations.rollouts, default=1)
+    many = few | {'eval.strategies': 'sampled', 'eval.samples': most}
     return {
         'data': [
             Variant('self-samples', 1, start, ('search', *learn), samples | random),
@@ -141,8 +140,11 @@ def variants(config: ConfigDict, tokens: int = 0) -> dict[str, list[Variant]]:
             for number in judged
         ],
         'rollouts': [
-            Variant(f'rollouts{n}', last, own, ('eval',), one_tree | {'eval.rollouts': n})
-            for n in config.ablations.rollouts
+            Variant(MANY, last, of(last, 'policy'), ('eval',), many),
+            *(
+                Variant(f'rollouts{n}', last, own, ('eval',), one_tree | {'eval.rollouts': n})
+                for n in config.ablations.rollouts
+            ),
         ],
     }  # fmt: skip
 
@@ -159,15 +161,15 @@ def rows_of(config: ConfigDict) -> Iterator[Row]:
     yield Row('data', 'rejection sampling', 'rejection')
     yield Row('data', 'trees, any right trajectory', 'unranked')
     yield Row('data', 'trees, best by Q value', RUN)
-    yield Row('judge', 'none, MCTS', PLAIN, 'unguided', 'majority')
+    yield Row('judge', 'no judge, MCTS', PLAIN, 'unguided', 'majority')
     for name, loss in JUDGES.items():
         variant = SEARCHES if loss == config.training.ppm.loss else loss
         yield Row('judge', f'{name}, best of n', variant, 'sampled', 'best')
         yield Row('judge', f'{name}, MCTS', variant, 'mcts', 'majority')
     judged = _judged(config)
-    yield Row('strength', 'none', f'ppm{judged[0]}', 'unguided', 'majority')
+    yield Row('strength', 'no PPM', f'ppm{judged[0]}', 'unguided', 'majority')
     for number in judged:
-        yield Row('strength', f'of round {number}', f'ppm{number}', 'mcts', 'majority')
+        yield Row('strength', f'PPM of round {number}', f'ppm{number}', 'mcts', 'majority')
     for name, (variant, strategy, mode) in FORMS.items():
         yield Row('form', name, variant, strategy, mode)
     for number in config.ablations.rollouts:
@@ -179,7 +181,7 @@ def ours(config: ConfigDict) -> dict[str, str]:
     return {
         'data': 'trees, best by Q value',
         'judge': 'PPM, MCTS',
-        'strength': f'of round {config.last_round}',
+        'strength': f'PPM of round {config.last_round}',
         'form': 'MCTS',
     }
 
@@ -236,7 +238,7 @@ class Seed:
         done = ledger.read_json(self.root / RUN / 'round1' / 'search' / 'done.json')
         figures = done['figures'] if done else {'tokens': 0, 'problems': 1}
         found = variants(self.config, round(figures['tokens'] / figures['problems']))
-        used = [''] if {'judge', 'form', 'rollouts'} & set(groups) else []
+        used = [''] if {'judge', 'form'} & set(groups) else []
         return [variant for group in (*used, *groups) for variant in found.get(group, ())]
 
     def run_variant(self, variant: Variant) -> None:
@@ -275,15 +277,15 @@ class Seed:
 
     def rows(self, groups: Sequence[str]) -> Iterator[Figures]:
         """The rows of the groups whose variants are complete."""
-        found: dict[str, Variant | None] = {v.name: v for v in self.variants(groups)} | {RUN: None}
-        samples = self.round(found[PLAIN]) if PLAIN in found else None
+        found = {variant.name: variant for variant in self.variants(groups)}
         for row in rows_of(self.config):
-            if row.group not in groups:
-                continue
-            round_ = self.round(found[row.variant])
-            if row not in self._rows and (round_.folder / 'eval' / 'done.json').exists():
+            number = found[row.variant].round if row.variant in found else 1
+            done = self.root / row.variant / f'round{number}' / 'eval' / 'done.json'
+            if row.group in groups and row not in self._rows and done.exists():
                 name = {'group': row.group, 'row': row.name, 'seed': self.seed}
-                self._rows[row] = name | _figures(row, round_, samples)
+                samples = found.get(MANY if row.group == 'rollouts' else PLAIN)
+                samples = samples and self.round(samples)
+                self._rows[row] = name | _figures(row, self.round(found.get(row.variant)), samples)
             if row in self._rows:
                 yield self._rows[row]
 

@@ -57,7 +57,7 @@ INPUTS = {
 BINDING = {
     'bootstrap': ('seed', 'policy.path', 'bootstrap', 'training.bootstrap'),
     'synthesize': ('seed', 'policy', 'data', 'search', 'execution', 'synthesize'),
-    'search': ('seed', 'policy', 'ppm', 'data', 'search', 'execution'),
+    'search': ('seed', 'policy', 'ppm', 'data', 'synthesize', 'search', 'execution'),
     'curate': ('curate', 'data.overlap'),
     'sft': ('seed', 'base', 'training.sft'),
     'ppm': ('seed', 'training.ppm'),

@@ -71,7 +71,8 @@ class World:
 
     def read(self, folder, name, problems, strategy, trees, *, scored, top):
         assert pathlib.Path(folder).is_dir() and name == 'arithmetic' and problems == PROBLEMS
-        assert scored == (strategy != 'unguided' and 'plain' not in str(folder)) and top == 0
+        plain = strategy == 'unguided' or {'plain', 'many-samples'} & {*pathlib.Path(folder).parts}
+        assert scored == (not plain) and top == 0
         return self.figures(trees, 1)
 
 
@@ -103,6 +104,7 @@ def test_everything_is_run_once_and_shared(world, tmp_path, monkeypatch, capsys)
         'prm': [(2, 'ppm'), (2, 'eval')],
         'ppm1': [(1, 'eval')],
         'ppm2': [(1, 'eval')],
+        'many-samples': [(2, 'eval')],
         'rollouts1': [(2, 'eval')],
         'rollouts8': [(2, 'eval')],
     }
@@ -123,7 +125,7 @@ def test_everything_is_run_once_and_shared(world, tmp_path, monkeypatch, capsys)
     assert ppm2.resolve() == (tmp_path / 'seed1' / 'run' / 'round2' / 'ppm').resolve()
     printed = capsys.readouterr().out
     parts = re.findall(r'ablations: part (\d+) of (\d+), seed (\d), ([\w-]+): .* left', printed)
-    assert len(parts) == 26 and parts[-1] == ('26', '26', '1', 'rollouts8')
+    assert len(parts) == 28 and parts[-1] == ('28', '28', '1', 'rollouts8')
     count = len(world.ran)
     (tmp_path / 'ablations.json').unlink()
     (tmp_path).rename(tmp_path.parent / 'moved')
@@ -148,8 +150,9 @@ def test_each_variant_has_what_its_name_says(world, tmp_path, monkeypatch):
     assert (samples['curate.choice'], settings('rejection', 1)['curate.choice']) == ('any', 'right')
     assert settings('pqm', 2)['training.ppm.loss'] == 'pqm'
     assert settings('rollouts8', 2)['eval.rollouts'] == 8
-    assert settings('rollouts8', 2)['eval.limit'] == 64
-    assert settings('searches', 2)['eval.limit'] == run['eval.limit'] != 64
+    assert settings('rollouts8', 2)['eval.limit'] == settings('many-samples', 2)['eval.limit'] == 48
+    assert settings('many-samples', 2)['eval.samples'] == 8
+    assert settings('searches', 2)['eval.limit'] == run['eval.limit'] != 48
     assert settings('searches', 2)['eval.tokens'] == run['eval.tokens'] > 0
 
 
@@ -161,7 +164,7 @@ def test_stopped_anywhere_it_goes_on(world, tmp_path, monkeypatch, step):
         ablations.run(small(1), str(tmp_path))
     world.dies_at = None
     ablations.run(small(1), str(tmp_path))
-    assert len(world.ran) == len(set(world.ran)) == 34
+    assert len(world.ran) == len(set(world.ran)) == 35
 
 
 def test_the_table_has_every_row_and_what_beats_us(world, tmp_path, capsys):
@@ -208,6 +211,6 @@ def test_without_a_judge_there_is_nothing_to_compare(tmp_path):
         ablations.run(config, str(tmp_path))
     config = configs.schedule(small(), {1: {'stages': 'search,curate,sft,eval'}})
     rows = [(row.name, row.variant) for row in ablations.rows_of(config) if row.group == 'strength']
-    assert rows == [('none', 'ppm2'), ('of round 2', 'ppm2')]
+    assert rows == [('no PPM', 'ppm2'), ('PPM of round 2', 'ppm2')]
     (only,) = ablations.variants(config)['strength']
     assert only.settings['eval.strategies'] == 'unguided,mcts'

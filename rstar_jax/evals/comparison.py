@@ -92,7 +92,7 @@ def notes(rows: Sequence[Figures], ours: Mapping[str, str]) -> dict[str, list[st
         said = made.setdefault(group, [])
         if group not in ours:
             for name in names:
-                said += _against_samples(f'MCTS with {name} rollouts', found[group, name])
+                said += _against_samples(f'MCTS ({group}: {name})', found[group, name])
         elif ours[group] in names:
             said += _against_all(group, ours[group], names, found)
     return made

@@ -88,7 +88,7 @@ def test_rollouts_are_compared_with_samples():
     rows = [row('rollouts', '64', 0, range(2), **samples)]
     (first, second) = comparison.notes(rows, {})['rollouts']
     assert first.startswith(
-        'MCTS with 64 rollouts is below, with no certain difference, the majority of plain samples '
+        'MCTS (rollouts: 64) is below, with no certain difference, the majority of plain samples '
         'of as many tokens: 20.0 against 30.0 %'
     )
-    assert second.startswith('MCTS with 64 rollouts LOSES to the majority of plain samples of the')
+    assert second.startswith('MCTS (rollouts: 64) LOSES to the majority of plain samples of the')

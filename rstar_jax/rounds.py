@@ -1,7 +1,7 @@
 """One round of self-evolution, and the rounds after one another.
 
     bootstrap   a first policy out of demonstrations, where the run has them   -> round0/policy
-    synthesize  new problems, written and answered by the policy; off    -> roundK/synthesize
+    synthesize  new problems, by the policy, where the run asks for them       -> roundK/synthesize
     search      problems -> trees, by the policy, guided by the PPM            -> roundK/search
     curate      trees -> SFT examples, preference pairs, trajectories          -> roundK/curate
     sft         base model + SFT examples -> the next policy                   -> roundK/policy

@@ -9,7 +9,9 @@ from rstar_jax.report import run, tables
 def show(root: pathlib.Path, stream=None) -> None:
     """Prints everything that a workdir's stages say of themselves."""
     made = run.read(root)
-    parts = ['', progress.table(tables.stages(made), right=(2,))] if made.stages else []
+    parts = []
+    if made.stages or not made.ablations:
+        parts += ['', progress.table(tables.stages(made), right=(2,))]
     accuracy = tables.accuracy(made.results)
     if accuracy:
         parts += ['', progress.table(accuracy, right=(1, *range(3, len(accuracy[0]))))]

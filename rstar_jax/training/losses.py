@@ -23,9 +23,8 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from rstar_jax.models import decoder as decoders
 from rstar_jax.models import heads
-from rstar_jax.training import attention, examples, lora, recompute
+from rstar_jax.training import attention, examples, layers, lora
 
 CHUNK_TOKENS = 256  # tokens whose logits [tokens, V] are in a device's memory at once
 
@@ -38,19 +37,16 @@ LOGIT = {'tanh': 2.0, 'tanh5': 0.4, 'none': 1.0}
 
 
 def hidden_states(config, params, batch) -> jax.Array:
-    """Runs the decoder of `params` over packed rows -> [R, T, D]."""
+    """Runs the decoder of `params`, a training's, over packed rows -> [R, T, D]."""
     tokens, positions, end = batch['tokens'], batch['positions'], batch['end']
-    attend = attention.packed(end, positions)
     looked_up, added = params['embed']['weight'], batch.get('added')
     if added is not None:
         looked_up = jax.lax.stop_gradient(looked_up)
-    embed = {'weight': attention.whole_columns(looked_up)}
-    decoder = recompute.layers_of(lora.bind(config, {**params, 'embed': embed}), *tokens.shape)
-    decoder = lora.with_rows(decoder, params['embed'], tokens)
+    x = jnp.take(attention.whole_columns(looked_up), tokens, axis=0, mode='clip')
+    x = lora.with_rows(x, params['embed'], tokens)
     if added is not None:
-        decoder = recompute.with_input(decoder, lambda x: x + added)
-    hidden, _ = decoders.Decoder.__call__(decoder, tokens, positions, attend)
-    return attention.rows_over_mesh(hidden)
+        x += added
+    return layers.run(config, params, x, positions, attention.packed(end, positions))
 
 
 def sft(config, params, batch, key, settings):

@@ -23,7 +23,8 @@ MERGED_PAIRS = 16
 MIN_SHARED = 16  # fewer common tokens are not worth binding two examples together
 # Row length at which attention costs as much as the dense layers, about: weighs long rows.
 ATTENTION_LENGTH = 8192
-# What a micro batch costs besides, in tokens: reading all weights, adding to all gradients.
+# What a micro batch costs each device besides, in tokens: reading all weights, adding to all
+# gradients.
 MICRO_TOKENS = 128
 
 
@@ -167,8 +168,8 @@ class Micro:
 
     @property
     def cost(self) -> float:
-        """In tokens of the dense layers."""
-        return self.rows * self.length * (1 + self.length / ATTENTION_LENGTH) + MICRO_TOKENS
+        """In tokens of the dense layers, apart from MICRO_TOKENS."""
+        return self.rows * self.length * (1 + self.length / ATTENTION_LENGTH)
 
 
 def plan(
@@ -186,7 +187,8 @@ def plan(
       multiple: every micro batch has a multiple of so many rows (devices that share the batch).
     """
     plans = (_plan(sizes, pairs, lengths, row, budget, multiple) for row in lengths)
-    return min(plans, key=lambda micros: sum(micro.cost for micro in micros))
+    besides = MICRO_TOKENS * multiple
+    return min(plans, key=lambda micros: sum(micro.cost + besides for micro in micros))
 
 
 def _plan(sizes, pairs, lengths, row, budget, multiple) -> list[Micro]:
@@ -204,15 +206,24 @@ def _plan(sizes, pairs, lengths, row, budget, multiple) -> list[Micro]:
         candidate[3].append(i)
     micros = []
     for size in lengths:
-        members = [r[3] for r in open_rows if r[0] == size]
+        rows = sorted((r for r in open_rows if r[0] == size), key=lambda r: r[1])
         most = max(1, budget // size // multiple)
         most = multiple * 2 ** (most.bit_length() - 1)
-        for start in range(0, len(members), most):
-            part = members[start : start + most]
-            rows = multiple
-            while rows < len(part):
-                rows *= 2
-            micros.append(Micro(rows, size, part))
+        while rows:
+            count = multiple
+            while count < min(most, len(rows)):
+                count *= 2
+            # Rather another micro batch than many empty rows.
+            if count > multiple and (count - len(rows)) * size > MICRO_TOKENS * multiple:
+                count //= 2
+            part, rows = rows[:count], rows[count:]
+            # What a row holds may fit into a shorter one.
+            fits = (
+                n
+                for n in lengths
+                if all(size - r[1] <= n and slots(size) - r[2] <= slots(n) for r in part)
+            )
+            micros.append(Micro(count, next(fits), [r[3] for r in part]))
     return micros
 
 

@@ -23,7 +23,7 @@ from rstar_jax import models, parallel, steps, training
 from rstar_jax.models import heads, sharding, weights
 from rstar_jax.parallel import collectives
 from rstar_jax.parallel.memory import GIB
-from rstar_jax.training import attention, examples, lora, losses, packing, recompute
+from rstar_jax.training import attention, examples, layers, lora, losses, packing, recompute
 from rstar_jax.training.step import Compiled
 
 DTYPE = 'bfloat16'  # what a network runs in where settings.dtype is empty: plans are for TPUs
@@ -128,6 +128,7 @@ class Training:
         if rank := self.settings.lora:
             split = (rank, self.new_rows, self.settings.seed)
             frozen, params = jax.eval_shape(lambda x: lora.split(x, *split), params)
+        frozen, params = jax.eval_shape(lambda *x: [layers.stack(each) for each in x], frozen, params)
         frozen = self._placed(frozen, jnp.dtype(self.settings.dtype))
         params = self._placed(params, jnp.dtype(jnp.float32))
         return {'params': params, 'optimiser': self.compiled.moments(params)}, frozen

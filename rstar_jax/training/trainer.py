@@ -29,7 +29,7 @@ from rstar_jax import interrupts, parallel
 from rstar_jax.errors import UserError
 from rstar_jax.models.weights import to_host
 from rstar_jax.parallel.memory import GIB
-from rstar_jax.training import checkpoints, flops, packing
+from rstar_jax.training import checkpoints, flops, layers, packing
 from rstar_jax.training.examples import Encoded
 from rstar_jax.training.step import Compiled, compute_dtype
 
@@ -176,7 +176,8 @@ def train(
         if best is not None:
             more['best_step'], trained, after = best.choose(len(steps), trained, after)
     metrics = run.summary() | about['metrics'] | _named(after, 'after') | more
-    return compiled.whole(trained), trained if settings.lora else None, metrics
+    low_rank = layers.unstack(trained) if settings.lora else None
+    return compiled.whole(trained), low_rank, metrics
 
 
 def _check_name(about: dict[str, Any], name: str, directory) -> None:

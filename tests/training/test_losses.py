@@ -283,7 +283,6 @@ def test_dropout_acts_in_training_only_and_keeps_the_mean():
 @pytest.mark.parametrize('window', [None, 5])
 def test_blocks_of_queries_equal_plain_attention(monkeypatch, window):
     monkeypatch.setattr(attention, 'BLOCK', 8)
-    monkeypatch.setattr(attention, 'MAX_BLOCKS', 4)
     examples = pair_examples()[:2]
     batch = packed(examples, {}, length=80)
     length = 80

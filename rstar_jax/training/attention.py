@@ -19,7 +19,8 @@ from rstar_jax.models.attention import MASKED
 from rstar_jax.models.decoder import PRODUCT
 from rstar_jax.models.products import product
 
-BLOCK = 256
+BLOCKS = {'cpu': 128}  # elsewhere:
+BLOCK = 512
 WHOLE = 2**30  # the window of a layer that has none
 LEAST = 0.5 * MASKED  # above it: what is not seen weighs nothing even where nothing is seen
 TINY = 1e-30
@@ -48,6 +49,16 @@ def columns_over_mesh(x: jax.Array) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, PartitionSpec(None, None, 'fsdp'))
 
 
+def tables_over_mesh(x: jax.Array) -> jax.Array:
+    """Cuts x [W, V, D], a table for each of the W parts of the rows, over data and fsdp."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return x
+    vocab = 'tensor' if x.shape[1] % mesh.shape['tensor'] == 0 else None
+    spec = PartitionSpec(('data', 'fsdp'), vocab)
+    return jax.lax.with_sharding_constraint(x, spec)
+
+
 def whole_columns(table: jax.Array) -> jax.Array:
     """Gathers the columns of the embedding [V, D] from fsdp, so that rows are looked up whole."""
     mesh = jax.sharding.get_abstract_mesh()
@@ -58,8 +69,10 @@ def whole_columns(table: jax.Array) -> jax.Array:
 
 
 def block_size(length: int) -> int:
-    """Tokens of a block in rows of `length`."""
-    return min(BLOCK, length)
+    """Tokens of a block in rows of `length`, for the devices of jax.set_mesh."""
+    device = getattr(jax.sharding.get_abstract_mesh(), 'abstract_device', None)
+    platform = device.platform if device else jax.default_backend()
+    return min(BLOCKS.get(platform, BLOCK), length)
 
 
 def packed(end: jax.Array, positions: jax.Array) -> Callable:
@@ -99,7 +112,7 @@ def _pairs(end: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     n, _, size = end.shape
     here, there = np.tril_indices(n)
     needed = jnp.max(end, axis=(1, 2))[there] > here * size
-    places, = jnp.nonzero(needed, size=len(here), fill_value=0)
+    (places,) = jnp.nonzero(needed, size=len(here), fill_value=0)
     return jnp.sum(needed), jnp.asarray(here)[places], jnp.asarray(there)[places]
 
 

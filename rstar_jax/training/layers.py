@@ -43,7 +43,7 @@ def _joined(parts: list[jax.Array], release: bool) -> jax.Array:
     if not release:
         return jnp.stack(parts)
     where = parts[0].sharding
-    if isinstance(where, NamedSharding):
+    if isinstance(where, NamedSharding) and where.spec:
         where = NamedSharding(where.mesh, PartitionSpec(None, *where.spec))
     whole = jax.jit(lambda *x: jnp.stack(x), out_shardings=where)(*parts).block_until_ready()
     for part in parts:

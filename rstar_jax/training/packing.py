@@ -213,8 +213,8 @@ def _plan(sizes, pairs, lengths, row, budget, multiple) -> list[Micro]:
             count = multiple
             while count < min(most, len(rows)):
                 count *= 2
-            # Rather another micro batch than many empty rows.
-            if count > multiple and (count - len(rows)) * size > MICRO_TOKENS * multiple:
+            # Rather one micro batch more than many empty rows, where one is not all.
+            if micros and count > multiple and (count - len(rows)) * size > MICRO_TOKENS * multiple:
                 count //= 2
             part, rows = rows[:count], rows[count:]
             # What a row holds may fit into a shorter one.

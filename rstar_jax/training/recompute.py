@@ -1,9 +1,9 @@
 """What a training keeps of the forward pass, and what the backward pass computes again.
 
 Kept of each layer are what goes into it and the results of its products, for whoever has them has
-the rest by cheap elementwise work: norms, rotations, gates and the attention's weights are computed
-again. Where even that is too much for the device, a layer's input alone is kept, and the layer is
-computed again as a whole, which takes a third more time.
+the rest by cheap elementwise work: norms and gates are computed again. Where even that is too much
+for the device, a layer's input alone is kept, and the layer is computed again as a whole, which
+takes a third more time.
 
 What `jax.checkpoint` computes again XLA for CPUs finds to be equal to what was computed before, and
 keeps after all, unless the two are in loops of their own: see training.layers.
@@ -36,9 +36,10 @@ def kept_bytes(config, rows: int, length: int, itemsize: int) -> int:
     """Bytes on a device of the products' results in all layers for `rows` x `length` tokens."""
     mesh = jax.sharding.get_abstract_mesh()
     devices = 1 if mesh.empty else math.prod(mesh.shape.values())
-    heads = config.num_heads + 2 * config.num_kv_heads
+    heads = 2 * (config.num_heads + config.num_kv_heads)  # q, k, v, and what they have read
     each = 2 * config.embed_dim + heads * config.head_dim + 2 * config.mlp_dim
-    return itemsize * each * config.num_layers * rows * length // devices
+    each = itemsize * each + 4 * config.num_heads  # the logarithms of attention's sums
+    return each * config.num_layers * rows * length // devices
 
 
 def whole_layers(config, rows: int, length: int, itemsize: int) -> bool:

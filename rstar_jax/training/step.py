@@ -217,7 +217,7 @@ class Compiled:
         return layers.stack(owned, release=True)
 
     def whole(self, params):
-        """The model's float32 parameters out of a state's, which go; ends the use of this object."""
+        """The model's float32 parameters of a state's, which go; ends the use of this object."""
         if self._frozen:
             frozen, self._frozen = weights.flatten(self._frozen), {}
             params = lora.merge(frozen, params)

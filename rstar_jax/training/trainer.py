@@ -183,8 +183,8 @@ def train(
 def _check_name(about: dict[str, Any], name: str, directory) -> None:
     if about['fingerprint'] != name:
         raise UserError(
-            f'{directory}: holds the state of a training with other settings or examples; '
-            'remove it or choose another directory'
+            f'{directory}: holds the state of another training (other settings, examples or start)'
+            '; remove it or choose another directory'
         )
 
 

@@ -19,6 +19,7 @@ from flax import nnx
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
+from rstar_jax import parallel
 from rstar_jax.models import rope
 from rstar_jax.models.config import Config
 from rstar_jax.models.products import product
@@ -26,7 +27,7 @@ from rstar_jax.models.products import product
 Params = dict[str, Any]
 # Fewer rows in bfloat16 take XLA for CPUs longer than so many; other devices pad to as many anyway.
 FEW_ROWS = 8
-PRODUCT = 'product'  # the name, for jax.checkpoint, of what products have made: see training.recompute
+KEPT = 'kept'
 SHAPE_ONLY = jnp.float32  # modules are built from shapes; real arrays come in by `bind`
 
 
@@ -40,6 +41,16 @@ def matmul(x: jax.Array, weight: jax.Array) -> jax.Array:
         rows = lax.optimization_barrier(jnp.pad(rows, ((0, FEW_ROWS - count), (0, 0))))
     y = product('ri,oi->ro', rows, weight)
     return y[:count].reshape(*x.shape[:-1], weight.shape[0])
+
+
+def stored(dtype: Any) -> jnp.dtype:
+    """In what dtype a training keeps what is `dtype`: see training.layers."""
+    return jnp.dtype(jnp.float32 if parallel.platform() == 'cpu' else dtype)
+
+
+def kept(x: jax.Array) -> jax.Array:
+    """x, by the name of what a training's forward pass keeps: see training.recompute."""
+    return checkpoint_name(x.astype(stored(x.dtype)), KEPT).astype(x.dtype)
 
 
 class Dense(nnx.Module):
@@ -104,7 +115,7 @@ class Attention(nnx.Module):
         if hasattr(self, 'q_norm'):
             q, k = self.q_norm(q), self.k_norm(k)
         q, k = rope.rotate(q, cos, sin), rope.rotate(k, cos, sin)
-        return tuple(checkpoint_name(x, PRODUCT) for x in (q, k, v))
+        return kept(q), kept(k), kept(v)
 
     def combine(self, out):
         """[..., T, D] of what the heads have read [..., T, H, d]."""
@@ -127,7 +138,7 @@ class MLP(nnx.Module):
 
     def expand(self, x):
         """The inner values [..., F] of x [..., D]: gates before silu, and what they gate."""
-        return tuple(checkpoint_name(dense(x), PRODUCT) for dense in (self.gate, self.up))
+        return kept(self.gate(x)), kept(self.up(x))
 
     def contract(self, gates, values):
         return self.down(jax.nn.silu(gates) * values)
@@ -142,7 +153,7 @@ class Layer(nnx.Module):
 
     def __call__(self, x, cos, sin, attend, cache):
         out, cache = self.attention(self.attention_norm(x), cos, sin, attend, cache)
-        x = checkpoint_name(x + out, PRODUCT)
+        x = kept(x + out)
         return x + self.mlp(self.mlp_norm(x)), cache
 
 

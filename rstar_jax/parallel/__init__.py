@@ -1,6 +1,6 @@
 """Meshes, and the launch on several hosts: search is local to a host, training is global."""
 
-from rstar_jax.parallel.chips import peak_flops
+from rstar_jax.parallel.chips import peak_flops, platform
 from rstar_jax.parallel.compiled import keep_compiled
 from rstar_jax.parallel.hosts import barrier, greatest, initialise, is_first, share
 from rstar_jax.parallel.memory import (
@@ -26,5 +26,6 @@ __all__ = [
     'keep_compiled',
     'local_mesh',
     'peak_flops',
+    'platform',
     'share',
 ]

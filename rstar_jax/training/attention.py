@@ -12,11 +12,11 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
 
+from rstar_jax import parallel
 from rstar_jax.models.attention import MASKED
-from rstar_jax.models.decoder import PRODUCT
+from rstar_jax.models.decoder import kept
 from rstar_jax.models.products import product
 
 BLOCKS = {'cpu': 128}  # elsewhere:
@@ -70,9 +70,7 @@ def whole_columns(table: jax.Array) -> jax.Array:
 
 def block_size(length: int) -> int:
     """Tokens of a block in rows of `length`, for the devices of jax.set_mesh."""
-    device = getattr(jax.sharding.get_abstract_mesh(), 'abstract_device', None)
-    platform = device.platform if device else jax.default_backend()
-    return min(BLOCKS.get(platform, BLOCK), length)
+    return min(BLOCKS.get(parallel.platform(), BLOCK), length)
 
 
 def packed(end: jax.Array, positions: jax.Array) -> Callable:
@@ -155,13 +153,12 @@ def _forward(q, k, v, *rows):
     most, total, out = jax.lax.fori_loop(0, count, body, start)
     total = jnp.maximum(total, TINY)  # padding sees nothing
     out = (out / total[..., None]).astype(q.dtype)
-    kept = (checkpoint_name(x, PRODUCT) for x in (out, most + jnp.log(total)))
-    out, logs = kept
+    out, logs = kept(out), kept(most + jnp.log(total))
     return out, (q, k, v, out, logs, *rows, (count, here, there))
 
 
-def _backward(kept, gradient):
-    q, k, v, out, logs, *rows, (count, here, there) = kept
+def _backward(residuals, gradient):
+    q, k, v, out, logs, *rows, (count, here, there) = residuals
     inner = jnp.sum(gradient.astype(jnp.float32) * out, axis=-1)
     gradient = gradient.astype(q.dtype)
 

@@ -4,6 +4,10 @@
     a training's            layers/attention/q/weight [L, out, in]
 
 So what is compiled is one layer forwards and one backwards, whatever their number.
+
+XLA for CPUs, where it writes one array into a stack of bfloat16, widens the whole stack before and
+narrows it behind. So there all stacks are float32: the weights, of which each layer is narrowed by
+itself, their gradients, what goes from layer to layer, and what is kept (decoder.kept).
 """
 
 import functools
@@ -16,6 +20,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 
+from rstar_jax import parallel
 from rstar_jax.models import decoder as decoders
 from rstar_jax.models import rope, weights
 from rstar_jax.models.sharding import STACKED
@@ -71,29 +76,42 @@ def unstack(params: Any, release: bool = False) -> Any:
     return weights.nest(flat)
 
 
+def cast(params: Any, dtype: jnp.dtype) -> Any:
+    """A training's parameters of a decoder, in `dtype` as far as `run` wants them to be."""
+
+    def narrowed(path, x):
+        stays = jax.tree_util.DictKey('layers') in path and parallel.platform() == 'cpu'
+        return x if stays else x.astype(dtype)
+
+    return jax.tree_util.tree_map_with_path(narrowed, params)
+
+
 def run(config, params: Any, x: jax.Array, positions: jax.Array, attend: Callable) -> jax.Array:
     """What comes out of the final norm, [R, T, D], of what goes into the first layer.
 
     Args:
-      params: a training's, of a decoder; as of lora.joined.
-      x: [R, T, D].
+      params: a training's, of a decoder, as of `cast`.
+      x: [R, T, D] in the network's dtype.
       positions: i32[R, T].
       attend: as of Decoder.__call__; it gets no cache.
     """
     cos, sin = rope.angles(config, positions)
-    windows = _windows(config)
+    windows, dtype = _windows(config), x.dtype
+    stored = decoders.stored(dtype)
 
     def layer(x, own):
-        weights_, window = own
+        own, window = own
+        own = jax.tree.map(lambda p: p.astype(dtype), own)
         seen = functools.partial(attend, window=config.window(0) if windows is None else window)
-        x, _ = lora.bind(config, weights_)(x, cos, sin, seen, None)
-        return attention.rows_over_mesh(x), None
+        x, _ = lora.bind(config, own)(x.astype(dtype), cos, sin, seen, None)
+        return attention.rows_over_mesh(x.astype(stored)), None
 
-    policy = recompute.policy(config, *positions.shape, x.dtype.itemsize)
+    policy = recompute.policy(config, *positions.shape, stored.itemsize)
     # A loop forwards and one backwards: no compiler finds equal products in both.
     layer = jax.checkpoint(layer, policy=policy, prevent_cse=False)
-    x, _ = lax.scan(layer, attention.rows_over_mesh(x), (params['layers'], windows))
-    return decoders.normed(x, params['norm']['weight'], config.norm_eps)
+    x = attention.rows_over_mesh(x.astype(stored))
+    x, _ = lax.scan(layer, x, (params['layers'], windows))
+    return decoders.normed(x.astype(dtype), params['norm']['weight'], config.norm_eps)
 
 
 def _windows(config) -> jax.Array | None:

@@ -259,8 +259,8 @@ def _order(places) -> jax.Array:
     """i32[R, T]: the place that goes to each; the reverse of a permutation."""
     rows, length = places.shape
     here = jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32), places.shape)
-    return jnp.zeros_like(places).at[jnp.arange(rows)[:, None], places].set(
-        here, unique_indices=True
+    return (
+        jnp.zeros_like(places).at[jnp.arange(rows)[:, None], places].set(here, unique_indices=True)
     )
 
 

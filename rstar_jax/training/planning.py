@@ -210,8 +210,8 @@ class Training:
     def products(self) -> tuple[float, float]:
         """FLOPs (needed, computed) of a step on all chips."""
         room = self.compiled.room(self.state['params'], self.frozen)
-        itemsize = jnp.dtype(self.settings.dtype).itemsize
         with jax.set_mesh(self.mesh), recompute.room(room):
+            itemsize = models.decoder.stored(jnp.dtype(self.settings.dtype)).itemsize
             parts = [
                 count
                 * np.array(products(self.shape, self.settings.lora, self.loss, *micro, itemsize))

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 
 import jax
 
-from rstar_jax.models.decoder import PRODUCT
+from rstar_jax.models.decoder import KEPT
 
 # Bytes on a device that the results of products may take: 3 GiB where nobody says.
 _ROOM = contextvars.ContextVar('room', default=3 * 2**30)
@@ -51,4 +51,4 @@ def policy(config, rows: int, length: int, itemsize: int) -> Callable:
     """What jax.checkpoint keeps of a layer for `rows` x `length` tokens beside its input."""
     if whole_layers(config, rows, length, itemsize):
         return jax.checkpoint_policies.nothing_saveable
-    return jax.checkpoint_policies.save_only_these_names(PRODUCT)
+    return jax.checkpoint_policies.save_only_these_names(KEPT)

@@ -372,7 +372,7 @@ class Compiled:
 
     def _value(self, params, frozen, batch, key, loss: str):
         value_head = params.get('value_head')
-        params = jax.tree.map(lambda p: p.astype(self._dtype), params)
+        params = layers.cast(params, self._dtype)
         if value_head is not None:
             params['value_head'] = value_head
         params = lora.joined(frozen, params)

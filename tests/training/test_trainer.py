@@ -105,9 +105,7 @@ def test_killed_and_resumed_training_ends_with_the_same_bits(policy, tmp_path, k
         changed = settings.copy_and_resolve_references()
         changed.learning_rate = 1.0
         run(policy, data, changed, parts)
-    with pytest.raises(
-        UserError, match='another training .other settings, examples or start'
-    ):
+    with pytest.raises(UserError, match='another training .other settings, examples or start'):
         moved = jax.tree.map(lambda x: 2 * x, policy.params)
         run(dataclasses.replace(policy, params=moved), data, settings, parts)
     resumed, resumed_metrics = run(policy, data, settings, parts)

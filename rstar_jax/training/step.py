@@ -449,6 +449,15 @@ def compute_dtype(settings) -> jnp.dtype:
     return jnp.dtype(settings.dtype or fast_dtype())
 
 
+def lacks(dtype: jnp.dtype) -> bool:
+    """Whether the device has no instructions for products of `dtype`, and takes wider ones."""
+    if dtype == jnp.float32:
+        return False
+    if jax.default_backend() == 'gpu':  # all have float16
+        return dtype == jnp.bfloat16 and fast_dtype() == 'float16'
+    return dtype != default_dtype()
+
+
 def fast_dtype() -> str:
     """What the device trains fast in: bfloat16, or float16 on GPUs that are older than it."""
     # NVIDIA's are '7.5' and the like; other makers' GPUs have other names there, or nothing.

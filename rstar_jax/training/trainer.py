@@ -31,7 +31,7 @@ from rstar_jax.models.weights import to_host
 from rstar_jax.parallel.memory import GIB
 from rstar_jax.training import checkpoints, flops, layers, packing
 from rstar_jax.training.examples import Encoded
-from rstar_jax.training.step import Compiled, compute_dtype
+from rstar_jax.training.step import Compiled, compute_dtype, fast_dtype, lacks
 
 Progress = Callable[[dict[str, float]], None]
 Measure = Callable[[Compiled, Any], dict[str, Any]]
@@ -150,6 +150,12 @@ def train(
         )
     mesh = mesh or checkpoints.one_device()
     compiled = Compiled(config, settings, loss, mesh, len(steps), new_rows)
+    if lacks(dtype := compute_dtype(settings)) and parallel.is_first():
+        print(
+            f'training: dtype={dtype}: the device has no instructions for it and uses float32; '
+            f'dtype={fast_dtype()} is what it is fast at',
+            flush=True,
+        )
     with contextlib.ExitStack() as stack:
         states = stack.enter_context(checkpoints.States(directory))
         best = None

@@ -460,3 +460,12 @@ def test_a_dtype_that_is_not_trained_in_is_told(policy, tmp_path, changes, messa
         training.sft(policy, sft_examples(2), sft_settings(**changes), tmp_path)
     with pytest.raises(UserError, match=f'^{message}$'):
         training.ppm(policy, pair_examples(2), ppm_settings(**changes), tmp_path)
+
+
+@pytest.mark.parametrize('fast, told', [('float32', True), ('bfloat16', False)])
+def test_a_dtype_that_the_device_lacks_is_told(policy, tmp_path, monkeypatch, capsys, fast, told):
+    monkeypatch.setattr('rstar_jax.training.step.default_dtype', lambda: fast)
+    settings = sft_settings(dtype='bfloat16', epochs=1)
+    training.sft(policy, sft_examples(2), settings, tmp_path)
+    line = 'training: dtype=bfloat16: the device has no instructions for it and uses float32; '
+    assert (f'{line}dtype=float32 is what it is fast at\n' in capsys.readouterr().out) == told

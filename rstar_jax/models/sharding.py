@@ -37,6 +37,8 @@ STACKED = re.compile(r'(.*/)?layers/(?=\D)')
 def spec(path: str, shape: tuple[int, ...], mesh: Mesh, config: Config | None = None):
     """PartitionSpec of the parameter at `path` ('layers/0/attention/q/weight').
 
+    Also of those of all layers in one [L, ...] ('layers/attention/q/weight'), which no axis cuts.
+
     An axis that the mesh lacks, or that does not divide the dimension, is left out. With `config`,
     keys and values are repeated over `tensor` where it does not divide the kv heads: cutting
     through a head would cost an exchange in every attention.

@@ -21,8 +21,9 @@ SMALLEST_ROW = 128
 MERGED_TOKENS = 1024  # larger layouts pack badly
 MERGED_PAIRS = 16
 MIN_SHARED = 16  # fewer common tokens are not worth binding two examples together
-# Row length at which attention costs as much as the dense layers, about: weighs long rows.
-ATTENTION_LENGTH = 8192
+# Row length that would double the cost of a token: blocks of attention that nobody sees are left out
+# (attention.packed), but where one row of a micro batch sees something, all do.
+ATTENTION_LENGTH = 32768
 # What a micro batch costs each device besides, in tokens: reading all weights, adding to all
 # gradients.
 MICRO_TOKENS = 128
@@ -167,9 +168,14 @@ class Micro:
     members: list[list[int]]
 
     @property
+    def places(self) -> int:
+        """Of tokens, padding included."""
+        return self.rows * self.length
+
+    @property
     def cost(self) -> float:
         """In tokens of the dense layers, apart from MICRO_TOKENS."""
-        return self.rows * self.length * (1 + self.length / ATTENTION_LENGTH)
+        return self.places * (1 + self.length / ATTENTION_LENGTH)
 
 
 def plan(

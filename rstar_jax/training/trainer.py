@@ -69,7 +69,7 @@ class Micros:
         self.batches = [packing.fill(micro, items, encoded.fields) for micro in micros]
         self.tokens = [sum(sizes[i] for row in micro.members for i in row) for micro in micros]
         self.targets = [np.count_nonzero(batch.get('weights', 0)) for batch in self.batches]
-        self.places = sum(micro.rows * micro.length for micro in micros)
+        self.places = sum(micro.places for micro in micros)
         self.alone = sum(example.alone for example in chosen)
         self.weight = float(sum(example.weight for example in chosen))
 

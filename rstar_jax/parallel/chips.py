@@ -60,7 +60,7 @@ def find_chip(device_kind: str) -> Chip | None:
 def platform() -> str:
     """What is compiled for: the devices of jax.set_mesh, or the default ones."""
     device = getattr(jax.sharding.get_abstract_mesh(), 'abstract_device', None)
-    return device.platform if device else jax.default_backend()
+    return getattr(device, 'platform', None) or jax.default_backend()
 
 
 def peak_flops(mesh: Mesh, dtype) -> float:

@@ -49,14 +49,12 @@ def columns_over_mesh(x: jax.Array) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, PartitionSpec(None, None, 'fsdp'))
 
 
-def tables_over_mesh(x: jax.Array) -> jax.Array:
-    """Cuts x [W, V, D], a table for each of the W parts of the rows, over data and fsdp."""
+def vocabulary_over_mesh(x: jax.Array) -> jax.Array:
+    """Cuts x [V, ...] along the vocabulary over all devices, where they divide it."""
     mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty:
+    if mesh.empty or x.shape[0] % mesh.size:
         return x
-    vocab = 'tensor' if x.shape[1] % mesh.shape['tensor'] == 0 else None
-    spec = PartitionSpec(('data', 'fsdp'), vocab)
-    return jax.lax.with_sharding_constraint(x, spec)
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(mesh.axis_names))
 
 
 def whole_columns(table: jax.Array) -> jax.Array:

@@ -191,33 +191,36 @@ def cross_entropy(
 def _forward(hidden, head, targets, weights, new=None):
     chunks, steps = _compact(hidden, targets, weights)
     rows, length, dim = hidden.shape
-    size, ways = _chunk_size(rows, length), _ways()
+    size = _chunk_size(rows, length)
     learnt = head if new is None else new[1]
+    # Each device has the logits of some words for all tokens of a chunk: left to the compiler, it
+    # has those of all words for some tokens, and the gradients of the whole table are exchanged for
+    # every chunk.
+    of_words = attention.vocabulary_over_mesh
+    head = of_words(head)
     product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
 
     def body(i, carry):
         total, grad_hidden, grad_learnt = carry
         h, target, weight = chunks(i)
-        loss, grad_logits = _chunk_loss(_logits(h, head, new), target, weight)
+        loss, grad_logits = _chunk_loss(of_words(_logits(h, head, new)), target, weight)
         grad_logits = grad_logits.astype(h.dtype)
         grad_h = product('vrt,vd->rtd', grad_logits, head)
         if new is not None:
             grad_logits = grad_logits[new[0]]
             grad_h += product('vrt,vd->rtd', grad_logits, learnt - head[new[0]])
+        grad_h = attention.rows_over_mesh(grad_h)
         grad_hidden = jax.lax.dynamic_update_slice_in_dim(grad_hidden, grad_h, i * size, axis=1)
-        # Each device adds up those of its own rows; they meet once, behind the loop.
-        grad_logits = grad_logits.reshape(-1, ways, rows // ways, size)
-        grad = product('vwrt,wrtd->wvd', grad_logits, h.reshape(ways, rows // ways, size, dim))
-        return total + loss, grad_hidden, attention.tables_over_mesh(grad_learnt + grad)
+        grad_learnt += product('vrt,rtd->vd', grad_logits, h)
+        return total + loss, grad_hidden, of_words(grad_learnt)
 
     padded = -(-length // size) * size
     start = (
         jnp.float32(0),
         jnp.zeros((rows, padded, dim), jnp.float32),
-        attention.tables_over_mesh(jnp.zeros((ways, *learnt.shape), jnp.float32)),
+        of_words(jnp.zeros(learnt.shape, jnp.float32)),
     )
     total, grad_hidden, grad_learnt = jax.lax.fori_loop(0, steps, body, start)
-    grad_learnt = jnp.sum(grad_learnt, axis=0)
     back = _places(weights)
     grad_hidden = jnp.take_along_axis(grad_hidden, back[..., None], axis=1)
     # In float32 until they are multiplied: sums over tokens may be too large for float16.
@@ -235,14 +238,10 @@ def _backward(residuals, cotangent):
 cross_entropy.defvjp(_forward, _backward)
 
 
-def _ways() -> int:
-    """Devices, or groups of them, that share the rows."""
-    mesh = jax.sharding.get_abstract_mesh()
-    return 1 if mesh.empty else mesh.shape['data'] * mesh.shape['fsdp']
-
-
 def _chunk_size(rows: int, length: int) -> int:
-    return min(length, max(1, CHUNK_TOKENS * _ways() // rows))
+    mesh = jax.sharding.get_abstract_mesh()
+    ways = 1 if mesh.empty else mesh.shape['data'] * mesh.shape['fsdp']
+    return min(length, max(1, CHUNK_TOKENS * ways // rows))
 
 
 def _places(weights) -> jax.Array:

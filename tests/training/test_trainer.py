@@ -236,7 +236,7 @@ def test_the_best_by_held_out_loss_is_kept(policy, tmp_path):
 
     def run(folder, progress=None, **changes):
         settings = ppm_settings(
-            held_out=0.4, batch_size=4, epochs=3, learning_rate=1.0, schedule='cosine',
+            held_out=0.4, batch_size=4, epochs=3, learning_rate=0.03, schedule='cosine',
             checkpoint_minutes=0, measure_every=1, keep='best',
         )  # fmt: skip
         settings.update(changes)

@@ -21,8 +21,8 @@ SMALLEST_ROW = 128
 MERGED_TOKENS = 1024  # larger layouts pack badly
 MERGED_PAIRS = 16
 MIN_SHARED = 16  # fewer common tokens are not worth binding two examples together
-# Row length that would double the cost of a token: blocks of attention that nobody sees are left out
-# (attention.packed), but where one row of a micro batch sees something, all do.
+# Row length that would double the cost of a token: blocks of attention in which no token sees any
+# are left out (attention.packed), but not where those of another row do.
 ATTENTION_LENGTH = 32768
 # What a micro batch costs each device besides, in tokens: reading all weights, adding to all
 # gradients.

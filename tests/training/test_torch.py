@@ -124,7 +124,7 @@ def test_loss_and_gradients_of_packed_pairs_are_those_of_torch(network, tmp_path
         for j in range(2)
     ]
     config = training.default_ppm()
-    config.update(length=128, micro_batch=1, dropout=0.0, squash=squash)
+    config.update(length=128, micro_batch=1, dtype='float32', dropout=0.0, squash=squash)
     encoded = examples.pairs(data, policy.tokenizer, config.length)
     mesh = checkpoints.one_device()
     compiled = trainer.Compiled(policy.config, config, 'pairwise', mesh, 2)

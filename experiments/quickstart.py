@@ -1,17 +1,20 @@
-"""One round on a tiny model and generated problems: no download, no file.
+"""Three rounds on a tiny model and generated problems: no download, no file.
 
     bash launch/quickstart.sh
     python -m rstar_jax.main --config=experiments/quickstart.py --workdir=runs/quickstart
 
 Hardware: 2 CPU cores.
-Time: 2:23 (EPYC) to 3:48 (Xeon, busy): first policy 1:01, search 0:26, SFT and PPM 0:19,
-    evaluation 0:37 of the faster.
-Score: the policy alone solves 55-56 % of 64 problems before the round and 58-59 % after it, in
-    these runs. The PPM has too few pairs here to be of help.
+Time: 7:06 (EPYC, little beside it, nothing compiled before): first policy 1:08, searches 1:20, SFTs
+    1:17, PPM 1:16, of which 0:52 compiling, evaluations 2:05.
+Score: greedy on 256 test problems at the start and after the rounds: seed 2, 37.1, 55.9, 66.8,
+    73.0 %; seed 1, 32.4, 68.8, 71.1, 77.7 %. The PPM does not judge yet, and search with it is
+    below the policy alone (66.0 %, seed 2): see experiments/LOG.md.
 
-A 0.8M-parameter model learns from demonstrations that use half of the verbs in which the word
-problems are told. The search finds out, by being right, what the other verbs mean, and training on
-what it found teaches it: compare rounds 0 and 1 in the table. --config.last_round=2 adds a round.
+A 0.8M-parameter model learns from demonstrations whose author knows five of the verbs in which the
+word problems are told, and guesses the other nineteen. The search finds out, by being right, what
+they mean, and training on what it found teaches it: compare the rounds in the table. Each round
+searches more problems than the one before; no test problem is ever searched or trained on.
+--config.seed=1 makes another world.
 """
 
 from ml_collections import ConfigDict
@@ -23,31 +26,51 @@ def get_config() -> ConfigDict:
     config = configs.default()
     config.policy.path = 'tiny'
     config.policy.dtype = 'float32'
-    config.bootstrap.demonstrations = 7680
-    config.training.bootstrap.batch_size = 32
-    config.training.bootstrap.learning_rate = 3e-3
+    config.last_round = 3
+    config.bootstrap.demonstrations = 6144
+    config.training.bootstrap.batch_size = 16
+    config.training.bootstrap.learning_rate = 2e-3
     config.data.problems = 'arithmetic'
-    config.data.limit = 192
+    config.data.limit = 80
 
-    config.search.rollouts = 8
+    config.search.rollouts = 4
     config.search.candidates = 6
-    config.search.max_depth = 6
-    config.search.step_tokens = 64
-    config.search.path_tokens = 512
+    config.search.temperature = config.eval.temperature = 0.7
+    config.search.answers_kept = 'all'
+    config.search.unvisited_value = 10.0  # every candidate is tried before one is tried again
+    for section in (config.search, config.eval):
+        section.max_depth = 6
+        section.step_tokens = 48
+        section.path_tokens = 256
+
+    config.curate.rounds = 'all'
+    config.curate.final_step_pairs = 'trajectories'
+    config.curate.trajectory_side = 2
+    config.curate.edit_distance = 4  # steps are short: removing for adding is five edits
 
     for training in (config.training.bootstrap, config.training.sft, config.training.ppm):
         training.length = 256
         training.micro_batch = 16
-    config.training.sft.epochs = 4
-    config.training.sft.batch_size = 32
-    config.training.sft.learning_rate = 5e-4
-    config.training.ppm.epochs = 3
-    config.training.ppm.batch_size = 8
+        training.dtype = 'float32'
+    config.training.sft.epochs = 6
+    config.training.sft.batch_size = 16
+    config.training.sft.learning_rate = 1e-3
+    config.training.ppm.epochs = 4
+    config.training.ppm.batch_size = 16
     config.training.ppm.learning_rate = 1e-3
 
     config.eval.benchmarks = 'arithmetic'
-    config.eval.limit = 64
-    config.eval.trajectories = 3
+    config.eval.limit = 256
+    config.eval.trajectories = 2
     config.eval.rollouts = 1
     config.eval.candidates = 4
-    return config
+    config.eval.strategies = 'greedy'
+    policy_only = 'search,curate,sft,eval,export'
+    return configs.schedule(
+        config,
+        {
+            1: {'stages': policy_only},
+            2: {'stages': policy_only, 'data.limit': 160},
+            3: {'data.limit': 320, 'eval.strategies': 'greedy,mcts'},
+        },
+    )

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# One round of self-evolution with no download: a tiny model, generated problems, under 4 minutes
-# on 2 cores. Arguments are passed on, for example --workdir=DIR or --config.seed=1.
+# Three rounds of self-evolution with no download: a tiny model, generated problems, some minutes on
+# 2 cores. Arguments are passed on, for example --workdir=DIR or --config.seed=1.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source launch/_venv.sh

@@ -71,12 +71,17 @@ def for_round(config: ConfigDict, number: int) -> ConfigDict:
     return made.lock()
 
 
+def schedule(config: ConfigDict, rounds: Mapping[int, Mapping[str, Any]]) -> ConfigDict:
+    """Adds what rounds have of their own, by number and key, to `config.schedule`; returns it."""
+    with config.unlocked():
+        for number, values in rounds.items():
+            config.schedule[f'round{number}'] = _nested(values)
+    return config
+
+
 def paper_schedule(config: ConfigDict, numbers: Sequence[int] = (1, 2, 3, 4)) -> ConfigDict:
     """Adds the paper's settings of those rounds to `config.schedule`; returns `config`."""
-    with config.unlocked():
-        for number in numbers:
-            config.schedule[f'round{number}'] = _nested(ROUNDS[number])
-    return config
+    return schedule(config, {number: ROUNDS[number] for number in numbers})
 
 
 def paper_round(number: int) -> ConfigDict:
@@ -290,6 +295,8 @@ def validate(config: ConfigDict) -> None:
         for key in flatten(rows):
             if key not in KEYS:
                 raise UserError(_unknown(f'schedule.{name}.{key}', _scheduled(name)))
+        if 'stages' in rows:
+            stages_of(rows.stages)
         _validate_values(flatten(rows), f'schedule.{name}.')
 
 

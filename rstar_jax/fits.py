@@ -10,6 +10,7 @@ import sys
 
 import jax
 import jax.numpy as jnp
+from rich.table import Table
 
 from rstar_jax import models, parallel, progress
 from rstar_jax.models import published, weights
@@ -35,7 +36,7 @@ def held(shape: models.Config, dtype: str) -> dict[str, float]:
     }
 
 
-def table(memory: float, dtype: str, count: int = 1) -> str:
+def table(memory: float, dtype: str, count: int = 1) -> Table:
     """What fits where each of `count` devices has so many bytes: 'fits' or not, and gigabytes.
 
     Searches have the weights on every device, trainings share theirs out.
@@ -58,7 +59,7 @@ def main() -> int:
     memory, dtype = device_bytes(mesh), default_dtype()
     name = 'CPU' if device.platform == 'cpu' else device.device_kind
     print(f'{count} x {name} with {memory / 1e9:.0f} GB; weights in {dtype}\n')
-    print(table(memory, dtype, count))
+    progress.show(table(memory, dtype, count))
     return 0
 
 

@@ -122,6 +122,10 @@ KEYS: dict[str, tuple[Any, str]] = {
         '',
         'the same of {prompt, pos, neg, pos_count, neg_count} or {prompt, chosen, rejected}',
     ),
+    'curate.rounds': (
+        'own',
+        'whose trees: own, those of the round; or all, those of the rounds before it as well',
+    ),
     'curate.final_step_pairs': ('steps', 'steps, or trajectories: whole ones, as in the paper'),
     'curate.trajectories': (2, 'correct trajectories kept for SFT, for each problem'),
     'curate.distinct': (False, 'of trajectories with the same program only the best is kept'),
@@ -313,6 +317,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     'eval.prompt': ('', 'sft', 'few_shot'),
     'execution.isolation': ('auto', 'strict', 'none'),
     'curate.final_step_pairs': ('steps', 'trajectories'),
+    'curate.rounds': ('own', 'all'),
 }
 
 for _name in TRAININGS:

@@ -108,10 +108,14 @@ class Line:
         # However the process ends, the terminal keeps its cursor.
         self._bar.console.show_cursor(True)
 
-    def end(self, text: str) -> None:
-        """The stage's last line, which stays."""
+    def say(self, text: str) -> None:
+        """A line that stays, above what is shown next."""
         self._stop()
         print(f'{self._label}: {text}', file=self._stream, flush=True)
+
+    def end(self, text: str) -> None:
+        """The stage's last line, which stays."""
+        self.say(text)
 
     def _stop(self) -> None:
         if self._bar is not None:

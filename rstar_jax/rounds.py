@@ -43,7 +43,6 @@ Figures = dict[str, Any]
 
 FOLDERS = {'bootstrap': 'policy', 'sft': 'policy'}  # the others lie in a folder of their name
 INPUTS = {
-    'curate': ('search',),
     'sft': ('curate',),
     'ppm': ('curate', 'policy'),
     'eval': ('policy', 'ppm'),
@@ -108,7 +107,10 @@ def run(config: ConfigDict, workdir: str, names: Sequence[str]) -> None:
 
 
 def order(config: ConfigDict, names: Sequence[str]) -> list[tuple[int, str]]:
-    """(round number, stage) of everything that `run` does, in its order."""
+    """(round number, stage) of everything that `run` does, in its order.
+
+    names: the stages of all rounds; a round's `stages` in the schedule leaves some of them out.
+    """
     first = max(1, config.first_round)
     rows = []
     if 'bootstrap' in names and config.bootstrap.demonstrations:
@@ -123,7 +125,8 @@ def order(config: ConfigDict, names: Sequence[str]) -> list[tuple[int, str]]:
     if evaluates and config.first_round == 0:
         rows += starts
     for number in range(first, config.last_round + 1):
-        for name in names:
+        own = config.schedule.get(f'round{number}', {}).get('stages')
+        for name in [name for name in names if not own or name in configs.stages_of(own)]:
             if name == 'eval' and evaluates:
                 before = starts if number == first and starts_here else []
                 rows += [row for row in before if row not in rows] + [(number, name)]
@@ -135,6 +138,8 @@ def order(config: ConfigDict, names: Sequence[str]) -> list[tuple[int, str]]:
 def stage_of(round_: Round, name: str) -> ledger.Stage:
     """The bookkeeping of one stage."""
     inputs = [round_.folder / folder for folder in INPUTS.get(name, ())]
+    if name == 'curate':
+        inputs = _searches(round_)
     folder = round_.folder / FOLDERS.get(name, name)
     binding = BINDING[name]
     if name == BASE:
@@ -208,7 +213,7 @@ def search_trees(round_: Round, stage: ledger.Stage, line: Line) -> Figures:
     """Searches every problem's trees that are not yet on disk."""
     config = round_.config
     problems, _, read = sources.split_problems(round_)
-    line.show(data.told(read), force=True)
+    line.say(data.told(read))
     problems = parallel.share(problems)
     policy, ppm = sources.searching_policy(round_), sources.searching_ppm(round_)
 
@@ -272,9 +277,12 @@ def _tree_figures(store: data.TreeStore, seconds: float) -> Figures:
 def curate(round_: Round, stage: ledger.Stage, line: Line) -> Figures:
     """Makes SFT examples, preference pairs and trajectories out of the round's trees.
 
+    With curate.rounds=all those of the rounds before it are among them.
+
     Or takes those of files, where the config names some: then it needs no trees.
     """
     rules = round_.config.curate.to_dict()
+    del rules['rounds']
     given = {kind: rules.pop(kind) for kind in ('sft', 'pairs')}
     if not parallel.is_first():
         return {}
@@ -290,11 +298,19 @@ def curate(round_: Round, stage: ledger.Stage, line: Line) -> Figures:
             else:
                 yield tree
 
-    with data.TreeStore(round_.folder / 'search') as store:
-        if not len(store):
-            raise UserError(f'{store.directory}: holds no trees: run the search stage first')
-        counts = data.curate_to(kept(store), stage.folder, **rules)
+    with contextlib.ExitStack() as stack:
+        stores = [stack.enter_context(data.TreeStore(folder)) for folder in _searches(round_)]
+        if not len(stores[-1]):
+            raise UserError(f'{stores[-1].directory}: holds no trees: run the search stage first')
+        counts = data.curate_to(kept(data.in_order(stores)), stage.folder, **rules)
         return {**counts, 'overlapping': len(left_out)}
+
+
+def _searches(round_: Round) -> list[pathlib.Path]:
+    """The folders of the trees that the round's examples come from, its own last."""
+    first = 1 if round_.config.curate.rounds == 'all' else round_.number
+    folders = [round_.root / f'round{n}' / 'search' for n in range(first, round_.number)]
+    return [*filter(pathlib.Path.is_dir, folders), round_.folder / 'search']
 
 
 def sft(round_: Round, stage: ledger.Stage, line: Line) -> Figures:

@@ -1,4 +1,6 @@
-from rstar_jax import fits
+import io
+
+from rstar_jax import fits, progress
 from rstar_jax.models import published
 
 
@@ -12,11 +14,18 @@ def test_bytes_of_a_published_model():
     assert half['LoRA'] == 2 * parameters + 16 * 8_798_208
 
 
+def rows_of(table) -> dict[str, str]:
+    stream = io.StringIO()
+    progress.show(table, stream=stream)
+    lines = [line for line in stream.getvalue().splitlines() if line.strip()]
+    return {line.split()[0]: line for line in lines}
+
+
 def test_what_fits(capsys):
-    rows = {line.split()[0]: line for line in fits.table(15.75e9, 'bfloat16').splitlines()}
+    rows = rows_of(fits.table(15.75e9, 'bfloat16'))
     assert rows['qwen2.5-math-7b'].split()[1::3] == ['no', 'no', 'no']
     assert rows['qwen2.5-math-1.5b'].split()[1::3] == ['fits', 'fits', 'no']
     assert rows['qwen2.5-coder-0.5b'].split()[1::3] == ['fits', 'fits', 'fits']
-    shared = {line.split()[0]: line for line in fits.table(15.75e9, 'bfloat16', 8).splitlines()}
+    shared = rows_of(fits.table(15.75e9, 'bfloat16', 8))
     assert shared['qwen2.5-math-1.5b'].split()[1::3] == ['fits', 'fits', 'fits']
     assert fits.main() == 0 and 'CPU with' in capsys.readouterr().out

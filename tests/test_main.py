@@ -93,7 +93,7 @@ def test_help_lists_flags_experiments_and_settings(capsys):
     assert 'quickstart.py' in text
     assert main.main([f'--config={QUICKSTART}', '--help']) == 0
     text = capsys.readouterr().out
-    assert text.startswith('One round on a tiny model')
+    assert text.startswith('Three rounds on a tiny model')
     assert '--config.search.rollouts=' in text
 
 

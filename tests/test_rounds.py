@@ -48,7 +48,8 @@ from rstar_jax import configs
 def get_config():
     config = configs.default()
     config.policy.dtype = 'float32'
-    config.search.rollouts = 3
+    config.search.rollouts = 5
+    config.search.temperature = 0.8
     config.search.candidates = 4
     config.search.max_depth = 4
     config.search.step_tokens = 40
@@ -62,6 +63,9 @@ def get_config():
         part.micro_batch = 4
         part.learning_rate = 1e-3
     config.training.sft.epochs = 3
+    config.training.sft.learning_rate = 1e-4  # so that the policy goes on to err
+    config.training.ppm.learning_rate = 1e-4
+    config.training.ppm.dropout = 0.0  # its masks depend on the number of devices
     config.training.ppm.held_out = 0.25
     config.data.overlap = 0  # the problems are those of the benchmark
     config.eval.strategies = 'greedy,sampled,unguided,mcts'
@@ -69,7 +73,7 @@ def get_config():
     config.eval.step_tokens = 40
     config.eval.path_tokens = 256
     config.eval.prompt = 'sft'
-    config.eval.samples = 3
+    config.eval.samples = 6
     config.eval.trajectories = 2
     config.eval.rollouts = 1
     config.eval.candidates = 2
@@ -82,7 +86,14 @@ def world(tmp_path_factory) -> pathlib.Path:
     """A folder with config.py, problems.json and a policy that knows them by heart."""
     folder = tmp_path_factory.mktemp('world')
     (folder / 'config.py').write_text(CONFIG)
-    problems = arithmetic.problems(4, seed=3, operations=(1,))
+    # So different that a tiny model tells them apart.
+    told = (
+        ('How many apples has Ann?', '12'),
+        ('Ben counts his books. How many are there?', '7'),
+        ('Cleo sells cards, and then some more of them; how many does she sell?', '35'),
+        ('What number of eggs is in the nest that Dan finds?', '4'),
+    )
+    problems = [{'index': i, 'question': q, 'answer': a} for i, (q, a) in enumerate(told)]
     (folder / 'problems.json').write_text(json.dumps(problems))
     examples = []
     for problem in problems:
@@ -90,10 +101,11 @@ def world(tmp_path_factory) -> pathlib.Path:
             examples.append({'query': problem['question'], 'response': solution(comment, value)})
     settings = training.default_sft()
     settings.update(
-        {'epochs': 50, 'batch_size': 8, 'length': 128, 'micro_batch': 8, 'learning_rate': 3e-3}
+        {'epochs': 150, 'batch_size': 8, 'length': 128, 'micro_batch': 8, 'learning_rate': 3e-3}
         | {'dtype': 'float32'}
     )
-    policy = tiny.policy(arithmetic.vocabulary() + [e['response'] for e in examples])
+    texts = [text for e in examples for text in e.values()]
+    policy = tiny.policy(arithmetic.vocabulary() + texts)
     training.sft(policy, examples, settings, folder / 'policy')
     shutil.copytree(folder / 'policy', folder / 'base')
     return folder
@@ -200,7 +212,7 @@ def test_results_json_has_every_strategy_with_its_cost(finished):
         # A tiny model of 0.8M weights reads a prompt and writes what was sampled, at least.
         assert figures['flops_per_problem'] > 1e6 * figures['tokens_per_problem']
     sampled = after['strategies']['sampled']
-    assert sampled['trajectories'] == 3 and {'best', 'majority', 'any'} <= sampled.keys()
+    assert sampled['trajectories'] == 6 and {'best', 'majority', 'any'} <= sampled.keys()
     assert after['judge'] == after['strategies']['mcts']['judge']
     judge = sampled['judge']
     assert judge['pairs'] > 0 and 0 <= judge['auc'] <= 1 and 0 <= judge['auc_likelihood'] <= 1
@@ -370,7 +382,7 @@ def test_other_settings_are_refused(world, finished, capsys):
     assert main.main(command(world, workdir, '--config.search.rollouts=2')[3:]) == 2
     error = capsys.readouterr().err
     assert error.startswith('error: --config.search.rollouts=2: ')
-    assert 'was made with 3' in error
+    assert 'was made with 5' in error
     assert error.count('\n') == 1
 
 
@@ -415,7 +427,10 @@ def trees(folder: pathlib.Path) -> dict[tuple[int, int], bytes]:
 def test_killed_in_the_search_it_goes_on(world, tmp_path):
     """To the same trees, byte for byte, as in one go, in another order and among others."""
     problems = json.loads((world / 'problems.json').read_text())
-    many = [{**problems[i % 4], 'index': i} for i in range(32)]
+    many = [
+        {**one, 'index': i, 'question': f'{one["question"]} {i}'}
+        for i, one in enumerate(8 * problems)
+    ]
     more = [{**p, 'index': 32 + i} for i, p in enumerate(arithmetic.problems(8, seed=4))]
     (tmp_path / 'many.json').write_text(json.dumps(many))
     (tmp_path / 'more.json').write_text(json.dumps([*more[:4], *many[::-1], *more[4:]]))
@@ -439,7 +454,7 @@ def test_killed_in_the_search_it_goes_on(world, tmp_path):
     )
     try:
         deadline = time.monotonic() + 300
-        while len(list(search.glob('*.array_record'))) < 8:
+        while not (search.is_dir() and len(data.TreeStore(search, writer=None)) >= 8):
             assert process.poll() is None
             assert time.monotonic() < deadline
             time.sleep(0.02)
@@ -640,127 +655,3 @@ def test_wrong_models_are_one_line(world, tmp_path, capsys, make, message):
     assert error.startswith('error: ')
     assert error.count('\n') == 1
     assert message in error
-
-
-# --- the order of rounds and stages, without models ---
-
-
-def test_the_order_of_four_rounds():
-    config = configs.load(str(REPOSITORY / 'experiments' / 'self_evolve.py'))
-    config.policy.path = 'instruct'
-    config.base.path = 'instruct'
-    rows = rounds.order(config, configs.STAGES)
-    each = ['search', 'curate', 'sft', 'ppm', 'eval', 'export']
-    expected = [(number, name) for number in range(1, 5) for name in each]
-    expected.insert(4, (0, 'eval'))
-    assert rows == expected
-    config.base.path = 'another'
-    expected.insert(4, (0, 'base'))
-    assert rounds.order(config, configs.STAGES) == expected
-
-
-def test_a_bootstrap_comes_first_and_an_evaluation_can_come_alone():
-    quickstart = configs.load(str(REPOSITORY / 'experiments' / 'quickstart.py'))
-    assert rounds.order(quickstart, configs.STAGES)[0] == (0, 'bootstrap')
-    evaluate = configs.load(str(REPOSITORY / 'experiments' / 'evaluate.py'))
-    assert rounds.order(evaluate, ('eval',)) == [(0, 'eval')]
-
-
-def test_rounds_follow_each_other(tmp_path, monkeypatch):
-    """Stages that only say what they were given; the bookkeeping is the real one."""
-    seen = []
-
-    def stage(name):
-        def note(round_, folder, line):
-            del line
-            seen.append((round_.number, name, round_.config.policy.path, round_.config.ppm.path))
-            return {}
-
-        return note
-
-    monkeypatch.setattr(rounds, 'STAGES', {name: stage(name) for name in configs.STAGES})
-    monkeypatch.setattr(rounds.summary, 'show', lambda root: None)
-    monkeypatch.setattr(rounds.report, 'write', lambda root: None)
-    monkeypatch.setattr(rounds.preflight, 'check', lambda rows: [])
-    config = configs.load(str(REPOSITORY / 'experiments' / 'self_evolve.py'))
-    config.policy.path = 'instruct'
-    rounds.run(config, str(tmp_path), ('search', 'sft', 'ppm'))
-    searches = [row for row in seen if row[1] == 'search']
-    assert searches == [
-        (1, 'search', 'instruct', 'none'),
-        (2, 'search', 'previous', 'none'),
-        (3, 'search', 'previous', 'previous'),
-        (4, 'search', 'previous', 'previous'),
-    ]
-    count = len(seen)
-    rounds.run(config, str(tmp_path), ('search', 'sft', 'ppm'))
-    assert len(seen) == count
-    kept = ledger.read_json(tmp_path / 'config.json')
-    assert kept['round4']['search.more_rollouts'] == [64, 128]
-    config.search.exploration = 1.0
-    with pytest.raises(UserError, match='--config.search.exploration=1.0: '):
-        rounds.run(config, str(tmp_path), ('search',))
-
-
-def test_later_trees_are_for_problems_still_unsolved(tmp_path, monkeypatch):
-    """Round 4's further trees: one more for each number, with that many rollouts."""
-    config = configs.paper_round(4)
-    asked = []
-
-    class Tree:
-        def __init__(self, problem, tree):
-            self.problem, self.tree, self.key = problem, tree, (problem['index'], tree)
-            self.solved = (problem['index'], tree) in {(0, 0), (2, 1)}
-            self.texts, self.counters = ['', 'x'], {'sampled_tokens': 10.0}
-
-    class Store:
-        trees: dict = {}  # noqa: RUF012
-
-        def __init__(self, directory, writer=0):
-            self.directory = directory
-
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *_):
-            pass
-
-        def __iter__(self):
-            return iter(list(self.trees.values()))
-
-        def __len__(self):
-            return len(self.trees)
-
-        def keys(self):
-            return set(self.trees)
-
-        def append(self, tree):
-            assert tree.key not in self.trees
-            self.trees[tree.key] = tree
-
-    def search(problems, policy, ppm, *, config, seed, trees, skip, progress):
-        for problem in problems:
-            for tree in range(trees):
-                if (problem['index'], tree) not in skip:
-                    asked.append((problem['index'], tree, config.rollouts))
-                    yield Tree(problem, tree)
-
-    problems = [{'index': i, 'question': 'q', 'answer': '1'} for i in range(4)]
-    monkeypatch.setattr(rounds.sources, 'problems', lambda round_: problems)
-    monkeypatch.setattr(rounds.sources, 'searching_policy', lambda round_: None)
-    monkeypatch.setattr(rounds.sources, 'searching_ppm', lambda round_: None)
-    monkeypatch.setattr(rounds.data, 'TreeStore', Store)
-    monkeypatch.setattr(rounds.search, 'run', search)
-    round_ = Round(configs.for_round(config, 4), tmp_path, 4, Events(None))
-    stage = rounds.stage_of(round_, 'search')
-    stage.begin()
-    figures = rounds.search_trees(round_, stage, rounds.Line('search'))
-    assert asked == [
-        (0, 0, 16), (1, 0, 16), (2, 0, 16), (3, 0, 16),
-        (1, 1, 64), (2, 1, 64), (3, 1, 64),
-        (1, 2, 128), (3, 2, 128),
-    ]  # fmt: skip
-    assert (figures['trees'], figures['problems'], figures['solved']) == (9, 4, 2)
-    asked.clear()
-    rounds.search_trees(round_, stage, rounds.Line('search'))
-    assert asked == []

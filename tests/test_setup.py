@@ -15,6 +15,7 @@ REPOSITORY = pathlib.Path(__file__).parents[1]
 INDIRECT = {
     'importlib_resources': 'tensorflow-datasets imports it without declaring it',
     'pytest-xdist': 'a plug-in of pytest: -n2 in launch/test.sh',
+    'playwright': 'tests/report/test_browser.py is skipped without it',
     'ruff': 'a command: launch/test.sh',
     'ipykernel': 'nbclient starts it',
 }

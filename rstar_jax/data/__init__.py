@@ -26,7 +26,7 @@ from rstar_jax.data.interchange import (
     store_trees,
 )
 from rstar_jax.data.problems import Selection, export_problems, load_problems, told
-from rstar_jax.data.trees import TreeStore
+from rstar_jax.data.trees import TreeStore, in_order
 
 __all__ = [
     'Annotated',
@@ -50,6 +50,7 @@ __all__ = [
     'import_trees',
     'import_trl_preference',
     'import_trl_stepwise',
+    'in_order',
     'load_examples',
     'load_problems',
     'pair_weight',

@@ -6,16 +6,17 @@ be told by several verbs:
     Ann has 12 apples. On Monday Ann finds 7. On Tuesday Ann doubles them. How many apples are
     there?
 
-The demonstrations come from someone who knows a third of the verbs and takes each of the others, at
-every meeting anew, for any kind of operation that fits the words around it. So a policy trained on
-them knows the form of a solution and the verbs that the demonstrator knew, and of the others that
-they mean something. What they mean nobody tells it. A search can try the operations and see which
-answer is right, and what it found can be trained on: the ladder that self-evolution climbs, in
-small. (Problems with more operations than were demonstrated would be no such ladder: a tiny model
-solves none of them, however often it tries.)
+The demonstrations come from someone who knows one verb of each kind and takes each of the others,
+at every meeting anew, for any kind of operation that fits the words around it. So a policy trained
+on them knows the form of a solution and the verbs that the demonstrator knew, and of the others
+that they mean something. What they mean nobody tells it. A search can try the operations and see
+which answer is right, and what it found can be trained on: the ladder that self-evolution climbs,
+in small. (Problems with more operations than were demonstrated would be no such ladder: a tiny
+model solves none of them, however often it tries.)
 
-Days, small numbers and short words are for the model's sake: with 0.8 million parameters and a
-minute of training it has to find the operation that a step is about, and to copy a number.
+Days, small numbers and steps that repeat the verb are for the model's sake: with 0.8 million
+parameters and a minute of training it has to find the operation that a step is about, and to copy a
+number.
 """
 
 import dataclasses
@@ -58,11 +59,11 @@ class Kind:
 
 
 KINDS = (
-    Kind('+', None, 'adding', ('finds', 'buys'), ('earns', 'picks', 'gains', 'fetches')),
-    Kind('-', None, 'removing', ('loses', 'sells'), ('wastes', 'spends', 'discards', 'burns')),
-    Kind('*', 2, 'doubling', ('doubles',), ('copies', 'mirrors')),
-    Kind('*', 3, 'tripling', ('triples',), ('trebles', 'ternates')),
-    Kind('//', 2, 'halving', ('halves',), ('splits', 'bisects')),
+    Kind('+', None, 'adding', ('finds',), ('earns', 'picks', 'gains', 'fetches', 'buys')),
+    Kind('-', None, 'removing', ('loses',), ('wastes', 'spends', 'discards', 'burns', 'sells')),
+    Kind('*', 2, 'doubling', ('doubles',), ('copies', 'mirrors', 'twins')),
+    Kind('*', 3, 'tripling', ('triples',), ('trebles', 'ternates', 'trines')),
+    Kind('//', 2, 'halving', ('halves',), ('splits', 'bisects', 'cleaves')),
 )
 VERBS = ('all', 'known', 'unknown', 'mostly known')
 MOST_REPEATS = 1000  # so many known questions in a row: there are no others
@@ -95,8 +96,8 @@ class Story:
         kinds = kinds or [kind for kind, _, _ in self.operations]
         lines = [steps.CODE]
         left = str(self.start)
-        for day, kind, (_, _, number) in zip(DAYS, kinds, self.operations):
-            lines.append(f'# {day}: {kind.comment}')
+        for day, kind, (_, verb, number) in zip(DAYS, kinds, self.operations):
+            lines.append(f'# {day}: {verb}, {kind.comment}')
             lines.append(f'{self.thing} = {left} {kind.operator} {kind.operand or number}')
             lines.append(steps.STEP_END)
             left = self.thing

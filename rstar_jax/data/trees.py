@@ -13,13 +13,14 @@ files tell what is stored without reading it; a lost `.keys` file is made again 
 
 import collections
 import fcntl
+import heapq
 import json
 import math
 import os
 import pathlib
 import re
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import IO
 
 from rstar_jax.data import files
@@ -60,6 +61,7 @@ class TreeStore:
         self.seconds = seconds
         self._written = -math.inf
         self._waiting: dict[Key, Record] = {}
+        self._number: int | None = None  # of the next shard, while this process may write
         self._writer = writer
         self._lock: IO[str] | None = None
         self._where: dict[Key, tuple[str, int]] = {}
@@ -126,10 +128,13 @@ class TreeStore:
             path.unlink(missing_ok=True)
 
     def _write_shard(self, keys: list[Key], records: Iterable[bytes]) -> None:
-        number = 1 + max((int(p.stem.split('-')[2]) for p in self._own_shards()), default=-1)
-        shard = self.directory / f'shard-{self._writer}-{number:06d}{SUFFIX}'
+        if self._number is None:  # looked up once: a folder may hold very many
+            numbers = (int(path.stem.split('-')[2]) for path in self._own_shards())
+            self._number = 1 + max(numbers, default=-1)
+        shard = self.directory / f'shard-{self._writer}-{self._number:06d}{SUFFIX}'
         _write_keys(shard, keys, self._tag)
         self._write(shard, records)
+        self._number += 1
         for position, key in enumerate(keys):
             self._where[key] = (shard.name, position)
 
@@ -263,9 +268,22 @@ class TreeStore:
         return True
 
     def _release_lock(self) -> None:
+        self._number = None
         if self._lock is not None:
             self._lock.close()
             self._lock = None
+
+
+def in_order(stores: Sequence[TreeStore]) -> Iterator[Record]:
+    """The trees of several stores, those of one problem together, in the order of the stores."""
+
+    def keyed(number: int) -> Iterator[tuple[tuple[int, str, int], Record]]:
+        for record in stores[number]:
+            yield (record.problem['index'], record.problem['question'], number), record
+
+    streams = [keyed(number) for number in range(len(stores))]
+    for _, record in heapq.merge(*streams, key=lambda item: item[0]):
+        yield record
 
 
 def _write_keys(shard: pathlib.Path, keys: list[Key], tag: str) -> None:

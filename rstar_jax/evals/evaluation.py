@@ -66,6 +66,7 @@ SearchConfig = search.Config
 SAMPLED, UNGUIDED = 'sampled', 'unguided'
 GUIDED = ('mcts', 'puct', 'beam', 'dvts')
 STRATEGIES = (GREEDY, SAMPLED, UNGUIDED, *GUIDED)
+KEPT_SECONDS = 1.0  # between two writes of the seconds that an evaluation took
 
 
 @dataclasses.dataclass(frozen=True)
@@ -178,6 +179,7 @@ class _Task:
             if self.folder is not None:
                 problems, store = parallel.share(problems), stack.enter_context(self._store(kind))
                 clock = _Clock(store.directory / 'seconds.json' if parallel.is_first() else None)
+                stack.callback(clock.keep)
                 for key in sorted(store.keys() & wanted):
                     found[key] = Outcome.of(store[key])
             if found.keys() != wanted:
@@ -219,10 +221,15 @@ class _Clock:
         self._before = 0.0
         if path is not None and path.exists():
             self._before = float(next(iter(files.read_json_items(path)))[1]['seconds'])
-        self._end = self._begin
+        self._end = self._kept = self._begin
 
     def tick(self) -> None:
         self._end = time.monotonic()
+        if self._end - self._kept >= KEPT_SECONDS:
+            self.keep()
+
+    def keep(self) -> None:
+        self._kept = self._end
         if self._path is not None:
             files.write_json(self._path, {'seconds': self.seconds})
 

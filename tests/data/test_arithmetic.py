@@ -68,7 +68,7 @@ def test_demonstrations_run_and_end_in_their_boxed_answer():
         assert steps.boxed(sentence) == answer
         right.append(answer == str(read(shown['query'])))
         assert right[-1] or not known(shown['query'])
-    assert 0.6 < sum(right) / len(right) < 0.9
+    assert 0.6 < sum(right) / len(right) < 0.95
 
 
 def test_demonstrations_tell_nothing_of_what_unknown_verbs_mean():
@@ -77,7 +77,9 @@ def test_demonstrations_tell_nothing_of_what_unknown_verbs_mean():
     counts = collections.defaultdict(collections.Counter)
     for one in shown:
         verbs = re.findall(r' (\w+) (?:them|\d+)\.', one['query'])
-        for verb, comment in zip(verbs, re.findall(r'# \w+: (\w+)', one['response']), strict=True):
+        for verb, comment in zip(
+            verbs, re.findall(r'# \w+: \w+, (\w+)', one['response']), strict=True
+        ):
             if verb in kinds:
                 counts[kinds[verb].comment][comment] += 1
     assert set(counts) == {kind.comment for kind in arithmetic.KINDS}
@@ -102,12 +104,12 @@ def test_each_step_alone_goes_on_from_the_one_before():
     assert names[thing] == read(story['query'])
 
 
-def test_a_third_of_the_verbs_is_known_and_problems_use_all():
+def test_one_verb_of_each_kind_is_known_and_problems_use_all():
     def verbs(questions):
         return [word for q in questions for word in q.split() if word in MEANINGS]
 
     known = {verb for kind in arithmetic.KINDS for verb in kind.known}
-    assert 3 * len(known) == len(MEANINGS)
+    assert len(known) == len(arithmetic.KINDS)
     assert set(verbs(p['question'] for p in WORLD.train)) == set(MEANINGS)
     told = verbs(d['query'] for d in WORLD.demonstrations)
     assert set(told) == set(MEANINGS)

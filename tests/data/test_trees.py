@@ -137,6 +137,17 @@ def test_what_could_not_be_written_still_waits(tmp_path, monkeypatch):
     check(tmp_path, expected)
 
 
+def test_trees_of_several_stores_come_problem_by_problem(tmp_path):
+    stores = [data.TreeStore(tmp_path / name) for name in 'ab']
+    for store, keys in zip(stores, ([(2, 0), (0, 0), (0, 1)], [(0, 0), (1, 0), (2, 0)])):
+        for record in trees(keys).values():
+            store.append(record)
+    found = list(data.in_order(stores))
+    assert [r.key for r in found] == [(0, 0), (0, 1), (0, 0), (1, 0), (2, 0), (2, 0)]
+    kept = [samples.same(r, stores[0][r.key]) for r in found[:2]]
+    assert kept == [True, True] and samples.same(found[2], stores[1][0, 0])
+
+
 def test_reader_follows_a_merge(tmp_path):
     expected = trees([(i, 0) for i in range(3)])
     writer = data.TreeStore(tmp_path, seconds=0)

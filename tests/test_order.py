@@ -1,0 +1,164 @@
+"""The order of rounds and stages, and what each of them is given; without models."""
+
+import collections
+import pathlib
+
+import pytest
+
+from rstar_jax import configs, ledger, rounds, sources
+from rstar_jax.errors import UserError
+from rstar_jax.progress import Events
+from rstar_jax.sources import Round
+
+REPOSITORY = pathlib.Path(__file__).parents[1]
+
+
+def test_the_order_of_four_rounds():
+    config = configs.load(str(REPOSITORY / 'experiments' / 'self_evolve.py'))
+    config.policy.path = 'instruct'
+    config.base.path = 'instruct'
+    rows = rounds.order(config, configs.STAGES)
+    each = ['search', 'curate', 'sft', 'ppm', 'eval', 'export']
+    expected = [(number, name) for number in range(1, 5) for name in each]
+    expected.insert(4, (0, 'eval'))
+    assert rows == expected
+    config.base.path = 'another'
+    expected.insert(4, (0, 'base'))
+    assert rounds.order(config, configs.STAGES) == expected
+
+
+def test_a_round_may_leave_stages_out():
+    config = configs.schedule(configs.default(), {2: {'stages': 'search,curate,ppm'}})
+    config.policy.path, config.last_round = 'instruct', 3
+    configs.validate(config)
+    of = {1: [], 2: [], 3: []}
+    for number, name in rounds.order(config, ('search', 'curate', 'sft', 'eval')):
+        of[number].append(name)
+    assert of == {1: ['search', 'curate', 'sft'], 2: ['search', 'curate'], 3: of[1]}
+    config.schedule.round2.stages = 'serch'
+    with pytest.raises(UserError, match='did you mean search'):
+        configs.validate(config)
+
+
+def test_examples_may_come_from_the_trees_of_all_rounds_so_far(tmp_path):
+    config = configs.default()
+    config.last_round = 3
+    for number in (1, 3):
+        (tmp_path / f'round{number}' / 'search').mkdir(parents=True)
+
+    def inputs(number):
+        round_ = sources.Round(configs.for_round(config, number), tmp_path, number, None)
+        return [path.relative_to(tmp_path) for path in rounds.stage_of(round_, 'curate').inputs]
+
+    assert inputs(3) == [pathlib.Path('round3/search')]
+    config.curate.rounds = 'all'
+    assert inputs(3) == [pathlib.Path('round1/search'), pathlib.Path('round3/search')]
+    assert inputs(1) == [pathlib.Path('round1/search')]
+
+
+def test_a_bootstrap_comes_first_and_an_evaluation_can_come_alone():
+    quickstart = configs.load(str(REPOSITORY / 'experiments' / 'quickstart.py'))
+    assert rounds.order(quickstart, configs.STAGES)[0] == (0, 'bootstrap')
+    evaluate = configs.load(str(REPOSITORY / 'experiments' / 'evaluate.py'))
+    assert rounds.order(evaluate, ('eval',)) == [(0, 'eval')]
+
+
+def test_rounds_follow_each_other(tmp_path, monkeypatch):
+    """Stages that only say what they were given; the bookkeeping is the real one."""
+    seen = []
+
+    def stage(name):
+        def note(round_, folder, line):
+            del line
+            seen.append((round_.number, name, round_.config.policy.path, round_.config.ppm.path))
+            return {}
+
+        return note
+
+    monkeypatch.setattr(rounds, 'STAGES', {name: stage(name) for name in configs.STAGES})
+    monkeypatch.setattr(rounds.summary, 'show', lambda root: None)
+    monkeypatch.setattr(rounds.report, 'write', lambda root: None)
+    monkeypatch.setattr(rounds.preflight, 'check', lambda rows: [])
+    config = configs.load(str(REPOSITORY / 'experiments' / 'self_evolve.py'))
+    config.policy.path = 'instruct'
+    rounds.run(config, str(tmp_path), ('search', 'sft', 'ppm'))
+    searches = [row for row in seen if row[1] == 'search']
+    assert searches == [
+        (1, 'search', 'instruct', 'none'),
+        (2, 'search', 'previous', 'none'),
+        (3, 'search', 'previous', 'previous'),
+        (4, 'search', 'previous', 'previous'),
+    ]
+    count = len(seen)
+    rounds.run(config, str(tmp_path), ('search', 'sft', 'ppm'))
+    assert len(seen) == count
+    kept = ledger.read_json(tmp_path / 'config.json')
+    assert kept['round4']['search.more_rollouts'] == [64, 128]
+    config.search.exploration = 1.0
+    with pytest.raises(UserError, match='--config.search.exploration=1.0: '):
+        rounds.run(config, str(tmp_path), ('search',))
+
+
+def test_later_trees_are_for_problems_still_unsolved(tmp_path, monkeypatch):
+    """Round 4's further trees: one more for each number, with that many rollouts."""
+    config = configs.paper_round(4)
+    asked = []
+
+    class Tree:
+        def __init__(self, problem, tree):
+            self.problem, self.tree, self.key = problem, tree, (problem['index'], tree)
+            self.solved = (problem['index'], tree) in {(0, 0), (2, 1)}
+            self.texts, self.counters = ['', 'x'], {'sampled_tokens': 10.0}
+
+    class Store:
+        trees: dict = {}  # noqa: RUF012
+
+        def __init__(self, directory, writer=0):
+            self.directory = directory
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            pass
+
+        def __iter__(self):
+            return iter(list(self.trees.values()))
+
+        def __len__(self):
+            return len(self.trees)
+
+        def keys(self):
+            return set(self.trees)
+
+        def append(self, tree):
+            assert tree.key not in self.trees
+            self.trees[tree.key] = tree
+
+    def search(problems, policy, ppm, *, config, seed, trees, skip, progress):
+        for problem in problems:
+            for tree in range(trees):
+                if (problem['index'], tree) not in skip:
+                    asked.append((problem['index'], tree, config.rollouts))
+                    yield Tree(problem, tree)
+
+    problems = [{'index': i, 'question': 'q', 'answer': '1'} for i in range(4)]
+    read = problems, {}, collections.Counter(rows=4)
+    monkeypatch.setattr(rounds.sources, 'split_problems', lambda round_: read)
+    monkeypatch.setattr(rounds.sources, 'searching_policy', lambda round_: None)
+    monkeypatch.setattr(rounds.sources, 'searching_ppm', lambda round_: None)
+    monkeypatch.setattr(rounds.data, 'TreeStore', Store)
+    monkeypatch.setattr(rounds.search, 'run', search)
+    round_ = Round(configs.for_round(config, 4), tmp_path, 4, Events(None))
+    stage = rounds.stage_of(round_, 'search')
+    stage.begin()
+    figures = rounds.search_trees(round_, stage, rounds.Line('search'))
+    assert asked == [
+        (0, 0, 16), (1, 0, 16), (2, 0, 16), (3, 0, 16),
+        (1, 1, 64), (2, 1, 64), (3, 1, 64),
+        (1, 2, 128), (3, 2, 128),
+    ]  # fmt: skip
+    assert (figures['trees'], figures['problems'], figures['solved']) == (9, 4, 2)
+    asked.clear()
+    rounds.search_trees(round_, stage, rounds.Line('search'))
+    assert asked == []

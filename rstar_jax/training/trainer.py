@@ -43,6 +43,7 @@ LOOKED = 64  # steps whose shapes are compiled before the first
 MEANS = ('loss', 'accuracy', 'margin')  # metric sums that are divided by the weight
 # Settings that do not change what is learnt: a training may go on with others.
 FREE = ('log_every', 'checkpoint_minutes', 'form')
+LAYOUT = 'stacked layers'  # of the arrays in a state
 
 
 class Micros:
@@ -167,7 +168,7 @@ def train(
         state, found = compiled.init(params, release), states.newest()
         if found is None:
             before = measure(compiled, state['params']) if measure else {}
-            start, about = 0, {'fingerprint': name, 'metrics': _named(before, 'before')}
+            start, about = 0, _about(name, metrics=_named(before, 'before'))
         else:
             start, about = found
             _check_name(about, name, directory)
@@ -192,6 +193,15 @@ def _check_name(about: dict[str, Any], name: str, directory) -> None:
             f'{directory}: holds the state of another training (other settings, examples or start)'
             '; remove it or choose another directory'
         )
+    if about.get('layout') != LAYOUT:
+        raise UserError(
+            f'{directory}: holds the state of a training by another version of rstar_jax; go on with '
+            'that one, or remove it to begin anew'
+        )
+
+
+def _about(name: str, **more: Any) -> dict[str, Any]:
+    return {'fingerprint': name, 'layout': LAYOUT} | more
 
 
 def _named(found: dict[str, Any], suffix: str) -> dict[str, Any]:
@@ -215,7 +225,7 @@ class _Best:
         """
         if step > self._step and found['held_out_loss'] < self._found['held_out_loss']:
             self._step, self._found = step, found
-            self._states.save(step, params, {'fingerprint': self._name, 'found': found})
+            self._states.save(step, params, _about(self._name, found=found))
 
     def choose(self, step: int, params, found: dict[str, Any]) -> tuple[int, Any, dict[str, Any]]:
         """(step, parameters, what was measured) of the best, the last step's given."""

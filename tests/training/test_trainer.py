@@ -108,6 +108,9 @@ def test_killed_and_resumed_training_ends_with_the_same_bits(policy, tmp_path, k
     with pytest.raises(UserError, match='another training .other settings, examples or start'):
         moved = jax.tree.map(lambda x: 2 * x, policy.params)
         run(dataclasses.replace(policy, params=moved), data, settings, parts)
+    with monkeypatch.context() as older, pytest.raises(UserError, match='by another version'):
+        older.setattr(trainer, 'LAYOUT', '')
+        run(policy, data, settings, parts)
     resumed, resumed_metrics = run(policy, data, settings, parts)
     assert same(whole.params, resumed.params)
     for name in metrics:

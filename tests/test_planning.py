@@ -16,7 +16,7 @@ from rstar_jax.models import published
 from rstar_jax.parallel import collectives
 from rstar_jax.parallel.mesh import GLOBAL_AXES
 from rstar_jax.search import arrays, copies, devices, memory, sizes, tree
-from rstar_jax.training import attention, step
+from rstar_jax.training import attention, recompute, step
 from rstar_jax.training import planning as trainings
 
 GIB = planning.GIB
@@ -430,10 +430,28 @@ def test_smaller_slices_do_not_hold_it(count, chip, name, lora):
     assert sum(held(count, name, 'sft', lora)) > 0.9 * chip.memory
 
 
-@pytest.mark.skipif(not importlib.util.find_spec('libtpu'), reason='needs the extra `plan`')
+needs_slices = pytest.mark.skipif(
+    not importlib.util.find_spec('libtpu'), reason='needs the extra `plan`'
+)
+
+
+@needs_slices
 def test_a_real_slice(monkeypatch):
     chips = planning.host_chips(planning.slice_chips('v5e:2x4'))
     assert {chip.device_kind for chip in chips} == {'TPU v5 lite'}
     assert len(planning.slice_chips('v5e:1x1')) == 1
     made = planning.plan_model(SETTINGS, chips, planning.CHIPS['TPU v5 lite'].memory, SHAPE)
     assert made.trees == 6 and np.isfinite(made.flops)
+
+
+@needs_slices
+def test_a_training_on_a_real_slice():
+    mesh = parallel.global_mesh(devices=planning.slice_chips('v5e:2x4'))
+    settings = settings_of('ppm', batch_size=8, length=512, micro_batch=1)
+    made = trainings.plan('ppm', settings, TRAINED, mesh, V5E.memory)
+    assert made.mesh == {'data': 1, 'fsdp': 8, 'tensor': 1} and made.micros == {(8, 1024): 1}
+    with jax.set_mesh(mesh):
+        assert attention.block_size(1024) == attention.BLOCK
+        kept = recompute.kept_bytes(TRAINED, 8, 1024, 2)
+    gathered = made.work.exchanged['all-gather'].bytes
+    assert made.held + kept < made.peak < made.held + 16 * kept and gathered > 0

@@ -195,8 +195,8 @@ def _check_name(about: dict[str, Any], name: str, directory) -> None:
         )
     if about.get('layout') != LAYOUT:
         raise UserError(
-            f'{directory}: holds the state of a training by another version of rstar_jax; go on with '
-            'that one, or remove it to begin anew'
+            f'{directory}: holds the state of a training by another version of rstar_jax; go on '
+            'with that one, or remove it to begin anew'
         )
 
 

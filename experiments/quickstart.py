@@ -35,10 +35,10 @@ def get_config() -> ConfigDict:
 
     config.search.rollouts = 4
     config.search.candidates = 6
-    config.search.temperature = config.eval.temperature = 0.7
     config.search.answers_kept = 'all'
     config.search.unvisited_value = 10.0  # every candidate is tried before one is tried again
     for section in (config.search, config.eval):
+        section.top_p = 0.95  # a tiny model's softmax has a long tail
         section.max_depth = 6
         section.step_tokens = 48
         section.path_tokens = 256
@@ -61,9 +61,10 @@ def get_config() -> ConfigDict:
 
     config.eval.benchmarks = 'arithmetic'
     config.eval.limit = 256
-    config.eval.trajectories = 2
-    config.eval.rollouts = 1
-    config.eval.candidates = 4
+    config.eval.trajectories = 1
+    config.eval.rollouts = 4
+    config.eval.candidates = 6
+    config.eval.temperature = 1.0
     config.eval.strategies = 'greedy'
     policy_only = 'search,curate,sft,eval,export'
     return configs.schedule(

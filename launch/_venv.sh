@@ -1,6 +1,7 @@
+# shellcheck shell=bash
 # Sourced by the launch scripts: `use_venv [EXTRA]` makes .venv in the repository root with the
 # project and the named extra installed, and puts its python first on PATH. The environment is
-# reused while setup.py is unchanged.
+# reused while setup.py is unchanged; one that is active already and can run the project is used.
 
 find_python() {
   local candidate
@@ -17,6 +18,11 @@ find_python() {
 
 use_venv() {
   local extra="${1:-}" venv="$PWD/.venv" stamp marker python
+  if [[ -n "${VIRTUAL_ENV:-}" ]] \
+    && "$VIRTUAL_ENV/bin/python" -c 'import jax, rstar_jax' 2>/dev/null; then
+    export PATH="$VIRTUAL_ENV/bin:$PATH"
+    return
+  fi
   stamp="$(cksum <setup.py)"
   for marker in "$venv/.installed-$extra" "$venv/.installed-test"; do
     if [[ -f "$marker" && "$(cat "$marker")" == "$stamp" ]]; then

@@ -99,14 +99,14 @@ def variants(config: ConfigDict, tokens: int = 0) -> dict[str, list[Variant]]:
 
     start = of(0, 'policy') if config.bootstrap.demonstrations else {}
     learn = 'curate', 'sft', 'eval'
-    samples = {'strategy': 'mcts', 'candidates': 1, 'rollouts': 1, 'tokens': tokens}
+    samples = {'strategy': 'mcts', 'candidates': 1, 'rollouts': 1, 'mean_tokens': tokens}
     samples = {f'search.{key}': value for key, value in samples.items()}
     samples['search.more_rollouts'] = ()
     from_samples = start | {'round1/search': 'self-samples/round1/search'}
-    alone = {'eval.strategies': 'greedy', 'eval.tokens': 0}
+    alone = {'eval.strategies': 'greedy', 'eval.mean_tokens': 0}
     right, random = {'curate.choice': 'right'} | alone, {'curate.choice': 'any'} | alone
     own = of(last, 'policy', 'ppm')
-    few = {'eval.tokens': 0, 'eval.limit': config.ablations.problems or config.eval.limit}
+    few = {'eval.mean_tokens': 0, 'eval.limit': config.ablations.problems or config.eval.limit}
     one_tree = few | {'eval.strategies': 'mcts', 'eval.trajectories': 1}
     most = max(config.ablations.rollouts, default=1)
     many = few | {'eval.strategies': 'sampled', 'eval.samples': most}

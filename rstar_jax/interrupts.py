@@ -8,6 +8,7 @@ import contextlib
 import math
 import os
 import signal
+import socket
 import sys
 import threading
 import time
@@ -16,7 +17,7 @@ from collections.abc import Callable, Iterator
 
 # Seconds in which a second interrupt is taken for the first: a terminal's and a parent's both come.
 SAME_PRESS = 1.0
-LONGEST_END = 60.0  # seconds from an interrupt to the end of the process, whatever hangs
+LONGEST_END = 25.0  # seconds from an interrupt to the end of the process, whatever hangs
 NOTICE = 2.0  # seconds after which Ctrl-C in a block of `held` gets an answer
 WAITING = 'stopping as soon as what was done is saved; Ctrl-C again ends at once'
 
@@ -40,26 +41,46 @@ class Interrupts:
 
     A later Ctrl-C ends the process at once, and so does the end of LONGEST_END, but where a block
     of `held` has to come to its end first. A later SIGTERM does nothing: clusters repeat it.
+
+    Python handles a signal when its main thread runs Python again. Where that is in a long call, as
+    of a compiler, and not in a block of `held`, a thread ends the process after the same time.
     """
 
     def __init__(self):
         self.held, self.noted = False, 0
         self._since, self._before, self._timer = math.inf, {}, None
+        self._signals: tuple[socket.socket, socket.socket] | None = None
 
     def __enter__(self) -> None:
         global _current
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
                 self._before[number] = signal.signal(number, self._handle)
+            self._signals = socket.socketpair()
+            self._signals[1].setblocking(False)
+            signal.set_wakeup_fd(self._signals[1].fileno(), warn_on_full_buffer=False)
+            threading.Thread(target=self._watch, args=(self._signals[0],), daemon=True).start()
             _current = self
 
     def __exit__(self, *error) -> None:
         global _current
         for number, handler in self._before.items():
             signal.signal(number, handler or signal.SIG_DFL)
+        if self._signals is not None:
+            signal.set_wakeup_fd(-1)
+            self._signals[1].close()  # ends the thread that watches
         if self._timer is not None:
             self._timer.cancel()
         _current = None
+
+    def _watch(self, signals: socket.socket) -> None:
+        """Ends the process for a signal that the main thread has not handled in LONGEST_END."""
+        with signals:
+            while numbers := signals.recv(1):
+                if numbers[0] in self._before:
+                    time.sleep(LONGEST_END)
+                    if self._since == math.inf and not self.held and _current is self:
+                        leave(128 + numbers[0])
 
     def _handle(self, number: int, frame: types.FrameType | None) -> None:
         """Raises Stopped, but not where Python would ignore it: then a moment later."""

@@ -30,8 +30,16 @@ KEYS: dict[str, tuple[Any, str]] = {
     'policy.path': (
         'previous',
         "the model that searches: Hugging Face directory, hub name, .gguf, a round's policy; "
-        '"previous": the policy of the round before in this workdir; "tiny": made on the spot',
+        '"previous": the policy of the round before in this workdir; "tiny": made on the spot; '
+        'http://HOST:PORT/v1: an OpenAI-compatible server, whose key is taken from $OPENAI_API_KEY',
     ),
+    'policy.weights': (
+        '',
+        'int8: policy and PPM in 8 bits while searching; empty: as policy.dtype',
+    ),
+    'policy.model': ('', "the server's name for the model, where policy.path is a server"),
+    'policy.requests': (32, 'requests in flight to that server at once'),
+    'policy.seconds': (600.0, 'that one such request may take'),
     'policy.dtype': ('', 'float32 or bfloat16 while searching; empty: what the device is fast at'),
     'base.path': ('', 'the model that SFT starts from; empty: the policy of the first round'),
     'ppm.path': (
@@ -80,7 +88,7 @@ KEYS: dict[str, tuple[Any, str]] = {
     'synthesize.samples': (10, 'solutions of each new problem'),
     'synthesize.agree': (3, 'so many of these need to have the same answer; paper: 3 of 10'),
     'search.trees': (1, 'trees for each problem, with different seeds'),
-    'search.tokens': (
+    'search.mean_tokens': (
         0,
         'in place of a number of trees: so many that the tokens sampled for a problem come nearest '
         'to this, on average; 0: search.trees',
@@ -113,6 +121,18 @@ KEYS: dict[str, tuple[Any, str]] = {
     'search.top_k': (0, 'sample only from the so many likeliest tokens; 0: all'),
     'search.top_p': (1.0, 'and of these from the likeliest that have this share; 1: all'),
     'search.min_p': (0.0, 'and of these from those this many times as likely as the first; 0: all'),
+    'search.repetition': (
+        0,
+        'a step is stopped when so many tokens in a row repeat what was just written; 0: never',
+    ),
+    'search.tokens': (
+        0,
+        'tokens to sample for each problem, its trees one after another; 0: no limit',
+    ),
+    'search.agree': (
+        0,
+        'at test time a problem is done when its commonest answer leads by so many; 0: never',
+    ),
     'search.answers_kept': ('first', "first: an answer ends its siblings; all: the paper's text"),
     'search.unvisited_value': (0.0, 'UCT of a child that was never visited'),
     'search.slots': (0, 'sequences decoded at once on each device; 0: chosen by the device'),
@@ -124,6 +144,14 @@ KEYS: dict[str, tuple[Any, str]] = {
     ),
     'search.chunk': (8, 'decode steps between two looks of the host'),
     'search.tensor': (1, 'devices that share the weights while searching; divides their number'),
+    'job.start_seconds': (300.0, 'in which all processes of a job have to come'),
+    'job.leases': (
+        'counter',
+        'how trees are shared out: counter, the next few to the process that is free; static, by '
+        "the processes' numbers; ray, to workers on a Ray cluster",
+    ),
+    'job.devices': (0, 'accelerators that each worker on Ray has; 0: all of its host'),
+    'job.keep_seconds': (300.0, 'between two writes of trees in flight; 0: they are not kept'),
     'execution.isolation': (
         'auto',
         'of model-written programs: auto, the layers that this machine has; strict, all of them or '
@@ -171,7 +199,7 @@ KEYS: dict[str, tuple[Any, str]] = {
     ),
     'eval.trajectories': (8, 'trees for each problem, with different seeds; 0: no search'),
     'eval.samples': (8, 'plain samples for each problem'),
-    'eval.tokens': (
+    'eval.mean_tokens': (
         0,
         'in place of both: so many trees or samples of each strategy that the tokens sampled for a '
         'problem come nearest to this; 0: eval.trajectories and eval.samples',
@@ -203,7 +231,7 @@ KEYS: dict[str, tuple[Any, str]] = {
 EVAL_SEARCH = (
     *('max_depth', 'width', 'stop_reward', 'exploration', 'error_threshold', 'failed_steps'),
     *('examples', 'step_tokens', 'path_tokens', 'temperature', 'top_k', 'top_p', 'min_p'),
-    *('answers_kept', 'unvisited_value'),
+    *('answers_kept', 'unvisited_value', 'repetition', 'tokens', 'agree'),
 )
 for _key in EVAL_SEARCH:
     KEYS[f'eval.{_key}'] = (KEYS[f'search.{_key}'][0], f'as search.{_key}')
@@ -291,6 +319,8 @@ AT_LEAST: dict[str, float] = {
     'last_round': 0,
     'bootstrap.demonstrations': 0,
     'data.limit': 0,
+    'policy.requests': 1,
+    'policy.seconds': 1,
     'serve.port': 0,
     'serve.trajectories': 1,
     'serve.requests': 1,
@@ -298,7 +328,7 @@ AT_LEAST: dict[str, float] = {
     'search.trees': 1,
     'synthesize.problems': 0,
     **{f'synthesize.{key}': 1 for key in ('shown', 'tokens', 'samples', 'agree')},
-    'search.tokens': 0,
+    'search.mean_tokens': 0,
     'search.rollouts': 1,
     'search.candidates': 1,
     'search.max_depth': 1,
@@ -309,11 +339,17 @@ AT_LEAST: dict[str, float] = {
     'search.temperature': 0,
     'search.top_k': 0,
     'search.min_p': 0,
+    'search.repetition': 0,
+    'search.tokens': 0,
+    'search.agree': 0,
     'search.slots': 0,
     'search.trees_in_flight': 0,
     'search.path_tokens': 1,
     'search.chunk': 1,
     'search.tensor': 1,
+    'job.start_seconds': 1,
+    'job.keep_seconds': 0,
+    'job.devices': 0,
     'execution.seconds': 1,
     'execution.memory_mb': 64,
     'execution.workers': 0,
@@ -327,7 +363,7 @@ AT_LEAST: dict[str, float] = {
     'eval.limit': 0,
     'eval.trajectories': 0,
     'eval.samples': 1,
-    'eval.tokens': 0,
+    'eval.mean_tokens': 0,
     'ablations.seeds': 0,
     'ablations.problems': 0,
     'eval.top': 0,
@@ -351,11 +387,13 @@ for _name in TRAININGS:
     BELOW[f'training.{_name}.held_out'] = 1
 CHOICES: dict[str, tuple[str, ...]] = {
     'policy.dtype': ('', 'float32', 'bfloat16'),
+    'policy.weights': ('', 'int8'),
     'search.prompt': ('sft', 'few_shot'),
     'search.strategy': ('mcts', 'puct', 'beam', 'dvts'),
     'search.failed_steps': ('again', 'once'),
     'search.examples': ('fixed', 'shuffled'),
     'search.answers_kept': ('first', 'all'),
+    'job.leases': ('counter', 'static', 'ray'),
     'eval.prompt': ('', 'sft', 'few_shot'),
     'execution.isolation': ('auto', 'strict', 'none'),
     'curate.final_step_pairs': ('steps', 'trajectories'),

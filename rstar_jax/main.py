@@ -4,17 +4,22 @@ usage: python -m rstar_jax.main --config=FILE --workdir=DIR [--config.KEY=VALUE 
 
   --config=FILE            what to run: a file of experiments/ or your own (needed)
   --config.KEY=VALUE       changes one setting; --config=FILE --help lists them all
-  --workdir=DIR            where everything that is made goes; the same command goes on from there
+  --workdir=DIR            where everything that is made goes; the same command goes on from there;
+                           a folder, or of an object store, such as gs://BUCKET/RUN
   --stages=A,B             only these stages of: bootstrap, search, curate, sft, ppm, eval, export
   --plan=TOPOLOGY[,...]    compile search and trainings for a TPU slice, for example v5e:4x8, and
                            print what they would take; runs nothing
+  --problems=N             with --plan and the --workdir of a small run: hours and chip-hours of a
+                           round with so many problems
   --help                   this text; with --config=FILE, that file's text and settings
 """
 
 import contextlib
+import errno
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 
 # Before jax and transformers are imported: a run's terminal is for its own lines.
@@ -30,6 +35,12 @@ from rstar_jax import configs
 from rstar_jax.errors import UserError
 from rstar_jax.interrupts import Interrupts, Stopped, leave
 
+DISK = {
+    errno.ENOSPC: 'free some',
+    errno.EDQUOT: 'free some',
+    errno.EROFS: 'mount it to be written to',
+    errno.EIO: 'see whether the disk is sound',
+}
 STOPPED = str(Stopped(signal.SIGINT))
 
 
@@ -41,19 +52,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def guarded(run: Callable[[], int]) -> int:
-    """Runs a command and returns the exit code.
+    """Runs a command and returns the exit code; the other processes of the job end with it.
 
-    0: done; 2: a mistake of the user, told in one line; 130: stopped by Ctrl-C; 143: preempted by
-    SIGTERM; 141: nobody reads the output any more.
+    0: done; 1: failed, by an error of the program's or as another process of the job is gone;
+    2: a mistake of the user, told in one line; 130: stopped by Ctrl-C; 143: preempted by SIGTERM,
+    what was done is saved; 141: nobody reads the output any more.
     """
     with Interrupts():
         try:
-            return run()
+            code = run()
         except UserError as error:
             print(f'error: {error}', file=sys.stderr)
+            _tell_others(2, f'has ended: {error}')
             return 2
         except Stopped as stopped:
             print(f'\n{stopped}', file=sys.stderr)
+            _tell_others(stopped.code)
             return stopped.code
         except BrokenPipeError:
             if not _output_is_closed():
@@ -61,6 +75,35 @@ def guarded(run: Callable[[], int]) -> int:
             with contextlib.suppress(BrokenPipeError):
                 print(f'nobody reads the output; {STOPPED}', file=sys.stderr)
             return 141
+        except Exception as error:
+            if reason := _of_the_disk(error):
+                print(f'error: {reason}; what was stored before is whole', file=sys.stderr)
+                _tell_others(2, f'has ended: {reason}')
+                return 2
+            if not _tell_others(1, f'has failed: {type(error).__name__}: {error}'.splitlines()[0]):
+                raise
+            traceback.print_exc()
+            return 1
+        _tell_others(code)
+        return code
+
+
+def _of_the_disk(error: BaseException | None) -> str:
+    """What is wrong with the disk, where that is why something failed; else ''."""
+    while error is not None:
+        where = f'{error.filename}: ' if isinstance(error, OSError) and error.filename else ''
+        for number, remedy in DISK.items():
+            # Libraries that write in C++ tell it in their messages only.
+            if getattr(error, 'errno', None) == number or os.strerror(number) in str(error):
+                return f'{where}{os.strerror(number)}: {remedy}, or use another --workdir'
+        error = error.__cause__ or error.__context__
+    return ''
+
+
+def _tell_others(code: int, why: str = '') -> bool:
+    """Tells the other processes of the job how this one ends; False where it is alone."""
+    hosts = sys.modules.get('rstar_jax.parallel.hosts')
+    return hosts is not None and hosts.end(code, why)
 
 
 def _output_is_closed() -> bool:
@@ -82,19 +125,25 @@ def _run(arguments: list[str]) -> int:
     configs.validate(config)
     stages = configs.stages_of(values.stages or config.stages)
     if values.plan:
-        from rstar_jax import planning
+        from rstar_jax import planning, whole_job
 
-        for line in planning.plan(config, values.plan, stages):
+        if values.problems:
+            lines = whole_job.plan(config, values.plan, values.problems, values.workdir, stages)
+        else:
+            lines = planning.plan(config, values.plan, stages)
+        for line in lines:
             print(line, flush=True)
         return 0
 
     if not (values.workdir or config.question or config.serve.port):
         raise UserError('--workdir: needs a folder for what the run makes')
 
-    from rstar_jax import parallel, rounds, solve
+    from rstar_jax import parallel, places, rounds, solve
 
+    if places.is_url(values.workdir):
+        _check_store(config, values.workdir)
     parallel.keep_compiled(config.compiled)
-    parallel.initialise()
+    parallel.initialise(seconds=config.job.start_seconds)
     if config.serve.port:
         from rstar_jax import serve
 
@@ -110,6 +159,16 @@ def _run(arguments: list[str]) -> int:
     return 0
 
 
+def _check_store(config: ConfigDict, workdir: str) -> None:
+    """Raises UserError for what needs a workdir on a disk."""
+    from rstar_jax.parallel import hosts
+
+    several = hosts.launch_arguments(os.environ) is not None or config.job.leases == 'ray'
+    if several or config.question or config.serve.port:
+        what = 'several processes need a disk that all see' if several else 'needs a folder'
+        raise UserError(f'--workdir={workdir}: {what}, a store is for a run of one process')
+
+
 def parse(path: str, arguments: Sequence[str]) -> tuple[ConfigDict, flags.FlagValues]:
     """Loads the config file, applies the overrides, reads the other flags.
 
@@ -118,7 +177,7 @@ def parse(path: str, arguments: Sequence[str]) -> tuple[ConfigDict, flags.FlagVa
       arguments: the rest of the command line.
 
     Returns:
-      The config, locked, and the values of --workdir, --stages, --plan.
+      The config, locked, and the values of --workdir, --stages, --plan, --problems.
     """
     config = configs.load(path)
     _check_overrides(config, arguments)
@@ -126,6 +185,7 @@ def parse(path: str, arguments: Sequence[str]) -> tuple[ConfigDict, flags.FlagVa
     flags.DEFINE_string('workdir', '', 'where results go', flag_values=values)
     flags.DEFINE_string('stages', '', 'which stages to run', flag_values=values)
     flags.DEFINE_string('plan', '', 'topology to compile for', flag_values=values)
+    flags.DEFINE_integer('problems', 0, 'of the round that is planned', flag_values=values)
     argv = ['main', *arguments]
     config_flags.DEFINE_config_dict(
         'config', config, flag_values=values, lock_config=True, sys_argv=argv

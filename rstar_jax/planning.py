@@ -30,7 +30,8 @@ from rstar_jax.keys import PREVIOUS, STAGES
 from rstar_jax.models import heads, published, sharding
 from rstar_jax.parallel.chips import CHIPS, Chip, find_chip
 from rstar_jax.parallel.memory import GIB
-from rstar_jax.search import arrays, decode, devices, memory, prefill, sampling, sizes, tree
+from rstar_jax.search import tree
+from rstar_jax.search.engine import devices, memory, programs, sampling, sizes, state
 from rstar_jax.training import planning as trainings
 
 # The compiler's library asks for a TPU's host, and says at length that there is none.
@@ -117,7 +118,7 @@ def _searches(config: ConfigDict, chips: Sequence[Any], chip: Chip) -> Iterator[
     yield ROW.format(*HEADER)
     # Models of one shape need one plan.
     compiled = functools.cache(functools.partial(plan_model, settings, chips, chip.memory))
-    for name, shape in _models_of(config.policy.path, config.base.path).items():
+    for name, shape in models_of(config.policy.path, config.base.path).items():
         yield ROW.format(name, *_cells(compiled(shape), chip))
     yield f'\n{NOTES}\n'
 
@@ -137,7 +138,7 @@ def _trainings(
         settings.update(config.training[kind])
         return trainings.plan(kind, settings, shape, mesh, chip.memory)
 
-    for name, shape in _models_of(config.base.path or config.policy.path).items():
+    for name, shape in models_of(config.base.path or config.policy.path).items():
         for kind in kinds:
             cells = _training_cells(compiled(kind, shape), chip)
             yield TRAINING_ROW.format(name, kind, *cells)
@@ -242,7 +243,7 @@ def _training_cells(plan: trainings.Plan, chip: Chip) -> list[str]:
     ]
 
 
-def _models_of(path: str, base: str = '') -> dict[str, models.Config]:
+def models_of(path: str, base: str = '') -> dict[str, models.Config]:
     """The model at `path`, by its name; where a run is to make it, of `base`, or the paper's.
 
     Raises UserError: neither a model on disk nor one whose shape is known.
@@ -289,14 +290,14 @@ def plan_model(
     Larger groups read the weights for more sequences at once, smaller ones exchange less: takes the
     fewest chips a group, `settings.tensor` or more, whose limit by reading is near the best.
     """
-    states = []
+    groups = []
     for tensor in range(settings.tensor, len(chips) + 1):
         if len(chips) % tensor == 0:
-            state = _State(settings, parallel.local_mesh(tensor, chips), shape)
-            if state.choose(bytes_of_chip):
-                states.append(state)
-    best = max((state.speed() for state in states), default=0.0)
-    return next((state.plan() for state in states if state.speed() >= NEAR * best), None)
+            group = _State(settings, parallel.local_mesh(tensor, chips), shape)
+            if group.choose(bytes_of_chip):
+                groups.append(group)
+    best = max((group.speed() for group in groups), default=0.0)
+    return next((group.plan() for group in groups if group.speed() >= NEAR * best), None)
 
 
 class _State:
@@ -365,9 +366,9 @@ class _State:
         """Bytes a chip of all that stays in memory with what was chosen."""
         trees = chosen.trees
         nodes = devices.shapes(self.mesh, tree.init, trees, self.settings.nodes)
-        kept = self._made(arrays.empty_kv, trees, memory.kept_room(chosen.kept))
-        state = self._stops(), nodes, *self._policy(trees, chosen.slots), *self._ppm(trees)
-        return self.weights + parallel.bytes_on_a_device((state, kept, kept))
+        kept = self._made(state.empty_kv, trees, memory.kept_room(chosen.kept))
+        arrays = self._stops(), nodes, *self._policy(trees, chosen.slots), *self._ppm(trees)
+        return self.weights + parallel.bytes_on_a_device((arrays, kept, kept))
 
     def floor(self, trees: int, slots: int) -> int:
         """Bytes a chip that a decode step reads, were everything read once."""
@@ -377,24 +378,19 @@ class _State:
         return parallel.bytes_on_a_device((weights, path.kv, slot.kv))
 
     def _decode(self, trees: int, slots: int) -> jax.stages.Lowered:
-        f = devices.mapped(
-            decode.decode,
+        f = programs.DECODE.on(
             self.mesh,
-            8,
-            shared=(0, 1, 6, 7),
-            donate=(4, 5),
             config=self.shape,
             candidates=self.settings.candidates,
             first_answer_only=self.settings.first_answer_only,
         )
         how = jax.tree.map(lambda x: self._whole((), x.dtype), sampling.Settings.of(self.settings))
         iterations = self._whole((2,), jnp.int32)
-        state = self._policy(trees, slots)
-        return f.lower(self.policy, self._stops(), *state, how, iterations)
+        arrays = self._policy(trees, slots)
+        return f.lower(self.policy, self._stops(), *arrays, how, iterations)
 
     def _score(self, trees: int) -> jax.stages.Lowered:
-        names = {'config': self.shape, 'squash': 'tanh'}
-        f = devices.mapped(prefill.score, self.mesh, 8, shared=(0,), donate=(3,), **names)
+        f = programs.SCORE.on(self.mesh, config=self.shape, squash='tanh')
         integers = devices.shapes(self.mesh, jnp.zeros, 1, jnp.int32)
         length = sizes.largest_call(self.mesh, self.settings, scored=True)
         tokens = devices.shapes(self.mesh, jnp.zeros, (1, length), jnp.int32)
@@ -405,26 +401,26 @@ class _State:
         """prefix, path, cells and slots, as `decode.decode` takes them."""
         cells = trees * self.settings.candidates
         return (
-            self._made(arrays.empty_kv, 1, 0),
-            self._made(arrays.empty_path, trees, self.longest),
-            self._made(arrays.empty_cells, cells, self.step),
-            self._made(arrays.empty_slots, slots, self.step),
+            self._made(state.empty_kv, 1, 0),
+            self._made(state.empty_path, trees, self.longest),
+            self._made(state.empty_cells, cells, self.step),
+            self._made(state.empty_slots, slots, self.step),
         )
 
     def _ppm(self, trees: int) -> tuple:
         """prefix, path and the cells' keys and values, as `prefill.score` takes them."""
         return (
-            self._made(arrays.empty_kv, 1, 0),
-            self._made(arrays.empty_path, trees, self.longest),
-            self._made(arrays.empty_kv, trees * self.settings.candidates, self.scored),
+            self._made(state.empty_kv, 1, 0),
+            self._made(state.empty_path, trees, self.longest),
+            self._made(state.empty_kv, trees * self.settings.candidates, self.scored),
         )
 
     def _made(self, f: Callable, rows: int, positions: int) -> Any:
         return devices.shapes(self.mesh, f, self.shape, rows, positions, DTYPE)
 
-    def _stops(self) -> arrays.Stops:
+    def _stops(self) -> state.Stops:
         table = self._whole((MARK_STATES, self.shape.vocab_size), jnp.uint8)
-        return arrays.Stops(
+        return state.Stops(
             table, self._whole((MARK_STATES,), jnp.uint8), self._whole((), jnp.int32)
         )
 

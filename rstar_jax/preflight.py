@@ -61,6 +61,9 @@ def _searching_models(round_: Round, made: set[pathlib.Path]) -> None:
     for kind in ('policy', 'ppm'):
         path = sources.searching_path(round_, kind)
         flag = f'--config.{kind}.path'
+        if kind == 'policy' and sources.is_endpoint(path):
+            sources.endpoint(round_.config).check()
+            continue
         shown = f'{flag}={round_.config[kind].path}' if isinstance(path, pathlib.Path) else flag
         _model(path, kind, shown, made)
     sources.searching_mesh(round_.config)

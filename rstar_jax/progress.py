@@ -30,6 +30,12 @@ def clock(seconds: float) -> str:
     return f'{hours}:{minutes:02}:{rest:02}' if hours else f'{minutes}:{rest:02}'
 
 
+def times(seconds: float, left: float) -> str:
+    """'0:05 gone, 0:10 left'; without the time left where it is not known."""
+    known = f', {clock(left)} left' if math.isfinite(left) else ''
+    return f'{clock(seconds)} gone{known}'
+
+
 def percent(share: float | None) -> str:
     """0.125 -> '12.5 %'; '-' where there is none."""
     return '-' if share is None or not math.isfinite(share) else f'{100 * share:.1f} %'

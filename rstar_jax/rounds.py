@@ -29,9 +29,11 @@ from rstar_jax import (
     evals,
     ledger,
     parallel,
+    places,
     preflight,
     report,
     search,
+    searching,
     sources,
     summary,
     synthesis,
@@ -40,7 +42,7 @@ from rstar_jax import (
 from rstar_jax import export as exporting
 from rstar_jax.data.overlap import Overlap
 from rstar_jax.errors import UserError
-from rstar_jax.progress import Events, Line, clock, percent
+from rstar_jax.progress import Events, Line, clock, percent, times
 from rstar_jax.sources import Round
 
 Figures = dict[str, Any]
@@ -70,6 +72,8 @@ BINDING_START = ('policy', 'ppm', 'search.prompt')  # and the evaluation of roun
 # Of these sections, but what is made is the same whatever they are.
 UNBOUND = (
     'data.folder',
+    'policy.requests',
+    'policy.seconds',
     *(f'search.{key}' for key in ('slots', 'trees_in_flight', 'chunk', 'tensor')),
     *(f'execution.{key}' for key in ('isolation', 'workers')),
     *(f'training.{name}.form' for name in ('bootstrap', 'sft')),
@@ -82,17 +86,27 @@ def run(config: ConfigDict, workdir: str, names: Sequence[str]) -> None:
     Raises:
       UserError: what the config names does not exist, or does not fit what the workdir holds.
     """
-    root = pathlib.Path(workdir)
+    place = places.Place(workdir) if places.is_url(workdir) else None
+    root = place.folder if place else pathlib.Path(workdir)
     with contextlib.ExitStack() as stack:
         if parallel.is_first():
             stack.enter_context(ledger.lock(root))
+        if place:
+            place.pull()
+            stack.callback(place.push)
         events = Events(root / 'events' if parallel.is_first() else None)
         stack.callback(events.close)
         rows = [
-            (Round(configs.for_round(config, number), root, number, events), name)
+            (Round(configs.for_round(config, number), root, number, events, place), name)
             for number, name in order(config, names)
         ]
-        run_stages(rows, _report)
+
+        def after(root: pathlib.Path) -> None:
+            _report(root)
+            if place:
+                place.push(must=True)
+
+        run_stages(rows, after)
     if parallel.is_first():
         summary.show(root)
 
@@ -261,32 +275,24 @@ def search_trees(round_: Round, stage: ledger.Stage, line: Line) -> Figures:
     config = round_.config
     problems, _, read = sources.split_problems(round_)
     line.say(data.told(read))
-    problems = parallel.share(problems)
-    policy, ppm = sources.searching_policy(round_), sources.searching_ppm(round_)
 
     def progress(now: dict[str, float]) -> None:
-        stage.beat()
+        round_.beat(stage)
         line.show(
             _search_line(now, f'{now["solved"]} solved, '), now['trees_done'] / now['trees_total']
         )
         round_.events.add(f'round{round_.number}/search', now, int(now['trees_done']))
 
-    with data.TreeStore(stage.folder, writer=jax.process_index()) as store:
+    number = jax.process_index()
+    with data.TreeStore(stage.folder, writer=number) as store:
+        flights = data.Flights(stage.folder / 'flights', number, config.job.keep_seconds, store)
+        grow = searching.begin(round_, flights, line.say)
         for rollouts, trees, todo in _passes(config, problems, store):
-            done = store.keys() | {(p['index'], t) for p in todo for t in range(trees.start)}
-            for record in search.run(
-                todo,
-                policy,
-                ppm,
-                config=sources.search_config(config, rollouts=rollouts),
-                seed=sources.search_seed(round_),
-                trees=trees.stop,
-                skip=frozenset(done),
-                progress=progress,
-            ):
-                store.append(record)
-    parallel.barrier('searched')
-    with data.TreeStore(stage.folder, writer=jax.process_index()) as store:
+            with contextlib.closing(grow(todo, trees, rollouts, store, progress)) as records:
+                for record in records:
+                    store.append(record)
+        if parallel.is_first():
+            flights.forget()
         return {**_tree_figures(store, stage.seconds), 'read': dict(read)}
 
 
@@ -294,19 +300,29 @@ def _passes(
     config: ConfigDict, problems: list[dict], store: data.TreeStore
 ) -> Iterator[tuple[int, range, list[dict]]]:
     """(rollouts, numbers of the trees, problems): first all, then those not yet solved."""
-    trees = 1 if config.search.tokens else config.search.trees
+    trees = 1 if config.search.mean_tokens else config.search.trees
     yield config.search.rollouts, range(trees), problems
-    if config.search.tokens:
+    _meet(store)
+    if config.search.mean_tokens:
         own = {problem['index'] for problem in problems}
         found = (r for r in store if r.tree == 0 and r.problem['index'] in own)
         first = [r.counters['sampled_tokens'] for r in found]
-        trees = search.trees_for(config.search.tokens, first)
+        trees = search.trees_for(config.search.mean_tokens, first)
         yield config.search.rollouts, range(1, trees), problems
+        _meet(store)
     for number, rollouts in enumerate(config.search.more_rollouts, start=trees):
         solved = {r.problem['index'] for r in store if r.tree < number and r.solved}
         todo = [problem for problem in problems if problem['index'] not in solved]
         if todo:
             yield rollouts, range(number, number + 1), todo
+        _meet(store)
+
+
+def _meet(store: data.TreeStore) -> None:
+    """Waits for all processes; then each knows of the trees that the others have found."""
+    store.refresh()
+    parallel.barrier('searched')
+    store.refresh()
 
 
 def _tree_figures(store: data.TreeStore, seconds: float) -> Figures:
@@ -446,7 +462,7 @@ def _training_progress(
     name = stage.folder.name
 
     def progress(now: dict[str, float]) -> None:
-        stage.beat()
+        round_.beat(stage)
         figures = [f'step {now["step"]}/{now["steps"]}']
         if 'loss' in now:  # after the first step
             figures.append(f'loss {now["loss"]:.3f}')
@@ -469,14 +485,14 @@ def _search_line(now: dict[str, float], solved: str = '') -> str:
 
 
 def _times(now: dict[str, float]) -> str:
-    return f'{clock(now["seconds"])} gone, {clock(now["seconds_left"])} left'
+    return times(now['seconds'], now['seconds_left'])
 
 
 def evaluate(round_: Round, stage: ledger.Stage, line: Line) -> Figures:
     """Measures the round's policy, alone and with the search, and writes results.json."""
 
     def progress(now: dict[str, Any]) -> None:
-        stage.beat()
+        round_.beat(stage)
         line.show(
             f'{now["benchmark"]}, {now["kind"]}: {_search_line(now)}',
             now['trees_done'] / now['trees_total'],
@@ -493,6 +509,7 @@ def evaluate(round_: Round, stage: ledger.Stage, line: Line) -> Figures:
         round_number=None if base else round_.number,
         directory=stage.folder,
         progress=progress,
+        leases=round_.config.job.leases,
     )
     for name, row in results['benchmarks'].items():
         for strategy, figures in {} if base else row['strategies'].items():

@@ -381,7 +381,7 @@ def warm_up(live: search.Live) -> None:
         events.append(event)
         ended.set()
 
-    live.submit(search.live.QUESTIONS[0], 1, done)
+    live.submit(search.begin.QUESTIONS[0], 1, done)
     ended.wait()
     if isinstance(events[0], BaseException):
         raise events[0]

@@ -2,6 +2,7 @@
 
 A model's path is a Hugging Face directory, a hub name, a .gguf file or a folder that a training
 stage wrote; "previous" is what the round before made in this workdir, "tiny" is made on the spot.
+A policy that only searches may be served elsewhere: http://HOST:PORT/v1.
 """
 
 import collections
@@ -19,6 +20,7 @@ from rstar_jax.errors import UserError
 from rstar_jax.keys import EVAL_SEARCH
 from rstar_jax.models import tiny
 from rstar_jax.models.checkpoint import default_dtype
+from rstar_jax.places import Place
 from rstar_jax.progress import Events
 from rstar_jax.training import checkpoints
 
@@ -46,12 +48,20 @@ class Round:
       root: the workdir.
       number: 0 is what the run started from.
       events: where scalars go.
+      place: of the workdir in an object store, where it lies in one.
     """
 
     config: ConfigDict
     root: pathlib.Path
     number: int
     events: Events
+    place: Place | None = None
+
+    def beat(self, stage: ledger.Stage) -> None:
+        """Keeps on disk, and in the store, how far a stage has come; cheap."""
+        stage.beat()
+        if self.place is not None:
+            self.place.push_if_due()
 
     @property
     def folder(self) -> pathlib.Path:
@@ -169,12 +179,34 @@ def search_config(config: ConfigDict, **changes: Any) -> search.Config:
     return search.Config(**{**given, **changes})
 
 
-def searching_policy(round_: Round) -> models.Policy:
+def searching_policy(round_: Round) -> models.Policy | search.Endpoint:
     """The policy that the round searches with (for round 0, the one that is evaluated)."""
     config, path = round_.config, searching_path(round_, 'policy')
+    if is_endpoint(path):
+        return endpoint(config)
     if path == round_.before / 'policy':
         finished(path, 'policy', f'--config.policy.path={config.policy.path}')
-    return load_policy(path, config.policy.dtype, searching_mesh(config))
+    return _narrowed(config, load_policy(path, config.policy.dtype, searching_mesh(config)))
+
+
+def _narrowed(config: ConfigDict, model: Any) -> Any:
+    """A model that searches, in 8 bits where the config wants that."""
+    return models.quantized(model) if config.policy.weights == 'int8' else model
+
+
+def is_endpoint(path: str | pathlib.Path | None) -> bool:
+    """Whether a model's path is the address of a server."""
+    return isinstance(path, str) and path.startswith(('http://', 'https://'))
+
+
+def endpoint(config: ConfigDict) -> search.Endpoint:
+    """The server at policy.path."""
+    return search.Endpoint(
+        url=config.policy.path,
+        model=config.policy.model,
+        requests=config.policy.requests,
+        seconds=config.policy.seconds,
+    )
 
 
 def searching_ppm(round_: Round) -> models.PPM | None:
@@ -184,7 +216,7 @@ def searching_ppm(round_: Round) -> models.PPM | None:
         return None
     if path == round_.before / 'ppm':
         finished(path, 'ppm', f'--config.ppm.path={config.ppm.path}')
-    return load_ppm(path, config.policy.dtype, searching_mesh(config))
+    return _narrowed(config, load_ppm(path, config.policy.dtype, searching_mesh(config)))
 
 
 def searching_path(round_: Round, kind: str) -> str | pathlib.Path | None:
@@ -243,11 +275,17 @@ def evaluation_config(round_: Round, base: bool = False) -> evals.Config:
     prompt = settings.prompt or ('few_shot' if base else config.search.prompt)
     own = {key: settings[key] for key in ('rollouts', 'candidates', *EVAL_SEARCH)}
     return evals.Config(
-        search_config(config, strategy='mcts', prompt='sft' if round_.number else prompt, **own),
+        search_config(
+            config,
+            strategy='mcts',
+            prompt='sft' if round_.number else prompt,
+            use_ground_truth=False,
+            **own,
+        ),
         strategies=configs.strategies_of(settings.strategies),
         trajectories=settings.trajectories,
         samples=settings.samples,
-        tokens=settings.tokens,
+        mean_tokens=settings.mean_tokens,
         top=settings.top,
     )
 
@@ -270,7 +308,7 @@ def base_path(round_: Round) -> str | pathlib.Path:
     first = (ledger.read_json(round_.root / 'config.json') or {}).get('round1', {})
     named = config.base.path, config.policy.path, first.get('base.path'), first.get('policy.path')
     for path in named:
-        if path and path not in (configs.PREVIOUS, TINY):
+        if path and path not in (configs.PREVIOUS, TINY) and not is_endpoint(path):
             return path
     raise UserError('--config.base.path=: needs the model that every round trains from')
 

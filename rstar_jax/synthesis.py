@@ -73,7 +73,8 @@ def synthesize(
       overlap: finds what is in `known` or a benchmark; what is kept is added to it.
       settings: of the policy's solutions; its step_tokens and prompt do not count for the texts.
       folder: gets the stores `written` and `solved`.
-      run_search: search.run with the policy: (problems, config=, seed=, trees=, skip=) -> Records.
+      run_search: search.run with the policy: (problems, config=, seed=, trees=, skip=,
+        leases=) -> Records.
       number: of the round; with `seed` it decides what is shown.
 
     Returns:
@@ -158,9 +159,17 @@ def _trees(
     wanted = {(problem['index'], tree) for problem in problems for tree in range(trees)}
     with data.TreeStore(folder, writer=jax.process_index()) as store:
         done = frozenset(store.keys())
-        own = parallel.share(list(problems))
-        if any((problem['index'], tree) not in done for problem in own for tree in range(trees)):
-            found = run_search(own, config=config, seed=seed, trees=trees, skip=done)
+        if wanted - done:
+            items = [(problem, tree) for problem in problems for tree in range(trees)]
+            name = '/'.join(folder.parts[-3:])
+            found = run_search(
+                problems,
+                config=config,
+                seed=seed,
+                trees=trees,
+                skip=done,
+                leases=parallel.dealt(items, name),
+            )
             for record in found:
                 store.append(record)
     parallel.barrier(f'{folder.name}: all is sampled')

@@ -145,16 +145,22 @@ def test_each_variant_has_what_its_name_says(world, tmp_path, monkeypatch):
     run, samples = settings('run', 1), settings('self-samples', 1)
     different = {key for key in run if run[key] != samples[key]}
     assert different == {
-        *('search.candidates', 'search.rollouts', 'search.tokens', 'curate.choice', 'eval.tokens'),
+        *(
+            'search.candidates',
+            'search.rollouts',
+            'search.mean_tokens',
+            'curate.choice',
+            'eval.mean_tokens',
+        ),
     }
-    assert samples['search.tokens'] == 400  # as the trees took for a problem
+    assert samples['search.mean_tokens'] == 400  # as the trees took for a problem
     assert (samples['curate.choice'], settings('rejection', 1)['curate.choice']) == ('any', 'right')
     assert settings('pqm', 2)['training.ppm.loss'] == 'pqm'
     assert settings('rollouts8', 2)['eval.rollouts'] == 8
     assert settings('rollouts8', 2)['eval.limit'] == settings('many-samples', 2)['eval.limit'] == 48
     assert settings('many-samples', 2)['eval.samples'] == 8
     assert settings('searches', 2)['eval.limit'] == run['eval.limit'] != 48
-    assert settings('searches', 2)['eval.tokens'] == run['eval.tokens'] > 0
+    assert settings('searches', 2)['eval.mean_tokens'] == run['eval.mean_tokens'] > 0
 
 
 @pytest.mark.parametrize('step', [0, 7, 13, 32])

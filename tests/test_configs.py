@@ -35,7 +35,7 @@ def test_the_expected_experiments_are_there():
 def test_search_keys_are_those_of_the_search():
     ours = {k.partition('.')[2]: v for k, (v, _) in keys.KEYS.items() if k.startswith('search.')}
     theirs = {field.name: field.default for field in dataclasses.fields(search.Config)}
-    for key in ('trees', 'tokens', 'more_rollouts'):
+    for key in ('trees', 'mean_tokens', 'more_rollouts'):
         del ours[key]  # of the stage: which trees, not how
     del theirs['use_ground_truth']  # of the task: making data, or solving
     for key, name in sources.EXECUTION.items():
@@ -176,9 +176,11 @@ def test_every_key_of_our_own_is_read_somewhere():
     text = '\n'.join(path.read_text() for path in (REPOSITORY / 'rstar_jax').glob('*.py'))
     for key in keys.KEYS:
         section, _, leaf = key.rpartition('.')
-        ours = section in ('', 'policy', 'base', 'ppm', 'bootstrap', 'data', 'eval', 'ablations')
-        if (ours and leaf not in keys.EVAL_SEARCH) or leaf in ('trees', 'tokens', 'more_rollouts'):
-            assert re.search(rf'\b(config|settings|search|made)\.(\w+\.)*{leaf}\b', text), key
+        sections = ('', 'policy', 'base', 'ppm', 'bootstrap', 'data', 'ablations', 'eval', 'job')
+        of_the_stage = leaf in ('trees', 'mean_tokens', 'more_rollouts')
+        ours = section in sections and leaf not in keys.EVAL_SEARCH
+        if ours or of_the_stage:
+            assert re.search(rf'\b(config|settings|search|made|job)\.(\w+\.)*{leaf}\b', text), key
 
 
 def test_limits_and_choices_are_of_keys_that_exist():

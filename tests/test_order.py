@@ -100,7 +100,9 @@ def test_rounds_follow_each_other(tmp_path, monkeypatch):
         rounds.run(config, str(tmp_path), ('search',))
 
 
-def test_a_budget_of_tokens_is_spent_on_all_problems_alike():
+def test_a_budget_of_tokens_is_spent_on_all_problems_alike(monkeypatch):
+    monkeypatch.setattr(rounds, '_meet', lambda store: None)
+
     def tree(index, tree, tokens, solved=False):
         counters = {'sampled_tokens': tokens}
         return types.SimpleNamespace(
@@ -108,7 +110,7 @@ def test_a_budget_of_tokens_is_spent_on_all_problems_alike():
         )
 
     config = configs.default()
-    config.search.tokens, config.search.more_rollouts, config.search.rollouts = 250, (64,), 8
+    config.search.mean_tokens, config.search.more_rollouts, config.search.rollouts = 250, (64,), 8
     problems = [{'index': i} for i in range(3)]
     # 100 tokens a tree on average; another's trees, and later ones, do not count.
     store = [tree(0, 0, 50.0), tree(1, 0, 150.0, True), tree(2, 0, 100.0)]
@@ -117,7 +119,7 @@ def test_a_budget_of_tokens_is_spent_on_all_problems_alike():
     assert [(rollouts, list(trees), len(todo)) for rollouts, trees, todo in made] == [
         (8, [0], 3), (8, [1], 3), (64, [2], 2),
     ]  # fmt: skip
-    config.search.tokens = 40  # at least one tree
+    config.search.mean_tokens = 40  # at least one tree
     made = [list(trees) for _, trees, _ in rounds._passes(config, problems, store)]
     assert made == [[0], [], [1]]
 
@@ -151,14 +153,20 @@ def test_later_trees_are_for_problems_still_unsolved(tmp_path, monkeypatch):
         def __len__(self):
             return len(self.trees)
 
+        def __contains__(self, key):
+            return key in self.trees
+
         def keys(self):
             return set(self.trees)
+
+        def refresh(self):
+            pass
 
         def append(self, tree):
             assert tree.key not in self.trees
             self.trees[tree.key] = tree
 
-    def search(problems, policy, ppm, *, config, seed, trees, skip, progress):
+    def search(problems, policy, ppm, *, config, trees, skip, **_):
         for problem in problems:
             for tree in range(trees):
                 if (problem['index'], tree) not in skip:

@@ -15,7 +15,8 @@ from rstar_jax.errors import UserError
 from rstar_jax.models import published
 from rstar_jax.parallel import collectives
 from rstar_jax.parallel.mesh import GLOBAL_AXES
-from rstar_jax.search import arrays, copies, devices, memory, sizes, tree
+from rstar_jax.search import tree
+from rstar_jax.search.engine import copies, devices, memory, sizes, state
 from rstar_jax.training import attention, step
 from rstar_jax.training import planning as trainings
 
@@ -41,12 +42,12 @@ def test_sizes_are_those_of_the_arrays(ample):
         *(
             devices.make(mesh, f, SHAPE, rows, length, 'bfloat16')
             for f, rows, length in (
-                (arrays.empty_path, 6, 200 + copies.COPIED),
-                (arrays.empty_cells, 24, 16),
-                (arrays.empty_slots, 8, 16),
-                (arrays.empty_path, 6, 200 + copies.COPIED),
-                (arrays.empty_kv, 24, 16 + 64),
-                *[(arrays.empty_kv, 6, CHOSEN.kept + copies.COPIED)] * 2,
+                (state.empty_path, 6, 200 + copies.COPIED),
+                (state.empty_cells, 24, 16),
+                (state.empty_slots, 8, 16),
+                (state.empty_path, 6, 200 + copies.COPIED),
+                (state.empty_kv, 24, 16 + 64),
+                *[(state.empty_kv, 6, CHOSEN.kept + copies.COPIED)] * 2,
             )
         ),
         devices.make(mesh, tree.init, 6, SETTINGS.nodes),
@@ -124,7 +125,7 @@ def test_keys_and_values_are_cut_over_tensor():
     one, two = (
         planning._State(SETTINGS, parallel.local_mesh(n, jax.devices()[:n]), SHAPE) for n in (1, 2)
     )
-    kv = [state._policy(3, 8)[1].kv for state in (one, two)]
+    kv = [group._policy(3, 8)[1].kv for group in (one, two)]
     one, two = map(parallel.bytes_on_a_device, kv)
     assert one == 2 * two
     four = planning._State(SETTINGS, parallel.local_mesh(4, jax.devices()[:4]), SHAPE)

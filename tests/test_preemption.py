@@ -1,5 +1,6 @@
 """Trainings that clusters take the machine away from: real processes, killed and started again."""
 
+import contextlib
 import json
 import pathlib
 import random
@@ -8,10 +9,13 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Iterator
 
 import jax
 import numpy as np
+import pytest
 
 from rstar_jax.training import checkpoints
 from tests.parallel import processes
@@ -110,18 +114,31 @@ def test_killed_and_preempted_it_ends_with_the_same_bits(tmp_path):
     assert not (parts / 'state').exists()
 
 
-def test_two_processes_save_the_same_step_when_one_gets_the_signal(tmp_path):
+@contextlib.contextmanager
+def pair(folder: pathlib.Path) -> Iterator[list[subprocess.Popen]]:
+    """Two processes that train together."""
     with socket.socket() as probe:
         probe.bind(('localhost', 0))
         port = probe.getsockname()[1]
     launch = {'JAX_COORDINATOR_ADDRESS': f'localhost:{port}', 'JAX_NUM_PROCESSES': '2'}
-    first, second = (start(tmp_path, **launch, JAX_PROCESS_ID=str(number)) for number in range(2))
+    both = [start(folder, **launch, JAX_PROCESS_ID=str(number)) for number in range(2)]
     try:
-        end = end_at(second, tmp_path, 2, signal.SIGTERM)
-        other = first.communicate(timeout=120)[1]
+        yield both
     finally:
-        first.kill()
-        second.kill()
+        for process in both:
+            process.kill()
+
+
+@pytest.mark.parametrize('signalled', [1, 2])
+def test_two_processes_save_the_same_step_when_told_to_stop(tmp_path, signalled):
+    with pair(tmp_path) as (first, second):
+        if signalled == 2:
+            threading.Thread(target=end_at, args=(first, tmp_path, 2, signal.SIGTERM)).start()
+        end = end_at(second, tmp_path, 2, signal.SIGTERM)
+        since = time.monotonic()
+        other = first.communicate(timeout=120)[1] if signalled == 1 else end
+        assert time.monotonic() - since < 30
+        first.wait()
     assert (first.returncode, second.returncode) == (143, 143), end + other
     step = len(log(tmp_path))
     assert 2 <= step < STEPS
@@ -129,3 +146,27 @@ def test_two_processes_save_the_same_step_when_one_gets_the_signal(tmp_path):
         assert f'preempted at step {step} of {STEPS}: state saved' in error.splitlines()[-1]
     with checkpoints.States(tmp_path) as states:
         assert states.newest()[0] == step
+
+
+@pytest.mark.parametrize('killed', [0, 1])
+def test_a_killed_process_ends_the_job_and_is_named(tmp_path, killed):
+    """By whichever is left, within a minute; the same command goes on to the same weights."""
+    whole, parts = tmp_path / 'whole', tmp_path / 'parts'
+    with pair(parts) as both:
+        end_at(both[killed], parts, 9, signal.SIGKILL)
+        since = time.monotonic()
+        error = both[1 - killed].communicate(timeout=120)[1]
+        assert time.monotonic() - since < 60
+    assert both[1 - killed].returncode not in (0, 2, 143)
+    lines = [line for line in error.splitlines() if line.startswith('error:')]
+    assert len(lines) == 1, error
+    assert re.fullmatch(
+        rf'error: process {killed} \(.*\) is gone: the job ends; .* go on', lines[0]
+    )
+    for folder in (parts, whole) if killed else ():
+        with pair(folder) as both:
+            errors = [process.communicate(timeout=240)[1] for process in both]
+            assert [process.returncode for process in both] == [0, 0], errors
+    if killed:
+        a, b = (checkpoints.load_policy(folder) for folder in (whole, parts))
+        assert jax.tree.all(jax.tree.map(np.array_equal, a.params, b.params))

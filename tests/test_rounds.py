@@ -15,8 +15,10 @@ import subprocess
 import sys
 import time
 
+import fsspec
 import numpy as np
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 from ml_collections import ConfigDict
 
 from rstar_jax import (
@@ -122,7 +124,7 @@ def solution(comment: str, value: str) -> str:
     )
 
 
-def command(world: pathlib.Path, workdir: pathlib.Path, *more: str) -> list[str]:
+def command(world: pathlib.Path, workdir: pathlib.Path | str, *more: str) -> list[str]:
     return [
         sys.executable,
         '-m',
@@ -394,7 +396,8 @@ def test_two_processes_go_on_where_one_stopped(world, finished, tmp_path):
     for name in ('base', 'round0', 'round1/search', 'round1/curate'):
         shutil.copytree(workdir / name, tmp_path / 'run' / name)
     shutil.copy(workdir / 'config.json', tmp_path / 'run')
-    outputs = processes.run(command(world, tmp_path / 'run'), 2, 2)
+    static = '--config.job.leases=static'
+    outputs = processes.run(command(world, tmp_path / 'run', static), 2, 2)
     assert 'round 1 export: done' in outputs[0]
     for stage in ('policy', 'ppm'):
         one, two = (
@@ -418,6 +421,57 @@ def test_two_processes_go_on_where_one_stopped(world, finished, tmp_path):
         for folder in (workdir, tmp_path / 'run')
     )
     np.testing.assert_allclose(two, one, atol=1e-3)
+
+
+def test_four_processes_make_what_one_makes(world, tmp_path):
+    """A whole round on 4 processes of 2 devices, and on one of all 8."""
+    settings = '--config.eval.strategies=greedy,mcts', '--config.base.path='
+    results = []
+    for count in (1, 4):
+        workdir = tmp_path / str(count)
+        outputs = processes.run(command(world, workdir, *settings), count, 8 // count)
+        assert 'round 1 export: done' in outputs[0]
+        results.append(workdir)
+    one, four = results
+    assert trees(four / 'round1' / 'search') == trees(one / 'round1' / 'search')
+    for stage in ('policy', 'ppm'):
+        losses = [
+            [
+                json.loads(line)['loss']
+                for line in (folder / 'round1' / stage / 'metrics.jsonl').open()
+            ]
+            for folder in results
+        ]
+        assert len(losses[0]) > 2
+        np.testing.assert_allclose(losses[1], losses[0], rtol=1e-6)
+    for stage in ('round0', 'round1'):
+        found = [ledger.read_json(folder / stage / 'eval' / 'results.json') for folder in results]
+        assert _untimed(found[1]) == _untimed(found[0])
+
+
+def test_a_round_in_an_object_store(world, tmp_path, monkeypatch, capsys):
+    """From there another machine, with nothing of its own, has it complete."""
+    MemoryFileSystem.store.clear()
+    settings = '--config.eval.strategies=greedy', '--config.base.path='
+    arguments = command(world, 'memory://bucket/run', *settings)[3:]
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'one'))
+    assert main.main(arguments) == 0
+    made = fsspec.filesystem('memory').find('/bucket/run')
+    stages = ('search', 'curate', 'policy', 'ppm', 'eval', 'export')
+    for stage in stages:
+        assert f'/bucket/run/round1/{stage}/done.json' in made
+    assert '/bucket/run/round1/export/policy/model.safetensors' in made
+    capsys.readouterr()
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'two'))
+    assert main.main(arguments) == 0
+    assert capsys.readouterr().out.count(': complete') == 1 + len(stages)
+
+
+def _untimed(results):
+    """results.json without what a clock has measured."""
+    if isinstance(results, dict):
+        return {k: _untimed(v) for k, v in results.items() if k != 'seconds_per_problem'}
+    return results
 
 
 def trees(folder: pathlib.Path) -> dict[tuple[int, int], bytes]:

@@ -47,7 +47,7 @@ def workers():
         WORKERS.clear()
 
 
-def run_search(problems, *, config, seed, trees, skip, calls=None):
+def run_search(problems, *, config, seed, trees, skip, leases, calls=None):
     """search.run by a policy that knows TEXTS; `calls` collects what it was asked for."""
     prompts = [p['question'] for p in problems]
     asked = collections.Counter()
@@ -72,6 +72,7 @@ def run_search(problems, *, config, seed, trees, skip, calls=None):
         trees=trees,
         skip=skip,
         workers=WORKERS[0],
+        leases=leases,
     )
 
 

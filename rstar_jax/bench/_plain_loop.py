@@ -18,8 +18,11 @@ import jax
 import numpy as np
 
 from rstar_jax import models
-from rstar_jax.search import arrays, decode, engine, prefill, runner, sampling, sizes
+from rstar_jax.search import engine, loop
 from rstar_jax.search.config import Config
+from rstar_jax.search.engine import programs, sampling, sizes, state
+from rstar_jax.search.expander import Scores
+from rstar_jax.search.host import Step
 from rstar_jax.search.record import Record
 from rstar_jax.steps import marks
 
@@ -31,7 +34,7 @@ SCORED_TOKENS = 2048
 
 
 class Plain:
-    """The expander of `LockStep`: has the calls of `search.engine.Engine` that the loop needs.
+    """The expander of `LockStep`: has the calls of an `Expander` that its loop needs.
 
     Args:
       policy: models.Policy.
@@ -39,7 +42,7 @@ class Plain:
       config: what is searched.
       mesh: local mesh of one device.
       trees: all trees, which are in flight at once.
-      prompts: not looked at.
+      template: not looked at.
     """
 
     def __init__(
@@ -49,52 +52,52 @@ class Plain:
         config: Config,
         mesh: jax.sharding.Mesh,
         trees: int,
-        prompts: list[list[int]],
+        template: list[list[int]],
     ):
-        del prompts
+        del template
         self.mesh, self.config, self.policy, self.ppm = mesh, config, policy, ppm
-        self.rows = self.trees = trees
+        self.rows = self.width = trees
         self.has_ppm = ppm is not None
         # For its table of marks and its texts of tokens; it holds no tree.
         self._engine = engine.Engine(policy, None, config, mesh, 1, [[0]])
         self.encode = self._engine.encode
         self.counters: collections.Counter = collections.Counter()
-        self._asked: dict[int, tuple[Any, str]] = {}
+        self._asked: dict[int, Any] = {}
         self._paths: dict[int, list[int]] = {}
         # The memory of the step before, to be written over.
         self._path: Any = None
         self._cells: Any = None
         self._slots: Any = None
 
-    def start(self, row: int, task: Any) -> None:
+    def start(self, row: int, tree: Any) -> None:
         """Nothing is kept for a tree, so there is nothing to forget."""
 
-    def expand(self, row: int, task: Any, nodes: list[int], tag: str) -> None:
-        """Asks for the candidates of the last of `nodes` (root to cursor)."""
-        self._asked[row] = task, tag
-        self._paths[row] = [token for node in nodes for token in task.tokens[node]]
+    def expand(self, row: int, tree: Any) -> None:
+        """Asks for the candidates of a tree's cursor."""
+        self._asked[row] = tree
+        self._paths[row] = [token for i in tree.path for token in tree.nodes[i].tokens]
 
-    def sample(self) -> list[engine.Ended]:
+    def sample(self) -> list[Step]:
         """Samples all candidates that were asked for, and returns when the longest has ended."""
         asked, n = self._asked, self.config.candidates
         rows, self._asked = list(asked), {}
-        trees = self.trees
+        trees = self.width
         while trees // 2 >= len(rows):
             trees //= 2
         self._prefill(trees, [self._paths[row] for row in rows])
         keys = np.zeros((trees * n, 2), np.uint32)
         places = [(row, candidate) for row in rows for candidate in range(n)]
         for cell, (row, candidate) in enumerate(places):
-            task, tag = asked[row]
-            keys[cell] = sampling.key_of(task.seed, *task.key, tag, candidate)
+            tree = asked[row]
+            keys[cell] = sampling.key_of(tree.seed, *tree.key, tree.cursor.tag, candidate)
         cells = self._decode(keys, np.arange(len(keys)) < len(places))
         return [self._ended(cells, cell, *place) for cell, place in enumerate(places)]
 
-    def scores(self, requests: list[tuple[int, Any]]) -> list[float]:
+    def scores(self, requests: list[tuple[int, Any]]) -> Scores:
         """PPM scores of children, each computed from its prompt's first token."""
-        texts = [[*self._paths[row], *child.tokens] for row, child in requests]
+        texts = [[*self._paths[row], *node.tokens] for row, node in requests]
         order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
-        found = np.zeros(len(texts))
+        found = np.zeros(len(texts), np.float32)
         while order:
             length = _round_up(len(texts[order[-1]]), SCORED_UNIT)
             count = max(1, SCORED_TOKENS // length)
@@ -105,7 +108,7 @@ class Plain:
                 tokens[i, : lengths[i]] = texts[which]
             self.counters['ppm_computed'] += sum(len(texts[which]) for which in batch)
             found[batch] = np.asarray(self.ppm.scores(tokens, lengths))[: len(batch)]
-        return found.tolist()
+        return [(found, range(len(found)))]
 
     def _prefill(self, trees: int, prompts: list[list[int]]) -> None:
         """Computes whole prompts, in pieces of as many tokens as the engine computes at once."""
@@ -115,7 +118,7 @@ class Plain:
         have = self._path.kv[0][0].shape if self._path else (0, 0, 0, 0)
         if have[0] != trees or have[2] < need:
             need = max(need, have[2])
-            self._path = arrays.empty_path(model.config, trees, need, model.dtype, model.kv_dtype)
+            self._path = state.empty_path(model.config, trees, need, model.dtype, model.kv_dtype)
         count = max(1, sizes.prefill_budget(self.mesh) // piece)
         for start in range(0, max(map(len, prompts)), piece):
             longer = [i for i, prompt in enumerate(prompts) if len(prompt) > start]
@@ -133,26 +136,32 @@ class Plain:
             trees[i], counts[i], tokens[i, : len(piece)] = members[i], len(piece), piece
         starts, model = np.full(count, start, np.int32), self._engine.policy
         arguments = (model.params, model.prefix, self._path, trees, tokens, counts, starts)
-        self._path = _extended(*arguments, config=model.config)
+        extend = programs.EXTEND.on(self.mesh, config=model.config)
+        self._path = extend(*arguments)
 
-    def _decode(self, keys: np.ndarray, opened: np.ndarray) -> arrays.Cells:
+    def _decode(self, keys: np.ndarray, opened: np.ndarray) -> state.Cells:
         model, limit = self._engine.policy, self.config.step_tokens
         if self._cells is None or self._cells.state.shape[0] != len(keys):
-            state = model.config, len(keys), limit, model.dtype, model.kv_dtype
-            self._cells = arrays.empty_cells(*state)
-            self._slots = arrays.empty_slots(*state)
-        self._cells, self._slots, stats = _decoded(
+            made = model.config, len(keys), limit, model.dtype, model.kv_dtype
+            self._cells = state.empty_cells(*made)
+            self._slots = state.empty_slots(*made)
+        decode = programs.DECODE.on(
+            self.mesh,
+            config=model.config,
+            candidates=self.config.candidates,
+            first_answer_only=False,
+        )
+        open_cells = programs.OPEN.on(self.mesh)
+        turn = np.zeros(len(keys), np.int32)
+        self._cells, self._slots, stats = decode(
             model.params,
             self._engine.stops,
             model.prefix,
             self._path,
-            _opened(self._cells, opened, keys, np.zeros(len(keys), np.int32)),
+            open_cells(self._cells, opened, keys, turn),
             self._slots,
             sampling.Settings.of(self.config),
             np.array([limit, limit], np.int32),
-            config=model.config,
-            candidates=self.config.candidates,
-            first_answer_only=False,
         )
         iterations, computed = np.asarray(stats)[0].tolist()
         self.counters['iterations'] += iterations
@@ -161,39 +170,31 @@ class Plain:
         self.counters['policy_computed'] += computed
         return jax.device_get(self._cells.replace(kv=None, hidden=None))
 
-    def _ended(self, cells: arrays.Cells, cell: int, row: int, candidate: int) -> engine.Ended:
+    def _ended(self, cells: state.Cells, cell: int, row: int, candidate: int) -> Step:
         count, kind = int(cells.length[cell]), int(cells.end[cell])
         self.counters['sampled'] += count
         tokens = cells.tokens[cell, : count - (kind == marks.EOS)].tolist()
-        text = b''.join(self._engine.texts[t] for t in tokens).decode('utf-8', errors='replace')
-        return engine.Ended(row, candidate, text, tokens, kind, count)
+        return Step(row, candidate, self._engine.decode(tokens), tokens, kind, count)
 
 
-class LockStep(runner._Search):
+class LockStep(loop.Loop):
     """The search loop without anything beside anything: sample, run, score, walk, for all trees."""
 
     expander = Plain
     enough: Callable[[], bool] = staticmethod(lambda: False)  # whether to end before the end
 
     def run(self) -> Iterator[Record]:
-        self._fill()
-        while self.tasks and not self.enough():
-            for ended in self.expander.sample():
-                self._judge(ended)
-            while not all(map(self._ready, self.tasks.values())):
-                self._await_workers()
-            yield from self._grow(list(self.tasks))
-            self._tell()
-
-
-# What is donated is replaced by the result at once.
-_opened = jax.jit(arrays.open_cells, donate_argnums=(0,))
-_extended = jax.jit(prefill.extend, static_argnames=('config',), donate_argnums=(2,))
-_decoded = jax.jit(
-    decode.decode,
-    static_argnames=('config', 'candidates', 'first_answer_only'),
-    donate_argnums=(4, 5),
-)
+        self.more()
+        self.fill()
+        while self.growing and not self.enough():
+            for step in self.expander.sample():
+                self.judge.begin(self.growing[step.row], step)
+            while not all(map(self.judge.ready, self.growing.values())):
+                self.await_workers()
+            self.grow(list(self.growing))
+            self.walk_on()
+            yield from self.finish()
+            self.tell()
 
 
 def _round_up(count: int, unit: int) -> int:

@@ -1,7 +1,7 @@
 """Decoding: tokens a second of the search's own loop, against transformers' generate.
 
 B sequences share a prompt of 256 tokens, and each draws new tokens at temperature 1 from the whole
-vocabulary, as the candidates of one node do. Ours is `search.decode.decode` on one device;
+vocabulary, as the candidates of one node do. Ours is `search.engine.decode` on one device;
 theirs is `generate` with the same weights, on as many threads as there are cores, from a cache of
 the prompt that is computed beforehand. Neither prefill nor first runs count. The ratio is taken
 against transformers in the faster of float32 and bfloat16. `products_share_bN` is the time of the
@@ -76,38 +76,31 @@ class _Ours:
         import jax.numpy as jnp
 
         from rstar_jax import parallel
-        from rstar_jax.search import arrays, decode, devices, prefill, sampling
         from rstar_jax.search.config import Config
+        from rstar_jax.search.engine import devices, programs, sampling, state
 
         self._batch, self._tokens = batch, tokens
         mesh = parallel.local_mesh(devices=jax.devices()[:1])
         platform, kind = jax.default_backend(), policy.params['norm']['weight'].dtype
-        shape, self._params = arrays.wide_embedding(platform, policy.config, policy.params)
-        stored = arrays.cache_dtype(platform, kind)
-        self._prefix = devices.make(mesh, arrays.empty_kv, shape, 1, 0, stored)
-        path = devices.make(mesh, arrays.empty_path, shape, 1, len(ids), kind, stored)
-        state = tokens, kind, stored
-        self._cells = devices.make(mesh, arrays.empty_cells, shape, batch, *state)
-        self._slots = devices.make(mesh, arrays.empty_slots, shape, batch, *state)
+        shape, self._params = state.wide_embedding(platform, policy.config, policy.params)
+        stored = state.cache_dtype(platform, kind)
+        self._prefix = devices.make(mesh, state.empty_kv, shape, 1, 0, stored)
+        path = devices.make(mesh, state.empty_path, shape, 1, len(ids), kind, stored)
+        made = shape, batch, tokens, kind, stored
+        self._cells = devices.make(mesh, state.empty_cells, *made)
+        self._slots = devices.make(mesh, state.empty_slots, *made)
         vocab = shape.vocab_size
         # No text is a mark: all run to their limit.
-        self._stops = arrays.Stops(
+        self._stops = state.Stops(
             jnp.zeros((1, vocab), jnp.uint8), jnp.zeros(1, jnp.uint8), np.int32(vocab)
         )
-        extend = devices.mapped(prefill.extend, mesh, 7, shared=(0,), donate=(2,), config=shape)
+        extend = programs.EXTEND.on(mesh, config=shape)
         one = np.zeros(1, np.int32)
         arguments = (one, ids[None].astype(np.int32), one + len(ids), one)
         self._path = extend(self._params, self._prefix, path, *arguments)
-        self._open = devices.mapped(arrays.open_cells, mesh, 4, donate=(0,))
-        self._decode = devices.mapped(
-            decode.decode,
-            mesh,
-            8,
-            shared=(0, 1, 6, 7),
-            donate=(4, 5),
-            config=shape,
-            candidates=batch,
-            first_answer_only=False,
+        self._open = programs.OPEN.on(mesh)
+        self._decode = programs.DECODE.on(
+            mesh, config=shape, candidates=batch, first_answer_only=False
         )
         self._products = jax.jit(_products, static_argnums=2)
         self._sampling = sampling.Settings.of(Config(temperature=1.0))

@@ -10,7 +10,7 @@ is the policy's decoder with a random value head: its scores mean nothing, its w
     slot_use                   slots with a candidate that is being written / slot-steps
     slot_use_while_left        the same, until the last problem was begun
     device_wait_share          time in which nothing is left to decode until some program has run
-    tree_ops_share             time in walk, expansion and backup
+    tree_ops_share             time in walk, expansion and backup, by the calls with no chunk ahead
     device_memory_growth       bytes on the device at the end / after a tenth of the trees
     compiles_after_warmup      in the measured search, after one over --warmup other problems
     ratio_vs_plain_loop        trees a minute against `_plain_loop`, same problems, same run;
@@ -36,7 +36,7 @@ from rstar_jax.bench import _plain_loop
 from rstar_jax.data import arithmetic
 from rstar_jax.errors import UserError
 from rstar_jax.models import tiny
-from rstar_jax.search import engine, runner
+from rstar_jax.search import begin, engine, loop, totals
 
 # What jax does before it runs a function that is new to it; the last is the compiler proper.
 COMPILING = (
@@ -116,7 +116,7 @@ def run(
     return figures
 
 
-class _Ours(runner._Search):
+class _Ours(loop.Loop):
     """The search as it is."""
 
     expander = engine.Engine
@@ -147,12 +147,12 @@ def _random_ppm(policy: models.Policy, seed: int) -> models.PPM:
 def _show(line: progress.Line, now: dict[str, float]) -> None:
     line.show(
         f'{now["trees_done"]}/{now["trees_total"]} trees, {now["tokens"]:,} tokens, '
-        f'{now["tokens_per_second"]:.0f}/s, {progress.clock(now["seconds_left"])} left'
+        f'{now["tokens_per_second"]:.0f}/s, {progress.times(now["seconds"], now["seconds_left"])}'
     )
 
 
 class _Run:
-    """One search: its records, tasks, counters and times (seconds, without compiling).
+    """One search: its records, trees, counters and times (seconds, without compiling).
 
     It tells its progress on `line`, and a plain loop ends after `most` seconds.
     """
@@ -164,20 +164,26 @@ class _Run:
         with _compiling() as spans:
             start = time.perf_counter()
             settings = {'seed': seed, 'config': config, 'tokenizer': policy.tokenizer}
-            self.tasks = [runner._task(problem, 0, **settings) for problem in problems]
-            prompts = [task.tokens[0] for task in self.tasks]
-            expander = kind.expander(policy, scorer, config, mesh, len(prompts), prompts)
+            self.trees = [begin.new_tree(problem, 0, **settings) for problem in problems]
+            template = begin.template(config, policy.tokenizer)
+            expander = kind.expander(policy, scorer, config, mesh, len(problems), template)
             numbers = [(number,) for number in range(len(problems))]
             show = line and functools.partial(_show, line)
-            loop = kind(numbers, self.tasks.__getitem__, expander, config, workers, show)
-            loop.enough = lambda: time.perf_counter() - start - _covered(spans) >= most
-            self.watched: collections.Counter = collections.Counter()
+            about = totals.Totals(len(problems), expander.counters, show)
+            leases, make = iter([numbers]), self.trees.__getitem__
+            search_loop = kind(leases, make, expander, config, workers, about)
+            search_loop.enough = lambda: time.perf_counter() - start - _covered(spans) >= most
+            self.calls: collections.Counter = collections.Counter()
+            self.timed: dict[str, list[float]] = collections.defaultdict(list)
             self.while_left: collections.Counter = collections.Counter()
-            loop._fill = self._until_all_are_begun(loop, loop._fill)
-            loop.advance = self._watch('trees', loop.advance)
-            loop._await_workers = self._watch('waiting', loop._await_workers)
+            search_loop.fill = self._until_all_are_begun(search_loop)
+            search_loop.advance = self._watch(
+                'trees', search_loop.advance, lambda: not search_loop.chunks
+            )
+            waiting = self._watch('waiting', search_loop.await_workers)
+            search_loop.await_workers = waiting
             self.records, self.held = {}, []
-            for record in loop.run():
+            for record in search_loop.run():
                 self.records[record.key] = record
                 self.held.append(sum(x.nbytes for x in jax.live_arrays()))
             self.seconds = time.perf_counter() - start
@@ -188,19 +194,31 @@ class _Run:
         if line:
             line.end(f'{len(self.records)} trees in {progress.clock(self.seconds)}')
 
-    def _watch(self, name: str, f):
+    def _watch(self, name: str, f, when=lambda: True):
+        """Times calls of `f`, to their end, and counts all; `when` no call would be waited for."""
+
         def watched(*arguments):
+            self.calls[name] += 1
+            if not when():
+                return f(*arguments)
             start = time.perf_counter()
             result = jax.block_until_ready(f(*arguments))
-            self.watched[name] += time.perf_counter() - start
+            self.timed[name].append(time.perf_counter() - start)
             return result
 
         return watched
 
-    def _until_all_are_begun(self, loop, fill):
+    def _share(self, name: str) -> float:
+        """Of the whole time, by the calls that were timed."""
+        timed = self.timed[name]
+        return float(np.mean(timed)) * self.calls[name] / self.seconds if timed else 0.0
+
+    def _until_all_are_begun(self, search_loop):
+        fill = search_loop.fill
+
         def watched():
-            if loop.queue:
-                self.while_left = collections.Counter(loop.expander.counters)
+            if search_loop.queue:
+                self.while_left = collections.Counter(search_loop.expander.counters)
             fill()
 
         return watched
@@ -208,16 +226,17 @@ class _Run:
     def unique(self) -> int:
         """Tokens that the policy could not do without."""
         return sum(
-            task.sampled + sum(map(len, task.tokens)) - sum(kept for _, kept, _ in task.origin[1:])
-            for task in self.tasks
+            tree.sampled + sum(len(node.tokens) - len(node.step.tokens) for node in tree.nodes)
+            for tree in self.trees
         )
 
     def unique_scored(self) -> int:
         """Tokens that the PPM could not do without."""
-        scored = (np.isfinite(self.records[task.key].score) for task in self.tasks)
         return sum(
-            len(task.tokens[0]) + sum(len(task.tokens[node]) for node in np.nonzero(nodes)[0])
-            for task, nodes in zip(self.tasks, scored, strict=True)
+            len(node.tokens)
+            for tree in self.trees
+            for node in tree.nodes
+            if node is tree.nodes[0] or not math.isnan(node.score)
         )
 
     def figures(self, scored: bool) -> dict[str, float]:
@@ -232,14 +251,14 @@ class _Run:
             figures['slot_use_while_left'] = self.while_left['live_slot_steps'] / left
         return figures | {
             'slot_use': self.counters['live_slot_steps'] / self.counters['slot_steps'],
-            'device_wait_share': self.watched['waiting'] / self.seconds,
-            'tree_ops_share': self.watched['trees'] / self.seconds,
+            'device_wait_share': self._share('waiting'),
+            'tree_ops_share': self._share('trees'),
             'device_memory_growth': self.held[-1] / self.held[len(self.held) // 10],
             'sampled_per_second': self.counters['sampled'] / self.seconds,
             'seconds': self.seconds,
             'sampled_tokens': self.counters['sampled'],
             'unique_tokens': self.unique(),
-            'prompt_tokens': sum(len(task.tokens[0]) for task in self.tasks),
+            'prompt_tokens': sum(len(tree.nodes[0].tokens) for tree in self.trees),
             'nodes': sum(len(record.texts) for record in self.records.values()),
             'solved': sum(record.solved for record in self.records.values()),
             'compile_seconds': self.compiling,

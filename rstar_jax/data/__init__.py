@@ -9,6 +9,7 @@ function over lists. Interchange formats: `export_*`, `import_*`.
 from rstar_jax.data.annotated import Annotated, Trajectory, annotate
 from rstar_jax.data.curation import Rules, curate, curate_to, pair_weight, split_prompt
 from rstar_jax.data.examples import Examples, load_examples, store_examples
+from rstar_jax.data.flights import Flights
 from rstar_jax.data.interchange import (
     export_preference,
     export_sft,
@@ -31,6 +32,7 @@ from rstar_jax.data.trees import TreeStore, in_order
 __all__ = [
     'Annotated',
     'Examples',
+    'Flights',
     'Rules',
     'Selection',
     'Trajectory',

@@ -45,6 +45,7 @@ class Annotated:
       children: N lists of node numbers, in the order of expansion.
       q: N Q values in millionths, 0 where never visited.
       verdict: N of CORRECT and WRONG for ANSWER nodes, NEITHER for all others.
+      cut: nodes whose step was stopped before its end; none where it is not known.
     """
 
     problem: dict[str, Any]
@@ -53,6 +54,7 @@ class Annotated:
     children: list[list[int]]
     q: list[int]
     verdict: list[int]
+    cut: frozenset[int] = frozenset()
 
     def trajectories(self) -> Iterator['Trajectory']:
         """The paths that end in an answer, in depth-first order."""
@@ -127,7 +129,8 @@ def _from_record(record: Record, grade: Grade | None) -> Annotated:
             correct = grade(record.answers[node], record.problem.get('answer'))
         verdict[node] = CORRECT if correct else WRONG
     q = np.rint(record.q_values.astype(np.float64) * MILLION).astype(np.int64).tolist()
-    return Annotated(record.problem, record.texts, parent, children, q, verdict)
+    cut = frozenset() if record.cut is None else frozenset(record.cut.nonzero()[0].tolist())
+    return Annotated(record.problem, record.texts, parent, children, q, verdict, cut)
 
 
 def _from_interchange(tree: dict[str, Any], grade: Grade | None) -> Annotated:

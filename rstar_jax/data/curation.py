@@ -232,6 +232,8 @@ class _Problem:
         self.pairs += pairs_of(tree, trajectories, rules, counts)
         counts['trees'] += 1
         counts['trees_solved'] += any(t.correct for t in trajectories)
+        counts['steps_cut'] += len(tree.cut)
+        counts['trajectories_cut'] += sum(not tree.cut.isdisjoint(t.nodes) for t in trajectories)
 
     def _keep(self, ranked: tuple[int, int, int, int, str], rules: Rules) -> None:
         if rules.distinct:

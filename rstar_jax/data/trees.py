@@ -168,6 +168,11 @@ class TreeStore:
         for key in sorted(self.keys()):
             yield self[key]
 
+    def refresh(self) -> None:
+        """Writes what waits, and looks for what other processes have stored since."""
+        self.flush()
+        self._scan()
+
     def close(self) -> None:
         """Writes what waits, closes open files and lets others write. The store stays usable."""
         self.flush()

@@ -84,8 +84,8 @@ class Config:
       samples: plain samples for each problem.
       top: how many trees vote in the majority of a guided search, those with the highest scores; 0
         chooses by their number (`selection.top_of`).
-      tokens: of each strategy but greedy so many trees that the tokens sampled for a problem come
-        nearest to this; 0, as many as `trajectories` and `samples` say.
+      mean_tokens: of each strategy but greedy so many trees that the tokens sampled for a problem
+        come nearest to this; 0, as many as `trajectories` and `samples` say.
     """
 
     search: SearchConfig = dataclasses.field(
@@ -95,10 +95,10 @@ class Config:
     trajectories: int = 8
     samples: int = 8
     top: int = 0
-    tokens: int = 0
+    mean_tokens: int = 0
 
     def __post_init__(self) -> None:
-        for name, least in (('trajectories', 0), ('samples', 1), ('top', 0), ('tokens', 0)):
+        for name, least in (('trajectories', 0), ('samples', 1), ('top', 0), ('mean_tokens', 0)):
             if getattr(self, name) < least:
                 raise UserError(
                     f'--config.eval.{name}={getattr(self, name)}: needs at least {least}'
@@ -121,6 +121,7 @@ def run(
     directory: str | os.PathLike | None = None,
     progress: Progress | None = None,
     run_search: Callable[..., Iterable[Record]] | None = None,
+    leases: str = parallel.COUNTER,
 ) -> dict[str, Any]:
     """Evaluates on every benchmark.
 
@@ -137,6 +138,7 @@ def run(
         out, and read what the others found there. None keeps all in memory, of each process alone.
       progress: gets what `search.run` reports, with `benchmark` and `kind` (the strategy).
       run_search: stands in for `search.run`.
+      leases: how several processes share the trees out, see `parallel.dealt`.
 
     Returns:
       The content of results.json, see the module's text.
@@ -151,7 +153,7 @@ def run(
         for name, problems in problems_by_benchmark.items():
             if not problems:
                 raise UserError(f'benchmark {name}: has no problems')
-            task = _Task(name, list(problems), seed, folder, progress, run_search)
+            task = _Task(name, list(problems), seed, folder, progress, run_search, leases)
             benchmarks[name] = _evaluate(task, policy, ppm, config)
     results = {'round': round_number, 'benchmarks': benchmarks}
     if folder is not None and parallel.is_first():
@@ -211,6 +213,7 @@ class _Task:
     folder: pathlib.Path | None
     progress: Progress | None
     run_search: Callable[..., Iterable[Record]]
+    leases: str
 
     def trees(
         self,
@@ -230,9 +233,13 @@ class _Task:
         """
         wanted = {(p['index'], tree) for p in self.problems for tree in range(trees)}
         with contextlib.ExitStack() as stack:
-            problems, store, path = self.problems, None, None
+            store, path, leases = None, None, None
             if self.folder is not None:
-                problems, store = parallel.share(problems), stack.enter_context(self._store(kind))
+                store = stack.enter_context(self._store(kind))
+                one = 1 if config.in_order else trees  # in order, one stands for all of a problem
+                items = [(problem, tree) for problem in self.problems for tree in range(one)]
+                place = '/'.join(self.folder.parts[-2:])  # hosts may mount it elsewhere
+                leases = parallel.dealt(items, f'{place} {self.name} {kind} {trees}', self.leases)
                 path = store.directory / 'seconds.json' if parallel.is_first() else None
                 for key in sorted((store.keys() & wanted) - found.keys()):
                     found[key] = Outcome.of(store[key])
@@ -240,14 +247,16 @@ class _Task:
                 clock = _Clock(path, seconds)
             else:
                 run = self.run_search(
-                    problems,
+                    self.problems,
                     policy,
                     ppm,
                     config=config,
                     seed=self.seed,
                     trees=trees,
                     skip=frozenset(found),
+                    earlier=(store[key] for key in list(found)),
                     progress=self._report(kind),
+                    leases=leases,
                 )
                 clock = _Clock(path, seconds)
                 stack.callback(clock.keep)
@@ -257,9 +266,10 @@ class _Task:
                     found[record.key] = Outcome.of(record)
                     clock.tick()
         parallel.barrier(f'{self.name}, {kind}: searched')
-        if others := sorted(wanted - found.keys()):
+        if others := wanted - found.keys():
             with self._store(kind) as store:
-                found |= {key: Outcome.of(store[key]) for key in others}
+                # With a budget, some trees are left out.
+                found |= {key: Outcome.of(store[key]) for key in sorted(others & store.keys())}
         return clock.seconds
 
     def _store(self, kind: str) -> TreeStore:
@@ -310,7 +320,7 @@ def _evaluate(task: _Task, policy: Any, ppm: Any, config: Config) -> dict[str, A
             continue
         found: _Outcomes = {}
         search_trees = functools.partial(task.trees, name, policy, judge, settings)
-        budget = config.tokens if name != GREEDY else 0
+        budget = config.mean_tokens if name != GREEDY else 0
         seconds = search_trees(1 if budget else trees, found)
         if budget:
             first = [outcome.tokens for (_, tree), outcome in found.items() if tree == 0]

@@ -9,6 +9,7 @@ import numpy as np
 
 from rstar_jax import grading
 from rstar_jax.evals import metrics, selection
+from rstar_jax.search.endpoint import Endpoint
 from rstar_jax.search.record import Record, Status
 from rstar_jax.training import flops
 
@@ -133,10 +134,12 @@ class Run:
 
 
 def flops_of(trees: Iterable[Outcome], policy: Any, ppm: Any) -> float | None:
-    """FLOPs of the products with weights, 2 a weight and token; None where a tree does not tell.
+    """FLOPs of the products with weights, 2 a weight and token; None where it is not known.
 
     A third of a training's, which has those of two gradients besides.
     """
+    if isinstance(policy, Endpoint):  # nobody knows what it computes
+        return None
     policy_work = flops.work(policy.config, 'sft')
     ppm_work = flops.work(ppm.config, 'pairwise').of(1, 0) if ppm is not None else 0
     total = 0.0

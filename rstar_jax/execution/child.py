@@ -17,12 +17,10 @@ import select
 import signal
 import time
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
 from rstar_jax.execution import scratch, wire
-
-if TYPE_CHECKING:
-    from rstar_jax.execution.worker import Zygote
+from rstar_jax.execution.isolation import Cage
 
 _TICK = 0.05  # seconds between two looks at the size of the scratch folder
 _STOPPED = 2.0  # seconds without a look at the clock
@@ -34,18 +32,30 @@ class Broken(Exception):
     """A child must be killed; args[0] is the reason."""
 
 
+class Parent(Protocol):
+    """What a child needs of the process that forks it; see `worker.Zygote`."""
+
+    fork: Callable[[], int]
+    cage: Cage
+    channel: int
+    scratch: str
+    limits: dict[str, Any]
+    jobs_per_child: int
+    handler: Any
+
+
 class _Child:
     """A forked child and the pipe that it reports on."""
 
-    def __init__(self, zygote: Zygote, live: Callable[[], None], extra: list[int]) -> None:
-        self.zygote = zygote
+    def __init__(self, parent: Parent, live: Callable[[], None], extra: list[int]) -> None:
+        self.parent = parent
         self.output, reports = os.pipe()
-        self.pid = zygote.fork()
+        self.pid = parent.fork()
         if self.pid == 0:
             try:
                 os.setpgid(0, 0)
                 os.dup2(reports, 1)
-                zygote.cage.close_in(extra, whole_life=zygote.jobs_per_child == 1)
+                parent.cage.close_in(extra, whole_life=parent.jobs_per_child == 1)
                 live()
             finally:
                 os._exit(70)
@@ -55,8 +65,8 @@ class _Child:
         """What the child sends, as it comes; Broken at a limit; ends with its end of stream."""
         poll = select.poll()
         poll.register(self.output, select.POLLIN)
-        poll.register(self.zygote.channel, 0)
-        bound = self.zygote.limits['scratch_mb'] * 2**20
+        poll.register(self.parent.channel, 0)
+        bound = self.parent.limits['scratch_mb'] * 2**20
         last = time.monotonic()
         while True:
             now = time.monotonic()
@@ -73,7 +83,7 @@ class _Child:
                 if not part:
                     return
                 yield part
-            if not events and scratch.too_big(self.zygote.scratch, bound):
+            if not events and scratch.too_big(self.parent.scratch, bound):
                 raise Broken('scratch')
 
     def end(self) -> int:
@@ -83,26 +93,26 @@ class _Child:
             os.kill(self.pid, signal.SIGKILL)
             status = os.waitpid(self.pid, 0)[1]
         os.close(self.output)
-        self.zygote.cage.sweep(self.pid)
+        self.parent.cage.sweep(self.pid)
         return status
 
 
 class Once(_Child):
     """A child for one program."""
 
-    def __init__(self, zygote: Zygote, job: dict) -> None:
+    def __init__(self, parent: Parent, job: dict) -> None:
         self.token = secrets.token_bytes(16)
 
         def live() -> None:
-            ending = zygote.handler.handle(job)
+            ending = parent.handler.handle(job)
             wire.write_all(1, self.token + wire.HEADER.pack(len(ending)) + ending)
             os._exit(0)
 
-        super().__init__(zygote, live, [])
+        super().__init__(parent, live, [])
 
     def report(self, deadline: float) -> dict:
         """{'output', 'ending'}: what it printed, and what handler.handle returned."""
-        data, limit = bytearray(), self.zygote.limits['printed_chars']
+        data, limit = bytearray(), self.parent.limits['printed_chars']
         seen = 0
         for part in self.arriving(deadline):
             data += part
@@ -127,20 +137,20 @@ class Once(_Child):
 class Many(_Child):
     """A child for many jobs of our own code."""
 
-    def __init__(self, zygote: Zygote) -> None:
+    def __init__(self, parent: Parent) -> None:
         jobs, self.jobs = os.pipe()
 
         def live() -> None:
             while (body := wire.read_frame(3)) is not None:
                 token, job = json.loads(body)
                 try:
-                    report = zygote.handler.handle(job)
+                    report = parent.handler.handle(job)
                 except MemoryError:
                     report = {}
                 wire.write_all(1, wire.frame([token, report]))
             os._exit(0)
 
-        super().__init__(zygote, live, [jobs])
+        super().__init__(parent, live, [jobs])
         os.close(jobs)
 
     def report(self, job: dict, deadline: float) -> dict:

@@ -4,6 +4,7 @@ from rstar_jax.models import decoder
 from rstar_jax.models.checkpoint import load, load_ppm, read_config, save, save_ppm
 from rstar_jax.models.config import Config, Rope
 from rstar_jax.models.policy import PPM, Policy, add_tokens, init_ppm, new_tokens
+from rstar_jax.models.quantized import quantized
 
 __all__ = [
     'PPM',
@@ -16,6 +17,7 @@ __all__ = [
     'load',
     'load_ppm',
     'new_tokens',
+    'quantized',
     'read_config',
     'save',
     'save_ppm',

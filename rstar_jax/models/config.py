@@ -38,6 +38,7 @@ class Config:
     windows: per layer how many latest positions (itself included) a token sees, None = all;
         () = no layer has a window.
     rope_fraction: share of head_dim that is rotated.
+    int8: dense weights are int8 with a scale for each output, see `quantized`.
     bos_id, eos_ids, pad_id, max_length: as in config.json; the network does not read them, but
         for max_length in longrope's scale.
     """
@@ -60,6 +61,7 @@ class Config:
     windows: tuple[int | None, ...] = ()
     rope: Rope = Rope()
     rope_fraction: float = 1.0
+    int8: bool = False
     max_length: int = 4096
     bos_id: int | None = None
     eos_ids: tuple[int, ...] = ()

@@ -41,15 +41,25 @@ def matmul(x: jax.Array, weight: jax.Array) -> jax.Array:
 
 
 class Dense(nnx.Module):
-    """y = W x + b with W [out, in]; the product in float32, the result in x's dtype."""
+    """y = W x + b with W [out, in]; the product in float32, the result in x's dtype.
 
-    def __init__(self, inputs: int, outputs: int, bias: bool = False):
+    An int8 W stands for W times `scale` [out].
+    """
+
+    def __init__(self, inputs: int, outputs: int, bias: bool = False, int8: bool = False):
         self.weight = _parameter(outputs, inputs)
+        if int8:
+            self.scale = _parameter(outputs)
         if bias:
             self.bias = _parameter(outputs)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def product(self, x: jax.Array) -> jax.Array:
+        """W x, f32."""
         y = matmul(x, self.weight[...])
+        return y * self.scale[...] if hasattr(self, 'scale') else y
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y = self.product(x)
         if hasattr(self, 'bias'):
             y = y + self.bias[...].astype(jnp.float32)
         return y.astype(x.dtype)
@@ -79,10 +89,11 @@ class Attention(nnx.Module):
     def __init__(self, config: Config):
         heads, kv_heads, dim = config.num_heads, config.num_kv_heads, config.head_dim
         self.dim = dim
-        self.q = Dense(config.embed_dim, heads * dim, config.qkv_bias)
-        self.k = Dense(config.embed_dim, kv_heads * dim, config.qkv_bias)
-        self.v = Dense(config.embed_dim, kv_heads * dim, config.qkv_bias)
-        self.o = Dense(heads * dim, config.embed_dim, config.output_bias)
+        inward, int8 = (config.embed_dim, kv_heads * dim), config.int8
+        self.q = Dense(config.embed_dim, heads * dim, config.qkv_bias, int8)
+        self.k = Dense(*inward, config.qkv_bias, int8)
+        self.v = Dense(*inward, config.qkv_bias, int8)
+        self.o = Dense(heads * dim, config.embed_dim, config.output_bias, int8)
         if config.qk_norm:
             self.q_norm = Norm(dim, config.norm_eps)
             self.k_norm = Norm(dim, config.norm_eps)
@@ -110,9 +121,9 @@ class MLP(nnx.Module):
     """down(silu(gate(x)) * up(x))."""
 
     def __init__(self, config: Config):
-        self.gate = Dense(config.embed_dim, config.mlp_dim, config.mlp_bias)
-        self.up = Dense(config.embed_dim, config.mlp_dim, config.mlp_bias)
-        self.down = Dense(config.mlp_dim, config.embed_dim, config.mlp_bias)
+        self.gate = Dense(config.embed_dim, config.mlp_dim, config.mlp_bias, config.int8)
+        self.up = Dense(config.embed_dim, config.mlp_dim, config.mlp_bias, config.int8)
+        self.down = Dense(config.mlp_dim, config.embed_dim, config.mlp_bias, config.int8)
 
     def __call__(self, x):
         return self.contract(*self.expand(x))
@@ -147,7 +158,7 @@ class Decoder(nnx.Module):
         self.layers = nnx.List([Layer(config) for _ in range(config.num_layers)])
         self.norm = Norm(config.embed_dim, config.norm_eps)
         if not (config.tie_embeddings or headless):
-            self.output = Embedding(config.vocab_size, config.embed_dim)
+            self.output = Dense(config.embed_dim, config.vocab_size, int8=config.int8)
 
     def __call__(
         self,
@@ -190,8 +201,9 @@ class Decoder(nnx.Module):
 
     def head(self, hidden: jax.Array) -> jax.Array:
         """Logits f32[..., V] of hidden [..., D]."""
-        table = self.embed if self.config.tie_embeddings else self.output
-        return matmul(hidden, table.weight[...])
+        if self.config.tie_embeddings:
+            return matmul(hidden, self.embed.weight[...])
+        return self.output.product(hidden)
 
 
 def bind(config: Config, params: Params) -> Decoder:

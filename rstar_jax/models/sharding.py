@@ -17,6 +17,7 @@ TABLE = (
     (r'(embed|output)/weight', ('tensor', 'fsdp')),
     (r'(embed|output)/new', (None, 'fsdp')),
     (r'attention/[qkv]/weight', ('tensor', 'fsdp')),
+    (r'(output|attention/[qkv]|mlp/(gate|up))/scale', ('tensor',)),
     (r'attention/[qkv]/bias', ('tensor',)),
     (r'attention/o/weight', ('fsdp', 'tensor')),
     (r'mlp/(gate|up)/weight', ('tensor', 'fsdp')),

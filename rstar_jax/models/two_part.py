@@ -80,12 +80,22 @@ def attend_shared(q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array | No
     return Part(*map(back, part))
 
 
-def prefix_bias(length: int, group: int, positions, window: int | None) -> jax.Array | None:
-    """Of tokens at i32[R,T] `positions`, `group` queries each, to a prefix: f32[R,T*group,P]."""
-    if window is None:
+def prefix_bias(
+    length: int, group: int, positions, window: int | None, present: jax.Array | None
+) -> jax.Array | None:
+    """Of tokens at i32[R,T] `positions`, `group` queries each, to a prefix: f32[R,T*group,P].
+
+    present: bool[R], the rows that have the prefix in front of them; None, all have.
+    """
+    if window is None and present is None:
         return None
-    reach = jnp.repeat(positions - window, group, axis=1)
-    return bias(jnp.arange(length) > reach[..., None])
+    queries = jnp.repeat(positions, group, axis=1)[..., None]
+    mask = jnp.ones((*queries.shape[:2], length), bool)
+    if window is not None:
+        mask &= jnp.arange(length) > queries - window
+    if present is not None:
+        mask &= present[:, None, None]
+    return bias(mask)
 
 
 def merge(*parts: Part) -> jax.Array:

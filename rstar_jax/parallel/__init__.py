@@ -2,7 +2,8 @@
 
 from rstar_jax.parallel.chips import peak_flops
 from rstar_jax.parallel.compiled import compile_seconds, keep_compiled
-from rstar_jax.parallel.hosts import barrier, greatest, initialise, is_first, share
+from rstar_jax.parallel.hosts import barrier, end, greatest, initialise, is_first, take
+from rstar_jax.parallel.leases import COUNTER, STATIC, Table, dealt
 from rstar_jax.parallel.memory import (
     bytes_of_program,
     bytes_on_a_device,
@@ -13,11 +14,16 @@ from rstar_jax.parallel.memory import (
 from rstar_jax.parallel.mesh import global_mesh, local_mesh
 
 __all__ = [
+    'COUNTER',
+    'STATIC',
+    'Table',
     'barrier',
     'bytes_of_program',
     'bytes_on_a_device',
     'compile_seconds',
+    'dealt',
     'device_bytes',
+    'end',
     'free_bytes',
     'give_memory_back',
     'global_mesh',
@@ -27,5 +33,5 @@ __all__ = [
     'keep_compiled',
     'local_mesh',
     'peak_flops',
-    'share',
+    'take',
 ]

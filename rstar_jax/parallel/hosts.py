@@ -1,25 +1,40 @@
-"""Launch on several hosts: join them, share out the work, meet between stages.
+"""Launch as several processes: join them, meet between stages, end together.
 
-The same command is started once a host. Which launcher did that is read from the environment:
-three variables of our own, SLURM, Open MPI, or a TPU pod slice. On one host nothing happens.
+The same command is started once a host, or once a group of a host's devices. Which launcher did
+that is read from the environment: three variables of JAX's (plain addresses; GKE's JobSet sets
+them), SLURM, Open MPI, or a TPU pod slice. One process alone does nothing of all this.
+
+Who has come, who is gone and who searches what is told by `roll`, on the port after the
+coordinator's; what devices exchange is JAX's.
 """
 
 import os
-from collections.abc import Mapping, Sequence
-from typing import TypeVar
+import re
+import signal
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import numpy as np
 
 from rstar_jax.errors import UserError
-
-T = TypeVar('T')
+from rstar_jax.interrupts import leave
+from rstar_jax.parallel.roll import GONE, Roll
 
 OWN = ('JAX_COORDINATOR_ADDRESS', 'JAX_NUM_PROCESSES', 'JAX_PROCESS_ID')
+START_SECONDS = 300.0  # in which all processes have to come
+GRACE = 3.0  # seconds for a process to end by itself when another has failed
+PREEMPTED = 128 + signal.SIGTERM
+
+_roll: Roll | None = None
+_lost = threading.Event()
 
 
-def launch_arguments(environment: Mapping[str, str]) -> dict[str, str | int] | None:
-    """What `jax.distributed.initialize` needs, or None when launched on one host.
+def launch_arguments(environment: Mapping[str, str]) -> dict[str, Any] | None:
+    """What `jax.distributed.initialize` needs, or None when launched as one process.
 
     An empty dict means that JAX finds everything out for itself (SLURM, Open MPI, TPU pod).
     """
@@ -42,18 +57,91 @@ def launch_arguments(environment: Mapping[str, str]) -> dict[str, str | int] | N
     several = (
         int(environment.get('SLURM_NTASKS') or 1) > 1 and 'SLURM_PROCID' in environment,
         int(environment.get('OMPI_COMM_WORLD_SIZE') or 1) > 1,
+        int(environment.get('MEGASCALE_NUM_SLICES') or 1) > 1,
         len([h for h in environment.get('TPU_WORKER_HOSTNAMES', '').split(',') if h]) > 1,
     )
     return {} if any(several) else None
 
 
-def initialise(environment: Mapping[str, str] = os.environ) -> None:
-    """Joins the hosts of this run; must come before the first use of a device."""
+def initialise(environment: Mapping[str, str] = os.environ, seconds: float = START_SECONDS) -> None:
+    """Joins the processes of this job; must come before the first use of a device.
+
+    Raises:
+      UserError: some have not come within `seconds`; it names them.
+    """
+    global _roll
     arguments = launch_arguments(environment)
-    if arguments is not None:
-        # It would take SIGTERM away from rstar_jax.interrupts, and a process would live on.
-        jax.config.update('jax_enable_preemption_service', False)
-        jax.distributed.initialize(**arguments)
+    if arguments is None:
+        return
+    # It would take SIGTERM away from rstar_jax.interrupts, and a process would live on.
+    jax.config.update('jax_enable_preemption_service', False)
+    arguments = arguments or _found_by_jax(environment, seconds)
+    if arguments:
+        host, _, port = str(arguments['coordinator_address']).rpartition(':')
+        number, count = int(arguments['process_id']), int(arguments['num_processes'])
+        if not host or not port.isdigit():
+            raise UserError(f'{OWN[0]}={arguments["coordinator_address"]}: expected HOST:PORT')
+        roll = Roll(host, int(port) + 1, number, count, _when_lost)
+        roll.call(seconds)
+        _roll = roll
+    jax.distributed.initialize(**arguments, initialization_timeout=int(seconds))
+
+
+def _found_by_jax(environment: Mapping[str, str], seconds: float) -> dict[str, Any]:
+    """What JAX reads from SLURM, Open MPI or a TPU pod; nothing where a later JAX hides it.
+
+    JAX gives each process of SLURM and Open MPI one device. Here a process that is the only one on
+    its host has them all.
+    """
+    try:
+        from jax._src.clusters import ClusterEnv
+
+        address, count, number, devices = ClusterEnv.auto_detect_unset_distributed_params(
+            None, None, None, None, None, int(seconds)
+        )
+    except (ImportError, AttributeError, TypeError):
+        return {}
+    if address is None or count is None or number is None:
+        return {}
+    found = {'coordinator_address': address, 'num_processes': count, 'process_id': number}
+    if devices is None or _alone_on_host(environment):
+        return {**found, 'cluster_detection_method': 'deactivate'}
+    return {**found, 'local_device_ids': devices}
+
+
+def _alone_on_host(environment: Mapping[str, str]) -> bool:
+    slurm = environment.get('SLURM_STEP_TASKS_PER_NODE', '')  # such as '1(x4)'
+    return environment.get('OMPI_COMM_WORLD_LOCAL_SIZE') == '1' or bool(
+        re.fullmatch(r'1(\(x\d+\))?', slurm)
+    )
+
+
+def _when_lost(number: int, text: str, code: int) -> None:
+    """Ends this process as another one has ended: what is done is saved where there is time."""
+    _lost.set()
+    if code == PREEMPTED:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return
+    if code != GONE:  # what ended the other may end this one too, which says so itself
+        time.sleep(GRACE)
+    print(f'error: {text}: the job ends; run the same command again to go on', file=sys.stderr)
+    if number and code == GONE:  # without the first, JAX ends this process at once
+        time.sleep(GRACE)
+    leave(1)
+
+
+def end(code: int, why: str = '') -> bool:
+    """Lets the other processes know that this one ends, and with code other than 0 ends them.
+
+    Without this, an ended process is one that is gone. Where it ends as it has lost another, it
+    waits to be ended for that. False where it is alone.
+    """
+    if _roll is None:
+        return False
+    if code and code != PREEMPTED and _lost.wait(GRACE / 2):
+        time.sleep(2 * GRACE)
+    _roll.leave(code, why or ('was preempted' if code == PREEMPTED else 'has ended'))
+    return True
 
 
 def is_first() -> bool:
@@ -61,13 +149,13 @@ def is_first() -> bool:
     return jax.process_index() == 0
 
 
-def share(items: Sequence[T]) -> list[T]:
-    """This host's part of the items: every process_count-th, so that parts are alike in size."""
-    return list(items[jax.process_index() :: jax.process_count()])
+def take(name: str) -> int | None:
+    """The next number of a count that all processes share, from 0; None where there is no roll."""
+    return None if _roll is None else _roll.take(name)
 
 
 def barrier(name: str) -> None:
-    """Waits until every host has come to the point of this name."""
+    """Waits until every process has come to the point of this name."""
     if jax.process_count() > 1:
         from jax.experimental import multihost_utils
 

@@ -1,17 +1,24 @@
 """Monte Carlo tree search over program steps, vectorised over trees and devices."""
 
+from rstar_jax.search.begin import run
+from rstar_jax.search.children import Workers
 from rstar_jax.search.config import Config, greedy, sampled, trees_for
+from rstar_jax.search.endpoint import Endpoint
+from rstar_jax.search.expander import Expander
+from rstar_jax.search.host import Step
 from rstar_jax.search.live import Job, Live
 from rstar_jax.search.record import Record, Status
-from rstar_jax.search.runner import Workers, run
 from rstar_jax.search.scripted import scripted
 
 __all__ = [
     'Config',
+    'Endpoint',
+    'Expander',
     'Job',
     'Live',
     'Record',
     'Status',
+    'Step',
     'Workers',
     'greedy',
     'run',

@@ -41,6 +41,12 @@ class Config:
       temperature: of sampling; 0 takes the likeliest token.
       top_k, top_p, min_p: which tokens may be sampled at all, see `sampling.Settings`; the paper
         samples from the whole distribution.
+      repetition: a step is stopped when so many tokens in a row each were the same as the one some
+        way before, no further than 32; 0 lets it run to its limit. By local models only.
+      tokens: sampled for each problem: its trees grow one after another, and none begins, and no
+        node is expanded, when so many have been sampled; 0 for no limit.
+      agree: at test time a problem is finished when its commonest answer has been found so many
+        times more often than any other; 0 never. Its trees grow one after another, too.
       answers_kept: 'first', where some candidate ends in an answer the first such is the only
         child; 'all', every candidate is a child (the paper's text).
       unvisited_value: UCT of a child that was never visited.
@@ -78,6 +84,9 @@ class Config:
     top_k: int = 0
     top_p: float = 1.0
     min_p: float = 0.0
+    repetition: int = 0
+    tokens: int = 0
+    agree: int = 0
     answers_kept: str = 'first'
     unvisited_value: float = 0.0
     slots: int = 0
@@ -107,6 +116,14 @@ class Config:
             raise UserError(f'--config.search.top_p={self.top_p}: needs more than 0, at most 1')
         if not 0 <= self.min_p <= 1:
             raise UserError(f'--config.search.min_p={self.min_p}: needs a number from 0 to 1')
+        for name in ('repetition', 'tokens', 'agree'):
+            if getattr(self, name) < 0:
+                raise UserError(f'--config.search.{name}={getattr(self, name)}: needs at least 0')
+        if self.agree and self.use_ground_truth:
+            raise UserError(
+                f'--config.search.agree={self.agree}: a search for training data goes by the '
+                'ground truth; set --config.eval.agree'
+            )
         if self.nodes > MOST_NODES:
             raise UserError(
                 f'candidates={self.candidates}: a tree of {self.nodes:,} nodes, with rollouts='
@@ -123,6 +140,11 @@ class Config:
     @property
     def first_answer_only(self) -> bool:
         return self.answers_kept == 'first'
+
+    @property
+    def in_order(self) -> bool:
+        """Whether a problem's trees grow one after another, as one decides about the next."""
+        return bool(self.tokens or self.agree)
 
     @property
     def nodes(self) -> int:

@@ -13,12 +13,13 @@ from typing import Any
 
 from rstar_jax import parallel
 from rstar_jax.errors import UserError
+from rstar_jax.search.begin import make_expander, new_tree, tokenizer_of
+from rstar_jax.search.children import Workers
 from rstar_jax.search.config import Config
-from rstar_jax.search.engine import Engine
+from rstar_jax.search.host import HostTree
+from rstar_jax.search.loop import Loop
 from rstar_jax.search.record import Record
-from rstar_jax.search.runner import Task, Workers, _Search, _task
-
-QUESTIONS = ('What is 2 + 3?', 'How many primes are below 100?')  # to find what all prompts share
+from rstar_jax.search.totals import Totals
 
 
 @dataclasses.dataclass(eq=False)
@@ -67,18 +68,16 @@ class Live:
     ):
         """Args are those of `search.run`; trees: how many at once there is to be room for."""
         self.config = config
-        self._tokenizer = policy.tokenizer if policy else None
+        self._tokenizer = tokenizer_of(policy, ppm)
         if expander is None:
             mesh = mesh or parallel.local_mesh(tensor=config.tensor)
-            prompts = [self._tokens(question) for question in QUESTIONS]
-            expander = Engine(policy, ppm, config, mesh, trees, prompts)
-        self._begin = getattr(expander, 'begin', [])
+            expander = make_expander(policy, ppm, config, mesh, trees)
         self._inbox: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._jobs: dict[int, Job] = {}
         self._numbers = itertools.count()
         self._lock = threading.Lock()
         self._ended: BaseException | None = None
-        self._search = _Endless(self, expander, config, workers)
+        self._loop = _Endless(self, expander, config, workers)
 
     def submit(
         self,
@@ -94,7 +93,7 @@ class Live:
         """
         tokens = self._tokens(question)
         room = self.config.path_tokens - self.config.step_tokens
-        if len(tokens) > room or tokens[: len(self._begin)] != self._begin:
+        if len(tokens) > room:
             raise UserError(
                 f'the question has {len(tokens)} tokens with its prompt, at most {room} fit'
             )
@@ -109,13 +108,14 @@ class Live:
         """Searches what comes until `close`; in a thread of its own."""
         ended: BaseException = UserError('the search has ended')
         try:
-            for record in self._search.run():
+            for record in self._loop.run():
                 job = self._jobs[record.problem['job']]
                 job.done(record)
         except BaseException as error:
             ended = error
             raise
         finally:
+            self._loop.expander.close()
             with self._lock:
                 self._ended = ended
             while not self._inbox.empty():
@@ -155,28 +155,30 @@ class Live:
         for number in self._jobs.keys() - busy:
             del self._jobs[number]
 
-    def make(self, problem: dict[str, Any], tree: int) -> Task:
+    def make(self, problem: dict[str, Any], tree: int) -> HostTree:
         """The host's side of a tree, about to be put into a row."""
         seed = self._jobs[problem['job']].seed
-        return _task(problem, tree, seed=seed, config=self.config, tokenizer=self._tokenizer)
+        return new_tree(problem, tree, seed=seed, config=self.config, tokenizer=self._tokenizer)
 
     def _tokens(self, question: str) -> list[int]:
         problem = {'index': 0, 'question': question}
-        task = _task(problem, 0, seed=0, config=self.config, tokenizer=self._tokenizer)
-        return task.tokens[0]
+        fresh = new_tree(problem, 0, seed=0, config=self.config, tokenizer=self._tokenizer)
+        return fresh.nodes[0].tokens
 
 
-class _Endless(_Search):
+class _Endless(Loop):
     """The search's loop with a queue that is filled while it runs."""
 
     def __init__(self, live: Live, expander, config: Config, workers: Workers):
-        super().__init__([], live.make, expander, config, workers, None)
+        totals = Totals(0, expander.counters, None)
+        super().__init__(iter(()), live.make, expander, config, workers, totals)
         self.markless = None  # a question that is none must not end the service
         self._live = live
 
-    def _more(self) -> bool:
+    def more(self) -> bool:
         problems = [problem for problem, _ in self.queue]
-        problems += [task.problem for task in self.tasks.values()]
+        problems += [tree.problem for tree in self.growing.values()]
+        problems += [tree.problem for tree, _ in self.finished]
         self._live.forget({problem['job'] for problem in problems})
         fresh = self._live.incoming(wait=not problems)
         if fresh is None:

@@ -53,6 +53,8 @@ class Record:
         models were run on (what all prompts share left out); seconds.
       likelihood: f32[N], the log-probability of the tokens that were sampled for the node, summed,
         under the temperature of the sampling; None where it is not known.
+      cut: bool[N], whether a step was stopped: at its longest, or as it repeated itself; None where
+        it is not known.
     """
 
     problem: dict[str, Any]
@@ -73,6 +75,7 @@ class Record:
     correct: list[bool]
     counters: dict[str, float]
     likelihood: np.ndarray | None = None
+    cut: np.ndarray | None = None
 
     @property
     def key(self) -> tuple[int, int]:

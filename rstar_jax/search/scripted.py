@@ -3,8 +3,11 @@
 import collections
 from collections.abc import Callable
 
+import numpy as np
+
 from rstar_jax import parallel, steps
-from rstar_jax.search.engine import Ended
+from rstar_jax.search.expander import Scores
+from rstar_jax.search.host import Step
 from rstar_jax.steps import marks
 
 Texts = Callable[[str, str, int], list[str]]
@@ -16,44 +19,47 @@ class Scripted:
 
     def __init__(self, texts: Texts, score: Score | None, trees: int):
         self.texts, self.score = texts, score
-        self.rows = self.trees = trees
+        self.rows = self.width = trees
         self.mesh = parallel.local_mesh(devices=parallel.local_mesh().devices.flat[:1])
         self.counters: collections.Counter = collections.Counter()
-        self.tasks: dict = {}
+        self.plenty = False
+        self.growing: dict = {}
         self.asked: list[int] = []
 
     @property
     def has_ppm(self) -> bool:
         return self.score is not None
 
-    def start(self, row: int, task) -> None:
-        self.tasks[row] = task
+    def start(self, row: int, tree) -> None:
+        self.growing[row] = tree
 
-    def expand(self, row: int, task, nodes: list[int], tag: str) -> None:
+    def expand(self, row: int, tree) -> None:
         self.asked.append(row)
 
     def dispatch(self):
         asked, self.asked = self.asked, []
         return asked or None
 
-    def collect(self, asked) -> list[Ended]:
+    def collect(self, asked) -> list[Step]:
         ended = []
         for row in asked or []:
-            task = self.tasks[row]
-            texts = self.texts(task.problem['question'], task.prefix, len(task.candidates))
-            if len(texts) != len(task.candidates):
-                raise ValueError(f'{len(texts)} texts for {len(task.candidates)} candidates')
-            ended += [Ended(row, i, text, [], _kind(text)) for i, text in enumerate(texts)]
+            tree = self.growing[row]
+            texts = self.texts(tree.problem['question'], tree.prefix, len(tree.candidates))
+            if len(texts) != len(tree.candidates):
+                raise ValueError(f'{len(texts)} texts for {len(tree.candidates)} candidates')
+            ended += [Step(row, i, text, [], kind_of(text)) for i, text in enumerate(texts)]
         return ended
+
+    def close(self) -> None:
+        """Nothing runs beside the loop."""
 
     def encode(self, text: str) -> list[int]:
         return []
 
-    def scores(self, requests) -> list[float]:
-        return [
-            self.score(self.tasks[row].problem['question'], self.tasks[row].prefix + child.text)
-            for row, child in requests
-        ]
+    def scores(self, requests) -> Scores:
+        trees = ((self.growing[row], node) for row, node in requests)
+        found = [self.score(tree.problem['question'], tree.prefix + x.text) for tree, x in trees]
+        return [(np.array(found, np.float32), range(len(found)))]
 
 
 def scripted(texts: Texts, score: Score | None = None, trees: int = 8) -> Scripted:
@@ -69,7 +75,7 @@ def scripted(texts: Texts, score: Score | None = None, trees: int = 8) -> Script
     return Scripted(texts, score, trees)
 
 
-def _kind(text: str) -> int:
+def kind_of(text: str) -> int:
     """The kind of the mark with which a candidate's text ends."""
     for mark, kind in (
         (steps.ANSWER_END, marks.ANSWER),

@@ -79,6 +79,7 @@ class Expansion:
       reward: f32[G,n], of ANSWER children.
       score: f32[G,n], PPM scores, nan where there is none.
       prior: f32[G,n], the policy's own likelihood of each, together 1.
+      last: bool[G], trees that are finished with this.
     """
 
     active: jax.Array
@@ -88,6 +89,7 @@ class Expansion:
     reward: jax.Array
     score: jax.Array
     prior: jax.Array
+    last: jax.Array | bool = False
 
 
 @struct.dataclass
@@ -158,6 +160,11 @@ def init(trees: int, nodes: int) -> Tree:
         moves=each(0, jnp.int32),
         finished=each(False, bool),
     )
+
+
+def fresh(nodes: int) -> Tree:
+    """Returns one tree of a root, without the axis G: arrays [N], numbers []."""
+    return jax.tree.map(lambda x: x[0], init(1, nodes))
 
 
 def reset(tree: Tree, rows: jax.Array) -> Tree:
@@ -319,5 +326,6 @@ def advance(tree: Tree, expansion: Expansion, rules: Rules, walk: Callable = wal
     tree = backup(expand(tree, expansion, rules), expansion)
     n = expansion.status.shape[1]
     answered = (expansion.status == Status.ANSWER) & (jnp.arange(n) < expansion.count[:, None])
-    enough = expansion.active & (answered & (expansion.reward >= rules.stop_reward)).any(axis=1)
+    enough = (answered & (expansion.reward >= rules.stop_reward)).any(axis=1) | expansion.last
+    enough &= expansion.active
     return walk(tree.replace(finished=tree.finished | enough), n, rules)

@@ -20,7 +20,7 @@ from rstar_jax.steps.language import (
     with_output,
 )
 from rstar_jax.steps.marks import MarkTable, eos_ids, mark_table, token_bytes
-from rstar_jax.steps.prompts import prompt, writing_prompt
+from rstar_jax.steps.prompts import ORDERS, prompt, writing_prompt
 
 __all__ = [
     'ANSWER',
@@ -28,6 +28,7 @@ __all__ = [
     'CODE',
     'CODE_END',
     'CODE_ERRORS_ANSWER',
+    'ORDERS',
     'OUTPUT',
     'OUTPUT_END',
     'OUTPUT_MARKS',

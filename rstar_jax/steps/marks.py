@@ -12,8 +12,10 @@ import functools
 
 import numpy as np
 
-# What a completed mark means to the search. NONE: still writing; EOS: the model ended its text.
-NONE, STEP, CODE, ANSWER, EOS, LIMIT = range(6)
+# What a completed mark means to the search. NONE: still writing; EOS: the model ended its text;
+# LIMIT, REPEATED: it was stopped, as the step was too long or said the same again and again.
+NONE, STEP, CODE, ANSWER, EOS, LIMIT, REPEATED = range(7)
+CUT = (LIMIT, REPEATED)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,13 +63,13 @@ def token_bytes(tokenizer, vocab_size: int) -> list[bytes]:
 
 
 # Tokens with which chat and base models end a text, beside the tokenizer's own.
-_ENDS = ('<|endoftext|>', '<|im_end|>', '<|end|>', '<|eot_id|>', '</s>')
+ENDS = ('<|endoftext|>', '<|im_end|>', '<|end|>', '<|eot_id|>', '</s>')
 
 
 def eos_ids(tokenizer) -> list[int]:
     """Returns the ids at which a model has ended its text."""
     ids = {tokenizer.eos_token_id}
-    ids |= {i for i, token in tokenizer.added_tokens_decoder.items() if token.content in _ENDS}
+    ids |= {i for i, token in tokenizer.added_tokens_decoder.items() if token.content in ENDS}
     return sorted(i for i in ids if i is not None)
 
 

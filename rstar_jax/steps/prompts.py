@@ -2,6 +2,7 @@
 problems."""
 
 import itertools
+import math
 from collections.abc import Sequence
 
 from rstar_jax.errors import UserError
@@ -64,6 +65,9 @@ print(total)
 
 """,
 )
+
+
+ORDERS = math.factorial(len(_EXAMPLES))  # in which the examples can stand
 
 
 def prompt(question: str, kind: str = 'sft', order: int = 0) -> str:

@@ -48,7 +48,7 @@ def test_the_plain_loop_grows_the_same_trees(runs):
 
 def test_tokens_are_counted(runs):
     ours, plain = runs
-    prompts = sum(len(task.tokens[0]) for task in ours.tasks)
+    prompts = sum(len(tree.nodes[0].tokens) for tree in ours.trees)
     for run in runs:
         sampled = sum(record.counters['sampled_tokens'] for record in run.records.values())
         nodes, tokens = _outputs(run)
@@ -84,10 +84,10 @@ def _outputs(run):
     """(nodes with an executor's output, tokens from `<output>` on in all of them)."""
     (mark,) = run.encode(steps.OUTPUT)
     found = [
-        tokens[::-1].index(mark) + 1
-        for task in run.tasks
-        for tokens, text, output in zip(task.tokens, task.texts, task.outputs, strict=True)
-        if text.endswith(f'{steps.OUTPUT}{output}{steps.OUTPUT_END}')
+        node.tokens[::-1].index(mark) + 1
+        for tree in run.trees
+        for node in tree.nodes
+        if node.text.endswith(f'{steps.OUTPUT}{node.output}{steps.OUTPUT_END}')
     ]
     return len(found), sum(found)
 

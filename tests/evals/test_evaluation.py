@@ -40,7 +40,9 @@ class Searcher:
     def __init__(self, lifetime=10**9):
         self.calls, self.made, self.lifetime = [], [], lifetime
 
-    def __call__(self, problems, policy, ppm, *, config, seed, trees, skip, progress):
+    def __call__(
+        self, problems, policy, ppm, *, config, seed, trees, skip, earlier, progress, leases=None
+    ):
         self.calls.append((ppm, config, trees))
         for number in reversed(range(trees)):  # trees finish in any order
             for i, problem in enumerate(problems):
@@ -255,12 +257,12 @@ def test_seconds_of_a_killed_run_count(tmp_path):
 def test_a_budget_of_tokens_buys_as_many_trees_as_come_nearest(tmp_path, stored):
     """A sample has 30 tokens, a searched tree 100; the greedy solution is one whatever it has."""
     searcher, folder = Searcher(), tmp_path if stored else None
-    few = dataclasses.replace(CONFIG, strategies=('sampled', 'mcts'), tokens=70)
+    few = dataclasses.replace(CONFIG, strategies=('sampled', 'mcts'), mean_tokens=70)
     rows = evaluate(searcher, folder, config=few)['benchmarks']['sums']['strategies']
     assert {name: row['trajectories'] for name, row in rows.items()} == {
         'greedy': 1, 'sampled': 2, 'mcts': 1,
     }  # fmt: skip
-    more = dataclasses.replace(CONFIG, tokens=260)
+    more = dataclasses.replace(CONFIG, mean_tokens=260)
     found = evaluate(searcher, folder, config=more)['benchmarks']['sums']['strategies']['mcts']
     assert (found['trajectories'], found['tokens_per_problem']) == (3, 300)
     plain = evaluate(Searcher())['benchmarks']['sums']['strategies']['mcts']

@@ -33,6 +33,42 @@ def test_the_environment_tells_the_launcher(environment, arguments):
     assert hosts.launch_arguments(environment) == arguments
 
 
+SLURM = {
+    'SLURM_JOB_ID': '7',
+    'SLURM_JOBID': '7',
+    'SLURM_STEP_NODELIST': 'node[3-6]',
+    'SLURM_JOB_NUM_NODES': '4',
+    'SLURM_NTASKS': '4',
+    'SLURM_PROCID': '2',
+    'SLURM_LOCALID': '0',
+}
+OPEN_MPI = {
+    'OMPI_MCA_orte_hnp_uri': '7.0;tcp://10.0.0.3:1',
+    'OMPI_COMM_WORLD_SIZE': '4',
+    'OMPI_COMM_WORLD_RANK': '2',
+    'OMPI_COMM_WORLD_LOCAL_RANK': '0',
+}
+
+
+@pytest.mark.parametrize(
+    ('environment', 'host', 'alone'),
+    [
+        (SLURM | {'SLURM_STEP_TASKS_PER_NODE': '1(x4)'}, 'node3', True),
+        (SLURM | {'SLURM_STEP_TASKS_PER_NODE': '2(x2)'}, 'node3', False),
+        (OPEN_MPI | {'OMPI_COMM_WORLD_LOCAL_SIZE': '1'}, '10.0.0.3', True),
+        (OPEN_MPI | {'OMPI_COMM_WORLD_LOCAL_SIZE': '4'}, '10.0.0.3', False),
+    ],
+)
+def test_a_process_alone_on_its_host_has_all_devices(monkeypatch, environment, host, alone):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert hosts.launch_arguments(environment) == {}
+    found = hosts._found_by_jax(environment, 5.0)
+    assert found.pop('coordinator_address').rpartition(':')[0] == host
+    devices = {'cluster_detection_method': 'deactivate'} if alone else {'local_device_ids': [0]}
+    assert found == {'num_processes': 4, 'process_id': 2, **devices}
+
+
 @pytest.mark.parametrize(
     ('change', 'message'),
     [
@@ -50,7 +86,7 @@ def test_one_host_has_all_the_work():
     parallel.initialise({})
     parallel.barrier('alone')
     assert parallel.is_first()
-    assert parallel.share('abc') == ['a', 'b', 'c']
+    assert list(parallel.dealt('abc', 'letters')) == [['a', 'b', 'c']]
     assert parallel.greatest(3) == 3
 
 
@@ -60,8 +96,10 @@ from rstar_jax import parallel
 parallel.initialise()
 mesh = parallel.global_mesh()
 parallel.barrier('start')
+mine = [i for lease in parallel.dealt(range(50), 'b') for i in lease]
+print('took', *mine)
 print(jax.process_index(), len(jax.devices()), parallel.local_mesh().devices.shape,
-      mesh.devices.shape, parallel.share(list(range(5))), parallel.is_first(),
+      mesh.devices.shape, list(parallel.dealt(range(5), 'a', 'static')), parallel.is_first(),
       parallel.greatest(5 - jax.process_index()))
 parallel.barrier('end')
 """
@@ -70,5 +108,7 @@ parallel.barrier('end')
 def test_two_processes_meet_and_share():
     outputs = processes.run([sys.executable, '-c', PROGRAM], 2, 2)
     # Lines of the libraries may come before and after.
-    assert '0 4 (2, 1) (1, 4, 1) [0, 2, 4] True 5' in outputs[0].splitlines()
-    assert '1 4 (2, 1) (1, 4, 1) [1, 3] False 5' in outputs[1].splitlines()
+    assert '0 4 (2, 1) (1, 4, 1) [[0], [2], [4]] True 5' in outputs[0].splitlines()
+    assert '1 4 (2, 1) (1, 4, 1) [[1], [3]] False 5' in outputs[1].splitlines()
+    took = [line.split()[1:] for out in outputs for line in out.splitlines() if 'took' in line]
+    assert sorted(int(i) for mine in took for i in mine) == list(range(50))

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from rstar_jax import parallel, steps
-from rstar_jax.search import sampling
-from rstar_jax.search.engine import Ended
+from rstar_jax.search.engine import sampling, state
+from rstar_jax.search.host import Step
 from rstar_jax.steps import marks
 
 LENGTH = 160
@@ -28,20 +28,22 @@ class Naive:
 
     def __init__(self, policy, ppm, config):
         self.policy, self.ppm, self.config = policy, ppm, config
-        self.rows = self.trees = 1
+        self.rows = self.width = 1
         self.mesh = parallel.local_mesh(devices=parallel.local_mesh().devices.flat[:1])
         self.counters = collections.Counter()
-        self.has_ppm = ppm is not None
+        self.has_ppm, self.plenty = ppm is not None, False
         self.bytes = steps.token_bytes(policy.tokenizer, policy.config.vocab_size)
         self.eos = steps.eos_ids(policy.tokenizer)
         self.asked = None
 
-    def start(self, row, task):
-        task.tokens[0] = self.policy.tokenizer(task.prompt)['input_ids']
+    def start(self, row, tree):
+        pass
 
-    def expand(self, row, task, nodes, tag):
-        self.task, self.asked = task, (nodes, tag)
-        self.path = [token for node in nodes for token in task.tokens[node]]
+    def expand(self, row, tree):
+        if tree.cursor is tree.nodes[0]:
+            tree.cursor.tokens = self.policy.tokenizer(tree.prompt)['input_ids']
+        self.tree = self.asked = tree
+        self.path = [token for i in tree.path for token in tree.nodes[i].tokens]
 
     def dispatch(self):
         asked, self.asked = self.asked, None
@@ -50,10 +52,11 @@ class Naive:
     def collect(self, asked):
         if asked is None:
             return []
-        return [self._write(j, asked[1]) for j in range(self.config.candidates)]
+        return [self._write(j) for j in range(self.config.candidates)]
 
-    def _write(self, candidate, tag):
-        key = sampling.key_of(self.task.seed, *self.task.key, tag, candidate)
+    def _write(self, candidate):
+        tag = self.tree.cursor.tag
+        key = sampling.key_of(self.tree.seed, *self.tree.key, tag, candidate)
         tokens, kind, likelihood = [], marks.NONE, 0.0
         while kind == marks.NONE:
             logits = self._logits(self.policy, [*self.path, *tokens])
@@ -67,7 +70,7 @@ class Naive:
         if kind == marks.EOS:
             tokens = tokens[:-1]
         text = b''.join(self.bytes[t] for t in tokens).decode('utf-8', errors='replace')
-        return Ended(0, candidate, text, tokens, kind, sampled, likelihood)
+        return Step(0, candidate, text, tokens, kind, sampled, likelihood)
 
     def _kind(self, tokens):
         text = b''.join(self.bytes[t] for t in tokens).decode('utf-8', errors='replace')
@@ -80,6 +83,11 @@ class Naive:
                 return kind
         if tokens[-1] in self.eos:
             return marks.EOS
+        if (least := self.config.repetition) and any(
+            len(tokens) >= least + period and tokens[-least:] == tokens[-least - period : -period]
+            for period in range(1, state.PERIODS + 1)
+        ):
+            return marks.REPEATED
         return marks.LIMIT if len(tokens) == self.config.step_tokens else marks.NONE
 
     def _logits(self, model, tokens):
@@ -92,9 +100,9 @@ class Naive:
 
     def scores(self, requests):
         found = []
-        for _, child in requests:
-            tokens = [*self.path, *child.tokens]
+        for _, node in requests:
+            tokens = [*self.path, *node.tokens]
             padded = np.zeros((1, LENGTH), np.int32)
             padded[0, : len(tokens)] = tokens
             found.append(float(self.ppm.scores(padded, np.array([len(tokens)]))[0]))
-        return found
+        return [(np.array(found, np.float32), range(len(found)))]

@@ -14,7 +14,8 @@ import pytest
 
 from rstar_jax import parallel, search
 from rstar_jax.models import tiny
-from rstar_jax.search import engine, runner, sampling
+from rstar_jax.search import begin
+from rstar_jax.search.engine import Engine, sampling
 from rstar_jax.steps import marks
 
 CONFIG = search.Config(
@@ -92,11 +93,11 @@ def grow(policy, workers, size) -> Run:
     count, trees, slots = size
     drawn = {}
 
-    class Watched(engine.Engine):
-        def expand(self, row, task, nodes, tag):
-            path = [token for node in nodes for token in task.tokens[node]]
-            self.asked = {**getattr(self, 'asked', {}), row: (task.key, tag, path)}
-            super().expand(row, task, nodes, tag)
+    class Watched(Engine):
+        def expand(self, row, tree):
+            path = [token for i in tree.path for token in tree.nodes[i].tokens]
+            self.asked = {**getattr(self, 'asked', {}), row: (tree.key, tree.cursor.tag, path)}
+            super().expand(row, tree)
 
         def collect(self, running):
             found = super().collect(running)
@@ -110,7 +111,7 @@ def grow(policy, workers, size) -> Run:
     config = dataclasses.replace(CONFIG, trees_in_flight=trees, slots=slots)
     mesh = parallel.local_mesh(devices=jax.devices()[:count])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(runner, 'Engine', Watched)
+        patch.setattr(begin, 'Engine', Watched)
         found = search.run(PROBLEMS, policy, config=config, mesh=mesh, workers=workers)
         records = {r.key: r for r in found}
     return Run(records, drawn)

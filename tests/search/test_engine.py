@@ -2,15 +2,18 @@
 
 import collections
 import dataclasses
+import itertools
+import threading
+import time
 
 import jax
 import numpy as np
 import pytest
 
 from rstar_jax import models, parallel, search
-from rstar_jax.errors import UserError
 from rstar_jax.models import tiny
-from rstar_jax.search import arrays, copies, devices, engine, memory, runner, sizes
+from rstar_jax.search import begin, totals
+from rstar_jax.search.engine import Engine, copies, devices, local, memory, sizes, state
 from tests.search.naive import Naive
 
 CONFIG = search.Config(
@@ -122,9 +125,9 @@ def test_a_shared_prefix_and_sliding_windows(policy, ppm, workers, monkeypatch):
     )
     naive = {record.key: record for record in naive}
     assert_same(grow(policy, ppm, workers), naive, exact=False)
-    monkeypatch.setattr(engine, 'SHARED_PREFIX', 1)
-    monkeypatch.setattr(engine, 'MERGED', 0)
-    monkeypatch.setattr(engine, 'PREFIX_UNIT', 1)
+    monkeypatch.setattr(local, 'SHARED_PREFIX', 1)
+    monkeypatch.setattr(local, 'MERGED', 0)
+    monkeypatch.setattr(local, 'PREFIX_UNIT', 1)
     totals = []
     assert_same(grow(policy, ppm, workers, progress=totals.append), naive, exact=False)
     prompts = sum(len(record.tokens[0]) for record in naive.values())
@@ -187,23 +190,37 @@ def test_with_one_size_no_bit_changes(policy, ppm, workers):
     assert len(long.texts) == 1
 
 
-def test_a_prompt_that_begins_otherwise_is_an_error(policy, workers, monkeypatch):
-    """Where only some prompts were looked at, the first and the third here."""
-    monkeypatch.setattr(engine, 'SHARED_PREFIX', 1)
-    monkeypatch.setattr(engine, 'MERGED', 0)
-    monkeypatch.setattr(engine, 'PREFIX_UNIT', 1)
-    monkeypatch.setattr(runner, 'PROMPTS', 2)
-    problems = [{**PROBLEMS[0], 'question': f'Tom has {i}'} for i in (2, 3, 4)]
-    problems[1]['question'] = 'Anna'
-    with pytest.raises(UserError, match='problem 0: its prompt does not begin'):
-        grow(policy, None, workers, problems=problems)
+@pytest.mark.parametrize('windows', [(), (None, 9)])
+def test_a_prompt_that_begins_otherwise(policy, ppm, workers, monkeypatch, windows):
+    """It is searched as it is, beside those that begin as the template does."""
+    shape = dataclasses.replace(policy.config, windows=windows)
+    policy, ppm = (dataclasses.replace(model, config=shape) for model in (policy, ppm))
+    monkeypatch.setattr(local, 'SHARED_PREFIX', 1)
+    monkeypatch.setattr(local, 'MERGED', 0)
+    monkeypatch.setattr(local, 'PREFIX_UNIT', 1)
+    monkeypatch.setattr(begin, 'QUESTIONS', ('Tom has 2 apples', 'Tom has 3 apples'))
+    ours = grow(policy, ppm, workers)
+    naive = search.run(
+        PROBLEMS, expander=Naive(policy, ppm, CONFIG), config=CONFIG, workers=workers
+    )
+    assert_same(ours, {record.key: record for record in naive}, exact=False)
+
+
+def test_a_long_prompt_makes_no_path_longer(policy, workers, monkeypatch):
+    rooms, room = [], sizes.path_room
+    monkeypatch.setattr(sizes, 'path_room', lambda *x: rooms.append(room(*x)) or rooms[-1])
+    config = dataclasses.replace(CONFIG, path_tokens=300)
+    long = {'index': 8, 'question': 'Tom has 2 apples. ' * 400, 'answer': '2'}
+    records = grow(policy, None, workers, [PROBLEMS[0], long], search.greedy(config))
+    assert len(records[8, 0].texts) == 1
+    assert max(rooms) <= 300 + copies.COPIED
 
 
 def test_stores_wider_than_a_head_change_nothing(policy, ppm, workers, grown, monkeypatch):
     """As on TPUs: keys and values of 32 dimensions in rows of 48, also of what is kept."""
     monkeypatch.setattr(devices, 'LANES', {'cpu': 24})
     devices._maker.cache_clear()
-    made = devices.shapes(one_device(), arrays.empty_kv, policy.config, 1, 8, 'float32')
+    made = devices.shapes(one_device(), state.empty_kv, policy.config, 1, 8, 'float32')
     assert made[0][0].shape == (1, 2, 8, 48)
     assert_same(grown, grow(policy, ppm, workers), exact=False)
     devices._maker.cache_clear()
@@ -240,14 +257,15 @@ def test_tokens_are_counted(policy, ppm, workers):
 def test_a_chunk_goes_on_while_every_slot_has_work(policy, workers, monkeypatch):
     """And that changes no tree."""
     config = dataclasses.replace(CONFIG, slots=2)
-    collect, chunks = engine.Engine.collect, []
+    collect, chunks = Engine.collect, []
 
     def watched(self, running):
         if running is not None:
-            chunks.append((*np.asarray(running[1])[0].tolist(), self.sizes[self.size][0]))
+            _, slots, _, stats = running
+            chunks.append((*np.asarray(stats)[0].tolist(), slots))
         return collect(self, running)
 
-    monkeypatch.setattr(engine.Engine, 'collect', watched)
+    monkeypatch.setattr(Engine, 'collect', watched)
     short = grow(policy, None, workers, config=config)
     assert max(done for done, *_ in chunks) == config.chunk
     chunks.clear()
@@ -293,9 +311,9 @@ def test_what_is_kept_comes_back(dtype):
     made = [np.random.default_rng(i).standard_normal((2, 2, 80, 32)) for i in range(2)]
     row = jax.numpy.asarray(made[0], dtype).astype('float32')
     source = [(row, -row)]
-    kept = jax.numpy.zeros((2, 2, 100, 32), arrays.kept_dtype('cpu', jax.numpy.dtype(dtype)))
+    kept = jax.numpy.zeros((2, 2, 100, 32), state.kept_dtype('cpu', jax.numpy.dtype(dtype)))
     target = jax.numpy.asarray(made[1], 'float32')
-    path = arrays.Path(kv=[(target, target)], length=None, hidden=None)
+    path = state.Path(kv=[(target, target)], length=None, hidden=None)
     places = [jax.numpy.array([x, 0]) for x in (1, 0, 17, 1, 39)]
     store = copies.keep([(kept, kept)], source, *places)
     places = [jax.numpy.array([x, 0]) for x in (0, 1, 5, 17, 39)]
@@ -306,8 +324,9 @@ def test_what_is_kept_comes_back(dtype):
     np.testing.assert_array_equal(keys[0, :, :5], target[0, :, :5])
 
 
-def test_greedy_is_one_branch_of_the_likeliest_tokens(policy, workers):
-    config = search.greedy(CONFIG)
+@pytest.mark.parametrize('slots', [1, 4])  # with one, the paths of the other trees are left out
+def test_greedy_is_one_branch_of_the_likeliest_tokens(policy, workers, slots):
+    config = dataclasses.replace(search.greedy(CONFIG), slots=slots, trees_in_flight=3)
     records = grow(policy, None, workers, config=config)
     naive = search.run(
         PROBLEMS, expander=Naive(policy, None, config), config=config, workers=workers
@@ -317,12 +336,133 @@ def test_greedy_is_one_branch_of_the_likeliest_tokens(policy, workers):
         assert all(record.parent == np.arange(-1, len(record.texts) - 1))
 
 
-def test_the_time_left_counts_rollouts_of_trees_in_flight():
-    told = []
-    report = runner._Report(4, collections.Counter(), told.append)
-    report.started -= 10
-    report.tick(0, final=True)
-    report.tick(0.5, final=True)
-    assert np.isnan(told[0]['seconds_left'])
-    assert told[1]['seconds_left'] == pytest.approx(told[1]['seconds'] * 3.5 / 0.5)
-    assert told[1]['seconds'] >= 10
+def test_a_step_that_repeats_itself_is_stopped(policy, workers):
+    """After as many tokens as the setting says, and the record tells."""
+    config = dataclasses.replace(CONFIG, repetition=3, temperature=0.6)
+    ours = grow(policy, None, workers, config=config)
+    naive = search.run(
+        PROBLEMS, expander=Naive(policy, None, config), config=config, workers=workers
+    )
+    assert_same(ours, {record.key: record for record in naive}, exact=False)
+    cut = [
+        tokens[:12]
+        for record in ours.values()
+        for tokens, is_cut in zip(record.tokens, record.cut)
+        if is_cut
+    ]
+    assert any(len(tokens) < CONFIG.step_tokens for tokens in cut), cut
+    long = grow(policy, None, workers, config=dataclasses.replace(config, repetition=0))
+    cut = [
+        tokens
+        for record in long.values()
+        for tokens, is_cut in zip(record.tokens, record.cut)
+        if is_cut
+    ]
+    assert cut and all(len(tokens) >= CONFIG.step_tokens for tokens in cut)
+    again = search.Record.from_bytes(ours[0, 0].to_bytes())
+    np.testing.assert_array_equal(again.cut, ours[0, 0].cut)
+
+
+def test_the_devices_do_not_wait_for_a_slow_host(workers, monkeypatch):
+    """50 ms a chunk on the host: while there is plenty of work, the next chunk is there before."""
+    policy = tiny.policy(['Tom has 3'], num_layers=2)  # which runs every step to its limit
+    config = search.Config(
+        rollouts=1, candidates=3, max_depth=1, step_tokens=96, slots=4, trees_in_flight=6, chunk=48
+    )
+    problems = [{**PROBLEMS[0], 'index': i, 'question': f'Tom has {i}'} for i in range(6)]
+    grow(policy, None, workers, problems, config)  # compiles
+    dispatch, collect = Engine.dispatch, Engine.collect
+    spans, ends, threads = [], {}, []
+
+    def watched(self):
+        plenty, running = self.plenty, dispatch(self)
+        if running is not None:
+            number, _, _, stats = running
+            spans.append((number, time.perf_counter(), plenty))
+
+            def wait():
+                jax.block_until_ready(stats)
+                ends[number] = time.perf_counter()
+
+            threads.append(threading.Thread(target=wait))
+            threads[-1].start()
+        return running
+
+    def slow(self, running):
+        found = collect(self, running)
+        time.sleep(0.05)
+        return found
+
+    monkeypatch.setattr(Engine, 'dispatch', watched)
+    monkeypatch.setattr(Engine, 'collect', slow)
+    grow(policy, None, workers, problems, config)
+    for thread in threads:
+        thread.join()
+    idle = busy = 0.0
+    for (before, _, had), (number, begun, has) in itertools.pairwise(spans):
+        if had and has:
+            idle += max(0.0, begun - ends[before])
+            busy += ends[number] - max(begun, ends[before])
+    assert busy > 0.3
+    assert idle < 0.05 * busy, (idle, busy)
+
+
+def test_a_budget_of_tokens_is_spent_tree_by_tree(policy, workers):
+    """However many problems are searched at once, and wherever a run was stopped."""
+    config = dataclasses.replace(CONFIG, tokens=150)
+    whole = grow(policy, None, workers, config=config, trees=9)
+    plain = grow(policy, None, workers, trees=2)
+    for problem in PROBLEMS:
+        trees = sorted(key[1] for key in whole if key[0] == problem['index'])
+        assert trees == list(range(len(trees))) and len(trees) < 9
+        spent = [whole[problem['index'], t].counters['sampled_tokens'] for t in trees]
+        assert sum(spent[:-1]) < 150 <= sum(spent)
+        # No further than the expansion that went beyond it.
+        assert sum(spent) < 150 + CONFIG.candidates * CONFIG.step_tokens
+        first = plain[problem['index'], 0]
+        if first.counters['sampled_tokens'] < 150:
+            assert whole[problem['index'], 0].texts == first.texts
+    done = {key: record for key, record in whole.items() if key[1] == 0}
+    rest = grow(
+        policy,
+        None,
+        workers,
+        problems=PROBLEMS[::-1],
+        config=config,
+        trees=9,
+        skip=frozenset(done),
+        earlier=done.values(),
+    )
+    assert_same({**done, **rest}, whole)
+
+
+def test_the_time_left_is_told_when_it_is_known(monkeypatch):
+    """By the speed since something was done: here 5 minutes of compiling, then a tree a minute."""
+    now, told = [1000.0], []
+    monkeypatch.setattr(totals.time, 'monotonic', lambda: now[0])
+    report = totals.Totals(32, collections.Counter(), told.append)
+    for minutes, done in [(1, 0), (5, 0.0), (5.1, 0.1), (5.5, 0.5), (6, 1), (15, 10), (37, 32)]:
+        now[0] = 1000 + 60 * minutes
+        report.tick(done)
+    left = [figures['seconds_left'] for figures in told]
+    assert np.isnan(left[:4]).all()
+    assert left[4:] == pytest.approx([60 * 31, 60 * 22, 0])
+    assert told[-1]['seconds'] == 60 * 37
+    single = totals.Totals(1, collections.Counter(), told.append)
+    for seconds, done in [(10, 0.1), (20, 0.2), (30, 0.3)]:
+        now[0] = 5000 + seconds
+        single.tick(done)
+    assert np.isnan(told[-2]['seconds_left'])
+    assert told[-1]['seconds_left'] == pytest.approx(70)
+
+
+def test_a_short_search_compiles_one_size(policy, workers, monkeypatch):
+    """Of the decode step, until it has gone on for some times as long as compiling takes."""
+    monkeypatch.setattr(local._Compiled, 'steps', set())
+    monkeypatch.setattr(local._Compiled, 'seconds', 1000.0)
+    config = dataclasses.replace(CONFIG, slots=6)
+    short = grow(policy, None, workers, config=config)
+    assert len(local._Compiled.steps) == 1
+    monkeypatch.setattr(local, 'WORTH', 0)
+    assert_same(grow(policy, None, workers, config=config), short, exact=False)
+    assert len(local._Compiled.steps) > 1

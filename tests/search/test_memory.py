@@ -9,8 +9,8 @@ import pytest
 from rstar_jax import parallel
 from rstar_jax.errors import UserError
 from rstar_jax.models.config import Config as Shape
-from rstar_jax.search import arrays, memory, sizes
 from rstar_jax.search.config import Config
+from rstar_jax.search.engine import memory, sizes, state
 
 SHAPE = Shape(
     family='qwen2',
@@ -40,13 +40,13 @@ def plan(mesh, free, monkeypatch, trees=1000, networks=1, **changes):
 def test_a_tree_takes_what_its_arrays_take(mesh, monkeypatch):
     one = plan(mesh, 2**30, monkeypatch)
     kv = [np.float32] * 2
-    path = arrays.empty_path(SHAPE, 1, 160, *kv)
-    cells = arrays.empty_cells(SHAPE, 4, 32, *kv)
+    path = state.empty_path(SHAPE, 1, 160, *kv)
+    cells = state.empty_cells(SHAPE, 4, 32, *kv)
     held = sum(x.nbytes for x in jax.tree.leaves((path, cells)))
     assert 0 < one.tree - held < 5000  # the tree's own statistics
     assert plan(mesh, 2**30, monkeypatch, networks=2).tree - one.tree == held
     assert one.kept > 0
-    kept = arrays.empty_kv(SHAPE, 1, memory.kept_room(one.kept), np.float32)
+    kept = state.empty_kv(SHAPE, 1, memory.kept_room(one.kept), np.float32)
     total = one.trees * (one.tree + sum(x.nbytes for x in jax.tree.leaves(kept)))
     assert one.most == total + one.slots * one.slot + one.prefill
 

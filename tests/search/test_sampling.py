@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from scipy.stats import qmc
 
-from rstar_jax.search import sampling
+from rstar_jax import parallel
 from rstar_jax.search.config import Config
+from rstar_jax.search.engine import devices, sampling
 
 ROWS, VOCAB = 3, 256
 LOGITS = jnp.asarray(2 * np.random.default_rng(0).standard_normal((ROWS, VOCAB)), jnp.float32)
@@ -81,3 +82,28 @@ def test_without_temperature_the_likeliest_token_is_taken():
     u = np.full((1, sampling.COINS), 0.9)
     tokens, _ = draws(LOGITS, u, sampling.Settings.of(Config(temperature=0.0)))
     np.testing.assert_array_equal(tokens[0], np.argmax(LOGITS, axis=-1))
+
+
+def test_what_a_process_has_set_changes_no_draw():
+    """Neither its default generator nor how that is split over devices."""
+    keys = np.arange(10, dtype=np.uint32).reshape(5, 2)
+    positions = np.arange(5)
+    expected = np.asarray(sampling.uniforms(keys, positions))
+    with jax.threefry_partitionable(False), jax.default_prng_impl('rbg'):
+        np.testing.assert_array_equal(sampling.uniforms(keys, positions), expected)
+
+
+def test_products_of_float32_are_pinned():
+    mesh = parallel.local_mesh(devices=jax.devices()[:1])
+
+    def lowered(dtype, precision):
+        x = jnp.ones((4, 4), dtype)
+        with jax.default_matmul_precision(precision):
+            return devices.mapped(_square, mesh, 1).lower(x).as_text()
+
+    assert 'HIGHEST' in lowered('float32', 'bfloat16')
+    assert 'HIGHEST' not in lowered('bfloat16', 'default')
+
+
+def _square(x):
+    return x @ x

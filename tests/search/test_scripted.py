@@ -1,5 +1,6 @@
 """Scripted searches: every rule of the tree, and equality with the plain reference."""
 
+import collections
 import functools
 import hashlib
 
@@ -308,3 +309,44 @@ def test_a_policy_that_writes_no_mark_is_found_out_after_the_first_trees(workers
         expander = search.scripted(lambda q, p, n, good=good: [good if q == 'q1' else ''] * n)
         records = search.run(_problems(30), expander=expander, config=config, workers=workers)
         assert len(list(records)) == 30
+
+
+def test_a_problem_is_done_when_its_answers_agree(workers):
+    """By a lead, over all its trees; 1.0 and 1 are one answer."""
+    answers = {0: ['1', '2', '1.0', '1', '2'], 1: ['3', '4', '3', '4', '3']}
+
+    def texts(question, prefix, n):
+        # Of one problem at a time, one tree after another.
+        number = asked[question]
+        asked[question] += 1
+        return [f'<answer>\\boxed{{{answers[int(question[1])][number]}}}<end_of_answer>'] * n
+
+    for agree, expected in ((2, [4, 5]), (1, [1, 1]), (0, [5, 5])):
+        asked = collections.Counter()
+        config = search.Config(
+            rollouts=1, candidates=1, max_depth=2, use_ground_truth=False, agree=agree
+        )
+        expander = search.scripted(texts, trees=8 if agree else 1)
+        records = search.run(
+            _problems(2), expander=expander, config=config, workers=workers, trees=5
+        )
+        found = collections.Counter(record.problem['index'] for record in records)
+        assert [found[0], found[1]] == expected, agree
+    with pytest.raises(UserError, match='agree=2: a search for training data'):
+        search.Config(agree=2)
+
+
+def test_a_tree_ends_when_its_answers_agree(workers):
+    def texts(question, prefix, n):
+        return [STEP_A, RIGHT]
+
+    settings = dict(
+        rollouts=2, candidates=2, max_depth=4, answers_kept='all', use_ground_truth=False
+    )
+    sizes = []
+    for agree in (0, 2):
+        config = search.Config(agree=agree, **settings)
+        expander = search.scripted(texts)
+        (record,) = search.run(_problems(1), expander=expander, config=config, workers=workers)
+        sizes.append(len(record.texts))
+    assert sizes == [11, 5]  # two of each expansion; the second one brings the second answer

@@ -1,6 +1,6 @@
 """The sizes that are compiled, few of each: rows, steps to be scored, paths, slots."""
 
-from rstar_jax.search import copies
+from rstar_jax.search.engine import copies
 
 # Rows of known tokens are computed in one of these lengths; longer ones in pieces of the last.
 PREFILL_LENGTHS = (32, 128)
@@ -62,6 +62,10 @@ def largest_call(mesh, config, scored: bool) -> int:
 
 
 def decode_sizes(slots: int, trees: int) -> list[tuple[int, int]]:
-    """Compiled sizes of a decode step, (slots, trees): all, and fewer for when trees run out."""
+    """Compiled sizes of a decode step, (slots, trees): all, and fewer for when trees run out.
+
+    Of all trees not more than there are slots, and half as many whose cells can take them.
+    """
     fewer = {max(1, slots >> shift) for shift in range(1, 5)} - {slots}
-    return [(size, min(trees, max(1, size // 2))) for size in sorted(fewer)] + [(slots, trees)]
+    most = min(trees, slots + slots // 2)
+    return [(size, min(trees, max(1, size // 2))) for size in sorted(fewer)] + [(slots, most)]

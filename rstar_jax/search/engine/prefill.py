@@ -7,20 +7,23 @@ import jax.numpy as jnp
 
 from rstar_jax.models import decoder as decoders
 from rstar_jax.models import heads, two_part
-from rstar_jax.search import copies
-from rstar_jax.search.arrays import KeysValues, Path, kv_length
+from rstar_jax.search.engine import copies
+from rstar_jax.search.engine.state import KeysValues, Path, kv_length
 
 
-def forward(params, prefix: KeysValues, path: Path, trees, tokens, counts, starts, *, config):
+def forward(
+    params, prefix: KeysValues, path: Path, trees, tokens, counts, starts, *, config, mixed=False
+):
     """Runs rows of known tokens behind paths: prompts, executor outputs, steps to be scored.
 
     Args:
-      prefix: per layer, keys and values [1,K,P,d] in front of every path; P may be 0.
+      prefix: per layer, keys and values [1,K,P,d] in front of paths; P may be 0.
       path: whose keys and values [G,K,S,d] the rows continue.
-      trees: i32[R], each row's path. Rows without tokens may name any.
+      trees: i32[R], each row's tree. Rows without tokens may name any.
       tokens: i32[R,C].
       counts: i32[R], tokens of each row; 0 for none.
       starts: i32[R], how much of its path a row continues.
+      mixed: whether some paths have no prefix in front of them.
 
     Returns:
       The hidden state behind each row's last token [R,D], and per layer the rows' own keys and
@@ -30,7 +33,7 @@ def forward(params, prefix: KeysValues, path: Path, trees, tokens, counts, start
     length = tokens.shape[1]
     trees = jnp.minimum(trees, path.length.shape[0] - 1)
     own = jnp.arange(length)
-    before = kv_length(prefix)
+    before, shared = path.prefix[trees][:, None], kv_length(prefix)
     positions = before + starts[:, None] + own
     causal = (own[None, None, :] <= own[None, :, None]) & (own < counts[:, None])[:, None, :]
     causal |= jnp.eye(length, dtype=bool)[None]
@@ -43,11 +46,12 @@ def forward(params, prefix: KeysValues, path: Path, trees, tokens, counts, start
         stored = jnp.arange(path.kv[0][0].shape[2])
         path_mask, own_mask = (stored < starts[:, None])[:, None, :], causal
         if window is not None:
-            path_mask = path_mask & (before + stored > positions[..., None] - window)
+            path_mask = path_mask & (before[..., None] + stored > positions[..., None] - window)
             path_mask = jnp.repeat(path_mask, group, axis=1)
             own_mask = own_mask & (own[None, None, :] > own[None, :, None] - window)
         own_mask = jnp.repeat(own_mask, group, axis=1)
-        near = two_part.prefix_bias(before, group, positions, window)
+        present = before[:, 0] > 0 if mixed else None
+        near = two_part.prefix_bias(shared, group, positions, window, present)
         return two_part.bias(path_mask[:, None]), two_part.bias(own_mask[:, None]), near
 
     def attend(q, k, v, cache, window=None):
@@ -61,7 +65,7 @@ def forward(params, prefix: KeysValues, path: Path, trees, tokens, counts, start
             two_part.attend(queries, *path_kv, path_bias),
             two_part.attend(queries, k, v, own_bias),
         ]
-        if before:
+        if shared:
             first = [x.astype(q.dtype) for x in first]
             parts.append(two_part.attend_shared(queries, *first, first_bias))
         out = two_part.merge(*parts).astype(q.dtype)
@@ -74,18 +78,28 @@ def forward(params, prefix: KeysValues, path: Path, trees, tokens, counts, start
 
 
 def extend(
-    params, prefix: KeysValues, path: Path, trees, tokens, counts, starts, *, config
+    params,
+    prefix: KeysValues,
+    path: Path,
+    trees,
+    tokens,
+    counts,
+    starts,
+    *,
+    config,
+    mixed: bool = False,
 ) -> Path:
     """Computes tokens behind paths and makes them part of these; arguments as for `forward`.
 
     Rows in use come first; a row without tokens names a tree that does not exist.
     """
-    hidden, kv = forward(params, prefix, path, trees, tokens, counts, starts, config=config)
+    rows = trees, tokens, counts, starts
+    hidden, kv = forward(params, prefix, path, *rows, config=config, mixed=mixed)
 
     def write(i, stored):
         return copies.put_row(stored, kv, trees[i], i, starts[i], counts[i])
 
-    return Path(
+    return path.replace(
         kv=jax.lax.fori_loop(0, (counts > 0).sum(), write, path.kv),
         length=path.length.at[trees].set(starts + counts, mode='drop'),
         hidden=path.hidden.at[trees].set(hidden, mode='drop'),
@@ -104,6 +118,7 @@ def score(
     *,
     config,
     squash,
+    mixed: bool = False,
 ):
     """Scores steps with the PPM, each behind its tree's path.
 
@@ -116,9 +131,8 @@ def score(
       cells_kv, and f32[R] scores in [-1, 1].
     """
     starts = path.length[jnp.minimum(trees, path.length.shape[0] - 1)]
-    hidden, kv = forward(
-        params['decoder'], prefix, path, trees, tokens, counts, starts, config=config
-    )
+    rows = trees, tokens, counts, starts
+    hidden, kv = forward(params['decoder'], prefix, path, *rows, config=config, mixed=mixed)
     room = cells_kv[0][0].shape[2]
     kv = jax.tree.map(lambda x: x[:, :, :room], kv)
 

@@ -13,7 +13,7 @@ import functools
 from rstar_jax.errors import UserError
 from rstar_jax.parallel import bytes_on_a_device, free_bytes
 from rstar_jax.parallel.memory import GIB
-from rstar_jax.search import arrays, copies, devices
+from rstar_jax.search.engine import copies, devices, state
 from rstar_jax.search.tree import init
 
 MARGIN = 0.9  # of the free memory; the rest is for what compiled functions work with
@@ -101,7 +101,7 @@ def plan(
     policy = networks[0]  # the only one that decodes
     # Logits, their weights, and a copy while they are summed: whole on each device.
     logits = 3 * 4 * policy.config.vocab_size
-    slot = _bytes(mesh, policy, arrays.empty_slots, 1, config.step_tokens) + logits
+    slot = _bytes(mesh, policy, state.empty_slots, 1, config.step_tokens) + logits
     free = free_bytes(mesh) if free is None else free
     room = MARGIN * free - prefill
     slots = config.slots or slots
@@ -119,9 +119,11 @@ def plan(
             'on a device: lower --config.search.path_tokens, step_tokens or candidates, or raise '
             '--config.search.tensor to share the model among devices'
         )
-    # Half of what the trees can fill: the other half waits, so that no slot does.
+    # Half of what the trees can fill: the other half waits, so that no slot does. With one
+    # candidate a tree fills one slot, and a path is read for it alone: no more trees than slots.
     cells = possible * n
-    slots = min(slots, cells if config.slots else max(cells // 2, FEW_SLOTS), cells)
+    all_used = config.slots or n == 1
+    slots = min(slots, cells if all_used else max(cells // 2, FEW_SLOTS), cells)
     left = room - possible * tree - slots * slot
     fitting = int(KEPT * left // (possible * token)) - copies.COPIED
     kept = max(0, min(_worth_keeping(config), fitting))
@@ -149,17 +151,17 @@ def _worth_keeping(config) -> int:
 
 
 def _tree_bytes(config, mesh, network: Network) -> int:
-    path = _bytes(mesh, network, arrays.empty_path, 1, _longest_path(config))
-    return path + _bytes(mesh, network, arrays.empty_cells, config.candidates, network.cell)
+    path = _bytes(mesh, network, state.empty_path, 1, _longest_path(config))
+    return path + _bytes(mesh, network, state.empty_cells, config.candidates, network.cell)
 
 
 def _token_bytes(config, mesh, network: Network) -> int:
-    kept = devices.shapes(mesh, arrays.empty_kv, network.config, 1, 1, network.dtype)
+    kept = devices.shapes(mesh, state.empty_kv, network.config, 1, 1, network.dtype)
     return bytes_on_a_device(kept)
 
 
 def _bytes(mesh, network: Network, f, rows: int, positions: int) -> int:
-    """Of a part of the `arrays` on each device, in its sharding."""
+    """Of a part of the `state` on each device, in its sharding."""
     dtypes = network.dtype, network.kv_dtype
     return bytes_on_a_device(devices.shapes(mesh, f, network.config, rows, positions, *dtypes))
 

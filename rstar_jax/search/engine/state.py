@@ -14,6 +14,7 @@ from flax import struct
 
 EMPTY, PENDING, RUNNING, DONE, CANCELLED = range(5)
 FREE = -1
+PERIODS = 32  # the longest text, in tokens, that is found to repeat itself
 KeysValues = list[tuple[jax.Array, jax.Array]]
 
 
@@ -23,11 +24,13 @@ class Path:
 
     Attributes:
       kv: per layer, keys and values [G,K,S,d], without those of the prefix.
+      prefix: i32[G], tokens of the prefix that are in front: all of them, or none.
       length: i32[G], tokens in the path behind the prefix.
       hidden: [G,D], hidden state behind the path's last token: what the next token comes from.
     """
 
     kv: KeysValues
+    prefix: jax.Array
     length: jax.Array
     hidden: jax.Array
 
@@ -69,6 +72,7 @@ class Slots:
       cell: i32[B], FREE for none.
       length: i32[B], tokens of the step so far.
       mark: u8[B], state of the stop-mark automaton.
+      runs: i32[B,P], how many tokens in a row were the same as those 1, ... P before them.
     """
 
     kv: KeysValues
@@ -76,6 +80,7 @@ class Slots:
     cell: jax.Array
     length: jax.Array
     mark: jax.Array
+    runs: jax.Array
 
 
 @struct.dataclass
@@ -107,6 +112,7 @@ def kv_length(kv: KeysValues) -> int:
 def empty_path(config, trees: int, positions: int, dtype, kv_dtype=None) -> Path:
     return Path(
         kv=empty_kv(config, trees, positions, kv_dtype or dtype),
+        prefix=jnp.zeros((trees,), jnp.int32),
         length=jnp.zeros((trees,), jnp.int32),
         hidden=jnp.zeros((trees, config.embed_dim), dtype),
     )
@@ -126,13 +132,16 @@ def empty_cells(config, cells: int, positions: int, dtype, kv_dtype=None) -> Cel
     )
 
 
-def empty_slots(config, slots: int, positions: int, dtype, kv_dtype=None) -> Slots:
+def empty_slots(
+    config, slots: int, positions: int, dtype, kv_dtype=None, periods: int = 0
+) -> Slots:
     return Slots(
         kv=empty_kv(config, slots, positions, kv_dtype or dtype),
         hidden=jnp.zeros((slots, config.embed_dim), dtype),
         cell=jnp.full((slots,), FREE, jnp.int32),
         length=jnp.zeros((slots,), jnp.int32),
         mark=jnp.zeros((slots,), jnp.uint8),
+        runs=jnp.zeros((slots, periods), jnp.int32),
     )
 
 
@@ -181,7 +190,13 @@ def open_cells(cells: Cells, opened: jax.Array, keys: jax.Array, turn: jax.Array
     )
 
 
-def resize(slots: Slots, size: int) -> Slots:
+def look(cells: Cells) -> tuple[jax.Array, ...]:
+    """Copies of what the host reads of cells, as the next chunk takes their memory over."""
+    seen = cells.state, cells.end, cells.length, cells.tokens, cells.likelihood
+    return jax.tree.map(jnp.copy, seen)
+
+
+def resize(slots: Slots, *, size: int) -> Slots:
     """Packs the live slots into `size` slots; there must be no more than that."""
     order = jnp.argsort(slots.cell == FREE, stable=True)
     have = slots.cell.shape[0]
@@ -196,7 +211,7 @@ def resize(slots: Slots, size: int) -> Slots:
     return grown.replace(cell=cell)
 
 
-def grow(path: Path, positions: int) -> Path:
+def grow(path: Path, *, positions: int) -> Path:
     """Returns the path with room for `positions` tokens (more or fewer than before)."""
 
     def fit(x):
@@ -208,6 +223,6 @@ def grow(path: Path, positions: int) -> Path:
     return path.replace(kv=jax.tree.map(fit, path.kv))
 
 
-def first_path(path: Path, positions: int) -> KeysValues:
+def first_path(path: Path, *, positions: int) -> KeysValues:
     """Returns the first `positions` keys and values of the first path, [1,K,P,d] per layer."""
     return jax.tree.map(lambda x: x[:1, :, :positions], path.kv)

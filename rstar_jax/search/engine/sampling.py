@@ -34,7 +34,9 @@ def uniforms(keys: jax.Array, positions: jax.Array) -> jax.Array:
     def draw(key, position):
         return jax.random.uniform(jax.random.fold_in(key, position), (COINS,))
 
-    return jax.vmap(draw)(jax.random.wrap_key_data(keys), positions)
+    # Whatever a process has set as its default generator.
+    with jax.threefry_partitionable(True):
+        return jax.vmap(draw)(jax.random.wrap_key_data(keys, impl='threefry2x32'), positions)
 
 
 @struct.dataclass

@@ -3,31 +3,31 @@
 import jax
 import jax.numpy as jnp
 
-from rstar_jax.search.arrays import KeysValues, Path
+from rstar_jax.search.engine.state import KeysValues, Path
 
 COPIED = 32  # positions that are copied at once
 
 
-def append(path: Path, cells_kv: KeysValues, hidden, trees, cells, starts, counts) -> Path:
+def append(path: Path, cells_kv: KeysValues, hidden, rows, cells, starts, counts) -> Path:
     """Makes finished steps part of their trees' paths, from the keys and values at hand.
 
     Args:
       hidden: [C,D] of the cells, or None where the path's hidden state is of no use (PPM).
-      trees, cells, starts, counts: i32[A]; path `trees[i]` becomes its first `starts[i]` tokens
+      rows, cells, starts, counts: i32[A]; path `rows[i]` becomes its first `starts[i]` tokens
         and then the first `counts[i]` of cell `cells[i]`. Entries in use come first; the others
-        name a tree that does not exist.
+        name a path that does not exist.
     """
 
     def write(i, stored):
-        return put_row(stored, cells_kv, trees[i], cells[i], starts[i], counts[i])
+        return put_row(stored, cells_kv, rows[i], cells[i], starts[i], counts[i])
 
     new = {
-        'kv': jax.lax.fori_loop(0, (trees < path.length.shape[0]).sum(), write, path.kv),
-        'length': path.length.at[trees].set(starts + counts, mode='drop'),
+        'kv': jax.lax.fori_loop(0, (rows < path.length.shape[0]).sum(), write, path.kv),
+        'length': path.length.at[rows].set(starts + counts, mode='drop'),
     }
     if hidden is not None:
         last = hidden[jnp.minimum(cells, hidden.shape[0] - 1)]
-        new['hidden'] = path.hidden.at[trees].set(last, mode='drop')
+        new['hidden'] = path.hidden.at[rows].set(last, mode='drop')
     return path.replace(**new)
 
 
@@ -50,9 +50,12 @@ def keep(
     return jax.lax.fori_loop(0, (counts > 0).sum(), write, kept)
 
 
-def recall(path: Path, kept: KeysValues, *places) -> Path:
+def recall(
+    path: Path, kept: KeysValues, rows, source_rows, offsets, source_offsets, counts
+) -> Path:
     """`keep` the other way round; the path's length and hidden state stay as they are."""
-    return path.replace(kv=keep(path.kv, kept, *places))
+    kv = keep(path.kv, kept, rows, source_rows, offsets, source_offsets, counts)
+    return path.replace(kv=kv)
 
 
 def put_row(

@@ -7,8 +7,8 @@
     Cells, Path --keep--> kept --recall--> Path  (steps that a later walk comes by again)
     Path, tokens --score--> PPM scores and PPM Cells
 
-`arrays` has the state, `prefill` extend and score, `copies` append, keep and recall. All arrays
-are those of one device; `engine` maps the functions over the devices.
+`state` has the arrays, `prefill` extend and score, `copies` append, keep and recall. All arrays are
+those of one device; `programs` maps the functions over the devices.
 """
 
 import functools
@@ -19,8 +19,8 @@ import jax.numpy as jnp
 
 from rstar_jax.models import decoder as decoders
 from rstar_jax.models import two_part
-from rstar_jax.search import copies, devices, sampling
-from rstar_jax.search.arrays import (
+from rstar_jax.search.engine import copies, devices, sampling
+from rstar_jax.search.engine.state import (
     CANCELLED,
     DONE,
     EMPTY,
@@ -51,24 +51,37 @@ def decode(
     candidates: int,
     first_answer_only: bool,
     trees: int | None = None,
+    mixed: bool = False,
+    repetition: int = 0,
 ) -> tuple[Cells, Slots, jax.Array]:
     """Decodes a chunk: some tokens in every slot, refilling slots as their steps end.
 
-    i32[2] `iterations`: so many, or more, up to the second, while no slot is without work. Stops
-    early when no cell is pending or running. No more than `trees` trees may have such cells (None:
-    all may); only their paths are attended to. Returns the new cells and slots, and i32[2]:
-    iterations done, and tokens computed (live slots summed over the iterations).
+    Args:
+      iterations: i32[2]; so many, or more, up to the second, while no slot is without work. It
+        stops early when no cell is pending or running.
+      trees: so many paths are attended to, and only their cells decoded; no more may have cells in
+        slots already. None: all.
+      mixed: as for `prefill.forward`.
+      repetition: a step is stopped when so many tokens in a row were written before at one
+        distance, up to the periods of `slots`; 0, never.
+
+    Returns:
+      The new cells and slots, and i32[1,2]: iterations done, and tokens computed (live slots summed
+      over the iterations).
     """
     network = decoders.bind(config, params)
     limit = cells.tokens.shape[1]
-    used, place = _paths_in_use(path, cells, candidates, trees)
+    used, place, taken = _paths_in_use(path, cells, candidates, trees)
 
     def iterate(carry):
         cells, slots, done, computed = carry
-        cells, slots = _refill(cells, slots, path, candidates)
+        cells, slots = _refill(cells, slots, path, candidates, taken)
         live = slots.cell != FREE
-        cells, slots, token, kind = _sample(network, stops, cells, slots, live, settings, limit)
-        slots = _run_token(network, prefix, used, place, slots, token, live, candidates)
+        cells, slots, token, kind = _sample(
+            network, stops, cells, slots, live, settings, limit, repetition
+        )
+        sizes = candidates, mixed
+        slots = _run_token(network, prefix, used, place, slots, token, live, *sizes)
         cells, slots = _retire(cells, slots, live, kind)
         if first_answer_only:
             cells, slots = _cancel(cells, slots, candidates)
@@ -76,7 +89,7 @@ def decode(
 
     def working(carry):
         cells, slots, done, _ = carry
-        pending, live = (cells.state == PENDING).any(), slots.cell != FREE
+        pending, live = (taken & (cells.state == PENDING)).any(), slots.cell != FREE
         wanted = jnp.where(pending | live.all(), iterations[1], iterations[0])
         return (done < wanted) & (pending | live.any())
 
@@ -87,22 +100,31 @@ def decode(
 
 def _paths_in_use(
     path: Path, cells: Cells, candidates: int, trees: int | None
-) -> tuple[Path, jax.Array]:
-    """The paths of those trees that have cells to decode, and i32[G] where each of these is."""
+) -> tuple[Path, jax.Array, jax.Array]:
+    """The paths that a chunk attends to, i32[G] where each is, and bool[C] the cells behind them.
+
+    Those of trees that are decoded, and then of those whose turn is first.
+    """
     total = path.length.shape[0]
     if trees is None or trees >= total:
-        return path, jnp.arange(total)
-    busy = ((cells.state == PENDING) | (cells.state == RUNNING)).reshape(total, candidates)
-    rows = jnp.nonzero(busy.any(axis=1), size=trees, fill_value=total - 1)[0]
-    place = jnp.zeros((total,), jnp.int32).at[rows].set(jnp.arange(trees))
-    return jax.tree.map(lambda x: x[rows], path), place
+        return path, jnp.arange(total), jnp.ones(cells.state.shape, bool)
+    last = jnp.iinfo(jnp.int32).max
+    turn = jnp.where(cells.state == PENDING, cells.turn, last)
+    turn = jnp.where(cells.state == RUNNING, -1, turn).reshape(total, candidates)
+    order = jnp.argsort(turn.min(axis=1), stable=True)
+    place = jnp.zeros((total,), jnp.int32).at[order].set(jnp.arange(total))
+    rows = order[:trees]
+    used = jnp.repeat(place < trees, candidates)
+    return jax.tree.map(lambda x: x[rows], path), jnp.minimum(place, trees - 1), used
 
 
-def _refill(cells: Cells, slots: Slots, path: Path, candidates: int) -> tuple[Cells, Slots]:
-    """Gives free slots to pending cells, those whose turn is first."""
+def _refill(
+    cells: Cells, slots: Slots, path: Path, candidates: int, allowed: jax.Array
+) -> tuple[Cells, Slots]:
+    """Gives free slots to pending cells of bool[C] `allowed`, those whose turn is first."""
     count = cells.state.shape[0]
     free = slots.cell == FREE
-    pending = cells.state == PENDING
+    pending = allowed & (cells.state == PENDING)
     queue = jnp.argsort(jnp.where(pending, cells.turn, jnp.iinfo(jnp.int32).max), stable=True)
     queue = jnp.where(pending[queue], queue, count)
     taken = jnp.where(free, queue[jnp.minimum(jnp.cumsum(free), count) - 1], count)
@@ -112,13 +134,16 @@ def _refill(cells: Cells, slots: Slots, path: Path, candidates: int) -> tuple[Ce
         cell=jnp.where(new, taken, slots.cell).astype(jnp.int32),
         length=jnp.where(new, 0, slots.length),
         mark=jnp.where(new, jnp.uint8(0), slots.mark),
+        runs=jnp.where(new[:, None], 0, slots.runs),
         hidden=jnp.where(new[:, None], path.hidden[tree], slots.hidden),
     )
     state = cells.state.at[taken].set(jnp.uint8(RUNNING), mode='drop')
     return cells.replace(state=state), slots
 
 
-def _sample(network, stops: Stops, cells: Cells, slots: Slots, live, settings, limit: int):
+def _sample(
+    network, stops: Stops, cells: Cells, slots: Slots, live, settings, limit: int, repetition: int
+):
     """Samples each live slot's next token and notes it in its cell."""
     logits = devices.whole(network.head(slots.hidden))
     padding = -logits.shape[1] % sampling.BLOCK
@@ -130,6 +155,10 @@ def _sample(network, stops: Stops, cells: Cells, slots: Slots, live, settings, l
     mark = stops.next[slots.mark, token]
     length = slots.length + live
     kind = jnp.where(length >= limit, jnp.uint8(marks.LIMIT), jnp.uint8(marks.NONE))
+    runs = _runs(cells.tokens[cell], slots, token)
+    if repetition:
+        repeated = (runs >= repetition).any(axis=1)
+        kind = jnp.where(repeated, jnp.uint8(marks.REPEATED), kind)
     kind = jnp.where(stops.kind[mark] != marks.NONE, stops.kind[mark], kind)
     at = jnp.where(live, slots.cell, cells.state.shape[0])
     cells = cells.replace(
@@ -137,11 +166,26 @@ def _sample(network, stops: Stops, cells: Cells, slots: Slots, live, settings, l
         length=cells.length.at[at].set(length, mode='drop'),
         likelihood=cells.likelihood.at[at].add(jnp.log(share), mode='drop'),
     )
-    return cells, slots.replace(length=length, mark=mark), token, kind
+    return cells, slots.replace(length=length, mark=mark, runs=runs), token, kind
+
+
+def _runs(written: jax.Array, slots: Slots, token: jax.Array) -> jax.Array:
+    """`Slots.runs` behind one more token; i32[B,T] `written` are those before it."""
+    back = slots.length[:, None] - 1 - jnp.arange(slots.runs.shape[1])
+    before = jnp.take_along_axis(written, jnp.maximum(back, 0), axis=1)
+    return jnp.where((back >= 0) & (before == token[:, None]), slots.runs + 1, 0)
 
 
 def _run_token(
-    network, prefix: KeysValues, path: Path, place, slots: Slots, token, live, candidates: int
+    network,
+    prefix: KeysValues,
+    path: Path,
+    place,
+    slots: Slots,
+    token,
+    live,
+    candidates: int,
+    mixed: bool,
 ) -> Slots:
     """Runs the layers over the token just sampled, attending to prefix, path and own step.
 
@@ -153,7 +197,7 @@ def _run_token(
     cell = jnp.where(live, cell, trees * candidates)
     tree = jnp.minimum(cell // candidates, trees - 1)
     own = jnp.maximum(slots.length - 1, 0)
-    before = kv_length(prefix)
+    before, shared = path.prefix[tree], kv_length(prefix)
     position = before + path.length[tree] + own
     limit = slots.kv[0][0].shape[2]
     group = network.config.num_heads // network.config.num_kv_heads
@@ -168,11 +212,12 @@ def _run_token(
         step_mask = own_mask
         if window is not None:
             reach = position[:, None] - window
-            step_mask &= before + path.length[tree][:, None] + jnp.arange(limit) > reach
+            step_mask &= (before + path.length[tree])[:, None] + jnp.arange(limit) > reach
             reach = reach[slot_of_cell].reshape(trees, candidates, 1)
-            path_mask = path_mask & (before + stored > reach)
+            path_mask = path_mask & (path.prefix[:, None, None] + stored > reach)
             path_mask = jnp.repeat(path_mask, group, axis=1)
-        near = two_part.prefix_bias(before, group, position[:, None], window)
+        present = before > 0 if mixed else None
+        near = two_part.prefix_bias(shared, group, position[:, None], window, present)
         return two_part.bias(path_mask[:, None]), two_part.bias(step_mask[:, None, None]), near
 
     def attend(q, k, v, cache, window=None):
@@ -186,7 +231,7 @@ def _run_token(
             _path_part(queries, cell, slot_of_cell, path_k, path_v, path_bias),
             two_part.attend(queries, step_k, step_v, step_bias),
         ]
-        if before:
+        if shared:
             parts.append(two_part.attend_shared(queries, *first, first_bias))
         out = two_part.merge(*parts).astype(q.dtype)
         return two_part.by_position(out, 1), (*cache[:2], (step_k, step_v))

@@ -1,0 +1,32 @@
+# shellcheck shell=bash
+# Sourced by the launch scripts: `take_dry_run "$@"` sets DRY_RUN and ARGUMENTS (all others), and
+# `run COMMAND...` runs a command, or with --dry-run prints it as one could type it.
+
+take_dry_run() {
+  DRY_RUN=""
+  ARGUMENTS=()
+  local argument
+  for argument in "$@"; do
+    if [[ "$argument" == --dry-run ]]; then
+      DRY_RUN=1
+    else
+      ARGUMENTS+=("$argument")
+    fi
+  done
+}
+
+run() {
+  if [[ -n "$DRY_RUN" ]]; then
+    echo "${*@Q}"
+  else
+    "$@"
+  fi
+}
+
+# need NAME: ends the script unless the variable is set.
+need() {
+  if [[ -z "${!1:-}" ]]; then
+    echo "error: $1 is not set: $2" >&2
+    exit 2
+  fi
+}

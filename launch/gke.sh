@@ -1,0 +1,104 @@
+#!/usr/bin/env bash
+# The job as a JobSet on a GKE cluster, on TPU slices or on GPU nodes. Needs kubectl, the JobSet
+# controller in the cluster, an image with this project, and a claim for the disk of the workdir,
+# which is mounted at /work.
+#
+#   NAME=round1 IMAGE=... CLAIM=work HOSTS=16 TPU=tpu-v5-lite-podslice TOPOLOGY=8x8 CHIPS=4 \
+#     bash launch/gke.sh [--dry-run] --config=FILE --workdir=/work/run
+#   NAME=round1 IMAGE=... CLAIM=work HOSTS=4 GPUS=8 \
+#     bash launch/gke.sh [--dry-run] --config=FILE --workdir=/work/run
+#
+# --dry-run prints the JobSet. Preempted, or lost with a node, the job is started again and goes on;
+# a mistake of the user (exit code 2) ends it.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+source launch/_run.sh
+take_dry_run "$@"
+need NAME "what the job is to be called"
+need IMAGE "an image with this project installed"
+need CLAIM "the PersistentVolumeClaim of the workdir's disk (ReadWriteMany)"
+need HOSTS "how many hosts: of a TPU slice, chips / CHIPS"
+
+if [[ -n "${TPU:-}" ]]; then
+  need TOPOLOGY "of the slice, for example 8x8"
+  resource="google.com/tpu: ${CHIPS:-4}"
+  place="nodeSelector:
+              cloud.google.com/gke-tpu-accelerator: $TPU
+              cloud.google.com/gke-tpu-topology: $TOPOLOGY"
+  # GKE tells TPU hosts of each other, and JAX reads that.
+  environment="env: []"
+else
+  need GPUS "GPUs of a node; or TPU, the accelerator's name"
+  resource="nvidia.com/gpu: $GPUS"
+  place="nodeSelector: {}"
+  environment="env:
+              - {name: JAX_COORDINATOR_ADDRESS, value: '$NAME-hosts-0-0.$NAME:8476'}
+              - {name: JAX_NUM_PROCESSES, value: '$HOSTS'}
+              - name: JAX_PROCESS_ID
+                valueFrom:
+                  fieldRef:
+                    fieldPath: metadata.annotations['batch.kubernetes.io/job-completion-index']"
+fi
+arguments=""
+for argument in "${ARGUMENTS[@]}"; do
+  arguments+="
+              - '${argument//\'/\'\'}'"
+done
+jobset="apiVersion: jobset.x-k8s.io/v1alpha2
+kind: JobSet
+metadata:
+  name: $NAME
+spec:
+  failurePolicy:
+    maxRestarts: 100
+    rules:
+    - name: mistake
+      action: FailJobSet
+      onJobFailureReasons: [PodFailurePolicy]
+  network:
+    enableDNSHostnames: true
+  replicatedJobs:
+  - name: hosts
+    replicas: 1
+    template:
+      spec:
+        parallelism: $HOSTS
+        completions: $HOSTS
+        completionMode: Indexed
+        backoffLimit: 0
+        podFailurePolicy:
+          rules:
+          - action: FailJob
+            onExitCodes:
+              containerName: rstar
+              operator: In
+              values: [2]
+        template:
+          spec:
+            restartPolicy: Never
+            terminationGracePeriodSeconds: 60
+            $place
+            containers:
+            - name: rstar
+              image: $IMAGE
+              command: [python, -m, rstar_jax.main]
+              args:$arguments
+              ${environment//$'\n'/$'\n'  }
+              ports:
+              - {containerPort: 8476, protocol: TCP}
+              - {containerPort: 8477, protocol: TCP}
+              resources:
+                limits:
+                  $resource
+              volumeMounts:
+              - name: work
+                mountPath: /work
+            volumes:
+            - name: work
+              persistentVolumeClaim:
+                claimName: $CLAIM"
+if [[ -n "$DRY_RUN" ]]; then
+  echo "$jobset"
+else
+  kubectl apply -f - <<<"$jobset"
+fi

@@ -1,0 +1,50 @@
+#!/usr/bin/env bash
+# A TPU slice by a queued resource, and the job on all of its hosts. Needs gcloud, and a workdir on a
+# disk that all hosts mount (Filestore, or a bucket by gcsfuse).
+#
+#   NAME=pod ZONE=us-central1-a TYPE=v5litepod-64 RUNTIME=v2-alpha-tpuv5-lite \
+#     bash launch/tpu_queued.sh create [--dry-run] [--spot]
+#   NAME=pod ZONE=... bash launch/tpu_queued.sh run [--dry-run] --config=FILE --workdir=DIR
+#   NAME=pod ZONE=... bash launch/tpu_queued.sh delete [--dry-run]
+#
+# `create` copies this repository to the hosts and installs it there; `run` again goes on.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+source launch/_run.sh
+take_dry_run "$@"
+need NAME "what the slice is to be called"
+need ZONE "where it is, for example us-central1-a"
+queued=(gcloud compute tpus queued-resources)
+machine=(gcloud compute tpus tpu-vm)
+
+on_all() {
+  run "${machine[@]}" ssh "$NAME" --zone="$ZONE" --worker=all --command="$1"
+}
+
+case "${ARGUMENTS[0]:-}" in
+  create)
+    need TYPE "the accelerator, for example v5litepod-64"
+    need RUNTIME "the TPU software, for example v2-alpha-tpuv5-lite"
+    run "${queued[@]}" create "$NAME" --node-id="$NAME" --zone="$ZONE" \
+      --accelerator-type="$TYPE" --runtime-version="$RUNTIME" "${ARGUMENTS[@]:1}"
+    until [[ -n "$DRY_RUN" ]] || [[ "$("${queued[@]}" describe "$NAME" --zone="$ZONE" \
+      --format='value(state.state)')" == ACTIVE ]]; do
+      echo "waiting for $NAME"
+      sleep 60
+    done
+    run git archive --format=tar.gz --output=rstar_jax.tar.gz HEAD
+    run "${machine[@]}" scp rstar_jax.tar.gz "$NAME:" --zone="$ZONE" --worker=all
+    on_all 'mkdir -p rstar_jax && tar -xzf rstar_jax.tar.gz -C rstar_jax && cd rstar_jax &&
+python3 -m venv .venv && .venv/bin/pip install --quiet -e .[tpu]'
+    ;;
+  run)
+    on_all "cd rstar_jax && .venv/bin/python -m rstar_jax.main ${ARGUMENTS[*]:1}"
+    ;;
+  delete)
+    run "${queued[@]}" delete "$NAME" --zone="$ZONE" --force --quiet
+    ;;
+  *)
+    echo "error: '${ARGUMENTS[0]:-}': expected create, run or delete" >&2
+    exit 2
+    ;;
+esac

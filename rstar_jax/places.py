@@ -1,0 +1,202 @@
+"""A workdir in an object store: `--workdir=gs://BUCKET/RUN`, s3://, or whatever fsspec knows.
+
+A run works in a folder of this machine; this module keeps the store the same:
+
+    pull    as a run begins: what the store has and the folder has not
+    push    every PUSH_SECONDS, after each stage and at the end: what is new, changed or gone
+
+Files are whole or absent in both places. What says that others are whole (MARKERS) is removed from
+the store before these change and written after them, so whenever a machine is lost, the store holds
+what a run can go on from. What cannot be written is told in a line and tried again.
+"""
+
+import contextlib
+import hashlib
+import os
+import pathlib
+import shutil
+import time
+from typing import Any
+
+from rstar_jax import ledger
+from rstar_jax.errors import UserError
+
+PUSH_SECONDS = 60.0
+TRIES = 3  # of a push that must succeed, with WAIT seconds between
+WAIT = 2.0
+MARKERS = ('done.json', 'model.json', '_CHECKPOINT_METADATA')
+STATES = ('state', 'best')  # folders of checkpoints, which are whole with their metadata
+SMALL = 1 << 20  # bytes; of larger files another machine makes none of the same name and size
+KNOWN = '.store.json'  # what the store holds: {name: [size, time of change]}
+
+
+def is_url(workdir: str) -> bool:
+    """Whether a workdir lies in a store."""
+    return '://' in workdir
+
+
+class Place:
+    """A folder of this machine and its copy in a store.
+
+    Args:
+      url: of the workdir in the store.
+      folder: of this machine; by default one in the user's cache folder, the same for the same url.
+
+    Raises:
+      UserError: fsspec cannot reach the store; names what to install or to change.
+    """
+
+    def __init__(self, url: str, folder: str | os.PathLike | None = None):
+        import fsspec
+
+        self.url = url
+        try:
+            self._store, root = fsspec.core.url_to_fs(url)
+        except (ImportError, ValueError) as error:
+            raise UserError(f'--workdir={url}: {_line(error)}') from None
+        self._root = root.rstrip('/')
+        name = hashlib.sha256(url.rstrip('/').encode()).hexdigest()[:16]
+        cache = pathlib.Path(os.environ.get('XDG_CACHE_HOME') or '~/.cache').expanduser()
+        self.folder = pathlib.Path(folder or cache / 'rstar_jax' / 'runs' / name)
+        self._pushed = time.monotonic()
+
+    def pull(self) -> None:
+        """Makes the folder what the store holds, and what it has not been told of yet."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._store.invalidate_cache()
+            there = self._store.find(self._root, detail=True)
+        except FileNotFoundError:
+            there = {}
+        except Exception as error:  # each store has errors of its own
+            raise UserError(f'--workdir={self.url}: cannot be read ({_line(error)})') from None
+        there = {path[len(self._root) + 1 :]: about for path, about in there.items()}
+        known = self._known()
+        for name in known.keys() - there.keys():  # deleted there
+            if _about(self.folder / name) == known[name]:
+                (self.folder / name).unlink(missing_ok=True)
+        for name, about in there.items():
+            path = self.folder / name
+            size, now = about['size'], _about(path)
+            as_pushed = now == known.get(name)
+            elsewhere = size != known.get(name, [None])[0] or (as_pushed and size < SMALL)
+            if now is None or elsewhere:
+                self._fetch(name, path)
+                known[name] = _about(path)
+        self._write_known({name: known[name] for name in there})
+        self._drop_broken_states()
+
+    def _fetch(self, name: str, path: pathlib.Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f'.{path.name}.part')
+        try:
+            self._store.get_file(f'{self._root}/{name}', str(temporary))
+        except Exception as error:
+            raise UserError(f'{self.url}/{name}: cannot be read ({_line(error)})') from None
+        temporary.replace(path)
+
+    def _drop_broken_states(self) -> None:
+        """Deletes checkpoints of which the store had not got everything."""
+        for kind in STATES:
+            for state in self.folder.glob(f'*/*/{kind}/*'):
+                if state.is_dir() and not (state / '_CHECKPOINT_METADATA').exists():
+                    shutil.rmtree(state)
+
+    def push_if_due(self) -> None:
+        """Pushes, unless it is too soon."""
+        if time.monotonic() - self._pushed >= PUSH_SECONDS:
+            self.push()
+
+    def push(self, must: bool = False) -> None:
+        """Makes the store what the folder is.
+
+        must: tries again, and raises UserError where something still cannot be written.
+        """
+        failed: dict[str, str] = {}
+        for attempt in range(TRIES if must else 1):
+            if attempt:
+                time.sleep(WAIT)
+            failed = self._push()
+            for name, reason in failed.items():
+                print(f'{self.url}/{name}: not written ({reason}); tried again', flush=True)
+            if not failed:
+                break
+        self._pushed = time.monotonic()
+        if failed and must:
+            name, reason = next(iter(failed.items()))
+            raise UserError(
+                f'{self.url}/{name}: cannot be written ({reason}); all is kept in {self.folder}: '
+                'run the same command again on this machine'
+            )
+
+    def _push(self) -> dict[str, str]:
+        """One attempt; returns {name: reason} of what was not written."""
+        here, known, failed = self._here(), self._known(), {}
+        changed = [name for name, about in here.items() if known.get(name) != about]
+        gone = [name for name in known if name not in here]
+        markers = [name for name in changed if _is_marker(name)]
+        steps = [
+            *((self._remove, name) for name in [*gone, *markers] if _is_marker(name)),
+            *((self._send, name) for name in changed if not _is_marker(name)),
+            *((self._remove, name) for name in gone if not _is_marker(name)),
+        ]
+        self._do(steps, here, known, failed)
+        if not failed:
+            self._do([(self._send, name) for name in markers], here, known, failed)
+        self._write_known(known)
+        return failed
+
+    def _do(self, steps: list, here: dict, known: dict, failed: dict[str, str]) -> None:
+        for step, name in steps:
+            try:
+                step(name)
+            except Exception as error:  # each store has errors of its own
+                if step == self._remove or (self.folder / name).exists():
+                    failed[name] = _line(error)
+                continue
+            known.pop(name, None)
+            if step == self._send:
+                known[name] = here[name]
+
+    def _send(self, name: str) -> None:
+        """A store's objects appear when they are whole."""
+        self._store.put_file(str(self.folder / name), f'{self._root}/{name}')
+
+    def _remove(self, name: str) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            self._store.rm_file(f'{self._root}/{name}')
+
+    def _here(self) -> dict[str, list[int]]:
+        """The folder's whole files."""
+        found = {}
+        for path in self.folder.rglob('*'):
+            name = path.relative_to(self.folder).as_posix()
+            if any(part.startswith('.') or '-tmp' in part for part in name.split('/')):
+                continue
+            about = _about(path)
+            if about is not None:
+                found[name] = about
+        return found
+
+    def _known(self) -> dict[str, list[int]]:
+        return ledger.read_json(self.folder / KNOWN) or {}
+
+    def _write_known(self, known: dict[str, Any]) -> None:
+        ledger.write_json(self.folder / KNOWN, known)
+
+
+def _is_marker(name: str) -> bool:
+    return name.rpartition('/')[2] in MARKERS
+
+
+def _about(path: pathlib.Path) -> list[int] | None:
+    """Size and time of change of a file; None where there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return [found.st_size, found.st_mtime_ns] if path.is_file() else None
+
+
+def _line(error: BaseException) -> str:
+    return ' '.join(f'{error}'.split())[:300] or type(error).__name__

@@ -1,0 +1,125 @@
+"""Problems in, finished trees out: what a search needs is made here, and `loop` runs it."""
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import jax
+
+from rstar_jax import parallel, steps
+from rstar_jax.errors import UserError
+from rstar_jax.search import flight
+from rstar_jax.search.children import Workers, announce
+from rstar_jax.search.config import Config
+from rstar_jax.search.endpoint import Endpoint, Remote
+from rstar_jax.search.engine import Engine, sampling
+from rstar_jax.search.expander import Expander
+from rstar_jax.search.host import HostTree, Node
+from rstar_jax.search.loop import Item, Loop
+from rstar_jax.search.record import Record
+from rstar_jax.search.totals import Totals
+
+QUESTIONS = ('What is 2 + 3?', 'How many primes are below 100?')  # of no common beginning
+
+
+def run(
+    problems: Iterable[dict[str, Any]],
+    policy=None,
+    ppm=None,
+    *,
+    config: Config,
+    expander: Expander | None = None,
+    seed: int = 0,
+    trees: int = 1,
+    skip: frozenset = frozenset(),
+    earlier: Iterable[Record] = (),
+    progress: Callable[[dict[str, float]], None] | None = None,
+    mesh=None,
+    workers: Workers | None = None,
+    leases: Iterable[list[Item]] | None = None,
+    flights: flight.Flights | None = None,
+) -> Iterator[Record]:
+    """Searches and yields each tree as it is finished, in no fixed order.
+
+    Args:
+      problems: {'index', 'question', 'answer', ...} each.
+      policy: models.Policy that writes the steps; or give `expander`.
+      ppm: models.PPM that scores them, or None.
+      config: what is searched.
+      expander: writes the steps in place of models, such as `scripted(...)`.
+      seed: of the sampling. A tree is the same for the same seed, problem index and tree number,
+        whatever else is searched beside it.
+      trees: trees to grow for each problem, numbered from 0.
+      skip: (problem index, tree number) of trees that are not wanted, such as those done before.
+      earlier: trees done before; looked at with config.tokens and config.agree alone.
+      progress: called about once a second with the totals so far.
+      mesh: local mesh (data, tensor); all devices of this host by default.
+      workers: started worker processes, to be shared by several searches; started and stopped
+        here by default.
+      leases: which of these trees are searched here, some at a time, each asked for when there is
+        room for more; an empty one, where none is there now. All, by default. Where a problem's
+        trees grow in order, one of its trees stands for all.
+      flights: keeps trees in flight, so that a search that was killed goes on inside of them. Their
+        paths are then read in, which rounds otherwise than writing them: not with `one_size`.
+
+    Raises:
+      UserError: neither policy nor expander is given, or a setting is out of range.
+    """
+    if (policy is None) == (expander is None):
+        raise UserError('search.run: give either a policy or an expander')
+    todo = [(p, t) for p in problems for t in range(trees) if (p['index'], t) not in skip]
+    if not todo:
+        return
+    total = len(todo) if leases is None else -(-len(todo) // jax.process_count())
+    here = [todo] if leases is None else leases
+    flights = None if config.one_size else flights
+    if leases is not None and config.in_order:
+        here = ([(p, t) for p, _ in lease for t in range(trees)] for lease in leases)
+    wanted = ([i for i in lease if (i[0]['index'], i[1]) not in skip] for lease in here)
+    tokenizer = tokenizer_of(policy, ppm)
+    make = functools.partial(new_tree, seed=seed, config=config, tokenizer=tokenizer)
+    with contextlib.ExitStack() as stack:
+        if expander is None:
+            mesh = mesh or parallel.local_mesh(tensor=config.tensor)
+            expander = make_expander(policy, ppm, config, mesh, total)
+            stack.callback(expander.close)
+            announce(f'search: {expander.plan}')
+        workers = workers or stack.enter_context(Workers.start(config))
+        totals = Totals(total, expander.counters, progress)
+        loop = Loop(wanted, make, expander, config, workers, totals, flights)
+        for record in earlier if config.in_order else ():
+            loop.spending.add(record)
+        yield from loop.run()
+
+
+def tokenizer_of(policy, ppm):
+    """Of the tokens that a tree holds: the policy's; the PPM's where the policy is elsewhere."""
+    owner = ppm if isinstance(policy, Endpoint) else policy
+    return owner.tokenizer if owner is not None else None
+
+
+def make_expander(policy, ppm, config: Config, mesh, trees: int) -> Expander:
+    """What writes the steps for a policy; trees: how many there are to search in all."""
+    if isinstance(policy, Endpoint):
+        return Remote(policy, ppm, config, mesh, trees)
+    return Engine(policy, ppm, config, mesh, trees, template(config, policy.tokenizer))
+
+
+def template(config: Config, tokenizer) -> list[list[int]]:
+    """Token ids of prompts that have nothing in common but how the template begins."""
+    orders = range(steps.ORDERS) if config.examples == 'shuffled' else (0,)
+    prompts = [steps.prompt(q, config.prompt, order) for q in QUESTIONS for order in orders]
+    return [tokenizer(prompt)['input_ids'] for prompt in prompts]
+
+
+def new_tree(
+    problem: dict[str, Any], number: int, *, seed: int, config: Config, tokenizer
+) -> HostTree:
+    """A tree of its root alone."""
+    order = 0
+    if config.examples == 'shuffled':
+        order = int(sampling.key_of(seed, problem['index'], number, 'examples')[0])
+    prompt = steps.prompt(problem['question'], config.prompt, order)
+    tokens = tokenizer(prompt)['input_ids'] if tokenizer else []
+    return HostTree(problem, number, seed, prompt, [Node(tokens=tokens)])

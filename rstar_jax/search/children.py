@@ -1,0 +1,122 @@
+"""From sampled steps to children: programs run, answers graded, what is the same merged."""
+
+import contextlib
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from rstar_jax import execution, grading, steps
+from rstar_jax.search.config import Config
+from rstar_jax.search.host import HostTree, Node, Step
+from rstar_jax.search.record import Status
+from rstar_jax.steps import marks
+
+
+@dataclasses.dataclass
+class Workers:
+    """The processes that run programs and grade answers beside the device."""
+
+    pool: execution.Pool
+    grader: grading.Grader
+
+    @classmethod
+    @contextlib.contextmanager
+    def start(cls, config: Config) -> Iterator['Workers']:
+        """Starts them with the limits of `config`; stops them at the end of the block."""
+        limits = execution.Limits(seconds=config.code_seconds, memory_mb=config.code_memory_mb)
+        count = config.workers or None
+        with (
+            execution.Pool(count, limits, config.isolation, announce) as pool,
+            grading.Grader(workers=count) as grader,
+        ):
+            yield cls(pool, grader)
+
+
+@functools.cache
+def announce(line: str) -> None:
+    """Prints a line once a process."""
+    print(line, flush=True)
+
+
+class Judge:
+    """Decides what becomes of the candidates of a tree's cursor."""
+
+    def __init__(self, config: Config, workers: Workers, encode: Callable[[str], list[int]]):
+        """encode: token ids of an executor output."""
+        self.config, self.workers, self.encode = config, workers, encode
+
+    def begin(self, tree: HostTree, step: Step) -> None:
+        """Takes in a sampled step, and starts what it needs: its program run, its answer graded."""
+        node = Node(step, step.text or '', step.tokens)
+        tree.candidates[step.candidate] = node
+        tree.sampled += step.sampled
+        if not node.text.strip():
+            return
+        box = steps.boxed(node.text)
+        if box is not None:
+            node.answer = box
+            if self.config.use_ground_truth:
+                node.grade = self.workers.grader.submit(box, tree.problem['answer'])
+        elif step.kind != marks.ANSWER:
+            node.code = steps.code_of(node.text)
+            whole = self.config.failed_steps == 'again'
+            node.run = self.workers.pool.submit([*tree.programs(), node.code], whole)
+
+    def ready(self, tree: HostTree) -> bool:
+        """Whether all is known that the tree's children depend on."""
+        if any(node is None for node in tree.candidates):
+            return False
+        return not any(node.work for node in self._survivors(tree))
+
+    def children(self, tree: HostTree) -> list[Node]:
+        """The children of a tree that is ready."""
+        children = self._survivors(tree)
+        room = self.room(tree)
+        for node in children:
+            self._judge(tree, node)
+            if node.is_open and len(node.tokens) + self.config.step_tokens > room:
+                node.status = Status.TOO_DEEP
+        means = np.array([node.step.likelihood / max(node.step.sampled, 1) for node in children])
+        means = np.nan_to_num(means)  # unknown ones are all alike
+        priors = np.exp(means - means.max(initial=0))
+        for node, prior in zip(children, (priors / priors.sum()).tolist(), strict=True):
+            node.prior = prior
+        return children
+
+    def room(self, tree: HostTree) -> int:
+        """Tokens that the path to the cursor leaves for steps."""
+        return self.config.path_tokens - tree.path_tokens
+
+    def _survivors(self, tree: HostTree) -> list[Node]:
+        """Candidates that become children: identical texts merged, the first answer alone."""
+        alive = [node for node in tree.candidates if node.step.text is not None]
+        if self.config.first_answer_only:
+            answers = [node for node in alive if node.step.kind == marks.ANSWER]
+            if answers:
+                return answers[:1]
+        unique: dict[str, Node] = {}
+        for node in alive:
+            unique.setdefault(node.step.text, node)
+        return list(unique.values())
+
+    def _judge(self, tree: HostTree, node: Node) -> None:
+        """Fills in what is known of a child now."""
+        text = node.step.text
+        if node.answer:
+            node.status = Status.ANSWER
+            if node.grade is not None:
+                node.correct = node.grade.result()
+                node.reward = 1.0 if node.correct else -1.0
+        elif node.run is None:
+            node.status = Status.UNPARSABLE
+        else:
+            result = node.run.result()
+            node.output = result.output if result.ok else result.error
+            node.errors = 0 if result.ok else tree.cursor.errors + 1
+            if node.errors >= self.config.error_threshold:
+                node.status = Status.CODE_ERRORS
+            if node.status == Status.CODE_ERRORS or steps.CODE_END in text:
+                node.text = steps.with_output(text, node.output)
+                node.tokens = node.step.tokens + self.encode(node.text[len(text) :])

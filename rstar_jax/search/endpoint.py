@@ -1,0 +1,325 @@
+"""An expander over HTTP: the policy is served elsewhere, by any OpenAI-compatible server.
+
+    expand -> a request a candidate -> `requests` threads -> POST /v1/completions
+    answers -> Steps; those that nobody waits for any more are dropped
+
+A request says a step's end marks as stop strings, and its seed is that of the candidate: where the
+server honours seeds, a tree is the same whatever else is searched. Servers cut a stop string off
+and do not say which it was, unless asked in their own words: vLLM and what is built on it (also
+tpu-inference) by `include_stop_str_in_output`, SGLang by `no_stop_trim`. Both also name it in the
+answer. A PPM, where there is one, runs on this host's devices and reads the same texts.
+"""
+
+import collections
+import contextlib
+import dataclasses
+import math
+import os
+import queue
+import random
+import threading
+import time
+from typing import Any
+
+from rstar_jax import parallel, steps
+from rstar_jax.errors import UserError
+from rstar_jax.search.config import Config
+from rstar_jax.search.engine import memory, sampling, sizes
+from rstar_jax.search.engine.model import Scorer
+from rstar_jax.search.expander import Scores
+from rstar_jax.search.host import HostTree, Node, Step
+from rstar_jax.steps import marks
+
+KEY = 'OPENAI_API_KEY'
+PATIENCE = 600.0  # seconds for which a server may be away, or refuse for its rate limit
+LONGEST_PAUSE = 30.0  # seconds between two tries
+TREES_FOR_REQUESTS = 3  # so many times as many candidates are wanted at once as are requested
+
+
+@dataclasses.dataclass(frozen=True)
+class Endpoint:
+    """A policy that is served elsewhere; stands where a models.Policy would.
+
+    Attributes:
+      url: up to /v1.
+      model: as the server calls it.
+      requests: in flight at once.
+      seconds: that one request may take.
+    """
+
+    url: str
+    model: str
+    requests: int = 32
+    seconds: float = 600.0
+
+    def client(self) -> Any:
+        """An openai.OpenAI; the key is taken from the environment, as it must not be in a config.
+
+        Raises UserError: the package is missing, or no model is named.
+        """
+        try:
+            import openai
+        except ImportError:
+            raise UserError(
+                f"--config.policy.path={self.url}: needs pip install 'rstar_jax[endpoint]'"
+            ) from None
+        if not self.model:
+            raise UserError(f'--config.policy.model=: needs the name of a model at {self.url}')
+        key = os.environ.get(KEY, 'none')
+        return openai.OpenAI(base_url=self.url, api_key=key, timeout=self.seconds, max_retries=0)
+
+    def check(self) -> None:
+        """Raises UserError where no server answers, or it refuses the key or has no such model."""
+        import openai
+
+        try:
+            with self.client() as client:
+                names = [model.id for model in client.with_options(timeout=30).models.list()]
+        except openai.OpenAIError as error:
+            raise self.error(error) from None
+        if self.model not in names:
+            raise UserError(
+                f'--config.policy.model={self.model}: {self.url} serves {", ".join(names[:5])}'
+            )
+
+    def error(self, error: Exception) -> UserError:
+        """What is wrong, in a line, with what to do about it."""
+        import openai
+
+        at = f'--config.policy.path={self.url}'
+        said = ' '.join(str(getattr(error, 'message', error)).split())[:200]
+        if isinstance(error, openai.AuthenticationError | openai.PermissionDeniedError):
+            return UserError(f'{at}: the server refuses the key: set ${KEY} ({said})')
+        if isinstance(error, openai.NotFoundError):
+            return UserError(f'--config.policy.model={self.model}: not at {self.url} ({said})')
+        if isinstance(error, openai.RateLimitError):
+            return UserError(f'{at}: too many requests (429): lower --config.policy.requests')
+        if isinstance(error, openai.APITimeoutError):
+            return UserError(
+                f'{at}: no answer within {self.seconds:g} s: raise --config.policy.seconds, or '
+                'lower --config.policy.requests'
+            )
+        if isinstance(error, openai.APIConnectionError):
+            return UserError(f'{at}: no server answers there: start it, or name another ({said})')
+        return UserError(f'{at}: the server fails: {said}')
+
+
+@dataclasses.dataclass(frozen=True)
+class _Request:
+    """A candidate that is wanted; `serial` tells one expansion of a row from the next."""
+
+    row: int
+    serial: int
+    candidate: int
+    prompt: str
+    seed: int
+
+
+class Remote:
+    """Drives an endpoint, and the PPM on this host's devices; an `Expander`."""
+
+    def __init__(self, policy: Endpoint, ppm, config: Config, mesh, trees: int):
+        """Args:
+        policy: where the steps come from.
+        ppm: models.PPM or None.
+        config: what is searched.
+        mesh: local mesh (data, tensor), used for the PPM.
+        trees: how many there are to search in all.
+        """
+        self.policy, self.config, self.plenty = policy, config, False
+        self.counters: collections.Counter = collections.Counter()
+        wanted = -(-TREES_FOR_REQUESTS * policy.requests // config.candidates)
+        config = dataclasses.replace(config, trees_in_flight=config.trees_in_flight or wanted)
+        self.scorer, self._tokenizer = None, None
+        self.mesh = parallel.local_mesh(devices=mesh.devices.flat[:1]) if ppm is None else mesh
+        self.width = min(config.trees_in_flight, trees)
+        if ppm is not None:
+            self.scorer, self._tokenizer = Scorer(mesh, config, ppm), ppm.tokenizer
+            networks = [self.scorer.network]
+            call, of_each = sizes.largest_call(mesh, config, True), -(-trees // mesh.shape['data'])
+            plan = memory.plan(config, networks, mesh, of_each, call, policy.requests)
+            self.scorer.prepare(plan, self.counters)
+            self.width = plan.trees
+        self.rows = self.width * self.mesh.shape['data']
+        self._stops = {
+            steps.STEP_END: marks.STEP,
+            steps.CODE_END: marks.CODE,
+            steps.ANSWER_END: marks.ANSWER,
+        }
+        if config.prompt == 'few_shot':
+            self._stops[steps.OUTPUT_END] = marks.STEP
+        self.plan = (
+            f'{policy.model} at {policy.url}, {policy.requests} requests and {self.rows} trees in '
+            'flight'
+        )
+        self._serial = [0] * self.rows
+        self._waiting: dict[int, set[int]] = {}  # row -> candidates that have not come
+        self._asked: list[HostTree | None] = []
+        self._requests: queue.SimpleQueue[_Request | None] = queue.SimpleQueue()
+        self._answers: queue.SimpleQueue[tuple[_Request, Step | Exception]] = queue.SimpleQueue()
+        self._closed = threading.Event()
+        self._client = policy.client()
+        for _ in range(policy.requests):
+            threading.Thread(target=self._serve, name='endpoint', daemon=True).start()
+
+    @property
+    def has_ppm(self) -> bool:
+        return self.scorer is not None
+
+    def close(self) -> None:
+        """Sends nothing more, and ends the threads."""
+        self._closed.set()
+        for _ in range(self.policy.requests):
+            self._requests.put(None)
+        self._client.close()
+
+    def start(self, row: int, tree: HostTree) -> None:
+        if self.scorer is not None:
+            self.scorer.start(row, tree)
+
+    def expand(self, row: int, tree: HostTree) -> None:
+        if self.scorer is not None:
+            self.scorer.walk(row, tree)
+        self._serial[row] += 1
+        self._waiting[row] = set(range(self.config.candidates))
+        prompt = tree.prompt + tree.prefix
+        for candidate in range(self.config.candidates):
+            key = sampling.key_of(tree.seed, *tree.key, tree.cursor.tag, candidate)
+            seed = int(key[0]) >> 1  # servers take 31 bits at least
+            self._requests.put(_Request(row, self._serial[row], candidate, prompt, seed))
+
+    def dispatch(self) -> Any:
+        """Brings the PPM's paths up to date; the requests are on their way already."""
+        if self.scorer is not None:
+            self.scorer.copy_steps()
+            while self.scorer.ledger.segments:
+                self.scorer.prefill()
+        return bool(self._waiting) or None
+
+    def collect(self, running: Any) -> list[Step]:
+        """What has come, at least one answer; nothing if none comes within a second."""
+        found: list[Step] = []
+        if running is None:
+            return found
+        with contextlib.suppress(queue.Empty):
+            found += self._taken(*self._answers.get(timeout=1.0))
+            while True:
+                found += self._taken(*self._answers.get_nowait())
+        return found
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids for the PPM; none without one."""
+        if self._tokenizer is None:
+            return []
+        return self._tokenizer.encode(text, add_special_tokens=False)
+
+    def scores(self, requests: list[tuple[int, Node]]) -> Scores:
+        return self.scorer.scores(requests)
+
+    def _taken(self, request: _Request, answer: Step | Exception) -> list[Step]:
+        """The steps that an answer makes known: itself, and those that cannot matter any more."""
+        if isinstance(answer, Exception):
+            raise answer
+        waiting = self._waiting.get(request.row, set())
+        if request.serial != self._serial[request.row] or request.candidate not in waiting:
+            return []
+        self.counters['sampled'] += answer.sampled
+        found = [answer]
+        if self.config.first_answer_only and answer.kind == marks.ANSWER:
+            behind = [other for other in waiting if other > request.candidate]
+            found += [Step(request.row, other, None, [], marks.NONE) for other in behind]
+        waiting -= {step.candidate for step in found}
+        if not waiting:
+            del self._waiting[request.row]
+        return found
+
+    def _wanted(self, request: _Request) -> bool:
+        waiting = self._waiting.get(request.row, ())
+        return request.serial == self._serial[request.row] and request.candidate in waiting
+
+    # --- in the threads ---
+
+    def _serve(self) -> None:
+        while (request := self._requests.get()) is not None and not self._closed.is_set():
+            if not self._wanted(request):
+                continue
+            try:
+                self._answers.put((request, self._step(request, self._ask(request))))
+            except Exception as error:
+                self._answers.put((request, error))
+
+    def _ask(self, request: _Request) -> Any:
+        """One completion; tries again for PATIENCE seconds while the server is away or busy.
+
+        Raises UserError: what else is wrong, or when patience ends.
+        """
+        import openai
+
+        config = self.config
+        extra: dict[str, Any] = {
+            'include_stop_str_in_output': True,
+            'no_stop_trim': True,
+            'skip_special_tokens': False,  # a mark may be one
+            'spaces_between_special_tokens': False,
+        }
+        extra |= {'top_k': config.top_k} if config.top_k else {}
+        extra |= {'min_p': config.min_p} if config.min_p else {}
+        started, pause = time.monotonic(), 0.5
+        while True:
+            try:
+                return self._client.completions.create(
+                    model=self.policy.model,
+                    prompt=request.prompt,
+                    max_tokens=config.step_tokens,
+                    temperature=config.temperature,
+                    top_p=config.top_p,
+                    seed=request.seed,
+                    stop=list(self._stops),
+                    logprobs=1,
+                    extra_body=extra,
+                )
+            except (
+                openai.APIConnectionError,
+                openai.RateLimitError,
+                openai.InternalServerError,
+            ) as error:
+                if time.monotonic() - started > PATIENCE or self._closed.is_set():
+                    raise self.policy.error(error) from None
+                self.counters['retries'] += 1
+                self._closed.wait(max(pause * random.uniform(0.75, 1.25), _asked_pause(error)))
+                pause = min(2 * pause, LONGEST_PAUSE)
+            except openai.OpenAIError as error:
+                raise self.policy.error(error) from None
+
+    def _step(self, request: _Request, answer: Any) -> Step:
+        """The step that a completion holds, up to its first mark."""
+        choice = answer.choices[0]
+        named = [getattr(choice, name, None) for name in ('stop_reason', 'matched_stop')]
+        text, kind = choice.text, marks.EOS
+        found = [(text.find(mark), mark) for mark in self._stops if mark in text]
+        if found:
+            at, mark = min(found)
+            text, kind = text[: at + len(mark)], self._stops[mark]
+        elif mark := next((x for x in named if isinstance(x, str) and x in self._stops), None):
+            text, kind = text + mark, self._stops[mark]
+        elif choice.finish_reason == 'length':
+            kind = marks.LIMIT
+        else:
+            for end in marks.ENDS:
+                text = text.removesuffix(end)
+        logprobs = (choice.logprobs and choice.logprobs.token_logprobs) or []
+        usage = answer.usage
+        sampled = usage.completion_tokens if usage is not None else len(logprobs)
+        known = bool(logprobs) and None not in logprobs
+        likelihood = float(sum(logprobs)) if known else math.nan
+        tokens = self.encode(text)
+        return Step(request.row, request.candidate, text, tokens, kind, sampled, likelihood)
+
+
+def _asked_pause(error: Exception) -> float:
+    """Seconds that the server asks to wait for."""
+    headers = getattr(getattr(error, 'response', None), 'headers', None) or {}
+    try:
+        return min(float(headers.get('retry-after', 0)), LONGEST_PAUSE)
+    except ValueError:
+        return 0.0

@@ -1,0 +1,315 @@
+"""The expander that runs the models: what is done on the devices for the trees of one host.
+
+The loop says which node of which tree is to be expanded; the engine brings that tree's path up to
+date, opens its cells, decodes in chunks, and hands over steps as they end:
+
+    start, expand  -> the ledgers: what is to be copied and computed; then opened cells
+    dispatch       -> those and one chunk of decoding, left running on the devices
+    collect        -> steps that ended
+    scores         -> PPM scores of steps behind the current paths
+
+Rows are trees in flight, row = device * G + tree; every device array has the devices' parts on its
+first axis, and every program on them is mapped over the `data` axis of the local mesh. None
+communicates between devices. The `tensor` axis is left to the compiler.
+"""
+
+import collections
+import time
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import jax
+import numpy as np
+
+from rstar_jax import steps
+from rstar_jax.errors import UserError
+from rstar_jax.search.config import Config
+from rstar_jax.search.engine import devices, memory, programs, sampling, sizes, state
+from rstar_jax.search.engine.model import Model, Scorer
+from rstar_jax.search.expander import Scores
+from rstar_jax.search.host import HostTree, Node, Step
+from rstar_jax.steps import marks
+
+# A prefix that all prompts share is computed once if it is at least this long.
+SHARED_PREFIX = 64
+# Its last tokens are left out: some other question may begin such that they are merged with it.
+MERGED = 4
+PREFIX_UNIT = 32  # so that other problems seldom need other shapes
+# A chunk is sent ahead where so many cells are wanted for each slot; a fifth of the slots end their
+# steps in a chunk of 8 (GSM8K, 0.5B model: 36 tokens a step).
+AHEAD = 1.25
+# A smaller decode batch is compiled when the search has taken so many times as long as compiling
+# one does: a short search is over before it would pay.
+WORTH = 4
+
+
+class _Compiled:
+    """What this process has compiled decode steps for, and the longest that one took (seconds)."""
+
+    steps: ClassVar[set[Callable]] = set()
+    seconds: ClassVar[float] = 0.0
+
+
+class Engine:
+    """Drives policy and PPM on this host's devices; an `Expander`."""
+
+    def __init__(self, policy, ppm, config: Config, mesh, trees: int, template: list[list[int]]):
+        """Args:
+        policy: models.Policy.
+        ppm: models.PPM or None.
+        config: what is searched.
+        mesh: local mesh with the axes (data, tensor).
+        trees: how many trees there are to search in all; fewer need less memory.
+        template: token ids of prompts with nothing in common but how the template begins.
+        """
+        if ppm is not None and len(ppm.tokenizer) != len(policy.tokenizer):
+            raise UserError(
+                f'policy and PPM have different tokenizers ({len(policy.tokenizer)} and '
+                f'{len(ppm.tokenizer)} tokens): use a PPM that was trained from this policy'
+            )
+        self.config, self.mesh, self.tokenizer = config, mesh, policy.tokenizer
+        self.devices = mesh.shape['data']
+        self.texts = steps.token_bytes(self.tokenizer, policy.config.vocab_size)
+        self.stops = devices.everywhere(mesh, self._stops(policy.config))
+        self.policy = Model(
+            'policy', mesh, config, policy.config, policy.params, config.step_tokens
+        )
+        self.ppm = Scorer(mesh, config, ppm) if ppm is not None else None
+        self.models = [model for model in (self.policy, self.ppm) if model is not None]
+        self.plan = memory.plan(
+            config,
+            [model.network for model in self.models],
+            mesh,
+            config.nodes * trees if config.one_size else -(-trees // self.devices),
+            sizes.largest_call(mesh, config, ppm is not None),
+            sizes.default_slots(mesh),
+        )
+        self.width, slots = self.plan.trees, self.plan.slots
+        self.rows = self.devices * self.width
+        self.counters: collections.Counter = collections.Counter()
+        self.policy.prepare(self.plan, _sampled_in_cell, self.counters)
+        if self.ppm is not None:
+            self.ppm.prepare(self.plan, self.counters)
+        made = config.step_tokens, self.policy.dtype, self.policy.kv_dtype
+        per_device = self.width * config.candidates
+        self.cells = devices.make(mesh, state.empty_cells, policy.config, per_device, *made)
+        periods = state.PERIODS if config.repetition else 0
+        self.slots = devices.make(mesh, state.empty_slots, policy.config, slots, *made, periods)
+        # (slots, trees) that a decode step is compiled for, and which of them is in use.
+        self.decode_sizes = [(slots, self.width)]
+        if not config.one_size:
+            self.decode_sizes = sizes.decode_sizes(slots, self.width)
+        self.decode_size = len(self.decode_sizes) - 1
+        cells = self.rows * config.candidates
+        self.known = np.zeros(cells, np.uint8)  # the cells' states, when they were last seen
+        self.since = np.zeros(cells, np.int64)  # the first chunk that each is opened for
+        self.chunks, self.started = 0, time.monotonic()
+        self.opened = np.zeros(cells, bool)
+        self.keys = np.zeros((cells, 2), np.uint32)
+        # Trees with few expansions first: the last trees shall end together, not one by one.
+        self.turn = np.zeros(cells, np.int32)
+        self.expansions = [0] * self.rows
+        self.opening: dict[int, HostTree] = {}  # row -> the tree whose cells are opened next
+        self.sampling = sampling.Settings.of(config)
+        self._share(template)
+
+    def _stops(self, config) -> state.Stops:
+        kinds = {
+            steps.STEP_END: marks.STEP,
+            steps.CODE_END: marks.CODE,
+            steps.ANSWER_END: marks.ANSWER,
+        }
+        if self.config.prompt == 'few_shot':
+            kinds[steps.OUTPUT_END] = marks.STEP
+        table = steps.mark_table(self.texts, kinds, steps.eos_ids(self.tokenizer))
+        vocab = np.int32(min(config.vocab_size, len(self.tokenizer)))
+        return state.Stops(table.next, table.kind, vocab)
+
+    def _share(self, template: list[list[int]]) -> None:
+        """Computes what all prompts begin with, once, where that is long enough to matter."""
+        first, last = min(template), max(template)
+        shared = next((i for i, (a, b) in enumerate(zip(first, last)) if a != b), len(first))
+        shared = (shared - MERGED) // PREFIX_UNIT * PREFIX_UNIT
+        begin = first[:shared] if shared >= SHARED_PREFIX and not self.config.one_size else []
+        room = self.config.path_tokens if self.config.one_size else max(map(len, template))
+        for model in self.models:
+            if begin:
+                model.share(begin)
+            model.reserve(room - len(begin))
+
+    # --- what the loop calls ---
+
+    @property
+    def has_ppm(self) -> bool:
+        return self.ppm is not None
+
+    @property
+    def plenty(self) -> bool:
+        """Whether slots whose steps end in the chunk under way find others that are waiting."""
+        return self._wanted() >= AHEAD * self.plan.slots
+
+    def close(self) -> None:
+        """Nothing runs beside the loop."""
+
+    def start(self, row: int, tree: HostTree) -> None:
+        """A row is taken by a new tree."""
+        self.expansions[row] = 0
+        for model in self.models:
+            model.start(row, tree)
+
+    def expand(self, row: int, tree: HostTree) -> None:
+        """Asks for the candidates of a tree's cursor."""
+        for model in self.models:
+            model.walk(row, tree)
+        self.opening[row] = tree
+        self._open_if_ready(row)
+
+    def dispatch(self) -> Any:
+        """Starts what is queued and a chunk of decoding; does not wait for the devices."""
+        self.policy.copy_steps(self.cells.kv, self.cells.hidden)
+        if self.ppm is not None:
+            self.ppm.copy_steps()
+        self._prefill()
+        if self.opened.any():
+            # Copies, as the device may read the host's arrays later than this line.
+            opened = [x.copy() for x in (self.opened, self.keys, self.turn)]
+            open_cells = programs.OPEN.on(self.mesh)
+            self.cells = open_cells(self.cells, *devices.split(self.mesh, opened))
+            self.known[self.opened] = state.PENDING
+            self.since[self.opened] = self.chunks + 1
+            self.opened[:] = False
+        busy = self._busy().reshape(self.devices, self.width, self.config.candidates)
+        need, trees = int(busy.sum(axis=(1, 2)).max()), int(busy.any(axis=2).sum(axis=1).max())
+        if not need:
+            return None
+        decode = self._step(self._fit(need, trees))
+        longest, called = sizes.longest_chunk(self.mesh, self.config), time.monotonic()
+        self.cells, self.slots, stats = decode(
+            self.policy.params,
+            self.stops,
+            self.policy.prefix,
+            self.policy.path,
+            self.cells,
+            self.slots,
+            self.sampling,
+            np.array([self.config.chunk, longest], np.int32),
+        )
+        if decode not in _Compiled.steps:
+            _Compiled.steps.add(decode)
+            _Compiled.seconds = max(_Compiled.seconds, time.monotonic() - called)
+        self.chunks += 1
+        slots = self.decode_sizes[self.decode_size][0]
+        return self.chunks, slots, programs.LOOK.on(self.mesh)(self.cells), stats
+
+    def collect(self, running: Any) -> list[Step]:
+        """Waits for a dispatched chunk and returns the candidates that ended in it."""
+        if running is None:
+            return []
+        chunk, slots, look, stats = running
+        (seen, end, length, tokens, likelihood), stats = jax.device_get((look, stats))
+        self.counters['iterations'] += int(stats[:, 0].max())
+        self.counters['slot_steps'] += int((stats[:, 0] * slots).sum())
+        self.counters['live_slot_steps'] += int(stats[:, 1].sum())
+        self.counters['policy_computed'] += int(stats[:, 1].sum())
+        here, ended = self.since <= chunk, []  # others are opened for a later chunk
+        over = here & (seen >= state.DONE) & (self.known < state.DONE)
+        for cell in np.nonzero(over)[0].tolist():
+            row, candidate = divmod(cell, self.config.candidates)
+            count = int(length[cell])
+            self.counters['sampled'] += count
+            if seen[cell] == state.CANCELLED:
+                ended.append(Step(row, candidate, None, [], marks.NONE, count))
+                continue
+            kind, total = int(end[cell]), float(likelihood[cell])
+            ids = tokens[cell, : count - (kind == marks.EOS)].tolist()
+            ended.append(Step(row, candidate, self.decode(ids), ids, kind, count, total))
+        self.known = np.where(here, seen, self.known)
+        return ended
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of an executor output."""
+        return self.tokenizer.encode(text, add_special_tokens=False)
+
+    def decode(self, tokens: list[int]) -> str:
+        """The text of sampled tokens."""
+        return b''.join(self.texts[i] for i in tokens).decode('utf-8', errors='replace')
+
+    def scores(self, requests: list[tuple[int, Node]]) -> Scores:
+        """PPM scores of (row, Node) behind the current paths."""
+        return self.ppm.scores(requests)
+
+    # --- within a chunk ---
+
+    def _open_if_ready(self, row: int) -> None:
+        if row not in self.opening or any(model.ledger.waits(row) for model in self.models):
+            return
+        tree, n = self.opening.pop(row), self.config.candidates
+        for candidate in range(n):
+            cell = row * n + candidate
+            self.opened[cell] = True
+            self.keys[cell] = sampling.key_of(tree.seed, *tree.key, tree.cursor.tag, candidate)
+            self.turn[cell] = self.expansions[row]
+        self.expansions[row] += 1
+
+    def _prefill(self) -> None:
+        """Computes queued segments: until no slot is idle, then a few calls a chunk.
+
+        These compute as many tokens as the chunk decodes.
+        """
+        tokens = self.config.chunk * self.plan.slots
+        most = max(1, tokens // sizes.prefill_budget(self.mesh))
+        for model in self.models:
+            calls = 0
+            while model.ledger.segments and (calls < most or self._wanted() < self.plan.slots):
+                for row in model.prefill():
+                    self._open_if_ready(row)
+                calls += 1
+
+    def _step(self, trees: int) -> Callable:
+        """The compiled chunk of decoding that attends to so many trees."""
+        return programs.DECODE.on(
+            self.mesh,
+            config=self.policy.config,
+            candidates=self.config.candidates,
+            first_answer_only=self.config.first_answer_only,
+            trees=trees,
+            mixed=self.policy.mixed,
+            repetition=self.config.repetition,
+        )
+
+    def _fit(self, cells: int, trees: int) -> int:
+        """Brings the slots to the smallest size that will do; returns how many trees that is for.
+
+        By way of all sizes between, as each change of one size to another is compiled.
+        """
+        large = [slots >= cells and room >= trees for slots, room in self.decode_sizes]
+        want = large.index(True) if any(large) else len(large) - 1
+        if want < self.decode_size and not self._worth(self.decode_sizes[want][1]):
+            want = self.decode_size
+        while want != self.decode_size:
+            self.decode_size += 1 if want > self.decode_size else -1
+            resize = programs.RESIZE.on(self.mesh, size=self.decode_sizes[self.decode_size][0])
+            self.slots = resize(self.slots)
+        return self.decode_sizes[want][1]
+
+    def _worth(self, trees: int) -> bool:
+        """Whether the step of a smaller size is compiled, or may be now."""
+        compiled = self._step(trees) in _Compiled.steps
+        old = time.monotonic() - self.started > WORTH * _Compiled.seconds
+        return compiled or (old and self.chunks > 0)
+
+    def _busy(self) -> np.ndarray:
+        return (self.known == state.PENDING) | (self.known == state.RUNNING)
+
+    def _wanted(self) -> int:
+        """Cells that are to be decoded, of the device with the fewest."""
+        cells = (self._busy() | self.opened).reshape(self.devices, -1).sum(axis=1)
+        return int(cells.min())
+
+
+def _sampled_in_cell(node) -> int:
+    """Tokens of a node's step that the policy's cell is of use for.
+
+    The hidden state at hand is the one behind the mark; behind a text's end it is not.
+    """
+    return len(node.step.tokens) - (node.step.kind == marks.EOS)

@@ -1,0 +1,205 @@
+"""One model on this host's devices: its weights, and the paths of all trees in flight.
+
+`Ledger` says what is to be copied and computed, what is here does so. A `Scorer` is the PPM: beside
+its paths it has the cells of the steps that it has scored.
+"""
+
+import collections
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from rstar_jax.models import rope, sharding
+from rstar_jax.search.config import Config
+from rstar_jax.search.engine import copies, devices, memory, programs, sizes, state
+from rstar_jax.search.engine.ledger import Batch, Ledger
+from rstar_jax.search.expander import Scores
+
+
+class Model:
+    """The policy or the PPM.
+
+    Attributes:
+      config: models.Config, params: on the devices.
+      prefix: keys and values of `begin`, what all prompts of a template begin with.
+      path: state.Path of the rows, with room for `capacity` tokens each.
+      mixed: whether some row's prompt begins otherwise; then it lies in the path as a whole.
+      ledger: after `prepare`.
+    """
+
+    def __init__(self, name: str, mesh, settings: Config, config, params, cell_tokens: int):
+        """Args:
+        name: 'policy' or 'ppm', of its counter.
+        mesh: local mesh (data, tensor).
+        settings: what is searched.
+        config, params: of the model.
+        cell_tokens: longest step that a cell has room for.
+        """
+        self.name, self.mesh, self.settings = name, mesh, settings
+        self.platform = mesh.devices.flat[0].platform
+        config, params = state.wide_embedding(self.platform, config, params)
+        self.config = rope.for_texts_of(config, settings.path_tokens)
+        self.params = sharding.shard(params, mesh, self.config)
+        self.dtype = self.decoder_params['norm']['weight'].dtype
+        self.kv_dtype = state.cache_dtype(self.platform, self.dtype)
+        self.cell_tokens = cell_tokens
+        self.capacity = 0
+        self.path: Any = None
+        self.prefix, self.begin = self.empty(1, 0), []
+
+    @property
+    def decoder_params(self) -> Any:
+        return self.params.get('decoder', self.params)
+
+    @property
+    def network(self) -> memory.Network:
+        return memory.Network(self.config, self.dtype, self.kv_dtype, self.cell_tokens)
+
+    def empty(self, rows: int, positions: int, dtype=None) -> state.KeysValues:
+        """Keys and values of each device."""
+        kv = self.config, rows, positions, dtype or self.kv_dtype
+        return devices.make(self.mesh, state.empty_kv, *kv)
+
+    def prepare(self, plan: memory.Plan, in_cell: Callable, counters: collections.Counter) -> None:
+        """Makes room for the trees of a plan."""
+        self.width, self.counters = plan.trees, counters
+        count = self.mesh.shape['data']
+        self.ledger = Ledger(count, plan.trees, self.settings.candidates, plan.kept, in_cell)
+        # Keys and values come in the model's dtype, whatever the other caches widen it to.
+        dtype = state.kept_dtype(self.platform, self.dtype)
+        self.kept = self.empty(plan.trees, memory.kept_room(plan.kept), dtype)
+        self._shared = np.zeros(count * plan.trees, np.int32)
+
+    def share(self, tokens: list[int]) -> None:
+        """Computes what all prompts begin with; before any tree."""
+        self.reserve(len(tokens))
+        for device in range(self.ledger.devices):
+            self.ledger.compute(device * self.width, 0, tokens)
+        while self.ledger.segments:
+            self.prefill()
+        cut = programs.FIRST_PATH.on(self.mesh, positions=len(tokens))
+        self.prefix, self.begin = cut(self.path), tokens
+        self._shared[:] = len(tokens)
+        self.path, self.capacity = None, 0
+
+    @property
+    def mixed(self) -> bool:
+        return bool((self._shared != len(self.begin)).any())
+
+    def start(self, row: int, tree: Any) -> None:
+        """Begins a tree, a HostTree, in a row."""
+        alike = tree.nodes[0].tokens[: len(self.begin)] == self.begin
+        shared = len(self.begin) if alike else 0
+        self.ledger.start(row, shared, len(tree.nodes))
+        if self._shared[row] != shared:
+            self._shared[row] = shared
+            self._place_shared()
+
+    def _place_shared(self) -> None:
+        if self.path is not None:
+            self.path = self.path.replace(prefix=devices.split(self.mesh, self._shared.copy()))
+
+    def walk(self, row: int, tree: Any) -> None:
+        """Has a row's path brought to the cursor of its tree, a HostTree."""
+        tree.computed[self.name] += self.ledger.walk(row, tree.nodes, tree.path)
+        self.reserve(self.ledger.length(row))
+
+    def reserve(self, tokens: int) -> None:
+        """Makes room for paths of that many tokens."""
+        if tokens + copies.COPIED <= self.capacity:
+            return
+        need = sizes.path_room(tokens, self.settings.path_tokens)
+        if self.path is None:
+            made = self.config, self.width, need, self.dtype, self.kv_dtype
+            self.path = devices.make(self.mesh, state.empty_path, *made)
+            self._place_shared()
+        else:
+            self.path = programs.GROW.on(self.mesh, positions=need)(self.path)
+        self.capacity = need
+
+    def copy_steps(self, cells_kv: state.KeysValues, hidden: jax.Array | None) -> None:
+        """Does the copies that the ledger asks for among cells, paths and what is kept."""
+        keep, recall, append = (
+            program.on(self.mesh) for program in (programs.KEEP, programs.RECALL, programs.APPEND)
+        )
+        for places in self._places(self.ledger.born):
+            self.kept = keep(self.kept, cells_kv, *places)
+        for places in self._places(self.ledger.left):
+            self.kept = keep(self.kept, self.path.kv, *places)
+        for places in self._places(self.ledger.recalled):
+            self.path = recall(self.path, self.kept, *places)
+        for places in self._places(self.ledger.appends):
+            self.path = append(self.path, cells_kv, hidden, *places)
+
+    def _places(self, queue: list):
+        for packed in self.ledger.packed(queue):
+            yield devices.split(self.mesh, list(packed))
+
+    def prefill(self) -> list[int]:
+        """Computes some of what the ledger asks for; returns the rows of which all is computed."""
+        lengths = sizes.PREFILL_LENGTHS[-1:] if self.settings.one_size else sizes.PREFILL_LENGTHS
+        batch, done = self.ledger.take(sizes.prefill_budget(self.mesh), lengths)
+        self.counters[f'{self.name}_computed'] += int(batch.counts.sum())
+        extend = programs.EXTEND.on(self.mesh, config=self.config, mixed=self.mixed)
+        rows = devices.split(self.mesh, [batch.trees, batch.tokens, batch.counts, batch.starts])
+        self.path = extend(self.decoder_params, self.prefix, self.path, *rows)
+        return done
+
+
+class Scorer(Model):
+    """The PPM, with the keys and values of the steps that it has scored."""
+
+    def __init__(self, mesh, settings: Config, ppm):
+        """ppm: models.PPM."""
+        room = settings.step_tokens + sizes.OUTPUT_ROOM
+        super().__init__('ppm', mesh, settings, ppm.config, ppm.params, room)
+        self.squash = ppm.squash
+
+    def prepare(self, plan: memory.Plan, counters: collections.Counter) -> None:
+        """Makes room for the trees of a plan."""
+
+        def in_cell(node) -> int:
+            return len(node.tokens) if len(node.tokens) <= self.cell_tokens else 0
+
+        super().prepare(plan, in_cell, counters)
+        self.cells = self.empty(plan.trees * self.settings.candidates, self.cell_tokens)
+
+    def copy_steps(self) -> None:
+        super().copy_steps(self.cells, None)
+
+    def scores(self, requests: list[tuple[int, Any]]) -> Scores:
+        """Scores of (row, Node), each behind its row's path; does not wait for the devices.
+
+        Steps of like length are batched together, and their keys and values kept in their cells.
+        """
+        n, count_devices = self.settings.candidates, self.ledger.devices
+        order = sorted(range(len(requests)), key=lambda i: len(requests[i][1].tokens))
+        queues: list[list[int]] = [[] for _ in range(count_devices)]
+        for i in order:
+            queues[requests[i][0] // self.width].append(i)
+        settings = {'config': self.config, 'squash': self.squash, 'mixed': self.mixed}
+        score = programs.SCORE.on(self.mesh, **settings)
+        found: Scores = []
+        while any(queues):
+            length = self._length(max(len(requests[q[-1]][1].tokens) for q in queues if q))
+            count = max(1, sizes.prefill_budget(self.mesh) // length)
+            chosen = [[q.pop() for _ in range(min(count, len(q)))] for q in queues]
+            batch = Batch(count_devices, count, length, self.width)
+            for device, indices in enumerate(chosen):
+                for entry, i in enumerate(indices):
+                    row, node = requests[i]
+                    tree = row % self.width
+                    batch.put(device, entry, tree, node.tokens, tree * n + node.candidate)
+            self.counters['ppm_computed'] += int(batch.counts.sum())
+            rows = devices.split(self.mesh, [batch.trees, batch.starts, batch.tokens, batch.counts])
+            self.cells, values = score(self.params, self.prefix, self.path, self.cells, *rows)
+            which = [x for of in chosen for x in [*of, *[-1] * (count - len(of))]]
+            found.append((values, which))
+        return found
+
+    def _length(self, longest: int) -> int:
+        if self.settings.one_size:
+            longest = max(longest, self.settings.step_tokens + sizes.OUTPUT_TOKENS)
+        return sizes.score_length(longest, self.cell_tokens)

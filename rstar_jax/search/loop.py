@@ -1,0 +1,327 @@
+"""The search loop: problems in, finished trees out.
+
+    problems -> rows (trees in flight) -> expander: candidates of each tree's cursor
+        -> programs run, answers graded (worker processes, while the device decodes on)
+        -> PPM scores -> tree.advance on the device -> next cursor, or a finished Record
+
+`host` has the trees' texts, `children` what becomes of candidates; which node comes next is decided
+on the device.
+"""
+
+import collections
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, wait
+from typing import Any
+
+import jax
+import numpy as np
+
+from rstar_jax import steps
+from rstar_jax.errors import UserError
+from rstar_jax.search import flight
+from rstar_jax.search import tree as trees_lib
+from rstar_jax.search.children import Judge, Workers
+from rstar_jax.search.config import Config
+from rstar_jax.search.engine import devices, programs
+from rstar_jax.search.expander import Expander
+from rstar_jax.search.host import HostTree, Node
+from rstar_jax.search.record import Record, Status
+from rstar_jax.search.spending import Spending, name_of
+from rstar_jax.search.totals import Totals
+from rstar_jax.steps import marks
+
+Item = tuple[dict[str, Any], int]  # a problem and the number of its tree
+
+# After so many candidates without a single mark and no tree beyond its root, a search ends.
+MARKLESS = 32
+MARKS = (marks.STEP, marks.CODE, marks.ANSWER)
+
+
+class Loop:
+    """The loop's state: which tree is in which row, and the trees' arrays on the devices."""
+
+    def __init__(
+        self,
+        leases: Iterator[list[Item]],
+        make: Callable[..., HostTree],
+        expander: Expander,
+        config: Config,
+        workers: Workers,
+        totals: Totals,
+        flights: flight.Flights | None = None,
+    ):
+        """Args:
+        make: turns an Item into a HostTree.
+        leases, expander, config, workers, flights: as for `run`.
+        totals: are told.
+        """
+        self.expander, self.config = expander, config
+        self.leases: Iterator[list[Item]] | None = leases
+        self.judge = Judge(config, workers, expander.encode)
+        self.totals, self.flights = totals, flights
+        self.spending = Spending(config, workers.grader.classes)
+        self.make = make
+        self.queue: list[Item] = []  # the next one is the last
+        self.growing: dict[int, HostTree] = {}
+        self.chunks: collections.deque[Any] = collections.deque()  # under way, the oldest first
+        # What `grow` has asked for and `walk_on` reads; what `walk_on` ended and `finish` reads.
+        self.grown: tuple | None = None
+        self.finished: list[tuple[HostTree, trees_lib.Tree]] = []
+        self.markless: list[str] | None = []
+        self.free = list(range(expander.rows))[::-1]
+        self.rules = trees_lib.Rules.of(config)
+        mesh = expander.mesh
+        self.arrays = devices.make(mesh, trees_lib.init, expander.width, config.nodes)
+        self.reset = programs.RESET.on(mesh)
+        self.advance = programs.ADVANCE.on(
+            mesh, longest=config.max_depth + 2, strategy=config.strategy
+        )
+
+    def run(self) -> Iterator[Record]:
+        """Searches; yields finished trees.
+
+        Where there is plenty of work a chunk is sent ahead: the devices have it while the host
+        looks at the one before. What the trees do next is computed behind that chunk, so it is
+        asked for in one turn and read in the next.
+        """
+        try:
+            while self.more():
+                yield from self.turn()
+                if self.flights is not None and self.flights.due():
+                    self.keep_flights()
+        finally:
+            if self.flights is not None and self.growing:  # stopped before the end
+                with contextlib.suppress(RuntimeError):  # in a call that had the arrays donated
+                    self.keep_flights()
+        self.tell(final=True)
+
+    def turn(self) -> Iterator[Record]:
+        """One look at a chunk, and what follows from it."""
+        self.fill()
+        while len(self.chunks) < 1 + self.expander.plenty:
+            self.chunks.append(self.expander.dispatch())
+        chunk = self.chunks.popleft()
+        for step in self.expander.collect(chunk):
+            self.judge.begin(self.growing[step.row], step)
+        yield from self.finish()
+        walked = self.walk_on()
+        ready = [row for row, tree in self.growing.items() if self.judge.ready(tree)]
+        if ready:
+            self.grow(ready)
+            if not self.chunks:
+                self.walk_on()
+        elif chunk is None and not walked:
+            self.await_workers()
+        self.tell()
+
+    def more(self) -> bool:
+        """Takes more leases where there is room; False when all is done."""
+        while self.leases is not None and self._waiting() < len(self.free):
+            lease = next(self.leases, None)
+            if lease is None:
+                self.leases = None
+            elif not lease:
+                break
+            else:
+                self.queue = [*lease[::-1], *self.queue]
+        return bool(self.leases is not None or self.queue or self.growing or self.finished)
+
+    def tell(self, final: bool = False) -> None:
+        rollouts = sum(tree.rollouts for tree in self.growing.values())
+        self.totals.tick(rollouts / self.config.rollouts, final)
+
+    def fill(self) -> None:
+        """Puts waiting problems into free rows."""
+        fresh = np.zeros(self.expander.rows, bool)
+        starting = []
+        while self.free and (item := self._next()) is not None:
+            row = self.free.pop()
+            self.growing[row] = tree = self.make(*item)
+            tree.started = time.monotonic()
+            tree.tokens_left = self.spending.left(tree.problem)
+            fresh[row] = True
+            starting.append(row)
+        if starting:
+            self.arrays = self.reset(self.arrays, devices.split(self.expander.mesh, fresh))
+        for row in starting:
+            path = self._resumed(row)
+            self.expander.start(row, self.growing[row])
+            self._ask(row, path)
+
+    def _waiting(self) -> int:
+        """Trees that could begin if there were room."""
+        if not self.config.in_order:
+            return len(self.queue)
+        return len({name_of(problem) for problem, _ in self.queue} - self._busy())
+
+    def _busy(self) -> set:
+        """The problems that are being searched."""
+        trees = [*self.growing.values(), *(tree for tree, _ in self.finished)]
+        return {name_of(tree.problem) for tree in trees}
+
+    def keep_flights(self) -> None:
+        """Keeps every tree that has begun to grow, and is in one piece."""
+        self.walk_on()  # what they are to do next is part of them
+        packed = {}
+        for row, tree in self.growing.items():
+            arrays = jax.device_get(programs.tree_of(self.arrays, row))
+            if 1 < len(tree.nodes) == int(arrays.size):
+                packed[tree.key] = flight.pack(tree, arrays)
+        self.flights.keep(packed)
+
+    def _resumed(self, row: int) -> list[int]:
+        """Path to the cursor of a tree that begins: its root, or as far as it has been kept."""
+        tree, kept = self.growing[row], None
+        if self.flights is not None and (data := self.flights.find(tree.key)) is not None:
+            kept = flight.unpack(data, tree, self.config.nodes)
+        if kept is None:
+            return [trees_lib.ROOT]
+        arrays, path = kept
+        placed = programs.with_tree(self.arrays, row, arrays)
+        self.arrays = devices.split(self.expander.mesh, placed)
+        return path
+
+    def _next(self) -> Item | None:
+        """What is to be searched next; in order, no tree beside another of its problem."""
+        if not self.config.in_order:
+            return self.queue.pop() if self.queue else None
+        busy = self._busy()
+        for at in range(len(self.queue) - 1, -1, -1):
+            problem = self.queue[at][0]
+            if name_of(problem) in busy:
+                continue
+            item = self.queue.pop(at)
+            if not self.spending.done(problem):
+                return item
+            self.totals.total -= 1
+        return None
+
+    def await_workers(self) -> None:
+        """Waits for some program or grade."""
+        work = [
+            future
+            for tree in self.growing.values()
+            for node in tree.candidates
+            if node is not None
+            for future in node.work
+        ]
+        if work:
+            wait(work, timeout=1.0, return_when=FIRST_COMPLETED)
+
+    def grow(self, ready: list[int]) -> None:
+        """Has the children of the ready trees' cursors added, and each tree walk on."""
+        born = {row: self.judge.children(self.growing[row]) for row in ready}
+        self._look_for_marks(born)
+        expansion, scores = self._score(born, self._expansion(born))
+        self.arrays, look = self.advance(self.arrays, expansion, self.rules)
+        for row, children in born.items():
+            self.growing[row].add(children)
+        self.grown = ready, look, scores
+
+    def walk_on(self) -> bool:
+        """Reads where the trees that were grown are now, and asks for the next candidates."""
+        if self.grown is None:
+            return False
+        (rows, look, scores), self.grown = self.grown, None
+        paths, finished, rollouts = jax.device_get(look)
+        for nodes, values in scores:
+            for node, value in zip(nodes, np.asarray(values).tolist(), strict=True):
+                if node is not None:
+                    node.score = value
+        for row in rows:
+            self.growing[row].rollouts = int(rollouts[row])
+            if finished[row]:
+                arrays = programs.tree_of(self.arrays, row)
+                self.finished.append((self.growing.pop(row), arrays))
+                self.free.append(row)
+            else:
+                self._ask(row, [int(node) for node in paths[row] if node >= 0])
+        return True
+
+    def finish(self) -> Iterator[Record]:
+        """The records of the trees that have ended."""
+        finished, self.finished = self.finished, []
+        for tree, arrays in finished:
+            record = tree.record(jax.device_get(arrays))
+            self.totals.finished(record)
+            self.spending.add(record)
+            yield record
+
+    def _ask(self, row: int, path: list[int]) -> None:
+        tree = self.growing[row]
+        tree.path = path
+        if self.judge.room(tree) < 0:  # the prompt is too long: the tree ends at its root
+            tree.candidates = []
+            return
+        tree.candidates = [None] * self.config.candidates
+        self.expander.expand(row, tree)
+
+    def _look_for_marks(self, born: dict[int, list[Node]]) -> None:
+        """Raises UserError when the first trees all end at their root, as no mark is written."""
+        if self.markless is None:
+            return
+        for row, children in born.items():
+            candidates = self.growing[row].candidates
+            if any(node.status in (Status.OPEN, Status.ANSWER) for node in children) or any(
+                node.step.kind in MARKS for node in candidates
+            ):
+                self.markless = None
+                return
+            self.markless += [node.step.text or '' for node in candidates]
+        if len(self.markless) >= MARKLESS:
+            raise UserError(
+                f'search: of the first {len(self.markless)} candidates none ends in a mark '
+                f'({steps.STEP_END} and others), so every tree ends at its root; the first is '
+                f'{self.markless[0][:60]!r}: use a policy that was trained on the step form, or '
+                '--config.search.prompt=few_shot for another'
+            )
+
+    def _score(self, born: dict[int, list[Node]], expansion: trees_lib.Expansion):
+        """Has the PPM score children that can be walked into, and answers where it decides.
+
+        Returns the expansion with the scores in it, and of each call its nodes and their scores.
+        """
+        wanted = [
+            (row, number, node)
+            for row, children in born.items()
+            for number, node in enumerate(children)
+            if node.is_open or (node.status == Status.ANSWER and not self.config.use_ground_truth)
+        ]
+        scores: list[tuple] = []
+        if not wanted or not self.expander.has_ppm:
+            return expansion, scores
+        mesh, width = self.expander.mesh, self.expander.width
+        for row, _, node in wanted:
+            self.growing[row].computed['ppm'] += len(node.tokens)
+        for values, which in self.expander.scores([(row, node) for row, _, node in wanted]):
+            places = np.array(
+                [(wanted[i][0] % width, wanted[i][1]) if i >= 0 else (width, 0) for i in which],
+                np.int32,
+            )
+            arguments = devices.split(mesh, [values, places[:, 0], places[:, 1]])
+            expansion = programs.PUT_SCORES.on(mesh)(expansion, *arguments)
+            scores.append(([wanted[i][2] if i >= 0 else None for i in which], values))
+        return expansion, scores
+
+    def _expansion(self, born: dict[int, list[Node]]) -> trees_lib.Expansion:
+        shape = (self.expander.rows, self.config.candidates)
+        expansion = trees_lib.Expansion(
+            active=np.zeros(shape[0], bool),
+            count=np.zeros(shape[0], np.int32),
+            status=np.zeros(shape, np.uint8),
+            errors=np.zeros(shape, np.int32),
+            reward=np.zeros(shape, np.float32),
+            score=np.full(shape, np.nan, np.float32),
+            prior=np.zeros(shape, np.float32),
+            last=np.zeros(shape[0], bool),
+        )
+        for row, children in born.items():
+            expansion.active[row] = True
+            expansion.count[row] = len(children)
+            expansion.last[row] = self.spending.ends(self.growing[row], children)
+            for i, node in enumerate(children):
+                for name in ('status', 'errors', 'reward', 'score', 'prior'):
+                    getattr(expansion, name)[row, i] = getattr(node, name)
+        return devices.split(self.expander.mesh, expansion)

@@ -1,0 +1,75 @@
+"""What a search has done so far, told about once a second."""
+
+import time
+from collections.abc import Callable
+
+from rstar_jax.search.record import Record
+
+# Nothing is said of the time left before so much is done: of the trees; in trees, of a few.
+FIRST_SHARE = 0.02
+FIRST_TREES = 1.0
+
+
+class Totals:
+    """Counts finished trees, and hands the totals to a callback.
+
+    The time left goes by the speed since the first step was done: what came before, compiling and
+    prompts, does not come again.
+    """
+
+    def __init__(self, total: int, counters, callback: Callable[[dict[str, float]], None] | None):
+        """Args:
+        total: trees to search.
+        counters: of the expander.
+        callback: gets the totals; None, they are not told.
+        """
+        self.total, self.counters, self.callback = total, counters, callback
+        self.started = self.last = time.monotonic()
+        self.done = self.solved = self.nodes = 0
+        self._begun: tuple[float, float] | None = (
+            None  # when something was first done, and how much
+        )
+
+    def finished(self, record: Record) -> None:
+        self.done += 1
+        self.solved += record.solved
+        self.nodes += len(record.texts)
+
+    def tick(self, under_way: float, final: bool = False) -> None:
+        """under_way: what is done of the trees in flight, in trees.
+
+        Where others search too, a process may get more than its share of all, or less.
+        """
+        self.total = self.done if final else max(self.total, self.done)
+        now = time.monotonic()
+        if self.callback is None or (now - self.last < 1.0 and not final):
+            return
+        self.last = now
+        seconds = now - self.started
+        sampled = self.counters['sampled']
+        self.callback(
+            {
+                **self.counters,
+                'trees_done': self.done,
+                'trees_total': self.total,
+                'solved': self.solved,
+                'nodes': self.nodes,
+                'tokens': sampled,
+                'tokens_per_second': sampled / max(seconds, 1e-9),
+                'slot_use': self.counters['live_slot_steps'] / max(self.counters['slot_steps'], 1),
+                'seconds': seconds,
+                'seconds_left': self._left(now, self.done + under_way),
+            }
+        )
+
+    def _left(self, now: float, done: float) -> float:
+        """Seconds; nan while nobody can tell."""
+        if self._begun is None and done:
+            self._begun = now, done
+        enough = max(min(FIRST_TREES, self.total / 4), FIRST_SHARE * self.total)
+        if done >= self.total:
+            return 0.0
+        if self._begun is None or done < enough or done <= self._begun[1]:
+            return float('nan')
+        begun, before = self._begun
+        return (self.total - done) * (now - begun) / (done - before)

@@ -1,0 +1,128 @@
+"""Processes that keep in touch: who is missing, who is gone, and the count that all share."""
+
+import socket
+import threading
+import time
+
+import pytest
+
+from rstar_jax.errors import UserError
+from rstar_jax.parallel import roll as rolls
+from rstar_jax.parallel.roll import GONE, Roll
+
+
+@pytest.fixture
+def port():
+    with socket.socket() as probe:
+        probe.bind(('localhost', 0))
+        return probe.getsockname()[1]
+
+
+class Lost(list):
+    """What a process was told of others."""
+
+    def __init__(self):
+        super().__init__()
+        self.event = threading.Event()
+
+    def __call__(self, number, text, code):
+        self.append((number, text, code))
+        self.event.set()
+
+
+def called(port, count, come=None, seconds=20.0):
+    """The Rolls of those that come, and the errors that they met."""
+    made = [Roll('localhost', port, number, count, Lost()) for number in come or range(count)]
+    errors = []
+
+    def call(roll):
+        try:
+            roll.call(seconds)
+        except UserError as error:
+            errors.append(str(error))
+
+    threads = [threading.Thread(target=call, args=(roll,)) for roll in made[::-1]]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return made, errors
+
+
+def test_all_come_and_take_numbers(port):
+    made, errors = called(port, 4)
+    assert errors == []
+    taken = [roll.take('a') for roll in made for _ in range(5)]
+    assert sorted(taken) == list(range(20))
+    assert made[2].take('b') == 0
+    for roll in made[::-1]:
+        roll.leave(0, '')
+    assert not any(roll._lost for roll in made)
+
+
+def test_those_that_have_not_come_are_named_by_all_others(port):
+    made, errors = called(port, 5, come=(0, 1, 3), seconds=1.0)
+    assert len(errors) == len(made) == 3
+    for error in errors:
+        assert error.startswith('process 2, 4 of 5 did not come within 1 s: look at its log')
+
+
+def test_the_first_is_named_where_nobody_answers(port):
+    _, errors = called(port, 2, come=(1,), seconds=1.0)
+    assert len(errors) == 1
+    assert errors[0].startswith(f'process 0 of 2: localhost:{port} was not reached within 1 s (')
+
+
+@pytest.mark.parametrize('dead', [0, 1])
+def test_one_that_is_gone_is_named(port, dead):
+    made, _ = called(port, 3)
+    roll = made[dead]
+    if roll._desk:  # as the system does with all of a process's connections
+        for line in roll._desk._lines.values():
+            line._connection.shutdown(socket.SHUT_RDWR)
+    roll._line.close()
+    for other in made:
+        if other is not roll:
+            assert other._lost.event.wait(10)
+            number, text, code = other._lost[0]
+            assert (number, code) == (dead, GONE)
+            assert text.startswith(f'process {dead} (') and text.endswith(') is gone')
+
+
+def test_one_that_is_silent_is_named(port, monkeypatch):
+    monkeypatch.setattr(rolls, 'BEAT', 0.1)
+    monkeypatch.setattr(rolls, 'SILENT', 1.0)
+    made, _ = called(port, 3)
+    monkeypatch.setattr(made[2]._line, 'send', lambda message: None)
+    assert made[1]._lost.event.wait(10)
+    assert made[1]._lost[0][1].endswith(') has been silent for 1 s')
+    assert made[1]._lost[0][0] == 2
+
+
+def test_one_that_leaves_for_a_reason_tells_all_others(port):
+    made, _ = called(port, 3)
+    made[1].leave(143, 'was preempted')
+    for number in (0, 2):
+        assert made[number]._lost.event.wait(10)
+        assert made[number]._lost[0][1].endswith(') was preempted')
+        assert made[number]._lost[0][2] == 143
+    made[2].leave(2, 'has ended: no such file')
+    assert made[0]._lost[-1][1].endswith('has ended: no such file')
+
+
+def test_the_first_ends_last_where_it_ends_for_a_reason(port):
+    made, _ = called(port, 2)
+    ends = threading.Thread(target=made[0].leave, args=(143, 'was preempted'))
+    ends.start()
+    assert made[1]._lost.event.wait(10)
+    assert made[1]._lost[0][2] == 143
+    time.sleep(0.5)
+    assert ends.is_alive()
+    made[1].leave(143, 'was preempted')
+    ends.join(5)
+    assert not ends.is_alive()
+
+
+def test_a_port_that_is_taken_is_one_line(port):
+    with socket.create_server(('', port)), pytest.raises(UserError, match=f'port {port}: cannot'):
+        Roll('localhost', port, 0, 2, Lost()).call(1.0)

@@ -1,0 +1,221 @@
+"""A policy served over HTTP by a process of its own, which fails in every way that servers do."""
+
+import contextlib
+import json
+import math
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+
+import jax
+import numpy as np
+import pytest
+
+from rstar_jax import configs, data, models, rounds, search, steps
+from rstar_jax.errors import UserError
+from rstar_jax.models import tiny
+from rstar_jax.search import Status, endpoint
+from rstar_jax.search.engine import sampling
+from tests.search import completions
+
+CONFIG = search.Config(rollouts=4, candidates=4, max_depth=4, error_threshold=2)
+PROBLEMS = [{'index': i, 'question': f'q{i}', 'answer': str(i % 3)} for i in range(12)]
+
+
+class Server:
+    """The process, which can be killed and started again at its port."""
+
+    def __init__(self, key=''):
+        with socket.create_server(('127.0.0.1', 0)) as taken:
+            self.port = taken.getsockname()[1]
+        self.key, self.process = key, None
+        self.url = f'http://127.0.0.1:{self.port}/v1'
+        self.start()
+
+    def start(self):
+        command = [sys.executable, completions.__file__, str(self.port), self.key]
+        self.process = subprocess.Popen(command)
+        for _ in range(600):
+            with contextlib.suppress(urllib.error.URLError, ConnectionError):
+                self.stats()
+                return
+            time.sleep(0.1)
+        raise RuntimeError('the server does not start')
+
+    def stats(self):
+        with urllib.request.urlopen(f'http://127.0.0.1:{self.port}/stats') as answer:
+            return json.load(answer)
+
+    def kill(self):
+        self.process.kill()
+        self.process.wait()
+
+
+@pytest.fixture(scope='module')
+def server():
+    started = Server()
+    yield started
+    started.kill()
+
+
+@pytest.fixture(scope='module')
+def workers():
+    with search.Workers.start(CONFIG) as started:
+        yield started
+
+
+@pytest.fixture(autouse=True)
+def hasty(monkeypatch):
+    monkeypatch.setattr(endpoint, 'LONGEST_PAUSE', 0.5)
+
+
+def grow(policy, workers, ppm=None, problems=PROBLEMS, **settings):
+    records = search.run(problems, policy, ppm, config=CONFIG, workers=workers, **settings)
+    found = list(records)
+    assert len({record.key for record in found}) == len(found) == len(problems)
+    return {record.key: record for record in found}
+
+
+def assert_all_came(record):
+    """The children of each node are the candidates of its seeds, each once, in their order."""
+    for node in sorted(set(record.parent[1:].tolist())):
+        prompt = record.prompt + ''.join(record.texts[i] for i in record.trajectory(node))
+        texts = []
+        for candidate in range(CONFIG.candidates):
+            key = sampling.key_of(0, *record.key, record.tags()[node], candidate)
+            texts.append(completions.text_of(prompt, int(key[0]) >> 1))
+        answers = [text for text in texts if text.endswith(steps.ANSWER_END)]
+        expected = answers[:1] or list(dict.fromkeys(texts))
+        children = np.nonzero(record.parent == node)[0]
+        assert len(children) == len(expected)
+        for child, text in zip(children, expected):
+            assert record.texts[child].startswith(text.removesuffix('\n<end_of_step>'))
+
+
+@pytest.fixture(scope='module')
+def grown(server, workers):
+    return grow(search.Endpoint(server.url, 'whole'), workers)
+
+
+def test_trees_are_those_of_their_seeds(grown, server):
+    for record in grown.values():
+        assert_all_came(record)
+        assert record.tokens == [[] for _ in record.texts]
+        assert record.counters['sampled_tokens'] > 0
+        assert record.likelihood is not None and record.likelihood.min() < 0
+    kinds = {int(status) for record in grown.values() for status in record.status}
+    assert {Status.OPEN, Status.ANSWER, Status.CODE_ERRORS} <= kinds
+
+
+def test_32_requests_are_in_flight(server, workers):
+    """The server answers none before it has seen all."""
+    grow(search.Endpoint(server.url, 'crowd'), workers, problems=PROBLEMS[:8])
+    assert server.stats()['most'] == 32
+
+
+def test_a_server_that_cuts_the_marks_off(grown, server, workers):
+    cut = grow(search.Endpoint(server.url, 'cut', requests=4), workers)
+    for key, record in grown.items():
+        assert cut[key].texts == record.texts
+        assert cut[key].visits.tolist() == record.visits.tolist()
+        assert cut[key].likelihood is None
+
+
+@pytest.mark.parametrize('model', ['busy', 'torn'])
+def test_rate_limits_and_failures_are_waited_for(grown, server, workers, model):
+    told = []
+    tried = grow(search.Endpoint(server.url, model), workers, progress=told.append)
+    for key, record in grown.items():
+        assert tried[key].texts == record.texts
+    assert told[-1]['retries'] > 10
+
+
+def test_killed_and_started_again(grown, workers):
+    """Nothing is lost, and nothing comes twice."""
+    server = Server()
+    records = search.run(
+        PROBLEMS, search.Endpoint(server.url, 'whole', requests=3), config=CONFIG, workers=workers
+    )
+    found = [next(records)]
+
+    def restart():
+        time.sleep(1.0)
+        server.start()
+
+    server.kill()
+    starting = threading.Thread(target=restart)
+    starting.start()
+    found += records
+    starting.join()
+    server.kill()
+    assert sorted(record.key for record in found) == sorted(grown)
+    for record in found:
+        assert record.texts == grown[record.key].texts
+        np.testing.assert_array_equal(record.visits, grown[record.key].visits)
+
+
+def test_what_is_wrong_is_told_in_a_line(server, workers, monkeypatch):
+    monkeypatch.setattr(endpoint, 'PATIENCE', 0.3)
+    monkeypatch.delenv(endpoint.KEY, raising=False)
+    locked = Server('right')
+    refused = search.Endpoint(locked.url, 'whole')
+    with pytest.raises(UserError, match='refuses the key: set .OPENAI_API_KEY'):
+        grow(refused, workers)
+    with pytest.raises(UserError, match='refuses the key'):
+        refused.check()
+    monkeypatch.setenv(endpoint.KEY, 'right')
+    refused.check()
+    locked.kill()
+    with pytest.raises(UserError, match=r'policy.path=http.*: no server answers there: start it'):
+        refused.check()
+    with pytest.raises(UserError, match='no server answers'):
+        grow(refused, workers)
+    unknown = search.Endpoint(server.url, 'other')
+    with pytest.raises(UserError, match=r'policy.model=other: not at http'):
+        grow(unknown, workers)
+    with pytest.raises(UserError, match=r'policy.model=other: http.* serves whole, cut, crowd'):
+        unknown.check()
+    with pytest.raises(UserError, match='no answer within 0.5 s: raise --config.policy.seconds'):
+        grow(search.Endpoint(server.url, 'slow', seconds=0.5), workers)
+    with pytest.raises(UserError, match=r'too many requests \(429\): lower --config.policy.requ'):
+        grow(search.Endpoint(server.url, 'full'), workers)
+
+
+def test_a_ppm_of_this_host_scores(server, workers):
+    """By the same texts, as tokens of its own tokenizer."""
+    policy = tiny.policy(['print(1)\n x = 0 1 2 \\boxed{3} and so on'], num_layers=1)
+    ppm = models.init_ppm(policy, seed=1)
+    weight = 0.3 * jax.random.normal(jax.random.key(0), (1, policy.config.embed_dim))
+    ppm.params['value_head'] = {'weight': weight, 'bias': np.zeros(1)}
+    records = grow(search.Endpoint(server.url, 'whole'), workers, ppm, PROBLEMS[:4])
+    scored = 0
+    for record in records.values():
+        for node in np.nonzero(np.isfinite(record.score))[0]:
+            path = [0, *record.trajectory(node)]
+            tokens = [token for i in path for token in record.tokens[i]]
+            (score,) = ppm.scores(np.array([tokens], np.int32), np.array([len(tokens)]))
+            assert math.isclose(record.score[node], score, abs_tol=1e-4)
+            scored += 1
+    assert scored > 10
+
+
+def test_a_run_searches_with_it(server, tmp_path):
+    """And cannot train from it: that is found out before anything is searched."""
+    problems = tmp_path / 'problems.json'
+    problems.write_text(json.dumps(PROBLEMS[:3]))
+    config = configs.default()
+    config.policy.path, config.policy.model = server.url, 'whole'
+    config.data.problems = str(problems)
+    config.search.rollouts = config.search.candidates = 2
+    with pytest.raises(UserError, match='base.path=: needs the model that every round trains from'):
+        rounds.run(config, str(tmp_path / 'run'), ['search', 'curate', 'sft'])
+    rounds.run(config, str(tmp_path / 'run'), ['search'])
+    with data.TreeStore(tmp_path / 'run' / 'round1' / 'search') as store:
+        assert sorted(store.keys()) == [(0, 0), (1, 0), (2, 0)]
+    config.policy.model = 'other'
+    with pytest.raises(UserError, match='policy.model=other: http.* serves whole'):
+        rounds.run(config, str(tmp_path / 'another'), ['search'])

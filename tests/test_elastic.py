@@ -1,0 +1,174 @@
+"""Workers that come, are lost and come back: each tree once, and the same as without all that."""
+
+import time
+
+import pytest
+
+from rstar_jax import data, elastic, search
+from rstar_jax.errors import UserError
+from tests.search.test_flight import assert_same
+from tests.search.test_scripted import random_score, random_texts
+
+CONFIG = search.Config(rollouts=8, candidates=4, max_depth=4, error_threshold=2)
+ITEMS = [
+    ({'index': i, 'question': f'q{i}', 'answer': str(i % 3)}, tree)
+    for i in range(12)
+    for tree in range(2)
+]
+
+
+@pytest.fixture(scope='module')
+def workers():
+    with search.Workers.start(CONFIG) as started:
+        yield started
+
+
+def searching(workers, texts=random_texts):
+    def start(**given):
+        expander = search.scripted(texts, random_score, trees=3)
+        problems = [problem for problem, tree in ITEMS if tree == 0]
+        return search.run(
+            problems, expander=expander, config=CONFIG, workers=workers, trees=2, **given
+        )
+
+    return start
+
+
+@pytest.fixture(scope='module')
+def whole(workers):
+    return {record.key: record for record in searching(workers)()}
+
+
+class Threads:
+    """A team of Members in this process, to which `fate(team, answers so far)` may do things."""
+
+    def __init__(self, start, count, fate=None, keep_seconds=0.0):
+        self.start, self.fate, self.keep_seconds = start, fate, keep_seconds
+        self.members, self.asked, self.cut_off, self.gone = {}, {}, set(), []
+        self.fresh, self.told, self.given, self.dropped = [], 0, {}, []
+        for _ in range(count):
+            self.add()
+
+    def add(self):
+        name = f'worker {len(self.members)}'
+        self.members[name] = elastic.Member(self.start, self.keep_seconds)
+        self.fresh.append(name)
+
+    def joined(self):
+        fresh, self.fresh = self.fresh, []
+        return fresh
+
+    def ask(self, worker, items):
+        assert worker not in self.asked
+        self.asked[worker] = items
+        self.given.setdefault(worker, []).extend(items)
+
+    def drop(self, worker):
+        self.dropped.append(worker)
+        self.asked.pop(worker, None)
+
+    def answers(self):
+        found = [(name, None) for name in self.gone]
+        for name in self.gone:
+            self.asked.pop(name, None)
+        self.gone = []
+        for name in [name for name in self.asked if name not in self.cut_off]:
+            found.append((name, self.members[name].poll(self.asked.pop(name))))
+            self.told += bool(found[-1][1].finished)
+        if self.fate:
+            self.fate(self)
+        return found
+
+
+def test_each_tree_comes_once_whatever_becomes_of_the_workers(workers, whole, tmp_path):
+    def fate(team):
+        if team.told >= 2 and 'worker 0' not in team.cut_off:
+            team.cut_off.add('worker 0')  # hangs on to what it has, and is silent
+        if team.told >= 3 and len(team.members) == 3:
+            team.add()
+            team.gone.append('worker 1')  # killed
+
+    def slow(*arguments):
+        time.sleep(0.01)
+        return random_texts(*arguments)
+
+    team, lines = Threads(searching(workers, slow), 3, fate), []
+    found = {}
+    for record in elastic.run(ITEMS, team, say=lines.append, silent=2.0):
+        assert record.key not in found
+        found[record.key] = record
+    assert found.keys() == whole.keys()
+    for key, record in found.items():
+        assert_same(record, whole[key])
+    assert team.dropped == ['worker 0']
+    assert [line for line in lines if 'has not answered for 2 s' in line]
+    assert [line for line in lines if line.startswith('worker 1: is gone')]
+    assert 'worker 3: has come, ' in ' '.join(lines)
+    assert team.given['worker 3']
+
+
+def test_a_lost_workers_trees_go_on_from_where_they_were(workers, whole, tmp_path):
+    """The driver keeps what workers tell of trees in flight, on disk too."""
+    seen = []
+
+    class Once(Threads):
+        def answers(self):
+            found = super().answers()
+            for name, answer in found:
+                if answer is not None and answer.flights and not seen:
+                    seen.extend(answer.flights)
+                    self.cut_off.add(name)
+                    self.gone.append(name)
+            return found
+
+    def slow(*arguments):
+        time.sleep(0.02)
+        return random_texts(*arguments)
+
+    team = Once(searching(workers, slow), 2, keep_seconds=0.1)
+    with data.TreeStore(tmp_path) as store:
+        flights = data.Flights(tmp_path / 'flights', 0, 0.1, store)
+        for record in elastic.run(ITEMS, team, flights=flights, say=lambda line: None):
+            store.append(record)
+            assert_same(record, whole[record.key])
+        assert store.keys() == whole.keys()
+    assert (tmp_path / 'flights' / '0.array_record').exists()
+    again = [(p['index'], tree) for p, tree, kept in team.given['worker 1'] if kept is not None]
+    again += [(p['index'], tree) for p, tree, kept in team.given['worker 0'] if kept is not None]
+    assert set(seen) & set(again)
+
+
+def test_a_mistake_of_the_user_ends_the_run_and_other_errors_after_some(workers):
+    def broken(error):
+        def start(**given):
+            raise error
+            yield
+
+        return start
+
+    team = Threads(broken(UserError('no such model')), 1)
+    with pytest.raises(UserError, match='worker 0: UserError: no such model'):
+        list(elastic.run(ITEMS, team, say=lambda line: None))
+    team, lines = Threads(broken(ValueError('out of luck')), 3), []
+    with pytest.raises(UserError, match='ValueError: out of luck'):
+        list(elastic.run(ITEMS, team, say=lines.append))
+    assert len([line for line in lines if 'out of luck; 0 trees' in line]) == 2
+
+
+def test_workers_that_never_begin_end_the_run(workers):
+    class Stillborn(Threads):
+        def answers(self):
+            gone, self.asked = list(self.asked), {}
+            self.add()
+            return [(name, None) for name in gone]
+
+    with pytest.raises(UserError, match='10 workers ended as they began'):
+        list(elastic.run(ITEMS, Stillborn(searching(workers), 1), say=lambda line: None))
+
+
+def test_totals_add_up(workers, whole):
+    told = []
+    list(elastic.run(ITEMS, Threads(searching(workers), 2), progress=told.append))
+    assert (told[-1]['trees_done'], told[-1]['trees_total']) == (24, 24)
+    assert told[-1]['solved'] == sum(record.solved for record in whole.values())
+    assert told[-1]['nodes'] == sum(len(record.texts) for record in whole.values())

@@ -1,0 +1,136 @@
+"""The launch scripts: clean by shellcheck, commands by --dry-run, their YAML by its schema."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+REPOSITORY = pathlib.Path(__file__).parents[1]
+LAUNCH = REPOSITORY / 'launch'
+RUN = ['--config=experiments/round3.py', '--workdir=/work/run with a space']
+
+
+def dry(script: str, *arguments: str, **environment: str) -> str:
+    """What the script prints with --dry-run; it must succeed."""
+    result = start(script, '--dry-run', *arguments, **environment)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def start(script: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        ['bash', str(LAUNCH / script), *arguments],
+        env={**os.environ, 'VIRTUAL_ENV': sys.prefix, **environment},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def test_shellcheck_finds_nothing():
+    scripts = [*LAUNCH.glob('*.sh'), REPOSITORY / '.ci' / 'run']
+    assert len(scripts) > 8
+    program = pathlib.Path(sys.executable).with_name('shellcheck')
+    result = subprocess.run(
+        [program, '-x', *scripts], cwd=REPOSITORY, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stdout
+
+
+def test_local_processes_are_told_of_each_other():
+    lines = dry('local_processes.sh', '3', *RUN, PORT='4000').splitlines()
+    assert len(lines) == 3
+    for number, line in enumerate(lines):
+        assert f"'JAX_PROCESS_ID={number}'" in line and "'JAX_NUM_PROCESSES=3'" in line
+        assert "'JAX_COORDINATOR_ADDRESS=localhost:4000'" in line
+        assert line.endswith("'--workdir=/work/run with a space'")
+
+
+def test_local_processes_end_with_the_code_of_what_they_ran():
+    result = start('local_processes.sh', '2', '--config=none.py', '--workdir=w')
+    assert result.returncode == 2
+    for number in range(2):
+        assert f'{number}: error: --config=none.py: no such file' in result.stdout
+
+
+@pytest.mark.parametrize(
+    ('script', 'arguments', 'message'),
+    [
+        ('local_processes.sh', ['many'], "error: 'many': expected the number of processes"),
+        ('tpu_queued.sh', ['create'], 'error: NAME is not set'),
+        ('tpu_xpk.sh', [], 'error: CLUSTER is not set'),
+        ('gke.sh', [], 'error: NAME is not set'),
+        ('ray.sh', ['none.yaml'], "error: 'none.yaml': expected a cluster file"),
+    ],
+)
+def test_what_is_missing_is_one_line(script, arguments, message):
+    result = start(script, *arguments)
+    assert result.returncode == 2
+    assert result.stderr.startswith(message) and result.stderr.count('\n') == 1
+
+
+def test_slurm_runs_the_command_on_every_node():
+    assert dry('slurm.sh', *RUN).split()[:4] == [
+        "'srun'",
+        "'--kill-on-bad-exit=0'",
+        "'--wait=0'",
+        "'python'",
+    ]
+    text = (LAUNCH / 'slurm.sh').read_text()
+    assert '#SBATCH --signal=TERM@120' in text and '#SBATCH --requeue' in text
+
+
+def test_tpu_slices_are_made_used_and_deleted():
+    slice_ = dict(NAME='pod', ZONE='z', TYPE='v5litepod-64', RUNTIME='v2-alpha-tpuv5-lite')
+    lines = dry('tpu_queued.sh', 'create', '--spot', **slice_)
+    assert "'create' 'pod' '--node-id=pod' '--zone=z' '--accelerator-type=v5litepod-64'" in lines
+    assert "'--spot'" in lines and 'pip install' in lines
+    assert 'rstar_jax.main --config=a.py' in dry('tpu_queued.sh', 'run', '--config=a.py', **slice_)
+    assert "'delete' 'pod'" in dry('tpu_queued.sh', 'delete', **slice_)
+    line = dry(
+        'tpu_xpk.sh',
+        '--config=a.py',
+        **dict(CLUSTER='c', WORKLOAD='w', TYPE='v5litepod-256', ZONE='z', PROJECT='p'),
+    )
+    assert line.startswith("'xpk' 'workload' 'create' '--cluster=c' '--workload=w'")
+
+
+@pytest.mark.parametrize(
+    'kind',
+    [dict(TPU='tpu-v5-lite-podslice', TOPOLOGY='8x8', HOSTS='16'), dict(GPUS='8', HOSTS='4')],
+    ids=['tpu', 'gpu'],
+)
+def test_the_jobset_is_one_by_its_models(kind):
+    """Kubeflow's models of Kubernetes' resources drop what they do not know."""
+    models = pytest.importorskip('kubeflow_trainer_api.models')
+    text = dry('gke.sh', *RUN, NAME='round1', IMAGE='image', CLAIM='disk', **kind)
+    ours = yaml.safe_load(text)
+    made = models.JobsetV1alpha2JobSet.from_dict(ours)
+    assert json.loads(made.to_json()) == ours
+    (job,) = ours['spec']['replicatedJobs']
+    job = job['template']['spec']
+    assert job['parallelism'] == job['completions'] == int(kind['HOSTS'])
+    (container,) = job['template']['spec']['containers']
+    assert container['args'] == RUN
+    names = {variable['name'] for variable in container['env']}
+    assert ('JAX_PROCESS_ID' in names) == ('GPUS' in kind)
+
+
+def test_the_ray_cluster_is_one_by_rays_schema():
+    ray = pytest.importorskip('ray')
+    jsonschema = pytest.importorskip('jsonschema')
+    folder = pathlib.Path(ray.__file__).parent / 'autoscaler'
+    schema = json.loads((folder / 'ray-schema.json').read_text())
+    cluster = yaml.safe_load((LAUNCH / 'ray_cluster.yaml').read_text())
+    jsonschema.validate(cluster, schema)
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate({**cluster, 'no_such_key': 1}, schema)
+    lines = dry('ray.sh', 'launch/ray_cluster.yaml', '--config=a.py').splitlines()
+    assert lines[0] == "'ray' 'up' '--yes' 'launch/ray_cluster.yaml'"
+    assert '--config.job.leases=ray --stages=search --config=a.py' in lines[1]
+    here = dry('ray.sh', '-', *RUN)
+    assert here.startswith("'env' 'JAX_PLATFORMS=cpu' 'python'")

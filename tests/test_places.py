@@ -1,0 +1,215 @@
+"""Workdirs in an object store, and disks that are full: told in a line, and nothing is broken."""
+
+import errno
+import json
+import os
+import random
+import shutil
+
+import fsspec
+import pytest
+from fsspec.implementations.memory import MemoryFileSystem
+
+from rstar_jax import data, ledger, main, places
+from rstar_jax.data import files
+from rstar_jax.errors import UserError
+from tests.evals.trees import tree
+
+URL = 'memory://bucket/run'
+
+
+@pytest.fixture(autouse=True)
+def store():
+    """The fake store, empty."""
+    MemoryFileSystem.store.clear()
+    MemoryFileSystem.pseudo_dirs[:] = ['']
+    yield fsspec.filesystem('memory')
+    MemoryFileSystem.store.clear()
+
+
+def held(store) -> dict[str, bytes]:
+    root = '/bucket/run/'
+    return {path.removeprefix(root): store.cat_file(path) for path in store.find(root)}
+
+
+def on_disk(folder) -> dict[str, bytes]:
+    paths = [path for path in folder.rglob('*') if path.is_file()]
+    found = {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
+    return {name: data for name, data in found.items() if '/.' not in f'/{name}'}
+
+
+def grow(folder, numbers) -> None:
+    with data.TreeStore(folder, shard_trees=4, seconds=0) as trees:
+        for i in numbers:
+            problem = {'index': i, 'question': f'q{i}', 'answer': '1'}
+            trees.append(tree(problem, 0, [('1', 0.5, True)]))
+
+
+def test_a_run_goes_on_on_another_machine(tmp_path, store):
+    one = places.Place(URL, tmp_path / 'one')
+    one.pull()
+    search = one.folder / 'round1' / 'search'
+    grow(search, range(6))
+    one.push()
+    grow(search, range(6, 10))
+    ledger.write_json(search / 'done.json', {'id': 'a'})
+    one.push(must=True)
+    assert held(store) == on_disk(one.folder)
+    two = places.Place(URL, tmp_path / 'two')
+    two.pull()
+    assert on_disk(two.folder) == on_disk(one.folder)
+    with data.TreeStore(two.folder / 'round1' / 'search') as trees:
+        assert trees.keys() == {(i, 0) for i in range(10)}
+    # What the other machine deletes, changes and adds comes back to the first.
+    shutil.rmtree(two.folder / 'round1')
+    ledger.write_json(two.folder / 'config.json', {'round1': 1})
+    two.push()
+    one.pull()
+    assert on_disk(one.folder) == on_disk(two.folder) == held(store)
+
+
+def test_what_was_not_pushed_yet_is_kept_and_pushed(tmp_path, store):
+    place = places.Place(URL, tmp_path)
+    place.pull()
+    ledger.write_json(tmp_path / 'a' / 'begun.json', 1)
+    place.push()
+    ledger.write_json(tmp_path / 'a' / 'begun.json', 2)
+    ledger.write_json(tmp_path / 'b.json', 3)
+    place = places.Place(URL, tmp_path)
+    place.pull()
+    place.push()
+    assert {name: json.loads(value) for name, value in held(store).items()} == {
+        'a/begun.json': 2,
+        'b.json': 3,
+    }
+
+
+def test_writes_that_fail_are_told_and_break_nothing(tmp_path, store, monkeypatch, capsys):
+    """After each of 20 failures, the store is something that a run can go on from."""
+    chance, left = random.Random(0), 20
+    failures = []
+
+    def failing(write):
+        def attempt(self, *arguments, **options):
+            if len(failures) < left and chance.random() < 0.4:
+                failures.append(arguments)
+                raise OSError(errno.EIO, 'the store is not there')
+            return write(self, *arguments, **options)
+
+        return attempt
+
+    monkeypatch.setattr(MemoryFileSystem, 'put_file', failing(MemoryFileSystem.put_file))
+    monkeypatch.setattr(MemoryFileSystem, 'rm_file', failing(MemoryFileSystem.rm_file))
+    place = places.Place(URL, tmp_path / 'run')
+    place.pull()
+    search = place.folder / 'round1' / 'search'
+    stored, step = 0, 0
+    while len(failures) < left:
+        step += 1
+        grow(search, range(3 * step))
+        ledger.write_json(search / 'done.json', {'id': f'{step:09}'})
+        before = len(failures)
+        place.push()
+        told = capsys.readouterr().out.splitlines()
+        assert len(told) == len(failures) - before
+        assert all('not written ([Errno 5] the store is not there); tried' in x for x in told)
+        # Another machine takes over from what the store holds now.
+        other = places.Place(URL, tmp_path / f'other{step}')
+        other.pull()
+        with data.TreeStore(other.folder / 'round1' / 'search') as trees:
+            found = {record.key for record in trees}
+        done = ledger.read_json(other.folder / 'round1' / 'search' / 'done.json')
+        if done is not None:  # it says that all of its step are there
+            stored = 3 * int(done['id'])
+            assert found == {(i, 0) for i in range(stored)}
+    monkeypatch.setattr(places, 'WAIT', 0.0)
+    place.push(must=True)
+    assert stored and held(store) == on_disk(place.folder)
+
+
+def test_a_push_that_must_succeed_ends_the_run_with_a_line(tmp_path, monkeypatch, capsys):
+    def broken(self, *arguments, **options):
+        raise OSError('no such bucket')
+
+    monkeypatch.setattr(places, 'WAIT', 0.0)
+    monkeypatch.setattr(MemoryFileSystem, 'put_file', broken)
+    place = places.Place(URL, tmp_path)
+    place.pull()
+    ledger.write_json(tmp_path / 'config.json', 1)
+    with pytest.raises(UserError, match=rf'{URL}/config.json: cannot be written \(no such bucket'):
+        place.push(must=True)
+    assert capsys.readouterr().out.count('tried again') == places.TRIES
+
+
+def test_a_checkpoint_that_is_not_whole_is_not_taken_up(tmp_path, store):
+    place = places.Place(URL, tmp_path / 'one')
+    place.pull()
+    state = place.folder / 'round1' / 'policy' / 'state'
+    for step in (4, 8):
+        (state / f'{step}' / 'd').mkdir(parents=True)
+        (state / f'{step}' / 'd' / 'data').write_text('x')
+        (state / f'{step}' / '_CHECKPOINT_METADATA').write_text('{}')
+    (state / '9.orbax-checkpoint-tmp').mkdir()
+    (state / '9.orbax-checkpoint-tmp' / 'data').write_text('x')
+    place.push()
+    store.rm_file('/bucket/run/round1/policy/state/8/_CHECKPOINT_METADATA')
+    other = places.Place(URL, tmp_path / 'two')
+    other.pull()
+    assert [path.name for path in (other.folder / 'round1/policy/state').iterdir()] == ['4']
+
+
+def test_stores_that_cannot_be_reached_are_one_line(tmp_path):
+    with pytest.raises(UserError, match='--workdir=nosuch://bucket/run: '):
+        places.Place('nosuch://bucket/run')
+
+
+@pytest.mark.parametrize('number', [errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EIO])
+def test_a_disk_that_cannot_be_written_is_one_line(monkeypatch, capsys, number):
+    def run():
+        try:
+            raise OSError(number, os.strerror(number), '/work/round1/x')
+        except OSError as error:
+            raise RuntimeError('while writing') from error
+
+    assert main.guarded(run) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f'error: /work/round1/x: {os.strerror(number)}: ')
+    assert error.count('\n') == 1
+
+    def in_a_library():
+        raise ValueError(f'INTERNAL: Error writing "/work/x": {os.strerror(number)}')
+
+    assert main.guarded(in_a_library) == 2
+    assert capsys.readouterr().err.count('\n') == 1
+    with pytest.raises(ValueError, match='something else'):
+        main.guarded(lambda: _raise(ValueError('something else')))
+
+
+def _raise(error):
+    raise error
+
+
+def test_trees_survive_20_writes_that_fail(tmp_path, monkeypatch):
+    """A full disk now and then: what was stored stays whole, the rest comes with the next write."""
+    chance, failures, sync = random.Random(1), [], files.sync
+
+    def failing(path):
+        if len(failures) < 20 and chance.random() < 0.5:
+            failures.append(path)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        sync(path)
+
+    monkeypatch.setattr(files, 'sync', failing)
+    stored = set()
+    for i in range(60):
+        problem = {'index': i, 'question': f'q{i}', 'answer': '1'}
+        try:
+            with data.TreeStore(tmp_path, shard_trees=4, seconds=0) as trees:
+                trees.append(tree(problem, 0, [('1', 0.5, True)]))
+                stored.add((i, 0))
+        except OSError as error:
+            assert error.errno == errno.ENOSPC
+        with data.TreeStore(tmp_path, writer=None) as trees:
+            assert stored <= {record.key for record in trees}
+    assert len(failures) == 20
+    assert not [path for path in tmp_path.iterdir() if path.name.endswith('.part')]

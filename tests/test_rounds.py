@@ -41,6 +41,7 @@ from rstar_jax.sources import Round
 from rstar_jax.training import checkpoints
 from tests.evals.trees import tree as tree_of
 from tests.parallel import processes
+from tests.search import test_engine
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
 
@@ -431,7 +432,12 @@ def test_four_processes_make_what_one_makes(world, tmp_path):
         assert 'round 1 export: done' in outputs[0]
         results.append(workdir)
     one, four = results
-    assert trees(four / 'round1' / 'search') == trees(one / 'round1' / 'search')
+    with (
+        data.TreeStore(one / 'round1' / 'search') as ours,
+        data.TreeStore(four / 'round1' / 'search') as theirs,
+    ):
+        # Shapes differ, and so does rounding; what was drawn does not.
+        test_engine.assert_same(*({r.key: r for r in store} for store in (ours, theirs)), False)
     for stage in ('policy', 'ppm'):
         losses = [
             [

@@ -424,7 +424,8 @@ def test_two_processes_go_on_where_one_stopped(world, finished, tmp_path):
 
 def test_four_processes_make_what_one_makes(world, tmp_path):
     """A whole round on 4 processes of 2 devices, and on one of all 8."""
-    settings = '--config.eval.strategies=greedy,mcts', '--config.base.path='
+    settings = ('--config.eval.strategies=greedy,mcts', '--config.base.path=')
+    settings += ('--config.training.ppm.epochs=3',)
     results = []
     for count in (1, 4):
         workdir = tmp_path / str(count)

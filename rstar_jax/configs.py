@@ -21,6 +21,7 @@ from ml_collections import ConfigDict
 
 from rstar_jax.errors import UserError
 from rstar_jax.keys import (
+    ABLATIONS,
     ABOVE,
     AT_LEAST,
     AT_MOST,
@@ -67,7 +68,7 @@ def for_round(config: ConfigDict, number: int) -> ConfigDict:
         f'round{number or max(1, made.first_round)}'  # round 0 is evaluated as the first searches
     )
     if rows in schedule:
-        _update(made, flatten(schedule[rows]))
+        update(made, flatten(schedule[rows]))
     return made.lock()
 
 
@@ -87,7 +88,7 @@ def paper_schedule(config: ConfigDict, numbers: Sequence[int] = (1, 2, 3, 4)) ->
 def paper_round(number: int) -> ConfigDict:
     """The default config with the paper's settings of one round."""
     config = default()
-    _update(config, {**ROUNDS[number], 'first_round': number, 'last_round': number})
+    update(config, {**ROUNDS[number], 'first_round': number, 'last_round': number})
     return config
 
 
@@ -99,7 +100,7 @@ def preset(config: ConfigDict, name: str) -> ConfigDict:
     if name and name not in PRESETS:
         raise UserError(f'--config=FILE:{name}: no such preset; there are {", ".join(PRESETS)}')
     chosen = PRESETS[name] if name else {}
-    _update(config, chosen)
+    update(config, chosen)
     command_line_wins(config, chosen)
     return config
 
@@ -133,6 +134,11 @@ def flatten(config: ConfigDict) -> dict[str, Any]:
     }
 
 
+def copy(config: ConfigDict) -> ConfigDict:
+    """A config of its own, locked."""
+    return ConfigDict(config.to_dict()).lock()
+
+
 def _nested(flat: Mapping[str, Any]) -> ConfigDict:
     config = ConfigDict()
     for key, value in flat.items():
@@ -146,7 +152,8 @@ def _nested(flat: Mapping[str, Any]) -> ConfigDict:
     return config
 
 
-def _update(config: ConfigDict, flat: Mapping[str, Any]) -> None:
+def update(config: ConfigDict, flat: Mapping[str, Any]) -> None:
+    """Sets values by dotted key."""
     for key, value in flat.items():
         *parents, leaf = key.split('.')
         section = config
@@ -251,6 +258,12 @@ def stages_of(text: str) -> tuple[str, ...]:
     return tuple(name for name in STAGES if name in asked)
 
 
+def groups_of(text: str) -> tuple[str, ...]:
+    """The groups of the ablations; empty: all."""
+    flag = '--config.ablations.groups'
+    return _names(text, ABLATIONS, flag, 'group') if text else ABLATIONS
+
+
 def strategies_of(text: str) -> tuple[str, ...]:
     """The strategies of an evaluation, in the order in which they are given."""
     return _names(text, STRATEGIES, '--config.eval.strategies', 'strategy')
@@ -272,6 +285,7 @@ def validate(config: ConfigDict) -> None:
     """Raises UserError for the first value that cannot be meant."""
     stages_of(config.stages)
     strategies_of(config.eval.strategies)
+    groups_of(config.ablations.groups)
     if config.last_round < config.first_round:
         raise UserError(
             f'--config.last_round={config.last_round}: needs at least first_round='
@@ -306,7 +320,7 @@ def _scheduled(name: str) -> list[str]:
 
 def _validate_values(flat: Mapping[str, Any], prefix: str) -> None:
     for key, value in flat.items():
-        if key == 'search.more_rollouts' and not all(
+        if key in ('search.more_rollouts', 'ablations.rollouts') and not all(
             isinstance(rollouts, int) and rollouts > 0 for rollouts in value
         ):
             raise UserError(f'--config.{prefix}{key}={value}: needs whole numbers from 1 on')

@@ -7,7 +7,8 @@ Keys of the sections `search`, `execution` and `training` have the defaults of `
 from typing import Any
 
 PREVIOUS = 'previous'
-STAGES = ('bootstrap', 'search', 'curate', 'sft', 'ppm', 'eval', 'export')
+STAGES = ('bootstrap', 'synthesize', 'search', 'curate', 'sft', 'ppm', 'eval', 'export')
+ABLATIONS = ('data', 'judge', 'strength', 'form', 'rollouts')
 STRATEGIES = ('greedy', 'sampled', 'unguided', 'mcts', 'puct', 'beam', 'dvts')  # of an evaluation
 
 # key: (default, meaning)
@@ -77,7 +78,21 @@ KEYS: dict[str, tuple[Any, str]] = {
         'problems that have so many words in a row in common with one of eval.benchmarks are left '
         'out, and those that are the same; 0: none is',
     ),
+    'synthesize.problems': (
+        0,
+        'new problems that the policy of each round writes, to be searched beside the others; 0: '
+        'none. Kept are those of which enough solutions agree',
+    ),
+    'synthesize.shown': (3, 'known problems that each is written after'),
+    'synthesize.tokens': (256, 'longest of them, in tokens'),
+    'synthesize.samples': (10, 'solutions of each new problem'),
+    'synthesize.agree': (3, 'so many of these need to have the same answer; paper: 3 of 10'),
     'search.trees': (1, 'trees for each problem, with different seeds'),
+    'search.mean_tokens': (
+        0,
+        'in place of a number of trees: so many that the tokens sampled for a problem come nearest '
+        'to this, on average; 0: search.trees',
+    ),
     'search.more_rollouts': (
         (),
         'rollouts of further trees for problems still unsolved, one tree for each number',
@@ -156,6 +171,11 @@ KEYS: dict[str, tuple[Any, str]] = {
     ),
     'curate.final_step_pairs': ('steps', 'steps, or trajectories: whole ones, as in the paper'),
     'curate.trajectories': (2, 'correct trajectories kept for SFT, for each problem'),
+    'curate.choice': (
+        'best',
+        'which are kept: best, right ones of the highest mean Q value (paper); right, any right '
+        'ones, by chance; any, right or wrong',
+    ),
     'curate.distinct': (False, 'of trajectories with the same program only the best is kept'),
     'curate.side': (2, 'positives and negatives paired at a node, each'),
     'curate.side_of_one': (4, 'the same where the other side has only one'),
@@ -179,6 +199,11 @@ KEYS: dict[str, tuple[Any, str]] = {
     ),
     'eval.trajectories': (8, 'trees for each problem, with different seeds; 0: no search'),
     'eval.samples': (8, 'plain samples for each problem'),
+    'eval.mean_tokens': (
+        0,
+        'in place of both: so many trees or samples of each strategy that the tokens sampled for a '
+        'problem come nearest to this; 0: eval.trajectories and eval.samples',
+    ),
     'eval.top': (
         0,
         'how many trees, the best by score, vote in the majority of a search by PPM; 0: half, '
@@ -190,6 +215,17 @@ KEYS: dict[str, tuple[Any, str]] = {
     ),
     'eval.rollouts': (4, 'walks from the root, for each tree'),
     'eval.candidates': (32, 'candidate steps at each expansion'),
+    'ablations.seeds': (
+        0,
+        'compare the method with what it would be without its parts, in place of a run: for so '
+        'many seeds from `seed` on; 0: do not',
+    ),
+    'ablations.groups': (
+        '',
+        f'what is compared, any of {", ".join(ABLATIONS)}; empty: all',
+    ),
+    'ablations.rollouts': ((1, 2, 4, 8, 16, 32, 64), 'of the trees of the group rollouts'),
+    'ablations.problems': (0, 'of each benchmark in the group rollouts; 0: eval.limit'),
 }
 # An evaluation has these of its own, so that no round's search changes what is measured.
 EVAL_SEARCH = (
@@ -290,6 +326,9 @@ AT_LEAST: dict[str, float] = {
     'serve.requests': 1,
     'data.overlap': 0,
     'search.trees': 1,
+    'synthesize.problems': 0,
+    **{f'synthesize.{key}': 1 for key in ('shown', 'tokens', 'samples', 'agree')},
+    'search.mean_tokens': 0,
     'search.rollouts': 1,
     'search.candidates': 1,
     'search.max_depth': 1,
@@ -324,6 +363,9 @@ AT_LEAST: dict[str, float] = {
     'eval.limit': 0,
     'eval.trajectories': 0,
     'eval.samples': 1,
+    'eval.mean_tokens': 0,
+    'ablations.seeds': 0,
+    'ablations.problems': 0,
     'eval.top': 0,
     'eval.rollouts': 1,
     'eval.candidates': 1,
@@ -356,6 +398,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     'execution.isolation': ('auto', 'strict', 'none'),
     'curate.final_step_pairs': ('steps', 'trajectories'),
     'curate.rounds': ('own', 'all'),
+    'curate.choice': ('best', 'right', 'any'),
 }
 
 for _name in TRAININGS:

@@ -148,6 +148,10 @@ def _run(arguments: list[str]) -> int:
         from rstar_jax import serve
 
         serve.serve(config, values.workdir)
+    elif config.ablations.seeds:
+        from rstar_jax import ablations
+
+        ablations.run(config, values.workdir)
     elif config.question:
         print(solve.solve(config, values.workdir))
     else:

@@ -74,6 +74,11 @@ def _bootstrap(round_: Round, made: set[pathlib.Path]) -> list[str]:
     return []
 
 
+def _synthesize(round_: Round, made: set[pathlib.Path]) -> list[str]:
+    sources.synthesis_config(round_.config)
+    return _search(round_, made)
+
+
 def _search(round_: Round, made: set[pathlib.Path]) -> list[str]:
     sources.search_config(round_.config)
     _searching_models(round_, made)
@@ -107,4 +112,11 @@ def _base(round_: Round, made: set[pathlib.Path]) -> list[str]:
     return _sft(round_, made)
 
 
-CHECKS = {'bootstrap': _bootstrap, 'search': _search, 'sft': _sft, 'eval': _eval, 'base': _base}
+CHECKS = {
+    'bootstrap': _bootstrap,
+    'synthesize': _synthesize,
+    'search': _search,
+    'sft': _sft,
+    'eval': _eval,
+    'base': _base,
+}

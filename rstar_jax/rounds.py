@@ -1,6 +1,7 @@
 """One round of self-evolution, and the rounds after one another.
 
     bootstrap   a first policy out of demonstrations, where the run has them   -> round0/policy
+    synthesize  new problems, by the policy, where the run asks for them       -> roundK/synthesize
     search      problems -> trees, by the policy, guided by the PPM            -> roundK/search
     curate      trees -> SFT examples, preference pairs, trajectories          -> roundK/curate
     sft         base model + SFT examples -> the next policy                   -> roundK/policy
@@ -14,6 +15,7 @@ skipped, an incomplete one goes on (`ledger`), so killing a run loses at most wh
 """
 
 import contextlib
+import functools
 import pathlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
@@ -34,9 +36,11 @@ from rstar_jax import (
     searching,
     sources,
     summary,
+    synthesis,
     training,
 )
 from rstar_jax import export as exporting
+from rstar_jax.data.overlap import Overlap
 from rstar_jax.errors import UserError
 from rstar_jax.progress import Events, Line, clock, percent, times
 from rstar_jax.sources import Round
@@ -45,6 +49,7 @@ Figures = dict[str, Any]
 
 FOLDERS = {'bootstrap': 'policy', 'sft': 'policy'}  # the others lie in a folder of their name
 INPUTS = {
+    'search': ('synthesize',),
     'sft': ('curate',),
     'ppm': ('curate', 'policy'),
     'eval': ('policy', 'ppm'),
@@ -53,7 +58,8 @@ INPUTS = {
 # The config keys that bind a stage once it has begun: those that its results depend on.
 BINDING = {
     'bootstrap': ('seed', 'policy.path', 'bootstrap', 'training.bootstrap'),
-    'search': ('seed', 'policy', 'ppm', 'data', 'search', 'execution'),
+    'synthesize': ('seed', 'policy', 'data', 'search', 'execution', 'synthesize'),
+    'search': ('seed', 'policy', 'ppm', 'data', 'synthesize', 'search', 'execution'),
     'curate': ('curate', 'data.overlap'),
     'sft': ('seed', 'base', 'training.sft'),
     'ppm': ('seed', 'training.ppm'),
@@ -94,26 +100,40 @@ def run(config: ConfigDict, workdir: str, names: Sequence[str]) -> None:
             (Round(configs.for_round(config, number), root, number, events, place), name)
             for number, name in order(config, names)
         ]
-        for round_, name in rows:
-            ledger.check_settings(
-                root,
-                f'round{round_.number}',
-                configs.flatten(round_.config),
-                {name: stage_of(round_, name)},
-                UNBOUND,
-                configs.flatten(configs.default()),
-            )
-        todo = [(r, name) for r, name in rows if stage_of(r, name).done is None]
-        for text in preflight.check(todo):
-            if parallel.is_first():
-                print(text, flush=True)
-        parallel.barrier('all is looked at')
-        for round_, name in rows:
-            run_stage(round_, name)
+
+        def after(root: pathlib.Path) -> None:
+            _report(root)
             if place:
                 place.push(must=True)
+
+        run_stages(rows, after)
     if parallel.is_first():
         summary.show(root)
+
+
+def run_stages(
+    rows: Sequence[tuple[Round, str]], after: Callable[[pathlib.Path], None] = lambda root: None
+) -> None:
+    """Checks stages against what their workdirs hold, and all that they need; then runs them.
+
+    after: called with the workdir after each stage that was not complete.
+    """
+    for round_, name in rows:
+        ledger.check_settings(
+            round_.root,
+            f'round{round_.number}',
+            configs.flatten(round_.config),
+            {name: stage_of(round_, name)},
+            UNBOUND,
+            configs.flatten(configs.default()),
+        )
+    todo = [(r, name) for r, name in rows if stage_of(r, name).done is None]
+    for text in preflight.check(todo):
+        if parallel.is_first():
+            print(text, flush=True)
+    parallel.barrier('all is looked at')
+    for round_, name in rows:
+        run_stage(round_, name, after)
 
 
 def order(config: ConfigDict, names: Sequence[str]) -> list[tuple[int, str]]:
@@ -140,6 +160,8 @@ def order(config: ConfigDict, names: Sequence[str]) -> list[tuple[int, str]]:
             if name == 'eval' and evaluates:
                 before = starts if number == first and starts_here else []
                 rows += [row for row in before if row not in rows] + [(number, name)]
+            elif name == 'synthesize' and not configs.for_round(config, number).synthesize.problems:
+                continue
             elif name not in ('bootstrap', 'eval'):
                 rows.append((number, name))
     return rows
@@ -154,10 +176,10 @@ def stage_of(round_: Round, name: str) -> ledger.Stage:
     binding = BINDING[name]
     if name == BASE:
         folder, inputs = round_.root / BASE / 'eval', [pathlib.Path(round_.config.base.path)]
-    if name == 'search' or (name == 'eval' and not round_.number):
+    if name in ('search', 'synthesize') or (name == 'eval' and not round_.number):
         named = [sources.searching_path(round_, kind) for kind in ('policy', 'ppm')]
-        inputs = [pathlib.Path(path) for path in named if path]
-        binding += () if name == 'search' else BINDING_START
+        inputs += [pathlib.Path(path) for path in named if path]
+        binding += BINDING_START if name == 'eval' else ()
     if name != 'search':
         return ledger.Stage(folder, binding, tuple(inputs))
     later = [path for path in round_.root.glob('round*/search') if _number(path) > round_.number]
@@ -172,7 +194,9 @@ def _number(folder: pathlib.Path) -> int:
     return int(number) if number.isdigit() else -1
 
 
-def run_stage(round_: Round, name: str) -> None:
+def run_stage(
+    round_: Round, name: str, after: Callable[[pathlib.Path], None] = lambda root: None
+) -> None:
     """Runs one stage unless it is complete, and keeps its time and figures."""
     stage, label = stage_of(round_, name), f'round {round_.number} {name}'
     label = f'{BASE} eval' if name == BASE else label
@@ -195,7 +219,7 @@ def run_stage(round_: Round, name: str) -> None:
         parallel.give_memory_back()
         line.end(f'done in {clock(stage.seconds)}')
     if parallel.is_first():
-        _report(round_.root)
+        after(round_.root)
 
 
 def _report(root: pathlib.Path) -> None:
@@ -217,6 +241,33 @@ def bootstrap(round_: Round, stage: ledger.Stage, line: Line) -> Figures:
     policy = sources.first_policy(config, dtype, _training_mesh())
     examples = sources.world(config).demonstrations
     return _train_policy(round_, stage, line, policy, examples, config.training.bootstrap)
+
+
+def synthesize(round_: Round, stage: ledger.Stage, line: Line) -> Figures:
+    """Has the policy write problems and answer them; keeps those whose answer is certain enough."""
+    config = round_.config
+    known = sources.problems(round_)
+    length = config.data.overlap or synthesis.WHOLE
+    others = sources.benchmarks(round_) if config.eval.benchmarks else {}
+    overlap = Overlap({'training': known, **others}, length)
+
+    def progress(now: dict[str, float]) -> None:
+        stage.beat()
+        line.show(_search_line(now), now['trees_done'] / now['trees_total'])
+
+    made, counts = synthesis.synthesize(
+        known,
+        overlap,
+        sources.synthesis_config(config),
+        sources.search_config(config),
+        stage.folder,
+        functools.partial(search.run, policy=sources.searching_policy(round_), progress=progress),
+        round_.number,
+        sources.search_seed(round_),
+    )
+    if parallel.is_first():
+        data.export_problems(made, stage.folder / synthesis.FILE)
+    return dict(counts)
 
 
 def search_trees(round_: Round, stage: ledger.Stage, line: Line) -> Figures:
@@ -249,9 +300,16 @@ def _passes(
     config: ConfigDict, problems: list[dict], store: data.TreeStore
 ) -> Iterator[tuple[int, range, list[dict]]]:
     """(rollouts, numbers of the trees, problems): first all, then those not yet solved."""
-    trees = config.search.trees
+    trees = 1 if config.search.mean_tokens else config.search.trees
     yield config.search.rollouts, range(trees), problems
     _meet(store)
+    if config.search.mean_tokens:
+        own = {problem['index'] for problem in problems}
+        found = (r for r in store if r.tree == 0 and r.problem['index'] in own)
+        first = [r.counters['sampled_tokens'] for r in found]
+        trees = search.trees_for(config.search.mean_tokens, first)
+        yield config.search.rollouts, range(1, trees), problems
+        _meet(store)
     for number, rollouts in enumerate(config.search.more_rollouts, start=trees):
         solved = {r.problem['index'] for r in store if r.tree < number and r.solved}
         todo = [problem for problem in problems if problem['index'] not in solved]
@@ -474,6 +532,7 @@ def export(round_: Round, stage: ledger.Stage, line: Line) -> Figures:
 
 STAGES: dict[str, Callable[[Round, ledger.Stage, Line], Figures]] = {
     'bootstrap': bootstrap,
+    'synthesize': synthesize,
     'search': search_trees,
     'curate': curate,
     'sft': sft,

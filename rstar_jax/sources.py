@@ -13,8 +13,8 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from rstar_jax import configs, data, evals, ledger, models, parallel, search
-from rstar_jax.data import arithmetic
+from rstar_jax import configs, data, evals, ledger, models, parallel, search, synthesis
+from rstar_jax.data import arithmetic, files
 from rstar_jax.data.overlap import Overlap
 from rstar_jax.errors import UserError
 from rstar_jax.keys import EVAL_SEARCH
@@ -106,15 +106,33 @@ def split_problems(
             counts=counts,
         )
     kept, left_out = overlap(round_).split(found)
+    made = synthetic(round_)
+    counts['rows'] += len(made)
     if not kept:
         raise UserError(
             f'--config.data.problems={path}: every problem is in a benchmark '
             f'({", ".join(sorted(set(left_out.values())))}): train on others, or on these all the '
             'same with --config.data.overlap=0'
         )
+    kept += made
     counts['used'] = len(kept)
     counts['in a benchmark'] = len(left_out)
     return kept, left_out, counts
+
+
+def synthetic(round_: Round) -> list[dict[str, Any]]:
+    """The problems that policies have written, in this round and those before it."""
+    found = []
+    for number in range(1, round_.number + 1):
+        made = round_.root / f'round{number}' / 'synthesize' / synthesis.FILE
+        if made.exists():
+            found += [problem for _, problem in files.read_json_items(made)]
+    return found
+
+
+def synthesis_config(config: ConfigDict) -> synthesis.Config:
+    """How the round writes problems: section synthesize."""
+    return synthesis.Config(**config.synthesize)
 
 
 def overlap(round_: Round) -> Overlap:
@@ -267,6 +285,7 @@ def evaluation_config(round_: Round, base: bool = False) -> evals.Config:
         strategies=configs.strategies_of(settings.strategies),
         trajectories=settings.trajectories,
         samples=settings.samples,
+        mean_tokens=settings.mean_tokens,
         top=settings.top,
     )
 

@@ -9,7 +9,9 @@ from rstar_jax.report import run, tables
 def show(root: pathlib.Path, stream=None) -> None:
     """Prints everything that a workdir's stages say of themselves."""
     made = run.read(root)
-    parts = ['', progress.table(tables.stages(made), right=(2,))]
+    parts = []
+    if made.stages or not made.ablations:
+        parts += ['', progress.table(tables.stages(made), right=(2,))]
     accuracy = tables.accuracy(made.results)
     if accuracy:
         parts += ['', progress.table(accuracy, right=(1, *range(3, len(accuracy[0]))))]
@@ -17,6 +19,11 @@ def show(root: pathlib.Path, stream=None) -> None:
     for rows in (tables.strategies(made.results), tables.judges(made.results)):
         if rows:
             parts += ['', progress.table(rows, right=range(3, len(rows[0])))]
+    for group, title in made.ablations['titles'].items() if made.ablations else ():
+        rows = tables.ablations(made.ablations, group)
+        if rows:
+            parts += ['', title, '', progress.table(rows, right=range(1, len(rows[0])))]
+            parts += made.ablations['notes'][group]
     paths = tables.paths(made)
     if paths:
         parts += ['', progress.table(paths, heading=False)]

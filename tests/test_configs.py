@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from rstar_jax import configs, evals, keys, main, search, sources, training
+from rstar_jax import ablations, configs, evals, keys, main, search, sources, synthesis, training
 from rstar_jax.errors import UserError
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
@@ -28,17 +28,40 @@ def test_every_experiment_is_valid_and_says_what_it_takes(path):
 def test_the_expected_experiments_are_there():
     names = {path.stem for path in FILES}
     rounds = {f'round{number}' for number in range(1, 5)}
-    assert names >= {'quickstart', 'gsm8k_mini', 'self_evolve', 'evaluate', 'solve', *rounds}
+    others = {'quickstart', 'gsm8k_mini', 'gsm8k_small', 'self_evolve', 'ablations'}
+    assert names >= {'evaluate', 'solve', *others, *rounds}
 
 
 def test_search_keys_are_those_of_the_search():
     ours = {k.partition('.')[2]: v for k, (v, _) in keys.KEYS.items() if k.startswith('search.')}
     theirs = {field.name: field.default for field in dataclasses.fields(search.Config)}
-    del ours['trees'], ours['more_rollouts']  # of the stage: which trees, not how
+    for key in ('trees', 'mean_tokens', 'more_rollouts'):
+        del ours[key]  # of the stage: which trees, not how
     del theirs['use_ground_truth']  # of the task: making data, or solving
     for key, name in sources.EXECUTION.items():
         ours[name] = keys.KEYS[f'execution.{key}'][0]
     assert ours == theirs
+
+
+def test_synthesis_keys_are_those_of_the_synthesis():
+    ours = {k.partition('.')[2]: v for k, (v, _) in keys.KEYS.items() if 'synthesize.' in k}
+    assert dataclasses.asdict(synthesis.Config(problems=0)) == ours
+    config = configs.default()
+    config.synthesize.shown = 5
+    assert sources.synthesis_config(config).shown == 5
+
+
+def test_every_form_of_a_search_that_is_compared_is_an_evaluations():
+    assert tuple(ablations.TITLES) == keys.ABLATIONS
+    assert {strategy for _, strategy, _ in ablations.FORMS.values()} <= set(evals.STRATEGIES)
+    assert set(ablations.JUDGES.values()) == set(training.LOSSES)
+    config = configs.default()
+    config.ablations.groups = 'judge,froms'
+    with pytest.raises(UserError, match='ablations.groups=judge,froms: no group froms; did you'):
+        configs.validate(config)
+    config.ablations.groups, config.ablations.rollouts = '', (1, 0)
+    with pytest.raises(UserError, match=r'ablations.rollouts=\(1, 0\): needs whole numbers'):
+        configs.validate(config)
 
 
 def evaluation(config, number: int = 1) -> evals.Config:
@@ -153,8 +176,10 @@ def test_every_key_of_our_own_is_read_somewhere():
     text = '\n'.join(path.read_text() for path in (REPOSITORY / 'rstar_jax').glob('*.py'))
     for key in keys.KEYS:
         section, _, leaf = key.rpartition('.')
-        ours = section in ('', 'policy', 'base', 'ppm', 'bootstrap', 'data', 'eval', 'job')
-        if (ours and leaf not in keys.EVAL_SEARCH) or leaf in ('trees', 'more_rollouts'):
+        sections = ('', 'policy', 'base', 'ppm', 'bootstrap', 'data', 'ablations', 'eval', 'job')
+        of_the_stage = leaf in ('trees', 'mean_tokens', 'more_rollouts')
+        ours = section in sections and leaf not in keys.EVAL_SEARCH
+        if ours or of_the_stage:
             assert re.search(rf'\b(config|settings|search|made|job)\.(\w+\.)*{leaf}\b', text), key
 
 

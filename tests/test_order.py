@@ -2,6 +2,7 @@
 
 import collections
 import pathlib
+import types
 
 import pytest
 
@@ -99,6 +100,30 @@ def test_rounds_follow_each_other(tmp_path, monkeypatch):
         rounds.run(config, str(tmp_path), ('search',))
 
 
+def test_a_budget_of_tokens_is_spent_on_all_problems_alike(monkeypatch):
+    monkeypatch.setattr(rounds, '_meet', lambda store: None)
+
+    def tree(index, tree, tokens, solved=False):
+        counters = {'sampled_tokens': tokens}
+        return types.SimpleNamespace(
+            problem={'index': index}, tree=tree, counters=counters, solved=solved
+        )
+
+    config = configs.default()
+    config.search.mean_tokens, config.search.more_rollouts, config.search.rollouts = 250, (64,), 8
+    problems = [{'index': i} for i in range(3)]
+    # 100 tokens a tree on average; another's trees, and later ones, do not count.
+    store = [tree(0, 0, 50.0), tree(1, 0, 150.0, True), tree(2, 0, 100.0)]
+    store += [tree(9, 0, 5.0), tree(0, 1, 5.0)]
+    made = rounds._passes(config, problems, store)
+    assert [(rollouts, list(trees), len(todo)) for rollouts, trees, todo in made] == [
+        (8, [0], 3), (8, [1], 3), (64, [2], 2),
+    ]  # fmt: skip
+    config.search.mean_tokens = 40  # at least one tree
+    made = [list(trees) for _, trees, _ in rounds._passes(config, problems, store)]
+    assert made == [[0], [], [1]]
+
+
 def test_later_trees_are_for_problems_still_unsolved(tmp_path, monkeypatch):
     """Round 4's further trees: one more for each number, with that many rollouts."""
     config = configs.paper_round(4)
@@ -141,7 +166,7 @@ def test_later_trees_are_for_problems_still_unsolved(tmp_path, monkeypatch):
             assert tree.key not in self.trees
             self.trees[tree.key] = tree
 
-    def search(problems, policy, ppm, *, config, seed, trees, skip, progress, leases, flights):
+    def search(problems, policy, ppm, *, config, trees, skip, **_):
         for problem in problems:
             for tree in range(trees):
                 if (problem['index'], tree) not in skip:

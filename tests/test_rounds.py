@@ -7,6 +7,7 @@ both, curation finds pairs, and every stage has real work to do.
 import dataclasses
 import json
 import pathlib
+import random
 import re
 import shutil
 import signal
@@ -39,6 +40,7 @@ from rstar_jax.models import tiny
 from rstar_jax.progress import Events
 from rstar_jax.sources import Round
 from rstar_jax.training import checkpoints
+from tests import kills
 from tests.evals.trees import tree as tree_of
 from tests.parallel import processes
 from tests.search import test_engine
@@ -535,6 +537,31 @@ def test_killed_in_the_search_it_goes_on(world, tmp_path):
     assert sorted(found) == [(i, 0) for i in range(32)]
     assert len(others) == 40
     assert [key for key in found if found[key] != others[key]] == []
+
+
+def test_killed_at_random_moments_it_ends_the_same(world, finished, tmp_path):
+    """A whole round of real processes: models bit by bit, examples, trees and results."""
+    seconds = sum(ledger.read_json(path)['seconds'] for path in kills._done(finished[0]))
+    moments, parts = random.Random(3), tmp_path / 'parts'
+    lines = kills.killed(command(world, parts), 3, seconds, moments, processes.environment_of(1))
+    assert len(lines) >= 2, lines
+    assert list(kills.differences(finished[0], parts)) == []
+    # It would tell.
+    with data.TreeStore(parts / 'round1' / 'search') as store:
+        first = next(iter(store))
+    data.store_examples(parts / 'round1' / 'curate', 'sft', [])
+    shutil.rmtree(parts / 'round1' / 'search')
+    with data.TreeStore(parts / 'round1' / 'search') as store:
+        store.append(dataclasses.replace(first, visits=first.visits + 1))
+    ledger.write_json(parts / 'round1' / 'search' / 'done.json', {})
+    shutil.rmtree(parts / 'round1' / 'policy')
+    shutil.copytree(world / 'base', parts / 'round1' / 'policy')
+    ledger.write_json(parts / 'round1' / 'policy' / 'done.json', {})
+    shutil.rmtree(parts / 'round1' / 'export')
+    told = list(kills.differences(finished[0], parts))
+    assert [line.partition(' ')[0] for line in told] == [
+        'stages:', 'round1/curate:', 'round1/policy:', 'round1/search:', 'round1/search:',
+    ], told  # fmt: skip
 
 
 WRONG_FILES = [

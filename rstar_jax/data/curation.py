@@ -34,6 +34,7 @@ import bisect
 import collections
 import contextlib
 import dataclasses
+import hashlib
 import os
 import pathlib
 from collections.abc import Iterable, Iterator
@@ -69,6 +70,8 @@ class Rules:
       final_step_pairs: 'steps', the final answer's step is paired like any other (released code),
         or 'trajectories', two whole trajectories (paper).
       trajectories: correct trajectories kept for SFT, per problem.
+      choice: which: 'best', those of the highest mean Q; 'right', any correct ones, by chance, as
+        rejection sampling takes them; 'any', correct or wrong, by chance.
       distinct: of correct trajectories that hold the same program (comments and layout aside) the
         best is kept, the shortest of several; as in rejection sampling (arXiv 2308.01825).
       side: positives and negatives paired at a node, each.
@@ -84,6 +87,7 @@ class Rules:
 
     final_step_pairs: str = 'steps'
     trajectories: int = 2
+    choice: str = 'best'
     distinct: bool = False
     side: int = 2
     side_of_one: int = 4
@@ -97,6 +101,8 @@ class Rules:
             raise UserError(
                 f"final_step_pairs={self.final_step_pairs!r}: expected 'steps' or 'trajectories'"
             )
+        if self.choice not in ('best', 'right', 'any'):
+            raise UserError(f"choice={self.choice!r}: expected 'best', 'right' or 'any'")
         if not 0 <= self.synthetic_correct <= 1:
             raise UserError(f'synthetic_correct={self.synthetic_correct}: expected a share, 0 to 1')
         for name in ('trajectories', 'side', 'side_of_one', 'trajectory_side'):
@@ -213,14 +219,16 @@ class _Problem:
         leads = leading(trajectories)
         for trajectory in trajectories:
             self._keep_outcome(tree, trajectory, leads)
-            if not trajectory.correct:
-                self.wrong += 1
+            self.correct += trajectory.correct
+            self.wrong += not trajectory.correct
+            if not trajectory.correct and rules.choice != 'any':
                 continue
-            self.correct += 1
-            text = tree.text(trajectory.nodes)
+            text, count = tree.text(trajectory.nodes), self.correct + self.wrong
+            rank = -trajectory.mean_q, -trajectory.min_q
+            if rules.choice != 'best':
+                rank = _chance(f'{self.problem.get("index")} {count} {text}'), 0
             # Best first; the count keeps earlier trees, and depth-first order, ahead in ties.
-            length = len(text) if rules.distinct else 0
-            self._keep((-trajectory.mean_q, -trajectory.min_q, length, self.correct, text), rules)
+            self._keep((*rank, len(text) if rules.distinct else 0, count, text), rules)
         self.pairs += pairs_of(tree, trajectories, rules, counts)
         counts['trees'] += 1
         counts['trees_solved'] += any(t.correct for t in trajectories)
@@ -378,6 +386,11 @@ def _pair(prompt: str, pos: str, neg: str, pos_count: int, neg_count: int) -> Ex
         'pos_count': pos_count,
         'neg_count': neg_count,
     }
+
+
+def _chance(text: str) -> int:
+    """A number that is random, and the same for the same text."""
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest())
 
 
 def _spread(items: list, most: int) -> list:

@@ -25,8 +25,12 @@ class Overlap:
         self._known: dict[tuple[str, ...], str] = {}
         for name, problems in benchmarks.items():
             for problem in problems:
-                for gram in self._grams(problem['question']):
-                    self._known.setdefault(gram, name)
+                self.add(name, problem)
+
+    def add(self, name: str, problem: Mapping[str, Any]) -> None:
+        """One more problem that others may overlap with."""
+        for gram in self._grams(problem['question']):
+            self._known.setdefault(gram, name)
 
     def find(self, question: str) -> str | None:
         """Returns the name of a benchmark that has the question, or a good part of it; or None."""

@@ -1,6 +1,15 @@
 """Evaluation: benchmarks, the choice among trajectories, intervals, results.json."""
 
-from rstar_jax.evals import benchmarks, metrics, selection
-from rstar_jax.evals.evaluation import STRATEGIES, Config, run
+from rstar_jax.evals import benchmarks, comparison, metrics, selection
+from rstar_jax.evals.evaluation import STRATEGIES, Config, read, run
 
-__all__ = ['STRATEGIES', 'Config', 'benchmarks', 'metrics', 'run', 'selection']
+__all__ = [
+    'STRATEGIES',
+    'Config',
+    'benchmarks',
+    'comparison',
+    'metrics',
+    'read',
+    'run',
+    'selection',
+]

@@ -32,9 +32,10 @@ round: a number; null for base/eval, the model that rounds train from where roun
 MODE: of greedy, "greedy" alone; without a PPM "majority" (of all answers) and "any" (pass@n); with
 one also "best" and "weighted", and in a search the majority is of the `top` trees by score.
 answered: the share of problems for which there is an answer at all. solved: which are right.
-tokens, seconds, flops: sampled tokens, wall-clock seconds and FLOPs for one problem, all trees
-together. FLOPs are those of the products with weights, 2 a weight and token, of policy and PPM, of
-what was sampled, read in and computed again; attention's own products are not counted.
+tokens, seconds, flops: sampled tokens, wall-clock seconds (compilation left out) and FLOPs for one
+problem, all trees together. FLOPs are those of the products with weights, 2 a weight and token, of
+policy and PPM, of what was sampled, read in and computed again; attention's own products are not
+counted.
 judge: of all answers that the trees hold, how often a right one has a higher score than a wrong one
 of the same problem (`metrics.ranked_rightly`; auc_mean weighs each problem alike): by the PPM,
 and by the policy's own log-likelihood of the trajectory, the sum over the tokens that it sampled,
@@ -45,6 +46,8 @@ tokens, seconds and flops are greedy's, and judge that of the samples, if a PPM 
 
 import contextlib
 import dataclasses
+import functools
+import math
 import os
 import pathlib
 import time
@@ -81,6 +84,8 @@ class Config:
       samples: plain samples for each problem.
       top: how many trees vote in the majority of a guided search, those with the highest scores; 0
         chooses by their number (`selection.top_of`).
+      mean_tokens: of each strategy but greedy so many trees that the tokens sampled for a problem
+        come nearest to this; 0, as many as `trajectories` and `samples` say.
     """
 
     search: SearchConfig = dataclasses.field(
@@ -90,9 +95,10 @@ class Config:
     trajectories: int = 8
     samples: int = 8
     top: int = 0
+    mean_tokens: int = 0
 
     def __post_init__(self) -> None:
-        for name, least in (('trajectories', 0), ('samples', 1), ('top', 0)):
+        for name, least in (('trajectories', 0), ('samples', 1), ('top', 0), ('mean_tokens', 0)):
             if getattr(self, name) < least:
                 raise UserError(
                     f'--config.eval.{name}={getattr(self, name)}: needs at least {least}'
@@ -142,15 +148,56 @@ def run(
     """
     folder = None if directory is None else pathlib.Path(directory)
     benchmarks = {}
-    for name, problems in problems_by_benchmark.items():
-        if not problems:
-            raise UserError(f'benchmark {name}: has no problems')
-        task = _Task(name, list(problems), seed, folder, progress, run_search or search.run, leases)
-        benchmarks[name] = _evaluate(task, policy, ppm, config)
+    with contextlib.ExitStack() as stack:
+        run_search = run_search or _sharing_workers(stack, config.search)
+        for name, problems in problems_by_benchmark.items():
+            if not problems:
+                raise UserError(f'benchmark {name}: has no problems')
+            task = _Task(name, list(problems), seed, folder, progress, run_search, leases)
+            benchmarks[name] = _evaluate(task, policy, ppm, config)
     results = {'round': round_number, 'benchmarks': benchmarks}
     if folder is not None and parallel.is_first():
         files.write_json(folder / 'results.json', results)
     return results
+
+
+def read(
+    directory: str | os.PathLike,
+    benchmark: str,
+    problems: Sequence[Problem],
+    strategy: str,
+    trees: int,
+    *,
+    scored: bool,
+    top: int = 0,
+) -> dict[str, Any]:
+    """The figures of a strategy's first `trees` trees of each problem, as an evaluation left them.
+
+    Neither searches nor needs a model: for what fewer trees would have come to. Seconds are nan,
+    FLOPs None.
+
+    scored: whether a PPM scored them.
+
+    Raises:
+      KeyError: a problem has fewer trees there.
+    """
+    with TreeStore(pathlib.Path(directory) / benchmark / strategy) as store:
+        found = [[Outcome.of(store[p['index'], t]) for t in range(trees)] for p in problems]
+    voters = top or selection.top_of(trees) if strategy in GUIDED else trees
+    run = Run(strategy, found, scored, voters, math.nan, None)
+    return run.figures(problems, grade(problems, [run]))
+
+
+def _sharing_workers(
+    stack: contextlib.ExitStack, config: SearchConfig
+) -> Callable[..., Iterable[Record]]:
+    """search.run, whose worker processes all searches share; started when one is needed."""
+
+    @functools.cache
+    def workers() -> search.Workers:
+        return stack.enter_context(search.Workers.start(config))
+
+    return lambda *given, **named: search.run(*given, workers=workers(), **named)
 
 
 _Outcomes = dict[tuple[int, int], Outcome]
@@ -169,27 +216,36 @@ class _Task:
     leases: str
 
     def trees(
-        self, kind: str, policy: Any, ppm: Any, config: search.Config, trees: int
-    ) -> tuple[_Outcomes, float]:
-        """Searches what is not stored yet; returns what all gave, and the seconds they took.
+        self,
+        kind: str,
+        policy: Any,
+        ppm: Any,
+        config: search.Config,
+        trees: int,
+        found: _Outcomes,
+        seconds: float = 0.0,
+    ) -> float:
+        """Adds to `found` what is stored, and searches the rest; returns the seconds all took.
 
         Of several processes each searches its share of the problems.
+
+        seconds: that what is in `found` took.
         """
         wanted = {(p['index'], tree) for p in self.problems for tree in range(trees)}
-        found: _Outcomes = {}
         with contextlib.ExitStack() as stack:
-            store, clock, leases = None, _Clock(None), None
+            store, path, leases = None, None, None
             if self.folder is not None:
                 store = stack.enter_context(self._store(kind))
                 one = 1 if config.in_order else trees  # in order, one stands for all of a problem
                 items = [(problem, tree) for problem in self.problems for tree in range(one)]
                 place = '/'.join(self.folder.parts[-2:])  # hosts may mount it elsewhere
-                leases = parallel.dealt(items, f'{place} {self.name} {kind}', self.leases)
-                clock = _Clock(store.directory / 'seconds.json' if parallel.is_first() else None)
-                stack.callback(clock.keep)
-                for key in sorted(store.keys() & wanted):
+                leases = parallel.dealt(items, f'{place} {self.name} {kind} {trees}', self.leases)
+                path = store.directory / 'seconds.json' if parallel.is_first() else None
+                for key in sorted((store.keys() & wanted) - found.keys()):
                     found[key] = Outcome.of(store[key])
-            if found.keys() != wanted:
+            if wanted <= found.keys():
+                clock = _Clock(path, seconds)
+            else:
                 run = self.run_search(
                     self.problems,
                     policy,
@@ -202,6 +258,8 @@ class _Task:
                     progress=self._report(kind),
                     leases=leases,
                 )
+                clock = _Clock(path, seconds)
+                stack.callback(clock.keep)
                 for record in run:
                     if store is not None:
                         store.append(record)
@@ -212,7 +270,7 @@ class _Task:
             with self._store(kind) as store:
                 # With a budget, some trees are left out.
                 found |= {key: Outcome.of(store[key]) for key in sorted(others & store.keys())}
-        return found, clock.seconds
+        return clock.seconds
 
     def _store(self, kind: str) -> TreeStore:
         return TreeStore(self.folder / self.name / kind, writer=jax.process_index())
@@ -224,17 +282,23 @@ class _Task:
 
 
 class _Clock:
-    """Seconds spent, those of runs that were killed included, as of their last finished tree."""
+    """Seconds spent, those of runs that were killed included, as of their last finished tree.
 
-    def __init__(self, path: pathlib.Path | None):
-        self._path, self._begin = path, time.monotonic()
-        self._before = 0.0
+    Compilation is left out: it depends on what was compiled before, not on what is measured.
+    """
+
+    def __init__(self, path: pathlib.Path | None, before: float):
+        self._path, self._before = path, before
         if path is not None and path.exists():
             self._before = float(next(iter(files.read_json_items(path)))[1]['seconds'])
-        self._end = self._kept = self._begin
+        self._begin = self._end = self._kept = self._now()
+
+    @staticmethod
+    def _now() -> float:
+        return time.monotonic() - parallel.compile_seconds()
 
     def tick(self) -> None:
-        self._end = time.monotonic()
+        self._end = max(self._end, self._now())
         if self._end - self._kept >= KEPT_SECONDS:
             self.keep()
 
@@ -254,7 +318,14 @@ def _evaluate(task: _Task, policy: Any, ppm: Any, config: Config) -> dict[str, A
         settings, judge, trees = _settings(name, config, ppm)
         if not trees:
             continue
-        found, seconds = task.trees(name, policy, judge, settings, trees)
+        found: _Outcomes = {}
+        search_trees = functools.partial(task.trees, name, policy, judge, settings)
+        budget = config.mean_tokens if name != GREEDY else 0
+        seconds = search_trees(1 if budget else trees, found)
+        if budget:
+            first = [outcome.tokens for (_, tree), outcome in found.items() if tree == 0]
+            trees = search.trees_for(budget, first)
+            seconds = search_trees(trees, found, seconds)
         runs.append(
             Run(
                 name,

@@ -1,7 +1,7 @@
 """Meshes, and the launch on several hosts: search is local to a host, training is global."""
 
 from rstar_jax.parallel.chips import peak_flops
-from rstar_jax.parallel.compiled import keep_compiled
+from rstar_jax.parallel.compiled import compile_seconds, keep_compiled
 from rstar_jax.parallel.hosts import barrier, end, greatest, initialise, is_first, take
 from rstar_jax.parallel.leases import COUNTER, STATIC, Table, dealt
 from rstar_jax.parallel.memory import (
@@ -20,6 +20,7 @@ __all__ = [
     'barrier',
     'bytes_of_program',
     'bytes_on_a_device',
+    'compile_seconds',
     'dealt',
     'device_bytes',
     'end',

@@ -13,6 +13,11 @@ from rstar_jax.errors import UserError
 LEAST_SECONDS = 0.2  # what compiles faster is not kept
 MOST_BYTES = 4 << 30  # what was not used for the longest time is deleted
 AUTO, OFF = 'auto', 'off'
+# JAX's own events; tracing, which they do not hold, takes little of a search's time.
+COMPILING = (
+    '/jax/core/compile/jaxpr_to_mlir_module_duration',
+    '/jax/core/compile/backend_compile_duration',
+)
 
 
 def keep_compiled(where: str) -> None:
@@ -43,6 +48,23 @@ def keep_compiled(where: str) -> None:
     jax.config.update('jax_compilation_cache_dir', str(folder))
     jax.config.update('jax_compilation_cache_max_size', MOST_BYTES)
     jax.config.update('jax_persistent_cache_min_compile_time_secs', LEAST_SECONDS)
+
+
+_seconds = 0.0
+
+
+def compile_seconds() -> float:
+    """Seconds that this process has spent on compiling since this module was imported."""
+    return _seconds
+
+
+def _count(event: str, seconds: float, **_: object) -> None:
+    global _seconds
+    if event in COMPILING:
+        _seconds += seconds
+
+
+jax.monitoring.register_event_duration_secs_listener(_count)
 
 
 def _default_folder() -> pathlib.Path:

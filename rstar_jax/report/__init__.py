@@ -83,6 +83,7 @@ def _part(run: Run, most: int | None, problems: Collection[int]) -> Part:
         plots.found(run, samples, folder),
         plots.training(run, folder),
         plots.values(samples, folder),
+        plots.ablations(run, folder),
     )
 
 

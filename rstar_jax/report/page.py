@@ -5,7 +5,7 @@ import datetime
 import html
 import json
 import pathlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from rstar_jax.progress import clock
@@ -26,6 +26,7 @@ class Part:
     Attributes:
       samples: its trees, those of later rounds last.
       cost, found, training, values: plots of those sections.
+      ablations: plot of each group.
       beside: path from the page to the run's report folder, '' for its own.
       prefix: begins the names of its trees, where another run's may be the same.
     """
@@ -36,11 +37,13 @@ class Part:
     found: Sequence[Plot]
     training: Sequence[Plot]
     values: Sequence[Plot]
+    ablations: Mapping[str, Plot] = dataclasses.field(default_factory=dict)
     beside: str = ''
     prefix: str = ''
 
 
 SECTIONS = (
+    ('ablations', 'What is each part worth?'),
     ('better', 'Did it get better?'),
     ('cost', 'What did it cost?'),
     ('found', 'What was found?'),
@@ -54,6 +57,7 @@ def page(parts: Sequence[Part], accuracy: Sequence[Plot]) -> str:
     """The HTML of one run, or of two side by side."""
     title = ' and '.join(part.run.name for part in parts)
     bodies = {
+        'ablations': _each(parts, _ablations),
         'better': _better(parts, accuracy),
         'cost': _each(parts, _cost),
         'found': _each(parts, _found),
@@ -161,7 +165,21 @@ def _better(parts: Sequence[Part], accuracy: Sequence[Plot]) -> str:
         if one.results and other.results:
             notes = tables.compared(one.results[-1], other.results[-1], one.name, other.name)
             bodies += [f'<p class="note">{_text(note)}</p>' for note in notes]
+    if not bodies and all(part.run.ablations for part in parts):
+        return ''
     return '\n'.join(bodies) or '<p class="lead">Nothing was evaluated yet.</p>'
+
+
+def _ablations(part: Part) -> str:
+    made = part.run.ablations
+    bodies = []
+    for group, title in made['titles'].items() if made else ():
+        rows = tables.ablations(made, group)
+        if rows:
+            bodies.append(f'<h3>{_text(title)}</h3>')
+            bodies += [f'<p class="note">{_text(note)}</p>' for note in made['notes'][group]]
+            bodies += [_plots([part.ablations[group]], part.beside), _table(rows, text=(0,))]
+    return '\n'.join(bodies)
 
 
 def _each(parts: Sequence[Part], body) -> str:

@@ -155,10 +155,69 @@ def _round_name(number: int) -> str:
     return {-1: 'base', 0: 'start'}.get(number, str(number))
 
 
+# --- what is each part worth ---
+
+
+def ablations(run: Run, folder: pathlib.Path) -> dict[str, Plot]:
+    """{group: its rows beside each other}; of the rollouts, a curve over tokens."""
+    made = {}
+    for group, title in run.ablations['titles'].items() if run.ablations else ():
+        lines = [line for line in run.ablations['table'] if line['group'] == group]
+        if not lines:
+            continue
+        over_tokens = any('samples' in line for line in lines)
+        paint = functools.partial(_paint_tokens if over_tokens else _paint_rows, lines=lines)
+        height = HEIGHT if over_tokens else 0.8 + 0.24 * len(lines)
+        note = 'Bars: 95 % intervals.' + (' Beside the points: rollouts.' if over_tokens else '')
+        made[group] = draw(folder, f'ablations-{group}', title, paint, note, height)
+    return made
+
+
+def _percent_of(lines: Sequence[Mapping[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
+    """y[n] and the lengths [2, n] of its bars."""
+    y, low, high = 100 * np.array([[line['right'], *line['interval95']] for line in lines]).T
+    return y, np.maximum([y - low, high - y], 0)
+
+
+def _paint_rows(axes: Axes, lines: Sequence[Mapping[str, Any]]) -> None:
+    places = np.arange(len(lines))[::-1]
+    x, errors = _percent_of(lines)
+    axes.errorbar(
+        x, places, xerr=errors, fmt='o', color=COLOURS['blue'], elinewidth=0.8, capsize=2,
+        capthick=0.8,
+    )  # fmt: skip
+    axes.set_yticks(places, [line['row'] for line in lines])
+    axes.tick_params(axis='y', length=0, labelcolor=COLOURS['ink'])
+    axes.set_ylim(-0.6, len(lines) - 0.4)
+    axes.set_xlabel('problems solved, %')
+    axes.spines['left'].set_visible(False)
+
+
+def _paint_tokens(axes: Axes, lines: Sequence[Mapping[str, Any]]) -> None:
+    samples = [line['samples'] for line in lines if 'samples' in line]
+    for label, colour, rows in (('MCTS', 'blue', lines), ('majority of samples', 'teal', samples)):
+        y, errors = _percent_of(rows)
+        axes.errorbar(
+            [row['tokens'] for row in rows], y, errors, color=COLOURS[colour], marker='o',
+            elinewidth=0.8, capsize=2, capthick=0.8, label=label,
+        )  # fmt: skip
+    for line in lines:
+        axes.annotate(
+            line['row'], (line['tokens'], 100 * line['right']), (3, 4),
+            textcoords='offset points', fontsize=7, color=COLOURS['muted'],
+        )  # fmt: skip
+    axes.set_xscale('log', base=2)
+    axes.xaxis.set_major_formatter('{x:,.0f}')
+    axes.set_ylabel('problems solved, %')
+    axes.set_xlabel('sampled tokens for a problem')
+    legend(axes, 2)
+
+
 # --- what did it cost ---
 
 STAGE_COLOURS = {
     'bootstrap': 'muted',
+    'synthesize': 'ink',
     'search': 'blue',
     'curate': 'green',
     'sft': 'teal',

@@ -15,6 +15,7 @@ Figures = dict[str, Any]
 
 STAGES = (  # name, folder
     ('bootstrap', 'policy'),
+    ('synthesize', 'synthesize'),
     ('search', 'search'),
     ('curate', 'curate'),
     ('sft', 'policy'),
@@ -56,6 +57,7 @@ class Run:
       results: content of every results.json by round, that of the base model first.
       counts: {round: what its curation saw, kept and dropped}.
       trainings: {(round, stage): the lines of its metrics.jsonl}.
+      ablations: content of ablations.json, where the workdir is of these.
     """
 
     root: pathlib.Path
@@ -64,6 +66,7 @@ class Run:
     results: tuple[Results, ...]
     counts: Mapping[int, Mapping[str, int]]
     trainings: Mapping[tuple[int, str], list[dict[str, Any]]]
+    ablations: Mapping[str, Any] | None = None
 
     @property
     def name(self) -> str:
@@ -90,7 +93,8 @@ def read(workdir: str | os.PathLike) -> Run:
     root = pathlib.Path(workdir)
     settings = ledger.read_json(root / 'config.json') or {}
     rounds = _rounds(root)
-    if not (rounds or settings or (root / 'solve').is_dir()):
+    ablations = ledger.read_json(root / 'ablations.json')
+    if not (rounds or settings or ablations or (root / 'solve').is_dir()):
         raise UserError(
             f'{root}: holds no run: expected the --workdir of python -m rstar_jax.main, with a '
             'config.json'
@@ -114,6 +118,7 @@ def read(workdir: str | os.PathLike) -> Run:
             if stage.name == 'curate' and stage.figures
         },
         {key: lines for key, lines in trainings.items() if lines},
+        ablations,
     )
 
 

@@ -272,6 +272,39 @@ def paths(run: Run) -> Rows:
     ]
 
 
+def ablations(made: Mapping[str, Any], group: str) -> Rows:
+    """The lines of one group of ablations.json, of all seeds together."""
+    lines = [line for line in made['table'] if line['group'] == group]
+    others = {key: text for key, text in BESIDE.items() if any(key in line for line in lines)}
+    heading = ['', 'right', 'seeds', 'trees', 'tokens', 'seconds', *others.values()]
+    optional = {'any': HEADINGS['any'], 'judge': 'ranks rightly'}
+    optional = {k: text for k, text in optional.items() if any(x[k] is not None for x in lines)}
+    rows = [[*heading, *optional.values()]]
+    for line in lines:
+        spread = f'{100 * line["least"]:.0f}-{100 * line["most"]:.0f}'
+        cells = [
+            line['row'],
+            _share(line, {'interval95': {'right': line['interval95']}}, 'right'),
+            f'{line["seeds"]}: {spread}',
+            f'{line["trees"]:.3g}',
+            f'{line["tokens"]:,.0f}',
+            f'{line["seconds"]:.2f}',
+        ]
+        for key in others:
+            other = line.get(key)
+            trees = f'{other["trees"]:.3g} trees' if other else ''
+            cells.append(f'{percent(other["right"])} ({trees})' if other else '-')
+        rows.append([*cells, *(percent(line[key]) for key in optional)])
+    return rows if lines else []
+
+
+BESIDE = {
+    'in_time': "in the samples' time",
+    'samples': 'samples, same tokens',
+    'samples_in_time': 'samples, same time',
+}
+
+
 def found(run: Run) -> Rows:
     """From problems to training examples, by round."""
     rows = [['', *(f'round {number}' for number in run.counts)]]
@@ -309,6 +342,13 @@ def _search(figures: Figures) -> str:
         f'generated ({figures["tokens_per_second"]:.0f}/s), '
         f'{figures["solved"]:,} of {figures["problems"]:,} problems solved'
     )
+
+
+def _synthesize(figures: Figures) -> str:
+    others = {why: n for why, n in figures.items() if why not in ('written', 'new', 'kept')}
+    dropped = [f'{n:,} {why}' for why, n in others.items()]
+    text = f'{figures.get("kept", 0):,} of {figures["written"]:,} written problems kept'
+    return text + (f'; dropped: {", ".join(dropped)}' if dropped else '')
 
 
 def _curate(figures: Figures) -> str:
@@ -355,6 +395,7 @@ def _eval(figures: Figures) -> str:
 
 DESCRIBE: dict[str, Callable[[Figures], str]] = {
     'bootstrap': _policy,
+    'synthesize': _synthesize,
     'search': _search,
     'curate': _curate,
     'sft': _policy,

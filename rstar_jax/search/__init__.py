@@ -2,7 +2,7 @@
 
 from rstar_jax.search.begin import run
 from rstar_jax.search.children import Workers
-from rstar_jax.search.config import Config, greedy, sampled
+from rstar_jax.search.config import Config, greedy, sampled, trees_for
 from rstar_jax.search.endpoint import Endpoint
 from rstar_jax.search.expander import Expander
 from rstar_jax.search.host import Step
@@ -24,4 +24,5 @@ __all__ = [
     'run',
     'sampled',
     'scripted',
+    'trees_for',
 ]

@@ -1,6 +1,7 @@
 """Settings of a search."""
 
 import dataclasses
+from collections.abc import Collection
 
 from rstar_jax import steps
 from rstar_jax.errors import UserError
@@ -155,6 +156,14 @@ class Config:
         if self.strategy in ('beam', 'dvts'):
             return 1 + (1 + self.max_depth * self.width) * self.candidates
         return 1 + self.rollouts * self.max_depth * self.candidates
+
+
+def trees_for(tokens: int, first: Collection[float]) -> int:
+    """Returns how many trees of each problem sample about `tokens` tokens a problem.
+
+    first: tokens sampled for the first tree of each problem.
+    """
+    return max(1, round(tokens * len(first) / sum(first))) if sum(first) else 1
 
 
 def sampled(config: Config) -> Config:

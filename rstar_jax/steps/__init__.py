@@ -20,7 +20,7 @@ from rstar_jax.steps.language import (
     with_output,
 )
 from rstar_jax.steps.marks import MarkTable, eos_ids, mark_table, token_bytes
-from rstar_jax.steps.prompts import ORDERS, prompt
+from rstar_jax.steps.prompts import ORDERS, prompt, writing_prompt
 
 __all__ = [
     'ANSWER',
@@ -46,4 +46,5 @@ __all__ = [
     'prompt',
     'token_bytes',
     'with_output',
+    'writing_prompt',
 ]

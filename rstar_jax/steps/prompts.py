@@ -1,10 +1,12 @@
-"""The two prompts: few-shot for a general model (bootstrap), and the one that SFT trains."""
+"""The prompts: few-shot for a general model (bootstrap), the one that SFT trains, and one for new
+problems."""
 
 import itertools
 import math
+from collections.abc import Sequence
 
 from rstar_jax.errors import UserError
-from rstar_jax.steps.language import ASSISTANT, USER
+from rstar_jax.steps.language import ANSWER_END, ASSISTANT, USER
 
 KINDS = ('sft', 'few_shot')
 
@@ -73,13 +75,13 @@ def prompt(question: str, kind: str = 'sft', order: int = 0) -> str:
 
     Args:
       question: the problem's text.
-      kind: 'sft', the prompt of a trained policy, or 'few_shot', instructions and two worked
-        examples for a general model.
+      kind: 'sft', the prompt of a trained policy; 'few_shot', instructions and two worked examples
+        for a general model; 'whole', the question as it is, for what is no problem to be solved.
       order: which order the examples stand in. Where it is the same for all problems, so are the
         keys and values of everything before the question.
 
     Raises:
-      UserError: `kind` is neither.
+      UserError: `kind` is none of these.
     """
     if kind == 'sft':
         lead = "Let's think step by step and solve the problem with code."
@@ -88,4 +90,18 @@ def prompt(question: str, kind: str = 'sft', order: int = 0) -> str:
         orders = list(itertools.permutations(_EXAMPLES))
         examples = ''.join(orders[order % len(orders)])
         return f'{_INSTRUCTIONS}{examples}Question: {question}\nSolution:\n'
+    if kind == 'whole':
+        return question
     raise UserError(f'search.prompt={kind!r}: expected one of {", ".join(KINDS)}')
+
+
+def writing_prompt(questions: Sequence[str]) -> str:
+    """Returns the text that a policy continues with a new problem and `<end_of_answer>`.
+
+    questions: of the problems that the new one is to be like.
+    """
+    lead = (
+        'Mathematics problems that can be solved with what they tell, each closed by '
+        f'{ANSWER_END}. No two ask for the same.\n\n'
+    )
+    return lead + ''.join(f'Problem: {q}{ANSWER_END}\n\n' for q in questions) + 'Problem:'

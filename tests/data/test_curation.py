@@ -91,6 +91,22 @@ def test_one_trajectory_of_each_program_is_kept():
     assert len(responses(one, trajectories=9)) == 6
 
 
+def test_trajectories_may_be_chosen_without_their_values():
+    nodes = [(f'{i} ', 0.1 * i, [('7', 1.0, 'right'), ('8', -1.0, 'wrong')]) for i in range(9)]
+    one = [tree(nodes, index=index) for index in range(20)]
+    best = responses(*one)
+    right = responses(*one, choice='right')
+    any_ = responses(*one, choice='any')
+    assert best == ['8 7', '7 7'] * 20
+    assert len(right) == len(any_) == 40
+    assert {text[-1] for text in right} == {'7'}
+    assert len({text[0] for text in right}) > 5  # of low and of high values
+    assert 10 < sum(text[-1] == '8' for text in any_) < 30
+    assert right == responses(*one, choice='right')
+    with pytest.raises(UserError, match="choice='some': expected 'best', 'right' or 'any'"):
+        data.Rules(choice='some')
+
+
 def test_error_is_dropped_and_not_replaced():
     one = tree(
         [

@@ -253,6 +253,49 @@ def test_seconds_of_a_killed_run_count(tmp_path):
     assert evaluate(Searcher(), tmp_path)['benchmarks']['sums']['seconds_per_problem'] == 10
 
 
+@pytest.mark.parametrize('stored', [False, True])
+def test_a_budget_of_tokens_buys_as_many_trees_as_come_nearest(tmp_path, stored):
+    """A sample has 30 tokens, a searched tree 100; the greedy solution is one whatever it has."""
+    searcher, folder = Searcher(), tmp_path if stored else None
+    few = dataclasses.replace(CONFIG, strategies=('sampled', 'mcts'), mean_tokens=70)
+    rows = evaluate(searcher, folder, config=few)['benchmarks']['sums']['strategies']
+    assert {name: row['trajectories'] for name, row in rows.items()} == {
+        'greedy': 1, 'sampled': 2, 'mcts': 1,
+    }  # fmt: skip
+    more = dataclasses.replace(CONFIG, mean_tokens=260)
+    found = evaluate(searcher, folder, config=more)['benchmarks']['sums']['strategies']['mcts']
+    assert (found['trajectories'], found['tokens_per_problem']) == (3, 300)
+    plain = evaluate(Searcher())['benchmarks']['sums']['strategies']['mcts']
+    for row in (plain, found):
+        assert row.pop('seconds_per_problem') >= 0
+    assert found == plain
+    if stored:
+        assert len(set(searcher.made)) == len(searcher.made) == 4 * (1 + 2 + 3)
+
+
+def test_what_fewer_trees_would_have_given(tmp_path):
+    config = dataclasses.replace(CONFIG, strategies=('unguided', 'mcts'))
+    evaluate(Searcher(), tmp_path, config=config)
+    for name, ppm in (('unguided', None), ('mcts', PPM)):
+        for trees in (1, 2, 3):
+            one = dataclasses.replace(config, trajectories=trees, strategies=(name,))
+            expected = evaluate(Searcher(), ppm=ppm, config=one)
+            expected = expected['benchmarks']['sums']['strategies'][name]
+            found = evals.read(tmp_path, 'sums', PROBLEMS, name, trees, scored=ppm is not None)
+            for row in (found, expected):
+                row.pop('seconds_per_problem')
+                row.pop('flops_per_problem')
+            assert found == expected
+    with pytest.raises(KeyError):
+        evals.read(tmp_path, 'sums', PROBLEMS, 'mcts', 4, scored=True)
+
+
+def test_compilation_does_not_count(tmp_path, monkeypatch):
+    compiling = iter(range(0, 10**6, 100))
+    monkeypatch.setattr(evals.evaluation.parallel, 'compile_seconds', lambda: next(compiling))
+    assert evaluate(Searcher())['benchmarks']['sums']['seconds_per_problem'] == 0
+
+
 def test_progress_names_benchmark_and_kind():
     seen = []
     evaluate(Searcher(), progress=seen.append)

@@ -4,6 +4,7 @@ import pathlib
 import subprocess
 import sys
 
+import jax
 import pytest
 
 from rstar_jax import parallel
@@ -58,3 +59,13 @@ def test_a_folder_that_cannot_be_written_to(tmp_path):
     assert run('auto', XDG_CACHE_HOME=str(tmp_path / 'file')) == ['42.0', 'False']
     with pytest.raises(UserError, match='compiled=.*file/below: cannot be written to'):
         parallel.keep_compiled(str(tmp_path / 'file' / 'below'))
+
+
+def test_seconds_of_compiling_are_counted():
+    before = parallel.compile_seconds()
+    function = jax.jit(lambda x: x * 3 + 7)
+    function(1.5)
+    after = parallel.compile_seconds()
+    assert 0 < after - before < 60
+    function(2.5)
+    assert parallel.compile_seconds() == after

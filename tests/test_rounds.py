@@ -43,6 +43,7 @@ from rstar_jax.training import checkpoints
 from tests import kills
 from tests.evals.trees import tree as tree_of
 from tests.parallel import processes
+from tests.search import test_engine
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
 
@@ -425,7 +426,8 @@ def test_two_processes_go_on_where_one_stopped(world, finished, tmp_path):
 
 def test_four_processes_make_what_one_makes(world, tmp_path):
     """A whole round on 4 processes of 2 devices, and on one of all 8."""
-    settings = '--config.eval.strategies=greedy,mcts', '--config.base.path='
+    settings = ('--config.eval.strategies=greedy,mcts', '--config.base.path=')
+    settings += ('--config.training.ppm.epochs=3',)
     results = []
     for count in (1, 4):
         workdir = tmp_path / str(count)
@@ -433,7 +435,12 @@ def test_four_processes_make_what_one_makes(world, tmp_path):
         assert 'round 1 export: done' in outputs[0]
         results.append(workdir)
     one, four = results
-    assert trees(four / 'round1' / 'search') == trees(one / 'round1' / 'search')
+    with (
+        data.TreeStore(one / 'round1' / 'search') as ours,
+        data.TreeStore(four / 'round1' / 'search') as theirs,
+    ):
+        # Shapes differ, and so does rounding; what was drawn does not.
+        test_engine.assert_same(*({r.key: r for r in store} for store in (ours, theirs)), False)
     for stage in ('policy', 'ppm'):
         losses = [
             [

@@ -38,11 +38,12 @@ class Totals:
     def tick(self, under_way: float, final: bool = False) -> None:
         """under_way: what is done of the trees in flight, in trees.
 
-        Where others search too, a process may get more than its share of all, or less.
+        Where others search too, a process may get more than its share of all, or less; one that has
+        got nothing tells nothing at its end.
         """
         self.total = self.done if final else max(self.total, self.done)
         now = time.monotonic()
-        if self.callback is None or (now - self.last < 1.0 and not final):
+        if self.callback is None or not self.total or (now - self.last < 1.0 and not final):
             return
         self.last = now
         seconds = now - self.started

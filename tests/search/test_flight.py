@@ -244,3 +244,17 @@ def test_a_file_of_another_process_is_read_and_outdone_by_what_went_further(tmp_
     assert all(again.find((key, 0)) is not None for key in (1, 2, 4, 5))
     again.forget()
     assert not tmp_path.exists()
+
+
+def test_a_process_whose_leases_others_have_taken_finds_nothing(workers):
+    told = []
+    records = search.run(
+        problems(4),
+        expander=search.scripted(random_texts, trees=2),
+        config=search.Config(**SMALL),
+        workers=workers,
+        leases=iter([[], []]),
+        progress=lambda now: told.append(now['trees_done'] / now['trees_total']),
+    )
+    assert list(records) == []
+    assert not any(told)

@@ -58,7 +58,7 @@ def get_config() -> ConfigDict:
 
     config.eval.limit = 300
     config.eval.strategies = 'greedy'
-    config.eval.tokens = 1000
+    config.eval.mean_tokens = 1000
     config.eval.candidates = 4
     return configs.schedule(
         config,

@@ -209,13 +209,12 @@ TRAINING_HEADER = (
     'compile',
     'received, GB',
 )
-TRAINING_ROW = '{:18} {:5} {:>4} {:>12} {:>6} {:>6}  {:18} {:18} {:>4} {:>7}  {}'
+TRAINING_ROW = '{:18} {:5} {:>4} {:>12} {:>6} {:>6}  {:12} {:12} {:>4} {:>7}  {}'
 TRAINING_NOTES = """\
 Of a chip and one optimiser step. fsdp: chips that parameters, moments and gradients are cut over.
 micros: micro batches, rows on all chips x tokens. held: GiB of parameters, moments and frozen
 weights; peak: GiB in use, by the compiler. PFLOP: of the products, each once; with what is computed
-again or masked; by the compiler, which counts a loop's body once. seconds: at least, by
-FLOPs (the second), by the compiler's count of bytes read and written, by bytes from other chips.
+again or masked. seconds: at least, by FLOPs (the second), by bytes from other chips.
 MFU: at most, the first PFLOP in the longest of these times. compile: seconds here, of all functions
 side by side. received: from other chips, by kind of collective."""
 
@@ -226,13 +225,9 @@ def _training_cells(plan: trainings.Plan, chip: Chip) -> list[str]:
     work = plan.work
     if work is None:
         return [*about, f'does not fit into {chip.memory / GIB:g} GiB', '', '', '', '']
-    flops = plan.needed, plan.computed, work.flops
+    flops = plan.needed, plan.computed
     received = {kind: exchange.bytes for kind, exchange in work.exchanged.items()}
-    seconds = (
-        plan.computed / chip.flops,
-        work.traffic / chip.bandwidth,
-        sum(received.values()) / chip.links,
-    )
+    seconds = plan.computed / chip.flops, sum(received.values()) / chip.links
     return [
         *about,
         ', '.join(f'{x / 1e15:.2f}' for x in flops),

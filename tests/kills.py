@@ -115,9 +115,10 @@ def _alike(one: Record, other: Record) -> bool:
     for field in dataclasses.fields(Record):
         a, b = getattr(one, field.name), getattr(other, field.name)
         if field.name in ('value_sum', 'score', 'likelihood'):
-            if not np.allclose(a, b, atol=1e-4, equal_nan=True):
-                return False
-        elif field.name != 'counters' and not np.array_equal(a, b):
+            same = np.allclose(a, b, atol=1e-4, equal_nan=True)
+        else:
+            same = np.array_equal(a, b) if isinstance(a, np.ndarray) else a == b
+        if not same and field.name != 'counters':
             return False
     return True
 

@@ -16,6 +16,11 @@ def test_clock(seconds, text):
     assert progress.clock(seconds) == text
 
 
+def test_nothing_is_said_of_a_time_that_is_not_known():
+    assert progress.times(65, 10) == '1:05 gone, 0:10 left'
+    assert progress.times(65, float('nan')) == '1:05 gone'
+
+
 def test_percent():
     assert [progress.percent(x) for x in (0.125, 1.0, None, float('nan'))] == [
         '12.5 %',

@@ -17,7 +17,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 
+from rstar_jax import parallel
 from rstar_jax.models import rope
 from rstar_jax.models.config import Config
 from rstar_jax.models.products import product
@@ -25,6 +27,7 @@ from rstar_jax.models.products import product
 Params = dict[str, Any]
 # Fewer rows in bfloat16 take XLA for CPUs longer than so many; other devices pad to as many anyway.
 FEW_ROWS = 8
+KEPT = 'kept'
 SHAPE_ONLY = jnp.float32  # modules are built from shapes; real arrays come in by `bind`
 
 
@@ -38,6 +41,16 @@ def matmul(x: jax.Array, weight: jax.Array) -> jax.Array:
         rows = lax.optimization_barrier(jnp.pad(rows, ((0, FEW_ROWS - count), (0, 0))))
     y = product('ri,oi->ro', rows, weight)
     return y[:count].reshape(*x.shape[:-1], weight.shape[0])
+
+
+def stored(dtype: Any) -> jnp.dtype:
+    """In what dtype a training keeps what is `dtype`: see training.layers."""
+    return jnp.dtype(jnp.float32 if parallel.platform() == 'cpu' else dtype)
+
+
+def kept(x: jax.Array) -> jax.Array:
+    """x, by the name of what a training's forward pass keeps: see training.recompute."""
+    return checkpoint_name(x.astype(stored(x.dtype)), KEPT).astype(x.dtype)
 
 
 class Dense(nnx.Module):
@@ -65,17 +78,22 @@ class Dense(nnx.Module):
         return y.astype(x.dtype)
 
 
+def normed(x: jax.Array, weight: jax.Array, eps: float) -> jax.Array:
+    """x [..., D] over its root mean square, which is computed in float32, times weight [D]."""
+    wide = x.astype(jnp.float32)
+    scale = lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + eps)
+    return (wide * scale).astype(x.dtype) * weight
+
+
 class Norm(nnx.Module):
-    """Root-mean-square norm over the last axis, computed in float32."""
+    """Root-mean-square norm over the last axis: `normed`."""
 
     def __init__(self, dim: int, eps: float):
         self.weight = _parameter(dim)
         self.eps = eps
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        wide = x.astype(jnp.float32)
-        scale = lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + self.eps)
-        return (wide * scale).astype(x.dtype) * self.weight[...]
+        return normed(x, self.weight[...], self.eps)
 
 
 class Embedding(nnx.Module):
@@ -107,7 +125,8 @@ class Attention(nnx.Module):
         q, k, v = (self._heads(dense(x)) for dense in (self.q, self.k, self.v))
         if hasattr(self, 'q_norm'):
             q, k = self.q_norm(q), self.k_norm(k)
-        return rope.rotate(q, cos, sin), rope.rotate(k, cos, sin), v
+        q, k = rope.rotate(q, cos, sin), rope.rotate(k, cos, sin)
+        return kept(q), kept(k), kept(v)
 
     def combine(self, out):
         """[..., T, D] of what the heads have read [..., T, H, d]."""
@@ -130,7 +149,7 @@ class MLP(nnx.Module):
 
     def expand(self, x):
         """The inner values [..., F] of x [..., D]: gates before silu, and what they gate."""
-        return self.gate(x), self.up(x)
+        return kept(self.gate(x)), kept(self.up(x))
 
     def contract(self, gates, values):
         return self.down(jax.nn.silu(gates) * values)
@@ -145,7 +164,7 @@ class Layer(nnx.Module):
 
     def __call__(self, x, cos, sin, attend, cache):
         out, cache = self.attention(self.attention_norm(x), cos, sin, attend, cache)
-        x = x + out
+        x = kept(x + out)
         return x + self.mlp(self.mlp_norm(x)), cache
 
 
@@ -204,6 +223,16 @@ class Decoder(nnx.Module):
         if self.config.tie_embeddings:
             return matmul(hidden, self.embed.weight[...])
         return self.output.product(hidden)
+
+
+def bind_layer(config: Config, params: Params) -> Layer:
+    """One layer with its parameters in place."""
+    return nnx.merge(_layer_graph(config), params)
+
+
+@functools.lru_cache(maxsize=64)
+def _layer_graph(config: Config) -> nnx.GraphDef:
+    return nnx.graphdef(Layer(config))
 
 
 def bind(config: Config, params: Params) -> Decoder:

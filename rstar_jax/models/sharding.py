@@ -31,16 +31,22 @@ TABLE = (
     (r'.*', ()),  # norms, biases of what is summed over devices, the value head
 )
 KV = re.compile(r'attention/[kv]/')
+# The arrays of all layers in one, [L, ...]: see training.layers.
+STACKED = re.compile(r'(.*/)?layers/(?=\D)')
 
 
 def spec(path: str, shape: tuple[int, ...], mesh: Mesh, config: Config | None = None):
     """PartitionSpec of the parameter at `path` ('layers/0/attention/q/weight').
+
+    Also of those of all layers in one [L, ...] ('layers/attention/q/weight'), which no axis cuts.
 
     An axis that the mesh lacks, or that does not divide the dimension, is left out. With `config`,
     keys and values are repeated over `tensor` where it does not divide the kv heads: cutting
     through a head would cost an exchange in every attention.
     """
     axes = next(axes for pattern, axes in TABLE if re.search(rf'(^|/){pattern}$', path))
+    if STACKED.match(path):
+        axes = (None, *axes)
     sizes = dict(mesh.shape)
     if config is not None and KV.search(path) and config.num_kv_heads % sizes.get('tensor', 1):
         axes = tuple(None if axis == 'tensor' else axis for axis in axes)

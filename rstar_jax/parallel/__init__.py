@@ -1,6 +1,6 @@
 """Meshes, and the launch on several hosts: search is local to a host, training is global."""
 
-from rstar_jax.parallel.chips import peak_flops
+from rstar_jax.parallel.chips import peak_flops, platform
 from rstar_jax.parallel.compiled import compile_seconds, keep_compiled
 from rstar_jax.parallel.hosts import barrier, end, greatest, initialise, is_first, take
 from rstar_jax.parallel.leases import COUNTER, STATIC, Table, dealt
@@ -33,5 +33,6 @@ __all__ = [
     'keep_compiled',
     'local_mesh',
     'peak_flops',
+    'platform',
     'take',
 ]

@@ -57,6 +57,12 @@ def find_chip(device_kind: str) -> Chip | None:
     return CHIPS[max(names, key=len)] if names else None
 
 
+def platform() -> str:
+    """What is compiled for: the devices of jax.set_mesh, or the default ones."""
+    device = getattr(jax.sharding.get_abstract_mesh(), 'abstract_device', None)
+    return getattr(device, 'platform', None) or jax.default_backend()
+
+
 def peak_flops(mesh: Mesh, dtype) -> float:
     """FLOP/s of all devices of `mesh` in products of `dtype`.
 

@@ -324,6 +324,8 @@ FOUND = {
     'trees_solved': 'trees with a right answer',
     'trajectories_correct': 'right trajectories',
     'trajectories_wrong': 'wrong trajectories',
+    'steps_cut': 'steps that were stopped: too long, or repeating themselves',
+    'trajectories_cut': 'trajectories with such a step',
     'sft': 'SFT examples',
     'sft_dropped_error': 'dropped: "error" in the text of an SFT example',
     'nodes_paired': 'nodes with right and wrong children',

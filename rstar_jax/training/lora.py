@@ -26,7 +26,6 @@ from flax import nnx
 
 from rstar_jax.models import checkpoint, weights
 from rstar_jax.models import decoder as decoders
-from rstar_jax.training import recompute
 
 # alpha / rank with alpha = 2 * rank, as in arXiv 2405.09673 (mathematics).
 SCALE = 2
@@ -77,24 +76,24 @@ class LowRank(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         inner = decoders.matmul(x, self.a[...]).astype(x.dtype)
-        low = (SCALE * decoders.matmul(inner, self.b[...])).astype(x.dtype)
-        # Ones, but no compiler knows: it would add anew in each place that reads the sum, and keep
-        # both parts for the backward pass. A division is too dear for that.
-        return (self.dense(x) + low) / (1 + 0 * jax.lax.stop_gradient(low))
+        return self.dense(x) + (SCALE * decoders.matmul(inner, self.b[...])).astype(x.dtype)
 
 
-def bind(config, params: Params) -> decoders.Decoder:
-    """As `decoder.bind`, with the low-rank parts that `params` has; new rows: see `with_rows`."""
+def bind(config, params: Params) -> decoders.Layer:
+    """The layer with `params` in place, and with the low-rank parts that they have.
+
+    params: those of one layer, as of `joined`.
+    """
     flat = weights.flatten(params)
     base = {path: value for path, value in flat.items() if not path.endswith(PARTS)}
-    decoder = decoders.bind(config, weights.nest(base))
+    layer = decoders.bind_layer(config, weights.nest(base))
     for path, a in flat.items():
         module, _, part = path.rpartition('/')
         if part == 'lora_a':
-            _, index, block, name = module.split('/')
-            block = getattr(decoder.layers[int(index)], block)
+            block, name = module.split('/')
+            block = getattr(layer, block)
             setattr(block, name, LowRank(getattr(block, name), a, flat[f'{module}/lora_b']))
-    return decoder
+    return layer
 
 
 def new_rows(table: Params) -> tuple[jax.Array, jax.Array] | None:
@@ -108,19 +107,15 @@ def new_rows(table: Params) -> tuple[jax.Array, jax.Array] | None:
     return table['rows'], table.get('new', nothing)
 
 
-def with_rows(decoder, embed: Params, tokens: jax.Array):
-    """What Decoder.__call__ reads of `decoder`: its first layer is given new rows of `embed`.
-
-    tokens: i32[R, T], those that the decoder will be called with.
-    """
+def with_rows(x: jax.Array, embed: Params, tokens: jax.Array) -> jax.Array:
+    """x [R, T, D], what `tokens` i32[R, T] look up in the frozen table, with the new rows' own."""
     if 'new' not in embed:
-        return decoder
+        return x
     rows, new = new_rows(embed)
     found = tokens[..., None] == rows
     # A product, for its gradient is one too: rows of a frequent token are summed in float32.
     inserted = jnp.einsum('rtn,nd->rtd', found.astype(new.dtype), new)
-    there = found.any(-1, keepdims=True)
-    return recompute.with_input(decoder, lambda x: jnp.where(there, inserted, x))
+    return jnp.where(found.any(-1, keepdims=True), inserted, x)
 
 
 def merge(frozen: dict[str, jax.Array], trained: Params) -> Params:

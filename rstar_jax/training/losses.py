@@ -23,9 +23,8 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from rstar_jax.models import decoder as decoders
 from rstar_jax.models import heads
-from rstar_jax.training import attention, examples, lora, recompute
+from rstar_jax.training import attention, examples, layers, lora
 
 CHUNK_TOKENS = 256  # tokens whose logits [tokens, V] are in a device's memory at once
 
@@ -38,19 +37,16 @@ LOGIT = {'tanh': 2.0, 'tanh5': 0.4, 'none': 1.0}
 
 
 def hidden_states(config, params, batch) -> jax.Array:
-    """Runs the decoder of `params` over packed rows -> [R, T, D]."""
+    """Runs the decoder of `params`, a training's, over packed rows -> [R, T, D]."""
     tokens, positions, end = batch['tokens'], batch['positions'], batch['end']
-    attend = attention.packed(end, positions)
     looked_up, added = params['embed']['weight'], batch.get('added')
     if added is not None:
         looked_up = jax.lax.stop_gradient(looked_up)
-    embed = {'weight': attention.whole_columns(looked_up)}
-    decoder = recompute.layers_of(lora.bind(config, {**params, 'embed': embed}), *tokens.shape)
-    decoder = lora.with_rows(decoder, params['embed'], tokens)
+    x = jnp.take(attention.whole_columns(looked_up), tokens, axis=0, mode='clip')
+    x = lora.with_rows(x, params['embed'], tokens)
     if added is not None:
-        decoder = recompute.with_input(decoder, lambda x: x + added)
-    hidden, _ = decoders.Decoder.__call__(decoder, tokens, positions, attend)
-    return attention.rows_over_mesh(hidden)
+        x += added
+    return layers.run(config, params, x, positions, attention.packed(end, positions))
 
 
 def sft(config, params, batch, key, settings):
@@ -197,29 +193,35 @@ def _forward(hidden, head, targets, weights, new=None):
     rows, length, dim = hidden.shape
     size = _chunk_size(rows, length)
     learnt = head if new is None else new[1]
+    # Each device has the logits of some words for all tokens of a chunk: left to the compiler, it
+    # has those of all words for some tokens, and the gradients of the whole table are exchanged for
+    # every chunk.
+    of_words = attention.vocabulary_over_mesh
+    head = of_words(head)
     product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
 
     def body(i, carry):
         total, grad_hidden, grad_learnt = carry
         h, target, weight = chunks(i)
-        loss, grad_logits = _chunk_loss(_logits(h, head, new), target, weight)
+        loss, grad_logits = _chunk_loss(of_words(_logits(h, head, new)), target, weight)
         grad_logits = grad_logits.astype(h.dtype)
         grad_h = product('vrt,vd->rtd', grad_logits, head)
         if new is not None:
             grad_logits = grad_logits[new[0]]
             grad_h += product('vrt,vd->rtd', grad_logits, learnt - head[new[0]])
+        grad_h = attention.rows_over_mesh(grad_h)
         grad_hidden = jax.lax.dynamic_update_slice_in_dim(grad_hidden, grad_h, i * size, axis=1)
         grad_learnt += product('vrt,rtd->vd', grad_logits, h)
-        return total + loss, grad_hidden, grad_learnt
+        return total + loss, grad_hidden, of_words(grad_learnt)
 
     padded = -(-length // size) * size
     start = (
         jnp.float32(0),
         jnp.zeros((rows, padded, dim), jnp.float32),
-        jnp.zeros(learnt.shape, jnp.float32),
+        of_words(jnp.zeros(learnt.shape, jnp.float32)),
     )
     total, grad_hidden, grad_learnt = jax.lax.fori_loop(0, steps, body, start)
-    back = jnp.argsort(_order(weights), axis=1)
+    back = _places(weights)
     grad_hidden = jnp.take_along_axis(grad_hidden, back[..., None], axis=1)
     # In float32 until they are multiplied: sums over tokens may be too large for float16.
     grads = (grad_learnt, None) if new is None else (None, (None, grad_learnt))
@@ -242,9 +244,23 @@ def _chunk_size(rows: int, length: int) -> int:
     return min(length, max(1, CHUNK_TOKENS * ways // rows))
 
 
-def _order(weights) -> jax.Array:
-    """i32[R, T]: the places with a weight first, otherwise in order."""
-    return jnp.argsort(weights == 0, axis=1, stable=True)
+def _places(weights) -> jax.Array:
+    """i32[R, T]: where each place goes, those with a weight to the front, otherwise in order.
+
+    By sums: compilers for TPUs take longer for a sort than for all else here.
+    """
+    learnt = weights != 0
+    before, others = (jnp.cumsum(x, axis=1, dtype=jnp.int32) - 1 for x in (learnt, ~learnt))
+    return jnp.where(learnt, before, others + jnp.sum(learnt, axis=1, keepdims=True))
+
+
+def _order(places) -> jax.Array:
+    """i32[R, T]: the place that goes to each; the reverse of a permutation."""
+    rows, length = places.shape
+    here = jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32), places.shape)
+    return (
+        jnp.zeros_like(places).at[jnp.arange(rows)[:, None], places].set(here, unique_indices=True)
+    )
 
 
 def _compact(hidden, targets, weights, *more):
@@ -255,7 +271,7 @@ def _compact(hidden, targets, weights, *more):
     rows, length, _ = hidden.shape
     size = _chunk_size(rows, length)
     padding = -length % size
-    order = _order(weights)
+    order = _order(_places(weights))
     moved = (
         jnp.take_along_axis(hidden, order[..., None], axis=1),
         *(jnp.take_along_axis(x, order, axis=1) for x in (targets, weights, *more)),

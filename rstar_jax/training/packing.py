@@ -21,9 +21,11 @@ SMALLEST_ROW = 128
 MERGED_TOKENS = 1024  # larger layouts pack badly
 MERGED_PAIRS = 16
 MIN_SHARED = 16  # fewer common tokens are not worth binding two examples together
-# Row length at which attention costs as much as the dense layers, about: weighs long rows.
-ATTENTION_LENGTH = 8192
-# What a micro batch costs besides, in tokens: reading all weights, adding to all gradients.
+# Row length that would double the cost of a token: blocks of attention in which no token sees any
+# are left out (attention.packed), but not where those of another row do.
+ATTENTION_LENGTH = 32768
+# What a micro batch costs each device besides, in tokens: reading all weights, adding to all
+# gradients.
 MICRO_TOKENS = 128
 
 
@@ -166,9 +168,14 @@ class Micro:
     members: list[list[int]]
 
     @property
+    def places(self) -> int:
+        """Of tokens, padding included."""
+        return self.rows * self.length
+
+    @property
     def cost(self) -> float:
-        """In tokens of the dense layers."""
-        return self.rows * self.length * (1 + self.length / ATTENTION_LENGTH) + MICRO_TOKENS
+        """In tokens of the dense layers, apart from MICRO_TOKENS."""
+        return self.places * (1 + self.length / ATTENTION_LENGTH)
 
 
 def plan(
@@ -186,7 +193,8 @@ def plan(
       multiple: every micro batch has a multiple of so many rows (devices that share the batch).
     """
     plans = (_plan(sizes, pairs, lengths, row, budget, multiple) for row in lengths)
-    return min(plans, key=lambda micros: sum(micro.cost for micro in micros))
+    besides = MICRO_TOKENS * multiple
+    return min(plans, key=lambda micros: sum(micro.cost + besides for micro in micros))
 
 
 def _plan(sizes, pairs, lengths, row, budget, multiple) -> list[Micro]:
@@ -204,15 +212,24 @@ def _plan(sizes, pairs, lengths, row, budget, multiple) -> list[Micro]:
         candidate[3].append(i)
     micros = []
     for size in lengths:
-        members = [r[3] for r in open_rows if r[0] == size]
+        rows = sorted((r for r in open_rows if r[0] == size), key=lambda r: r[1])
         most = max(1, budget // size // multiple)
         most = multiple * 2 ** (most.bit_length() - 1)
-        for start in range(0, len(members), most):
-            part = members[start : start + most]
-            rows = multiple
-            while rows < len(part):
-                rows *= 2
-            micros.append(Micro(rows, size, part))
+        while rows:
+            count = multiple
+            while count < min(most, len(rows)):
+                count *= 2
+            # Rather one micro batch more than many empty rows, where one is not all.
+            if micros and count > multiple and (count - len(rows)) * size > MICRO_TOKENS * multiple:
+                count //= 2
+            part, rows = rows[:count], rows[count:]
+            # What a row holds may fit into a shorter one.
+            fits = (
+                n
+                for n in lengths
+                if all(size - r[1] <= n and slots(size) - r[2] <= slots(n) for r in part)
+            )
+            micros.append(Micro(count, next(fits), [r[3] for r in part]))
     return micros
 
 

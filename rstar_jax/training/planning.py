@@ -2,7 +2,8 @@
 
     settings, shape of the model, mesh -> state and frozen weights, as shapes in their sharding
         -> micro batches of the worst step -> step, or accumulate and update, compiled
-        -> bytes on a chip, FLOPs, collectives
+        -> bytes on a chip, collectives
+    shape of the model, micro batches -> FLOPs: compilers count a loop's body once
 
 The worst step is one whose examples all have `length` tokens and share no prefix.
 """
@@ -23,7 +24,7 @@ from rstar_jax import models, parallel, steps, training
 from rstar_jax.models import heads, sharding, weights
 from rstar_jax.parallel import collectives
 from rstar_jax.parallel.memory import GIB
-from rstar_jax.training import attention, examples, lora, losses, packing, recompute
+from rstar_jax.training import attention, examples, layers, lora, losses, packing, recompute
 from rstar_jax.training.step import Compiled
 
 DTYPE = 'bfloat16'  # what a network runs in where settings.dtype is empty: plans are for TPUs
@@ -36,14 +37,11 @@ UNITS = {'K': 2**10, 'M': 2**20, 'G': GIB}
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """What a chip does in one optimiser step, by the compiler; it counts a loop's body once.
+    """What a chip does in one optimiser step, by the compiled functions.
 
-    flops: of all operations. traffic: bytes of its memory read and written. exchanged: what it
-    receives from other chips. seconds: of compiling, functions side by side.
+    exchanged: what it receives from other chips. seconds: of compiling, functions side by side.
     """
 
-    flops: float
-    traffic: float
     exchanged: collectives.Exchanged
     seconds: float
 
@@ -128,6 +126,7 @@ class Training:
         if rank := self.settings.lora:
             split = (rank, self.new_rows, self.settings.seed)
             frozen, params = jax.eval_shape(lambda x: lora.split(x, *split), params)
+        frozen, params = (jax.eval_shape(layers.stack, x) for x in (frozen, params))
         frozen = self._placed(frozen, jnp.dtype(self.settings.dtype))
         params = self._placed(params, jnp.dtype(jnp.float32))
         return {'params': params, 'optimiser': self.compiled.moments(params)}, frozen
@@ -195,16 +194,12 @@ class Training:
             return int(float(over[1]) * UNITS[over[2]])
 
     def _work(self, calls: dict[tuple, tuple], ready: list, seconds: float) -> Work:
-        flops = traffic = 0.0
         exchanged: collectives.Exchanged = {}
         for key, program in zip(calls, ready):
             times = self.micros.get(key[1], 1)
-            cost = program.cost_analysis()
-            flops += times * cost['flops']
-            traffic += times * cost['bytes accessed']
             found = collectives.exchanged(program.as_text(), self._chunks(key[1]))
             exchanged = collectives.total(exchanged, collectives.scaled(found, times))
-        return Work(flops, traffic, exchanged, seconds)
+        return Work(exchanged, seconds)
 
     def _chunks(self, micro: tuple[int, int] | None) -> int:
         """Passes of the loop over logits, the one whose length depends on the data."""
@@ -215,8 +210,8 @@ class Training:
     def products(self) -> tuple[float, float]:
         """FLOPs (needed, computed) of a step on all chips."""
         room = self.compiled.room(self.state['params'], self.frozen)
-        itemsize = jnp.dtype(self.settings.dtype).itemsize
         with jax.set_mesh(self.mesh), recompute.room(room):
+            itemsize = models.decoder.stored(jnp.dtype(self.settings.dtype)).itemsize
             parts = [
                 count
                 * np.array(products(self.shape, self.settings.lora, self.loss, *micro, itemsize))
@@ -246,20 +241,19 @@ def products(
     ways = 2 if rank else 3
     needed = ways * (own + head) + 3 * low + 3 * each * seen
     again = recompute.whole_layers(shape, rows, length, itemsize)
-    # The attention's weights are computed again once more in blocks, see attention.packed.
-    inside = again and length > attention.block_size(length)
     # What ends a layer is computed once: nothing behind it is computed again.
     ends = [size for path, size in dense.items() if path.endswith('down/weight')]
     last = 2 * tokens * sum(out * (inputs + rank) for out, inputs in ends)
     computed = ways * (own + head) + 3 * low + again * (own + low - last)
-    return needed, computed + (4 + inside) * each * scored
+    # Backwards attention's scores are made again, for four products of their size.
+    return needed, computed + (3.5 + again) * each * scored
 
 
 def _pairs(shape: models.Config, length: int) -> tuple[int, int]:
     """Pairs of query and key in all layers of one row: (seen, scored)."""
-    block = attention.block_size(length)
-    stops = [min(start + block, length) for start in range(0, length, block)]
-    scored = sum((stop - start) * stop for start, stop in zip([0, *stops], stops))
+    size = attention.block_size(length)
+    blocks = -(-length // size)
+    scored = blocks * (blocks + 1) // 2 * size**2
     windows = [min(shape.window(i) or length, length) for i in range(shape.num_layers)]
     seen = sum(w * (w + 1) // 2 + (length - w) * w for w in windows)
     return seen, shape.num_layers * scored

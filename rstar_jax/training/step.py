@@ -24,7 +24,7 @@ from rstar_jax.errors import UserError
 from rstar_jax.models import sharding, weights
 from rstar_jax.models.checkpoint import default_dtype
 from rstar_jax.parallel.memory import GIB
-from rstar_jax.training import attention, checkpoints, lora, loss_scale, losses, recompute
+from rstar_jax.training import attention, checkpoints, layers, lora, loss_scale, losses, recompute
 
 DTYPES = ('float32', 'bfloat16', 'float16')
 # Results of the functions whose first argument gives its memory to the first of them.
@@ -102,7 +102,11 @@ def _clip(most: float) -> optax.GradientTransformation:
 
 
 def _matrices(params):
-    return jax.tree.map(lambda p: p.ndim > 1, params)
+    def is_matrix(path, leaf):
+        stacked = jax.tree_util.DictKey('layers') in path  # see training.layers
+        return leaf.ndim - stacked > 1
+
+    return jax.tree_util.tree_map_with_path(is_matrix, params)
 
 
 def _at_rates(settings, new_rows: np.ndarray) -> optax.GradientTransformationExtraArgs:
@@ -164,7 +168,7 @@ class Compiled:
         return self._settings.learning_rate * float(self._schedule(step))
 
     def init(self, params, release: bool = False) -> dict[str, Any]:
-        """The state {params, optimiser} before the first step, float32.
+        """The state {params, optimiser} before the first step, float32; params as of layers.stack.
 
         With LoRA: of what is trained; this object keeps the frozen weights.
         release: takes `params` over, array by array, instead of copying them.
@@ -207,17 +211,17 @@ class Compiled:
             )
 
     def _own(self, params, dtype: jnp.dtype, release: bool):
-        """`params` in `dtype`, laid out over the mesh, in arrays that nobody else holds."""
+        """`params` in `dtype`, stacked and laid out over the mesh, in arrays that are our own."""
         where = sharding.shardings(params, self.mesh, self._config)
-        return jax.tree.map(functools.partial(_own, dtype, release), params, where)
+        owned = jax.tree.map(functools.partial(_own, dtype, release), params, where)
+        return layers.stack(owned, release=True)
 
     def whole(self, params):
-        """The model's float32 parameters out of a state's; ends the use of this object."""
-        if not self._frozen:
-            return params
-        frozen = weights.flatten(self._frozen)
-        self._frozen = {}
-        return lora.merge(frozen, params)
+        """The model's float32 parameters of a state's, which go; ends the use of this object."""
+        if self._frozen:
+            frozen, self._frozen = weights.flatten(self._frozen), {}
+            params = lora.merge(frozen, params)
+        return layers.unstack(params, release=True)
 
     def prepare(self, state, batches: Sequence[tuple[str, Batch]]) -> int:
         """Compiles, side by side, what these calls need -> the most bytes that a device will hold.
@@ -368,7 +372,7 @@ class Compiled:
 
     def _value(self, params, frozen, batch, key, loss: str):
         value_head = params.get('value_head')
-        params = jax.tree.map(lambda p: p.astype(self._dtype), params)
+        params = layers.cast(params, self._dtype)
         if value_head is not None:
             params['value_head'] = value_head
         params = lora.joined(frozen, params)

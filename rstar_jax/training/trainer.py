@@ -29,7 +29,7 @@ from rstar_jax import interrupts, parallel
 from rstar_jax.errors import UserError
 from rstar_jax.models.weights import to_host
 from rstar_jax.parallel.memory import GIB
-from rstar_jax.training import checkpoints, flops, packing
+from rstar_jax.training import checkpoints, flops, layers, packing
 from rstar_jax.training.examples import Encoded
 from rstar_jax.training.step import Compiled, compute_dtype, fast_dtype, lacks
 
@@ -43,6 +43,7 @@ LOOKED = 64  # steps whose shapes are compiled before the first
 MEANS = ('loss', 'accuracy', 'margin')  # metric sums that are divided by the weight
 # Settings that do not change what is learnt: a training may go on with others.
 FREE = ('log_every', 'checkpoint_minutes', 'form')
+LAYOUT = 'stacked layers'  # of the arrays in a state
 
 
 class Micros:
@@ -69,7 +70,7 @@ class Micros:
         self.batches = [packing.fill(micro, items, encoded.fields) for micro in micros]
         self.tokens = [sum(sizes[i] for row in micro.members for i in row) for micro in micros]
         self.targets = [np.count_nonzero(batch.get('weights', 0)) for batch in self.batches]
-        self.places = sum(micro.rows * micro.length for micro in micros)
+        self.places = sum(micro.places for micro in micros)
         self.alone = sum(example.alone for example in chosen)
         self.weight = float(sum(example.weight for example in chosen))
 
@@ -167,7 +168,7 @@ def train(
         state, found = compiled.init(params, release), states.newest()
         if found is None:
             before = measure(compiled, state['params']) if measure else {}
-            start, about = 0, {'fingerprint': name, 'metrics': _named(before, 'before')}
+            start, about = 0, _about(name, metrics=_named(before, 'before'))
         else:
             start, about = found
             _check_name(about, name, directory)
@@ -182,15 +183,25 @@ def train(
         if best is not None:
             more['best_step'], trained, after = best.choose(len(steps), trained, after)
     metrics = run.summary() | about['metrics'] | _named(after, 'after') | more
-    return compiled.whole(trained), trained if settings.lora else None, metrics
+    low_rank = layers.unstack(trained) if settings.lora else None
+    return compiled.whole(trained), low_rank, metrics
 
 
 def _check_name(about: dict[str, Any], name: str, directory) -> None:
     if about['fingerprint'] != name:
         raise UserError(
-            f'{directory}: holds the state of a training with other settings or examples; '
-            'remove it or choose another directory'
+            f'{directory}: holds the state of another training (other settings, examples or start)'
+            '; remove it or choose another directory'
         )
+    if about.get('layout') != LAYOUT:
+        raise UserError(
+            f'{directory}: holds the state of a training by another version of rstar_jax; go on '
+            'with that one, or remove it to begin anew'
+        )
+
+
+def _about(name: str, **more: Any) -> dict[str, Any]:
+    return {'fingerprint': name, 'layout': LAYOUT} | more
 
 
 def _named(found: dict[str, Any], suffix: str) -> dict[str, Any]:
@@ -214,7 +225,7 @@ class _Best:
         """
         if step > self._step and found['held_out_loss'] < self._found['held_out_loss']:
             self._step, self._found = step, found
-            self._states.save(step, params, {'fingerprint': self._name, 'found': found})
+            self._states.save(step, params, _about(self._name, found=found))
 
     def choose(self, step: int, params, found: dict[str, Any]) -> tuple[int, Any, dict[str, Any]]:
         """(step, parameters, what was measured) of the best, the last step's given."""

@@ -1,11 +1,14 @@
 """Every rule of ALGORITHM section 4 on a tree small enough to check by hand, then at random."""
 
 import collections
+import dataclasses
 import random
 
+import numpy as np
 import pytest
 
 from rstar_jax import data, steps
+from rstar_jax.data import annotated
 from rstar_jax.errors import UserError
 from tests.data import reference, samples
 from tests.data.samples import tree
@@ -466,6 +469,21 @@ def test_agrees_with_the_reference(ppm):
             assert data.curate(records, form) == (sft, made)
             kept += len(made)
     assert kept > 150
+
+
+def test_steps_that_were_stopped_are_counted():
+    """And the trajectories that go through them; a record of before does not tell."""
+    record = samples.grown(3)
+    plain, counts = collections.Counter(), collections.Counter()
+    expected = data.curate([record], counts=plain)
+    assert plain['steps_cut'] == plain['trajectories_cut'] == 0
+    trajectories = [t.nodes for t in annotated.annotate(record).trajectories()]
+    cut = np.zeros(len(record.texts), bool)
+    cut[[trajectories[0][0], len(record.texts) - 1]] = True
+    through = sum(bool(cut[list(nodes)].any()) for nodes in trajectories)
+    assert 0 < through < len(trajectories)
+    assert data.curate([dataclasses.replace(record, cut=cut)], counts=counts) == expected
+    assert (counts['steps_cut'], counts['trajectories_cut']) == (2, through)
 
 
 def test_streaming_gives_the_same(tmp_path):

@@ -93,7 +93,9 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def mesh():
-    return parallel.global_mesh(fsdp=4, tensor=2)
+    mesh = parallel.global_mesh(fsdp=4, tensor=2)
+    parallel.peak_flops(mesh, 'float32')  # measured once in a process, on an array of its own
+    return mesh
 
 
 @pytest.fixture(scope='module')

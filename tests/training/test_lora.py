@@ -15,7 +15,7 @@ from rstar_jax.errors import UserError
 from rstar_jax.models import decoder as decoders
 from rstar_jax.models import weights
 from rstar_jax.parallel import global_mesh
-from rstar_jax.training import checkpoints, examples, lora, losses, recompute, trainer
+from rstar_jax.training import checkpoints, examples, layers, lora, losses, recompute, trainer
 from tests.models import tiny_torch
 
 RANK = 3
@@ -127,7 +127,7 @@ def test_gradients_are_those_of_full_training(loss, changes, kept):
     (batch,) = micros.batches
 
     def function(params):
-        return losses.BY_NAME[loss](model.config, params, batch, None, SETTINGS)[0]
+        return losses.BY_NAME[loss](model.config, layers.stack(params), batch, None, SETTINGS)[0]
 
     full = merged(frozen, trained)
     with recompute.room(kept):
@@ -136,9 +136,9 @@ def test_gradients_are_those_of_full_training(loss, changes, kept):
         expected, dense = jax.jit(jax.value_and_grad(function))(full)
     assert float(value) == pytest.approx(float(expected), rel=1e-5)
     grads, dense, trained = map(weights.flatten, (grads, dense, trained))
-    layers = [path for path in dense if lora.DENSE.fullmatch(path)]
-    assert len(layers) == 7 * model.config.num_layers
-    for path in layers:
+    paths = [path for path in dense if lora.DENSE.fullmatch(path)]
+    assert len(paths) == 7 * model.config.num_layers
+    for path in paths:
         module = path.removesuffix('/weight')
         a, b = trained.pop(f'{module}/lora_a'), trained.pop(f'{module}/lora_b')
         close(grads[f'{module}/lora_a'], lora.SCALE * b.T @ dense[path])
@@ -166,7 +166,7 @@ def test_no_gradient_of_a_frozen_weight_is_computed(kept):
     def products(params, *rest):
         def function(params, *rest):
             joined = lora.joined(*rest, params) if rest else params
-            return losses.sft(policy.config, joined, batch, None, SETTINGS)[0]
+            return losses.sft(policy.config, layers.stack(joined), batch, None, SETTINGS)[0]
 
         with recompute.room(kept):
             text = jax.jit(jax.grad(function)).lower(params, *rest).compile().as_text()
@@ -240,11 +240,13 @@ def test_state_has_the_bytes_of_what_is_trained(dtype):
     # Weights and two moments in float32, the counts of Adam and of the schedule.
     assert sum(x.nbytes for x in jax.tree.leaves(state)) == 3 * 4 * trained + 2 * 4
     frozen = weights.flatten(compiled._frozen)
-    assert {frozen[path].dtype for path in weights.flatten(model.params)} == {jnp.dtype(dtype)}
+    paths = weights.flatten(layers.stack(model.params))
+    assert {frozen[path].dtype for path in paths} == {jnp.dtype(dtype)}
     encoded = encoded_for('sft', model.tokenizer)
     (batch,) = trainer.Micros(encoded, range(8), settings(micro_batch=8), compiled.mesh).batches
     value = float(compiled.evaluate(state['params'], batch)['loss'])
-    expected = jax.jit(lambda p: losses.sft(model.config, p, batch, None, None)[0])(model.params)
+    params = layers.stack(model.params)
+    expected = jax.jit(lambda p: losses.sft(model.config, p, batch, None, None)[0])(params)
     assert value == pytest.approx(float(expected), rel=1e-5 if dtype == 'float32' else 2e-2)
 
 
@@ -268,17 +270,17 @@ def test_meshes_change_nothing():
         compiled = trainer.Compiled(model.config, config, 'sft', mesh, 4, rows)
         state = compiled.init(model.params)
         places = jax.tree.map(lambda x: x.sharding, state['params'])
-        params = jax.device_put(moved, places)
+        params = jax.device_put(layers.stack(moved), places)
         (batch,) = trainer.Micros(encoded, range(8), config, mesh).batches
         grads, _ = compiled.accumulate(compiled.zeros(params), params, batch, 1 / 8, (0, 0))
         ended.append(jax.tree.map(np.array, (grads, compiled.whole(params))))
     for x, y in zip(*map(jax.tree.leaves, ended), strict=True):
         close(y, x)
-    layer = places['layers']['0']
+    layer = places['layers']
     for block, name, a, b in (
-        ('attention', 'q', (None, 'fsdp'), ('tensor',)),
-        ('mlp', 'up', (None, 'fsdp'), ('tensor',)),
-        ('mlp', 'down', (None, 'tensor'), ('fsdp',)),
+        ('attention', 'q', (None, None, 'fsdp'), (None, 'tensor')),
+        ('mlp', 'up', (None, None, 'fsdp'), (None, 'tensor')),
+        ('mlp', 'down', (None, None, 'tensor'), (None, 'fsdp')),
     ):
         specs = [tuple(layer[block][name][part].spec) for part in ('lora_a', 'lora_b')]
         assert specs == [a, b]

@@ -13,7 +13,7 @@ from rstar_jax import models
 from rstar_jax.models import attention as plain
 from rstar_jax.models import decoder as decoders
 from rstar_jax.models import heads
-from rstar_jax.training import attention, losses, packing, recompute
+from rstar_jax.training import attention, layers, losses, packing, recompute
 
 SETTINGS = types.SimpleNamespace(dropout=0.0, squash='tanh')
 
@@ -135,7 +135,7 @@ def test_packed_sft_equals_sequences_one_by_one(tied, kept):
         return total
 
     def function(params):
-        return losses.sft(shape, params, batch, None, SETTINGS)[0]
+        return losses.sft(shape, layers.stack(params), batch, None, SETTINGS)[0]
 
     with recompute.room(kept):
         value, gradients = jax.jit(jax.value_and_grad(function))(params)
@@ -189,7 +189,7 @@ def test_packed_pairs_with_shared_prefixes_equal_plain_ones(squash):
     settings = types.SimpleNamespace(dropout=0.0, squash=squash)
 
     def function(params):
-        return losses.pairwise(shape, params, batch, None, settings)
+        return losses.pairwise(shape, layers.stack(params), batch, None, settings)
 
     (value, metrics), gradients = jax.jit(jax.value_and_grad(function, has_aux=True))(params)
     expected, expected_gradients = jax.jit(jax.value_and_grad(reference))(params)
@@ -251,7 +251,7 @@ def test_losses_of_values_equal_torch_with_gradients(name, squash):
     settings = types.SimpleNamespace(dropout=0.0, squash=squash)
 
     def ours(params):
-        return losses.BY_NAME[name](shape, params, batch, None, settings)
+        return losses.BY_NAME[name](shape, layers.stack(params), batch, None, settings)
 
     (value, _), found = jax.jit(jax.value_and_grad(ours, has_aux=True))(params)
     assert float(value) == pytest.approx(float(expected.detach()), rel=1e-5)
@@ -265,6 +265,7 @@ def test_dropout_acts_in_training_only_and_keeps_the_mean():
     settings = types.SimpleNamespace(dropout=0.5, squash='tanh5')
     hidden = np.random.default_rng(0).normal(size=(2, 8, 32)).astype(np.float32)
 
+    params = layers.stack(params)
     function = jax.jit(lambda key: losses.pairwise(shape, params, batch, key, settings)[0])
 
     def value(key):
@@ -282,8 +283,7 @@ def test_dropout_acts_in_training_only_and_keeps_the_mean():
 
 @pytest.mark.parametrize('window', [None, 5])
 def test_blocks_of_queries_equal_plain_attention(monkeypatch, window):
-    monkeypatch.setattr(attention, 'BLOCK', 8)
-    monkeypatch.setattr(attention, 'MAX_BLOCKS', 4)
+    monkeypatch.setattr(attention, 'BLOCKS', {'cpu': 8})
     examples = pair_examples()[:2]
     batch = packed(examples, {}, length=80)
     length = 80
@@ -304,3 +304,32 @@ def test_blocks_of_queries_equal_plain_attention(monkeypatch, window):
                 out[0, at][: len(places)], expected[: len(places)], atol=2e-6
             )
         start += len(laid.tokens)
+
+
+@pytest.mark.parametrize('window, length', [(None, 75), (5, 80)])
+def test_gradients_of_blocks_are_those_of_plain_attention(monkeypatch, window, length):
+    monkeypatch.setattr(attention, 'BLOCKS', {'cpu': 8})
+    batch = packed(pair_examples()[:2], {}, length=80)
+    end, positions = (batch[name][:, :length] for name in ('end', 'positions'))
+    end = jnp.minimum(end, length)
+    rng = np.random.default_rng(0)
+    q, mixed = jnp.asarray(rng.normal(size=(2, 1, length, 4, 8)), jnp.float32)
+    k, v = jnp.asarray(rng.normal(size=(2, 1, length, 2, 8)), jnp.float32)
+    here, there = jnp.arange(length)[:, None], jnp.arange(length)
+    seen = (there <= here) & (here < end[:, None, :])
+    if window:
+        seen &= positions[:, None, :] > positions[:, :, None] - window
+    real = (end > 0)[..., None, None]
+
+    def ours(*qkv):
+        out, _ = attention.packed(end, positions)(*qkv, None, window)
+        assert out.shape == mixed.shape
+        return jnp.sum(out * mixed)
+
+    def reference(*qkv):
+        return jnp.sum(jnp.where(real, plain.attention(*qkv, seen), 0) * mixed)
+
+    found, expected = (
+        jax.jit(jax.value_and_grad(f, (0, 1, 2)))(q, k, v) for f in (ours, reference)
+    )
+    close(found, expected, 2e-6)

@@ -9,7 +9,7 @@ import pytest
 
 from rstar_jax import models, training
 from rstar_jax.models import decoder as decoders
-from rstar_jax.training import checkpoints, losses, recompute, step
+from rstar_jax.training import checkpoints, layers, losses, recompute, step
 
 SHAPE = models.Config('qwen2', 61, 64, 512, 8, 4, 2, 16, qkv_bias=True)
 SETTINGS = types.SimpleNamespace(dropout=0.0, squash='tanh')
@@ -26,27 +26,30 @@ def optimiser():
 
 
 def test_recomputed_layers_take_little_memory(optimiser, monkeypatch):
-    params = decoders.abstract_params(SHAPE)
     batch = {
         name: jax.ShapeDtypeStruct((ROWS, LENGTH), jnp.float32 if name == 'weights' else jnp.int32)
         for name in NAMES
     }
 
-    def compiled(room):
-        """Bytes beside the arguments, and the work."""
-        loss = jax.jit(jax.grad(lambda p, b: losses.sft(SHAPE, p, b, None, SETTINGS)[0]))
+    def compiled(room, shape=SHAPE):
+        """Bytes beside the arguments, and the work, of which a loop's body counts once."""
+        params = jax.eval_shape(layers.stack, decoders.abstract_params(shape))
+        loss = jax.jit(jax.grad(lambda p, b: losses.sft(shape, p, b, None, SETTINGS)[0]))
         with recompute.room(room):
             made = loss.lower(params, batch).compile()
         return made.memory_analysis().temp_size_in_bytes, made.cost_analysis()['flops']
 
     parts, parts_work = compiled(2**30)
+    half = SHAPE.replace(num_layers=SHAPE.num_layers // 2)
+    kept = [recompute.kept_bytes(shape, ROWS, LENGTH, 4) for shape in (SHAPE, half)]
+    assert kept[0] - kept[1] == pytest.approx(parts - compiled(2**30, half)[0], rel=0.01)
     whole, whole_work = compiled(0)
-    monkeypatch.setattr(recompute, 'layers_of', lambda decoder, *_: decoder)
+    everything_kept = jax.checkpoint_policies.everything_saveable
+    monkeypatch.setattr(recompute, 'policy', lambda *_: everything_kept)
     everything, work = compiled(0)
     assert parts < 0.5 * everything and whole < 0.5 * parts
-    assert recompute.kept_bytes(SHAPE, ROWS, LENGTH, 4) == pytest.approx(parts, rel=0.2)
-    # No product is computed again but those of the attention's weights.
-    assert parts_work < 1.1 * work < whole_work
+    # No product is computed again.
+    assert parts_work < 1.01 * work < 0.9 * whole_work
 
 
 def test_a_training_takes_half_of_what_its_device_has_left():

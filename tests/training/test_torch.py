@@ -10,7 +10,7 @@ import torch
 
 from rstar_jax import models, steps, training
 from rstar_jax.models import weights
-from rstar_jax.training import checkpoints, examples, packing, trainer
+from rstar_jax.training import checkpoints, examples, layers, packing, trainer
 from tests.models import tiny_torch
 
 EPOCHS, BATCH, RATE, DECAY, CLIP = 4, 8, 2e-3, 0.1, 2.3
@@ -158,7 +158,7 @@ def test_loss_and_gradients_of_packed_pairs_are_those_of_torch(network, tmp_path
         for name, p in theirs.named_parameters()
     }
     expected = read(gradients, theirs, tmp_path / 'gradients')
-    found = weights.flatten(found)
+    found = weights.flatten(layers.unstack(found))
     for name, tensor in head.items():
         expected[f'value_head/{name}'] = tensor.grad.numpy()
     assert norm(expected.pop('output/weight')) == 0  # no part of a PPM

@@ -1,0 +1,123 @@
+"""The decoder of a training: one layer, run with the weights of one layer after the other.
+
+    a model's parameters    layers/0/attention/q/weight [out, in], layers/1/...
+    a training's            layers/attention/q/weight [L, out, in]
+
+So what is compiled is one layer forwards and one backwards, whatever their number.
+
+XLA for CPUs, where it writes one array into a stack of bfloat16, widens the whole stack before and
+narrows it behind. So there all stacks are float32: the weights, of which each layer is narrowed by
+itself, their gradients, what goes from layer to layer, and what is kept (decoder.kept).
+"""
+
+import functools
+import re
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.sharding import NamedSharding, PartitionSpec
+
+from rstar_jax import parallel
+from rstar_jax.models import decoder as decoders
+from rstar_jax.models import rope, weights
+from rstar_jax.models.sharding import STACKED
+from rstar_jax.training import attention, lora, recompute
+
+OF_A_LAYER = re.compile(r'((?:.*/)?layers/)(\d+)/(.*)')
+
+
+def stack(params: Any, release: bool = False) -> Any:
+    """A training's tree of a model's: a policy's, a PPM's, or what lora.split makes of either.
+
+    release: deletes the arrays of single layers on the way, so that few are there twice.
+    """
+    flat = weights.flatten(params)
+    of: dict[str, dict[int, jax.Array]] = {}
+    for path in list(flat):
+        if found := OF_A_LAYER.fullmatch(path):
+            of.setdefault(found[1] + found[3], {})[int(found[2])] = flat.pop(path)
+    for path, parts in of.items():
+        flat[path] = _joined([parts[i] for i in range(len(parts))], release)
+    return weights.nest(flat)
+
+
+def _joined(parts: list[jax.Array], release: bool) -> jax.Array:
+    if not release:
+        return jnp.stack(parts)
+    where = parts[0].sharding
+    if isinstance(where, NamedSharding) and where.spec:
+        where = NamedSharding(where.mesh, PartitionSpec(None, *where.spec))
+    whole = jax.jit(lambda *x: jnp.stack(x), out_shardings=where)(*parts).block_until_ready()
+    for part in parts:
+        part.delete()
+    return whole
+
+
+def unstack(params: Any, release: bool = False) -> Any:
+    """A model's tree of a training's: the reverse of `stack`.
+
+    release: deletes the stacked arrays on the way.
+    """
+    flat = {}
+    for path, leaf in weights.flatten(params).items():
+        if not (found := STACKED.match(path)):
+            flat[path] = leaf
+            continue
+        where = leaf.sharding
+        if isinstance(where, NamedSharding):
+            where = NamedSharding(where.mesh, PartitionSpec(*where.spec[1:]))
+        parts = jax.block_until_ready(jax.jit(tuple, out_shardings=where)(leaf))
+        if release:
+            leaf.delete()
+        flat |= {f'{found[0]}{i}/{path[found.end() :]}': part for i, part in enumerate(parts)}
+    return weights.nest(flat)
+
+
+def cast(params: Any, dtype: jnp.dtype) -> Any:
+    """A training's parameters of a decoder, in `dtype` as far as `run` wants them to be."""
+
+    def narrowed(path, x):
+        stays = jax.tree_util.DictKey('layers') in path and parallel.platform() == 'cpu'
+        return x if stays else x.astype(dtype)
+
+    return jax.tree_util.tree_map_with_path(narrowed, params)
+
+
+def run(config, params: Any, x: jax.Array, positions: jax.Array, attend: Callable) -> jax.Array:
+    """What comes out of the final norm, [R, T, D], of what goes into the first layer.
+
+    Args:
+      params: a training's, of a decoder, as of `cast`.
+      x: [R, T, D] in the network's dtype.
+      positions: i32[R, T].
+      attend: as of Decoder.__call__; it gets no cache.
+    """
+    cos, sin = rope.angles(config, positions)
+    windows, dtype = _windows(config), x.dtype
+    stored = decoders.stored(dtype)
+
+    def layer(x, own):
+        own, window = own
+        own = jax.tree.map(lambda p: p.astype(dtype), own)
+        seen = functools.partial(attend, window=config.window(0) if windows is None else window)
+        x, _ = lora.bind(config, own)(x.astype(dtype), cos, sin, seen, None)
+        return attention.rows_over_mesh(x.astype(stored)), None
+
+    policy = recompute.policy(config, *positions.shape, stored.itemsize)
+    # A loop forwards and one backwards: no compiler finds equal products in both.
+    layer = jax.checkpoint(layer, policy=policy, prevent_cse=False)
+    x = attention.rows_over_mesh(x.astype(stored))
+    x, _ = lax.scan(layer, x, (params['layers'], windows))
+    return decoders.normed(x.astype(dtype), params['norm']['weight'], config.norm_eps)
+
+
+def _windows(config) -> jax.Array | None:
+    """i32[L]: each layer's, where they differ."""
+    windows = {config.window(i) for i in range(config.num_layers)}
+    if len(windows) == 1:
+        return None
+    every = [config.window(i) or attention.WHOLE for i in range(config.num_layers)]
+    return jnp.array(every, jnp.int32)

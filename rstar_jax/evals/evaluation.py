@@ -269,7 +269,11 @@ class _Task:
         if others := wanted - found.keys():
             with self._store(kind) as store:
                 # With a budget, some trees are left out.
-                found |= {key: Outcome.of(store[key]) for key in sorted(others & store.keys())}
+                theirs = {key: Outcome.of(store[key]) for key in sorted(others & store.keys())}
+            found |= theirs
+            if theirs:  # which were under way for as long as this process has waited
+                clock.tick()
+                clock.keep()
         return clock.seconds
 
     def _store(self, kind: str) -> TreeStore:

@@ -51,6 +51,7 @@ def get_config() -> ConfigDict:
     for training in (config.training.bootstrap, config.training.sft, config.training.ppm):
         training.length = 256
         training.micro_batch = 16
+        training.one_size = True
         training.dtype = 'float32'
     config.training.sft.epochs = 6
     config.training.sft.batch_size = 16

@@ -242,6 +242,10 @@ TRAINING_KEYS: dict[str, tuple[Any, str]] = {
     'batch_size': (128, 'examples in one step of the optimiser'),
     'length': (4096, 'longest example, in tokens; longer ones are dropped and counted'),
     'micro_batch': (1, 'rows of `length` tokens on each device at once; of shorter ones more'),
+    'one_size': (
+        False,
+        'all rows have one length: fewer shapes to compile, more padding; for small models',
+    ),
     'learning_rate': (7e-6, 'of the first step; LoRA wants one about ten times as high'),
     'lora': (
         0,

@@ -82,6 +82,7 @@ def _default(**special) -> 'ConfigDict':
             'batch_size': 128,  # examples of one optimiser step
             'length': 4096,  # tokens; longer examples are dropped and counted
             'micro_batch': 1,  # rows of `length` run at once per device; shorter rows: more
+            'one_size': False,  # all rows as long: fewer shapes to compile, more padding
             'learning_rate': 7e-6,
             'schedule': 'linear',  # or 'cosine'; both from the first step down to 0
             'lora': 0,  # rank of LoRA, see training.lora; 0 = all weights are trained

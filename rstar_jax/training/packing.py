@@ -147,8 +147,13 @@ def _joined(a: Example, b: Example) -> Example:
     )
 
 
-def row_lengths(length: int, longest: int) -> list[int]:
-    """The row lengths in use: powers of two from SMALLEST_ROW, `length` itself, and `longest`."""
+def row_lengths(length: int, longest: int, one_size: bool = False) -> list[int]:
+    """The row lengths in use: powers of two from SMALLEST_ROW, `length` itself, and `longest`.
+
+    one_size: that one alone: fewer shapes to compile, and more padding.
+    """
+    if one_size:
+        return [max(length, longest)]
     powers = (SMALLEST_ROW << i for i in range(32))
     sizes = [size for size in powers if size < length]
     return [*sizes, length, longest] if longest > length else [*sizes, length]

@@ -142,7 +142,7 @@ class Training:
         """As the trainer would choose them."""
         settings, paired = self.settings, self.loss == 'pairwise'
         size = settings.length * (2 if paired else 1)  # a pair lies in one row
-        lengths = packing.row_lengths(settings.length, size)
+        lengths = packing.row_lengths(settings.length, size, settings.one_size)
         multiple = self.mesh.shape['data'] * self.mesh.shape['fsdp']
         budget = settings.micro_batch * settings.length * multiple
         count = settings.batch_size

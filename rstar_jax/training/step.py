@@ -11,7 +11,7 @@ import os
 import re
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -33,13 +33,27 @@ RESULTS = {'step': 3, 'accumulate': 2, 'update': 2}
 Batch = Mapping[str, np.ndarray]
 
 
-def schedule(settings, steps: int) -> optax.Schedule:
-    """What rates are multiplied by at each step: 1 to 0 over `steps`, without a warm-up."""
-    if settings.schedule == 'linear':
-        return optax.linear_schedule(1, 0, steps)
-    if settings.schedule == 'cosine':
-        return optax.cosine_decay_schedule(1, steps)
-    raise UserError(f'schedule={settings.schedule!r}: expected linear or cosine')
+def decay(schedule: str, done):
+    """What rates are multiplied by: from 1 to 0, without a warm-up; done: share of all steps."""
+    if schedule == 'linear':
+        return 1 - done
+    if schedule == 'cosine':
+        return (1 + jnp.cos(jnp.pi * done)) / 2
+    raise UserError(f'schedule={schedule!r}: expected linear or cosine')
+
+
+class Pace(NamedTuple):
+    """How far a training is, and how fast: part of its state, so that programs fit any training.
+
+    Attributes:
+      count: i32, steps done.
+      steps: f32, all steps.
+      rate: f32, the learning rate before decay.
+    """
+
+    count: jax.Array
+    steps: jax.Array
+    rate: jax.Array
 
 
 def optimiser(settings, steps: int, new_rows: Sequence[int] = ()) -> optax.GradientTransformation:
@@ -57,8 +71,7 @@ def optimiser(settings, steps: int, new_rows: Sequence[int] = ()) -> optax.Gradi
         *clip,
         _adam(jnp.dtype(settings.moments)),
         optax.add_decayed_weights(settings.weight_decay, _matrices),
-        optax.scale_by_learning_rate(schedule(settings, steps)),
-        _at_rates(settings, np.array(new_rows, np.int32)),
+        _at_rates(settings, steps, np.array(new_rows, np.int32)),
     )
 
 
@@ -109,23 +122,29 @@ def _matrices(params):
     return jax.tree_util.tree_map_with_path(is_matrix, params)
 
 
-def _at_rates(settings, new_rows: np.ndarray) -> optax.GradientTransformationExtraArgs:
-    """Multiplies updates by their learning rate."""
+def _at_rates(settings, steps: int, new_rows: np.ndarray) -> optax.GradientTransformationExtraArgs:
+    """Multiplies updates by their learning rate, and turns them downhill."""
+    decay(settings.schedule, 0.0)  # an unknown one is told before anything is compiled
 
-    def update(updates, state, params, *, frozen):
-        scaled = jax.tree.map(lambda x: settings.learning_rate * x, updates)
+    def init(params):
+        return Pace(jnp.int32(0), jnp.float32(steps), jnp.float32(settings.learning_rate))
+
+    def update(updates, pace, params, *, frozen):
+        factor = -decay(settings.schedule, jnp.minimum(pace.count / pace.steps, 1))
+        updates = jax.tree.map(lambda x: factor * x, updates)
+        scaled = jax.tree.map(lambda x: pace.rate * x, updates)
         for name in ('embed', 'output') if len(new_rows) else ():
             if name in updates:
                 table = (frozen or params)[name]['weight'].astype(jnp.float32)
                 rate = settings.marks_rate * jnp.sqrt(jnp.mean(jnp.square(table)))
                 rates = {'new': rate}
                 if not frozen:
-                    rates = jnp.full(table.shape[0], settings.learning_rate, table.dtype)
+                    rates = jnp.full(table.shape[0], pace.rate, table.dtype)
                     rates = {'weight': rates.at[new_rows].set(rate)[:, None]}
                 scaled[name] = jax.tree.map(jnp.multiply, rates, updates[name])
-        return scaled, state
+        return scaled, pace._replace(count=optax.safe_increment(pace.count))
 
-    return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
 class Compiled:
@@ -161,11 +180,12 @@ class Compiled:
         self._optimiser = optimiser(settings, steps, new_rows)
         if self.scales:
             self._optimiser = loss_scale.scaled(self._optimiser)
-        self._schedule = schedule(settings, steps)
+        self._steps = steps
         self._ready: dict[tuple, Any] = {}
 
     def learning_rate(self, step: int) -> float:
-        return self._settings.learning_rate * float(self._schedule(step))
+        done = min(step / self._steps, 1)
+        return self._settings.learning_rate * float(decay(self._settings.schedule, done))
 
     def init(self, params, release: bool = False) -> dict[str, Any]:
         """The state {params, optimiser} before the first step, float32; params as of layers.stack.

@@ -63,7 +63,7 @@ class Micros:
         items = packing.merge(chosen, encoded.length)
         sizes = [len(laid.tokens) for _, laid in items]
         pairs = [len(example.pairs) for example, _ in items]
-        lengths = packing.row_lengths(encoded.length, encoded.row)
+        lengths = packing.row_lengths(encoded.length, encoded.row, settings.one_size)
         multiple = mesh.shape['data'] * mesh.shape['fsdp']
         budget = settings.micro_batch * encoded.length * multiple
         micros = packing.plan(sizes, pairs, lengths, budget, multiple)

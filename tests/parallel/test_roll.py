@@ -78,7 +78,7 @@ def test_one_that_is_gone_is_named(port, dead):
     made, _ = called(port, 3)
     roll = made[dead]
     if roll._desk:  # as the system does with all of a process's connections
-        for line in roll._desk._lines.values():
+        for line in list(roll._desk._lines.values()):
             line._connection.shutdown(socket.SHUT_RDWR)
     roll._line.close()
     for other in made:

@@ -16,6 +16,7 @@ skipped, an incomplete one goes on (`ledger`), so killing a run loses at most wh
 
 import contextlib
 import functools
+import math
 import pathlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
@@ -468,8 +469,9 @@ def _training_progress(
             figures.append(f'loss {now["loss"]:.3f}')
             if 'margin' in now:  # of pairs
                 figures.append(f'{percent(now["accuracy"])} right by {now["margin"]:.3f}')
-            figures.append(f'{now["tokens_per_second"]:.0f} tokens/s')
-            figures.append(f'{100 * now["mfu"]:.0f} % of peak')
+            if not math.isnan(now['seconds_left']):  # a training that goes on has done nothing yet
+                figures.append(f'{now["tokens_per_second"]:.0f} tokens/s')
+                figures.append(f'{100 * now["mfu"]:.0f} % of peak')
         line.show(', '.join([*figures, _times(now)]), now['step'] / now['steps'])
         round_.events.add(f'round{round_.number}/{name}', now, int(now['step']))
 

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # The job as a JobSet on a GKE cluster, on TPU slices or on GPU nodes. Needs kubectl, the JobSet
 # controller in the cluster, an image with this project, and a claim for the disk of the workdir,
-# which is mounted at /work.
+# which is mounted at /mnt/rstar.
 #
 #   NAME=round1 IMAGE=... CLAIM=work HOSTS=16 TPU=tpu-v5-lite-podslice TOPOLOGY=8x8 CHIPS=4 \
-#     bash launch/gke.sh [--dry-run] --config=FILE --workdir=/work/run
+#     bash launch/gke.sh [--dry-run] --config=FILE --workdir=/mnt/rstar/run
 #   NAME=round1 IMAGE=... CLAIM=work HOSTS=4 GPUS=8 \
-#     bash launch/gke.sh [--dry-run] --config=FILE --workdir=/work/run
+#     bash launch/gke.sh [--dry-run] --config=FILE --workdir=/mnt/rstar/run
 #
 # --dry-run prints the JobSet. Preempted, or lost with a node, the job is started again and goes on;
 # a mistake of the user (exit code 2) ends it.
@@ -92,7 +92,7 @@ spec:
                   $resource
               volumeMounts:
               - name: work
-                mountPath: /work
+                mountPath: /mnt/rstar
             volumes:
             - name: work
               persistentVolumeClaim:

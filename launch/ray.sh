@@ -2,8 +2,8 @@
 # The search of a run on a Ray cluster whose machines come and go; the other stages then run where
 # training does, on the same workdir.
 #
-#   bash launch/ray.sh [--dry-run] launch/ray_cluster.yaml --config=FILE --workdir=/work/run
-#   RAY_ADDRESS=HOST:6379 bash launch/ray.sh [--dry-run] - --config=FILE --workdir=/work/run
+#   bash launch/ray.sh [--dry-run] launch/ray_cluster.yaml --config=FILE --workdir=/mnt/rstar/run
+#   RAY_ADDRESS=HOST:6379 bash launch/ray.sh [--dry-run] - --config=FILE --workdir=/mnt/rstar/run
 #
 # The first form starts the cluster that the file describes, the second uses one that is up, from a
 # machine that is part of it (`ray start --address=HOST:6379 --num-cpus=0`).

@@ -11,7 +11,7 @@ import yaml
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
 LAUNCH = REPOSITORY / 'launch'
-RUN = ['--config=experiments/round3.py', '--workdir=/work/run with a space']
+RUN = ['--config=experiments/round3.py', '--workdir=/mnt/rstar/run with a space']
 
 
 def dry(script: str, *arguments: str, **environment: str) -> str:
@@ -47,7 +47,7 @@ def test_local_processes_are_told_of_each_other():
     for number, line in enumerate(lines):
         assert f"'JAX_PROCESS_ID={number}'" in line and "'JAX_NUM_PROCESSES=3'" in line
         assert "'JAX_COORDINATOR_ADDRESS=localhost:4000'" in line
-        assert line.endswith("'--workdir=/work/run with a space'")
+        assert line.endswith("'--workdir=/mnt/rstar/run with a space'")
 
 
 def test_local_processes_end_with_the_code_of_what_they_ran():

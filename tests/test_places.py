@@ -167,17 +167,17 @@ def test_stores_that_cannot_be_reached_are_one_line(tmp_path):
 def test_a_disk_that_cannot_be_written_is_one_line(monkeypatch, capsys, number):
     def run():
         try:
-            raise OSError(number, os.strerror(number), '/work/round1/x')
+            raise OSError(number, os.strerror(number), '/mnt/rstar/round1/x')
         except OSError as error:
             raise RuntimeError('while writing') from error
 
     assert main.guarded(run) == 2
     error = capsys.readouterr().err
-    assert error.startswith(f'error: /work/round1/x: {os.strerror(number)}: ')
+    assert error.startswith(f'error: /mnt/rstar/round1/x: {os.strerror(number)}: ')
     assert error.count('\n') == 1
 
     def in_a_library():
-        raise ValueError(f'INTERNAL: Error writing "/work/x": {os.strerror(number)}')
+        raise ValueError(f'INTERNAL: Error writing "/mnt/rstar/x": {os.strerror(number)}')
 
     assert main.guarded(in_a_library) == 2
     assert capsys.readouterr().err.count('\n') == 1

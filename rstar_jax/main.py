@@ -6,7 +6,8 @@ usage: python -m rstar_jax.main --config=FILE --workdir=DIR [--config.KEY=VALUE 
   --config.KEY=VALUE       changes one setting; --config=FILE --help lists them all
   --workdir=DIR            where everything that is made goes; the same command goes on from there;
                            a folder, or of an object store, such as gs://BUCKET/RUN
-  --stages=A,B             only these stages of: bootstrap, search, curate, sft, ppm, eval, export
+  --stages=A,B             only these stages of: bootstrap, synthesize, search, curate, sft, ppm,
+                           eval, export
   --plan=TOPOLOGY[,...]    compile search and trainings for a TPU slice, for example v5e:4x8, and
                            print what they would take; runs nothing
   --problems=N             with --plan and the --workdir of a small run: hours and chip-hours of a

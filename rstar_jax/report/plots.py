@@ -341,7 +341,7 @@ ENDINGS = {
     int(Status.CODE_ERRORS): ('code errors', 'amber'),
     int(Status.TOO_DEEP): ('too many steps', 'violet'),
     int(Status.UNPARSABLE): ('unparsable', 'muted'),
-    int(Status.EXHAUSTED): ('nothing left below', 'teal'),
+    int(Status.EXHAUSTED): ('exhausted', 'teal'),
     int(Status.OPEN): ('open', 'paper'),
 }
 

@@ -196,7 +196,9 @@ def headlines(run: Run) -> list[tuple[str, str, str]]:
         if searched:
             number, row = searched[-1]
             search = row['search']
-            more = f'{policy_name(number)}, majority of {search["trajectories"]} trees'
+            trees = search['trajectories']
+            chosen = f'majority of {trees} trees' if trees > 1 else 'one tree'
+            more = f'{policy_name(number)}, {chosen}'
             if search.get('any') is not None:
                 more += f'; any right: {percent(search["any"])}'
             made.append((f'{name}, with search', percent(search.get('majority')), more))

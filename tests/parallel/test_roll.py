@@ -1,6 +1,8 @@
 """Processes that keep in touch: who is missing, who is gone, and the count that all share."""
 
 import socket
+import subprocess
+import sys
 import threading
 import time
 
@@ -73,20 +75,27 @@ def test_the_first_is_named_where_nobody_answers(port):
     assert errors[0].startswith(f'process 0 of 2: localhost:{port} was not reached within 1 s (')
 
 
+_PROCESS = """
+import sys, time
+from rstar_jax.parallel.roll import Roll
+port, number, count = map(int, sys.argv[1:])
+Roll('localhost', port, number, count, print).call(60.0)
+time.sleep(600)
+"""
+
+
 @pytest.mark.parametrize('dead', [0, 1])
 def test_one_that_is_gone_is_named(port, dead):
-    made, _ = called(port, 3)
-    roll = made[dead]
-    if roll._desk:  # as the system does with all of a process's connections
-        for line in list(roll._desk._lines.values()):
-            line._connection.shutdown(socket.SHUT_RDWR)
-    roll._line.close()
-    for other in made:
-        if other is not roll:
-            assert other._lost.event.wait(10)
-            number, text, code = other._lost[0]
-            assert (number, code) == (dead, GONE)
-            assert text.startswith(f'process {dead} (') and text.endswith(') is gone')
+    process = subprocess.Popen([sys.executable, '-c', _PROCESS, str(port), str(dead), '3'])
+    made, errors = called(port, 3, come=[n for n in range(3) if n != dead], seconds=60.0)
+    process.kill()
+    process.wait()
+    assert errors == []
+    for roll in made:
+        assert roll._lost.event.wait(10)
+        number, text, code = roll._lost[0]
+        assert (number, code) == (dead, GONE)
+        assert text.startswith(f'process {dead} (') and text.endswith(') is gone')
 
 
 def test_one_that_is_silent_is_named(port, monkeypatch):

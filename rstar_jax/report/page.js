@@ -52,7 +52,7 @@ function showList() {
       (row) => `<a class="row" href="#tree=${row.name}">
     <span class="mark ${['wrong', 'right'][row.solved] ?? 'open'}">${['✗', '✓'][row.solved] ?? '·'}</span>
     <span class="q">${escaped(row.question)}</span>
-    <span class="facts">${escaped(row.label)} · ${row.index}/${row.tree} · ${row.nodes.toLocaleString('en')} nodes</span></a>`,
+    <span class="facts">${escaped(row.label)} · problem ${row.index}${row.tree ? `, tree ${row.tree}` : ''} · ${row.nodes.toLocaleString('en')} nodes</span></a>`,
     )
     .join('');
   $('#counted').textContent =

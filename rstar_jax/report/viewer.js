@@ -5,6 +5,7 @@
 //   tree --layout--> which nodes are shown, and their rows --paint--> edges, nodes, labels
 
 const READABLE = 12; // pixels between rows from which on there are texts
+const LETTER = 5.9; // pixels, on average
 
 class TreeView {
   // canvas: drawn on; chosen(i): called with a node that the reader picks.
@@ -85,12 +86,21 @@ class TreeView {
   fit() {
     const {w, h, rows, deepest} = this;
     this.rh = clamp((h - 60) / rows, 0.02, 34);
-    const label = this.rh < READABLE ? 0 : Math.min(170, 0.3 * w); // beside the last nodes
+    const label = this.rh < READABLE ? 0 : Math.min(this.besideLeaves(), 0.3 * w);
     this.cw = clamp((w - label - 60) / deepest, 22, 210);
     this.least = this.rh;
     this.ox = clamp((w - this.cw * deepest - label) / 2, 24, 160);
     this.oy = (h - this.rh * (rows - 1)) / 2;
     this.draw();
+  }
+
+  // Pixels that the texts beside the last nodes take.
+  besideLeaves() {
+    const {tree, shown} = this;
+    let longest = 0;
+    for (const i of this.order)
+      if (!tree.children[i].some((j) => shown[j])) longest = Math.max(longest, label(tree, i).length);
+    return Math.min(170, 14 + LETTER * longest);
   }
 
   zoom(factor, x = this.w / 2, y = this.h / 2) {
@@ -112,7 +122,8 @@ class TreeView {
     if (this.rh < 14) this.rh = 18;
     if (this.cw < 60) this.cw = Math.min(120, Math.max(60, this.w / 4));
     const [x, y] = this.place(i);
-    if (x < 30 || x > this.w - Math.min(120, 0.4 * this.w)) this.ox += 0.4 * this.w - x;
+    const text = 20 + LETTER * Math.min(17, label(this.tree, i).length);
+    if (x < 30 || x > this.w - Math.min(text, 0.4 * this.w)) this.ox += 0.4 * this.w - x;
     if (y < 40 || y > this.h - 40) this.oy += 0.5 * this.h - y;
     this.draw();
   }
@@ -266,7 +277,7 @@ class TreeView {
       const [x, y] = this.place(i),
         leaf = !tree.children[i].some((j) => this.shown[j]);
       const room = leaf ? Math.max(cw - 22, Math.min(260, w - x - 14)) : cw - 22;
-      const most = Math.floor(room / 5.9);
+      const most = Math.floor(room / LETTER);
       if (most < 6 || i >= born) continue;
       let text = label(tree, i);
       if (text.length > most) text = text.slice(0, most - 1) + '…';

@@ -158,7 +158,7 @@ class TreeView {
     this.pending = true;
     requestAnimationFrame(() => {
       this.pending = false;
-      this.paint();
+      if (this.tree) this.paint();
     });
   }
 

@@ -1,5 +1,6 @@
 """The page and the tree viewer in a real browser, without a network."""
 
+import html
 import pathlib
 import shutil
 
@@ -275,8 +276,27 @@ def test_a_tree_that_is_not_there_is_told(browser, workdir, tmp_path):
     assert (
         'round1-search-0-0.js is not beside this page' in made.page.locator('#trouble').inner_text()
     )
+    assert made.panel == ''  # of the tree before
     made.page.keyboard.press('Escape')
     assert made.page.locator('#viewer').is_hidden()
+    made.open('round3-search-0-0')
+    assert 'The problem' in made.panel
+    made.context.close()
+
+
+def test_links_work_within_a_notebook(browser, workdir, tmp_path):
+    """There the page is a frame without an address of its own."""
+    page = (workdir / 'report' / 'index.html').read_text(encoding='utf-8')
+    around = tmp_path / 'notebook.html'
+    around.write_text(f'<iframe srcdoc="{html.escape(page)}" style="width: 90vw; height: 90vh">')
+    made = Watched(browser, around)
+    frame = made.page.frames[1]
+    frame.click('nav a[href="#trees"]')
+    frame.click('.card .button')
+    frame.wait_for_selector('#viewer[data-drawn]')
+    frame.click('[data-key=Escape]')
+    assert frame.locator('#viewer').is_hidden() and frame.locator('#better').is_visible()
+    assert made.said == []
     made.context.close()
 
 

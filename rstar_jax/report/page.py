@@ -136,7 +136,7 @@ def _head(part: Part, several: bool) -> str:
         status = f'<span class="status going">{name}: {clock(current.seconds)} so far</span>'
     tiles = ''.join(
         f'<div class="tile"><div class="what">{_text(what)}</div><div class="value">{_text(value)}'
-        f'</div><div class="more">{_text(more)}</div></div>'
+        f'</div><div class="more">{_text(more).replace(" %", "&nbsp;%")}</div></div>'
         for what, value, more in tables.headlines(run)
     )
     heading = 'h2' if several else 'h1'

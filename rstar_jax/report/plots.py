@@ -42,10 +42,10 @@ def accuracy(runs: Sequence[Run], folder: pathlib.Path, prefix: str = '') -> lis
     """Percent right by round: for each benchmark the policy alone, and with search."""
     made = []
     for name in tables.benchmarks(result for run in runs for result in run.results):
-        modes = tables.modes_of(runs[0].results) if len(runs) == 1 else ('majority',)
+        modes = tables.modes_of(runs[0].results) if len(runs) == 1 else {'majority': ''}
         curves = {
-            'alone': _curves(runs, name, ('greedy',)),
-            'search': _curves(runs, name, [mode for mode in MODES if mode in modes]),
+            'alone': _curves(runs, name, {'greedy': tables.HEADINGS['greedy']}),
+            'search': _curves(runs, name, {mode: modes[mode] for mode in MODES if mode in modes}),
         }
         rounds = sorted({x for part in curves.values() for curve in part for x, *_ in curve.points})
         known = {
@@ -87,12 +87,11 @@ class _Curve:
     points: list[tuple[float, ...]]
 
 
-def _curves(runs: Sequence[Run], name: str, modes: Sequence[str]) -> list[_Curve]:
+def _curves(runs: Sequence[Run], name: str, modes: Mapping[str, str]) -> list[_Curve]:
     found = []
     for place, run in enumerate(runs):
-        for mode in modes:
+        for mode, label in modes.items():
             colour, style = MODES[mode]
-            label = tables.HEADINGS[mode]
             if len(runs) > 1:
                 colour, label = ('blue', 'amber')[place], run.name
             if points := _points(run.results, name, mode):

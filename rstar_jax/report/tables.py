@@ -217,7 +217,7 @@ def headlines(run: Run) -> list[tuple[str, str, str]]:
         (first, start), (last, end) = rows[0], rows[-1]
         more = f'{policy_name(last)}, {end["problems"]} problems'
         if last != first:
-            more += f'; {policy_name(first)}: {percent(start["greedy"])}'
+            more = f'{policy_name(last)}; {policy_name(first)}: {percent(start["greedy"])}'
         made.append((f'{name}, policy alone', percent(end['greedy']), more))
         searched = [(number, row) for number, row in rows if row['search']]
         if searched:

@@ -17,15 +17,20 @@ BIG, SECONDS = 5000, 1.0
 DESK, PHONE = {'width': 1280, 'height': 800}, {'width': 390, 'height': 844}
 
 
+def launched(playwright):
+    """The machine's browser or playwright's own; None where there is none."""
+    own = pathlib.Path(playwright.chromium.executable_path)
+    path = own if own.exists() else next(filter(None, map(shutil.which, BROWSERS)), None)
+    # No sandbox: it cannot be had by root, and these pages are ours.
+    return path and playwright.chromium.launch(executable_path=path, args=['--no-sandbox'])
+
+
 @pytest.fixture(scope='module')
 def browser():
     with sync_api.sync_playwright() as playwright:
-        own = pathlib.Path(playwright.chromium.executable_path)
-        path = own if own.exists() else next(filter(None, map(shutil.which, BROWSERS)), None)
-        if path is None:
+        made = launched(playwright)
+        if made is None:
             pytest.skip('no browser: python -m playwright install chromium')
-        # No sandbox: it cannot be had by root, and these pages are ours.
-        made = playwright.chromium.launch(executable_path=path, args=['--no-sandbox'])
         yield made
         made.close()
 

@@ -139,7 +139,7 @@ def judges(results: Sequence[Results]) -> Rows:
                 ]
             )
     heading = ['benchmark', 'policy', 'answers of', 'pairs right-wrong']
-    return [[*heading, 'PPM ranks rightly', 'likelihood does'], *rows] if rows else []
+    return [[*heading, 'PPM ranks rightly, %', 'likelihood, %'], *rows] if rows else []
 
 
 def _strategies(results: Sequence[Results]) -> Iterator[tuple[Results, str, str, Figures]]:
@@ -171,18 +171,16 @@ def accuracy_notes(results: Sequence[Results]) -> list[str]:
     """What has to be known to read the table, and what each round has won or lost."""
     figures = [row for result in results for row in result['benchmarks'].values()]
     counts = {row['search']['trajectories'] for row in figures if row['search']}
-    notes = []
-    if any('answered' in row for row in figures):
-        notes.append('Answered: the share of solutions of the policy alone that reach an answer.')
+    if not figures:
+        return []
+    searched = ''
     if counts:
         of = ' or '.join(map(str, sorted(counts))) + ' trees' if counts != {1} else 'one tree'
-        notes.append(
-            f'Percent right [95 % interval]. All but "policy alone": search, {of} a problem.'
-        )
-    if figures:
-        notes.append(
-            'Tokens, seconds and FLOPs are for one problem, of the search where there is one.'
-        )
+        searched = f' and of the search with {of} a problem'
+    notes = [f'Percent right [95 % interval] of the policy alone{searched}.']
+    if any('answered' in row for row in figures):
+        notes.append('Answered: the share of solutions of the policy alone that reach an answer.')
+    notes.append('Tokens, seconds and FLOPs are for one problem, of the search where there is one.')
     return notes + [
         note
         for before, after in itertools.pairwise(results)

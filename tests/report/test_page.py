@@ -147,7 +147,7 @@ def test_of_one_tree_a_problem_there_is_one_answer(tmp_path):
         *('policy alone', 'answered', 'with search', 'tokens', 'seconds', 'FLOPs'),
     ]
     assert after[5:] == ['50.0 [40-60]', '1,234', '0.26', '1.5 G']
-    assert 'search, one tree a problem.' in ' '.join(tables.accuracy_notes(found))
+    assert 'the search with one tree a problem.' in ' '.join(tables.accuracy_notes(found))
     made = run.Run(tmp_path, {}, (), tuple(found), {}, {})
     _, (_, _, more), *_ = tables.headlines(made)
     assert more == 'round 1, one tree a problem'

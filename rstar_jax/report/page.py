@@ -118,22 +118,23 @@ def _json(value: object) -> str:
 
 def _head(part: Part, several: bool) -> str:
     run = part.run
-    newest = run.settings[max(run.settings)] if run.settings else {}
-    first = run.settings[min(run.settings)] if run.settings else {}
+    first = next(iter(run.settings.values()), {})
     about = [
         f'{word} <b>{_text(str(settings[key]))}</b>'
         for word, key, settings in (
             ('policy', 'policy.path', first),
-            ('base', 'base.path', newest),
-            ('problems', 'data.problems', newest),
+            ('base', 'base.path', run.newest),
+            ('problems', 'data.problems', run.newest),
         )
         if settings.get(key)
     ]
-    current = run.current
-    status = '<span class="status">complete</span>' if run.stages else ''
-    if current is not None:
-        name = f'round {current.round}, {current.name}'
-        status = f'<span class="status going">{name}: {clock(current.seconds)} so far</span>'
+    status = ''
+    if run.complete:
+        status = '<span class="status">complete</span>'
+    elif run.stages:
+        stage = run.current or run.stages[-1]
+        so_far = 'done' if stage is not run.current else f'{clock(stage.seconds)} so far'
+        status = f'<span class="status going">round {stage.round}, {stage.name}: {so_far}</span>'
     tiles = ''.join(
         f'<div class="tile"><div class="what">{_text(what)}</div><div class="value">{_text(value)}'
         f'</div><div class="more">{_text(more).replace(" %", "&nbsp;%")}</div></div>'

@@ -10,7 +10,7 @@ import zlib
 
 import pytest
 
-from rstar_jax import data, report, rounds, summary
+from rstar_jax import data, report, summary
 from rstar_jax.errors import UserError
 from rstar_jax.report import __main__ as command
 from rstar_jax.report import drawing, learning, plots, run, stages, tables, trees
@@ -288,6 +288,19 @@ def test_a_run_that_goes_on(tmp_path):
     assert 'SFT: loss' in report.write(tmp_path).read_text()
 
 
+def test_a_run_is_complete_when_all_is_done_that_was_asked_for(tmp_path):
+    keys = {'policy.path': 'tiny', 'stages': 'curate,export'}
+    workdirs.write(tmp_path / 'config.json', {f'round{k}': keys for k in range(1, 11)})
+    shown = []
+    for folder in ('round1/curate', 'round9/export', 'round10/curate', 'round10/export'):
+        workdirs.done(tmp_path / folder, 1)
+        text = Page(report.write(tmp_path).read_text()).text
+        shown.append(re.search(r'(round \d+, \w+: done|complete) policy tiny', text)[1])
+    assert shown == [
+        *('round 1, curate: done', 'round 9, export: done', 'round 10, curate: done', 'complete')
+    ]
+
+
 def test_a_broken_file_is_named(tmp_path):
     workdirs.finished(tmp_path, rounds=1)
     (tmp_path / 'round1' / 'eval' / 'results.json').write_text('{')
@@ -305,12 +318,12 @@ def test_results_are_ordered_by_number_the_base_model_first(tmp_path):
 
 
 def test_a_report_that_fails_stops_no_run(tmp_path, monkeypatch, capsys):
-    def broken(root):
+    def broken(root, **_):
         raise ValueError('no room')
 
     monkeypatch.setattr(report, 'write', broken)
-    rounds._report(tmp_path)
-    assert 'report: not written (ValueError: no room); the run goes on' in capsys.readouterr().out
+    assert report.attempt(tmp_path) is None
+    assert 'report: not written (ValueError: no room); all else is' in capsys.readouterr().out
 
 
 # --- trees ---

@@ -13,7 +13,7 @@ import pytest
 from rstar_jax import data, report, summary
 from rstar_jax.errors import UserError
 from rstar_jax.report import __main__ as command
-from rstar_jax.report import drawing, learning, plots, run, stages, tables, trees
+from rstar_jax.report import drawing, learning, page, plots, run, stages, tables, trees
 from rstar_jax.search.record import Record
 from tests.evals.trees import tree
 from tests.report import workdirs
@@ -61,6 +61,11 @@ def told(path) -> dict:
     name, packed = re.fullmatch(r'tree\("([^"]+)","([^"]+)"\)\n', path.read_text()).groups()
     assert name == path.stem
     return json.loads(zlib.decompress(base64.b64decode(packed)))
+
+
+def listed(page: str) -> list[dict]:
+    """The page's list of trees, by source."""
+    return json.loads(re.search(r'const SOURCES = (.*?);</script>', page)[1])
 
 
 @pytest.fixture(scope='module')
@@ -198,6 +203,16 @@ def test_the_page_is_whole_and_needs_nothing_else(workdir):
     assert not twice
     for name in re.findall(r'href="#(\w+)"', text):
         assert name in ids
+
+
+def test_the_list_of_very_many_trees_is_small(tmp_path):
+    source = trees.Source('round1-search', 'Round 1: search', tmp_path, True, 1)
+    entries = [trees.Entry('', i, 0, 1, 5000, 'x' * 90, 'why ' * 90) for i in range(30_000)]
+    sample = trees.Sample(source, 30_000, entries, trees.Steps(), [])
+    part = page.Part(run.Run(tmp_path, {}, (), (), {}, {}), [sample, sample], [], [], [], [])
+    made = page._list([part])
+    assert sum(len(row['trees']) for row in made) == page.MOST_LISTED
+    assert len(json.dumps(made)) < 4_500_000  # of 5 MB for the page
 
 
 def test_sections_come_in_the_order_of_the_questions(workdir):
@@ -366,9 +381,9 @@ def test_trees_of_an_evaluation_are_graded(tmp_path):
         for index, truth in enumerate(('0.5', '2', '')):
             problem = {'index': index, 'question': f'q{index}', 'answer': truth}
             store.append(tree(problem, 0, [(r'\frac{1}{2}', 0.5, False)]))
-    page = report.write(tmp_path).read_text()
-    rows = json.loads(re.search(r'const LIST = (.*?);</script>', page)[1])
-    assert [row['solved'] for row in rows] == [trees.RIGHT, trees.WRONG, trees.UNKNOWN]
+    (source,) = listed(report.write(tmp_path).read_text())
+    solved = [solved for _, _, solved, *_ in source['trees']]
+    assert solved == [trees.RIGHT, trees.WRONG, trees.UNKNOWN]
     names = [f'round0-sums-greedy-{i}-0.js' for i in range(3)]
     rights = [told(tmp_path / 'report' / 'trees' / name)['right'][2] for name in names]
     assert rights == [trees.RIGHT, trees.WRONG, trees.UNKNOWN]
@@ -417,9 +432,12 @@ def test_two_runs_side_by_side(tmp_path, workdir, capsys):
     page = Page(path.read_text())
     for link in page.links:
         assert link.startswith(('#', 'data:')) or (path.parent / link).is_file(), link
-    rows = json.loads(re.search(r'const LIST = (.*?);</script>', path.read_text())[1])
-    assert {row['name'][:2] for row in rows} == {'a-', 'b-'}
-    assert all((path.parent / row['file']).is_file() for row in rows)
+    sources = listed(path.read_text())
+    assert {source['name'][:2] for source in sources} == {'a-', 'b-'}
+    files = [
+        f'{s["file"]}-{index}-{number}.js' for s in sources for index, number, *_ in s['trees']
+    ]
+    assert len(files) == 18 and all((path.parent / file).is_file() for file in files)
     assert (other / 'report' / 'index.html').exists()
     assert f'policy alone, other against {workdir.name}: 0 problems won, 0 lost' in page.text
 

@@ -29,7 +29,7 @@ def begin(round_: Round, flights: data.Flights, say: Callable[[str], None]) -> G
 def _here(round_, flights, models, problems, trees, rollouts, store, progress) -> Iterator[Record]:
     config = sources.search_config(round_.config, rollouts=rollouts)
     dealt = trees[:1] if config.in_order else trees  # in order, one stands for all of a problem
-    items = [(problem, tree) for problem in problems for tree in dealt]
+    items = search.items(problems, dealt)
     name = f'{round_.folder.name} search {trees.start}'
     before = {(p['index'], tree) for p in problems for tree in range(trees.start)}
     return search.run(
@@ -47,8 +47,7 @@ def _here(round_, flights, models, problems, trees, rollouts, store, progress) -
 
 
 def _on_ray(round_, flights, say, problems, trees, rollouts, store, progress) -> Iterator[Record]:
-    items = [(problem, tree) for problem in problems for tree in trees]
-    items = [(problem, tree) for problem, tree in items if (problem['index'], tree) not in store]
+    items = [x for x in search.items(problems, trees) if (x[0]['index'], x[1]) not in store]
     if not items:
         return
     policy, ppm = (sources.searching_path(round_, kind) for kind in ('policy', 'ppm'))

@@ -162,12 +162,10 @@ def _run(arguments: list[str]) -> int:
 
 def _check_store(config: ConfigDict, workdir: str) -> None:
     """Raises UserError for what needs a workdir on a disk."""
-    from rstar_jax.parallel import hosts
-
-    several = hosts.launch_arguments(os.environ) is not None or config.job.leases == 'ray'
-    if several or config.question or config.serve.port:
-        what = 'several processes need a disk that all see' if several else 'needs a folder'
-        raise UserError(f'--workdir={workdir}: {what}, a store is for a run of one process')
+    ray, ablations = config.job.leases == 'ray', config.ablations.seeds
+    if ray or ablations or config.question or config.serve.port:
+        what = 'workers on Ray need a disk that all see' if ray else 'needs a folder'
+        raise UserError(f'--workdir={workdir}: {what}, a store is for the rounds of a run')
 
 
 def parse(path: str, arguments: Sequence[str]) -> tuple[ConfigDict, flags.FlagValues]:

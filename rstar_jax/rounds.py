@@ -93,7 +93,9 @@ def run(config: ConfigDict, workdir: str, names: Sequence[str]) -> None:
         if parallel.is_first():
             stack.enter_context(ledger.lock(root))
         if place:
-            place.pull()
+            place.begin()
+            place = place if parallel.is_first() else None
+        if place:
             stack.callback(place.push)
         events = Events(root / 'events' if parallel.is_first() else None)
         stack.callback(events.close)

@@ -1,11 +1,12 @@
 """Leases: idle hosts when trees are shared out by number, and by leases (simulated).
 
 Hosts have `rows` places for trees in flight each; a tree takes a place for a time drawn from the
-trees of a run (`--trees=WORKDIR/round1/search`: their sampled tokens, of mean `mean_seconds`; or an
-interchange file: the length of their texts), together with its question, and times a noise of mean
-1 (`noise`: deviation of its logarithm), so that no two trees are alike. Without `trees` times are of
-a gamma distribution of the given `spread` (standard deviation / mean), and questions tell nothing.
-Hosts differ in speed by `uneven` (standard deviation), and `slow` of them have half of it.
+trees of a run (`--trees=WORKDIR/round1/search`: their sampled tokens; or an interchange file: the
+length of their texts), of mean `mean_seconds`, each together with its question. It is multiplied by
+a noise of mean 1 (`noise`: deviation of its logarithm), so that no two trees are alike. Without
+`trees` times are of a gamma distribution of the given `spread` (standard deviation / mean), and
+questions tell nothing. Hosts differ in speed by `uneven` (standard deviation), and `slow` of them
+have half of it.
 
 static: lease k goes to host k modulo their number; leases: to whoever has room; both of the sizes
 that `parallel.dealt` has, and long questions first (`search.items`); as_given: leases in the order
@@ -16,7 +17,7 @@ the one that deals has to answer, on average, and in the busiest minute but the 
 
 import collections
 import heapq
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
@@ -37,7 +38,7 @@ def run(
     slow: int = 2,
     seed: int = 0,
 ) -> dict[str, float]:
-    """Returns static_idle, leases_idle, as_given_idle, hours, longest, and the load on who deals."""
+    """Returns idle shares and hours, longest, spread, and the load on who deals."""
     rng = np.random.default_rng(seed)
     times, questions = _drawn(trees, spread, noise, problems, rng)
     given = mean_seconds * times
@@ -90,7 +91,7 @@ def _drawn(
     return times * rng.lognormal(-(noise**2) / 2, noise, count), questions
 
 
-def _measured(path: str):
+def _measured(path: str) -> Iterator[tuple[int, int]]:
     """(size, length of the question) of a run's trees."""
     from rstar_jax import data
 

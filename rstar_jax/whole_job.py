@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from rstar_jax import data, ledger, parallel, planning, search, sources, training
+from rstar_jax import data, ledger, models, parallel, planning, search, sources, training
 from rstar_jax.errors import UserError
 from rstar_jax.models.checkpoint import default_dtype
 from rstar_jax.parallel.chips import Chip, find_chip, here
@@ -79,6 +79,16 @@ class Statistics:
 
 
 @dataclasses.dataclass(frozen=True)
+class Plans:
+    """Of the search and of the trainings, by their section. parameters: of a model, without the
+    output: known tokens need none."""
+
+    search: planning.Plan | None
+    trainings: dict[str, trainings.Plan]
+    parameters: int
+
+
+@dataclasses.dataclass(frozen=True)
 class Speed:
     """Of all chips at their limits. decoded, read: tokens a second that are sampled, and of known
     ones. steps: kind -> seconds of an optimiser step of usual examples."""
@@ -115,13 +125,13 @@ def plan(
         )
     if chip is None:
         raise UserError(f'--plan={topology}: the limits of {chips[0].device_kind} are not known')
-    assumed = PROCESSOR if chips[0].platform == 'cpu' else Assumed()
+    assumed = PROCESSOR if _platform(chips) == 'cpu' else Assumed()
     yield 'assumed: ' + ', '.join(
         f'{field.name} {getattr(assumed, field.name):g}' for field in dataclasses.fields(Assumed)
     )
-    models = planning.models_of(config.policy.path, config.base.path)
-    for name, shape in models.items():
-        speed = limits(config, problems, found, chips, chip, shape, stages)
+    for name, shape in planning.models_of(config.policy.path, config.base.path).items():
+        plans = compiled(config, problems, found, chips, chip.memory, shape, stages)
+        speed = limits(plans, chips, chip)
         yield f'{name} on {topology}, {len(chips)} chips, {problems:,} problems\n'
         yield from table(hours(config, problems, found, speed, assumed, stages), len(chips))
 
@@ -188,6 +198,10 @@ def statistics(workdir: pathlib.Path) -> tuple[int, Statistics]:
     )
 
 
+def _platform(chips: Sequence[Any]) -> str:
+    return chips[0].platform
+
+
 def _common(one: list[int], other: list[int]) -> list[int]:
     """What both begin with."""
     return [x for x, _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(one, other))]
@@ -217,21 +231,20 @@ def _evaluated(path: pathlib.Path) -> float:
     )
 
 
-def limits(
+def compiled(
     config: ConfigDict,
     problems: int,
     found: Statistics,
     chips: Sequence[Any],
-    chip: Chip,
+    memory: float,
     shape: Any,
     stages: Sequence[str],
-) -> Speed:
-    """Compiles the search and the trainings for the chips, described ones or those at hand."""
-    described = planning.host_chips(chips)
-    hosts, processor = len(chips) // len(described), chips[0].platform == 'cpu'
-    both = sum if processor else max  # a processor reads and computes by turns
+) -> Plans:
+    """Compiles the search and the trainings for the chips, described ones or those at hand.
 
-    decoded = read = 0.0
+    memory: bytes that a program may use on a chip.
+    """
+    processor, one = _platform(chips) == 'cpu', None
     if 'search' in stages or 'eval' in stages:
         settings = sources.search_config(config)
         longest = min(settings.path_tokens, sizes.path_room(found.path, settings.path_tokens))
@@ -241,14 +254,11 @@ def limits(
             dtype = jnp.dtype(config.policy.dtype or default_dtype())
             dtypes = dtype, state.cache_dtype('cpu', dtype)
         trees = -(-problems * config.search.trees // len(chips))
-        plan = planning.plan_model(settings, described, chip.memory, shape, trees, *dtypes)
-        if plan is None:
+        host = planning.host_chips(chips)
+        one = planning.plan_model(settings, host, memory, shape, trees, *dtypes)
+        if one is None:
             raise UserError('--plan: the search does not fit into the chips of a host')
-        step = both([plan.flops / chip.flops, plan.floor / chip.bandwidth])
-        decoded = hosts * plan.groups * plan.slots / step
-        parameters = plan.weights * plan.tensor / (2 * dtypes[0].itemsize)  # two models
-        read = len(chips) * chip.flops / (2 * parameters)
-    steps = {}
+    made = {}
     mesh = parallel.global_mesh(devices=chips)
     for section, default in (('sft', training.default_sft()), ('ppm', training.default_ppm())):
         kind = SECTIONS[section][1]
@@ -257,9 +267,27 @@ def limits(
         default.update(config.training[section])
         if processor:
             default.dtype = default.dtype or default_dtype()
-        one = trainings.plan(section, default, shape, mesh, chip.memory, round(found.tokens[kind]))
-        if one.work is None:
-            raise UserError(f'--plan: {section} does not fit into {chip.memory / 2**30:g} GiB')
+        made[section] = trainings.plan(
+            section, default, shape, mesh, memory, round(found.tokens[kind])
+        )
+        if made[section].work is None:
+            raise UserError(f'--plan: {section} does not fit into {memory / 2**30:g} GiB')
+    trunk = models.decoder.abstract_params(shape, headless=True)
+    return Plans(one, made, sum(x.size for x in jax.tree.leaves(trunk)))
+
+
+def limits(plans: Plans, chips: Sequence[Any], chip: Chip) -> Speed:
+    """What the chips do at most, each of them like `chip`."""
+    # A processor reads and computes by turns.
+    both = sum if _platform(chips) == 'cpu' else max
+    decoded = read = 0.0
+    if (search := plans.search) is not None:
+        step = both([search.flops / chip.flops, search.floor / chip.bandwidth])
+        hosts = len(chips) // (search.groups * search.tensor)
+        decoded = hosts * search.groups * search.slots / step
+        read = len(chips) * chip.flops / (2 * plans.parameters)
+    steps = {}
+    for section, one in plans.trainings.items():
         received = sum(exchange.bytes for exchange in one.work.exchanged.values())
         computing = max(one.computed / chip.flops, received / (chip.links or math.inf))
         # Parameters and moments are read and written.

@@ -513,6 +513,7 @@ def evaluate(round_: Round, stage: ledger.Stage, line: Line) -> Figures:
         round_number=None if base else round_.number,
         directory=stage.folder,
         progress=progress,
+        run_search=searching.evaluating(round_, base, line.say),
         leases=round_.config.job.leases,
     )
     for name, row in results['benchmarks'].items():

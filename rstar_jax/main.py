@@ -11,7 +11,7 @@ usage: python -m rstar_jax.main --config=FILE --workdir=DIR [--config.KEY=VALUE 
   --plan=TOPOLOGY[,...]    compile search and trainings for a TPU slice, for example v5e:4x8, and
                            print what they would take; runs nothing
   --problems=N             with --plan and the --workdir of a small run: hours and chip-hours of a
-                           round with so many problems
+                           round with so many problems; --plan=here: on this machine, as measured
   --help                   this text; with --config=FILE, that file's text and settings
 """
 

@@ -89,6 +89,8 @@ def plan(config: ConfigDict, topologies: str, stages: Sequence[str] = STAGES) ->
     planned = [name for name in ('search', 'sft', 'ppm') if name in stages]
     if not names:
         raise UserError(f'--plan={topologies}: expected a TPU slice such as v5e:2x4')
+    if 'here' in names:
+        raise UserError('--plan=here: needs --problems=N and the --workdir of a small run')
     if not planned:
         raise UserError(f'--stages={",".join(stages)}: a plan needs search, sft or ppm')
     slices = {name: slice_chips(name) for name in names}

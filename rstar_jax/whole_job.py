@@ -50,7 +50,7 @@ class Assumed:
     start: float = 600.0
 
 
-# Of a processor, against its measured limits: `python -m rstar_jax.bench plan`. It does not read
+# Of a processor, against its measured limits: `python -m rstar_jax.bench plan_here`. It does not read
 # and compute at once, and a few trees leave more slots idle in the end.
 PROCESSOR = Assumed(decode=0.5, prefill=0.4, train=0.6, idle=0.1, start=60.0)
 
@@ -118,6 +118,7 @@ def plan(
     chips = jax.devices() if topology == HERE else planning.slice_chips(topology)
     chip = find_chip(chips[0].device_kind)
     if topology == HERE:
+        parallel.keep_compiled(config.compiled)
         chip = here(default_dtype())
         yield (
             f'{chips[0].device_kind}: {chip.flops / 1e9:,.0f} GFLOP/s in {default_dtype()}, '

@@ -64,7 +64,7 @@ def run(
     trainings, of one epoch; stages, which are run.
     """
     if not model or not problems:
-        raise UserError('bench plan: needs --model=FILE and --problems=FILE')
+        raise UserError('bench plan_here: needs --model=FILE and --problems=FILE')
     import jax
 
     from rstar_jax import configs, data, planning, whole_job

@@ -52,7 +52,7 @@ class Assumed:
 
 # Of a processor, against its measured limits: `python -m rstar_jax.bench plan_here`. It does not read
 # and compute at once, and a few trees leave more slots idle in the end.
-PROCESSOR = Assumed(decode=0.5, prefill=0.4, train=0.6, idle=0.1, start=60.0)
+PROCESSOR = Assumed(decode=1.0, prefill=0.4, train=0.45, idle=0.1, start=60.0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,9 +140,11 @@ def plan(
 def table(rows: dict[str, float], chips: int) -> Iterator[str]:
     """Hours, chip-hours and share of each stage, and their sum."""
     total = sum(rows.values())
+    places = 2 if total >= 1 else 4
     yield f'{"stage":8} {"hours":>9} {"chip-hours":>12} {"share":>8}'
     for name, value in [*rows.items(), ('round', total)]:
-        yield f'{name:8} {value:>9.2f} {value * chips:>12,.0f} {percent(value / total):>8}'
+        chip_hours = f'{value * chips:,.{places - 2}f}'
+        yield f'{name:8} {value:>9.{places}f} {chip_hours:>12} {percent(value / total):>8}'
 
 
 def statistics(workdir: pathlib.Path) -> tuple[int, Statistics]:

@@ -282,7 +282,7 @@ class _Ours:
     def _pack(self):
         from rstar_jax.training import trainer
 
-        everything = range(len(self._encoded.examples))
+        everything = range(len(self._encoded))
         return trainer.Micros(self._encoded, everything, self._settings, self._mesh)
 
     def step(self) -> float:

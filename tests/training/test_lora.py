@@ -123,7 +123,7 @@ def test_gradients_are_those_of_full_training(loss, changes, kept):
     frozen, trained = drawn(model.params, rows)
     encoded = encoded_for(loss, model.tokenizer)
     mesh = checkpoints.one_device()
-    micros = trainer.Micros(encoded, range(len(encoded.examples)), settings(micro_batch=8), mesh)
+    micros = trainer.Micros(encoded, range(len(encoded)), settings(micro_batch=8), mesh)
     (batch,) = micros.batches
 
     def function(params):

@@ -449,7 +449,7 @@ def own_dtype(leaf, dtype: jnp.dtype) -> jnp.dtype:
 
 
 def _own(dtype: jnp.dtype, release: bool, leaf, where: NamedSharding) -> jax.Array:
-    """`leaf` in `dtype` (integers and scalars stay) at `where`: an array of our own, which may be donated."""
+    """`leaf` at `where` in `own_dtype`: an array of our own, which may be donated."""
     dtype = own_dtype(leaf, dtype)
     held = isinstance(leaf, jax.Array)
     there = held and leaf.dtype == dtype and leaf.sharding.is_equivalent_to(where, leaf.ndim)

@@ -107,8 +107,8 @@ class _Task:
         from rstar_jax import models
         from rstar_jax.models import decoder
 
-        make = jax.jit(decoder.init_params, static_argnums=0)
-        policy = models.Policy(self.shape, None, make(self.shape, jax.random.key(self.seed)))
+        params = decoder.init_params(self.shape, jax.random.key(self.seed))
+        policy = models.Policy(self.shape, None, params)
         if loss == 'sft':
             return policy
         ppm = models.init_ppm(policy, self.seed, 'tanh5')

@@ -319,6 +319,7 @@ FOUND = {
     'trees_solved': 'trees with a right answer',
     'trajectories_correct': 'right trajectories',
     'trajectories_wrong': 'wrong trajectories',
+    'trajectories_malformed': 'dropped: right trajectories that leave the form of a solution',
     'steps_cut': 'steps that were stopped: too long, or repeating themselves',
     'trajectories_cut': 'trajectories with such a step',
     'sft': 'SFT examples',

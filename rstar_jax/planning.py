@@ -132,7 +132,7 @@ def _trainings(
     kinds = [kind for kind in kinds if kind != 'search']
     for kind in kinds:
         yield f'{kind}: {_settings_line(config.training[kind])}'
-    yield '\n' + TRAINING_ROW.format(*TRAINING_HEADER)
+    yield f'\n{TRAINING_HEAD}'
 
     @functools.cache
     def compiled(kind: str, shape: models.Config) -> trainings.Plan:
@@ -142,8 +142,7 @@ def _trainings(
 
     for name, shape in models_of(config.base.path or config.policy.path).items():
         for kind in kinds:
-            cells = _training_cells(compiled(kind, shape), chip)
-            yield TRAINING_ROW.format(name, kind, *cells)
+            yield training_row(name, kind, compiled(kind, shape), chip)
     yield f'\n{TRAINING_NOTES}\n'
 
 
@@ -198,20 +197,11 @@ def _cells(plan: Plan | None, chip: Chip) -> list[str]:
     ]
 
 
-TRAINING_HEADER = (
-    'model',
-    'stage',
-    'fsdp',
-    'micros',
-    'held',
-    'peak',
-    'PFLOP',
-    'seconds',
-    'MFU',
-    'compile',
+TRAINING_ROW = '{:18} {:5} {:>4} {:>12} {:>6} {:>6}  {:12} {:12} {:>4} {:>7}  {}'
+TRAINING_HEAD = TRAINING_ROW.format(
+    *('model', 'stage', 'fsdp', 'micros', 'held', 'peak', 'PFLOP', 'seconds', 'MFU', 'compile'),
     'received, GB',
 )
-TRAINING_ROW = '{:18} {:5} {:>4} {:>12} {:>6} {:>6}  {:12} {:12} {:>4} {:>7}  {}'
 TRAINING_NOTES = """\
 Of a chip and one optimiser step. fsdp: chips that parameters, moments and gradients are cut over.
 micros: micro batches, rows on all chips x tokens. held: GiB of parameters, moments and frozen
@@ -221,6 +211,17 @@ MFU: at most, the first PFLOP in the longest of these times. compile: seconds he
 side by side. received: from other chips, by kind of collective."""
 
 
+def training_row(name: str, kind: str, plan: trainings.Plan, chip: Chip) -> str:
+    """A line under TRAINING_HEAD, in the terms of TRAINING_NOTES."""
+    return TRAINING_ROW.format(name, kind, *_training_cells(plan, chip))
+
+
+def least_seconds(plan: trainings.Plan, chip: Chip) -> tuple[float, float]:
+    """Of a step of what fits: by FLOPs, by bytes from other chips; the longer one bounds it."""
+    received = sum(exchange.bytes for exchange in plan.work.exchanged.values())
+    return plan.computed / chip.flops, received / chip.links
+
+
 def _training_cells(plan: trainings.Plan, chip: Chip) -> list[str]:
     micros = ' + '.join(f'{n} x {rows}x{length}' for (rows, length), n in plan.micros.items())
     about = [str(plan.mesh['fsdp']), micros, f'{plan.held / GIB:.2f}', f'{plan.peak / GIB:.2f}']
@@ -228,15 +229,14 @@ def _training_cells(plan: trainings.Plan, chip: Chip) -> list[str]:
     if work is None:
         return [*about, f'does not fit into {chip.memory / GIB:g} GiB', '', '', '', '']
     flops = plan.needed, plan.computed
-    received = {kind: exchange.bytes for kind, exchange in work.exchanged.items()}
-    seconds = plan.computed / chip.flops, sum(received.values()) / chip.links
+    seconds = least_seconds(plan, chip)
     return [
         *about,
         ', '.join(f'{x / 1e15:.2f}' for x in flops),
         ', '.join(f'{x:.2f}' for x in seconds),
         f'{plan.needed / chip.flops / max(seconds):.0%}',
         f'{work.seconds:.0f}',
-        ', '.join(f'{kind} {size / 1e9:.1f}' for kind, size in received.items()),
+        ', '.join(f'{kind} {x.bytes / 1e9:.1f}' for kind, x in work.exchanged.items()),
     ]
 
 

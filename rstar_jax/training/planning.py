@@ -26,7 +26,7 @@ from rstar_jax.models import heads, sharding, weights
 from rstar_jax.parallel import collectives
 from rstar_jax.parallel.memory import GIB
 from rstar_jax.training import attention, examples, layers, lora, losses, packing, recompute
-from rstar_jax.training.step import Compiled
+from rstar_jax.training.step import Compiled, own_dtype
 
 DTYPE = 'bfloat16'  # what a network runs in where settings.dtype is empty: plans are for TPUs
 STEPS = 1000  # of the whole training: a number in the schedule
@@ -139,8 +139,7 @@ class Training:
 
     def _placed(self, shapes: Any, dtype: jnp.dtype) -> Any:
         def placed(x, where):
-            floating = jnp.issubdtype(x.dtype, jnp.floating)
-            return jax.ShapeDtypeStruct(x.shape, dtype if floating else x.dtype, sharding=where)
+            return jax.ShapeDtypeStruct(x.shape, own_dtype(x, dtype), sharding=where)
 
         return jax.tree.map(placed, shapes, sharding.shardings(shapes, self.mesh, self.shape))
 

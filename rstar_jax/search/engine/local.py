@@ -98,7 +98,7 @@ class Engine:
         # (slots, trees) that a decode step is compiled for, and which of them is in use.
         self.decode_sizes = [(slots, self.width)]
         if not config.one_size:
-            self.decode_sizes = sizes.decode_sizes(slots, self.width)
+            self.decode_sizes = sizes.decode_sizes(slots, self.width, self.plan.copied)
         self.decode_size = len(self.decode_sizes) - 1
         cells = self.rows * config.candidates
         self.known = np.zeros(cells, np.uint8)  # the cells' states, when they were last seen
@@ -273,7 +273,6 @@ class Engine:
             self.mesh,
             config=self.policy.config,
             candidates=self.config.candidates,
-            first_answer_only=self.config.first_answer_only,
             trees=trees,
             mixed=self.policy.mixed,
             repetition=self.config.repetition,

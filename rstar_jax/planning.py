@@ -89,6 +89,8 @@ def plan(config: ConfigDict, topologies: str, stages: Sequence[str] = STAGES) ->
     planned = [name for name in ('search', 'sft', 'ppm') if name in stages]
     if not names:
         raise UserError(f'--plan={topologies}: expected a TPU slice such as v5e:2x4')
+    if 'here' in names:
+        raise UserError('--plan=here: needs --problems=N and the --workdir of a small run')
     if not planned:
         raise UserError(f'--stages={",".join(stages)}: a plan needs search, sft or ppm')
     slices = {name: slice_chips(name) for name in names}
@@ -130,7 +132,7 @@ def _trainings(
     kinds = [kind for kind in kinds if kind != 'search']
     for kind in kinds:
         yield f'{kind}: {_settings_line(config.training[kind])}'
-    yield '\n' + TRAINING_ROW.format(*TRAINING_HEADER)
+    yield f'\n{TRAINING_HEAD}'
 
     @functools.cache
     def compiled(kind: str, shape: models.Config) -> trainings.Plan:
@@ -140,8 +142,7 @@ def _trainings(
 
     for name, shape in models_of(config.base.path or config.policy.path).items():
         for kind in kinds:
-            cells = _training_cells(compiled(kind, shape), chip)
-            yield TRAINING_ROW.format(name, kind, *cells)
+            yield training_row(name, kind, compiled(kind, shape), chip)
     yield f'\n{TRAINING_NOTES}\n'
 
 
@@ -196,20 +197,11 @@ def _cells(plan: Plan | None, chip: Chip) -> list[str]:
     ]
 
 
-TRAINING_HEADER = (
-    'model',
-    'stage',
-    'fsdp',
-    'micros',
-    'held',
-    'peak',
-    'PFLOP',
-    'seconds',
-    'MFU',
-    'compile',
+TRAINING_ROW = '{:18} {:5} {:>4} {:>12} {:>6} {:>6}  {:12} {:12} {:>4} {:>7}  {}'
+TRAINING_HEAD = TRAINING_ROW.format(
+    *('model', 'stage', 'fsdp', 'micros', 'held', 'peak', 'PFLOP', 'seconds', 'MFU', 'compile'),
     'received, GB',
 )
-TRAINING_ROW = '{:18} {:5} {:>4} {:>12} {:>6} {:>6}  {:12} {:12} {:>4} {:>7}  {}'
 TRAINING_NOTES = """\
 Of a chip and one optimiser step. fsdp: chips that parameters, moments and gradients are cut over.
 micros: micro batches, rows on all chips x tokens. held: GiB of parameters, moments and frozen
@@ -219,6 +211,17 @@ MFU: at most, the first PFLOP in the longest of these times. compile: seconds he
 side by side. received: from other chips, by kind of collective."""
 
 
+def training_row(name: str, kind: str, plan: trainings.Plan, chip: Chip) -> str:
+    """A line under TRAINING_HEAD, in the terms of TRAINING_NOTES."""
+    return TRAINING_ROW.format(name, kind, *_training_cells(plan, chip))
+
+
+def least_seconds(plan: trainings.Plan, chip: Chip) -> tuple[float, float]:
+    """Of a step of what fits: by FLOPs, by bytes from other chips; the longer one bounds it."""
+    received = sum(exchange.bytes for exchange in plan.work.exchanged.values())
+    return plan.computed / chip.flops, received / chip.links
+
+
 def _training_cells(plan: trainings.Plan, chip: Chip) -> list[str]:
     micros = ' + '.join(f'{n} x {rows}x{length}' for (rows, length), n in plan.micros.items())
     about = [str(plan.mesh['fsdp']), micros, f'{plan.held / GIB:.2f}', f'{plan.peak / GIB:.2f}']
@@ -226,15 +229,14 @@ def _training_cells(plan: trainings.Plan, chip: Chip) -> list[str]:
     if work is None:
         return [*about, f'does not fit into {chip.memory / GIB:g} GiB', '', '', '', '']
     flops = plan.needed, plan.computed
-    received = {kind: exchange.bytes for kind, exchange in work.exchanged.items()}
-    seconds = plan.computed / chip.flops, sum(received.values()) / chip.links
+    seconds = least_seconds(plan, chip)
     return [
         *about,
         ', '.join(f'{x / 1e15:.2f}' for x in flops),
         ', '.join(f'{x:.2f}' for x in seconds),
         f'{plan.needed / chip.flops / max(seconds):.0%}',
         f'{work.seconds:.0f}',
-        ', '.join(f'{kind} {size / 1e9:.1f}' for kind, size in received.items()),
+        ', '.join(f'{kind} {x.bytes / 1e9:.1f}' for kind, x in work.exchanged.items()),
     ]
 
 
@@ -278,9 +280,17 @@ def host_chips(chips: Sequence[Any]) -> list[Any]:
 
 
 def plan_model(
-    settings: search.Config, chips: Sequence[Any], bytes_of_chip: float, shape: models.Config
+    settings: search.Config,
+    chips: Sequence[Any],
+    bytes_of_chip: float,
+    shape: models.Config,
+    trees: int = MANY,
+    dtype: jnp.dtype = DTYPE,
+    kv_dtype: jnp.dtype = DTYPE,
 ) -> Plan | None:
     """The plan for policy and PPM of one shape on one host's chips; None where no tree fits.
+
+    trees: that each group has to search in all. dtype, kv_dtype: of weights, and of caches.
 
     Larger groups read the weights for more sequences at once, smaller ones exchange less: takes the
     fewest chips a group, `settings.tensor` or more, whose limit by reading is near the best.
@@ -288,8 +298,9 @@ def plan_model(
     groups = []
     for tensor in range(settings.tensor, len(chips) + 1):
         if len(chips) % tensor == 0:
-            group = _State(settings, parallel.local_mesh(tensor, chips), shape)
-            if group.choose(bytes_of_chip):
+            mesh = parallel.local_mesh(tensor, chips)
+            group = _State(settings, mesh, shape, dtype, kv_dtype)
+            if group.choose(bytes_of_chip, trees):
                 groups.append(group)
     best = max((group.speed() for group in groups), default=0.0)
     return next((group.plan() for group in groups if group.speed() >= NEAR * best), None)
@@ -298,28 +309,32 @@ def plan_model(
 class _State:
     """Shapes of what a search has on the devices, in their sharding."""
 
-    def __init__(self, settings: search.Config, mesh, shape: models.Config):
+    def __init__(
+        self, settings: search.Config, mesh, shape: models.Config, dtype=DTYPE, kv_dtype=DTYPE
+    ):
         self.settings, self.mesh, self.shape = settings, mesh, shape
+        self.dtype, self.kv_dtype = dtype, kv_dtype
         self.step = settings.step_tokens
         self.scored = self.step + sizes.OUTPUT_ROOM
         self.longest = sizes.path_room(settings.path_tokens, settings.path_tokens)
-        trunk = models.decoder.abstract_params(shape, DTYPE, headless=True)
+        trunk = models.decoder.abstract_params(shape, dtype, headless=True)
         head = jax.eval_shape(lambda: heads.init_value_head(shape.embed_dim, jax.random.key(0)))
-        self.policy = self._params(models.decoder.abstract_params(shape, DTYPE))
+        self.policy = self._params(models.decoder.abstract_params(shape, dtype))
         self.ppm = self._params({'decoder': trunk, 'value_head': head})
         self.weights = parallel.bytes_on_a_device((self.policy, self.ppm))
 
-    def choose(self, bytes_of_chip: float) -> bool:
+    def choose(self, bytes_of_chip: float, trees: int = MANY) -> bool:
         """Takes the engine's own choice of trees and slots; False where not one tree fits."""
         self.free = int(bytes_of_chip - self.weights)
-        networks = [memory.Network(self.shape, DTYPE, DTYPE, x) for x in (self.step, self.scored)]
+        kinds = self.shape, self.dtype, self.kv_dtype
+        networks = [memory.Network(*kinds, room) for room in (self.step, self.scored)]
         limits = (
             sizes.largest_call(self.mesh, self.settings, scored=True),
             sizes.default_slots(self.mesh),
             self.free,
         )
         try:
-            self.chosen = memory.plan(self.settings, networks, self.mesh, MANY, *limits)
+            self.chosen = memory.plan(self.settings, networks, self.mesh, trees, *limits)
         except UserError:
             return False
         return True
@@ -361,7 +376,7 @@ class _State:
         """Bytes a chip of all that stays in memory with what was chosen."""
         trees = chosen.trees
         nodes = devices.shapes(self.mesh, tree.init, trees, self.settings.nodes)
-        kept = self._made(state.empty_kv, trees, memory.kept_room(chosen.kept))
+        kept = self._made(state.empty_kv, trees, memory.kept_room(chosen.kept), self.dtype)
         arrays = self._stops(), nodes, *self._policy(trees, chosen.slots), *self._ppm(trees)
         return self.weights + parallel.bytes_on_a_device((arrays, kept, kept))
 
@@ -389,24 +404,25 @@ class _State:
 
     def _policy(self, trees: int, slots: int) -> tuple:
         """prefix, path, cells and slots, as `decode.decode` takes them."""
-        cells = trees * self.settings.candidates
+        cells, kinds = trees * self.settings.candidates, (self.dtype, self.kv_dtype)
         return (
-            self._made(state.empty_kv, 1, 0),
-            self._made(state.empty_path, trees, self.longest),
-            self._made(state.empty_cells, cells, self.step),
-            self._made(state.empty_slots, slots, self.step),
+            self._made(state.empty_kv, 1, 0, self.kv_dtype),
+            self._made(state.empty_path, trees, self.longest, *kinds),
+            self._made(state.empty_cells, cells, self.step, *kinds),
+            self._made(state.empty_slots, slots, self.step, *kinds),
         )
 
     def _ppm(self, trees: int) -> tuple:
         """prefix, path and the cells' keys and values, as `prefill.score` takes them."""
+        cells = trees * self.settings.candidates
         return (
-            self._made(state.empty_kv, 1, 0),
-            self._made(state.empty_path, trees, self.longest),
-            self._made(state.empty_kv, trees * self.settings.candidates, self.scored),
+            self._made(state.empty_kv, 1, 0, self.kv_dtype),
+            self._made(state.empty_path, trees, self.longest, self.dtype, self.kv_dtype),
+            self._made(state.empty_kv, cells, self.scored, self.kv_dtype),
         )
 
-    def _made(self, f: Callable, rows: int, positions: int) -> Any:
-        return devices.shapes(self.mesh, f, self.shape, rows, positions, DTYPE)
+    def _made(self, f: Callable, rows: int, positions: int, *dtypes: jnp.dtype) -> Any:
+        return devices.shapes(self.mesh, f, self.shape, rows, positions, *dtypes)
 
     def _stops(self) -> state.Stops:
         table = self._whole((MARK_STATES, self.shape.vocab_size), jnp.uint8)

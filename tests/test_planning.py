@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.util
+import math
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ from jax.sharding import AbstractMesh, Mesh
 from jax.sharding import PartitionSpec as P
 
 from rstar_jax import configs, models, parallel, planning, search, training
+from rstar_jax.bench import plans
 from rstar_jax.errors import UserError
 from rstar_jax.models import published
 from rstar_jax.parallel import collectives
@@ -396,16 +398,8 @@ def test_the_table_of_trainings(monkeypatch):
         list(planning.plan(config, 'v5e:2x4', ['sft']))
 
 
-# What the log and the README claim to fit: chips, GiB of a chip, model, training, rank of LoRA.
-V5E, V6E, V5P = (planning.CHIPS[kind] for kind in ('TPU v5 lite', 'TPU v6 lite', 'TPU v5'))
-CLAIMS = [
-    *((16, V5E, 'qwen2.5-math-7b', kind, 0) for kind in ('sft', 'ppm')),
-    *((8, V6E, 'qwen2.5-math-7b', kind, 0) for kind in ('sft', 'ppm')),
-    *((4, V5P, 'qwen2.5-math-7b', kind, 0) for kind in ('sft', 'ppm')),
-    *((8, V5E, 'qwen2.5-math-1.5b', kind, 0) for kind in ('sft', 'ppm')),
-    *((1, V5E, 'qwen2.5-math-1.5b', kind, 16) for kind in ('sft', 'ppm')),
-    *((8, V5E, name, 'sft', 0) for name in ('phi3-mini-4k', 'phi3-mini-128k')),
-]
+V5E, V6E = (planning.CHIPS[kind] for kind in ('TPU v5 lite', 'TPU v6 lite'))
+KINDS = {'v5e': 'TPU v5 lite', 'v6e': 'TPU v6 lite', 'v5p': 'TPU v5'}
 
 
 def held(count, name, kind, lora):
@@ -416,9 +410,12 @@ def held(count, name, kind, lora):
     return planned.held, parallel.bytes_on_a_device(planned.state['params'])
 
 
-@pytest.mark.parametrize('count, chip, name, kind, lora', CLAIMS)
-def test_what_is_claimed_to_fit_leaves_room_for_a_micro_batch(count, chip, name, kind, lora):
-    assert sum(held(count, name, kind, lora)) < 0.8 * chip.memory
+@pytest.mark.parametrize('claim', plans.CLAIMS, ids=lambda claim: claim.name)
+def test_what_is_claimed_to_fit_leaves_room_for_a_micro_batch(claim):
+    kind, _, sides = claim.topology.partition(':')
+    count = math.prod(map(int, sides.split('x')))
+    need = sum(held(count, claim.model, claim.kind, claim.lora))
+    assert need < 0.8 * planning.CHIPS[KINDS[kind]].memory
 
 
 @pytest.mark.parametrize(

@@ -45,7 +45,7 @@ class Torch:
             ],
             lr=settings.learning_rate,
         )
-        self._weight = sum(example.weight for example in encoded.examples)
+        self._weight = sum(example.weight for example in encoded.take())
         self.loss: float | None = None
         self.norm: float | None = None
 
@@ -81,8 +81,9 @@ class Torch:
 
     def _sft(self, encoded, size: int) -> list:
         batches = []
-        for start in range(0, len(encoded.examples), size):
-            part = encoded.examples[start : start + size]
+        examples = encoded.take()
+        for start in range(0, len(examples), size):
+            part = examples[start : start + size]
             tokens, mask = self._padded([example.sequences[0] for example in part])
             labels = self._torch.full(tokens.shape, -100)
             for i, example in enumerate(part):
@@ -100,7 +101,7 @@ class Torch:
     def _pairs(self, encoded, size: int) -> list:
         pairs = [
             (example.sequences[i], example.sequences[j], weight)
-            for example in encoded.examples
+            for example in encoded.take()
             for (i, j), weight in zip(example.pairs, example.pair_weights)
         ]
         batches, size = [], max(1, size // 2)

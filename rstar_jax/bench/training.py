@@ -107,8 +107,8 @@ class _Task:
         from rstar_jax import models
         from rstar_jax.models import decoder
 
-        make = jax.jit(decoder.init_params, static_argnums=0)
-        policy = models.Policy(self.shape, None, make(self.shape, jax.random.key(self.seed)))
+        params = decoder.init_params(self.shape, jax.random.key(self.seed))
+        policy = models.Policy(self.shape, None, params)
         if loss == 'sft':
             return policy
         ppm = models.init_ppm(policy, self.seed, 'tanh5')
@@ -282,7 +282,7 @@ class _Ours:
     def _pack(self):
         from rstar_jax.training import trainer
 
-        everything = range(len(self._encoded.examples))
+        everything = range(len(self._encoded))
         return trainer.Micros(self._encoded, everything, self._settings, self._mesh)
 
     def step(self) -> float:

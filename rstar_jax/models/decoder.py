@@ -48,6 +48,17 @@ def stored(dtype: Any) -> jnp.dtype:
     return jnp.dtype(jnp.float32 if parallel.platform() == 'cpu' else dtype)
 
 
+def bits(x: jax.Array) -> jax.Array:
+    """What a training stacks frozen weights as: u16 of bfloat16 on CPUs, see training.layers."""
+    narrow = x.dtype == jnp.bfloat16 and parallel.platform() == 'cpu'
+    return lax.bitcast_convert_type(x, jnp.uint16) if narrow else x
+
+
+def of_bits(x: jax.Array) -> jax.Array:
+    """The reverse of `bits`."""
+    return lax.bitcast_convert_type(x, jnp.bfloat16) if x.dtype == jnp.uint16 else x
+
+
 def kept(x: jax.Array) -> jax.Array:
     """x, by the name of what a training's forward pass keeps: see training.recompute."""
     return checkpoint_name(x.astype(stored(x.dtype)), KEPT).astype(x.dtype)

@@ -10,6 +10,7 @@ from rstar_jax.parallel.memory import (
     device_bytes,
     free_bytes,
     give_memory_back,
+    trim,
 )
 from rstar_jax.parallel.mesh import global_mesh, local_mesh
 
@@ -35,4 +36,5 @@ __all__ = [
     'peak_flops',
     'platform',
     'take',
+    'trim',
 ]

@@ -9,7 +9,7 @@ From a call to a sampled token, five functions in as many files:
     engine.sampling.sample            the next token of every slot
 """
 
-from rstar_jax.search.begin import run
+from rstar_jax.search.begin import items, run
 from rstar_jax.search.children import Workers
 from rstar_jax.search.config import Config, greedy, sampled, trees_for
 from rstar_jax.search.endpoint import Endpoint
@@ -30,6 +30,7 @@ __all__ = [
     'Step',
     'Workers',
     'greedy',
+    'items',
     'run',
     'sampled',
     'scripted',

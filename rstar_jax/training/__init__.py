@@ -294,13 +294,13 @@ def ppm(
             named['pair_accuracy'] = found['pairs_right'] / found['pairs']
         elif 'accuracy' in found:
             named['accuracy'] = found['accuracy']
-        if answers.examples:
-            every = range(len(answers.examples))
+        if len(answers):
+            every = range(len(answers))
             found = trainer.evaluate(compiled, params, answers, every, config, 'pairwise')
             named['answer_accuracy'] = found['pairs_right'] / found['pairs']
         return named
 
-    held = sum(encoded.examples[i].count for i in held_out)
+    held = sum(encoded.counts[i] for i in held_out)
     name = 'held_out_pairs' if kind == 'pairs' else 'held_out'
     model, metrics = _finished(
         model,
@@ -314,7 +314,7 @@ def ppm(
         measure,
         release=release,
     )
-    pairs = sum(example.count for example in answers.examples)
+    pairs = sum(answers.counts)
     return model, metrics | {name: held, 'answer_pairs': pairs}
 
 
@@ -364,7 +364,7 @@ def _finished(
         release=release,
     )
     metrics |= {
-        'examples': sum(encoded.examples[i].count for i in chosen),
+        'examples': sum(encoded.counts[i] for i in chosen),
         'dropped': encoded.dropped,
     }
     model = dataclasses.replace(model, params=params)

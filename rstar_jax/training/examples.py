@@ -6,8 +6,10 @@ cut step no end.
 """
 
 import collections
+import hashlib
 import re
-from collections.abc import Collection, Iterable, Sequence
+import sys
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,63 +28,121 @@ PAIR_FIELDS: dict[str, Any] = {}
 END_OF_TEXT = 'end of text'
 MARKS = (*steps.TEMPLATE_MARKS, END_OF_TEXT)
 
+READ = 1024  # texts (groups of pairs) that are tokenised at once in the first pass
 GROUP_PAIRS = 8  # pairs of one prefix that are kept together in a batch
 
 
 class Encoded:
-    """Encoded examples and what became of the texts.
+    """The examples of a training: an index of all, and the tokens of those that are asked for.
+
+    Tokenised are, after a first pass over all, the examples of one step at a time: what stays in
+    memory of each is a few hundred bytes.
 
     Attributes:
-      examples: list[Example].
       questions: the question of each example (a reward model's: in the SFT prompt), to hold out
         whole problems.
+      counts: what each example counts towards the batch size.
+      digests: of the arrays of each example.
       dropped: number of examples (pairs) with a sequence of more than `length` tokens.
       fields: the per-token fields that packing.fill shall write.
       row: the longest row that is needed, tokens.
     """
 
-    def __init__(self, fields: dict[str, Any], length: int, row: int | None = None):
-        self.examples: list[Example] = []
+    def __init__(
+        self,
+        fields: dict[str, Any],
+        length: int,
+        row: int | None = None,
+        encode: Callable[[list], list[Example]] = list,
+    ):
+        """encode: makes examples of what `add` is told to keep of each."""
         self.questions: list[str] = []
+        self.counts: list[int] = []
+        self.digests: list[bytes] = []
         self.dropped = 0
         self.fields = fields
         self.length = length
         self.row = row or length
+        self._kept: list[Any] = []
+        self._encode = encode
 
-    def add(self, question: str, example: Example) -> None:
-        self.examples.append(example)
-        self.questions.append(question)
+    def __len__(self) -> int:
+        return len(self.counts)
+
+    def add(self, question: str, example: Example, kept: Any = None) -> None:
+        """kept: what `encode` makes the example of; None: the example itself."""
+        self.questions.append(sys.intern(question))
+        self.counts.append(example.count)
+        self.digests.append(_digest(example))
+        self._kept.append(example if kept is None else kept)
+
+    def take(self, indices: Iterable[int] | None = None) -> list[Example]:
+        """The examples of these indices; None: all of them."""
+        chosen = self._kept if indices is None else [self._kept[i] for i in indices]
+        return self._encode(chosen)
+
+
+def _digest(example: Example) -> bytes:
+    digest = hashlib.blake2b(digest_size=16)
+    for array in (*example.sequences, example.pairs, example.pair_weights):
+        digest.update(np.ascontiguousarray(array).tobytes())
+    for field in example.fields:
+        digest.update(field['targets'].tobytes())
+    return digest.digest()
+
+
+def _source(examples: Iterable[dict[str, Any]]) -> Sequence[dict[str, Any]]:
+    """What can be read at any place, again and again: stored examples stay on disk."""
+    return examples if isinstance(examples, Sequence) else list(examples)
+
+
+def _one_each(
+    examples: Iterable[dict[str, Any]],
+    question: Callable[[dict[str, Any]], str],
+    encode: Callable[[list[dict[str, Any]]], list[Example | None]],
+    fields: dict[str, Any],
+    length: int,
+) -> Encoded:
+    """One example of each text; encode: None where there is nothing to learn."""
+    source = _source(examples)
+    encoded = Encoded(fields, length, encode=lambda places: encode([source[i] for i in places]))
+    for start in range(0, len(source), READ):
+        texts = source[start : start + READ]
+        for place, (text, example) in enumerate(zip(texts, encode(texts)), start):
+            if example is None or len(example.sequences[0]) > length:
+                encoded.dropped += 1
+            else:
+                encoded.add(question(text), example, place)
+    return encoded
 
 
 def sft(examples: Iterable[dict[str, Any]], tokenizer, length: int) -> Encoded:
     """{query, response} -> SFT prompt + response + end of text, learnt from the response on."""
-    examples = list(examples)
-    if not examples:
-        return Encoded(SFT_FIELDS, length)
     end = tokenizer.eos_token_id
     if end is None:
         raise UserError(
             'the tokenizer has no eos_token: SFT cannot teach where a text ends; set it'
         )
-    prompts = _encode(tokenizer, [steps.prompt(_text(e, 'query')) for e in examples], first=True)
-    responses = [_text(e, 'response') for e in examples]
-    coded = tokenizer(responses, add_special_tokens=False, return_offsets_mapping=True)
-    encoded = Encoded(SFT_FIELDS, length)
-    for i, (example, prompt) in enumerate(zip(examples, prompts)):
-        tokens = np.array([*prompt, *coded['input_ids'][i], end], np.int32)
-        if len(tokens) > length:
-            encoded.dropped += 1
-            continue
-        learn = slice(len(prompt) - 1, len(tokens) - 1)
-        field = {name: np.zeros(len(tokens), dtype) for name, dtype in SFT_FIELDS.items()}
-        field['targets'][learn] = tokens[len(prompt) :]
-        field['weights'][learn] = 1
-        field['mark'][learn] = [
-            *_marks(responses[i], coded['offset_mapping'][i]),
-            1 + MARKS.index(END_OF_TEXT),
-        ]
-        encoded.add(example['query'], Example((tokens,), (len(prompt) - 1,), (field,)))
-    return encoded
+
+    def encode(texts):
+        prompts = _encode(tokenizer, [steps.prompt(_text(e, 'query')) for e in texts], first=True)
+        responses = [_text(e, 'response') for e in texts]
+        coded = tokenizer(responses, add_special_tokens=False, return_offsets_mapping=True)
+        parts = zip(prompts, responses, coded['input_ids'], coded['offset_mapping'])
+        return [_answered(*part, end) for part in parts]
+
+    return _one_each(examples, lambda text: text['query'], encode, SFT_FIELDS, length)
+
+
+def _answered(prompt: list[int], response: str, ids: list[int], spans: list, end: int) -> Example:
+    """ids, spans: the response's tokens, and where each begins and ends in it."""
+    tokens = np.array([*prompt, *ids, end], np.int32)
+    learn = slice(len(prompt) - 1, len(tokens) - 1)
+    field = {name: np.zeros(len(tokens), dtype) for name, dtype in SFT_FIELDS.items()}
+    field['targets'][learn] = tokens[len(prompt) :]
+    field['weights'][learn] = 1
+    field['mark'][learn] = [*_marks(response, spans), 1 + MARKS.index(END_OF_TEXT)]
+    return Example((tokens,), (len(prompt) - 1,), (field,))
 
 
 def _marks(text: str, spans: list[tuple[int, int]]) -> np.ndarray:
@@ -103,41 +163,61 @@ def pairs(examples: Iterable[dict[str, Any]], tokenizer, length: int) -> Encoded
     `prompt` is the SFT prompt of the question and the prefix; a bare question is put into the SFT
     prompt. A single pair may fill up to twice `length` where its two texts share little.
     """
-    examples = list(examples)
+    source = _source(examples)
+
+    def read(groups: Sequence[Sequence[int]]) -> list[list[tuple]]:
+        ready = iter(_sides([source[place] for group in groups for place in group], tokenizer))
+        return [[next(ready) for _ in group] for group in groups]
+
+    encoded = Encoded(
+        PAIR_FIELDS, length, 2 * length, lambda groups: list(map(_pair_group, read(groups)))
+    )
+    prefixes: dict[bytes, list[int]] = collections.defaultdict(list)
+    for place, example in enumerate(source):
+        prompt = _text(example, 'prompt').encode()
+        prefixes[hashlib.blake2b(prompt, digest_size=16).digest()].append(place)
+    groups = list(prefixes.values())
+    for start in range(0, len(groups), READ):
+        part = groups[start : start + READ]
+        for places, group in zip(part, read(part)):
+            fits = [i for i, (*sides, _) in enumerate(group) if max(map(len, sides)) <= length]
+            encoded.dropped += len(group) - len(fits)
+            question = _parts(source[places[0]]['prompt'])[0]
+            places, group = ([x[i] for i in fits] for x in (places, group))
+            for made, cut in _cut(group, GROUP_PAIRS, length):
+                encoded.add(question, made, tuple(places[cut]))
+    return encoded
+
+
+def _sides(examples: Sequence[dict[str, Any]], tokenizer) -> list[tuple]:
+    """(preferred sequence, rejected sequence, weight) of each pair."""
     texts = [text for e in examples for text in (_text(e, 'pos'), _text(e, 'neg'))]
     prompts = [_parts(_text(e, 'prompt')) for e in examples]
     rest = [prefix for _, prefix in prompts for _ in range(2)]
     heads = _encode(tokenizer, [head for head, _ in prompts], first=True)
     tails = _encode(tokenizer, [prefix + text for prefix, text in zip(rest, texts)])
-    encoded = Encoded(PAIR_FIELDS, length, 2 * length)
-    groups: dict[str, list[tuple]] = collections.defaultdict(list)
+    made = []
     for i, example in enumerate(examples):
         sides = [np.array([*heads[i], *tails[2 * i + side]], np.int32) for side in (0, 1)]
-        if max(map(len, sides)) > length:
-            encoded.dropped += 1
-            continue
         weight = 1 / max(1, example.get('pos_count', 1) * example.get('neg_count', 1))
-        groups[example['prompt']].append((*sides, weight))
-    for prompt, group in groups.items():
-        _add_pairs(encoded, _parts(prompt)[0], group, GROUP_PAIRS, length)
-    return encoded
+        made.append((*sides, weight))
+    return made
 
 
-def _add_pairs(
-    encoded: Encoded, question: str, group: list[tuple], most: int, longest: int
-) -> None:
-    """Adds pairs as few examples, each of at most `most` pairs and `longest` tokens.
+def _cut(group: list[tuple], most: int, longest: int) -> Iterator[tuple[Example, slice]]:
+    """Pairs as few examples, each of at most `most` pairs and `longest` tokens, and which they are.
 
-    group: (preferred sequence, rejected sequence, weight) of each pair.
+    group: as of `_sides`.
     """
-    while group:
+    start = 0
+    while start < len(group):
         size = most
-        made = _pair_group(group[:size])
+        made = _pair_group(group[start : start + size])
         while size > 1 and _size(made) > longest:
             size //= 2
-            made = _pair_group(group[:size])
-        encoded.add(question, made)
-        group = group[size:]
+            made = _pair_group(group[start : start + size])
+        yield made, slice(start, start + size)
+        start += size
 
 
 def _pair_group(group: Sequence[tuple]) -> Example:
@@ -170,45 +250,54 @@ def outcomes(examples: Iterable[dict[str, Any]], tokenizer, length: int) -> Enco
         before = len(_field(example, 'steps', list)) - 1
         return [*[None] * before, _field(example, 'correct', int)]
 
-    return _valued([(e, targets(e)) for e in examples], tokenizer, length)
+    return _valued(examples, targets, tokenizer, length)
 
 
 def q_values(examples: Iterable[dict[str, Any]], tokenizer, length: int) -> Encoded:
     """{query, steps, values} -> the Q value of each step, at its last token (PQM)."""
-    return _valued([(e, _field(e, 'values', list)) for e in examples], tokenizer, length)
+    return _valued(examples, lambda e: _field(e, 'values', list), tokenizer, length)
 
 
 def step_labels(examples: Iterable[dict[str, Any]], tokenizer, length: int) -> Encoded:
     """{query, steps, labels} -> whether a step led to a right answer, at its last token (PRM)."""
-    return _valued([(e, _field(e, 'labels', list)) for e in examples], tokenizer, length)
+    return _valued(examples, lambda e: _field(e, 'labels', list), tokenizer, length)
 
 
-def _valued(examples: list[tuple], tokenizer, length: int) -> Encoded:
-    """examples: ({query, steps}, for each step what its last token is to learn, None: nothing)."""
-    encoded = Encoded(VALUE_FIELDS, length)
-    questions = [steps.prompt(_text(e, 'query')) for e, _ in examples]
-    prompts = _encode(tokenizer, questions, first=True)
-    parts = iter(_encode(tokenizer, [t for e, _ in examples for t in _field(e, 'steps', list)]))
-    for (example, values), question, prompt in zip(examples, questions, prompts):
-        texts = example['steps']
-        if len(texts) != len(values):
-            raise UserError(
-                f'{example["query"][:60]!r}: {len(texts)} steps but {len(values)} values; give each'
-                ' step its own'
-            )
-        split = [next(parts) for _ in texts]
-        tokens = np.array([*prompt, *(token for part in split for token in part)], np.int32)
-        if len(tokens) > length or not split:
-            encoded.dropped += 1
-            continue
-        ends = len(prompt) - 1 + np.cumsum([len(part) for part in split])
-        learnt = [(end, value) for end, value in zip(ends, values) if value is not None]
-        targets, weights = np.zeros((2, len(tokens)), np.float32)
-        for end, value in learnt:
-            targets[end], weights[end] = value, 1
-        field = {'targets': targets, 'weights': weights}
-        encoded.add(question, Example((tokens,), (int(learnt[0][0]),), (field,)))
-    return encoded
+def _valued(
+    examples: Iterable[dict[str, Any]], targets: Callable[[dict], list], tokenizer, length: int
+) -> Encoded:
+    """targets: of {query, steps} what each step's last token is to learn, None: nothing."""
+
+    def question(text):
+        return steps.prompt(_text(text, 'query'))
+
+    def encode(texts):
+        prompts = _encode(tokenizer, list(map(question, texts)), first=True)
+        parts = iter(_encode(tokenizer, [t for e in texts for t in _field(e, 'steps', list)]))
+        return [
+            _judged(text, prompt, [next(parts) for _ in text['steps']], targets(text))
+            for text, prompt in zip(texts, prompts)
+        ]
+
+    return _one_each(examples, question, encode, VALUE_FIELDS, length)
+
+
+def _judged(text: dict, prompt: list[int], split: list[list[int]], values: list) -> Example | None:
+    """split: the tokens of each step; values: what its last is to learn."""
+    if len(split) != len(values):
+        raise UserError(
+            f'{text["query"][:60]!r}: {len(split)} steps but {len(values)} values; give each step '
+            'its own'
+        )
+    if not split:
+        return None
+    tokens = np.array([*prompt, *(token for part in split for token in part)], np.int32)
+    ends = len(prompt) - 1 + np.cumsum([len(part) for part in split])
+    learnt = [(end, value) for end, value in zip(ends, values) if value is not None]
+    targets, weights = np.zeros((2, len(tokens)), np.float32)
+    for end, value in learnt:
+        targets[end], weights[end] = value, 1
+    return Example((tokens,), (int(learnt[0][0]),), ({'targets': targets, 'weights': weights},))
 
 
 def answer_pairs(
@@ -221,13 +310,14 @@ def answer_pairs(
     asked = [t for t in trajectories if steps.prompt(_text(t, 'query')) in questions]
     encoded = outcomes(asked, tokenizer, length)
     sides: dict[str, tuple[list, list]] = collections.defaultdict(lambda: ([], []))
-    for question, example in zip(encoded.questions, encoded.examples):
+    for question, example in zip(encoded.questions, encoded.take()):
         right = bool(example.fields[0]['targets'][-1])
         sides[question][right].append(example.sequences[0])
     pairs = Encoded(PAIR_FIELDS, length, 2 * length)
     for question, (wrong, right) in sides.items():
         group = [(good, bad, 1.0) for good in right for bad in wrong]
-        _add_pairs(pairs, question, group, packing.MERGED_PAIRS, pairs.row)
+        for made, _ in _cut(group, packing.MERGED_PAIRS, pairs.row):
+            pairs.add(question, made)
     return pairs
 
 

@@ -6,8 +6,9 @@
 So what is compiled is one layer forwards and one backwards, whatever their number.
 
 XLA for CPUs, where it writes one array into a stack of bfloat16, widens the whole stack before and
-narrows it behind. So there all stacks are float32: the weights, of which each layer is narrowed by
-itself, their gradients, what goes from layer to layer, and what is kept (decoder.kept).
+narrows it behind; where it reads one, it widens the whole stack. So there all stacks are float32:
+the weights, of which each layer is narrowed by itself, their gradients, what goes from layer to
+layer, and what is kept (decoder.kept). Frozen weights in bfloat16 are stacked as their bits.
 """
 
 import functools
@@ -46,14 +47,19 @@ def stack(params: Any, release: bool = False) -> Any:
 
 def _joined(parts: list[jax.Array], release: bool) -> jax.Array:
     if not release:
-        return jnp.stack(parts)
+        return _stacked(*parts)
     where = parts[0].sharding
     if isinstance(where, NamedSharding) and where.spec:
         where = NamedSharding(where.mesh, PartitionSpec(None, *where.spec))
-    whole = jax.jit(lambda *x: jnp.stack(x), out_shardings=where)(*parts).block_until_ready()
+    whole = jax.jit(_stacked, out_shardings=where)(*parts).block_until_ready()
     for part in parts:
         part.delete()
+    parallel.trim()  # a layer's arrays are small enough for glibc to keep
     return whole
+
+
+def _stacked(*parts: jax.Array) -> jax.Array:
+    return jnp.stack([decoders.bits(part) for part in parts])
 
 
 def unstack(params: Any, release: bool = False) -> Any:
@@ -101,7 +107,7 @@ def run(config, params: Any, x: jax.Array, positions: jax.Array, attend: Callabl
 
     def layer(x, own):
         own, window = own
-        own = jax.tree.map(lambda p: p.astype(dtype), own)
+        own = jax.tree.map(lambda p: decoders.of_bits(p).astype(dtype), own)
         seen = functools.partial(attend, window=config.window(0) if windows is None else window)
         x, _ = lora.bind(config, own)(x.astype(dtype), cos, sin, seen, None)
         return attention.rows_over_mesh(x.astype(stored)), None

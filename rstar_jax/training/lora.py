@@ -7,9 +7,9 @@ PPM's value head. All else is frozen: it has no gradient, no moments, no float32
 on disk does not hold it.
 
 Parameters are those of `models.decoder`, in two trees: the frozen one has `rows` i32[n] beside a
-table's `weight`; the trained one `lora_a` and `lora_b` where the frozen one has a dense `weight`,
-`new` [n, D] where it has `rows`, and `value_head`. `joined` makes one tree of the two, which is
-what the losses take.
+table's `weight` and, for the rate of what stands there, its `rms`; the trained one `lora_a` and
+`lora_b` where the frozen one has a dense `weight`, `new` [n, D] where it has `rows`, and
+`value_head`. `joined` makes one tree of the two, which is what the losses take.
 """
 
 import json
@@ -31,7 +31,7 @@ from rstar_jax.models import decoder as decoders
 SCALE = 2
 DENSE = re.compile(r'.*(attention/[qkvo]|mlp/(gate|up|down))/weight')
 TABLE = re.compile(r'(decoder/)?(embed|output)/weight')
-PARTS = ('/lora_a', '/lora_b', '/rows', '/new')  # beside what a decoder has by itself
+PARTS = ('/lora_a', '/lora_b')  # beside what a decoder has by itself
 Params = decoders.Params
 
 
@@ -59,8 +59,15 @@ def split(params: Params, rank: int, new_rows: Sequence[int], seed: int) -> tupl
         elif TABLE.fullmatch(path):
             frozen[f'{module}/rows'] = rows
             if len(rows):
+                frozen[f'{module}/rms'] = rms(weight)
                 trained[f'{module}/new'] = weight[rows]
     return weights.nest(frozen), weights.nest(trained)
+
+
+@jax.jit
+def rms(table: jax.Array) -> jax.Array:
+    """f32[], the root mean square of a table."""
+    return jnp.sqrt(jnp.mean(jnp.square(table.astype(jnp.float32))))
 
 
 def joined(frozen: Params, trained: Params) -> Params:
@@ -127,7 +134,7 @@ def merge(frozen: dict[str, jax.Array], trained: Params) -> Params:
     merged = {path: value for path, value in trained.items() if path.startswith('value_head/')}
     for path in list(frozen):
         module, _, part = path.rpartition('/')
-        if part == 'rows':
+        if part in ('rows', 'rms'):
             continue
         if f'{module}/lora_a' in trained and part == 'weight':
             function, more = _product_added, ('lora_b', 'lora_a')
@@ -146,7 +153,7 @@ def merge(frozen: dict[str, jax.Array], trained: Params) -> Params:
 
 
 def _wide(weight):
-    return weight.astype(jnp.float32)
+    return decoders.of_bits(weight).astype(jnp.float32)
 
 
 def _product_added(weight, b, a):

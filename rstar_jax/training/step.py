@@ -135,12 +135,13 @@ def _at_rates(settings, steps: int, new_rows: np.ndarray) -> optax.GradientTrans
         scaled = jax.tree.map(lambda x: pace.rate * x, updates)
         for name in ('embed', 'output') if len(new_rows) else ():
             if name in updates:
-                table = (frozen or params)[name]['weight'].astype(jnp.float32)
-                rate = settings.marks_rate * jnp.sqrt(jnp.mean(jnp.square(table)))
-                rates = {'new': rate}
-                if not frozen:
-                    rates = jnp.full(table.shape[0], pace.rate, table.dtype)
-                    rates = {'weight': rates.at[new_rows].set(rate)[:, None]}
+                if frozen:
+                    rates = {'new': settings.marks_rate * frozen[name]['rms']}
+                else:
+                    table = params[name]['weight']
+                    rates = jnp.full(table.shape[0], pace.rate)
+                    rates = rates.at[new_rows].set(settings.marks_rate * lora.rms(table))
+                    rates = {'weight': rates[:, None]}
                 scaled[name] = jax.tree.map(jnp.multiply, rates, updates[name])
         return scaled, pace._replace(count=optax.safe_increment(pace.count))
 
@@ -442,9 +443,14 @@ def _placed(shape, where: NamedSharding) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=where)
 
 
+def own_dtype(leaf, dtype: jnp.dtype) -> jnp.dtype:
+    """In what a training holds a parameter whose network runs in `dtype`."""
+    return dtype if leaf.ndim and jnp.issubdtype(leaf.dtype, jnp.floating) else leaf.dtype
+
+
 def _own(dtype: jnp.dtype, release: bool, leaf, where: NamedSharding) -> jax.Array:
-    """`leaf` in `dtype` (integers stay) at `where`: an array of our own, which may be donated."""
-    dtype = dtype if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf.dtype
+    """`leaf` at `where` in `own_dtype`: an array of our own, which may be donated."""
+    dtype = own_dtype(leaf, dtype)
     held = isinstance(leaf, jax.Array)
     there = held and leaf.dtype == dtype and leaf.sharding.is_equivalent_to(where, leaf.ndim)
     if release and there:

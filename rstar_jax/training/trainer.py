@@ -59,7 +59,7 @@ class Micros:
     """
 
     def __init__(self, encoded: Encoded, indices: Sequence[int], settings, mesh):
-        chosen = [encoded.examples[i] for i in indices]
+        chosen = encoded.take(indices)
         items = packing.merge(chosen, encoded.length)
         sizes = [len(laid.tokens) for _, laid in items]
         pairs = [len(example.pairs) for example, _ in items]
@@ -166,6 +166,7 @@ def train(
         work = flops.work(config, loss, settings.lora)
         run = _Run(compiled, encoded, steps, settings, directory, progress, measure, best, work)
         state, found = compiled.init(params, release), states.newest()
+        parallel.give_memory_back()  # what loading has left
         if found is None:
             before = measure(compiled, state['params']) if measure else {}
             start, about = 0, _about(name, metrics=_named(before, 'before'))
@@ -176,7 +177,7 @@ def train(
             del state  # no two states in memory
             state = states.restore(start, like)
         run.prepare(state, start)
-        parallel.give_memory_back()  # what loading, measuring and compiling have left
+        parallel.give_memory_back()  # what measuring and compiling have left
         trained = run.steps(state, start, states, about)['params']
         del state
         after, more = run.measured, {}
@@ -238,7 +239,7 @@ class _Best:
 
 def order(encoded: Encoded, indices: Sequence[int], settings) -> list[tuple[int, np.ndarray]]:
     """(epoch, examples) of every step."""
-    counts = [encoded.examples[i].count for i in indices]
+    counts = [encoded.counts[i] for i in indices]
     indices = np.asarray(indices, np.int64)
     return [
         (epoch, indices[part])
@@ -253,11 +254,7 @@ def fingerprint(params, encoded: Encoded, indices: Sequence[int], loss: str, set
     kept = {key: settings[key] for key in sorted(settings) if key not in FREE}
     digest.update(json.dumps(kept, sort_keys=True, default=str).encode())
     for i in indices:
-        example = encoded.examples[i]
-        for array in (*example.sequences, example.pairs, example.pair_weights):
-            digest.update(np.ascontiguousarray(array).tobytes())
-        for field in example.fields:
-            digest.update(field['targets'].tobytes())
+        digest.update(encoded.digests[i])
     for leaf in jax.tree.leaves(params):
         # A few numbers of each array tell models apart; all of them would take minutes.
         digest.update(f'{leaf.shape}'.encode())

@@ -22,7 +22,7 @@ def test_figures(figures):
     assert figures['lora_tokens_per_second'] > 0
     # 4 sides behind a prefix are 8 rows of pairs.
     encoded = training._pair_data(np.random.default_rng(0), 1, 1024, 1)
-    (example,) = encoded.examples
+    (example,) = encoded.take()
     prefix = len(example.sequences[0])
     while len({tuple(side[:prefix]) for side in example.sequences}) > 1:
         prefix -= 1

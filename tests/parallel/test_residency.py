@@ -7,6 +7,7 @@ import contextlib
 import functools
 import gc
 import math
+import os
 
 import jax
 import numpy as np
@@ -15,7 +16,7 @@ import pytest
 from rstar_jax import models, parallel, sources, training
 from rstar_jax.models import decoder as decoders
 from rstar_jax.models import sharding, weights
-from rstar_jax.training import checkpoints, step
+from rstar_jax.training import checkpoints, layers, step
 from tests.models import test_gguf
 from tests.parallel import training_program
 
@@ -143,3 +144,21 @@ def test_training_and_saving(folder, mesh, sizes, watched, tmp_path):
         )  # fmt: skip
     with watched(largest + BATCHES):
         models.save_ppm(ppm, tmp_path / 'ppm_hf')
+
+
+def resident():
+    """Bytes of this process in memory."""
+    with open('/proc/self/statm', encoding='ascii') as file:
+        return int(file.read().split()[1]) * os.sysconf('SC_PAGE_SIZE')
+
+
+def test_what_stacking_frees_goes_back_to_the_system():
+    indices, kinds = range(16), 'abc'
+    made = jax.jit(lambda i: jax.numpy.full((1024, 1024), i, jax.numpy.float32))
+    made(0).block_until_ready().delete()  # from then on glibc keeps what is as small
+    params = {str(i): {kind: {'weight': made(i)} for kind in kinds} for i in indices}
+    behind = jax.block_until_ready(made(0))  # what is freed is not at the heap's end
+    before, size = resident(), len(indices) * len(kinds) * behind.nbytes
+    stacked = layers.stack({'layers': params}, release=True)
+    assert resident() < before + size // 4
+    assert sum(x.nbytes for x in jax.tree.leaves(stacked)) == size

@@ -1,19 +1,28 @@
 """From texts to what is learnt at which token, and that the losses of trajectories are learnt."""
 
+import gc
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rstar_jax import steps, training
+from rstar_jax import data, steps, training
 from rstar_jax.errors import UserError
-from rstar_jax.training import checkpoints, examples
-from tests.training.words import ppm_settings, same, trajectory_examples
+from rstar_jax.training import checkpoints, examples, packing, trainer
+from tests.training.words import (
+    pair_examples,
+    ppm_settings,
+    same,
+    sft_examples,
+    sft_settings,
+    trajectory_examples,
+)
 
 
 def test_targets_are_the_response_and_the_end_of_text(policy):
     tokenizer = policy.tokenizer
     example = {'query': 'bbb ccc', 'response': '<code>\nw3<end_of_code>'}
-    (encoded,) = examples.sft([example], tokenizer, 128).examples
+    (encoded,) = examples.sft([example], tokenizer, 128).take()
     (tokens,), (field,) = encoded.sequences, encoded.fields
     text = steps.prompt('bbb ccc') + example['response'] + tokenizer.eos_token
     assert tokenizer.decode(tokens) == text
@@ -30,7 +39,7 @@ def test_pairs_of_one_prefix_stay_together(policy):
         for n in ('hhh', 'iii')
     ]
     encoded = examples.pairs([*pairs, {**pairs[0], 'prompt': 'jjj'}], policy.tokenizer, 64)
-    both, bare = encoded.examples
+    both, bare = encoded.take()
     assert (len(both.sequences), both.count, bare.count) == (4, 4, 1)
     assert both.pair_weights.tolist() == [0.25] * 4
     texts = [policy.tokenizer.decode(s) for s in both.sequences]
@@ -60,7 +69,7 @@ def test_what_is_learnt_of_a_trajectory(policy):
         (examples.step_labels, {0: 1, 1: 0, 2: 0}),
     ):
         encoded = encoder([trajectory], policy.tokenizer, 64)
-        (example,) = encoded.examples
+        (example,) = encoded.take()
         (tokens,), (field,) = example.sequences, example.fields
         text = steps.prompt('bbb') + ''.join(trajectory['steps'])
         assert policy.tokenizer.decode(tokens) == text
@@ -93,7 +102,7 @@ def test_right_answers_are_paired_with_the_wrong_ones_of_their_problem(policy, l
     encoded = examples.answer_pairs(made, asked, policy.tokenizer, length)
     found = {
         (question, *(policy.tokenizer.decode(example.sequences[i])[-4:-1] for i in pair))
-        for question, example in zip(encoded.questions, encoded.examples)
+        for question, example in zip(encoded.questions, encoded.take())
         for pair in example.pairs
     }
     assert found == {
@@ -102,8 +111,8 @@ def test_right_answers_are_paired_with_the_wrong_ones_of_their_problem(policy, l
         for right in ('fff', 'ggg')
         for wrong in ('hhh', 'iii')
     }
-    assert sum(example.count for example in encoded.examples) == len(found)
-    assert (len(encoded.examples) == 2) == (length == 512)
+    assert sum(encoded.counts) == len(found)
+    assert (len(encoded) == 2) == (length == 512)
 
 
 @pytest.mark.parametrize('loss', ['orm', 'pqm', 'prm'])
@@ -125,3 +134,62 @@ def test_losses_of_trajectories_learn(policy, tmp_path, loss):
     assert -1 <= bad < 0 < good <= 1
     loaded = checkpoints.load_ppm(tmp_path)
     assert loaded.squash == 'tanh' and same(loaded.params, ppm.params)
+
+
+class Stored(data.Examples):
+    """Notes which places are read."""
+
+    def __getitem__(self, item):
+        self.read = [*getattr(self, 'read', ()), item]
+        return super().__getitem__(item)
+
+
+def alike(a, b):
+    arrays = [
+        [*example.sequences, example.pairs, example.pair_weights, *field.values()]
+        for example in (a, b)
+        for field in (example.fields or ({},))
+    ]
+    return all(map(np.array_equal, *arrays)) and (a.shareable, a.count) == (b.shareable, b.count)
+
+
+@pytest.mark.parametrize(
+    'kind, encode, texts, step',
+    [
+        ('sft', examples.sft, sft_examples(8), [5, 2]),
+        ('trajectories', examples.step_labels, trajectory_examples()[:8], [0, 7]),
+        ('pairs', examples.pairs, pair_examples(12), [1, 0]),
+    ],
+)
+def test_of_stored_examples_those_of_one_step_are_in_memory(
+    policy, tmp_path, monkeypatch, kind, encode, texts, step
+):
+    monkeypatch.setattr(examples, 'READ', 3)
+    if kind == 'pairs':
+        # Pairs of one prefix lie apart; some do not fit.
+        monkeypatch.setattr(examples, 'GROUP_PAIRS', 2)
+        texts = [{**text, 'prompt': str(i % 3)} for i, text in enumerate(texts)]
+        texts[4] = {**texts[4], 'neg': 'ccc ' * 200}
+    data.store_examples(tmp_path, kind, texts)
+
+    def alive():
+        gc.collect()
+        return sum(isinstance(x, packing.Example) for x in gc.get_objects())
+
+    before, stored = alive(), Stored(data.load_examples(tmp_path, kind).paths)
+    encoded = encode(stored, policy.tokenizer, 128)
+    assert alive() == before and encoded.dropped == (kind == 'pairs')
+    whole = encode(texts, policy.tokenizer, 128)
+    assert encoded.digests == whole.digests and len(set(whole.digests)) == len(whole)
+    stored.read = []
+    taken = encoded.take(step)
+    assert (
+        sum(map(len, (t.pairs for t in taken))) == len(stored.read)
+        if kind == 'pairs'
+        else (stored.read == step)
+    )
+    every = whole.take()
+    assert all(alike(a, every[i]) for a, i in zip(taken, step))
+    assert sum(encoded.counts) == len(texts) - encoded.dropped
+    micros = trainer.Micros(encoded, step, sft_settings(), checkpoints.one_device())
+    assert sum(micros.tokens) > 0 and alive() == before + len(taken) + len(every)

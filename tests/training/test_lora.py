@@ -123,7 +123,7 @@ def test_gradients_are_those_of_full_training(loss, changes, kept):
     frozen, trained = drawn(model.params, rows)
     encoded = encoded_for(loss, model.tokenizer)
     mesh = checkpoints.one_device()
-    micros = trainer.Micros(encoded, range(len(encoded.examples)), settings(micro_batch=8), mesh)
+    micros = trainer.Micros(encoded, range(len(encoded)), settings(micro_batch=8), mesh)
     (batch,) = micros.batches
 
     def function(params):
@@ -241,13 +241,27 @@ def test_state_has_the_bytes_of_what_is_trained(dtype):
     assert sum(x.nbytes for x in jax.tree.leaves(state)) == 3 * 4 * trained + 4 * 4
     frozen = weights.flatten(compiled._frozen)
     paths = weights.flatten(layers.stack(model.params))
-    assert {frozen[path].dtype for path in paths} == {jnp.dtype(dtype)}
+    assert {decoders.of_bits(frozen[path]).dtype for path in paths} == {jnp.dtype(dtype)}
     encoded = encoded_for('sft', model.tokenizer)
     (batch,) = trainer.Micros(encoded, range(8), settings(micro_batch=8), compiled.mesh).batches
     value = float(compiled.evaluate(state['params'], batch)['loss'])
     params = layers.stack(model.params)
     expected = jax.jit(lambda p: losses.sft(model.config, p, batch, None, None)[0])(params)
     assert value == pytest.approx(float(expected), rel=1e-5 if dtype == 'float32' else 2e-2)
+
+
+def test_frozen_weights_are_not_widened():
+    """A step on few tokens takes less than the frozen weights would in float32."""
+    shape = models.Config('qwen2', 512, 128, 512, 6, 2, 1, 64, tie_embeddings=True)
+    config = settings(dtype='bfloat16')
+    mesh = checkpoints.one_device()
+    compiled = trainer.Compiled(shape, config, 'sft', mesh, 4, range(2))
+    state = compiled.init(decoders.init_params(shape, jax.random.key(0)))
+    names = ('tokens', 'positions', 'end', 'targets', 'weights')
+    batch = {name: np.zeros((1, 16), 'f4' if name == 'weights' else 'i4') for name in names}
+    frozen = sum(x.nbytes for x in jax.tree.leaves(compiled._frozen))
+    held = compiled.held(state) + sum(x.nbytes for x in jax.tree.leaves(state['params']))
+    assert compiled.prepare(state, [('step', batch)]) < held + frozen
 
 
 def test_a_low_rank_learns_as_all_weights_do_at_ten_times_the_rate(tmp_path):

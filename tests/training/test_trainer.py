@@ -308,7 +308,7 @@ def gradients(policy, settings, mesh=None, kind='sft'):
         encoded = examples.pairs(pair_examples(8), policy.tokenizer, settings.length)
     mesh = mesh or checkpoints.one_device()
     compiled, state = compiled_with_state(policy, settings, mesh, kind)
-    micros = trainer.Micros(encoded, range(len(encoded.examples)), settings, mesh)
+    micros = trainer.Micros(encoded, range(len(encoded)), settings, mesh)
     grads = compiled.zeros(state['params'])
     for batch in micros.batches:
         grads, _ = compiled.accumulate(grads, state['params'], batch, 1 / micros.weight, (0, 0))
@@ -437,7 +437,7 @@ def test_a_loss_that_is_not_finite_names_the_step(policy, tmp_path):
 def test_what_does_not_fit_is_dropped_and_counted(policy, tmp_path):
     long = {'query': 'bbb', 'response': 'ccc ' * 200}
     encoded = examples.sft([long, *sft_examples(2)], policy.tokenizer, 128)
-    assert (len(encoded.examples), encoded.dropped) == (2, 1)
+    assert (len(encoded), encoded.dropped) == (2, 1)
     with pytest.raises(UserError, match='no example fits into length=128'):
         training.sft(policy, [long], sft_settings(), tmp_path)
     with pytest.raises(UserError, match='no examples'):

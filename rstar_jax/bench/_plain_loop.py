@@ -11,6 +11,7 @@ and every partial solution is computed anew, and who waits for whom.
 """
 
 import collections
+import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -146,10 +147,7 @@ class Plain:
             self._cells = state.empty_cells(*made)
             self._slots = state.empty_slots(*made)
         decode = programs.DECODE.on(
-            self.mesh,
-            config=model.config,
-            candidates=self.config.candidates,
-            first_answer_only=False,
+            self.mesh, config=model.config, candidates=self.config.candidates
         )
         open_cells = programs.OPEN.on(self.mesh)
         turn = np.zeros(len(keys), np.int32)
@@ -160,7 +158,7 @@ class Plain:
             self._path,
             open_cells(self._cells, opened, keys, turn),
             self._slots,
-            sampling.Settings.of(self.config),
+            sampling.Settings.of(dataclasses.replace(self.config, answers_kept='all')),
             np.array([limit, limit], np.int32),
         )
         iterations, computed = np.asarray(stats)[0].tolist()

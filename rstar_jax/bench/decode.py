@@ -99,9 +99,7 @@ class _Ours:
         arguments = (one, ids[None].astype(np.int32), one + len(ids), one)
         self._path = extend(self._params, self._prefix, path, *arguments)
         self._open = programs.OPEN.on(mesh)
-        self._decode = programs.DECODE.on(
-            mesh, config=shape, candidates=batch, first_answer_only=False
-        )
+        self._decode = programs.DECODE.on(mesh, config=shape, candidates=batch)
         self._products = jax.jit(_products, static_argnums=2)
         self._sampling = sampling.Settings.of(Config(temperature=1.0))
 

@@ -1,4 +1,13 @@
-"""Monte Carlo tree search over program steps, vectorised over trees and devices."""
+"""Monte Carlo tree search over program steps, vectorised over trees and devices.
+
+From a call to a sampled token, five functions in as many files:
+
+    begin.run          problems in, records out: makes what follows
+    loop.Loop.turn     a look at what ended, and what the trees do next
+    engine.local.Engine.dispatch      copies, known tokens and a chunk of decoding, on the devices
+    engine.decode.decode              the steps of that chunk
+    engine.sampling.sample            the next token of every slot
+"""
 
 from rstar_jax.search.begin import items, run
 from rstar_jax.search.children import Workers

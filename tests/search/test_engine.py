@@ -445,8 +445,9 @@ def test_the_time_left_is_told_when_it_is_known(monkeypatch):
 
 
 def test_a_short_search_compiles_one_size(policy, workers, monkeypatch):
-    """Of the decode step, until it has gone on for some times as long as compiling takes."""
+    """Of the decode step, until too large ones have taken some times as long as compiling."""
     monkeypatch.setattr(local._Compiled, 'steps', set())
+    monkeypatch.setattr(local._Compiled, 'missed', collections.Counter())
     monkeypatch.setattr(local._Compiled, 'seconds', 1000.0)
     config = dataclasses.replace(CONFIG, slots=6)
     short = grow(policy, None, workers, config=config)

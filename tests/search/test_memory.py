@@ -1,5 +1,6 @@
 """The plan of a device's memory: what it counts is what the arrays take, and it never overdraws."""
 
+import collections
 import dataclasses
 
 import jax
@@ -8,9 +9,10 @@ import pytest
 
 from rstar_jax import parallel
 from rstar_jax.errors import UserError
+from rstar_jax.models import decoder
 from rstar_jax.models.config import Config as Shape
 from rstar_jax.search.config import Config
-from rstar_jax.search.engine import memory, sizes, state
+from rstar_jax.search.engine import memory, model, programs, sizes, state
 
 SHAPE = Shape(
     family='qwen2',
@@ -95,3 +97,57 @@ def test_no_call_has_more_tokens_than_is_planned_for(mesh, step_tokens):
     assert max(calls) == most
     lengths = (max(1, budget // length) * length for length in sizes.PREFILL_LENGTHS)
     assert max(lengths) <= sizes.largest_call(mesh, config, scored=False) <= most
+
+
+def test_paths_that_grow_take_no_room_for_two_of_each(mesh, monkeypatch):
+    """Only one array of keys or values is there twice at a time; the tokens stay."""
+    config = dataclasses.replace(CONFIG, path_tokens=4000)
+    params = decoder.init_params(SHAPE, jax.random.key(0))
+    policy = model.Model('policy', mesh, config, SHAPE, params, 32)
+    chosen = dataclasses.replace(plan(mesh, 2**32, monkeypatch), trees=8, kept=0)
+    policy.prepare(chosen, lambda node: 0, collections.Counter())
+    policy.reserve(300)
+    policy.ledger.compute(3, 0, [5, 6, 7])
+    policy.prefill()
+    keys = np.asarray(policy.path.kv[1][0][3, :, :3])
+    before, live, grow = held(), [], programs.GROW
+
+    class Watched:
+        def on(self, *given, **named):
+            def run(x):
+                made = jax.block_until_ready(grow.on(*given, **named)(x))
+                live.append(held())
+                return made
+
+            return run
+
+    monkeypatch.setattr(programs, 'GROW', Watched())
+    rooms = [policy.capacity]
+    for tokens in (350, 700, 1500, 3900):
+        policy.reserve(tokens)
+        rooms.append(policy.capacity)
+    array = policy.path.kv[0][0].nbytes
+    grown = (1 - rooms[0] / rooms[-1]) * array * 2 * SHAPE.num_layers
+    assert len(live) == 4 * (len(set(rooms)) - 1) == 12
+    assert held() == pytest.approx(before + grown, rel=1e-6)
+    assert max(live) <= before + grown + array
+    np.testing.assert_array_equal(policy.path.kv[1][0][3, :, :3], keys)
+
+
+def held() -> int:
+    return sum(x.nbytes for x in jax.live_arrays())
+
+
+def test_fewer_paths_are_read_where_a_copy_has_room():
+    roomy, tight = sizes.decode_sizes(64, 48, copied=48), sizes.decode_sizes(64, 48, copied=5)
+    assert roomy == [(4, 2), (8, 4), (16, 8), (32, 16), (64, 48)]
+    assert tight == [(4, 2), (8, 4), (16, 48), (32, 48), (64, 48)]
+    assert sizes.decode_sizes(16, 100, copied=100)[-1] == (16, 24)
+
+
+def test_what_is_copied_is_in_nothing_else(mesh, monkeypatch):
+    for free in (3e6, 3e7, 2**34):
+        found = plan(mesh, int(free), monkeypatch)
+        path = sum(x.nbytes for x in jax.tree.leaves(state.empty_path(SHAPE, 1, 160, np.float32)))
+        assert found.most + found.copied * path <= free
+    assert found.copied >= found.trees

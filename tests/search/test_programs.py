@@ -54,7 +54,7 @@ def arguments(mesh) -> dict:
 @pytest.mark.parametrize(
     ('name', 'settings'),
     [
-        ('DECODE', {'config': SHAPE, 'candidates': CANDIDATES, 'first_answer_only': True}),
+        ('DECODE', {'config': SHAPE, 'candidates': CANDIDATES}),
         ('EXTEND', {'config': SHAPE}),
         ('SCORE', {'config': SHAPE, 'squash': 'tanh'}),
         ('APPEND', {}),

@@ -49,7 +49,6 @@ def decode(
     *,
     config,
     candidates: int,
-    first_answer_only: bool,
     trees: int | None = None,
     mixed: bool = False,
     repetition: int = 0,
@@ -83,8 +82,7 @@ def decode(
         sizes = candidates, mixed
         slots = _run_token(network, prefix, used, place, slots, token, live, *sizes)
         cells, slots = _retire(cells, slots, live, kind)
-        if first_answer_only:
-            cells, slots = _cancel(cells, slots, candidates)
+        cells, slots = _cancel(cells, slots, candidates, settings.first_answer_only)
         return cells, slots, done + 1, computed + live.sum(dtype=jnp.int32)
 
     def working(carry):
@@ -281,11 +279,11 @@ def _retire(cells: Cells, slots: Slots, live, kind) -> tuple[Cells, Slots]:
     return cells, slots.replace(cell=jnp.where(ended, FREE, slots.cell))
 
 
-def _cancel(cells: Cells, slots: Slots, candidates: int) -> tuple[Cells, Slots]:
-    """Stops the candidates behind the first that ended in an answer: they would be dropped."""
+def _cancel(cells: Cells, slots: Slots, candidates: int, wanted) -> tuple[Cells, Slots]:
+    """Where that is wanted, stops the candidates behind the first that ended in an answer."""
     state = cells.state.reshape(-1, candidates)
     answer = (state == DONE) & (cells.end.reshape(-1, candidates) == marks.ANSWER)
-    behind = (jnp.cumsum(answer, axis=1) - answer) > 0
+    behind = wanted & (jnp.cumsum(answer, axis=1) - answer > 0)
     state = jnp.where(behind & (state < DONE) & (state > EMPTY), jnp.uint8(CANCELLED), state)
     state = state.reshape(-1)
     gone = state[jnp.maximum(slots.cell, 0)] == CANCELLED

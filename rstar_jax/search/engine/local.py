@@ -44,10 +44,16 @@ WORTH = 2
 
 
 class _Compiled:
-    """What this process has compiled decode steps for, and the longest that one took (seconds)."""
+    """What this process has compiled of decode steps, in all its searches.
 
-    steps: ClassVar[set[Callable]] = set()
+    Attributes:
+      steps: (function, slots) that are compiled; the longest took so many `seconds`.
+      missed: of those that are not, the seconds of chunks for which they would have done.
+    """
+
+    steps: ClassVar[set[tuple[Callable, int]]] = set()
     seconds: ClassVar[float] = 0.0
+    missed: ClassVar[collections.Counter[tuple[Callable, int]]] = collections.Counter()
 
 
 class Engine:
@@ -98,14 +104,14 @@ class Engine:
         # (slots, trees) that a decode step is compiled for, and which of them is in use.
         self.decode_sizes = [(slots, self.width)]
         if not config.one_size:
-            self.decode_sizes = sizes.decode_sizes(slots, self.width)
+            self.decode_sizes = sizes.decode_sizes(slots, self.width, self.plan.copied)
         self.decode_size = len(self.decode_sizes) - 1
         cells = self.rows * config.candidates
         self.known = np.zeros(cells, np.uint8)  # the cells' states, when they were last seen
         self.since = np.zeros(cells, np.int64)  # the first chunk that each is opened for
         self.chunks = 0
-        self.too_large = 0.0  # seconds of chunks that a smaller decode size would have done for
-        self.large_since: float | None = None  # when such a chunk was sent, if the last one was
+        # When the last chunk was sent, if a smaller decode size would have done for it.
+        self.too_large: float | None = None
         self.opened = np.zeros(cells, bool)
         self.keys = np.zeros((cells, 2), np.uint32)
         # Trees with few expansions first: the last trees shall end together, not one by one.
@@ -196,11 +202,11 @@ class Engine:
             self.sampling,
             np.array([self.config.chunk, longest], np.int32),
         )
-        if decode not in _Compiled.steps:
-            _Compiled.steps.add(decode)
+        slots = self.decode_sizes[self.decode_size][0]
+        if (decode, slots) not in _Compiled.steps:
+            _Compiled.steps.add((decode, slots))
             _Compiled.seconds = max(_Compiled.seconds, time.monotonic() - called)
         self.chunks += 1
-        slots = self.decode_sizes[self.decode_size][0]
         return self.chunks, slots, programs.LOOK.on(self.mesh)(self.cells), stats
 
     def collect(self, running: Any) -> list[Step]:
@@ -273,7 +279,6 @@ class Engine:
             self.mesh,
             config=self.policy.config,
             candidates=self.config.candidates,
-            first_answer_only=self.config.first_answer_only,
             trees=trees,
             mixed=self.policy.mixed,
             repetition=self.config.repetition,
@@ -286,26 +291,23 @@ class Engine:
         """
         large = [slots >= cells and room >= trees for slots, room in self.decode_sizes]
         want = large.index(True) if any(large) else len(large) - 1
-        if want < self.decode_size and not self._worth(self.decode_sizes[want][1]):
+        if want < self.decode_size and not self._worth(*self.decode_sizes[want]):
             want = self.decode_size
         else:
-            self.large_since = None
+            self.too_large = None
         while want != self.decode_size:
             self.decode_size += 1 if want > self.decode_size else -1
             resize = programs.RESIZE.on(self.mesh, size=self.decode_sizes[self.decode_size][0])
             self.slots = resize(self.slots)
         return self.decode_sizes[want][1]
 
-    def _worth(self, trees: int) -> bool:
+    def _worth(self, slots: int, trees: int) -> bool:
         """Whether the step of a smaller size is compiled, or may be now."""
-        now = time.monotonic()
-        self.too_large += now - (self.large_since or now)
-        self.large_since = now
-        compiled = self._step(trees) in _Compiled.steps
-        if not compiled and self.too_large <= WORTH * _Compiled.seconds:
-            return False
-        self.too_large = 0.0
-        return True
+        step, now = (self._step(trees), slots), time.monotonic()
+        if self.too_large is not None:
+            _Compiled.missed[step] += now - self.too_large
+        self.too_large = now
+        return step in _Compiled.steps or _Compiled.missed[step] > WORTH * _Compiled.seconds
 
     def _busy(self) -> np.ndarray:
         return (self.known == state.PENDING) | (self.known == state.RUNNING)

@@ -116,8 +116,18 @@ class Model:
             self.path = devices.make(self.mesh, state.empty_path, *made)
             self._place_shared()
         else:
-            self.path = programs.GROW.on(self.mesh, positions=need)(self.path)
+            self._grow(need)
         self.capacity = need
+
+    def _grow(self, positions: int) -> None:
+        """Gives all paths more room: array by array, as there is none for two of each."""
+        grow = programs.GROW.on(self.mesh, positions=positions)
+        path, self.path = self.path, None
+        arrays, shape = jax.tree.flatten(path.kv)
+        path = path.replace(kv=None)
+        for i, x in enumerate(arrays):
+            arrays[i] = x = jax.block_until_ready(grow(x))
+        self.path = path.replace(kv=jax.tree.unflatten(shape, arrays))
 
     def copy_steps(self, cells_kv: state.KeysValues, hidden: jax.Array | None) -> None:
         """Does the copies that the ledger asks for among cells, paths and what is kept."""

@@ -43,7 +43,7 @@ def uniforms(keys: jax.Array, positions: jax.Array) -> jax.Array:
 
 @struct.dataclass
 class Settings:
-    """How tokens are drawn; traced, so that changing a number compiles nothing anew.
+    """How steps are drawn; traced, so that changing a number compiles nothing anew.
 
     Attributes:
       temperature: f32[]; 0 takes the likeliest token.
@@ -51,12 +51,14 @@ class Settings:
       top_p: f32[], of these only the likeliest that together have this share; 1 for all.
       min_p: f32[], of these only the ones at least this times as likely as the likeliest; 0 for
         all. The order and the treatment of ties (kept) are those of transformers' generate.
+      first_answer_only: bool[], candidates behind the first that ended in an answer are stopped.
     """
 
     temperature: jax.Array
     top_k: jax.Array
     top_p: jax.Array
     min_p: jax.Array
+    first_answer_only: jax.Array
 
     @classmethod
     def of(cls, config) -> 'Settings':
@@ -66,6 +68,7 @@ class Settings:
             np.int32(config.top_k),
             np.float32(config.top_p),
             np.float32(config.min_p),
+            np.bool_(config.first_answer_only),
         )
 
 

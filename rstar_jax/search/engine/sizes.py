@@ -69,8 +69,15 @@ def most_paths(slots: int) -> int:
     return slots + slots // 2
 
 
-def decode_sizes(slots: int, trees: int) -> list[tuple[int, int]]:
-    """Compiled sizes of a decode step, (slots, trees): all, and fewer for when trees run out."""
+def decode_sizes(slots: int, trees: int, copied: int) -> list[tuple[int, int]]:
+    """Compiled sizes of a decode step, (slots, trees): all, and fewer for when trees run out.
+
+    copied: paths that there is room for a copy of; where more would be read, all are, in place.
+    """
+
+    def read(paths: int) -> int:
+        return min(paths, trees) if paths <= copied else trees
+
     fewer = {max(1, slots >> shift) for shift in range(1, 5)} - {slots}
-    most = min(trees, most_paths(slots))
-    return [(size, min(trees, max(1, size // 2))) for size in sorted(fewer)] + [(slots, most)]
+    part = [(size, read(max(1, size // 2))) for size in sorted(fewer)]
+    return [*part, (slots, read(most_paths(slots)))]

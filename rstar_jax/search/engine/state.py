@@ -211,16 +211,9 @@ def resize(slots: Slots, *, size: int) -> Slots:
     return grown.replace(cell=cell)
 
 
-def grow(path: Path, *, positions: int) -> Path:
-    """Returns the path with room for `positions` tokens (more or fewer than before)."""
-
-    def fit(x):
-        missing = positions - x.shape[2]
-        if missing <= 0:
-            return x[:, :, :positions]
-        return jnp.pad(x, ((0, 0), (0, 0), (0, missing), (0, 0)))
-
-    return path.replace(kv=jax.tree.map(fit, path.kv))
+def grow(stored: jax.Array, *, positions: int) -> jax.Array:
+    """Returns keys or values [G,K,S,d] with room for `positions` tokens, no fewer than before."""
+    return jnp.pad(stored, ((0, 0), (0, 0), (0, positions - stored.shape[2]), (0, 0)))
 
 
 def first_path(path: Path, *, positions: int) -> KeysValues:

@@ -37,6 +37,7 @@ def get_config() -> ConfigDict:
 
     config.curate.final_step_pairs = 'trajectories'
     config.curate.distinct = True
+    config.curate.well_formed = True
     config.curate.trajectories = 4
 
     config.training.sft.epochs = 3

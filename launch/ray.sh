@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The search of a run on a Ray cluster whose machines come and go; the other stages then run where
-# training does, on the same workdir.
+# The search of a run (with --stages=eval, its evaluations) on a Ray cluster whose machines come and
+# go; the other stages then run where training does, on the same workdir.
 #
 #   bash launch/ray.sh [--dry-run] launch/ray_cluster.yaml --config=FILE --workdir=/mnt/rstar/run
 #   RAY_ADDRESS=HOST:6379 bash launch/ray.sh [--dry-run] - --config=FILE --workdir=/mnt/rstar/run

@@ -187,8 +187,10 @@ def _eval_results(origin: Origin, kind: str) -> Iterator[hub.EvalResult]:
 def _measured(benchmarks: Figures, kind: str) -> Iterator[tuple[str, Figures, str, float]]:
     """(benchmark, its figures, mode, share right) of what was measured; a PPM's: the searches."""
     for name, benchmark in benchmarks.items():
-        shares = {'greedy': benchmark['greedy'], **(benchmark['search'] or {})}
-        for mode in MODES:
+        search = benchmark['search'] or {}
+        shares = {'greedy': benchmark['greedy'], **search}
+        # Of one tree a problem there is but one answer.
+        for mode in ('greedy', 'best') if search.get('trajectories') == 1 else MODES:
             if shares.get(mode) is not None and (kind == 'policy' or mode != 'greedy'):
                 yield name, benchmark, mode, shares[mode]
 
@@ -251,7 +253,7 @@ def _scores(origin: Origin, kind: str) -> Iterator[str]:
     if any(mode != 'greedy' for _, _, mode, _ in measured):
         trees = sorted({_trajectories(b) for _, b, mode, _ in measured if mode != 'greedy'})
         text += (
-            f' Search: {" or ".join(map(str, trees))} trees a problem '
+            f' Search: {" or ".join(map(str, trees))} tree{"s" * (trees != [1])} a problem '
             f'({_strategy(own)}, {own.get("eval.rollouts")} rollouts, '
             f'{own.get("eval.candidates")} candidates a step, temperature '
             f'{own.get("eval.temperature")}), steps and answers scored by the PPM of the same '

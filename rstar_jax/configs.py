@@ -294,6 +294,12 @@ def validate(config: ConfigDict) -> None:
     _validate_values(flatten(config), '')
     for name in ('search', 'eval'):
         section = config[name]
+        if config.job.leases == 'ray' and (section.tokens or section.agree):
+            key = 'tokens' if section.tokens else 'agree'
+            raise UserError(
+                f'--config.{name}.{key}={section[key]}: has the trees of a problem grow one after '
+                'another, which --config.job.leases=ray does not'
+            )
         if section.step_tokens > section.path_tokens:
             raise UserError(
                 f'--config.{name}.step_tokens={section.step_tokens}: one step needs to fit into '

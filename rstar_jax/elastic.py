@@ -64,27 +64,34 @@ class Job:
 
     Attributes:
       policy, ppm: paths that the worker can read.
+      weights: '' or int8, see `sources.narrowed`.
       problems: all, or some of very many, to find what their prompts have in common.
       keep_seconds: between two looks at the trees in flight.
+      compiled: as of `parallel.keep_compiled`.
     """
 
     policy: str
     ppm: str | None
     dtype: str
+    weights: str
     config: search.Config
     seed: int
     trees: int
     problems: list[dict[str, Any]]
     keep_seconds: float
+    compiled: str
 
     def begin(self) -> tuple[Callable[..., Iterator[Record]], float]:
         """The arguments of a `Member`."""
         return self.search, self.keep_seconds
 
     def search(self, **given: Any) -> Iterator[Record]:
+        parallel.keep_compiled(self.compiled)
         mesh = parallel.local_mesh(tensor=self.config.tensor)
-        policy = sources.load_policy(self.policy, self.dtype, mesh)
-        ppm = sources.load_ppm(self.ppm, self.dtype, mesh) if self.ppm else None
+        policy = sources.narrowed(self.weights, sources.load_policy(self.policy, self.dtype, mesh))
+        ppm = None
+        if self.ppm:
+            ppm = sources.narrowed(self.weights, sources.load_ppm(self.ppm, self.dtype, mesh))
         return search.run(
             self.problems,
             policy,

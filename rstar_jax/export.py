@@ -216,8 +216,11 @@ def _by_transformers(exported: Exported, text: str) -> tuple[Any, Any]:
     return found.numpy(), tokens.numpy().astype(np.int32)
 
 
-def check(made: Sequence[Exported]) -> Iterator[str]:
+def check(made: Sequence[Exported], *, whole: bool = True) -> Iterator[str]:
     """Checks what is to be pushed; yields a line for each thing checked.
+
+    Args:
+      whole: whether it is an error that torch, which transformers needs, is not installed.
 
     Raises:
       UserError: a card is not valid, or transformers gives other logits than we do.
@@ -231,6 +234,11 @@ def check(made: Sequence[Exported]) -> Iterator[str]:
             continue
         difference = largest_difference(exported)
         if difference is None:
+            if whole:
+                raise UserError(
+                    f'{exported.folder}: not pushed: to be compared with transformers it needs '
+                    'torch (pip install torch); hf upload pushes a folder unseen'
+                )
             yield f'{exported.folder}: not compared with transformers, torch is not installed'
         elif not difference <= TOLERANCE:
             raise UserError(
@@ -331,7 +339,7 @@ def _run(arguments: Sequence[str]) -> int:
         options.checkpoint, options.directory, options.dtype, license_=options.license, name=name
     )
     if name or options.dry_run:
-        for line in check(made):
+        for line in check(made, whole=not options.dry_run):
             print(line, flush=True)
     for line in listing(made, name):
         print(line, flush=True)

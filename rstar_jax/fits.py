@@ -7,12 +7,15 @@ the memory is left to these. --plan of rstar_jax.main compiles and tells more, f
 
 import math
 import sys
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 from rich.table import Table
 
+from rstar_jax import main as command
 from rstar_jax import models, parallel, progress
+from rstar_jax.errors import UserError
 from rstar_jax.models import published, weights
 from rstar_jax.models.checkpoint import default_dtype
 from rstar_jax.parallel.memory import device_bytes
@@ -52,8 +55,13 @@ def table(memory: float, dtype: str, count: int = 1) -> Table:
     return progress.table(rows)
 
 
-def main() -> int:
+def main(arguments: Sequence[str] = ()) -> int:
     """Prints what there is and what fits; returns the exit code."""
+    if {'-h', '--help'} & set(arguments):
+        print(__doc__.strip())
+        return 0
+    if arguments:
+        raise UserError(f'{arguments[0]}: there are no options')
     mesh = parallel.local_mesh()
     device, count = jax.local_devices()[0], jax.local_device_count()
     memory, dtype = device_bytes(mesh), default_dtype()
@@ -64,4 +72,4 @@ def main() -> int:
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    sys.exit(command.guarded(lambda: main(sys.argv[1:])))

@@ -40,7 +40,7 @@ def read_json(path: pathlib.Path) -> Any:
     """The content of the file, or None where there is no file."""
     try:
         return json.loads(path.read_text(encoding='utf-8'))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):  # a model may be one file
         return None
     except ValueError as error:
         raise UserError(

@@ -11,7 +11,7 @@ usage: python -m rstar_jax.main --config=FILE --workdir=DIR [--config.KEY=VALUE 
   --plan=TOPOLOGY[,...]    compile search and trainings for a TPU slice, for example v5e:4x8, and
                            print what they would take; runs nothing
   --problems=N             with --plan and the --workdir of a small run: hours and chip-hours of a
-                           round with so many problems
+                           round with so many problems; --plan=here: on this machine, as measured
   --help                   this text; with --config=FILE, that file's text and settings
 """
 
@@ -162,12 +162,10 @@ def _run(arguments: list[str]) -> int:
 
 def _check_store(config: ConfigDict, workdir: str) -> None:
     """Raises UserError for what needs a workdir on a disk."""
-    from rstar_jax.parallel import hosts
-
-    several = hosts.launch_arguments(os.environ) is not None or config.job.leases == 'ray'
-    if several or config.question or config.serve.port:
-        what = 'several processes need a disk that all see' if several else 'needs a folder'
-        raise UserError(f'--workdir={workdir}: {what}, a store is for a run of one process')
+    ray, ablations = config.job.leases == 'ray', config.ablations.seeds
+    if ray or ablations or config.question or config.serve.port:
+        what = 'workers on Ray need a disk that all see' if ray else 'needs a folder'
+        raise UserError(f'--workdir={workdir}: {what}, a store is for the rounds of a run')
 
 
 def parse(path: str, arguments: Sequence[str]) -> tuple[ConfigDict, flags.FlagValues]:

@@ -8,17 +8,20 @@ A run works in a folder of this machine; this module keeps the store the same:
 Files are whole or absent in both places. What says that others are whole (MARKERS) is removed from
 the store before these change and written after them, so whenever a machine is lost, the store holds
 what a run can go on from. What cannot be written is told in a line and tried again.
+
+Of several processes the first one does all this, for the folder that all of them work in.
 """
 
 import contextlib
 import hashlib
 import os
 import pathlib
+import secrets
 import shutil
 import time
 from typing import Any
 
-from rstar_jax import ledger
+from rstar_jax import ledger, parallel
 from rstar_jax.errors import UserError
 
 PUSH_SECONDS = 60.0
@@ -28,6 +31,7 @@ MARKERS = ('done.json', 'model.json', '_CHECKPOINT_METADATA')
 STATES = ('state', 'best')  # folders of checkpoints, which are whole with their metadata
 SMALL = 1 << 20  # bytes; of larger files another machine makes none of the same name and size
 KNOWN = '.store.json'  # what the store holds: {name: [size, time of change]}
+SHARED = '.shared.json'  # what the first process writes to see whether all work in its folder
 
 
 def is_url(workdir: str) -> bool:
@@ -55,10 +59,30 @@ class Place:
         except (ImportError, ValueError) as error:
             raise UserError(f'--workdir={url}: {_line(error)}') from None
         self._root = root.rstrip('/')
+        if 'file' in self._store.protocol:
+            self._store.auto_mkdir = True  # stores have no folders
         name = hashlib.sha256(url.rstrip('/').encode()).hexdigest()[:16]
         cache = pathlib.Path(os.environ.get('XDG_CACHE_HOME') or '~/.cache').expanduser()
         self.folder = pathlib.Path(folder or cache / 'rstar_jax' / 'runs' / name)
         self._pushed = time.monotonic()
+
+    def begin(self) -> None:
+        """Pulls; returns, on all processes, when they may work in the folder.
+
+        Raises:
+          UserError: a process works in another one, as it runs on another machine.
+        """
+        number = 0
+        if parallel.is_first():
+            self.pull()
+            number = secrets.randbelow(2**31)
+            ledger.write_json(self.folder / SHARED, number)
+        if parallel.greatest(number) != ledger.read_json(self.folder / SHARED):
+            raise UserError(
+                f'--workdir={self.url}: {self.folder} is another folder here than on the first '
+                'process: on several machines mount the store, or set XDG_CACHE_HOME to a folder '
+                'that all see'
+            )
 
     def pull(self) -> None:
         """Makes the folder what the store holds, and what it has not been told of yet."""

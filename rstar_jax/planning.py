@@ -89,6 +89,8 @@ def plan(config: ConfigDict, topologies: str, stages: Sequence[str] = STAGES) ->
     planned = [name for name in ('search', 'sft', 'ppm') if name in stages]
     if not names:
         raise UserError(f'--plan={topologies}: expected a TPU slice such as v5e:2x4')
+    if 'here' in names:
+        raise UserError('--plan=here: needs --problems=N and the --workdir of a small run')
     if not planned:
         raise UserError(f'--stages={",".join(stages)}: a plan needs search, sft or ppm')
     slices = {name: slice_chips(name) for name in names}
@@ -278,9 +280,17 @@ def host_chips(chips: Sequence[Any]) -> list[Any]:
 
 
 def plan_model(
-    settings: search.Config, chips: Sequence[Any], bytes_of_chip: float, shape: models.Config
+    settings: search.Config,
+    chips: Sequence[Any],
+    bytes_of_chip: float,
+    shape: models.Config,
+    trees: int = MANY,
+    dtype: jnp.dtype = DTYPE,
+    kv_dtype: jnp.dtype = DTYPE,
 ) -> Plan | None:
     """The plan for policy and PPM of one shape on one host's chips; None where no tree fits.
+
+    trees: that each group has to search in all. dtype, kv_dtype: of weights, and of caches.
 
     Larger groups read the weights for more sequences at once, smaller ones exchange less: takes the
     fewest chips a group, `settings.tensor` or more, whose limit by reading is near the best.
@@ -288,8 +298,9 @@ def plan_model(
     groups = []
     for tensor in range(settings.tensor, len(chips) + 1):
         if len(chips) % tensor == 0:
-            group = _State(settings, parallel.local_mesh(tensor, chips), shape)
-            if group.choose(bytes_of_chip):
+            mesh = parallel.local_mesh(tensor, chips)
+            group = _State(settings, mesh, shape, dtype, kv_dtype)
+            if group.choose(bytes_of_chip, trees):
                 groups.append(group)
     best = max((group.speed() for group in groups), default=0.0)
     return next((group.plan() for group in groups if group.speed() >= NEAR * best), None)
@@ -298,28 +309,32 @@ def plan_model(
 class _State:
     """Shapes of what a search has on the devices, in their sharding."""
 
-    def __init__(self, settings: search.Config, mesh, shape: models.Config):
+    def __init__(
+        self, settings: search.Config, mesh, shape: models.Config, dtype=DTYPE, kv_dtype=DTYPE
+    ):
         self.settings, self.mesh, self.shape = settings, mesh, shape
+        self.dtype, self.kv_dtype = dtype, kv_dtype
         self.step = settings.step_tokens
         self.scored = self.step + sizes.OUTPUT_ROOM
         self.longest = sizes.path_room(settings.path_tokens, settings.path_tokens)
-        trunk = models.decoder.abstract_params(shape, DTYPE, headless=True)
+        trunk = models.decoder.abstract_params(shape, dtype, headless=True)
         head = jax.eval_shape(lambda: heads.init_value_head(shape.embed_dim, jax.random.key(0)))
-        self.policy = self._params(models.decoder.abstract_params(shape, DTYPE))
+        self.policy = self._params(models.decoder.abstract_params(shape, dtype))
         self.ppm = self._params({'decoder': trunk, 'value_head': head})
         self.weights = parallel.bytes_on_a_device((self.policy, self.ppm))
 
-    def choose(self, bytes_of_chip: float) -> bool:
+    def choose(self, bytes_of_chip: float, trees: int = MANY) -> bool:
         """Takes the engine's own choice of trees and slots; False where not one tree fits."""
         self.free = int(bytes_of_chip - self.weights)
-        networks = [memory.Network(self.shape, DTYPE, DTYPE, x) for x in (self.step, self.scored)]
+        kinds = self.shape, self.dtype, self.kv_dtype
+        networks = [memory.Network(*kinds, room) for room in (self.step, self.scored)]
         limits = (
             sizes.largest_call(self.mesh, self.settings, scored=True),
             sizes.default_slots(self.mesh),
             self.free,
         )
         try:
-            self.chosen = memory.plan(self.settings, networks, self.mesh, MANY, *limits)
+            self.chosen = memory.plan(self.settings, networks, self.mesh, trees, *limits)
         except UserError:
             return False
         return True
@@ -361,7 +376,7 @@ class _State:
         """Bytes a chip of all that stays in memory with what was chosen."""
         trees = chosen.trees
         nodes = devices.shapes(self.mesh, tree.init, trees, self.settings.nodes)
-        kept = self._made(state.empty_kv, trees, memory.kept_room(chosen.kept))
+        kept = self._made(state.empty_kv, trees, memory.kept_room(chosen.kept), self.dtype)
         arrays = self._stops(), nodes, *self._policy(trees, chosen.slots), *self._ppm(trees)
         return self.weights + parallel.bytes_on_a_device((arrays, kept, kept))
 
@@ -394,24 +409,25 @@ class _State:
 
     def _policy(self, trees: int, slots: int) -> tuple:
         """prefix, path, cells and slots, as `decode.decode` takes them."""
-        cells = trees * self.settings.candidates
+        cells, kinds = trees * self.settings.candidates, (self.dtype, self.kv_dtype)
         return (
-            self._made(state.empty_kv, 1, 0),
-            self._made(state.empty_path, trees, self.longest),
-            self._made(state.empty_cells, cells, self.step),
-            self._made(state.empty_slots, slots, self.step),
+            self._made(state.empty_kv, 1, 0, self.kv_dtype),
+            self._made(state.empty_path, trees, self.longest, *kinds),
+            self._made(state.empty_cells, cells, self.step, *kinds),
+            self._made(state.empty_slots, slots, self.step, *kinds),
         )
 
     def _ppm(self, trees: int) -> tuple:
         """prefix, path and the cells' keys and values, as `prefill.score` takes them."""
+        cells = trees * self.settings.candidates
         return (
-            self._made(state.empty_kv, 1, 0),
-            self._made(state.empty_path, trees, self.longest),
-            self._made(state.empty_kv, trees * self.settings.candidates, self.scored),
+            self._made(state.empty_kv, 1, 0, self.kv_dtype),
+            self._made(state.empty_path, trees, self.longest, self.dtype, self.kv_dtype),
+            self._made(state.empty_kv, cells, self.scored, self.kv_dtype),
         )
 
-    def _made(self, f: Callable, rows: int, positions: int) -> Any:
-        return devices.shapes(self.mesh, f, self.shape, rows, positions, DTYPE)
+    def _made(self, f: Callable, rows: int, positions: int, *dtypes: jnp.dtype) -> Any:
+        return devices.shapes(self.mesh, f, self.shape, rows, positions, *dtypes)
 
     def _stops(self) -> state.Stops:
         table = self._whole((MARK_STATES, self.shape.vocab_size), jnp.uint8)

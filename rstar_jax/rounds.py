@@ -93,7 +93,9 @@ def run(config: ConfigDict, workdir: str, names: Sequence[str]) -> None:
         if parallel.is_first():
             stack.enter_context(ledger.lock(root))
         if place:
-            place.pull()
+            place.begin()
+            place = place if parallel.is_first() else None
+        if place:
             stack.callback(place.push)
         events = Events(root / 'events' if parallel.is_first() else None)
         stack.callback(events.close)
@@ -511,6 +513,7 @@ def evaluate(round_: Round, stage: ledger.Stage, line: Line) -> Figures:
         round_number=None if base else round_.number,
         directory=stage.folder,
         progress=progress,
+        run_search=searching.evaluating(round_, base, line.say),
         leases=round_.config.job.leases,
     )
     for name, row in results['benchmarks'].items():

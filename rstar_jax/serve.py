@@ -202,7 +202,7 @@ class Answer:
             while not self._complete:
                 if await self._next(POLL_SECONDS) is None and await request.is_disconnected():
                     raise Refused('the client has gone', status=499)
-            content = '\n\n'.join(self._solution())
+            content = '\n\n'.join(await asyncio.to_thread(self._solution))
         finally:
             self._job.cancel()
         message = {'role': 'assistant', 'content': content}
@@ -224,7 +224,7 @@ class Answer:
                     yield ': searching\n\n'  # a comment, which keeps the connection open
                 else:
                     yield self._chunk({'reasoning_content': self._told(record)})
-            for number, part in enumerate(self._solution()):
+            for number, part in enumerate(await asyncio.to_thread(self._solution)):
                 yield self._chunk({'content': ('\n\n' if number else '') + part})
             yield self._chunk({}, 'stop')
             if self.asked.usage:
@@ -259,7 +259,7 @@ class Answer:
         return f'tree {len(self.records)} of {self.asked.trajectories}: {found}\n'
 
     def _solution(self) -> list[str]:
-        """The best trajectory's steps as Markdown, and why it was chosen."""
+        """The best trajectory's steps as Markdown, and why it was chosen; waits for the grader."""
         records = sorted(self.records, key=lambda record: record.tree)
         found = [
             (record, int(node))

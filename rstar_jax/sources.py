@@ -186,12 +186,13 @@ def searching_policy(round_: Round) -> models.Policy | search.Endpoint:
         return endpoint(config)
     if path == round_.before / 'policy':
         finished(path, 'policy', f'--config.policy.path={config.policy.path}')
-    return _narrowed(config, load_policy(path, config.policy.dtype, searching_mesh(config)))
+    model = load_policy(path, config.policy.dtype, searching_mesh(config))
+    return narrowed(config.policy.weights, model)
 
 
-def _narrowed(config: ConfigDict, model: Any) -> Any:
-    """A model that searches, in 8 bits where the config wants that."""
-    return models.quantized(model) if config.policy.weights == 'int8' else model
+def narrowed(weights: str, model: Any) -> Any:
+    """A model that searches, in 8 bits where `policy.weights` says so."""
+    return models.quantized(model) if weights == 'int8' else model
 
 
 def is_endpoint(path: str | pathlib.Path | None) -> bool:
@@ -216,7 +217,8 @@ def searching_ppm(round_: Round) -> models.PPM | None:
         return None
     if path == round_.before / 'ppm':
         finished(path, 'ppm', f'--config.ppm.path={config.ppm.path}')
-    return _narrowed(config, load_ppm(path, config.policy.dtype, searching_mesh(config)))
+    model = load_ppm(path, config.policy.dtype, searching_mesh(config))
+    return narrowed(config.policy.weights, model)
 
 
 def searching_path(round_: Round, kind: str) -> str | pathlib.Path | None:
@@ -254,14 +256,24 @@ def evaluated_models(round_: Round, base: bool = False) -> tuple[models.Policy, 
 
     base: the model that the rounds train from instead.
     """
-    how = round_.config.policy.dtype, searching_mesh(round_.config)
-    if base:
-        return load_policy(base_path(round_), *how), None
-    if round_.number == 0:
+    if round_.number == 0 and not base:
         return searching_policy(round_), searching_ppm(round_)
+    how = round_.config.policy.dtype, searching_mesh(round_.config)
+    policy, ppm = evaluated_paths(round_, base)
+    return load_policy(policy, *how), None if ppm is None else load_ppm(ppm, *how)
+
+
+def evaluated_paths(
+    round_: Round, base: bool = False
+) -> tuple[str | pathlib.Path | None, str | pathlib.Path | None]:
+    """Where these models are: policy and PPM, None for no PPM."""
+    if base:
+        return base_path(round_), None
+    if round_.number == 0:
+        return searching_path(round_, 'policy'), searching_path(round_, 'ppm')
     policy, ppm = round_.folder / 'policy', round_.folder / 'ppm'
     finished(policy, 'policy', f'round {round_.number} eval')
-    return load_policy(policy, *how), load_ppm(ppm, *how) if holds_model(ppm) else None
+    return policy, ppm if holds_model(ppm) else None
 
 
 def evaluation_config(round_: Round, base: bool = False) -> evals.Config:

@@ -3,7 +3,7 @@
 import pathlib
 
 from rstar_jax import progress
-from rstar_jax.report import run, tables
+from rstar_jax.report import run, stages, tables
 
 
 def show(root: pathlib.Path, stream=None) -> None:
@@ -11,7 +11,7 @@ def show(root: pathlib.Path, stream=None) -> None:
     made = run.read(root)
     parts = []
     if made.stages or not made.ablations:
-        parts += ['', progress.table(tables.stages(made), right=(2,))]
+        parts += ['', progress.table(stages.table(made), right=(2,))]
     accuracy = tables.accuracy(made.results)
     if accuracy:
         parts += ['', progress.table(accuracy, right=(1, *range(3, len(accuracy[0]))))]
@@ -24,7 +24,7 @@ def show(root: pathlib.Path, stream=None) -> None:
         if rows:
             parts += ['', title, '', progress.table(rows, right=range(1, len(rows[0])))]
             parts += made.ablations['notes'][group]
-    paths = tables.paths(made)
+    paths = stages.paths(made)
     if paths:
         parts += ['', progress.table(paths, heading=False)]
     progress.show(*parts, stream=stream)

@@ -160,7 +160,7 @@ def _trees(
     with data.TreeStore(folder, writer=jax.process_index()) as store:
         done = frozenset(store.keys())
         if wanted - done:
-            items = [(problem, tree) for problem in problems for tree in range(trees)]
+            items = search.items(problems, range(trees))
             name = '/'.join(folder.parts[-3:])
             found = run_search(
                 problems,

@@ -2,57 +2,72 @@
 
     small run    -> tokens of a tree, examples of a problem, tokens of an example   (`Statistics`)
     topology     -> least time of a decode step and of an optimiser step, compiled  (`planning`)
-    ASSUMED      -> how much longer they take in practice
+    Assumed      -> how much longer they take in practice
         -> hours, chip-hours and share of each stage
 
 It plans the small run's last round that has curated, with more problems and the config's model.
+`--plan=here` is this machine: its limits are measured, where its chips' are not known.
 """
 
 import dataclasses
+import itertools
 import json
+import math
 import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from rstar_jax import data, ledger, parallel, planning, sources, training
+from rstar_jax import data, ledger, models, parallel, planning, search, sources, training
 from rstar_jax.errors import UserError
-from rstar_jax.parallel.chips import Chip, find_chip
+from rstar_jax.models.checkpoint import default_dtype
+from rstar_jax.parallel.chips import Chip, find_chip, here
 from rstar_jax.progress import percent
+from rstar_jax.search.engine import sizes, state
 from rstar_jax.training import planning as trainings
 
+HERE = 'here'
 SECTIONS = {'sft': ('policy', 'sft'), 'ppm': ('ppm', 'pairs')}  # folder, kind of example
 
 
 @dataclasses.dataclass(frozen=True)
 class Assumed:
-    """What no compiler knows. Shares are of the limits that `--plan` prints.
+    """What no compiler knows.
 
-    decode: of the lower of a decode step's two limits. prefill: of the chips' FLOP/s, when paths
-    are read in and steps scored. train: of the shortest time of an optimiser step. idle: of the
-    hosts' time until the last tree is done (`python -m rstar_jax.bench leases`). start: seconds of
-    a stage before its first step: models read, programs compiled.
+    decode: share of a decode step's speed at its limits. prefill: of the chips' FLOP/s, when paths
+    are read in and steps scored. train: of the speed of an optimiser step at its limits. idle: of
+    the hosts' time until the last tree is done (`python -m rstar_jax.bench leases`). start: seconds
+    of a stage before its first step: models read, programs compiled.
     """
 
     decode: float = 0.5
     prefill: float = 0.4
     train: float = 0.6
-    idle: float = 0.05
+    idle: float = 0.03
     start: float = 600.0
+
+
+# Of a processor, against its measured limits: `python -m rstar_jax.bench plan_here`. It does not read
+# and compute at once, and a few trees leave more slots idle in the end.
+PROCESSOR = Assumed(decode=1.0, prefill=0.4, train=0.45, idle=0.1, start=60.0)
 
 
 @dataclasses.dataclass(frozen=True)
 class Statistics:
     """Of a small run, on average.
 
-    sampled: tokens of a tree. read, scored: tokens of a tree that policy and PPM are run on besides
-    sampling. solved: share of the problems. examples, tokens: of a problem, by kind ('sft',
-    'pairs'), and of one example. curate: seconds of a problem. evaluated: tokens that an evaluation
-    samples in all. trees: how many these are means of.
+    sampled: tokens of a tree. path: of its longest path, the most of any tree, without what all
+    prompts begin with. read, scored: tokens of a tree that policy and PPM are run on besides
+    sampling. solved: share of the problems. examples: that are trained on, of a problem, by kind
+    ('sft', 'pairs'); tokens: of one. curate: seconds of a problem. evaluated: tokens that an
+    evaluation samples in all. trees: how many these are means of.
     """
 
     sampled: float
+    path: int
     read: float
     scored: float
     solved: float
@@ -64,14 +79,23 @@ class Statistics:
 
 
 @dataclasses.dataclass(frozen=True)
+class Plans:
+    """Of the search and of the trainings, by their section. parameters: of a model, without the
+    output: known tokens need none."""
+
+    search: planning.Plan | None
+    trainings: dict[str, trainings.Plan]
+    parameters: int
+
+
+@dataclasses.dataclass(frozen=True)
 class Speed:
-    """Of a slice at its limits. decoded: tokens a second of all hosts. flops: of all chips.
-    parameters: of one model. steps: kind -> (seconds of an optimiser step, tokens in it)."""
+    """Of all chips at their limits. decoded, read: tokens a second that are sampled, and of known
+    ones. steps: kind -> seconds of an optimiser step of usual examples."""
 
     decoded: float
-    flops: float
-    parameters: float
-    steps: dict[str, tuple[float, int]]
+    read: float
+    steps: dict[str, float]
 
 
 def plan(
@@ -91,17 +115,24 @@ def plan(
         f'a tree, {found.read:,.0f} read in, {found.scored:,.0f} scored; {percent(found.solved)} '
         f'of the problems solved; of a problem {", ".join(kinds) or "no examples"}'
     )
-    chips = planning.slice_chips(topology)
+    chips = jax.devices() if topology == HERE else planning.slice_chips(topology)
     chip = find_chip(chips[0].device_kind)
+    if topology == HERE:
+        parallel.keep_compiled(config.compiled)
+        chip = here(default_dtype())
+        yield (
+            f'{chips[0].device_kind}: {chip.flops / 1e9:,.0f} GFLOP/s in {default_dtype()}, '
+            f'{chip.bandwidth / 1e9:,.1f} GB/s of each device'
+        )
     if chip is None:
         raise UserError(f'--plan={topology}: the limits of {chips[0].device_kind} are not known')
-    assumed = Assumed()
+    assumed = PROCESSOR if _platform(chips) == 'cpu' else Assumed()
     yield 'assumed: ' + ', '.join(
         f'{field.name} {getattr(assumed, field.name):g}' for field in dataclasses.fields(Assumed)
     )
-    models = planning.models_of(config.policy.path, config.base.path)
-    for name, shape in models.items():
-        speed = limits(config, chips, chip, shape, stages)
+    for name, shape in planning.models_of(config.policy.path, config.base.path).items():
+        plans = compiled(config, problems, found, chips, chip.memory, shape, stages)
+        speed = limits(plans, chips, chip)
         yield f'{name} on {topology}, {len(chips)} chips, {problems:,} problems\n'
         yield from table(hours(config, problems, found, speed, assumed, stages), len(chips))
 
@@ -109,9 +140,11 @@ def plan(
 def table(rows: dict[str, float], chips: int) -> Iterator[str]:
     """Hours, chip-hours and share of each stage, and their sum."""
     total = sum(rows.values())
+    places = 2 if total >= 1 else 4
     yield f'{"stage":8} {"hours":>9} {"chip-hours":>12} {"share":>8}'
     for name, value in [*rows.items(), ('round', total)]:
-        yield f'{name:8} {value:>9.2f} {value * chips:>12,.0f} {percent(value / total):>8}'
+        chip_hours = f'{value * chips:,.{places - 2}f}'
+        yield f'{name:8} {value:>9.{places}f} {chip_hours:>12} {percent(value / total):>8}'
 
 
 def statistics(workdir: pathlib.Path) -> tuple[int, Statistics]:
@@ -123,36 +156,66 @@ def statistics(workdir: pathlib.Path) -> tuple[int, Statistics]:
             'hundred problems with the settings of the whole one'
         )
     folder = done[-1].parents[1]
+    counters, solved, longest = [], 0, 0
+    first: list[int] | None = None  # what all prompts begin with
+    searched = set()
     with data.TreeStore(folder / 'search', writer=None) as store:
-        counters = [record.counters for record in store]
-        solved = sum(record.solved for record in store)
-    count = len(counters)
+        for record in store:
+            counters.append(record.counters)
+            solved += record.solved
+            searched.add(record.problem['index'])
+            longest = max(longest, _longest_path(record))
+            prompt = record.tokens[0]
+            first = prompt if first is None else _common(first, prompt)
+    trees = len(counters)
+    if not trees:
+        raise UserError(f'--workdir={workdir}: {folder.name} holds no trees')
 
     def mean(name: str) -> float:
-        return sum(row.get(name, 0.0) for row in counters) / count
+        return sum(row.get(name, 0.0) for row in counters) / trees
 
     curated = ledger.read_json(done[-1])
-    figures, problems = curated['figures'], curated['figures']['problems']
+    figures = curated['figures']
+    problems = figures.get('problems') or len(searched)  # examples out of files: none
     settings = (ledger.read_json(workdir / 'config.json') or {}).get(folder.name, {})
     examples, tokens = {}, {}
     for section, (name, kind) in SECTIONS.items():
         trained = ledger.read_json(folder / name / 'done.json')
         if trained and figures.get(kind):
-            examples[kind] = figures[kind] / problems
-            epochs = settings[f'training.{section}.epochs']
-            tokens[kind] = trained['figures']['tokens'] / (figures[kind] * epochs)
+            told = trained['figures']
+            count = figures[kind] - told.get('held_out_pairs', told.get('held_out', 0))
+            examples[kind] = count / problems
+            tokens[kind] = told['tokens'] / (count * settings[f'training.{section}.epochs'])
     sampled = mean('sampled_tokens')
     return int(folder.name.removeprefix('round')), Statistics(
         sampled=sampled,
+        path=longest - len(first or ()),
         read=max(0.0, mean('policy_computed') - sampled),
         scored=mean('ppm_computed'),
-        solved=solved / count,
+        solved=solved / trees,
         examples=examples,
         tokens=tokens,
         curate=curated['seconds'] / problems,
         evaluated=_evaluated(folder / 'eval' / 'results.json'),
-        trees=count,
+        trees=trees,
     )
+
+
+def _platform(chips: Sequence[Any]) -> str:
+    return chips[0].platform
+
+
+def _common(one: list[int], other: list[int]) -> list[int]:
+    """What both begin with."""
+    return [x for x, _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(one, other))]
+
+
+def _longest_path(record: search.Record) -> int:
+    """Tokens of the longest way down from the root, the prompt included."""
+    ends: list[int] = []
+    for tokens, parent in zip(record.tokens, record.parent.tolist()):
+        ends.append(len(tokens) + (ends[parent] if parent >= 0 else 0))
+    return max(ends)
 
 
 def _number(path: pathlib.Path) -> int:
@@ -171,36 +234,68 @@ def _evaluated(path: pathlib.Path) -> float:
     )
 
 
-def limits(
-    config: ConfigDict, chips: Sequence[Any], chip: Chip, shape: Any, stages: Sequence[str]
-) -> Speed:
-    """Compiles the search and the trainings for the slice."""
-    host = planning.host_chips(chips)
-    found = planning.plan_model(sources.search_config(config), host, chip.memory, shape)
-    if found is None:
-        raise UserError('--plan: the search does not fit into the chips of a host')
-    hosts = len(chips) // len(host)
-    slots = hosts * found.groups * found.slots
-    decoded = slots * min(chip.flops / found.flops, chip.bandwidth / found.floor)
-    steps = {}
+def compiled(
+    config: ConfigDict,
+    problems: int,
+    found: Statistics,
+    chips: Sequence[Any],
+    memory: float,
+    shape: Any,
+    stages: Sequence[str],
+) -> Plans:
+    """Compiles the search and the trainings for the chips, described ones or those at hand.
+
+    memory: bytes that a program may use on a chip.
+    """
+    processor, one = _platform(chips) == 'cpu', None
+    if 'search' in stages or 'eval' in stages:
+        settings = sources.search_config(config)
+        longest = min(settings.path_tokens, sizes.path_room(found.path, settings.path_tokens))
+        settings = dataclasses.replace(settings, path_tokens=longest)
+        dtypes = planning.DTYPE, planning.DTYPE
+        if processor:
+            dtype = jnp.dtype(config.policy.dtype or default_dtype())
+            dtypes = dtype, state.cache_dtype('cpu', dtype)
+        trees = -(-problems * config.search.trees // len(chips))
+        host = planning.host_chips(chips)
+        one = planning.plan_model(settings, host, memory, shape, trees, *dtypes)
+        if one is None:
+            raise UserError('--plan: the search does not fit into the chips of a host')
+    made = {}
     mesh = parallel.global_mesh(devices=chips)
     for section, default in (('sft', training.default_sft()), ('ppm', training.default_ppm())):
-        if section not in stages:
+        kind = SECTIONS[section][1]
+        if section not in stages or kind not in found.tokens:
             continue
         default.update(config.training[section])
-        one = trainings.plan(section, default, shape, mesh, chip.memory)
-        if one.work is None:
-            raise UserError(f'--plan: {section} does not fit into {chip.memory / 2**30:g} GiB')
-        received = sum(exchange.bytes for exchange in one.work.exchanged.values())
-        seconds = max(
-            one.computed / chip.flops,
-            one.work.traffic / chip.bandwidth,
-            received / (chip.links or float('inf')),
+        if processor:
+            default.dtype = default.dtype or default_dtype()
+        made[section] = trainings.plan(
+            section, default, shape, mesh, memory, round(found.tokens[kind])
         )
-        tokens = sum(rows * length * n for (rows, length), n in one.micros.items())
-        steps[section] = seconds, tokens
-    parameters = found.weights * found.tensor / 4  # two models, two bytes each
-    return Speed(decoded, len(chips) * chip.flops, parameters, steps)
+        if made[section].work is None:
+            raise UserError(f'--plan: {section} does not fit into {memory / 2**30:g} GiB')
+    trunk = models.decoder.abstract_params(shape, headless=True)
+    return Plans(one, made, sum(x.size for x in jax.tree.leaves(trunk)))
+
+
+def limits(plans: Plans, chips: Sequence[Any], chip: Chip) -> Speed:
+    """What the chips do at most, each of them like `chip`."""
+    # A processor reads and computes by turns.
+    both = sum if _platform(chips) == 'cpu' else max
+    decoded = read = 0.0
+    if (search := plans.search) is not None:
+        step = both([search.flops / chip.flops, search.floor / chip.bandwidth])
+        hosts = len(chips) // (search.groups * search.tensor)
+        decoded = hosts * search.groups * search.slots / step
+        read = len(chips) * chip.flops / (2 * plans.parameters)
+    steps = {}
+    for section, one in plans.trainings.items():
+        received = sum(exchange.bytes for exchange in one.work.exchanged.values())
+        computing = max(one.computed / chip.flops, received / (chip.links or math.inf))
+        # Parameters and moments are read and written.
+        steps[section] = computing + 2 * one.held / chip.bandwidth
+    return Speed(decoded, read, steps)
 
 
 def hours(
@@ -219,20 +314,18 @@ def hours(
     trees = problems * config.search.trees
     unsolved = problems * (1 - found.solved)
     trees += unsolved * sum(n / config.search.rollouts for n in config.search.more_rollouts)
-    decode = 1 / (assumed.decode * speed.decoded)
-    reading = 2 * speed.parameters / (assumed.prefill * speed.flops)
     rows = {}
     if 'search' in stages:
-        tree = found.sampled * decode + (found.read + found.scored) * reading
+        tree = found.sampled / (assumed.decode * speed.decoded)
+        tree += (found.read + found.scored) / (assumed.prefill * speed.read)
         rows['search'] = assumed.start + trees * tree / (1 - assumed.idle)
     if 'curate' in stages:
         rows['curate'] = problems * found.curate
-    for section, (_, kind) in SECTIONS.items():
-        if section in speed.steps and kind in found.examples:
-            seconds, tokens = speed.steps[section]
-            passes = problems * found.examples[kind] * config.training[section].epochs
-            rows[section] = assumed.start
-            rows[section] += passes * found.tokens[kind] / tokens * seconds / assumed.train
+    for section, seconds in speed.steps.items():
+        settings = config.training[section]
+        examples = problems * found.examples[SECTIONS[section][1]]
+        steps = settings.epochs * math.ceil(examples / settings.batch_size)
+        rows[section] = assumed.start + steps * seconds / assumed.train
     if 'eval' in stages and found.evaluated:
-        rows['eval'] = assumed.start + found.evaluated * decode
+        rows['eval'] = assumed.start + found.evaluated / (assumed.decode * speed.decoded)
     return {name: value / 3600 for name, value in rows.items()}

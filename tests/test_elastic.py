@@ -1,11 +1,16 @@
 """Workers that come, are lost and come back: each tree once, and the same as without all that."""
 
+import contextlib
 import time
 
+import jax
 import pytest
 
-from rstar_jax import data, elastic, search
+from rstar_jax import configs, data, elastic, evals, models, search, searching, sources
+from rstar_jax.data import arithmetic
 from rstar_jax.errors import UserError
+from rstar_jax.models import tiny
+from rstar_jax.progress import Events
 from tests.search.test_flight import assert_same
 from tests.search.test_scripted import random_score, random_texts
 
@@ -23,7 +28,7 @@ def workers():
         yield started
 
 
-def searching(workers, texts=random_texts):
+def start_with(workers, texts=random_texts):
     def start(**given):
         expander = search.scripted(texts, random_score, trees=3)
         problems = [problem for problem, tree in ITEMS if tree == 0]
@@ -36,7 +41,7 @@ def searching(workers, texts=random_texts):
 
 @pytest.fixture(scope='module')
 def whole(workers):
-    return {record.key: record for record in searching(workers)()}
+    return {record.key: record for record in start_with(workers)()}
 
 
 class Threads:
@@ -92,7 +97,7 @@ def test_each_tree_comes_once_whatever_becomes_of_the_workers(workers, whole, tm
         time.sleep(0.01)
         return random_texts(*arguments)
 
-    team, lines = Threads(searching(workers, slow), 3, fate), []
+    team, lines = Threads(start_with(workers, slow), 3, fate), []
     found = {}
     for record in elastic.run(ITEMS, team, say=lines.append, silent=2.0):
         assert record.key not in found
@@ -125,7 +130,7 @@ def test_a_lost_workers_trees_go_on_from_where_they_were(workers, whole, tmp_pat
         time.sleep(0.02)
         return random_texts(*arguments)
 
-    team = Once(searching(workers, slow), 2, keep_seconds=0.1)
+    team = Once(start_with(workers, slow), 2, keep_seconds=0.1)
     with data.TreeStore(tmp_path) as store:
         flights = data.Flights(tmp_path / 'flights', 0, 0.1, store)
         for record in elastic.run(ITEMS, team, flights=flights, say=lambda line: None):
@@ -163,12 +168,60 @@ def test_workers_that_never_begin_end_the_run(workers):
             return [(name, None) for name in gone]
 
     with pytest.raises(UserError, match='10 workers ended as they began'):
-        list(elastic.run(ITEMS, Stillborn(searching(workers), 1), say=lambda line: None))
+        list(elastic.run(ITEMS, Stillborn(start_with(workers), 1), say=lambda line: None))
 
 
 def test_totals_add_up(workers, whole):
     told = []
-    list(elastic.run(ITEMS, Threads(searching(workers), 2), progress=told.append))
+    list(elastic.run(ITEMS, Threads(start_with(workers), 2), progress=told.append))
     assert (told[-1]['trees_done'], told[-1]['trees_total']) == (24, 24)
     assert told[-1]['solved'] == sum(record.solved for record in whole.values())
     assert told[-1]['nodes'] == sum(len(record.texts) for record in whole.values())
+
+
+def on_workers(monkeypatch, tmp_path):
+    """An evaluation's search by workers that are threads of this process."""
+    config = configs.default()
+    config.policy.path = str(tmp_path / 'policy')
+    config.job.leases = 'ray'
+    teams = []
+
+    @contextlib.contextmanager
+    def team(begin, devices):
+        start, _ = begin()
+        teams.append(Threads(start, 2))
+        yield teams[-1]
+
+    monkeypatch.setattr(searching.ray_team, 'team', team)
+    monkeypatch.setattr(elastic.parallel, 'keep_compiled', lambda where: None)
+    round_ = sources.Round(config, tmp_path, 0, Events(None))
+    return searching.evaluating(round_, False, print), teams
+
+
+def test_an_evaluation_by_workers_is_that_of_one_process(monkeypatch, tmp_path):
+    policy = tiny.policy(arithmetic.vocabulary())
+    models.save(policy, tmp_path / 'policy')
+    problems = arithmetic.problems(4, seed=3)
+    settings = search.Config(step_tokens=8, max_depth=2, path_tokens=160, rollouts=2, candidates=2)
+    settings = evals.Config(settings, strategies=('greedy',))
+    run_search, teams = on_workers(monkeypatch, tmp_path)
+    found = [
+        evals.run(policy, None, {'sums': problems}, settings, run_search=run)
+        for run in (None, run_search)
+    ]
+    one, many = (result['benchmarks']['sums']['strategies'] for result in found)
+    assert len(teams) == 1 and len(teams[0].members) == 2
+    for name, figures in one.items():
+        del figures['seconds_per_problem'], many[name]['seconds_per_problem']
+        assert many[name] == figures
+        assert figures['tokens_per_problem'] > 4
+
+
+def test_what_ray_cannot_do_is_one_line(monkeypatch, tmp_path):
+    monkeypatch.setattr(jax, 'process_count', lambda: 3)
+    with pytest.raises(UserError, match='job.leases=ray: 3 processes were started; one deals'):
+        on_workers(monkeypatch, tmp_path)
+    config = configs.default()
+    config.job.leases, config.eval.agree = 'ray', 2
+    with pytest.raises(UserError, match='--config.eval.agree=2: has the trees of a problem grow'):
+        configs.validate(config)

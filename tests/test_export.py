@@ -146,6 +146,19 @@ def test_the_card_of_a_ppm_tells_of_searches_only(exported):
     assert about.model_name == 'me/small-ppm'
 
 
+def test_of_one_tree_a_problem_a_card_has_one_figure(tmp_path):
+    row = results(1, 0.55, {**SEARCH, 'trajectories': 1})['benchmarks']
+    config = configs.flatten(configs.default())
+    origin = cards.Origin(1, {'round1': config}, results={'round': row})
+    cards.write_model_card(tmp_path, 'policy', origin)
+    card = hub.ModelCard.load(tmp_path / 'README.md')
+    assert [r.metric_name for r in card.data.eval_results] == [
+        cards.MODES['greedy'],
+        cards.MODES['best'],
+    ]
+    assert 'Search: 1 tree a problem (' in card.text
+
+
 def test_the_card_of_a_model_of_unknown_origin(exported, tmp_path):
     export.export_model(exported / 'policy', tmp_path, license_='mit')
     card = hub.ModelCard.load(tmp_path / 'README.md')
@@ -223,6 +236,16 @@ def test_a_push(run, tmp_path, monkeypatch):
         name = f'me/small{name}'
         expected += [('validate',), ('create', name, kind, True), ('upload', name, kind)]
     assert calls == expected
+
+
+def test_nothing_is_pushed_unseen(exported, tmp_path, monkeypatch, capsys):
+    """Without torch there is no transformers to compare with."""
+    monkeypatch.setattr(export, 'largest_difference', lambda made: None)
+    arguments = [str(exported / 'policy'), str(tmp_path), '--push_to_hub=me/small']
+    assert export.main([*arguments, '--dry_run']) == 0
+    assert 'not compared with transformers' in capsys.readouterr().out
+    assert export.main(arguments) == 2
+    assert 'pip install torch' in capsys.readouterr().err
 
 
 def test_a_push_that_the_hub_refuses(exported, monkeypatch, tmp_path, capsys):

@@ -72,6 +72,13 @@ def test_an_input_that_was_not_there_before_changes_nothing(tmp_path):
     assert stage.drop_if_stale() is None
 
 
+def test_an_input_may_be_a_model_in_one_file(tmp_path):
+    (tmp_path / 'model.gguf').write_bytes(b'GGUF')
+    stage = finished(tmp_path / 'eval', inputs=(tmp_path / 'model.gguf',))
+    assert stage.done
+    assert stage.drop_if_stale() is None
+
+
 def test_settings_bind_only_what_has_begun(tmp_path):
     stages = {
         'search': ledger.Stage(tmp_path / 'search', ('seed', 'search')),

@@ -3,6 +3,8 @@
 import os
 import pathlib
 import re
+import shutil
+import subprocess
 
 import nbclient
 import nbformat
@@ -64,6 +66,27 @@ def test_a_notebook_is_clean_and_its_badge_opens_it(path):
     assert badge.endswith(f'{repository[1]}/blob/main/launch/{path.name}')
 
 
+def test_one_command_sets_the_repository(tmp_path):
+    launch = shutil.copytree(REPOSITORY / 'launch', tmp_path / 'launch')
+
+    def set_to(*arguments):
+        command = ['bash', str(launch / 'notebooks.sh'), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+
+    subprocess.run(['git', 'init', '-q', tmp_path], check=True)
+    for arguments, name in ((['me/a.fork'], 'me/a.fork'), (['you/it'], 'you/it'), ([], 'us/ours')):
+        if not arguments:
+            url = f'git@github.com:{name}.git'
+            subprocess.run(['git', 'remote', 'add', 'origin', url], cwd=tmp_path, check=True)
+        assert set_to(*arguments).returncode == 0
+        for path in FILES:
+            text = (launch / path.name).read_text(encoding='utf-8')
+            assert text == path.read_text(encoding='utf-8').replace('OWNER/rstar_jax', name)
+            test_a_notebook_is_clean_and_its_badge_opens_it(launch / path.name)
+    failed = set_to('https://github.com/me/it')
+    assert failed.returncode == 2 and 'expected OWNER/NAME' in failed.stderr
+
+
 def test_the_notebooks_are_the_same_but_for_the_place():
     assert [path.stem for path in FILES] == ['colab_tpu', 'kaggle_tpu']
     colab, kaggle = map(read, FILES)
@@ -93,5 +116,6 @@ def test_a_notebook_runs_on_cpu(tmp_path, monkeypatch):
     assert re.search(r'^(Answer: |No answer found)', printed, re.M)
     assert 'dry run: nothing was pushed' in printed
     pages = [out.data['text/html'] for out in outputs if 'text/html' in out.get('data', {})]
-    assert any('<iframe srcdoc="&lt;!doctype html&gt;' in page.lower() for page in pages)
+    frames = [page for page in pages if '<iframe srcdoc="&lt;!doctype html&gt;' in page.lower()]
+    assert len(frames) == 2 and 'class=&quot;card&quot;' in frames[0]  # a tree, the report
     assert (tmp_path / 'run' / 'exported' / 'policy' / 'README.md').exists()

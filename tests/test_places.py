@@ -213,3 +213,22 @@ def test_trees_survive_20_writes_that_fail(tmp_path, monkeypatch):
             assert stored <= {record.key for record in trees}
     assert len(failures) == 20
     assert not [path for path in tmp_path.iterdir() if path.name.endswith('.part')]
+
+
+def test_the_processes_of_a_run_work_in_one_folder(tmp_path, store, monkeypatch):
+    """The first makes it what the store holds; whoever works in another one says so."""
+    ledger.write_json(tmp_path / 'made' / 'config.json', 1)
+    made = places.Place(URL, tmp_path / 'made')
+    made.pull()
+    made.push(must=True)
+    numbers = []
+    monkeypatch.setattr(places.parallel, 'greatest', lambda n: numbers.append(n) or max(numbers))
+    one = places.Place(URL, tmp_path / 'one')
+    one.begin()
+    assert on_disk(one.folder) == held(store)
+    monkeypatch.setattr(places.parallel, 'is_first', lambda: False)
+    places.Place(URL, tmp_path / 'one').begin()
+    for folder in ('two', 'made'):  # of another machine: nothing there, or what an earlier run left
+        with pytest.raises(UserError, match='is another folder here .* mount the store'):
+            places.Place(URL, tmp_path / folder).begin()
+    assert numbers[0] > 0 == numbers[-1]

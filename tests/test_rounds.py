@@ -424,14 +424,16 @@ def test_two_processes_go_on_where_one_stopped(world, finished, tmp_path):
     np.testing.assert_allclose(two, one, atol=1e-3)
 
 
-def test_four_processes_make_what_one_makes(world, tmp_path):
-    """A whole round on 4 processes of 2 devices, and on one of all 8."""
+def test_four_processes_make_what_one_makes(world, tmp_path, monkeypatch):
+    """A whole round on 4 processes of 2 devices, in a store, and on one of all 8."""
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
     settings = ('--config.eval.strategies=greedy,mcts', '--config.base.path=')
     settings += ('--config.training.ppm.epochs=3',)
     results = []
     for count in (1, 4):
         workdir = tmp_path / str(count)
-        outputs = processes.run(command(world, workdir, *settings), count, 8 // count)
+        url = workdir if count == 1 else f'file://{workdir}'
+        outputs = processes.run(command(world, url, *settings), count, 8 // count)
         assert 'round 1 export: done' in outputs[0]
         results.append(workdir)
     one, four = results

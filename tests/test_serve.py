@@ -75,10 +75,14 @@ def served(live, config):
 
 
 @pytest.fixture(scope='module')
-def address(workers, config):
+def live(workers):
     slow.set()
     expander = search.scripted(texts, score, trees=4)
-    live = search.Live(config=CONFIG, trees=4, workers=workers, expander=expander)
+    return search.Live(config=CONFIG, trees=4, workers=workers, expander=expander)
+
+
+@pytest.fixture(scope='module')
+def address(live, config):
     with served(live, config) as url:
         yield url
 
@@ -143,7 +147,27 @@ def test_no_answer(client):
     assert made.choices[0].message.content == 'No answer found in 2 trees.'
 
 
-def test_two_requests_at_once_and_one_too_many(client):
+def test_nobody_waits_while_an_answer_is_chosen(client, monkeypatch):
+    """The grader may take its time, and the first time it has to be started."""
+    choose, go = serve.solve.choose, threading.Event()
+
+    def slowly(found):
+        assert go.wait(60)
+        return choose(found)
+
+    monkeypatch.setattr(serve.solve, 'choose', slowly)
+    made = []
+    asks = functools.partial(client.chat.completions.create, **asking('Twice 8?'))
+    thread = threading.Thread(target=lambda: made.append(asks()))
+    thread.start()
+    others = list(client.chat.completions.create(**asking('nothing 2', stream=True)))
+    assert others and not made
+    go.set()
+    thread.join(60)
+    assert '\\boxed{16}' in made[0].choices[0].message.content
+
+
+def test_two_requests_at_once_and_one_too_many(client, live):
     slow.clear()
     answers, refused = {}, []
 
@@ -157,7 +181,8 @@ def test_two_requests_at_once_and_one_too_many(client):
     threads = [threading.Thread(target=ask, args=(number,)) for number in (3, 4, 5)]
     for thread in threads:
         thread.start()
-        time.sleep(0.3)
+    while live.busy < 3:
+        time.sleep(0.01)
     ask(6)
     slow.set()
     for thread in threads:

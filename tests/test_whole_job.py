@@ -2,16 +2,21 @@
 
 import dataclasses
 
+import jax
 import pytest
 
-from rstar_jax import configs, data, ledger, whole_job
+from rstar_jax import configs, data, ledger, models, planning, whole_job
 from rstar_jax.data import files
 from rstar_jax.errors import UserError
+from rstar_jax.parallel import chips
+from rstar_jax.training import planning as trainings
 from tests.evals.trees import tree
 
 ASSUMED = whole_job.Assumed(decode=0.5, prefill=0.5, train=0.5, idle=0.0, start=0.0)
+SHAPE = models.Config('qwen2', 320, 64, 96, 1, 8, 2, 8, qkv_bias=True)
 FOUND = whole_job.Statistics(
     sampled=1000.0,
+    path=300,
     read=200.0,
     scored=800.0,
     solved=0.75,
@@ -21,14 +26,13 @@ FOUND = whole_job.Statistics(
     evaluated=36e6,
     trees=64,
 )
-SPEED = whole_job.Speed(
-    decoded=2e5, flops=1e15, parameters=1e9, steps={'sft': (2.0, 10_000), 'ppm': (1.0, 5000)}
-)
+SPEED = whole_job.Speed(decoded=2e5, read=5e5, steps={'sft': 2.0, 'ppm': 1.0})
 
 
 def config(**changes):
     made = configs.default()
     made.training.sft.epochs, made.training.ppm.epochs = 2, 1
+    made.training.sft.batch_size, made.training.ppm.batch_size = 128, 500
     for key, value in changes.items():
         setattr(made.search, key, value)
     return made
@@ -41,12 +45,12 @@ def hours(config, **changes):
 
 def test_hours_follow_from_tokens_and_limits():
     rows = hours(config())
-    # 3600 trees of 1000 tokens at half of 2e5 a second, and 1000 read or scored at 2e9 FLOPs each.
-    assert rows['search'] == pytest.approx(1000 / 1e5 + 1000 * 2e9 / 5e14)
+    # 3600 trees of 1000 tokens at half of 2e5 a second, and 1000 read or scored at half of 5e5.
+    assert rows['search'] == pytest.approx(1000 / 1e5 + 1000 / 2.5e5)
     assert rows['curate'] == pytest.approx(0.01)
-    # Two passes over 2 examples of 500 tokens, steps of 10,000 that take twice their limit.
-    assert rows['sft'] == pytest.approx(2 * 2 * 500 / 10_000 * 2.0 * 2)
-    assert rows['ppm'] == pytest.approx(3 * 250 / 5000 * 1.0 * 2)
+    # Two passes over 2 examples of each problem in batches of 128; steps take twice their limit.
+    assert rows['sft'] == pytest.approx(2 * 57 * 2.0 * 2 / 3600)
+    assert rows['ppm'] == pytest.approx(22 * 1.0 * 2 / 3600)
     assert rows['eval'] == pytest.approx(36e6 / 1e5 / 3600)
 
 
@@ -75,10 +79,13 @@ def test_a_small_run_tells_what_trees_are_like(tmp_path):
             names = 'sampled_tokens', 'policy_computed', 'ppm_computed'
             problem = {'index': index, 'question': 'q', 'answer': '1'}
             record = tree(problem, 0, [('1', 0.5, index == 1)])
-            store.append(dataclasses.replace(record, counters=dict(zip(names, counters))))
+            # The prompts begin alike; the longest path is 2 + 2 * 3 more.
+            tokens = [[1, 2, 3, 10 + index, 20], *[[7] * (2 + index)] * (len(record.texts) - 1)]
+            about = {'counters': dict(zip(names, counters)), 'tokens': tokens}
+            store.append(dataclasses.replace(record, **about))
     figures = {'problems': 2, 'sft': 4, 'pairs': 0}
     ledger.write_json(round_ / 'curate' / 'done.json', {'seconds': 5.0, 'figures': figures})
-    trained = {'figures': {'tokens': 1200}}
+    trained = {'figures': {'tokens': 900, 'held_out': 1}}
     ledger.write_json(round_ / 'policy' / 'done.json', trained)
     ledger.write_json(tmp_path / 'config.json', {'round2': {'training.sft.epochs': 3}})
     row = {'problems': 10, 'strategies': {'greedy': {'tokens_per_problem': 7.0}}}
@@ -87,15 +94,72 @@ def test_a_small_run_tells_what_trees_are_like(tmp_path):
     assert number == 2
     assert found == whole_job.Statistics(
         sampled=200.0,
+        path=8,
         read=20.0,
         scored=100.0,
         solved=0.5,
-        examples={'sft': 2.0},
+        examples={'sft': 1.5},
         tokens={'sft': 100.0},
         curate=2.5,
         evaluated=70.0,
         trees=2,
     )
+
+
+def plans(mesh):
+    """A search and a training whose limits are easy to compute with."""
+    search = planning.Plan(
+        **{field.name: 1 for field in dataclasses.fields(planning.Plan)}
+        | {'groups': 4, 'slots': 8, 'weights': 4e9, 'flops': 1e12, 'floor': 1e9}
+    )
+    work = trainings.Work(exchanged={}, seconds=0.0)
+    return search, trainings.Plan(dict(mesh.shape), {}, 10**9, 0, 1e12, 2e12, work)
+
+
+@pytest.mark.parametrize(
+    ('platform', 'step'),
+    [('tpu', 0.01), ('cpu', 0.011)],  # the longer of computing and reading; both
+)
+def test_speeds_follow_from_the_plans_limits(monkeypatch, platform, step):
+    devices = [jax.devices()[0]] * 8
+    asked = {}
+    search, training = plans(whole_job.parallel.global_mesh(devices=jax.devices()[:8]))
+
+    def plan_model(settings, host, memory, shape, trees, *dtypes):
+        asked['search'] = settings.path_tokens, len(host), trees, dtypes
+        return search
+
+    def plan(kind, settings, shape, mesh, memory, size):
+        asked[kind] = size
+        return training
+
+    monkeypatch.setattr(planning, 'plan_model', plan_model)
+    monkeypatch.setattr(planning, 'host_chips', lambda chips: chips[:4])
+    monkeypatch.setattr(trainings, 'plan', plan)
+    monkeypatch.setattr(whole_job.parallel, 'global_mesh', lambda devices: None)
+    monkeypatch.setattr(whole_job, '_platform', lambda chips: platform)
+    made = whole_job.compiled(config(), 3600, FOUND, devices, 2**34, SHAPE, configs.STAGES)
+    params = models.decoder.init_params(SHAPE, jax.random.key(0))
+    del params['output']
+    assert made.parameters == sum(x.size for x in jax.tree.leaves(params))
+    chip = chips.Chip(memory=2**34, flops=1e14, bandwidth=1e12)
+    speed = whole_job.limits(made, devices, chip)
+    # Two hosts of 4 groups of 8 slots.
+    assert speed.decoded == pytest.approx(2 * 4 * 8 / step)
+    assert speed.read == pytest.approx(8 * 1e14 / 2 / made.parameters)
+    # 2e12 FLOPs, and a GB read and written.
+    assert speed.steps == pytest.approx({'sft': 0.022, 'ppm': 0.022})
+    assert asked['sft'] == 500 and asked['ppm'] == 250
+    path, host, trees, (dtype, kv_dtype) = asked['search']
+    assert (path, host, trees) == (512, 4, 450)
+    assert dtype == planning.DTYPE if platform == 'tpu' else kv_dtype == 'float32'
+
+
+def test_limits_of_this_machine_are_measured():
+    found = chips.here('float32')
+    assert found.memory > 2**28 and found.links == 0
+    assert 1e7 < found.flops < 1e14
+    assert 1e7 < found.bandwidth < 1e13
 
 
 def test_without_a_small_run_the_error_is_one_line(tmp_path):

@@ -1,18 +1,23 @@
 """Leases: idle hosts when trees are shared out by number, and by leases (simulated).
 
 Hosts have `rows` places for trees in flight each; a tree takes a place for a time drawn from the
-trees of a run (`--trees=WORKDIR/round1/search`: their sampled tokens), or from a gamma distribution
-of the given `spread` (standard deviation / mean). Hosts differ in speed by `uneven` (standard
-deviation), and `slow` of them have half of it. static: lease k goes to host k modulo their number;
-leases: to whoever has room; both of the sizes that `parallel.dealt` has. Idle is the share of all
-places' time, weighed by speed, from the first tree to the end of the last. longest: the time of the
-longest tree, as a share of all. leases_per_second: what the one that deals has to answer, on
-average, and in the busiest minute but the first.
+trees of a run (`--trees=WORKDIR/round1/search`: their sampled tokens; or an interchange file: the
+length of their texts), of mean `mean_seconds`, each together with its question. It is multiplied by
+a noise of mean 1 (`noise`: deviation of its logarithm), so that no two trees are alike. Without
+`trees` times are of a gamma distribution of the given `spread` (standard deviation / mean), and
+questions tell nothing. Hosts differ in speed by `uneven` (standard deviation), and `slow` of them
+have half of it.
+
+static: lease k goes to host k modulo their number; leases: to whoever has room; both of the sizes
+that `parallel.dealt` has, and long questions first (`search.items`); as_given: leases in the order
+of the drawing. Idle is the share of all places' time, weighed by speed, from the first tree to the
+end of the last. longest: the time of the longest tree, as a share of all. leases_per_second: what
+the one that deals has to answer, on average, and in the busiest minute but the first.
 """
 
 import collections
 import heapq
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
@@ -28,50 +33,76 @@ def run(
     mean_seconds: float = 600.0,
     spread: float = 0.8,
     trees: str = '',
+    noise: float = 0.25,
     uneven: float = 0.03,
     slow: int = 2,
     seed: int = 0,
 ) -> dict[str, float]:
-    """Returns static_idle, leases_idle, hours of both, longest, and the load on who deals."""
+    """Returns idle shares and hours, longest, spread, and the load on who deals."""
     rng = np.random.default_rng(seed)
-    seconds = mean_seconds * _drawn(trees, spread, problems, rng)
+    times, questions = _drawn(trees, spread, noise, problems, rng)
+    given = mean_seconds * times
+    # As search.items has them.
+    seconds = given[np.argsort(-questions, kind='stable')]
     speed = np.maximum(rng.normal(1.0, uneven, hosts), 0.5)
     speed[rng.permutation(hosts)[:slow]] *= 0.5
     starts = leases.bounds(problems, hosts)
     count = len(starts) - 1
     work = seconds.sum()
 
-    def shares(times: Sequence[float]) -> float:
-        """Idle share: of the speed that all hosts have, what is not used until the end."""
-        return 1 - work / (max(times) * rows * speed.sum())
+    def idle(hours: float) -> float:
+        """Of the speed that all hosts have, what is not used until the end."""
+        return 1 - work / (3600 * hours * rows * speed.sum())
 
-    static = [iter(range(host, count, hosts)) for host in range(hosts)]
-    ends, _ = _simulated(lambda host: next(static[host], None), seconds, speed, rows, starts)
-    everyone = iter(range(count))
-    shared, asked = _simulated(lambda host: next(everyone, None), seconds, speed, rows, starts)
+    def ended(take: Callable[[int], int | None], times: np.ndarray) -> tuple[float, list[float]]:
+        ends, asked = _simulated(take, times, speed, rows, starts)
+        return max(ends) / 3600, asked
+
+    own = [iter(range(host, count, hosts)) for host in range(hosts)]
+    static, _ = ended(lambda host: next(own[host], None), seconds)
+    everyone, again = iter(range(count)), iter(range(count))
+    shared, asked = ended(lambda host: next(everyone, None), seconds)
+    as_given, _ = ended(lambda host: next(again, None), given)
     minutes = collections.Counter(int(time // 60) for time in asked if time >= 60)
     return {
-        'static_idle': shares(ends),
-        'leases_idle': shares(shared),
-        'static_hours': max(ends) / 3600,
-        'leases_hours': max(shared) / 3600,
-        'longest': float(seconds.max() / max(shared)),
-        'leases_per_second': count / max(shared),
+        'static_idle': idle(static),
+        'leases_idle': idle(shared),
+        'as_given_idle': idle(as_given),
+        'static_hours': static,
+        'leases_hours': shared,
+        'longest': float(seconds.max() / 3600 / shared),
+        'spread': float(seconds.std() / seconds.mean()),
+        'leases_per_second': count / 3600 / shared,
         'most_leases_per_second': max(minutes.values(), default=0) / 60,
     }
 
 
-def _drawn(folder: str, spread: float, count: int, rng: np.random.Generator) -> np.ndarray:
-    """Times of so many trees, of mean 1."""
-    if not folder:
-        return rng.gamma(spread**-2, spread**2, count)
+def _drawn(
+    path: str, spread: float, noise: float, count: int, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Times of so many trees, of mean 1, and lengths of their questions."""
+    if not path:
+        return rng.gamma(spread**-2, spread**2, count), np.zeros(count)
+    found = np.array(list(_measured(path)), float).reshape(-1, 2)
+    if not len(found):
+        raise UserError(f'--trees={path}: holds no trees')
+    times, questions = found[rng.integers(len(found), size=count)].T
+    times = times / found[:, 0].mean()
+    return times * rng.lognormal(-(noise**2) / 2, noise, count), questions
+
+
+def _measured(path: str) -> Iterator[tuple[int, int]]:
+    """(size, length of the question) of a run's trees."""
     from rstar_jax import data
 
-    with data.TreeStore(folder, writer=None) as store:
-        tokens = np.array([record.counters['sampled_tokens'] for record in store])
-    if not len(tokens):
-        raise UserError(f'--trees={folder}: holds no trees')
-    return rng.choice(tokens, count) / tokens.mean()
+    if path.endswith('.jsonl'):
+        for tree in data.import_trees(path):
+            texts = [node['text'] or '' for node in tree['rstar'].values()]
+            yield len(''.join(texts)), len(tree['question'])
+        return
+    with data.TreeStore(path, writer=None) as store:
+        for record in store:
+            yield record.counters['sampled_tokens'], len(record.problem['question'])
 
 
 def _simulated(

@@ -74,6 +74,8 @@ class Rules:
         rejection sampling takes them; 'any', correct or wrong, by chance.
       distinct: of correct trajectories that hold the same program (comments and layout aside) the
         best is kept, the shortest of several; as in rejection sampling (arXiv 2308.01825).
+      well_formed: correct trajectories count only in the form of steps/language.py, closed and with
+        nothing between their parts; a general model often leaves it.
       side: positives and negatives paired at a node, each.
       side_of_one: the same where the other side has only one.
       trajectory_side: right and wrong trajectories of a tree that are paired as wholes, each; the
@@ -89,6 +91,7 @@ class Rules:
     trajectories: int = 2
     choice: str = 'best'
     distinct: bool = False
+    well_formed: bool = False
     side: int = 2
     side_of_one: int = 4
     trajectory_side: int = 1
@@ -224,6 +227,9 @@ class _Problem:
             if not trajectory.correct and rules.choice != 'any':
                 continue
             text, count = tree.text(trajectory.nodes), self.correct + self.wrong
+            if rules.well_formed and not steps.well_formed(text):
+                counts['trajectories_malformed'] += 1
+                continue
             rank = -trajectory.mean_q, -trajectory.min_q
             if rules.choice != 'best':
                 rank = _chance(f'{self.problem.get("index")} {count} {text}'), 0

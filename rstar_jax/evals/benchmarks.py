@@ -77,7 +77,8 @@ def _file_of(
     if benchmark in KNOWN:
         raise UserError(
             f'--config.eval.benchmarks={benchmark}: no {KNOWN[benchmark][0]}.json or .jsonl in '
-            f'{folder}/; put it there, set --config.eval.folder, or give a path'
+            f'{folder}/; put it there, set --config.eval.folder, give a path, or have it '
+            f'downloaded as tfds:rstar_problems/{benchmark}'
         )
     others = sorted(p.stem for p in folder.glob('*') if p.suffix in ENDINGS)
     names = dict.fromkeys([*builtin, *KNOWN, *others])

@@ -237,7 +237,7 @@ class _Task:
             if self.folder is not None:
                 store = stack.enter_context(self._store(kind))
                 one = 1 if config.in_order else trees  # in order, one stands for all of a problem
-                items = [(problem, tree) for problem in self.problems for tree in range(one)]
+                items = search.items(self.problems, range(one))
                 place = '/'.join(self.folder.parts[-2:])  # hosts may mount it elsewhere
                 leases = parallel.dealt(items, f'{place} {self.name} {kind} {trees}', self.leases)
                 path = store.directory / 'seconds.json' if parallel.is_first() else None

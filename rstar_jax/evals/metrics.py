@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-Z95 = 1.959963984540054  # two-sided 95 % point of the normal distribution
 RESAMPLES = 2000
 
 
@@ -34,13 +33,10 @@ def interval95(flags: Sequence[bool]) -> list[float]:
     Unlike the normal approximation it stays inside [0, 1] and has a width at 0 and at 1, which
     matters for the thirty problems of an AIME.
     """
-    n = len(flags)
-    if not n:
+    if not len(flags):
         return [0.0, 1.0]
-    share, z2 = sum(map(bool, flags)) / n, Z95 * Z95
-    middle = (share + z2 / (2 * n)) / (1 + z2 / n)
-    half = Z95 / (1 + z2 / n) * math.sqrt(share * (1 - share) / n + z2 / (4 * n * n))
-    return [middle - half if share else 0.0, middle + half if share < 1 else 1.0]
+    found = stats.binomtest(sum(map(bool, flags)), len(flags))
+    return [float(end) for end in found.proportion_ci(0.95, method='wilson')]
 
 
 def ranked_rightly(

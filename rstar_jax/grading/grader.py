@@ -74,6 +74,8 @@ class Grader:
         """
         cleaned = [_clean(answer) for answer in answers]
         distinct = list(dict.fromkeys(cleaned))
+        if len(distinct) < 2:
+            return [0] * len(cleaned)
         keys = {text: self._ask({'answer': text}) for text in distinct if _short_enough(text)}
         key_of = {text: (keys[text].result() if text in keys else None) for text in distinct}
         groups: dict[str, list[str]] = {}

@@ -4,16 +4,19 @@ import dataclasses
 import functools
 import math
 import time
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.sharding import Mesh
 
-from rstar_jax.parallel.memory import GIB
+from rstar_jax.parallel.memory import GIB, device_bytes
 
 SIDE = 1024  # of the product that is measured
 SECONDS = 0.2  # of measuring, compilation apart
+Clock = Callable[[], float]
+STREAM = 1 << 26  # numbers of the array that is read and written to measure the memory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,8 +81,28 @@ def peak_flops(mesh: Mesh, dtype) -> float:
     return (processes if device.platform == 'cpu' else mesh.size) * _measured(device, dtype)
 
 
+def here(dtype, clock: Clock = time.perf_counter) -> Chip:
+    """One of this process's devices: as the table has it, or as it measures in `dtype` now.
+
+    The CPU devices of a process share the figures. By time.process_time they are those of a second
+    of one core, whatever else the machine does; by the clock, of what other work leaves.
+    """
+    devices = jax.local_devices()
+    chip = find_chip(devices[0].device_kind)
+    if chip is not None:
+        return chip
+    memory = device_bytes(Mesh(devices, 'data'))
+    share = len(devices) if devices[0].platform == 'cpu' else 1
+    rates = _product(devices[0], jnp.dtype(dtype), clock), _stream(devices[0], clock)
+    return Chip(memory, *(rate / share for rate in rates))
+
+
 @functools.cache
 def _measured(device: jax.Device, dtype: jnp.dtype) -> float:
+    return _product(device, dtype)
+
+
+def _product(device: jax.Device, dtype: jnp.dtype, clock: Clock = time.perf_counter) -> float:
     """FLOP/s of one product, as the decoder has them: the best of some."""
 
     def product(weight, x):
@@ -89,10 +112,26 @@ def _measured(device: jax.Device, dtype: jnp.dtype) -> float:
 
     side = jax.device_put(jnp.ones((SIDE, SIDE), dtype), device)
     run = jax.jit(product).lower(side, side).compile()
-    run(side, side).block_until_ready()
+    return 2 * SIDE**3 / _best(lambda: run(side, side).block_until_ready(), clock)
+
+
+def _stream(device: jax.Device, clock: Clock) -> float:
+    """Bytes/s of memory that is read and written: the best of some."""
+    held = [jax.device_put(jnp.zeros(STREAM, jnp.float32), device)]
+    add = jax.jit(lambda x: x + 1, donate_argnums=0)  # in place: the only reference is replaced
+
+    def run() -> None:
+        held[0] = add(held[0]).block_until_ready()
+
+    return 2 * held[0].nbytes / _best(run, clock)
+
+
+def _best(run: Callable[[], object], clock: Clock) -> float:
+    """Seconds of the shortest of some calls, the first, which may compile, left out."""
+    run()
     best, end = math.inf, time.perf_counter() + SECONDS
     while time.perf_counter() < end:
-        start = time.perf_counter()
-        run(side, side).block_until_ready()
-        best = min(best, time.perf_counter() - start)
-    return 2 * SIDE**3 / best
+        start = clock()
+        run()
+        best = min(best, clock() - start)
+    return best

@@ -22,7 +22,7 @@ from typing import Any
 from rstar_jax.errors import UserError
 
 BEAT = 5.0  # seconds between two signs of life
-SILENT = 45.0  # seconds without one after which a process is taken for gone
+SILENT = 90.0  # seconds without one after which a process is taken for gone; JAX waits for 100
 RETRY = 0.5  # seconds between two attempts to reach the first process
 LINGER = 15.0  # seconds that the first, ending for a reason, waits for the others to end as well
 FLUSH = 3.0  # seconds that a process that ends waits for the first to have told the others

@@ -1,7 +1,7 @@
 """What a run has come to: report/index.html in its workdir, and the tables of the terminal.
 
     workdir --run.read--> Run --tables--> rows of cells --> terminal, page
-                              --plots---> SVG in the page, PNG files beside it
+                              --plots, learning--> SVG in the page, PNG files beside it
             --trees-----> samples ------> scripts beside the page, for the viewer
                               --page----> index.html: one file, no network, works from a disk
 
@@ -72,7 +72,7 @@ def write(
 
 
 def _part(run: Run, most: int | None, problems: Collection[int]) -> Part:
-    from rstar_jax.report import page, plots, trees
+    from rstar_jax.report import learning, page, plots, trees
 
     folder = run.root / 'report'
     samples = trees.write(run, folder / 'trees', most, problems)
@@ -81,8 +81,8 @@ def _part(run: Run, most: int | None, problems: Collection[int]) -> Part:
         samples,
         plots.cost(run, folder),
         plots.found(run, samples, folder),
-        plots.training(run, folder),
-        plots.values(samples, folder),
+        learning.training(run, folder),
+        learning.values(samples, folder),
         plots.ablations(run, folder),
     )
 

@@ -9,22 +9,24 @@ usage: python -m rstar_jax.report WORKDIR [WORKDIR2] [--trees=N|all] [--problems
 import sys
 from collections.abc import Sequence
 
+from rstar_jax import main as command
 from rstar_jax import report
 from rstar_jax.errors import UserError
+from rstar_jax.interrupts import leave
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command line and returns the exit code: 0 done, 2 a mistake told in one line."""
+    """Runs the command line (without the program's name) and returns the exit code."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if not arguments or {'-h', '--help', 'help'} & set(arguments):
         print(__doc__.strip())
         return 0
-    try:
-        folders, settings = _parse(arguments)
-        print(report.write(*folders, **settings))
-    except UserError as error:
-        print(f'error: {error}', file=sys.stderr)
-        return 2
+    return command.guarded(lambda: _run(arguments))
+
+
+def _run(arguments: Sequence[str]) -> int:
+    folders, settings = _parse(arguments)
+    print(report.write(*folders, **settings))
     return 0
 
 
@@ -51,4 +53,5 @@ def _parse(arguments: Sequence[str]) -> tuple[list[str], dict]:
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    if code := main():
+        leave(code)

@@ -16,11 +16,12 @@ function tree(name, packed) {
 async function load(name) {
   if (!trees.has(name)) {
     const script = document.createElement('script');
-    script.src = LIST.find((row) => row.name === name)?.file ?? `trees/${name}.js`;
+    const file = LIST.find((row) => row.name === name)?.file ?? `trees/${name}.js`;
+    script.src = file;
     script.dataset.name = name;
     const loaded = new Promise((resolve, reject) => {
       waiting.set(name, {resolve});
-      script.onerror = () => reject(new Error(`${script.src} is not beside this page`));
+      script.onerror = () => reject(new Error(`${file} is not beside this page`));
     });
     document.head.append(script);
     await loaded;
@@ -52,7 +53,7 @@ function showList() {
       (row) => `<a class="row" href="#tree=${row.name}">
     <span class="mark ${['wrong', 'right'][row.solved] ?? 'open'}">${['✗', '✓'][row.solved] ?? '·'}</span>
     <span class="q">${escaped(row.question)}</span>
-    <span class="facts">${escaped(row.label)} · ${row.index}/${row.tree} · ${row.nodes.toLocaleString('en')} nodes</span></a>`,
+    <span class="facts">${escaped(row.label)} · problem ${row.index}${row.tree ? `, tree ${row.tree}` : ''} · ${row.nodes.toLocaleString('en')} nodes</span></a>`,
     )
     .join('');
   $('#counted').textContent =
@@ -91,6 +92,8 @@ async function open(name, node) {
     }
   } catch (error) {
     viewer.dataset.name = '';
+    view.tree = null;
+    $('#question').textContent = $('#panel').textContent = $('#kinds').textContent = '';
     $('#trouble').hidden = false;
     $('#trouble').textContent = `This tree cannot be shown: ${error.message}.`;
     return;
@@ -361,5 +364,12 @@ viewer.addEventListener('click', (event) => {
 for (const id of ['find', 'source', 'solved']) $('#' + id)?.addEventListener('input', showList);
 for (const step of document.querySelectorAll('[data-step]'))
   step.innerHTML = paintedStep(step.dataset.step);
+// In a notebook the page lies in another one, to which its own links would lead.
+addEventListener('click', (event) => {
+  const link = event.target.closest('a[href^="#"]');
+  if (!link || event.ctrlKey || event.metaKey || event.shiftKey) return;
+  event.preventDefault();
+  location.hash = link.getAttribute('href');
+});
 addEventListener('hashchange', follow);
 addEventListener('popstate', follow);

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from rstar_jax.progress import clock
-from rstar_jax.report import tables
+from rstar_jax.report import stages, tables
 from rstar_jax.report.drawing import Plot
 from rstar_jax.report.run import Run
 from rstar_jax.report.trees import RIGHT, UNKNOWN, Entry, Sample
@@ -95,7 +95,7 @@ def page(parts: Sequence[Part], accuracy: Sequence[Plot]) -> str:
 <main>
 {sections or '<p class="lead">Nothing was done yet.</p>'}
 <footer>Written {datetime.datetime.now():%Y-%m-%d %H:%M} by rstar_jax. Each plot is beside this page
-as a PNG. Anew, also while the run goes on: <code>python -m rstar_jax.report
+as a PNG. To write it anew, also while the run goes on: <code>python -m rstar_jax.report
 {' '.join(_text(str(part.run.root)) for part in parts)}</code></footer>
 </main>
 {_asset('viewer.html')}
@@ -136,7 +136,7 @@ def _head(part: Part, several: bool) -> str:
         status = f'<span class="status going">{name}: {clock(current.seconds)} so far</span>'
     tiles = ''.join(
         f'<div class="tile"><div class="what">{_text(what)}</div><div class="value">{_text(value)}'
-        f'</div><div class="more">{_text(more)}</div></div>'
+        f'</div><div class="more">{_text(more).replace(" %", "&nbsp;%")}</div></div>'
         for what, value, more in tables.headlines(run)
     )
     heading = 'h2' if several else 'h1'
@@ -195,7 +195,7 @@ def _each(parts: Sequence[Part], body) -> str:
 def _cost(part: Part) -> str:
     if not part.run.stages:
         return ''
-    rows = tables.stages(part.run)
+    rows = stages.table(part.run)
     table = _table(rows, text=(0, 1, 3), wrap=(3,))
     if len(rows) > MOST_STAGES:
         table = f'<details class="more"><summary>Every stage</summary>{table}</details>'
@@ -255,21 +255,16 @@ def _trees(parts: Sequence[Part]) -> str:
     ]
     options = ''.join(
         f'<option value="{_text(_source_name(part, sample))}">'
-        f'{_text(_source_label(part, sample, len(parts) > 1))}</option>'
+        f'{_text(_source_label(part, sample, len(parts) > 1))}: {_counted(sample)}</option>'
         for part, sample in samples
     )
-    several = len(parts) > 1
-    left_out = [
-        f'{_source_label(part, one, several)}: {len(one.entries):,} of {one.total:,}'
-        for part, one in samples
-        if len(one.entries) < one.total
-    ]
-    note = (
-        f'<p class="note">Listed are trees evenly spaced over all: {_text("; ".join(left_out))}. '
-        'Others with --trees=NUMBER, or those of single problems with --problems=INDEX,INDEX.</p>'
-        if left_out
-        else ''
-    )
+    note = ''
+    if any(len(one.entries) < one.total for _, one in samples):
+        note = (
+            '<p class="note">Of each search some trees are listed, evenly spaced. To list others, '
+            'write the page anew with <code>--trees=NUMBER</code> (or <code>all</code>), or with '
+            '<code>--problems=INDEX,INDEX</code> for all trees of these problems.</p>'
+        )
     return f"""<div class="cards">{''.join(cards)}</div>
 <h3>All trees</h3>
 <div class="tools"><input type="search" id="find" placeholder="Search questions and answers"
@@ -305,6 +300,11 @@ def _card(part: Part, sample: Sample, entry: Entry, content: dict[str, Any]) -> 
         f'<p><a class="button" href="#tree={_text(part.prefix + entry.name)}">Open the tree: '
         f'{entry.nodes:,} nodes</a></p></article>'
     )
+
+
+def _counted(sample: Sample) -> str:
+    listed, total = len(sample.entries), sample.total
+    return f'{listed:,} of {total:,} trees' if listed < total else f'{total:,} trees'
 
 
 def _source_name(part: Part, sample: Sample) -> str:

@@ -1,10 +1,10 @@
-"""The page's plots: what is drawn of a run, section by section."""
+"""Plots of what a run has come to: did it get better, what did it cost, what was found."""
 
 import dataclasses
 import functools
 import pathlib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,11 +19,9 @@ from rstar_jax.report.drawing import (
     bars_height,
     draw,
     legend,
-    steps_axis,
-    thinned,
 )
 from rstar_jax.report.run import Results, Run
-from rstar_jax.report.trees import RIGHT, WRONG, Sample
+from rstar_jax.report.trees import Sample
 from rstar_jax.search.record import Status
 
 # --- did it get better ---
@@ -44,10 +42,10 @@ def accuracy(runs: Sequence[Run], folder: pathlib.Path, prefix: str = '') -> lis
     """Percent right by round: for each benchmark the policy alone, and with search."""
     made = []
     for name in tables.benchmarks(result for run in runs for result in run.results):
-        modes = ('majority', 'best', 'weighted', 'any') if len(runs) == 1 else ('majority',)
+        modes = tables.modes_of(runs[0].results) if len(runs) == 1 else {'majority': ''}
         curves = {
-            'alone': _curves(runs, name, ('greedy',)),
-            'search': _curves(runs, name, modes),
+            'alone': _curves(runs, name, {'greedy': tables.HEADINGS['greedy']}),
+            'search': _curves(runs, name, {mode: modes[mode] for mode in MODES if mode in modes}),
         }
         rounds = sorted({x for part in curves.values() for curve in part for x, *_ in curve.points})
         known = {
@@ -55,15 +53,22 @@ def accuracy(runs: Sequence[Run], folder: pathlib.Path, prefix: str = '') -> lis
             'search': _until(paper.SEARCH.get(name), rounds),
         }
         flat = [y for part in curves.values() for c in part for _, *ys in c.points for y in ys]
-        limits = _limits([*flat, *(y for part in known.values() for _, y in part)])
+        theirs = [point for part in known.values() for point in part]
+        limits = _limits([*flat, *(y for _, y in theirs)])
+        ticks = sorted({*rounds, *(x for x, _ in theirs)})
         for part, title in (('alone', 'policy alone'), ('search', 'with search')):
             if curves[part]:
                 paint = functools.partial(
-                    _paint_accuracy, curves=curves[part], known=known[part], limits=limits
+                    _paint_accuracy,
+                    curves=curves[part],
+                    known=known[part],
+                    ticks=ticks,
+                    limits=limits,
                 )
                 file_name = re.sub(r'[^\w.-]', '_', f'{prefix}{name}-{part}')
                 height = HEIGHT + 0.13 * (len(curves[part]) // 2)
-                note = 'Bars: 95 % intervals' + (', of the majority.' if part == 'search' else '.')
+                of = ', of the majority' if len(curves[part]) > 1 and len(runs) == 1 else ''
+                note = f'Bars: 95 % intervals{of}.'
                 made.append(draw(folder, file_name, f'{name}: {title}', paint, note, height))
     return made
 
@@ -82,12 +87,11 @@ class _Curve:
     points: list[tuple[float, ...]]
 
 
-def _curves(runs: Sequence[Run], name: str, modes: Sequence[str]) -> list[_Curve]:
+def _curves(runs: Sequence[Run], name: str, modes: Mapping[str, str]) -> list[_Curve]:
     found = []
     for place, run in enumerate(runs):
-        for mode in modes:
+        for mode, label in modes.items():
             colour, style = MODES[mode]
-            label = tables.HEADINGS[mode]
             if len(runs) > 1:
                 colour, label = ('blue', 'amber')[place], run.name
             if points := _points(run.results, name, mode):
@@ -126,6 +130,7 @@ def _paint_accuracy(
     axes: Axes,
     curves: Sequence[_Curve],
     known: Sequence[tuple[int, float]],
+    ticks: Sequence[float],
     limits: tuple[float, float],
 ) -> None:
     if known:
@@ -141,7 +146,6 @@ def _paint_accuracy(
             x + beside, y, errors, color=COLOURS[curve.colour], linestyle=curve.style, marker='o',
             elinewidth=0.8, capsize=2, capthick=0.8, label=curve.label,
         )  # fmt: skip
-    ticks = sorted({*(x for c in curves for x, *_ in c.points), *(x for x, _ in known)})
     axes.set_xticks(ticks, [_round_name(x) for x in ticks])
     axes.set_xlim(ticks[0] - 0.4, ticks[-1] + 0.4)
     axes.set_ylim(*limits)
@@ -319,9 +323,12 @@ def found(run: Run, samples: Sequence[Sample], folder: pathlib.Path) -> list[Plo
             for key, (text, _) in ENDINGS.items()
             if any(counts[key] for counts in endings.values())
         }
-        title, colours = 'How the steps that were tried ended', dict(ENDINGS.values())
-        paint = functools.partial(bars, rows=rows, colours=colours, unit='% of nodes')
-        note = 'Of the trees that are listed below.'
+        title, colours = 'What became of the steps', dict(ENDINGS.values())
+        paint = functools.partial(bars, rows=rows, colours=colours, unit='% of steps')
+        note = (
+            'Of the trees that are listed below. Ended below: nothing is left to be tried behind '
+            'the step; open: something is, or it was never gone into.'
+        )
         made.append(draw(folder, 'endings', title, paint, note, 0.2 + bars_height(rows)))
     return made
 
@@ -341,7 +348,7 @@ ENDINGS = {
     int(Status.CODE_ERRORS): ('code errors', 'amber'),
     int(Status.TOO_DEEP): ('too many steps', 'violet'),
     int(Status.UNPARSABLE): ('unparsable', 'muted'),
-    int(Status.EXHAUSTED): ('exhausted', 'teal'),
+    int(Status.EXHAUSTED): ('ended below', 'teal'),
     int(Status.OPEN): ('open', 'paper'),
 }
 
@@ -374,160 +381,3 @@ def _paint_funnel(axes: Axes, counts: Mapping[str, int]) -> None:
     axes.grid(visible=False)
     for side in ('left', 'bottom'):
         axes.spines[side].set_visible(False)
-
-
-# --- how training went ---
-
-ROUND_COLOURS = ('muted', 'blue', 'teal', 'violet', 'amber', 'green', 'red')
-
-
-def training(run: Run, folder: pathlib.Path) -> list[Plot]:
-    """Losses by step, of the PPM its held-out accuracy too; a line for each round."""
-    made = []
-    titles = {'bootstrap': 'First policy: loss', 'sft': 'SFT: loss', 'ppm': 'PPM: loss'}
-    for name, title in titles.items():
-        logs = {number: log for (number, kind), log in run.trainings.items() if kind == name}
-        if logs:
-            befores = {number: _before(run, number, name) for number in logs}
-            made.append(
-                draw(
-                    folder,
-                    f'{name}-loss',
-                    title,
-                    functools.partial(
-                        _paint_losses, logs=logs, befores=befores, unit=LOSS_UNITS[name]
-                    ),
-                    'Line: on the examples of each step; points: on problems held out.'
-                    if any('held_out_loss' in line for log in logs.values() for line in log)
-                    else '',
-                )
-            )
-    judged = {number: _judged(run, number) for number, name in run.trainings if name == 'ppm'}
-    judged = {number: points for number, points in judged.items() if points}
-    if judged:
-        made.append(
-            draw(
-                folder,
-                'ppm-accuracy',
-                'PPM: held-out accuracy',
-                functools.partial(_paint_judged, judged=judged),
-                'Solid: of pairs of a better and a worse step. Dashed: of pairs of a right and a '
-                'wrong answer to the same held-out problem. 50: chance.',
-            )
-        )
-    return made
-
-
-LOSS_UNITS = {'bootstrap': 'loss, nats a token', 'sft': 'loss, nats a token', 'ppm': 'loss'}
-JUDGED = {'pair_accuracy': '-', 'accuracy': '-', 'answer_accuracy': '--'}  # and how it is drawn
-
-
-def _before(run: Run, number: int, name: str) -> float | None:
-    stage = run.stage(number, name)
-    return (stage.figures or {}).get('held_out_loss_before') if stage else None
-
-
-def _judged(run: Run, number: int) -> dict[str, list[tuple[int, float]]]:
-    """{what is ranked: [(step, percent), ...]}, from before the training on."""
-    stage, points = run.stage(number, 'ppm'), {}
-    for key in JUDGED:
-        before = ((stage and stage.figures) or {}).get(f'{key}_before')
-        rows = [] if before is None else [(0, 100 * before)]
-        # A step's line has the accuracy on its own pairs; held-out lines have a held-out loss.
-        rows += [
-            (line['step'], 100 * line[key])
-            for line in run.trainings[number, 'ppm']
-            if key in line and 'held_out_loss' in line
-        ]
-        if rows and not (key == 'accuracy' and 'pair_accuracy' in points):
-            points[key] = rows
-    return points
-
-
-def _paint_losses(
-    axes: Axes,
-    logs: Mapping[int, list[dict[str, Any]]],
-    befores: Mapping[int, float | None],
-    unit: str,
-) -> None:
-    for number, log in sorted(logs.items()):
-        colour = COLOURS[ROUND_COLOURS[number % len(ROUND_COLOURS)]]
-        label = f'round {number}' if number else 'first policy'
-        axes.plot(
-            *thinned([(line['step'], line['loss']) for line in log]), color=colour, label=label
-        )
-        held = [(line['step'], line['held_out_loss']) for line in log if 'held_out_loss' in line]
-        if befores[number] is not None:
-            held.insert(0, (0, befores[number]))
-        if held:
-            axes.plot(*zip(*held), 'o', color=colour, markeredgecolor=COLOURS['card'], markersize=5)
-    steps_axis(axes)
-    axes.set_ylabel(unit)
-    if len(logs) > 1:
-        legend(axes, 4)
-
-
-def _paint_judged(axes: Axes, judged: Mapping[int, dict[str, list[tuple[int, float]]]]) -> None:
-    for number, rows in sorted(judged.items()):
-        colour = COLOURS[ROUND_COLOURS[number % len(ROUND_COLOURS)]]
-        for key, points in rows.items():
-            label = f'round {number}' if key == next(iter(rows)) else None
-            axes.plot(*zip(*points), JUDGED[key], marker='o', color=colour, label=label)
-    axes.axhline(50, color=COLOURS['paper'], linewidth=0.8, linestyle=':')
-    steps_axis(axes)
-    axes.set_ylabel('ranked rightly, %')
-    if len(judged) > 1:
-        legend(axes, 4)
-
-
-# --- what its values are worth ---
-
-
-def values(samples: Iterable[Sample], folder: pathlib.Path) -> list[Plot]:
-    """Q values and PPM scores of steps in right and in wrong solutions.
-
-    Q values are of the newest search that knew the right answers, scores of the newest PPM.
-    """
-    made = []
-    by_itself = ' Q is the mean reward of the answers below a step: it knows which are right.'
-    for kind, title, known in (('q', 'Q values', by_itself), ('scores', 'PPM scores', '')):
-        sides = [(s, getattr(s.steps, kind)) for s in samples if s.source.graded or kind != 'q']
-        sides = [(s, pair) for s, pair in sides if all(pair)]
-        if not sides:
-            continue
-        chosen, pair = sides[-1]
-        made.append(
-            draw(
-                folder,
-                kind,
-                f'{title} of steps',
-                functools.partial(_paint_values, pair=pair, unit=title[:-1]),
-                f'{chosen.source.label}, {len(chosen.entries):,} of {chosen.total:,} trees: '
-                f'{len(pair[RIGHT]):,} steps of right solutions, '
-                f'{len(pair[WRONG]):,} of wrong ones. A right one has the higher value in '
-                f'{100 * _ranked(*pair):.0f} % of their pairs.{known}',
-            )
-        )
-    return made
-
-
-def _ranked(wrong: Sequence[float], right: Sequence[float]) -> float:
-    """Mann and Whitney's: how often a right one is above a wrong one; ties count half."""
-    from scipy import stats
-
-    return float(stats.mannwhitneyu(right, wrong).statistic) / (len(right) * len(wrong))
-
-
-def _paint_values(axes: Axes, pair: Sequence[Sequence[float]], unit: str) -> None:
-    bins = np.linspace(-1, 1, 41)
-    for values, name, colour in zip(pair, ('wrong', 'right'), ('red', 'green'), strict=True):
-        shares = np.full(len(values), 100 / len(values))
-        axes.hist(
-            np.clip(values, -1, 1), bins, weights=shares, histtype='stepfilled', alpha=0.45,
-            color=COLOURS[colour], edgecolor=COLOURS[colour], label=f'in {name} solutions',
-        )  # fmt: skip
-    axes.set_xticks([-1, -0.5, 0, 0.5, 1])
-    axes.set_xlabel(unit)
-    axes.set_ylabel('% of steps')
-    axes.grid(axis='x', visible=False)
-    legend(axes)

@@ -4,11 +4,9 @@ A table's first row is its heading.
 """
 
 import itertools
-import pathlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from rstar_jax import steps
 from rstar_jax.evals import metrics, selection
 from rstar_jax.progress import clock, percent
 from rstar_jax.report.run import BASE, Figures, Results, Run
@@ -34,14 +32,15 @@ def policy_name(number: int | None) -> str:
 def accuracy(results: Sequence[Results]) -> Rows:
     """Percent right with the ends of the 95 % interval; a benchmark's rounds follow each other.
 
-    Tokens and seconds are those of the search for one problem, or of the policy alone where there
-    was no search.
+    Tokens, seconds and FLOPs are those of the search for one problem, or of the policy alone where
+    there was no search. What no round tells has no column.
     """
+    modes = modes_of(results)
     table = [
         [
             *('benchmark', 'problems', 'policy', HEADINGS['greedy'], 'answered'),
-            *(HEADINGS[mode] for mode in selection.MODES),
-            *('tokens', 'seconds'),
+            *modes.values(),
+            *('tokens', 'seconds', 'FLOPs'),
         ]
     ]
     for name in benchmarks(results):
@@ -57,13 +56,39 @@ def accuracy(results: Sequence[Results]) -> Rows:
                     policy_name(result['round']) + _worse(before, figures),
                     share(figures, 'greedy'),
                     percent(figures.get('answered')),
-                    *(share(figures, mode) for mode in selection.MODES),
-                    f'{figures["tokens_per_problem"]:,.0f}',
-                    f'{figures["seconds_per_problem"]:.2f}',
+                    *(share(figures, mode) for mode in modes),
+                    *_cost(figures),
                 ]
             )
             shown, before = '', figures if result['round'] is not None else None
-    return table if len(table) > 1 else []
+    columns = [column for column in zip(*table) if set(column[1:]) != {'-'}]
+    return [list(row) for row in zip(*columns)] if len(table) > 1 else []
+
+
+def modes_of(results: Iterable[Results]) -> dict[str, str]:
+    """{how a search's answer is chosen: heading}; of one tree a problem there is but one answer."""
+    rows = [row['search'] for result in results for row in result['benchmarks'].values()]
+    if {row['trajectories'] for row in rows if row} == {1}:
+        return {'majority': 'with search'}
+    return {mode: HEADINGS[mode] for mode in selection.MODES}
+
+
+def _cost(figures: Figures) -> list[str]:
+    """Tokens, seconds and FLOPs for a problem."""
+    flops = figures.get('flops_per_problem')
+    return [
+        f'{figures["tokens_per_problem"]:,.0f}',
+        f'{figures["seconds_per_problem"]:.2f}',
+        '-' if flops is None else _with_prefix(flops),
+    ]
+
+
+def _with_prefix(count: float) -> str:
+    """1234567 -> '1.23 M'."""
+    for size, letter in ((1e15, 'P'), (1e12, 'T'), (1e9, 'G')):
+        if count >= size:
+            return f'{count / size:.3g} {letter}'
+    return f'{count / 1e6:.3g} M'
 
 
 def _worse(before: Figures | None, after: Figures) -> str:
@@ -77,10 +102,12 @@ def _worse(before: Figures | None, after: Figures) -> str:
 
 
 def strategies(results: Sequence[Results]) -> Rows:
-    """What each strategy finds at what cost; [] where none but the policy alone was run."""
+    """What each strategy finds at what cost; [] where the table of accuracies has told it all."""
+    told = [row for result in results for row in result['benchmarks'].values()]
+    if all(len(row.get('strategies', ())) <= 1 + bool(row['search']) for row in told):
+        return []
     rows = []
     for result, name, strategy, figures in _strategies(results):
-        flops = figures['flops_per_problem']
         rows.append(
             [
                 name,
@@ -88,15 +115,11 @@ def strategies(results: Sequence[Results]) -> Rows:
                 strategy,
                 str(figures['trajectories']),
                 *(_share(figures, figures, mode) for mode in HEADINGS),
-                f'{figures["tokens_per_problem"]:,.0f}',
-                f'{figures["seconds_per_problem"]:.2f}',
-                '-' if flops is None else f'{flops / 1e12:.3g}',
+                *_cost(figures),
             ]
         )
-    if all(row[2] == 'greedy' for row in rows):
-        return []
     heading = [*('benchmark', 'policy', 'strategy', 'trees'), *HEADINGS.values()]
-    return [[*heading, 'tokens', 'seconds', 'TFLOPs'], *rows]
+    return [[*heading, 'tokens', 'seconds', 'FLOPs'], *rows]
 
 
 def judges(results: Sequence[Results]) -> Rows:
@@ -116,7 +139,7 @@ def judges(results: Sequence[Results]) -> Rows:
                 ]
             )
     heading = ['benchmark', 'policy', 'answers of', 'pairs right-wrong']
-    return [[*heading, 'PPM ranks rightly', 'likelihood does'], *rows] if rows else []
+    return [[*heading, 'PPM ranks rightly, %', 'likelihood, %'], *rows] if rows else []
 
 
 def _strategies(results: Sequence[Results]) -> Iterator[tuple[Results, str, str, Figures]]:
@@ -148,14 +171,16 @@ def accuracy_notes(results: Sequence[Results]) -> list[str]:
     """What has to be known to read the table, and what each round has won or lost."""
     figures = [row for result in results for row in result['benchmarks'].values()]
     counts = {row['search']['trajectories'] for row in figures if row['search']}
-    notes = []
+    if not figures:
+        return []
+    searched = ''
+    if counts:
+        of = ' or '.join(map(str, sorted(counts))) + ' trees' if counts != {1} else 'one tree'
+        searched = f' and of the search with {of} a problem'
+    notes = [f'Percent right [95 % interval] of the policy alone{searched}.']
     if any('answered' in row for row in figures):
         notes.append('Answered: the share of solutions of the policy alone that reach an answer.')
-    if counts:
-        of = ' or '.join(map(str, sorted(counts)))
-        notes.append(
-            f'Percent right [95 % interval]. All but "policy alone": search, {of} trees a problem.'
-        )
+    notes.append('Tokens, seconds and FLOPs are for one problem, of the search where there is one.')
     return notes + [
         note
         for before, after in itertools.pairwise(results)
@@ -190,16 +215,16 @@ def headlines(run: Run) -> list[tuple[str, str, str]]:
         (first, start), (last, end) = rows[0], rows[-1]
         more = f'{policy_name(last)}, {end["problems"]} problems'
         if last != first:
-            more += f'; {policy_name(first)}: {percent(start["greedy"])}'
+            more = f'{policy_name(last)}; {policy_name(first)}: {percent(start["greedy"])}'
         made.append((f'{name}, policy alone', percent(end['greedy']), more))
         searched = [(number, row) for number, row in rows if row['search']]
         if searched:
             number, row = searched[-1]
             search = row['search']
             trees = search['trajectories']
-            chosen = f'majority of {trees} trees' if trees > 1 else 'one tree'
+            chosen = f'majority of {trees} trees' if trees > 1 else 'one tree a problem'
             more = f'{policy_name(number)}, {chosen}'
-            if search.get('any') is not None:
+            if trees > 1 and search.get('any') is not None:
                 more += f'; any right: {percent(search["any"])}'
             made.append((f'{name}, with search', percent(search.get('majority')), more))
     searches = [s for s in run.stages if s.name == 'search' and s.figures and s.figures['problems']]
@@ -210,8 +235,9 @@ def headlines(run: Run) -> list[tuple[str, str, str]]:
         made.append(('training problems solved', part, more))
     used = sum(count for row in tokens(run).values() for count in row.values())
     if run.stages:
-        total = clock(sum(stage.seconds for stage in run.stages))
-        made.append(('time', total, f'{_short(used)} tokens' if used else ''))
+        seconds = sum(stage.seconds for stage in run.stages)
+        unit = 'h:min:s' if round(seconds) >= 3600 else 'min:s'
+        made.append((f'time, {unit}', clock(seconds), f'{_short(used)} tokens' if used else ''))
     return made
 
 
@@ -239,39 +265,6 @@ def _short(count: float) -> str:
         if count >= size:
             return f'{count / size:.1f} {word}'
     return f'{count:.0f}'
-
-
-def stages(run: Run) -> Rows:
-    """What each stage took and made."""
-    rows = [['round', 'stage', 'time', 'result']]
-    for stage in run.stages:
-        text = 'in progress, or stopped'
-        if stage.figures is not None:
-            text = DESCRIBE[stage.name](stage.figures)
-        rows.append([str(stage.round), stage.name, clock(stage.seconds), text])
-    rows.append(['', 'all', clock(sum(stage.seconds for stage in run.stages)), ''])
-    return rows
-
-
-def paths(run: Run) -> Rows:
-    """Where what a run made lies; without a heading."""
-    rows = []
-    for stage in run.stages:
-        if stage.figures is None:
-            continue
-        name = BASE if stage.name == BASE else f'round {stage.round}'
-        if stage.name == 'export':
-            rows += [[f'{name} {kind}', str(stage.folder / p)] for kind, p in stage.figures.items()]
-        elif stage.name == 'search':
-            rows.append([f'{name} trees', str(stage.folder)])
-        elif stage.name == 'curate':
-            rows.append([f'{name} examples', str(stage.folder)])
-        elif stage.name in ('eval', BASE):
-            rows.append([f'{name} results', str(stage.folder / 'results.json')])
-    others = {'report': pathlib.Path('report', 'index.html'), 'TensorBoard': pathlib.Path('events')}
-    return rows + [
-        [name, str(run.root / path)] for name, path in others.items() if (run.root / path).exists()
-    ]
 
 
 def ablations(made: Mapping[str, Any], group: str) -> Rows:
@@ -326,6 +319,7 @@ FOUND = {
     'trees_solved': 'trees with a right answer',
     'trajectories_correct': 'right trajectories',
     'trajectories_wrong': 'wrong trajectories',
+    'trajectories_malformed': 'dropped: right trajectories that leave the form of a solution',
     'steps_cut': 'steps that were stopped: too long, or repeating themselves',
     'trajectories_cut': 'trajectories with such a step',
     'sft': 'SFT examples',
@@ -337,74 +331,4 @@ FOUND = {
     'pairs_dropped_margin': 'dropped: Q values too close',
     'pairs_dropped_alike': 'dropped: texts too alike',
     'trajectories': 'trajectories for reward models',
-}
-
-
-def _search(figures: Figures) -> str:
-    return (
-        f'{figures["trees"]:,} trees, {figures["nodes"]:,} nodes, {figures["tokens"]:,} tokens '
-        f'generated ({figures["tokens_per_second"]:.0f}/s), '
-        f'{figures["solved"]:,} of {figures["problems"]:,} problems solved'
-    )
-
-
-def _synthesize(figures: Figures) -> str:
-    others = {why: n for why, n in figures.items() if why not in ('written', 'new', 'kept')}
-    dropped = [f'{n:,} {why}' for why, n in others.items()]
-    text = f'{figures.get("kept", 0):,} of {figures["written"]:,} written problems kept'
-    return text + (f'; dropped: {", ".join(dropped)}' if dropped else '')
-
-
-def _curate(figures: Figures) -> str:
-    text = (
-        f'{figures.get("sft", 0):,} SFT examples, {figures.get("pairs", 0):,} preference pairs, '
-        f'{figures.get("trajectories", 0):,} trajectories'
-    )
-    if figures.get('overlapping'):
-        text += f'; {figures["overlapping"]:,} problems left out that overlap with a benchmark'
-    return text
-
-
-def _training(figures: Figures) -> str:
-    return (
-        f'loss {figures["loss_first"]:.3f} -> {figures["loss_last"]:.3f} in {figures["steps"]} '
-        f'steps ({figures["tokens_per_second"]:.0f} tokens/s)'
-    )
-
-
-def _policy(figures: Figures) -> str:
-    form = figures.get('form_after')
-    if not form:
-        return _training(figures)
-    shares = {mark: n / due for mark, (n, due) in form.items() if mark not in steps.OUTPUT_MARKS}
-    mark = min(shares, key=shares.get)
-    least = f'at least {percent(shares[mark])} ({mark})'
-    return f'{_training(figures)}, marks likeliest where due: {least}'
-
-
-def _ppm(figures: Figures) -> str:
-    text = _training(figures)
-    for name, pairs in (('pair', 'held_out_pairs'), ('answer', 'answer_pairs')):
-        if figures.get(pairs):
-            text += (
-                f', held-out {name} accuracy {percent(figures.get(f"{name}_accuracy_before"))} -> '
-                f'{percent(figures.get(f"{name}_accuracy_after"))} ({figures[pairs]:.0f} pairs)'
-            )
-    return text
-
-
-def _eval(figures: Figures) -> str:
-    return ', '.join(f'{name}: {row["problems"]:,} problems' for name, row in figures.items())
-
-
-DESCRIBE: dict[str, Callable[[Figures], str]] = {
-    'bootstrap': _policy,
-    'synthesize': _synthesize,
-    'search': _search,
-    'curate': _curate,
-    'sft': _policy,
-    'ppm': _ppm,
-    'eval': _eval,
-    BASE: _eval,
-    'export': lambda figures: ', '.join(figures),
 }

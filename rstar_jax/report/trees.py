@@ -1,7 +1,7 @@
 """A run's trees for the page: a sample of each search, what it tells, and files for the viewer.
 
     TreeStore --sample--> Records --write--> report/trees/NAME.js, one a tree, loaded when asked for
-                                  --add----> Steps: Q values and PPM scores, right and wrong apart
+                                  --add----> Steps: Q values and PPM scores, right and wrong ones
 
 A page opened from a disk may load scripts beside it but fetch nothing, so a tree is a script: it
 calls `tree(NAME, BASE64)` with JSON that zlib has compressed.
@@ -74,19 +74,21 @@ class Entry:
 
 @dataclasses.dataclass
 class Steps:
-    """Values of steps that are no answers, in right and in wrong solutions.
+    """Values of steps in right and in wrong solutions, tree by tree.
 
     A step is right when a right answer was reached through it in its tree; else, where a wrong one
     was, it is wrong.
 
     Attributes:
-      q: Q values, of (wrong, right) steps.
+      q: Q values of steps that are no answers; for each tree, (values, which are right).
       scores: PPM scores of the same.
+      answers: PPM scores of answers.
       endings: how the branches ended: Status -> count, right answers apart as -1.
     """
 
-    q: tuple[list[float], list[float]] = dataclasses.field(default_factory=lambda: ([], []))
-    scores: tuple[list[float], list[float]] = dataclasses.field(default_factory=lambda: ([], []))
+    q: list[tuple[list[float], list[bool]]] = dataclasses.field(default_factory=list)
+    scores: list[tuple[list[float], list[bool]]] = dataclasses.field(default_factory=list)
+    answers: list[tuple[list[float], list[bool]]] = dataclasses.field(default_factory=list)
     endings: collections.Counter = dataclasses.field(default_factory=collections.Counter)
 
     def add(self, record: Record) -> None:
@@ -94,11 +96,16 @@ class Steps:
         tree = annotate(record)
         trajectories = list(tree.trajectories())
         right = leading(trajectories)
-        for node in {node for trajectory in trajectories for node in trajectory.nodes}:
-            if tree.verdict[node] == NEITHER:
-                self.q[node in right].append(float(record.q_values[node]))
-                if not np.isnan(record.score[node]):
-                    self.scores[node in right].append(float(record.score[node]))
+        nodes = sorted({node for trajectory in trajectories for node in trajectory.nodes})
+        inner = [node for node in nodes if tree.verdict[node] == NEITHER]
+        scored = [node for node in nodes if not np.isnan(record.score[node])]
+        for rows, values, chosen in (
+            (self.q, record.q_values, inner),
+            (self.scores, record.score, [node for node in inner if node in scored]),
+            (self.answers, record.score, [node for node in scored if node not in inner]),
+        ):
+            if chosen:
+                rows.append(([float(values[i]) for i in chosen], [i in right for i in chosen]))
         for status, correct in zip(record.status[1:].tolist(), record.correct[1:], strict=True):
             self.endings[-1 if correct else status] += 1
 

@@ -5,6 +5,7 @@
 //   tree --layout--> which nodes are shown, and their rows --paint--> edges, nodes, labels
 
 const READABLE = 12; // pixels between rows from which on there are texts
+const LETTER = 5.9; // pixels, on average
 
 class TreeView {
   // canvas: drawn on; chosen(i): called with a node that the reader picks.
@@ -67,8 +68,8 @@ class TreeView {
     let rows = 0;
     const first = new Float32Array(tree.n).fill(-1),
       last = new Float32Array(tree.n);
-    for (const i of order)
-      if (!tree.children[i].some((j) => shown[j])) row[i] = first[i] = last[i] = rows++;
+    this.shown = shown;
+    for (const i of order) if (this.isLeaf(i)) row[i] = first[i] = last[i] = rows++;
     for (let k = order.length - 1; k > 0; k--) {
       const i = order[k],
         above = tree.parent[i];
@@ -77,20 +78,32 @@ class TreeView {
       last[above] = Math.max(last[above], row[i]);
     }
     row[0] = (first[0] + last[0]) / 2;
-    let deepest = 1;
-    for (const i of order) deepest = Math.max(deepest, tree.depth[i]);
-    Object.assign(this, {shown, row, order, rows: Math.max(1, rows), deepest});
+    Object.assign(this, {row, order, rows: Math.max(1, rows)});
   }
 
   fit() {
-    const {w, h, rows, deepest} = this;
+    const {w, h, rows, tree} = this;
     this.rh = clamp((h - 60) / rows, 0.02, 34);
-    const label = this.rh < READABLE ? 0 : Math.min(170, 0.3 * w); // beside the last nodes
-    this.cw = clamp((w - label - 60) / deepest, 22, 210);
+    // Columns as wide as they can be with the texts beside the last nodes in view.
+    const leaves = this.order.filter((i) => i && this.isLeaf(i)),
+      text = (i) => (this.rh < READABLE ? 0 : Math.min(this.width(i), 0.3 * w));
+    const widest = leaves.map((i) => (w - 60 - text(i)) / tree.depth[i]);
+    this.cw = clamp(Math.min(...widest), 22, 210);
+    const ends = leaves.map((i) => this.cw * tree.depth[i] + text(i));
+    this.ox = clamp((w - Math.max(...ends)) / 2, 24, 160);
     this.least = this.rh;
-    this.ox = clamp((w - this.cw * deepest - label) / 2, 24, 160);
     this.oy = (h - this.rh * (rows - 1)) / 2;
     this.draw();
+  }
+
+  // Whether nothing that is shown is below a node.
+  isLeaf(i) {
+    return !this.tree.children[i].some((j) => this.shown[j]);
+  }
+
+  // Pixels that the text beside a last node takes.
+  width(i) {
+    return Math.min(170, 20 + LETTER * label(this.tree, i).length);
   }
 
   zoom(factor, x = this.w / 2, y = this.h / 2) {
@@ -112,7 +125,7 @@ class TreeView {
     if (this.rh < 14) this.rh = 18;
     if (this.cw < 60) this.cw = Math.min(120, Math.max(60, this.w / 4));
     const [x, y] = this.place(i);
-    if (x < 30 || x > this.w - Math.min(120, 0.4 * this.w)) this.ox += 0.4 * this.w - x;
+    if (x < 30 || x > this.w - Math.min(this.width(i), 0.4 * this.w)) this.ox += 0.4 * this.w - x;
     if (y < 40 || y > this.h - 40) this.oy += 0.5 * this.h - y;
     this.draw();
   }
@@ -147,7 +160,7 @@ class TreeView {
     this.pending = true;
     requestAnimationFrame(() => {
       this.pending = false;
-      this.paint();
+      if (this.tree) this.paint();
     });
   }
 
@@ -264,9 +277,9 @@ class TreeView {
     c.strokeStyle = colour['--card'];
     for (const i of visible) {
       const [x, y] = this.place(i),
-        leaf = !tree.children[i].some((j) => this.shown[j]);
+        leaf = this.isLeaf(i);
       const room = leaf ? Math.max(cw - 22, Math.min(260, w - x - 14)) : cw - 22;
-      const most = Math.floor(room / 5.9);
+      const most = Math.floor(room / LETTER);
       if (most < 6 || i >= born) continue;
       let text = label(tree, i);
       if (text.length > most) text = text.slice(0, most - 1) + '…';

@@ -1,6 +1,6 @@
 """Monte Carlo tree search over program steps, vectorised over trees and devices."""
 
-from rstar_jax.search.begin import run
+from rstar_jax.search.begin import items, run
 from rstar_jax.search.children import Workers
 from rstar_jax.search.config import Config, greedy, sampled, trees_for
 from rstar_jax.search.endpoint import Endpoint
@@ -21,6 +21,7 @@ __all__ = [
     'Step',
     'Workers',
     'greedy',
+    'items',
     'run',
     'sampled',
     'scripted',

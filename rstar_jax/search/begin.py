@@ -93,6 +93,16 @@ def run(
         yield from loop.run()
 
 
+def items(problems: Iterable[dict[str, Any]], trees: Iterable[int]) -> list[Item]:
+    """(problem, number of the tree), in the order in which they are best begun.
+
+    The trees of long questions take longer, and what begins last should end soon: longest first.
+    """
+    longest = sorted(problems, key=lambda problem: -len(problem['question']))
+    numbers = tuple(trees)
+    return [(problem, tree) for problem in longest for tree in numbers]
+
+
 def tokenizer_of(policy, ppm):
     """Of the tokens that a tree holds: the policy's; the PPM's where the policy is elsewhere."""
     owner = ppm if isinstance(policy, Endpoint) else policy

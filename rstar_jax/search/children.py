@@ -46,6 +46,9 @@ class Judge:
     def __init__(self, config: Config, workers: Workers, encode: Callable[[str], list[int]]):
         """encode: token ids of an executor output."""
         self.config, self.workers, self.encode = config, workers, encode
+        # A general model has the last mark in pieces, and the last of them takes a newline along:
+        # where the mark ends without, it has never seen one follow.
+        self.behind_output = '\n' if config.prompt == 'few_shot' else ''
 
     def begin(self, tree: HostTree, step: Step) -> None:
         """Takes in a sampled step, and starts what it needs: its program run, its answer graded."""
@@ -118,5 +121,5 @@ class Judge:
             if node.errors >= self.config.error_threshold:
                 node.status = Status.CODE_ERRORS
             if node.status == Status.CODE_ERRORS or steps.CODE_END in text:
-                node.text = steps.with_output(text, node.output)
+                node.text = steps.with_output(text, node.output, self.behind_output)
                 node.tokens = node.step.tokens + self.encode(node.text[len(text) :])

@@ -17,6 +17,7 @@ from rstar_jax.steps.language import (
     UNPARSABLE_ANSWER,
     boxed,
     code_of,
+    well_formed,
     with_output,
 )
 from rstar_jax.steps.marks import MarkTable, eos_ids, mark_table, token_bytes
@@ -45,6 +46,7 @@ __all__ = [
     'mark_table',
     'prompt',
     'token_bytes',
+    'well_formed',
     'with_output',
     'writing_prompt',
 ]

@@ -57,6 +57,12 @@ UNPARSABLE_ANSWER = 'Fail to generate parsable text for next step.'
 
 _MARKS = re.compile('|'.join(map(re.escape, (CODE, STEP_END, CODE_END, OUTPUT, OUTPUT_END))))
 _OUTPUTS = re.compile(f'{re.escape(OUTPUT)}.*?({re.escape(OUTPUT_END)}|$)', re.DOTALL)
+_TEXT = f'(?:(?!{"|".join(map(re.escape, TEMPLATE_MARKS))}).)*'
+_SOLUTION = re.compile(
+    rf'\s*({CODE}{_TEXT}({STEP_END}{_TEXT})*{CODE_END}\s*{OUTPUT}{_TEXT}{OUTPUT_END}\s*)+'
+    rf'{ANSWER}{_TEXT}{ANSWER_END}\s*',
+    re.DOTALL,
+)
 _FENCE = re.compile(r'^\s*```(?:python)?\s*$', re.MULTILINE)
 
 
@@ -90,8 +96,16 @@ def code_of(step: str) -> str:
     return _FENCE.sub('', _MARKS.sub('', _OUTPUTS.sub('', step))).strip('\n')
 
 
-def with_output(step: str, output: str) -> str:
-    """Returns the step's text with the executor's output behind it.
+def well_formed(solution: str) -> bool:
+    """Whether a solution reads as above: programs with their outputs, then one answer, all closed.
+
+    Between them stands nothing but space.
+    """
+    return _SOLUTION.fullmatch(solution) is not None
+
+
+def with_output(step: str, output: str, behind: str = '') -> str:
+    """Returns the step's text with the executor's output, and what stands behind it.
 
     A step that ended its branch without `<end_of_code>` gets that mark first. The newline before
     `<output>` is left out where the step's own text already ends in one.
@@ -99,4 +113,4 @@ def with_output(step: str, output: str) -> str:
     if CODE_END not in step:
         step += CODE_END
     newline = '' if step.endswith('\n') else '\n'
-    return f'{step}{newline}{OUTPUT}{output}{OUTPUT_END}'
+    return f'{step}{newline}{OUTPUT}{output}{OUTPUT_END}{behind}'

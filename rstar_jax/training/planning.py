@@ -5,7 +5,8 @@
         -> bytes on a chip, collectives
     shape of the model, micro batches -> FLOPs: compilers count a loop's body once
 
-The worst step is one whose examples all have `length` tokens and share no prefix.
+The worst step is one whose examples all have `length` tokens and share no prefix; a usual one has
+examples of a given size.
 """
 
 import collections
@@ -67,7 +68,9 @@ class Plan:
     work: Work | None
 
 
-def plan(kind: str, settings, shape: models.Config, mesh: Mesh, memory: float) -> Plan:
+def plan(
+    kind: str, settings, shape: models.Config, mesh: Mesh, memory: float, size: int = 0
+) -> Plan:
     """The plan of an SFT or a reward model's training.
 
     Args:
@@ -76,11 +79,12 @@ def plan(kind: str, settings, shape: models.Config, mesh: Mesh, memory: float) -
       shape: the model's; a PPM's without its head.
       mesh: (data, fsdp, tensor), of devices that may be but described.
       memory: bytes that a program may use on a chip.
+      size: tokens of an example, a pair's what both need; 0: as many as there may be.
     """
     if not settings.dtype:
         settings = settings.copy_and_resolve_references()
         settings.dtype = DTYPE
-    planned = Training(kind, settings, shape, mesh, int(memory))
+    planned = Training(kind, settings, shape, mesh, int(memory), size)
     peak, work = planned.compile()
     needed, computed = planned.products()
     return Plan(
@@ -104,7 +108,9 @@ class Training:
       micros, held: see Plan.
     """
 
-    def __init__(self, kind: str, settings, shape: models.Config, mesh: Mesh, memory: int):
+    def __init__(
+        self, kind: str, settings, shape: models.Config, mesh: Mesh, memory: int, size: int = 0
+    ):
         self.settings, self.shape, self.mesh, self.memory = settings, shape, mesh, memory
         self.loss = 'sft' if kind == 'sft' else settings.loss
         # The vocabularies of published models have room for the marks.
@@ -114,7 +120,7 @@ class Training:
         self.compiled = Compiled(shape, settings, self.loss, mesh, STEPS, self.new_rows, memory)
         self.state, self.frozen = self._shapes()
         self.held = parallel.bytes_on_a_device((self.state, self.frozen))
-        self.micros = self._micros()
+        self.micros = self._micros(size)
 
     def _shapes(self) -> tuple[Any, Any]:
         params = models.decoder.abstract_params(self.shape, headless=self.loss != 'sft')
@@ -137,11 +143,12 @@ class Training:
 
         return jax.tree.map(placed, shapes, sharding.shardings(shapes, self.mesh, self.shape))
 
-    def _micros(self) -> dict[tuple[int, int], int]:
+    def _micros(self, size: int) -> dict[tuple[int, int], int]:
         """As the trainer would choose them."""
         settings, paired = self.settings, self.loss == 'pairwise'
-        size = settings.length * (2 if paired else 1)  # a pair lies in one row
-        lengths = packing.row_lengths(settings.length, size, settings.one_size)
+        longest = settings.length * (2 if paired else 1)  # a pair lies in one row
+        size = min(size, longest) or longest
+        lengths = packing.row_lengths(settings.length, longest, settings.one_size)
         multiple = self.mesh.shape['data'] * self.mesh.shape['fsdp']
         budget = settings.micro_batch * settings.length * multiple
         count = settings.batch_size

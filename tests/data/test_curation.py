@@ -94,6 +94,21 @@ def test_one_trajectory_of_each_program_is_kept():
     assert len(responses(one, trajectories=9)) == 6
 
 
+def test_solutions_that_leave_the_form_can_be_left_out():
+    program = '<code>\nprint(5)\n<end_of_code>\n<output>5<end_of_output>'
+    one = tree(
+        [
+            (program, 0.9, [(f'{between}<answer>5<end_of_answer>', 1.0, 'right')])
+            for between in ('utes\n', '\n', ' <end_of_code>\n')
+        ]
+    )
+    counts = collections.Counter()
+    kept, _ = data.curate([one], well_formed=True, distinct=True, counts=counts)
+    assert [e['response'] for e in kept] == [f'{program}\n<answer>5<end_of_answer>']
+    assert counts['trajectories_malformed'] == 2
+    assert len(responses(one)) == 2
+
+
 def test_trajectories_may_be_chosen_without_their_values():
     nodes = [(f'{i} ', 0.1 * i, [('7', 1.0, 'right'), ('8', -1.0, 'wrong')]) for i in range(9)]
     one = [tree(nodes, index=index) for index in range(20)]

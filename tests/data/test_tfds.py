@@ -1,5 +1,6 @@
 """The tensorflow-datasets builders: from local files and by download, without TensorFlow."""
 
+import dataclasses
 import functools
 import hashlib
 import http.server
@@ -7,6 +8,7 @@ import json
 import subprocess
 import sys
 import threading
+import urllib.request
 
 import pytest
 
@@ -111,6 +113,16 @@ def test_a_set_that_is_not_there_is_downloaded(tmp_path, monkeypatch):
         with pytest.raises(UserError, match='2 rows came from .*part0.jsonl, expected 3'):
             data.load_problems(name_of('math500'), folder=tmp_path / 'other')
         server.shutdown()
+
+
+def test_without_a_network_what_is_missing_is_told_at_once(tmp_path, monkeypatch):
+    row = dataclasses.replace(
+        published.SETS['amc23'], urls=('https://no-such-host.invalid/a.jsonl',)
+    )
+    monkeypatch.setitem(published.SETS, 'amc23', row)
+    monkeypatch.setattr(urllib.request, 'getproxies', dict)
+    with pytest.raises(UserError, match=r'amc23.json, .*no-such-host.invalid cannot be reached'):
+        data.load_problems(name_of('amc23'), folder=tmp_path)
 
 
 def test_benchmarks_by_name(tmp_path):

@@ -1,5 +1,6 @@
 """The page and the tree viewer in a real browser, without a network."""
 
+import html
 import pathlib
 import shutil
 
@@ -16,15 +17,20 @@ BIG, SECONDS = 5000, 1.0
 DESK, PHONE = {'width': 1280, 'height': 800}, {'width': 390, 'height': 844}
 
 
+def launched(playwright):
+    """The machine's browser or playwright's own; None where there is none."""
+    own = pathlib.Path(playwright.chromium.executable_path)
+    path = own if own.exists() else next(filter(None, map(shutil.which, BROWSERS)), None)
+    # No sandbox: it cannot be had by root, and these pages are ours.
+    return path and playwright.chromium.launch(executable_path=path, args=['--no-sandbox'])
+
+
 @pytest.fixture(scope='module')
 def browser():
     with sync_api.sync_playwright() as playwright:
-        own = pathlib.Path(playwright.chromium.executable_path)
-        path = own if own.exists() else next(filter(None, map(shutil.which, BROWSERS)), None)
-        if path is None:
+        made = launched(playwright)
+        if made is None:
             pytest.skip('no browser: python -m playwright install chromium')
-        # No sandbox: it cannot be had by root, and these pages are ours.
-        made = playwright.chromium.launch(executable_path=path, args=['--no-sandbox'])
         yield made
         made.close()
 
@@ -275,8 +281,27 @@ def test_a_tree_that_is_not_there_is_told(browser, workdir, tmp_path):
     assert (
         'round1-search-0-0.js is not beside this page' in made.page.locator('#trouble').inner_text()
     )
+    assert made.panel == ''  # of the tree before
     made.page.keyboard.press('Escape')
     assert made.page.locator('#viewer').is_hidden()
+    made.open('round3-search-0-0')
+    assert 'The problem' in made.panel
+    made.context.close()
+
+
+def test_links_work_within_a_notebook(browser, workdir, tmp_path):
+    """There the page is a frame without an address of its own."""
+    page = (workdir / 'report' / 'index.html').read_text(encoding='utf-8')
+    around = tmp_path / 'notebook.html'
+    around.write_text(f'<iframe srcdoc="{html.escape(page)}" style="width: 90vw; height: 90vh">')
+    made = Watched(browser, around)
+    frame = made.page.frames[1]
+    frame.click('nav a[href="#trees"]')
+    frame.click('.card .button')
+    frame.wait_for_selector('#viewer[data-drawn]')
+    frame.click('[data-key=Escape]')
+    assert frame.locator('#viewer').is_hidden() and frame.locator('#better').is_visible()
+    assert made.said == []
     made.context.close()
 
 

@@ -13,7 +13,7 @@ import pytest
 from rstar_jax import data, report, rounds, summary
 from rstar_jax.errors import UserError
 from rstar_jax.report import __main__ as command
-from rstar_jax.report import drawing, plots, run, tables, trees
+from rstar_jax.report import drawing, learning, plots, run, stages, tables, trees
 from rstar_jax.search.record import Record
 from tests.evals.trees import tree
 from tests.report import workdirs
@@ -127,10 +127,36 @@ def test_strategies_and_judges_have_tables_of_their_own():
     row['strategies']['beam'] = beam
     _, alone, searched = tables.strategies([results(1, sums=row)])
     assert alone == ['sums', 'round 1', 'greedy', '1', '50.0 [40-60]', *'----', '50', '0.50', '-']
-    assert searched[2:4] == ['beam', '4'] and '70.0 [60-80]' in searched and searched[-1] == '2'
+    assert searched[2:4] == ['beam', '4'] and '70.0 [60-80]' in searched and searched[-1] == '2 T'
     (_, judged) = tables.judges([results(1, sums=row)])
     assert judged[2:] == ['beam', '1,200 of 30 problems', '75.0 [70-80]', '-']
     assert tables.judges(ROUNDS) == []
+    # One search by the PPM is in the table of accuracies already.
+    told = benchmark(0.5, 0.7) | {'strategies': row['strategies']}
+    assert tables.strategies([results(1, sums=told)]) == []
+    told['strategies']['sampled'] = beam
+    assert len(tables.strategies([results(1, sums=told)])) == 4
+
+
+def test_of_one_tree_a_problem_there_is_one_answer(tmp_path):
+    row = benchmark(0.25, 0.5) | {'flops_per_problem': 1.5e9}
+    row['search']['trajectories'] = 1
+    found = [results(0, sums=benchmark(0.2)), results(1, sums=row)]
+    heading, _, after = tables.accuracy(found)
+    assert heading[3:] == [
+        *('policy alone', 'answered', 'with search', 'tokens', 'seconds', 'FLOPs'),
+    ]
+    assert after[5:] == ['50.0 [40-60]', '1,234', '0.26', '1.5 G']
+    assert 'the search with one tree a problem.' in ' '.join(tables.accuracy_notes(found))
+    made = run.Run(tmp_path, {}, (), tuple(found), {}, {})
+    _, (_, _, more), *_ = tables.headlines(made)
+    assert more == 'round 1, one tree a problem'
+    assert plots.accuracy([made], tmp_path)[1].note == 'Bars: 95 % intervals.'
+
+
+def test_what_no_round_tells_has_no_column():
+    heading, row = tables.accuracy([results(0, sums=benchmark(0.2))])
+    assert len(row) == len(heading) == 7 and '-' not in row
 
 
 def test_what_was_dropped_is_told_with_its_reason(workdir):
@@ -149,7 +175,7 @@ def test_terminal_and_page_say_the_same(workdir):
     text = ' '.join(stream.getvalue().split())
     page = Page((workdir / 'report' / 'index.html').read_text()).text
     made = run.read(workdir)
-    for rows in (tables.stages(made), tables.accuracy(made.results)):
+    for rows in (stages.table(made), tables.accuracy(made.results)):
         for row in rows:
             line = ' '.join(' '.join(row).split())
             assert line in text and line in page
@@ -164,7 +190,7 @@ def test_the_page_is_whole_and_needs_nothing_else(workdir):
     outside = [link for link in page.links if not link.startswith(('#', 'data:'))]
     assert outside and all((workdir / 'report' / link).stat().st_size for link in outside)
     assert all(link.endswith('.png') for link in outside)
-    assert page.tags.count('svg') == len(outside) == 12
+    assert page.tags.count('svg') == len(outside) == 13
     assert 'What is 0 < 1 & more?' in page.text and '<boxed' not in text
     assert len(text) < 1_000_000
     ids = re.findall(r' id="([^"]+)"', re.sub(r'<script>.*?</script>', '', text, flags=re.DOTALL))
@@ -183,7 +209,7 @@ def test_sections_come_in_the_order_of_the_questions(workdir):
 
 def test_the_same_run_gives_the_same_plots(tmp_path, workdir):
     made = run.read(workdir)
-    first, second = (plots.training(made, tmp_path / name) for name in 'ab')
+    first, second = (learning.training(made, tmp_path / name) for name in 'ab')
     assert [plot.svg for plot in first] == [plot.svg for plot in second]
     assert {path.name for path in (tmp_path / 'a').glob('*.png')} == {
         *('sft-loss.png', 'ppm-loss.png', 'ppm-accuracy.png')
@@ -356,11 +382,13 @@ def test_shown_trees_have_right_and_wrong_answers_where_there_are(tmp_path):
 def test_steps_are_right_where_a_right_answer_is_below():
     steps = trees.Steps()
     problem = {'index': 0, 'question': 'q', 'answer': '1'}
-    steps.add(tree(problem, 0, [('1', 0.5, True), ('2', 0.1, False)]))
-    steps.add(tree(problem, 1, [('2', 0.1, False)]))
-    assert steps.q[trees.RIGHT] == [pytest.approx(1 / 3)]  # value 1 of 3 visits; answers left out
-    assert steps.q[trees.WRONG] == [0.5]
-    assert [len(side) for side in steps.scores] == [1, 1]
+    steps.add(tree(problem, 0, [('1', 0.5, True), ('2', 0.25, False)]))
+    steps.add(tree(problem, 1, [('2', 0.25, False)]))
+    # Value 1 of 3 visits; answers are apart, and what no PPM has seen.
+    (first, second) = steps.q
+    assert first == ([pytest.approx(1 / 3)], [True]) and second == ([0.5], [False])
+    assert [sorted(right) for _, right in steps.scores] == [[True], [False]]
+    assert steps.answers == [([0.5, 0.25], [True, False]), ([0.25], [False])]
     assert steps.endings == {-1: 1, 1: 2, 0: 2}
 
 

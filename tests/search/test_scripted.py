@@ -287,6 +287,16 @@ def test_records_survive_storage_and_interchange(grow):
     assert back.answers == [record.answers[i] for i in order]
 
 
+def test_behind_an_output_a_general_model_goes_on_in_a_new_line(grow):
+    program = 'print(1)\n<end_of_code>'
+    written = f'{program}\n<output>1<end_of_output>'
+    for prompt, behind in (('sft', ''), ('few_shot', '\n')):
+        script = {'': [program], written + behind: [RIGHT]}
+        record = grow(script, prompt=prompt, rollouts=2)
+        assert record.texts[1:] == [written + behind, RIGHT]
+        assert record.solved
+
+
 def test_a_policy_that_writes_no_mark_is_found_out_after_the_first_trees(workers):
     asked = []
 

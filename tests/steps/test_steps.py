@@ -35,7 +35,29 @@ def test_code_of_keeps_only_the_program():
 def test_with_output():
     assert steps.with_output('a<end_of_code>', '3') == 'a<end_of_code>\n<output>3<end_of_output>'
     assert steps.with_output('a<end_of_code>\n', '3') == 'a<end_of_code>\n<output>3<end_of_output>'
+    assert steps.with_output('a', 'E', '.') == 'a<end_of_code>\n<output>E<end_of_output>.'
     assert steps.with_output('a', 'E') == 'a<end_of_code>\n<output>E<end_of_output>'
+
+
+@pytest.mark.parametrize(
+    ('text', 'good'),
+    [
+        ('<code>\nx = 1\n<end_of_step>\nprint(x)\n<end_of_code>\n{out}\n<answer>1{end}', True),
+        (
+            '<code>\nprint(1)<end_of_code>\n{out} <code>\ny\n<end_of_code>{out}\n<answer>1{end}',
+            True,
+        ),
+        ('<code>\nprint(1)\n<end_of_code>\n{out} 1{end}', False),
+        ('<code>\nprint(1)\n<end_of_code>\n{out}es\n<answer>1{end}', False),
+        ('<code>\nprint(1)\n<end_of_code>\n{out} <end_of_code>\n{out}<answer>1{end}', False),
+        ('<code>\nprint(1)\n<end_of_code>\n{out}\n<answer>1', False),
+        ('print(1)\n<end_of_code>\n{out}\n<answer>1{end}', False),
+        ('<answer>1{end}', False),
+    ],
+)
+def test_well_formed(text, good):
+    out = '<output>1<end_of_output>'
+    assert steps.well_formed(text.format(out=out, end='<end_of_answer>')) == good
 
 
 def test_prompts():

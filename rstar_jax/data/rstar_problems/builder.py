@@ -9,6 +9,9 @@ Nothing here, and nothing of tensorflow-datasets that it uses, imports TensorFlo
 import hashlib
 import os
 import pathlib
+import socket
+import urllib.parse
+import urllib.request
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -90,7 +93,7 @@ def prepared(name: str, folder: str | os.PathLike) -> RstarProblems:
     It is prepared once, and again when the file has changed.
 
     Raises:
-      UserError: there is no such set.
+      UserError: there is no such set, or neither a file of it nor a network.
     """
     if name not in published.SETS:
         raise UserError(
@@ -107,8 +110,25 @@ def prepared(name: str, folder: str | os.PathLike) -> RstarProblems:
             if builder.info.metadata.get(FILES) != _digests(paths):
                 builder.data_path.rmtree()
                 builder = RstarProblems(paths=paths, **options)
+        if not paths and not builder.data_path.exists():
+            _check_network(name, folder)
         builder.download_and_prepare()
     return builder
+
+
+def _check_network(name: str, folder: pathlib.Path) -> None:
+    """Without a network the download would be tried for minutes."""
+    host = urllib.parse.urlsplit(published.SETS[name].urls[0]).hostname
+    if urllib.request.getproxies():  # they resolve names themselves
+        return
+    try:
+        socket.getaddrinfo(host, None)
+    except OSError as error:
+        names = ', '.join(stem + published.ENDINGS[0] for stem in published.SETS[name].stems)
+        raise UserError(
+            f'{rows.TFDS}{rows.OURS}/{name}: neither in {folder}/ ({names}, or another ending) nor '
+            f'to be downloaded: {host} cannot be reached ({error})'
+        ) from None
 
 
 def _features(problem: dict[str, Any]) -> dict[str, Any]:

@@ -38,9 +38,9 @@ PREFIX_UNIT = 32  # so that other problems seldom need other shapes
 # A chunk is sent ahead where so many cells are wanted for each slot; a fifth of the slots end their
 # steps in a chunk of 8 (GSM8K, 0.5B model: 36 tokens a step).
 AHEAD = 1.25
-# A smaller decode batch is compiled when the search has taken so many times as long as compiling
-# one does: a short search is over before it would pay.
-WORTH = 4
+# A smaller decode batch is compiled when chunks of a too large one have taken so many times as long
+# as compiling one does: whatever comes, no more is lost than a few times the best choice.
+WORTH = 2
 
 
 class _Compiled:
@@ -103,7 +103,9 @@ class Engine:
         cells = self.rows * config.candidates
         self.known = np.zeros(cells, np.uint8)  # the cells' states, when they were last seen
         self.since = np.zeros(cells, np.int64)  # the first chunk that each is opened for
-        self.chunks, self.started = 0, time.monotonic()
+        self.chunks = 0
+        self.too_large = 0.0  # seconds of chunks that a smaller decode size would have done for
+        self.large_since: float | None = None  # when such a chunk was sent, if the last one was
         self.opened = np.zeros(cells, bool)
         self.keys = np.zeros((cells, 2), np.uint32)
         # Trees with few expansions first: the last trees shall end together, not one by one.
@@ -286,6 +288,8 @@ class Engine:
         want = large.index(True) if any(large) else len(large) - 1
         if want < self.decode_size and not self._worth(self.decode_sizes[want][1]):
             want = self.decode_size
+        else:
+            self.large_since = None
         while want != self.decode_size:
             self.decode_size += 1 if want > self.decode_size else -1
             resize = programs.RESIZE.on(self.mesh, size=self.decode_sizes[self.decode_size][0])
@@ -294,9 +298,14 @@ class Engine:
 
     def _worth(self, trees: int) -> bool:
         """Whether the step of a smaller size is compiled, or may be now."""
+        now = time.monotonic()
+        self.too_large += now - (self.large_since or now)
+        self.large_since = now
         compiled = self._step(trees) in _Compiled.steps
-        old = time.monotonic() - self.started > WORTH * _Compiled.seconds
-        return compiled or (old and self.chunks > 0)
+        if not compiled and self.too_large <= WORTH * _Compiled.seconds:
+            return False
+        self.too_large = 0.0
+        return True
 
     def _busy(self) -> np.ndarray:
         return (self.known == state.PENDING) | (self.known == state.RUNNING)

@@ -13,7 +13,7 @@ import functools
 from rstar_jax.errors import UserError
 from rstar_jax.parallel import bytes_on_a_device, free_bytes
 from rstar_jax.parallel.memory import GIB
-from rstar_jax.search.engine import copies, devices, state
+from rstar_jax.search.engine import copies, devices, sizes, state
 from rstar_jax.search.tree import init
 
 MARGIN = 0.9  # of the free memory; the rest is for what compiled functions work with
@@ -105,7 +105,8 @@ def plan(
     free = free_bytes(mesh) if free is None else free
     room = MARGIN * free - prefill
     slots = config.slots or slots
-    wanted = config.trees_in_flight or max(1, -(-TREES_FOR_SLOTS * slots // n))
+    enough = min(-(-TREES_FOR_SLOTS * slots // n), sizes.most_paths(slots))
+    wanted = config.trees_in_flight or enough
     wanted = min(wanted, trees)
     # A tree and the slots that it can fill, or as many slots as were asked for.
     each = tree + (0 if config.slots else max(1, n // 2) * slot)

@@ -96,14 +96,16 @@ def extend(
     rows = trees, tokens, counts, starts
     hidden, kv = forward(params, prefix, path, *rows, config=config, mixed=mixed)
 
-    def write(i, stored):
-        return copies.put_row(stored, kv, trees[i], i, starts[i], counts[i])
+    # The loop takes the hidden states in as well, so that the last layer has read its part of the
+    # paths before: otherwise the compiler copies that part of all paths.
+    def write(i, path):
+        return path.replace(
+            kv=copies.put_row(path.kv, kv, trees[i], i, starts[i], counts[i]),
+            length=path.length.at[trees[i]].set(starts[i] + counts[i]),
+            hidden=path.hidden.at[trees[i]].set(hidden[i]),
+        )
 
-    return path.replace(
-        kv=jax.lax.fori_loop(0, (counts > 0).sum(), write, path.kv),
-        length=path.length.at[trees].set(starts + counts, mode='drop'),
-        hidden=path.hidden.at[trees].set(hidden, mode='drop'),
-    )
+    return jax.lax.fori_loop(0, (counts > 0).sum(), write, path)
 
 
 def score(

@@ -8,6 +8,7 @@ each coin by no more than itself, and the draw differs hardly more often than th
 """
 
 import hashlib
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -16,6 +17,7 @@ import numpy as np
 from flax import struct
 
 BLOCK = 128
+WEIGHT_BITS = 30  # of f32 numbers from 0 to 1, in whose order they are when read as integers
 COINS = 24  # of one token: 7 inside of a block, the others for up to 131,072 blocks
 
 
@@ -101,18 +103,47 @@ def sample(logits: jax.Array, u: jax.Array, settings: Settings) -> tuple[jax.Arr
 def _filter(weights: jax.Array, settings: Settings) -> jax.Array:
     """Takes their weight from the tokens that may not be drawn; the likeliest has weight 1."""
 
-    def ranked(weights):
-        order = -jnp.sort(-weights, axis=-1)
-        allowed = jnp.where(settings.top_k > 0, settings.top_k, order.shape[-1])
-        inside = jnp.arange(order.shape[-1]) < allowed
-        share = jnp.cumsum(jnp.where(inside, order, 0.0), axis=-1)
-        inside &= (share - order < settings.top_p * share[:, -1:]) | (settings.top_p >= 1)
-        least = jnp.where(inside, order, jnp.inf).min(axis=-1, keepdims=True)
-        return jnp.where(weights >= least, weights, 0.0)
+    def likeliest(weights):
+        return _cut(weights, jnp.ones_like, settings.top_k.astype(jnp.float32))
 
-    needed = (settings.top_k > 0) | (settings.top_p < 1)
-    weights = jax.lax.cond(needed, ranked, lambda weights: weights, weights)
+    def nucleus(weights):
+        total = _summed(weights)
+        return _cut(weights, lambda weights: weights, settings.top_p * total)
+
+    def unchanged(weights):
+        return weights
+
+    weights = jax.lax.cond(settings.top_k > 0, likeliest, unchanged, weights)
+    weights = jax.lax.cond(settings.top_p < 1, nucleus, unchanged, weights)
     return jnp.where(weights >= settings.min_p, weights, 0.0)
+
+
+def _cut(weights: jax.Array, amounts: Callable, wanted: jax.Array) -> jax.Array:
+    """Leaves the fewest largest of f32[B,V] weights, and their equals, that have `wanted` together.
+
+    The least of them is found bit by bit, which takes 30 looks at the weights; sorting them takes
+    ten times as long (2 cores, V=151,936), and a sort is slow on accelerators, too.
+
+    Args:
+      amounts: what each of some weights counts.
+      wanted: f32, for all rows or f32[B].
+    """
+
+    def settle(bit, least):
+        trial = least | (1 << (WEIGHT_BITS - 1 - bit))
+        at_least = weights >= jax.lax.bitcast_convert_type(trial, jnp.float32)[:, None]
+        have = _summed(jnp.where(at_least, amounts(weights), 0.0))
+        return jnp.where(have >= wanted, trial, least)
+
+    least = jnp.zeros(weights.shape[0], jnp.int32)
+    least = jax.lax.fori_loop(0, WEIGHT_BITS, settle, least)
+    least = jax.lax.bitcast_convert_type(least, jnp.float32)
+    return jnp.where(weights >= least[:, None], weights, 0.0)
+
+
+def _summed(weights: jax.Array) -> jax.Array:
+    """f32[B] of f32[B,V]; block by block, as compilers do no two additions of one sum at once."""
+    return weights.reshape(weights.shape[0], -1, BLOCK).sum(axis=1).sum(axis=1)
 
 
 def _by_halves(weights: jax.Array, u: jax.Array) -> tuple[jax.Array, jax.Array]:

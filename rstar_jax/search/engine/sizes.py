@@ -61,11 +61,16 @@ def largest_call(mesh, config, scored: bool) -> int:
     return max(prefill_budget(mesh), longest if scored else 0)
 
 
-def decode_sizes(slots: int, trees: int) -> list[tuple[int, int]]:
-    """Compiled sizes of a decode step, (slots, trees): all, and fewer for when trees run out.
+def most_paths(slots: int) -> int:
+    """Paths that a decode step reads at most: a slot's each, and half as many to take its place.
 
-    Of all trees not more than there are slots, and half as many whose cells can take them.
+    Where more trees are in flight a chunk begins with a copy of those that it reads.
     """
+    return slots + slots // 2
+
+
+def decode_sizes(slots: int, trees: int) -> list[tuple[int, int]]:
+    """Compiled sizes of a decode step, (slots, trees): all, and fewer for when trees run out."""
     fewer = {max(1, slots >> shift) for shift in range(1, 5)} - {slots}
-    most = min(trees, slots + slots // 2)
+    most = min(trees, most_paths(slots))
     return [(size, min(trees, max(1, size // 2))) for size in sorted(fewer)] + [(slots, most)]

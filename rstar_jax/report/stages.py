@@ -1,0 +1,112 @@
+"""A run's stages, as rows of cells: what each took and made, and where it lies."""
+
+import pathlib
+from collections.abc import Callable
+
+from rstar_jax import steps
+from rstar_jax.progress import clock, percent
+from rstar_jax.report.run import BASE, Figures, Run
+from rstar_jax.report.tables import Rows
+
+
+def table(run: Run) -> Rows:
+    """What each stage took and made."""
+    rows = [['round', 'stage', 'time', 'result']]
+    for stage in run.stages:
+        text = 'in progress, or stopped'
+        if stage.figures is not None:
+            text = DESCRIBE[stage.name](stage.figures)
+        rows.append([str(stage.round), stage.name, clock(stage.seconds), text])
+    rows.append(['', 'all', clock(sum(stage.seconds for stage in run.stages)), ''])
+    return rows
+
+
+def paths(run: Run) -> Rows:
+    """Where what a run made lies; without a heading."""
+    rows = []
+    for stage in run.stages:
+        if stage.figures is None:
+            continue
+        name = BASE if stage.name == BASE else f'round {stage.round}'
+        if stage.name == 'export':
+            rows += [[f'{name} {kind}', str(stage.folder / p)] for kind, p in stage.figures.items()]
+        elif stage.name == 'search':
+            rows.append([f'{name} trees', str(stage.folder)])
+        elif stage.name == 'curate':
+            rows.append([f'{name} examples', str(stage.folder)])
+        elif stage.name in ('eval', BASE):
+            rows.append([f'{name} results', str(stage.folder / 'results.json')])
+    others = {'report': pathlib.Path('report', 'index.html'), 'TensorBoard': pathlib.Path('events')}
+    return rows + [
+        [name, str(run.root / path)] for name, path in others.items() if (run.root / path).exists()
+    ]
+
+
+def _search(figures: Figures) -> str:
+    return (
+        f'{figures["trees"]:,} trees, {figures["nodes"]:,} nodes, {figures["tokens"]:,} tokens '
+        f'generated ({figures["tokens_per_second"]:.0f}/s), '
+        f'{figures["solved"]:,} of {figures["problems"]:,} problems solved'
+    )
+
+
+def _synthesize(figures: Figures) -> str:
+    others = {why: n for why, n in figures.items() if why not in ('written', 'new', 'kept')}
+    dropped = [f'{n:,} {why}' for why, n in others.items()]
+    text = f'{figures.get("kept", 0):,} of {figures["written"]:,} written problems kept'
+    return text + (f'; dropped: {", ".join(dropped)}' if dropped else '')
+
+
+def _curate(figures: Figures) -> str:
+    text = (
+        f'{figures.get("sft", 0):,} SFT examples, {figures.get("pairs", 0):,} preference pairs, '
+        f'{figures.get("trajectories", 0):,} trajectories'
+    )
+    if figures.get('overlapping'):
+        text += f'; {figures["overlapping"]:,} problems left out that overlap with a benchmark'
+    return text
+
+
+def _training(figures: Figures) -> str:
+    return (
+        f'loss {figures["loss_first"]:.3f} -> {figures["loss_last"]:.3f} in {figures["steps"]} '
+        f'steps ({figures["tokens_per_second"]:.0f} tokens/s)'
+    )
+
+
+def _policy(figures: Figures) -> str:
+    form = figures.get('form_after')
+    if not form:
+        return _training(figures)
+    shares = {mark: n / due for mark, (n, due) in form.items() if mark not in steps.OUTPUT_MARKS}
+    mark = min(shares, key=shares.get)
+    least = f'at least {percent(shares[mark])} ({mark})'
+    return f'{_training(figures)}, marks likeliest where due: {least}'
+
+
+def _ppm(figures: Figures) -> str:
+    text = _training(figures)
+    for name, pairs in (('pair', 'held_out_pairs'), ('answer', 'answer_pairs')):
+        if figures.get(pairs):
+            text += (
+                f', held-out {name} accuracy {percent(figures.get(f"{name}_accuracy_before"))} -> '
+                f'{percent(figures.get(f"{name}_accuracy_after"))} ({figures[pairs]:.0f} pairs)'
+            )
+    return text
+
+
+def _eval(figures: Figures) -> str:
+    return ', '.join(f'{name}: {row["problems"]:,} problems' for name, row in figures.items())
+
+
+DESCRIBE: dict[str, Callable[[Figures], str]] = {
+    'bootstrap': _policy,
+    'synthesize': _synthesize,
+    'search': _search,
+    'curate': _curate,
+    'sft': _policy,
+    'ppm': _ppm,
+    'eval': _eval,
+    BASE: _eval,
+    'export': lambda figures: ', '.join(figures),
+}

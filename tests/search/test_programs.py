@@ -1,0 +1,71 @@
+"""What a search compiles: state that is donated is changed where it lies."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rstar_jax import parallel
+from rstar_jax.models import decoder, heads
+from rstar_jax.models.config import Config as Shape
+from rstar_jax.search.config import Config
+from rstar_jax.search.engine import devices, programs, sampling, state
+
+SHAPE = Shape('qwen2', 128, 32, 64, 2, 2, 1, 16)
+TREES, CANDIDATES, ROOM, STEP, SLOTS = 256, 2, 288, 288, 4
+KINDS = jnp.dtype(jnp.float32), jnp.dtype(jnp.float32)
+
+
+def arguments(mesh) -> dict:
+    """What the programs take, by name, as shapes; the caches are large and all else is small."""
+
+    def made(f, *sizes):
+        return devices.shapes(mesh, f, SHAPE, *sizes)
+
+    def numbers(*shape):
+        return jax.ShapeDtypeStruct(shape, jnp.int32)
+
+    params = decoder.abstract_params(SHAPE)
+    head = jax.eval_shape(lambda: heads.init_value_head(SHAPE.embed_dim, jax.random.key(0)))
+    path, cells = (
+        made(f, rows, room, *KINDS)
+        for f, rows, room in (
+            (state.empty_path, TREES, ROOM),
+            (state.empty_cells, TREES * CANDIDATES, STEP),
+        )
+    )
+    kept, prefix = (made(state.empty_kv, n, room, KINDS[0]) for n, room in ((TREES, ROOM), (1, 0)))
+    row, rows = numbers(1), numbers(1, 32)
+    table = jax.ShapeDtypeStruct((1, SHAPE.vocab_size), jnp.uint8)
+    stops = state.Stops(table, jax.ShapeDtypeStruct((1,), jnp.uint8), np.int32(1))
+    slots = made(state.empty_slots, SLOTS, STEP, *KINDS)
+    drawn = sampling.Settings.of(Config(top_p=0.9))
+    trunk = {'decoder': params, 'value_head': head}
+    return {
+        'DECODE': (params, stops, prefix, path, cells, slots, drawn, numbers(2)),
+        'EXTEND': (params, prefix, path, row, rows, row, row),
+        'SCORE': (trunk, prefix, path, cells.kv, row, row, rows, row),
+        'APPEND': (path, cells.kv, cells.hidden, *[row] * 4),
+        'KEEP': (kept, cells.kv, *[row] * 5),
+        'RECALL': (path, kept, *[row] * 5),
+    }
+
+
+@pytest.mark.parametrize(
+    ('name', 'settings'),
+    [
+        ('DECODE', {'config': SHAPE, 'candidates': CANDIDATES, 'first_answer_only': True}),
+        ('EXTEND', {'config': SHAPE}),
+        ('SCORE', {'config': SHAPE, 'squash': 'tanh'}),
+        ('APPEND', {}),
+        ('KEEP', {}),
+        ('RECALL', {}),
+    ],
+)
+def test_no_cache_is_copied(name, settings):
+    """Not even one layer's keys: on a full device there is no room for it."""
+    mesh = parallel.local_mesh(devices=jax.devices()[:1])
+    program = getattr(programs, name).on(mesh, **settings)
+    compiled = program.lower(*arguments(mesh)[name]).compile()
+    a_layer = TREES * ROOM * SHAPE.num_kv_heads * SHAPE.head_dim * KINDS[0].itemsize
+    assert compiled.memory_analysis().temp_size_in_bytes < a_layer

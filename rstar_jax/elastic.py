@@ -24,7 +24,6 @@ POLL = 1.0  # seconds after which a worker answers at the latest
 SILENT = 60.0  # seconds without an answer after which it is lost
 FAILURES = 3  # of workers in a row, without a tree between them, end the run
 STILLBORN = 10  # so many that are gone before their first answer do, too
-SAMPLE = 512  # problems that a worker is told of at once, to find what prompts have in common
 
 Item = tuple[dict[str, Any], int, bytes | None]  # problem, tree, what there is of it
 

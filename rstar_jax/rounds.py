@@ -105,7 +105,7 @@ def run(config: ConfigDict, workdir: str, names: Sequence[str]) -> None:
         ]
 
         def after(root: pathlib.Path) -> None:
-            _report(root)
+            report.attempt(root)
             if place:
                 place.push(must=True)
 
@@ -223,18 +223,6 @@ def run_stage(
         line.end(f'done in {clock(stage.seconds)}')
     if parallel.is_first():
         after(round_.root)
-
-
-def _report(root: pathlib.Path) -> None:
-    """Writes the page anew. It is made of what is on disk: that it fails stops no run."""
-    try:
-        report.write(root)
-    except Exception as error:
-        print(
-            f'report: not written ({type(error).__name__}: {error}); the run goes on; try '
-            f'python -m rstar_jax.report {root}',
-            flush=True,
-        )
 
 
 def bootstrap(round_: Round, stage: ledger.Stage, line: Line) -> Figures:

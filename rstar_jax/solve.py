@@ -73,8 +73,9 @@ def _keep(records: list[Record], root: pathlib.Path) -> str:
         for record in records:
             problem = {**record.problem, 'index': number}
             store.append(dataclasses.replace(record, problem=problem))
-    path = report.write(root, problems=[number])
-    return f'Tree: {path}#tree={trees.SOLVE}-{number}-{records[0].tree}'
+    page = report.attempt(root, [number])
+    where = f'{page}#tree={trees.SOLVE}-{number}-{records[0].tree}' if page else store.directory
+    return f'Tree: {where}'
 
 
 def choose(found: list[tuple[Record, int]]) -> tuple[int, str]:

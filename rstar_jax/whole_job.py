@@ -50,8 +50,8 @@ class Assumed:
     start: float = 600.0
 
 
-# Of a processor, against its measured limits: `python -m rstar_jax.bench plan_here`. It does not read
-# and compute at once, and a few trees leave more slots idle in the end.
+# Of a processor, against its measured limits (`python -m rstar_jax.bench plan_here`): it does not
+# read and compute at once, and the few trees of a small job leave more slots idle in the end.
 PROCESSOR = Assumed(decode=1.0, prefill=0.4, train=0.45, idle=0.1, start=60.0)
 
 

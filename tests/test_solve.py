@@ -52,3 +52,12 @@ def test_the_trees_stay_in_the_workdir(ask, tmp_path):
     names = {path.stem for path in (tmp_path / 'report' / 'trees').glob('*.js')}
     assert names == {'solve-0-0', 'solve-0-1', 'solve-1-0'}
     assert not re.search(r'class="badge (right|wrong)"', page.read_text())  # nobody knows
+
+
+def test_an_answer_is_told_though_no_page_can_be_written(ask, tmp_path, monkeypatch):
+    def broken(*_, **__):
+        raise OSError('no room')
+
+    monkeypatch.setattr(solve.report, 'write', broken)
+    text = ask('What is one?', [[('1', 0.5, False)]], tmp_path)
+    assert 'Answer: 1 ' in text and text.endswith(f'Tree: {tmp_path / "solve"}')

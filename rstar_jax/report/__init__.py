@@ -71,6 +71,19 @@ def write(
     return path
 
 
+def attempt(workdir: str | os.PathLike, problems: Collection[int] = ()) -> pathlib.Path | None:
+    """`write` for who goes on without a page: what it is made of is on disk. None: it failed."""
+    try:
+        return write(workdir, problems=problems)
+    except Exception as error:
+        print(
+            f'report: not written ({type(error).__name__}: {error}); all else is; try '
+            f'python -m rstar_jax.report {workdir}',
+            flush=True,
+        )
+        return None
+
+
 def _part(run: Run, most: int | None, problems: Collection[int]) -> Part:
     from rstar_jax.report import learning, page, plots, trees
 

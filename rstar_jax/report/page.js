@@ -6,6 +6,14 @@ const $ = (selector, within = document) => within.querySelector(selector);
 const trees = new Map(),
   waiting = new Map(); // name -> packed; name -> what to do once it is there
 
+const LIST = SOURCES.flatMap(({name, file, label, trees}) =>
+  trees.map(([index, tree, solved, nodes, answer, question]) => {
+    const own = `-${index}-${tree}`;
+    const row = {source: name, label, index, tree, solved, nodes, answer, question};
+    return {...row, name: name + own, file: `${file}${own}.js`};
+  }),
+);
+
 // What a tree's script calls. The page may know the tree under a longer name: two runs' are alike.
 function tree(name, packed) {
   name = document.currentScript.dataset.name ?? name;

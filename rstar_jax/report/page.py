@@ -71,7 +71,7 @@ def page(parts: Sequence[Part], accuracy: Sequence[Plot]) -> str:
         f'<section id="{name}"><h2>{text}</h2>\n{bodies[name]}</section>' for name, text in shown
     )
     scripts = [
-        f'<script>const LIST = {_json(_list(parts))};</script>',
+        f'<script>const SOURCES = {_json(_list(parts))};</script>',
         *(f'<script>{_asset(name)}</script>' for name in ('tree.js', 'viewer.js', 'page.js')),
         *(
             f'<script data-name="{part.prefix}{entry.name}">{script}</script>'
@@ -118,22 +118,23 @@ def _json(value: object) -> str:
 
 def _head(part: Part, several: bool) -> str:
     run = part.run
-    newest = run.settings[max(run.settings)] if run.settings else {}
-    first = run.settings[min(run.settings)] if run.settings else {}
+    first = next(iter(run.settings.values()), {})
     about = [
         f'{word} <b>{_text(str(settings[key]))}</b>'
         for word, key, settings in (
             ('policy', 'policy.path', first),
-            ('base', 'base.path', newest),
-            ('problems', 'data.problems', newest),
+            ('base', 'base.path', run.newest),
+            ('problems', 'data.problems', run.newest),
         )
         if settings.get(key)
     ]
-    current = run.current
-    status = '<span class="status">complete</span>' if run.stages else ''
-    if current is not None:
-        name = f'round {current.round}, {current.name}'
-        status = f'<span class="status going">{name}: {clock(current.seconds)} so far</span>'
+    status = ''
+    if run.complete:
+        status = '<span class="status">complete</span>'
+    elif run.stages:
+        stage = run.current or run.stages[-1]
+        so_far = 'done' if stage is not run.current else f'{clock(stage.seconds)} so far'
+        status = f'<span class="status going">round {stage.round}, {stage.name}: {so_far}</span>'
     tiles = ''.join(
         f'<div class="tile"><div class="what">{_text(what)}</div><div class="value">{_text(value)}'
         f'</div><div class="more">{_text(more).replace(" %", "&nbsp;%")}</div></div>'
@@ -165,7 +166,7 @@ def _better(parts: Sequence[Part], accuracy: Sequence[Plot]) -> str:
         if one.results and other.results:
             notes = tables.compared(one.results[-1], other.results[-1], one.name, other.name)
             bodies += [f'<p class="note">{_text(note)}</p>' for note in notes]
-    if not bodies and all(part.run.ablations for part in parts):
+    if not bodies and all(part.run.ablations or not part.run.stages for part in parts):
         return ''
     return '\n'.join(bodies) or '<p class="lead">Nothing was evaluated yet.</p>'
 
@@ -316,22 +317,22 @@ def _source_label(part: Part, sample: Sample, several: bool) -> str:
 
 
 def _list(parts: Sequence[Part]) -> list[dict[str, object]]:
-    """The list of trees as the page's script takes it, the newest searches first."""
-    rows = [
-        {
-            'name': part.prefix + entry.name,
-            'file': f'{part.beside}trees/{entry.name}.js',
-            'source': _source_name(part, sample),
-            'label': _source_label(part, sample, len(parts) > 1),
-            'index': entry.index,
-            'tree': entry.tree,
-            'solved': entry.solved,
-            'nodes': entry.nodes,
-            'answer': entry.answer[:80],
-            'question': entry.question[:160],
-        }
-        for part in parts
-        for sample in reversed(part.samples)
-        for entry in sample.entries
-    ]
-    return rows[:MOST_LISTED]
+    """Sources and their trees as the page's script takes them, the newest searches first."""
+    made, room = [], MOST_LISTED
+    for part in parts:
+        for sample in reversed(part.samples):
+            entries, name = sample.entries[:room], sample.source.name
+            room -= len(entries)
+            rows = [
+                (e.index, e.tree, e.solved, e.nodes, e.answer[:60], e.question[:120])
+                for e in entries
+            ]
+            made.append(
+                {
+                    'name': part.prefix + name,
+                    'file': f'{part.beside}trees/{name}',
+                    'label': _source_label(part, sample, len(parts) > 1),
+                    'trees': rows,
+                }
+            )
+    return made

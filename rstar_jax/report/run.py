@@ -74,6 +74,22 @@ class Run:
         return self.root.resolve().name
 
     @property
+    def newest(self) -> Mapping[str, Any]:
+        """The settings of the last round; empty where there are none."""
+        return self.settings[max(self.settings, key=_number)] if self.settings else {}
+
+    @property
+    def complete(self) -> bool:
+        """Whether everything is done that the settings ask for."""
+        if self.current is not None or not self.stages:
+            return False
+        asked = self.newest.get('stages')
+        if not asked:
+            return True
+        last = self.stages[-1]
+        return (last.round, last.name) == (max(map(_number, self.settings)), asked.split(',')[-1])
+
+    @property
     def current(self) -> Stage | None:
         """The stage in progress, or the one at which the run was stopped; None when complete."""
         return next((stage for stage in self.stages if stage.figures is None), None)
@@ -82,6 +98,11 @@ class Run:
         """One stage, where it has begun."""
         found = (s for s in self.stages if (s.round, s.name) == (number, name))
         return next(found, None)
+
+
+def _number(name: str) -> int:
+    """'round12' -> 12."""
+    return int(name.removeprefix('round'))
 
 
 def read(workdir: str | os.PathLike) -> Run:

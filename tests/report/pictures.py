@@ -1,6 +1,6 @@
 """The README's pictures, of a real run: the head of its page, and one of its trees.
 
-    python tests/report/pictures.py WORKDIR experiments/pictures [NAME_OF_A_TREE]
+    python -m tests.report.pictures WORKDIR experiments/pictures [NAME_OF_A_TREE]
 
 The tree is by default the largest one of the newest searches whose answer is right among wrong
 ones. The run's page is written anew; the files are small: a palette.

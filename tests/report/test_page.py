@@ -10,10 +10,10 @@ import zlib
 
 import pytest
 
-from rstar_jax import data, report, rounds, summary
+from rstar_jax import data, report, summary
 from rstar_jax.errors import UserError
 from rstar_jax.report import __main__ as command
-from rstar_jax.report import drawing, learning, plots, run, stages, tables, trees
+from rstar_jax.report import drawing, learning, page, plots, run, stages, tables, trees
 from rstar_jax.search.record import Record
 from tests.evals.trees import tree
 from tests.report import workdirs
@@ -61,6 +61,11 @@ def told(path) -> dict:
     name, packed = re.fullmatch(r'tree\("([^"]+)","([^"]+)"\)\n', path.read_text()).groups()
     assert name == path.stem
     return json.loads(zlib.decompress(base64.b64decode(packed)))
+
+
+def listed(page: str) -> list[dict]:
+    """The page's list of trees, by source."""
+    return json.loads(re.search(r'const SOURCES = (.*?);</script>', page)[1])
 
 
 @pytest.fixture(scope='module')
@@ -200,6 +205,16 @@ def test_the_page_is_whole_and_needs_nothing_else(workdir):
         assert name in ids
 
 
+def test_the_list_of_very_many_trees_is_small(tmp_path):
+    source = trees.Source('round1-search', 'Round 1: search', tmp_path, True, 1)
+    entries = [trees.Entry('', i, 0, 1, 5000, 'x' * 90, 'why ' * 90) for i in range(30_000)]
+    sample = trees.Sample(source, 30_000, entries, trees.Steps(), [])
+    part = page.Part(run.Run(tmp_path, {}, (), (), {}, {}), [sample, sample], [], [], [], [])
+    made = page._list([part])
+    assert sum(len(row['trees']) for row in made) == page.MOST_LISTED
+    assert len(json.dumps(made)) < 4_500_000  # of 5 MB for the page
+
+
 def test_sections_come_in_the_order_of_the_questions(workdir):
     text = (workdir / 'report' / 'index.html').read_text()
     places = [text.index(f'<section id="{name}"') for name in
@@ -288,6 +303,19 @@ def test_a_run_that_goes_on(tmp_path):
     assert 'SFT: loss' in report.write(tmp_path).read_text()
 
 
+def test_a_run_is_complete_when_all_is_done_that_was_asked_for(tmp_path):
+    keys = {'policy.path': 'tiny', 'stages': 'curate,export'}
+    workdirs.write(tmp_path / 'config.json', {f'round{k}': keys for k in range(1, 11)})
+    shown = []
+    for folder in ('round1/curate', 'round9/export', 'round10/curate', 'round10/export'):
+        workdirs.done(tmp_path / folder, 1)
+        text = Page(report.write(tmp_path).read_text()).text
+        shown.append(re.search(r'(round \d+, \w+: done|complete) policy tiny', text)[1])
+    assert shown == [
+        *('round 1, curate: done', 'round 9, export: done', 'round 10, curate: done', 'complete')
+    ]
+
+
 def test_a_broken_file_is_named(tmp_path):
     workdirs.finished(tmp_path, rounds=1)
     (tmp_path / 'round1' / 'eval' / 'results.json').write_text('{')
@@ -305,12 +333,12 @@ def test_results_are_ordered_by_number_the_base_model_first(tmp_path):
 
 
 def test_a_report_that_fails_stops_no_run(tmp_path, monkeypatch, capsys):
-    def broken(root):
+    def broken(root, **_):
         raise ValueError('no room')
 
     monkeypatch.setattr(report, 'write', broken)
-    rounds._report(tmp_path)
-    assert 'report: not written (ValueError: no room); the run goes on' in capsys.readouterr().out
+    assert report.attempt(tmp_path) is None
+    assert 'report: not written (ValueError: no room); all else is' in capsys.readouterr().out
 
 
 # --- trees ---
@@ -353,9 +381,9 @@ def test_trees_of_an_evaluation_are_graded(tmp_path):
         for index, truth in enumerate(('0.5', '2', '')):
             problem = {'index': index, 'question': f'q{index}', 'answer': truth}
             store.append(tree(problem, 0, [(r'\frac{1}{2}', 0.5, False)]))
-    page = report.write(tmp_path).read_text()
-    rows = json.loads(re.search(r'const LIST = (.*?);</script>', page)[1])
-    assert [row['solved'] for row in rows] == [trees.RIGHT, trees.WRONG, trees.UNKNOWN]
+    (source,) = listed(report.write(tmp_path).read_text())
+    solved = [solved for _, _, solved, *_ in source['trees']]
+    assert solved == [trees.RIGHT, trees.WRONG, trees.UNKNOWN]
     names = [f'round0-sums-greedy-{i}-0.js' for i in range(3)]
     rights = [told(tmp_path / 'report' / 'trees' / name)['right'][2] for name in names]
     assert rights == [trees.RIGHT, trees.WRONG, trees.UNKNOWN]
@@ -404,9 +432,12 @@ def test_two_runs_side_by_side(tmp_path, workdir, capsys):
     page = Page(path.read_text())
     for link in page.links:
         assert link.startswith(('#', 'data:')) or (path.parent / link).is_file(), link
-    rows = json.loads(re.search(r'const LIST = (.*?);</script>', path.read_text())[1])
-    assert {row['name'][:2] for row in rows} == {'a-', 'b-'}
-    assert all((path.parent / row['file']).is_file() for row in rows)
+    sources = listed(path.read_text())
+    assert {source['name'][:2] for source in sources} == {'a-', 'b-'}
+    files = [
+        f'{s["file"]}-{index}-{number}.js' for s in sources for index, number, *_ in s['trees']
+    ]
+    assert len(files) == 18 and all((path.parent / file).is_file() for file in files)
     assert (other / 'report' / 'index.html').exists()
     assert f'policy alone, other against {workdir.name}: 0 problems won, 0 lost' in page.text
 

@@ -1,0 +1,56 @@
+"""The plan against what happens: which problems are searched when, and what is divided by what."""
+
+import json
+import pathlib
+
+import pytest
+
+from rstar_jax import ledger, parallel, planning, rounds, whole_job
+from rstar_jax.bench import plan_here
+from rstar_jax.errors import UserError
+from rstar_jax.parallel import chips
+from tests.test_whole_job import FOUND
+
+SECONDS = {'search': 130.0, 'curate': 1.0, 'sft': 50.0, 'ppm': 50.0}
+
+
+def test_a_small_run_is_the_plan_of_other_problems(monkeypatch, tmp_path):
+    problems = [{'index': i, 'question': f'q{i}', 'answer': '1'} for i in range(9)]
+    (tmp_path / 'problems.json').write_text(json.dumps(problems))
+    ran, compiled = [], [0.0]
+
+    def run(config, workdir, stages):
+        (name,) = stages
+        given = json.loads(pathlib.Path(config.data.problems).read_text())
+        ran.append((name, [problem['index'] for problem in given]))
+        compiled[0] += 10
+        folder = pathlib.Path(workdir) / 'round1' / rounds.FOLDERS.get(name, name)
+        figures = {'tokens': 4000, 'tokens_per_second': 200.0}
+        ledger.write_json(folder / 'done.json', {'seconds': SECONDS[name], 'figures': figures})
+
+    chip = chips.Chip(memory=2**34, flops=2e11, bandwidth=1e10)
+    speed = whole_job.Speed(decoded=200.0, read=400.0, steps={'sft': 3.0})
+    monkeypatch.setattr(rounds, 'run', run)
+    monkeypatch.setattr(parallel, 'compile_seconds', lambda: compiled[0])
+    monkeypatch.setattr(chips, 'here', lambda dtype, clock: chip)
+    monkeypatch.setattr(planning, 'models_of', lambda path: {'model': None})
+    monkeypatch.setattr(whole_job, 'statistics', lambda workdir: (1, FOUND))
+    monkeypatch.setattr(whole_job, 'compiled', lambda *_: None)
+    monkeypatch.setattr(whole_job, 'limits', lambda *_: speed)
+    monkeypatch.setattr(whole_job, 'PROCESSOR', whole_job.Assumed(1.0, 0.5, 0.5, 0.0, 7.0))
+    settings = {'model': 'm', 'problems': str(tmp_path / 'problems.json')}
+    found = plan_here.run(**settings, small=3, count=6, batch_size=5, trees='')
+    assert ran == [
+        (name, list(part)) for part in (range(3), range(3, 9)) for name in plan_here.STAGES
+    ]
+    # 6 trees of 1000 tokens at 200 a second, and 1000 at half of 400; compiling is left out.
+    assert found['search_planned'] == pytest.approx(6 * (5 + 5))
+    assert found['search_seconds'] == 130 - 10
+    assert found['search_ratio'] == pytest.approx(60 / 120)
+    # 12 examples in batches of 5: three steps that take twice 3 s; 4000 tokens at 200 a second.
+    assert (found['sft_planned'], found['sft_seconds']) == (pytest.approx(18), 20)
+    assert 'ppm_ratio' not in found  # nothing was planned
+    assert (found['gflops'], found['core_gb_per_second']) == (200, 10)
+    assert found['compile_seconds'] == 40
+    with pytest.raises(UserError, match='--small=5 --count=6: the files hold fewer'):
+        plan_here.run(**settings, small=5, count=6)

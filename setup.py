@@ -46,14 +46,12 @@ RAY = ['ray>=2.40']
 EXTRAS = {
     # torch is the reference that the decoder is compared with (and an export, where it is there),
     # peft that of adapters, mctx and pebble those of the benches tree and execution. openai asks
-    # the server, nbclient runs the notebooks, grain reads training examples as others would,
-    # playwright drives a browser through the report.
+    # the server, nbclient runs the notebooks, playwright drives a browser through the report.
     'test': [
         *DATASETS,
         *ENDPOINT,
         *RAY,
         *SERVE,
-        'grain>=0.2.12',
         'ipykernel>=6.29',
         'kubeflow_trainer_api>=2',
         'mctx>=0.0.71',

@@ -30,7 +30,7 @@ FILE_EXAMPLES = 200_000
 
 
 class Examples(Sequence[dict[str, Any]]):
-    """Stored examples as a sequence that is read as it is used, grain's random-access source.
+    """Stored examples as a sequence that is read as it is used, at any place.
 
     `list(examples)` holds them all; 1.4 million pairs need not fit into memory. Pickles as its
     paths, so that worker processes open the files for themselves.

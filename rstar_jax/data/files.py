@@ -16,7 +16,7 @@ from array_record.python import array_record_module
 
 from rstar_jax.errors import UserError
 
-# One record a group: any record can be read alone, as grain needs. zstd 3 writes faster than the
+# One record a group: any record can be read alone. zstd 3 writes faster than the
 # default brotli, at nearly its size.
 WRITER_OPTIONS = 'group_size:1,zstd:3'
 READER_OPTIONS = 'readahead_buffer_size:0,max_parallelism:0'

@@ -168,11 +168,3 @@ def test_long_sets_are_cut_and_only_whole_sets_are_read(tmp_path):
         data.load_examples(tmp_path, 'sft')
     assert store(2, 3) == store(3, 3) == ['00000-of-00001']
     assert len(data.load_examples(tmp_path, 'sft')) == 3
-
-
-def test_examples_feed_grain(tmp_path):
-    grain = pytest.importorskip('grain')
-    items = [{'query': str(i), 'response': 'r'} for i in range(10)]
-    data.store_examples(tmp_path, 'sft', items)
-    dataset = grain.MapDataset.source(data.load_examples(tmp_path, 'sft')).shuffle(seed=1)
-    assert sorted(int(example['query']) for example in dataset) == list(range(10))

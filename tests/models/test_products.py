@@ -31,6 +31,26 @@ def test_derivatives_are_jaxs_own_in_float32(spec):
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize('rows', [30, 32, 96, 384])
+def test_gradients_of_weights_are_sums_over_all_rows(rows):
+    """Rows that are moved in parts (32 and more) as those that are not."""
+    rng = np.random.default_rng(rows)
+    x, weight, gradient = (
+        jnp.asarray(rng.integers(-8, 9, shape), dtype)  # sums are exact
+        for shape, dtype in (((rows, 5), 'bfloat16'), ((7, 5), 'bfloat16'), ((rows, 7), 'float32'))
+    )
+
+    def gradients(x, weight):
+        return jax.vjp(lambda x, w: product('ri,oi->ro', x, w), x, weight)[1](gradient)
+
+    of_x, of_weight = jax.jit(gradients)(x, weight)
+    wide = [np.asarray(a, np.float32) for a in (x, weight, gradient)]
+    np.testing.assert_array_equal(of_x, jnp.asarray(wide[2] @ wide[1], 'bfloat16'))
+    np.testing.assert_array_equal(of_weight, jnp.asarray(wide[2].T @ wide[0], 'bfloat16'))
+    loops = str(jax.make_jaxpr(gradients)(x, weight)).count('dynamic_update_slice')
+    assert bool(loops) == (rows >= 32)
+
+
 def test_every_product_of_a_bfloat16_network_has_bfloat16_operands():
     shape = models.Config('llama', 50, 16, 24, 2, 4, 2, 4, tie_embeddings=True)
     params = decoder.init_params(shape, jax.random.key(0), 'bfloat16')

@@ -115,7 +115,9 @@ def test_one_that_leaves_for_a_reason_tells_all_others(port):
         assert made[number]._lost.event.wait(10)
         assert made[number]._lost[0][1].endswith(') was preempted')
         assert made[number]._lost[0][2] == 143
+    made[0]._lost.event.clear()
     made[2].leave(2, 'has ended: no such file')
+    assert made[0]._lost.event.wait(10)
     assert made[0]._lost[-1][1].endswith('has ended: no such file')
 
 

@@ -7,8 +7,8 @@
 Hardware: 2 CPU cores with bfloat16 instructions and 16 GiB of memory, or one GPU.
 Time: not measured as a whole. By the speeds in experiments/LOG.md, 2 CPU cores: searches 0:40 and
 0:55, SFTs 1:30 and 3:20, PPM 0:30, evaluations 2:20; a night. A GPU: an hour.
-Score: not measured as a whole. A first round cut to 157 problems, with LoRA: greedy 24.3 % [20-29] of
-300 test problems few-shot, 28.0 % [23-33] after it (p = 0.15), 84 and 90 % answered.
+Score: not measured as a whole. A first round cut to 157 problems, with LoRA: greedy 24.3 % [20-29]
+of 300 test problems few-shot, 28.0 % [23-33] after it (p = 0.15), 84 and 90 % answered.
 
 The first round searches 400 problems with the few-shot prompt, the second those and 400 more with
 the policy of the first; examples come from the trees of both. No test problem is searched or

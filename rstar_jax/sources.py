@@ -73,6 +73,12 @@ class Round:
         """The folder of the round whose models this one searches with; its own for round 0."""
         return self.root / f'round{max(0, self.number - 1)}'
 
+    def later(self, stage: str) -> list[pathlib.Path]:
+        """The folders that there are of a stage of later rounds, in the order of these."""
+        numbers = (path.parent.name[5:] for path in self.root.glob(f'round*/{stage}'))
+        found = sorted(int(number) for number in numbers if number.isdigit())
+        return [self.root / f'round{n}' / stage for n in found if n > self.number]
+
 
 def problems(round_: Round) -> list[dict[str, Any]]:
     """The problems that the round searches: {index, question, answer}."""

@@ -6,9 +6,9 @@ import types
 
 import pytest
 
-from rstar_jax import configs, ledger, rounds, sources
+from rstar_jax import configs, data, ledger, rounds, search, searching, sources
 from rstar_jax.errors import UserError
-from rstar_jax.progress import Events
+from rstar_jax.progress import Events, Line
 from rstar_jax.sources import Round
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
@@ -101,7 +101,7 @@ def test_rounds_follow_each_other(tmp_path, monkeypatch):
 
 
 def test_a_budget_of_tokens_is_spent_on_all_problems_alike(monkeypatch):
-    monkeypatch.setattr(rounds, '_meet', lambda store: None)
+    monkeypatch.setattr(searching, '_meet', lambda store: None)
 
     def tree(index, tree, tokens, solved=False):
         counters = {'sampled_tokens': tokens}
@@ -115,12 +115,12 @@ def test_a_budget_of_tokens_is_spent_on_all_problems_alike(monkeypatch):
     # 100 tokens a tree on average; another's trees, and later ones, do not count.
     store = [tree(0, 0, 50.0), tree(1, 0, 150.0, True), tree(2, 0, 100.0)]
     store += [tree(9, 0, 5.0), tree(0, 1, 5.0)]
-    made = rounds._passes(config, problems, store)
+    made = searching.passes(config, problems, store)
     assert [(rollouts, list(trees), len(todo)) for rollouts, trees, todo in made] == [
         (8, [0], 3), (8, [1], 3), (64, [2], 2),
     ]  # fmt: skip
     config.search.mean_tokens = 40  # at least one tree
-    made = [list(trees) for _, trees, _ in rounds._passes(config, problems, store)]
+    made = [list(trees) for _, trees, _ in searching.passes(config, problems, store)]
     assert made == [[0], [], [1]]
 
 
@@ -166,7 +166,7 @@ def test_later_trees_are_for_problems_still_unsolved(tmp_path, monkeypatch):
             assert tree.key not in self.trees
             self.trees[tree.key] = tree
 
-    def search(problems, policy, ppm, *, config, trees, skip, **_):
+    def grow(problems, policy, ppm, *, config, trees, skip, **_):
         for problem in problems:
             for tree in range(trees):
                 if (problem['index'], tree) not in skip:
@@ -175,15 +175,15 @@ def test_later_trees_are_for_problems_still_unsolved(tmp_path, monkeypatch):
 
     problems = [{'index': i, 'question': 'q', 'answer': '1'} for i in range(4)]
     read = problems, {}, collections.Counter(rows=4)
-    monkeypatch.setattr(rounds.sources, 'split_problems', lambda round_: read)
-    monkeypatch.setattr(rounds.sources, 'searching_policy', lambda round_: None)
-    monkeypatch.setattr(rounds.sources, 'searching_ppm', lambda round_: None)
-    monkeypatch.setattr(rounds.data, 'TreeStore', Store)
-    monkeypatch.setattr(rounds.search, 'run', search)
+    monkeypatch.setattr(sources, 'split_problems', lambda round_: read)
+    monkeypatch.setattr(sources, 'searching_policy', lambda round_: None)
+    monkeypatch.setattr(sources, 'searching_ppm', lambda round_: None)
+    monkeypatch.setattr(data, 'TreeStore', Store)
+    monkeypatch.setattr(search, 'run', grow)
     round_ = Round(configs.for_round(config, 4), tmp_path, 4, Events(None))
     stage = rounds.stage_of(round_, 'search')
     stage.begin()
-    figures = rounds.search_trees(round_, stage, rounds.Line('search'))
+    figures = searching.search_trees(round_, stage, Line('search'))
     assert asked == [
         (0, 0, 16), (1, 0, 16), (2, 0, 16), (3, 0, 16),
         (1, 1, 64), (2, 1, 64), (3, 1, 64),
@@ -191,5 +191,5 @@ def test_later_trees_are_for_problems_still_unsolved(tmp_path, monkeypatch):
     ]  # fmt: skip
     assert (figures['trees'], figures['problems'], figures['solved']) == (9, 4, 2)
     asked.clear()
-    rounds.search_trees(round_, stage, rounds.Line('search'))
+    searching.search_trees(round_, stage, Line('search'))
     assert asked == []

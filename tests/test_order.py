@@ -1,4 +1,4 @@
-"""The order of rounds and stages, and what each of them is given; without models."""
+"""The order of rounds and stages, and what each of them is given; no model runs."""
 
 import collections
 import pathlib
@@ -6,10 +6,22 @@ import types
 
 import pytest
 
-from rstar_jax import configs, data, ledger, rounds, search, searching, sources
+from rstar_jax import (
+    configs,
+    data,
+    ledger,
+    main,
+    report,
+    rounds,
+    search,
+    searching,
+    sources,
+    summary,
+)
 from rstar_jax.errors import UserError
 from rstar_jax.progress import Events, Line
 from rstar_jax.sources import Round
+from tests.evals.trees import tree as tree_of
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
 
@@ -193,3 +205,50 @@ def test_later_trees_are_for_problems_still_unsolved(tmp_path, monkeypatch):
     asked.clear()
     searching.search_trees(round_, stage, Line('search'))
     assert asked == []
+
+
+def test_every_round_searches_by_a_seed_of_its_own():
+    config = configs.paper_schedule(configs.default())
+    config.seed = 7
+    seeds = [
+        sources.search_seed(Round(configs.for_round(config, n), pathlib.Path(), n, Events(None)))
+        for n in range(1, 5)
+    ]
+    assert seeds[0] == 7 and len(set(seeds)) == 4
+
+
+def test_a_raised_limit_extends_the_search(world, tmp_path, monkeypatch):
+    """What was searched stays, what was made from it is made again."""
+    asked, curated = [], []
+
+    def grow(problems, policy, ppm, *, skip, **_):
+        for problem in problems:
+            if (problem['index'], 0) not in skip:
+                asked.append(problem['index'])
+                yield tree_of(problem, 0, [(problem['answer'], 0.0, True)])
+
+    def curate(trees, folder, **rules):
+        curated.append(sorted(record.problem['index'] for record in trees))
+        (folder / 'made').write_text('')
+        return {}
+
+    monkeypatch.setattr(search, 'run', grow)
+    monkeypatch.setattr(data, 'curate_to', curate)
+    monkeypatch.setattr(sources, 'searching_policy', lambda round_: None)
+    monkeypatch.setattr(summary, 'show', lambda root: None)
+    monkeypatch.setattr(report, 'write', lambda root: None)
+
+    def run(limit):
+        flags = [f'policy.path={world / "policy"}', f'data.problems={world / "problems.json"}']
+        flags.append(f'data.limit={limit}')
+        config, _ = main.parse(str(world / 'config.py'), [f'--config.{flag}' for flag in flags])
+        rounds.run(config, str(tmp_path), ('search', 'curate'))
+
+    for limit in (2, 2, 3, 0):
+        run(limit)
+    assert asked == [0, 1, 2, 3]
+    assert curated == [[0, 1], [0, 1, 2], [0, 1, 2, 3]]
+    figures = ledger.read_json(tmp_path / 'round1' / 'search' / 'done.json')['figures']
+    assert figures['trees'] == 4
+    with pytest.raises(UserError, match='--config.data.limit=2: .* was made with 0'):
+        run(2)

@@ -42,7 +42,7 @@ from typing import Any
 
 from rapidfuzz.distance import Levenshtein
 
-from rstar_jax import steps
+from rstar_jax import bounds, steps
 from rstar_jax.data import examples, files
 from rstar_jax.data.annotated import (
     MILLION,
@@ -100,17 +100,8 @@ class Rules:
     synthetic_correct: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.final_step_pairs not in ('steps', 'trajectories'):
-            raise UserError(
-                f"final_step_pairs={self.final_step_pairs!r}: expected 'steps' or 'trajectories'"
-            )
-        if self.choice not in ('best', 'right', 'any'):
-            raise UserError(f"choice={self.choice!r}: expected 'best', 'right' or 'any'")
-        if not 0 <= self.synthetic_correct <= 1:
-            raise UserError(f'synthetic_correct={self.synthetic_correct}: expected a share, 0 to 1')
-        for name in ('trajectories', 'side', 'side_of_one', 'trajectory_side'):
-            if getattr(self, name) < 1:
-                raise UserError(f'{name}={getattr(self, name)}: needs at least 1')
+        for name, value in vars(self).items():
+            bounds.check(f'curate.{name}', value, name)
 
 
 def curate(

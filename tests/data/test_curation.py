@@ -121,7 +121,7 @@ def test_trajectories_may_be_chosen_without_their_values():
     assert len({text[0] for text in right}) > 5  # of low and of high values
     assert 10 < sum(text[-1] == '8' for text in any_) < 30
     assert right == responses(*one, choice='right')
-    with pytest.raises(UserError, match="choice='some': expected 'best', 'right' or 'any'"):
+    with pytest.raises(UserError, match='choice=some: needs one of best, right, any'):
         data.Rules(choice='some')
 
 

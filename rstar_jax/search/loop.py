@@ -290,7 +290,7 @@ class Loop:
             if node.is_open or (node.status == Status.ANSWER and not self.config.use_ground_truth)
         ]
         scores: list[tuple] = []
-        if not wanted or not self.expander.has_ppm:
+        if not wanted or self.expander.scores is None:
             return expansion, scores
         mesh, width = self.expander.mesh, self.expander.width
         for row, _, node in wanted:

@@ -311,11 +311,10 @@ def test_what_is_kept_comes_back(dtype):
     source = [(row, -row)]
     kept = jax.numpy.zeros((2, 2, 100, 32), state.kept_dtype('cpu', jax.numpy.dtype(dtype)))
     target = jax.numpy.asarray(made[1], 'float32')
-    path = state.Path(kv=[(target, target)], prefix=None, length=None, hidden=None)
     places = [jax.numpy.array([x, 0]) for x in (1, 0, 17, 1, 39)]
-    store = copies.keep([(kept, kept)], source, *places)
+    store = copies.copy([(kept, kept)], source, *places)
     places = [jax.numpy.array([x, 0]) for x in (0, 1, 5, 17, 39)]
-    ((keys, values),) = copies.recall(path, store, *places).kv
+    ((keys, values),) = copies.copy([(target, target)], store, *places)
     np.testing.assert_array_equal(keys[0, :, 5:44], row[0, :, 1:40])
     np.testing.assert_array_equal(values[0, :, 5:44], -row[0, :, 1:40])
     np.testing.assert_array_equal(keys[1], target[1])

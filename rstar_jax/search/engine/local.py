@@ -26,8 +26,8 @@ from rstar_jax.errors import UserError
 from rstar_jax.search.config import Config
 from rstar_jax.search.engine import devices, memory, programs, sampling, sizes, state
 from rstar_jax.search.engine.model import Model, Scorer
-from rstar_jax.search.expander import Scores
-from rstar_jax.search.host import HostTree, Node, Step
+from rstar_jax.search.expander import Expander
+from rstar_jax.search.host import HostTree, Step
 from rstar_jax.steps import marks
 
 # A prefix that all prompts share is computed once if it is at least this long.
@@ -56,8 +56,8 @@ class _Compiled:
     missed: ClassVar[collections.Counter[tuple[Callable, int]]] = collections.Counter()
 
 
-class Engine:
-    """Drives policy and PPM on this host's devices; an `Expander`."""
+class Engine(Expander):
+    """Drives policy and PPM on this host's devices."""
 
     def __init__(self, policy, ppm, config: Config, mesh, trees: int, template: list[list[int]]):
         """Args:
@@ -76,12 +76,17 @@ class Engine:
         self.config, self.mesh, self.tokenizer = config, mesh, policy.tokenizer
         self.devices = mesh.shape['data']
         self.texts = steps.token_bytes(self.tokenizer, policy.config.vocab_size)
-        self.stops = devices.everywhere(mesh, self._stops(policy.config))
+        table = steps.mark_table(
+            self.texts, steps.stops(config.prompt), steps.eos_ids(self.tokenizer)
+        )
+        vocab = np.int32(min(policy.config.vocab_size, len(self.tokenizer)))
+        self.stops = devices.everywhere(mesh, state.Stops(table.next, table.kind, vocab))
         self.policy = Model(
             'policy', mesh, config, policy.config, policy.params, config.step_tokens
         )
         self.ppm = Scorer(mesh, config, ppm) if ppm is not None else None
         self.models = [model for model in (self.policy, self.ppm) if model is not None]
+        self.scores = self.ppm and self.ppm.scores
         self.plan = memory.plan(
             config,
             [model.network for model in self.models],
@@ -121,18 +126,6 @@ class Engine:
         self.sampling = sampling.Settings.of(config)
         self._share(template)
 
-    def _stops(self, config) -> state.Stops:
-        kinds = {
-            steps.STEP_END: marks.STEP,
-            steps.CODE_END: marks.CODE,
-            steps.ANSWER_END: marks.ANSWER,
-        }
-        if self.config.prompt == 'few_shot':
-            kinds[steps.OUTPUT_END] = marks.STEP
-        table = steps.mark_table(self.texts, kinds, steps.eos_ids(self.tokenizer))
-        vocab = np.int32(min(config.vocab_size, len(self.tokenizer)))
-        return state.Stops(table.next, table.kind, vocab)
-
     def _share(self, template: list[list[int]]) -> None:
         """Computes what all prompts begin with, once, where that is long enough to matter."""
         first, last = min(template), max(template)
@@ -148,25 +141,16 @@ class Engine:
     # --- what the loop calls ---
 
     @property
-    def has_ppm(self) -> bool:
-        return self.ppm is not None
-
-    @property
     def plenty(self) -> bool:
         """Whether slots whose steps end in the chunk under way find others that are waiting."""
         return self._wanted() >= AHEAD * self.plan.slots
 
-    def close(self) -> None:
-        """Nothing runs beside the loop."""
-
     def start(self, row: int, tree: HostTree) -> None:
-        """A row is taken by a new tree."""
         self.expansions[row] = 0
         for model in self.models:
             model.start(row, tree)
 
     def expand(self, row: int, tree: HostTree) -> None:
-        """Asks for the candidates of a tree's cursor."""
         for model in self.models:
             model.walk(row, tree)
         self.opening[row] = tree
@@ -235,16 +219,11 @@ class Engine:
         return ended
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of an executor output."""
         return self.tokenizer.encode(text, add_special_tokens=False)
 
     def decode(self, tokens: list[int]) -> str:
         """The text of sampled tokens."""
         return b''.join(self.texts[i] for i in tokens).decode('utf-8', errors='replace')
-
-    def scores(self, requests: list[tuple[int, Node]]) -> Scores:
-        """PPM scores of (row, Node) behind the current paths."""
-        return self.ppm.scores(requests)
 
     # --- within a chunk ---
 

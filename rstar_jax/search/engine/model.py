@@ -131,15 +131,13 @@ class Model:
 
     def copy_steps(self, cells_kv: state.KeysValues, hidden: jax.Array | None) -> None:
         """Does the copies that the ledger asks for among cells, paths and what is kept."""
-        keep, recall, append = (
-            program.on(self.mesh) for program in (programs.KEEP, programs.RECALL, programs.APPEND)
-        )
+        copy, append = programs.COPY.on(self.mesh), programs.APPEND.on(self.mesh)
         for places in self._places(self.ledger.born):
-            self.kept = keep(self.kept, cells_kv, *places)
+            self.kept = copy(self.kept, cells_kv, *places)
         for places in self._places(self.ledger.left):
-            self.kept = keep(self.kept, self.path.kv, *places)
+            self.kept = copy(self.kept, self.path.kv, *places)
         for places in self._places(self.ledger.recalled):
-            self.path = recall(self.path, self.kept, *places)
+            self.path = self.path.replace(kv=copy(self.path.kv, self.kept, *places))
         for places in self._places(self.ledger.appends):
             self.path = append(self.path, cells_kv, hidden, *places)
 

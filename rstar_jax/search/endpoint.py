@@ -118,13 +118,13 @@ class _Request:
 class Remote(Expander):
     """Drives an endpoint, and the PPM on this host's devices."""
 
-    def __init__(self, policy: Endpoint, ppm, config: Config, mesh, trees: int):
+    def __init__(self, policy: Endpoint, ppm, config: Config, mesh, total: int):
         """Args:
         policy: where the steps come from.
         ppm: models.PPM or None.
         config: what is searched.
         mesh: local mesh (data, tensor), used for the PPM.
-        trees: how many there are to search in all.
+        total: trees to search in all.
         """
         self.policy, self.config = policy, config
         self.counters: collections.Counter = collections.Counter()
@@ -132,11 +132,11 @@ class Remote(Expander):
         config = dataclasses.replace(config, trees_in_flight=config.trees_in_flight or wanted)
         self.scores, self.models, self._tokenizer = None, [], None
         self.mesh = parallel.local_mesh(devices=mesh.devices.flat[:1]) if ppm is None else mesh
-        self.width = min(config.trees_in_flight, trees)
+        self.width = min(config.trees_in_flight, total)
         if ppm is not None:
             scorer, self._tokenizer = Scorer(mesh, config, ppm), ppm.tokenizer
             self.scores, self.models = scorer.scores, [scorer]
-            call, of_each = sizes.largest_call(mesh, config, True), -(-trees // mesh.shape['data'])
+            call, of_each = sizes.largest_call(mesh, config, True), -(-total // mesh.shape['data'])
             plan = memory.plan(config, [scorer.network], mesh, of_each, call, policy.requests)
             scorer.prepare(plan, self.counters)
             self.width = plan.trees

@@ -59,13 +59,13 @@ class _Compiled:
 class Engine(Expander):
     """Drives policy and PPM on this host's devices."""
 
-    def __init__(self, policy, ppm, config: Config, mesh, trees: int, template: list[list[int]]):
+    def __init__(self, policy, ppm, config: Config, mesh, total: int, template: list[list[int]]):
         """Args:
         policy: models.Policy.
         ppm: models.PPM or None.
         config: what is searched.
         mesh: local mesh with the axes (data, tensor).
-        trees: how many trees there are to search in all; fewer need less memory.
+        total: trees to search in all; fewer need less memory.
         template: token ids of prompts with nothing in common but how the template begins.
         """
         if ppm is not None and len(ppm.tokenizer) != len(policy.tokenizer):
@@ -91,16 +91,15 @@ class Engine(Expander):
             config,
             [model.network for model in self.models],
             mesh,
-            config.nodes * trees if config.one_size else -(-trees // self.devices),
+            config.nodes * total if config.one_size else -(-total // self.devices),
             sizes.largest_call(mesh, config, ppm is not None),
             sizes.default_slots(mesh),
         )
         self.width, slots = self.plan.trees, self.plan.slots
         self.rows = self.devices * self.width
         self.counters: collections.Counter = collections.Counter()
-        self.policy.prepare(self.plan, _sampled_in_cell, self.counters)
-        if self.ppm is not None:
-            self.ppm.prepare(self.plan, self.counters)
+        for model in self.models:
+            model.prepare(self.plan, self.counters)
         made = config.step_tokens, self.policy.dtype, self.policy.kv_dtype
         per_device = self.width * config.candidates
         self.cells = devices.make(mesh, state.empty_cells, policy.config, per_device, *made)
@@ -110,7 +109,7 @@ class Engine(Expander):
         self.decode_sizes = [(slots, self.width)]
         if not config.one_size:
             self.decode_sizes = sizes.decode_sizes(slots, self.width, self.plan.copied)
-        self.decode_size = len(self.decode_sizes) - 1
+        self.in_use = len(self.decode_sizes) - 1
         cells = self.rows * config.candidates
         self.known = np.zeros(cells, np.uint8)  # the cells' states, when they were last seen
         self.since = np.zeros(cells, np.int64)  # the first chunk that each is opened for
@@ -186,7 +185,7 @@ class Engine(Expander):
             self.sampling,
             np.array([self.config.chunk, longest], np.int32),
         )
-        slots = self.decode_sizes[self.decode_size][0]
+        slots = self.decode_sizes[self.in_use][0]
         if (decode, slots) not in _Compiled.steps:
             _Compiled.steps.add((decode, slots))
             _Compiled.seconds = max(_Compiled.seconds, time.monotonic() - called)
@@ -270,13 +269,13 @@ class Engine(Expander):
         """
         large = [slots >= cells and room >= trees for slots, room in self.decode_sizes]
         want = large.index(True) if any(large) else len(large) - 1
-        if want < self.decode_size and not self._worth(*self.decode_sizes[want]):
-            want = self.decode_size
+        if want < self.in_use and not self._worth(*self.decode_sizes[want]):
+            want = self.in_use
         else:
             self.too_large = None
-        while want != self.decode_size:
-            self.decode_size += 1 if want > self.decode_size else -1
-            resize = programs.RESIZE.on(self.mesh, size=self.decode_sizes[self.decode_size][0])
+        while want != self.in_use:
+            self.in_use += 1 if want > self.in_use else -1
+            resize = programs.RESIZE.on(self.mesh, size=self.decode_sizes[self.in_use][0])
             self.slots = resize(self.slots)
         return self.decode_sizes[want][1]
 
@@ -295,11 +294,3 @@ class Engine(Expander):
         """Cells that are to be decoded, of the device with the fewest."""
         cells = (self._busy() | self.opened).reshape(self.devices, -1).sum(axis=1)
         return int(cells.min())
-
-
-def _sampled_in_cell(node) -> int:
-    """Tokens of a node's step that the policy's cell is of use for.
-
-    The hidden state at hand is the one behind the mark; behind a text's end it is not.
-    """
-    return len(node.step.tokens) - (node.step.kind == marks.EOS)

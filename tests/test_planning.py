@@ -26,6 +26,15 @@ GIB = planning.GIB
 SHAPE = models.Config('qwen2', 320, 64, 96, 1, 8, 2, 8, qkv_bias=True)
 SETTINGS = search.Config(rollouts=2, candidates=4, step_tokens=16, path_tokens=200, slots=8)
 
+FITS = trainings.Plan(
+    mesh={'data': 1, 'fsdp': 1, 'tensor': 1},
+    micros={(1, 4096): 128},
+    held=3 * GIB,
+    peak=9 * GIB,
+    needed=197e12,
+    computed=394e12,
+    work=trainings.Work({'all-gather': collectives.Exchange(5, 2e11)}, 77.0),
+)
 CHOSEN = memory.Plan(
     trees=6, slots=8, kept=1024, tree=0, slot=0, prefill=0, token=0, free=0, copied=0
 )
@@ -358,15 +367,12 @@ def test_the_table_of_trainings(monkeypatch):
         device_kind = 'TPU v5 lite'
         process_index = 0
 
-    received = {'all-gather': collectives.Exchange(5, 4e11)}
-    fits = trainings.Plan(
+    fits = dataclasses.replace(
+        FITS,
         mesh={'data': 1, 'fsdp': 8, 'tensor': 1},
         micros={(8, 4096): 16},
         held=5 * GIB,
-        peak=9 * GIB,
-        needed=197e12,
-        computed=394e12,
-        work=trainings.Work(received, 77.0),
+        work=trainings.Work({'all-gather': collectives.Exchange(5, 4e11)}, 77.0),
     )
     asked = []
 

@@ -30,7 +30,7 @@ def mapped(
     Args:
       f: a function of a module.
       shared: names of arguments that are whole on each device.
-      donated: of those whose memory the result may take over.
+      donated: names of arguments whose memory the result may take over.
       **settings: hashable values of its keyword-only arguments.
     """
     parameters = inspect.signature(f).parameters.values()

@@ -47,7 +47,6 @@ from rstar_jax.sources import Round
 
 Figures = dict[str, Any]
 
-FOLDERS = {'bootstrap': 'policy', 'sft': 'policy'}  # the others lie in a folder of their name
 INPUTS = {
     'search': ('synthesize',),
     'sft': ('curate',),
@@ -174,8 +173,7 @@ def stage_of(round_: Round, name: str) -> ledger.Stage:
     inputs = [round_.folder / folder for folder in INPUTS.get(name, ())]
     if name == 'curate':
         inputs = _searches(round_)
-    folder = round_.folder / FOLDERS.get(name, name)
-    binding = BINDING[name]
+    folder, binding = round_.folder_of(name), BINDING[name]
     if name == BASE:
         folder, inputs = round_.root / BASE / 'eval', [pathlib.Path(round_.config.base.path)]
     if name in ('search', 'synthesize') or (name == 'eval' and not round_.number):

@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 from rstar_jax import configs, data, grading, report, search, sources, steps
 from rstar_jax.progress import Events, Line
 from rstar_jax.report import trees
-from rstar_jax.search import Record, Status
+from rstar_jax.search import Record
 
 MARKS = (
     steps.CODE,
@@ -77,9 +77,9 @@ def _keep(records: list[Record], root: pathlib.Path) -> str:
 def answers_of(records: list[Record]) -> list[tuple[Record, int]]:
     """(tree, node) of every answer, in the order of the trees."""
     return [
-        (record, int(node))
+        (record, node)
         for record in sorted(records, key=lambda record: record.tree)
-        for node in (record.status == Status.ANSWER).nonzero()[0]
+        for node in record.answer_nodes
     ]
 
 

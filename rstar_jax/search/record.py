@@ -92,13 +92,18 @@ class Record:
         """f32[N], mean backed-up value, 0 where a node was never visited."""
         return self.value_sum / np.maximum(self.visits, 1).astype(np.float32)
 
+    @property
+    def answer_nodes(self) -> list[int]:
+        """The nodes that end in an answer."""
+        return (self.status == Status.ANSWER).nonzero()[0].tolist()
+
     def best_node(self) -> int | None:
         """Returns the ANSWER node with the highest score, the first of equals; None without any.
 
         The score is the PPM's, or the mean backed-up value where no PPM was used.
         """
-        found = np.nonzero(self.status == Status.ANSWER)[0]
-        return int(found[np.argmax(self._judged[found])]) if len(found) else None
+        found = self.answer_nodes
+        return found[np.argmax(self._judged[found])] if found else None
 
     def best_answer(self) -> tuple[str, float]:
         """Returns the answer of `best_node` and its score; ('', -inf) without any."""

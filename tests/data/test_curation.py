@@ -311,7 +311,7 @@ def test_final_step_pairs():
     assert texts == [(right, wrong) for right in (B + E, A + C) for wrong in (G + F, A + D)]
     assert {data.pair_weight(p) for p in made} == {0.25}
     assert len(data.curate([one], 'trajectories', trajectory_side=9)[1]) == 3 + 2 * 3
-    with pytest.raises(UserError, match="final_step_pairs='both'"):
+    with pytest.raises(UserError, match='final_step_pairs=both: needs one of steps, t'):
         data.curate([one], 'both')
     with pytest.raises(UserError, match='trajectory_side=0'):
         data.curate([one], trajectory_side=0)

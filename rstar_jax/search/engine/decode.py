@@ -49,7 +49,7 @@ def decode(
     *,
     config,
     candidates: int,
-    paths: int | None = None,
+    trees: int | None = None,
     mixed: bool = False,
     repetition: int = 0,
 ) -> tuple[Cells, Slots, jax.Array]:
@@ -58,8 +58,8 @@ def decode(
     Args:
       iterations: i32[2]; so many, or more, up to the second, while no slot is without work. It
         stops early when no cell is pending or running.
-      paths: so many are attended to, and only their trees' cells decoded; no more trees may have
-        cells in slots already. None: all.
+      trees: so many paths are attended to, and only their cells decoded; no more may have cells in
+        slots already. None: all.
       mixed: as for `prefill.forward`.
       repetition: a step is stopped when so many tokens in a row were written before at one
         distance, up to the periods of `slots`; 0, never.
@@ -70,7 +70,7 @@ def decode(
     """
     network = decoders.bind(config, params)
     limit = cells.tokens.shape[1]
-    used, place, taken = _paths_in_use(path, cells, candidates, paths)
+    used, place, taken = _paths_in_use(path, cells, candidates, trees)
 
     def iterate(carry):
         cells, slots, done, computed = carry
@@ -97,23 +97,23 @@ def decode(
 
 
 def _paths_in_use(
-    path: Path, cells: Cells, candidates: int, paths: int | None
+    path: Path, cells: Cells, candidates: int, trees: int | None
 ) -> tuple[Path, jax.Array, jax.Array]:
     """The paths that a chunk attends to, i32[G] where each is, and bool[C] the cells behind them.
 
     Those of trees that are decoded, and then of those whose turn is first.
     """
     total = path.length.shape[0]
-    if paths is None or paths >= total:
+    if trees is None or trees >= total:
         return path, jnp.arange(total), jnp.ones(cells.state.shape, bool)
     last = jnp.iinfo(jnp.int32).max
     turn = jnp.where(cells.state == PENDING, cells.turn, last)
     turn = jnp.where(cells.state == RUNNING, -1, turn).reshape(total, candidates)
     order = jnp.argsort(turn.min(axis=1), stable=True)
     place = jnp.zeros((total,), jnp.int32).at[order].set(jnp.arange(total))
-    rows = order[:paths]
-    used = jnp.repeat(place < paths, candidates)
-    return jax.tree.map(lambda x: x[rows], path), jnp.minimum(place, paths - 1), used
+    rows = order[:trees]
+    used = jnp.repeat(place < trees, candidates)
+    return jax.tree.map(lambda x: x[rows], path), jnp.minimum(place, trees - 1), used
 
 
 def _refill(

@@ -105,21 +105,21 @@ class Engine(Expander):
         self.cells = devices.make(mesh, state.empty_cells, policy.config, per_device, *made)
         periods = state.PERIODS if config.repetition else 0
         self.slots = devices.make(mesh, state.empty_slots, policy.config, slots, *made, periods)
-        # (slots, paths) that a decode step is compiled for, and which of them is in use.
+        # (slots, trees) that a decode step is compiled for, and which of them is in use.
         self.decode_sizes = [(slots, self.width)]
         if not config.one_size:
             self.decode_sizes = sizes.decode_sizes(slots, self.width, self.plan.copied)
-        self.in_use = len(self.decode_sizes) - 1
-        count = self.rows * config.candidates
-        self.known = np.zeros(count, np.uint8)  # the cells' states, when they were last seen
-        self.since = np.zeros(count, np.int64)  # the first chunk that each is opened for
+        self.decode_size = len(self.decode_sizes) - 1
+        cells = self.rows * config.candidates
+        self.known = np.zeros(cells, np.uint8)  # the cells' states, when they were last seen
+        self.since = np.zeros(cells, np.int64)  # the first chunk that each is opened for
         self.chunks = 0
         # When the last chunk was sent, if a smaller decode size would have done for it.
         self.too_large: float | None = None
-        self.opened = np.zeros(count, bool)
-        self.keys = np.zeros((count, 2), np.uint32)
+        self.opened = np.zeros(cells, bool)
+        self.keys = np.zeros((cells, 2), np.uint32)
         # Trees with few expansions first: the last trees shall end together, not one by one.
-        self.turn = np.zeros(count, np.int32)
+        self.turn = np.zeros(cells, np.int32)
         self.expansions = [0] * self.rows
         self.opening: dict[int, HostTree] = {}  # row -> the tree whose cells are opened next
         self.sampling = sampling.Settings.of(config)
@@ -185,7 +185,7 @@ class Engine(Expander):
             self.sampling,
             np.array([self.config.chunk, longest], np.int32),
         )
-        slots = self.decode_sizes[self.in_use][0]
+        slots = self.decode_sizes[self.decode_size][0]
         if (decode, slots) not in _Compiled.steps:
             _Compiled.steps.add((decode, slots))
             _Compiled.seconds = max(_Compiled.seconds, time.monotonic() - called)
@@ -251,37 +251,37 @@ class Engine(Expander):
                     self._open_if_ready(row)
                 calls += 1
 
-    def _step(self, paths: int) -> Callable:
-        """The compiled chunk of decoding that attends to so many paths."""
+    def _step(self, trees: int) -> Callable:
+        """The compiled chunk of decoding that attends to so many trees."""
         return programs.DECODE.on(
             self.mesh,
             config=self.policy.config,
             candidates=self.config.candidates,
-            paths=paths,
+            trees=trees,
             mixed=self.policy.mixed,
             repetition=self.config.repetition,
         )
 
-    def _fit(self, busy: int, trees: int) -> int:
-        """Brings the slots to the smallest size that will do; returns how many paths that reads.
+    def _fit(self, cells: int, trees: int) -> int:
+        """Brings the slots to the smallest size that will do; returns how many trees that is for.
 
         By way of all sizes between, as each change of one size to another is compiled.
         """
-        large = [slots >= busy and paths >= trees for slots, paths in self.decode_sizes]
+        large = [slots >= cells and room >= trees for slots, room in self.decode_sizes]
         want = large.index(True) if any(large) else len(large) - 1
-        if want < self.in_use and not self._worth(*self.decode_sizes[want]):
-            want = self.in_use
+        if want < self.decode_size and not self._worth(*self.decode_sizes[want]):
+            want = self.decode_size
         else:
             self.too_large = None
-        while want != self.in_use:
-            self.in_use += 1 if want > self.in_use else -1
-            resize = programs.RESIZE.on(self.mesh, size=self.decode_sizes[self.in_use][0])
+        while want != self.decode_size:
+            self.decode_size += 1 if want > self.decode_size else -1
+            resize = programs.RESIZE.on(self.mesh, size=self.decode_sizes[self.decode_size][0])
             self.slots = resize(self.slots)
         return self.decode_sizes[want][1]
 
-    def _worth(self, slots: int, paths: int) -> bool:
+    def _worth(self, slots: int, trees: int) -> bool:
         """Whether the step of a smaller size is compiled, or may be now."""
-        step, now = (self._step(paths), slots), time.monotonic()
+        step, now = (self._step(trees), slots), time.monotonic()
         if self.too_large is not None:
             _Compiled.missed[step] += now - self.too_large
         self.too_large = now

@@ -176,13 +176,13 @@ class Scorer(Model):
 
     def prepare(self, plan: memory.Plan, counters: collections.Counter) -> None:
         super().prepare(plan, counters)
-        self.cells_kv = self.empty(plan.trees * self.settings.candidates, self.cell_tokens)
+        self.cells = self.empty(plan.trees * self.settings.candidates, self.cell_tokens)
 
     def in_cell(self, node: Node) -> int:
         return len(node.tokens) if len(node.tokens) <= self.cell_tokens else 0
 
     def copy_steps(self) -> None:
-        super().copy_steps(self.cells_kv, None)
+        super().copy_steps(self.cells, None)
 
     def scores(self, requests: list[tuple[int, Node]]) -> Scores:
         """Scores of nodes, each behind its row's path; does not wait for the devices.
@@ -209,7 +209,7 @@ class Scorer(Model):
                     batch.put(device, entry, tree, node.tokens, tree * n + node.candidate)
             self.counters['ppm_computed'] += int(batch.counts.sum())
             rows = devices.split(self.mesh, [batch.trees, batch.starts, batch.tokens, batch.counts])
-            self.cells_kv, values = score(self.params, self.prefix, self.path, self.cells_kv, *rows)
+            self.cells, values = score(self.params, self.prefix, self.path, self.cells, *rows)
             which = [x for of in chosen for x in [*of, *[-1] * (count - len(of))]]
             found.append((values, which))
         return found

@@ -70,7 +70,7 @@ def most_paths(slots: int) -> int:
 
 
 def decode_sizes(slots: int, trees: int, copied: int) -> list[tuple[int, int]]:
-    """Compiled sizes of a decode step, (slots, paths): all, and fewer for when trees run out.
+    """Compiled sizes of a decode step, (slots, trees): all, and fewer for when trees run out.
 
     copied: paths that there is room for a copy of; where more would be read, all are, in place.
     """

@@ -26,15 +26,6 @@ GIB = planning.GIB
 SHAPE = models.Config('qwen2', 320, 64, 96, 1, 8, 2, 8, qkv_bias=True)
 SETTINGS = search.Config(rollouts=2, candidates=4, step_tokens=16, path_tokens=200, slots=8)
 
-FITS = trainings.Plan(
-    mesh={'data': 1, 'fsdp': 1, 'tensor': 1},
-    micros={(1, 4096): 128},
-    held=3 * GIB,
-    peak=9 * GIB,
-    needed=197e12,
-    computed=394e12,
-    work=trainings.Work({'all-gather': collectives.Exchange(5, 2e11)}, 77.0),
-)
 CHOSEN = memory.Plan(
     trees=6, slots=8, kept=1024, tree=0, slot=0, prefill=0, token=0, free=0, copied=0
 )
@@ -360,6 +351,17 @@ def test_collectives_as_the_compiler_for_tpus_writes_them():
         'reduce-scatter': (1, 64 * 128 * 4 * 7 / 8),
         'collective-permute': (4, 4 * 8 * 4),
     }
+
+
+FITS = trainings.Plan(
+    mesh={'data': 1, 'fsdp': 1, 'tensor': 1},
+    micros={(1, 4096): 128},
+    held=3 * GIB,
+    peak=9 * GIB,
+    needed=197e12,
+    computed=394e12,
+    work=trainings.Work({'all-gather': collectives.Exchange(5, 2e11)}, 77.0),
+)
 
 
 def test_the_table_of_trainings(monkeypatch):

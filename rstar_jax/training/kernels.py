@@ -11,19 +11,19 @@ sequence, and a block of queries looks through the n blocks of keys of its own r
 Both are the same for all heads and layers. The kernel reads `seen` as 32 bits a pair of tokens.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
-from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask_info as masks
 from jax.sharding import PartitionSpec
 
 from rstar_jax import parallel
 from rstar_jax.models.decoder import KEPT
+from rstar_jax.training.attention import BLOCK, rows_over_mesh
 
-BLOCK = 512  # tokens of a block of queries and of one of keys
+CHOICES = 'auto', 'loop'  # of the setting `attention`
 ROWS = PartitionSpec(('data', 'fsdp'))
 HEADS = PartitionSpec(('data', 'fsdp'), None, 'tensor')
 
@@ -41,16 +41,49 @@ class Pairs(NamedTuple):
     turned: jax.Array
 
 
-def pairs(end: jax.Array, positions: jax.Array, window: jax.Array | int | None) -> Pairs:
-    """The pairs of blocks of rows with `end` and `positions` i32[R, n, size].
+def chosen(choice: str, config, length: int, dtype: jnp.dtype) -> bool:
+    """Whether rows of `length` tokens go through the kernel, on the devices of jax.set_mesh.
+
+    choice: one of CHOICES. Rows of one block have nothing to leave out and little attention; in
+    float32 the kernel's products are those of bfloat16; a group's heads stay on one device.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    tensor = 1 if mesh.empty else mesh.shape['tensor']
+    there = parallel.platform() == 'tpu' and dtype == jnp.bfloat16
+    return choice == 'auto' and there and length > BLOCK and config.num_kv_heads % tensor == 0
+
+
+def packed(end: jax.Array, positions: jax.Array) -> Callable:
+    """As attention.packed."""
+    length = end.shape[1]
+    end, positions = (_whole_blocks(rows_over_mesh(x)) for x in (end, positions))
+    everything = pairs(end, positions)
+
+    def attend(q, k, v, cache=None, window=None):
+        seen = everything if window is None else pairs(end, positions, window)
+        q, k, v = (_whole_blocks(rows_over_mesh(x, heads=True)) for x in (q, k, v))
+        return attention(q, k, v, seen)[:, :length], cache
+
+    return attend
+
+
+def _whole_blocks(x: jax.Array) -> jax.Array:
+    """x [R, T, ...] with zeros behind it, up to the end of a block."""
+    return jnp.pad(x, [(0, 0), (0, -x.shape[1] % BLOCK)] + [(0, 0)] * (x.ndim - 2))
+
+
+def pairs(end: jax.Array, positions: jax.Array, window: jax.Array | int | None = None) -> Pairs:
+    """The pairs of blocks of rows with `end` and `positions` i32[R, T] of whole blocks.
 
     Besides what `end` lets it see, each token sees itself: the kernel divides by the sum of what is
     seen, and nobody looks at the padding, which would see nothing.
     """
-    rows, n, size = end.shape
+    rows = end.shape[0]
+    end, positions = (x.reshape(rows, -1, BLOCK) for x in (end, positions))
+    n = end.shape[1]
     here, there = np.tril_indices(n)
-    i = jnp.asarray(here[:, None, None] * size + np.arange(size)[:, None])
-    j = jnp.asarray(there[:, None, None] * size + np.arange(size))
+    i = jnp.asarray(here[:, None, None] * BLOCK + np.arange(BLOCK)[:, None])
+    j = jnp.asarray(there[:, None, None] * BLOCK + np.arange(BLOCK))
     seen = (j <= i) & (i < end[:, there, None, :])
     if window is not None:
         seen &= positions[:, there, None, :] > positions[:, here, :, None] - window
@@ -59,18 +92,6 @@ def pairs(end: jax.Array, positions: jax.Array, window: jax.Array | int | None) 
     kind = jnp.zeros((rows, n, n), jnp.int32)
     kind = kind.at[:, here, there].set(some.astype(jnp.int32) + every)
     return Pairs(kind, seen, seen.swapaxes(2, 3))
-
-
-def fits(q: jax.Array, k: jax.Array) -> bool:
-    """Whether the kernel is there for q [R, T, H, d] and k [R, T, K, d], and gains by them.
-
-    Rows of one block have nothing to leave out and little attention. In float32 the kernel's sums
-    are no better than in bfloat16. Heads of a group are not parted among devices.
-    """
-    mesh = jax.sharding.get_abstract_mesh()
-    tensor = 1 if mesh.empty else mesh.shape['tensor']
-    by_kernel = parallel.platform() == 'tpu' and q.dtype == jnp.bfloat16
-    return by_kernel and q.shape[1] > BLOCK and k.shape[2] % tensor == 0
 
 
 def attention(q: jax.Array, k: jax.Array, v: jax.Array, seen: Pairs) -> jax.Array:
@@ -89,15 +110,18 @@ def attention(q: jax.Array, k: jax.Array, v: jax.Array, seen: Pairs) -> jax.Arra
 
 
 def _of_device(q, k, v, seen: Pairs) -> jax.Array:
+    # Loading it takes a third of a second, which trainings elsewhere save.
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask_info as masks
+
     rows, length, heads, dim = q.shape
-    size = seen.seen.shape[-1]
+    by_query, by_key = (masks.MaskInfo(**_lists(seen, turned)) for turned in (False, True))
+    sizes = 'block_q', 'block_kv', 'block_q_dq', 'block_kv_dq', 'block_q_dkv', 'block_kv_dkv'
     kernel = splash.SplashAttentionKernel(
-        _lists(seen, by_key=False),
-        _lists(seen, by_key=False),
-        _lists(seen, by_key=True),
-        block_sizes=splash.BlockSizes(
-            **{f'block_{side}': size for side in ('q', 'kv', 'q_dq', 'kv_dq', 'q_dkv', 'kv_dkv')}
-        ),
+        by_query,  # forwards
+        by_query,  # backwards: the gradients by queries
+        by_key,  # those by keys and values
+        block_sizes=splash.BlockSizes(**dict.fromkeys(sizes, BLOCK)),
         is_mqa=False,
         save_residuals=False,
         mask_value=splash.DEFAULT_MASK_VALUE,
@@ -110,27 +134,28 @@ def _of_device(q, k, v, seen: Pairs) -> jax.Array:
     return kernel(q, k, v).reshape(heads, rows, length, dim).transpose(1, 2, 0, 3)
 
 
-def _lists(seen: Pairs, by_key: bool) -> masks.MaskInfo:
+def _lists(seen: Pairs, turned: bool) -> dict[str, jax.Array | None]:
     """What the kernel takes: for each step of each block the other block and the part of `seen`.
 
-    A block of queries steps through the blocks of keys of its row, [1, R * n, n]; with by_key a
-    block of keys through those of queries, [1, n, R * n].
+    A block of queries steps through the blocks of keys of its row, [1, R * n, n]; turned, a block
+    of keys through those of queries, [1, n, R * n].
     """
     rows, n, _ = seen.kind.shape
     here, there = np.tril_indices(n)
     place = np.zeros((n, n), np.int32)
     place[here, there] = np.arange(len(here))
     row = jnp.arange(rows, dtype=jnp.int32)[:, None, None]
-    other = np.arange(n, dtype=np.int32)[:, None] if by_key else np.arange(n, dtype=np.int32)
+    other = np.arange(n, dtype=np.int32)
+    other = other[:, None] if turned else other
 
     def listed(x):
-        return (x.transpose(1, 0, 2).reshape(n, -1) if by_key else x.reshape(-1, n))[None]
+        return (x.transpose(1, 0, 2).reshape(n, -1) if turned else x.reshape(-1, n))[None]
 
-    blocks = seen.turned if by_key else seen.seen
-    return masks.MaskInfo(
-        data_next=listed(jnp.where(seen.kind > 0, row * n + other, 0)),
-        mask_next=listed(jnp.where(seen.kind == 1, row * len(here) + place, 0)),
-        block_mask=listed(seen.kind),
-        partial_mask_blocks=blocks.reshape(-1, *blocks.shape[2:]),
-        q_sequence=None,
-    )
+    blocks = seen.turned if turned else seen.seen
+    return {
+        'data_next': listed(jnp.where(seen.kind > 0, row * n + other, 0)),
+        'mask_next': listed(jnp.where(seen.kind == 1, row * len(here) + place, 0)),
+        'block_mask': listed(seen.kind),
+        'partial_mask_blocks': blocks.reshape(-1, *blocks.shape[2:]),
+        'q_sequence': None,
+    }

@@ -44,8 +44,8 @@ class Pairs(NamedTuple):
 def chosen(choice: str, config, length: int, dtype: jnp.dtype) -> bool:
     """Whether rows of `length` tokens go through the kernel, on the devices of jax.set_mesh.
 
-    choice: one of CHOICES. Rows of one block have nothing to leave out and little attention; in
-    float32 the kernel's products are those of bfloat16; a group's heads stay on one device.
+    choice: one of CHOICES. Rows of one block have nothing to leave out and little attention;
+    float32 is for comparisons, by the same code everywhere; heads of a group stay on one device.
     """
     mesh = jax.sharding.get_abstract_mesh()
     tensor = 1 if mesh.empty else mesh.shape['tensor']

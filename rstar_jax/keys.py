@@ -267,8 +267,9 @@ TRAINING_KEYS: dict[str, tuple[Any, str]] = {
     ),
     'attention': (
         'auto',
-        'on TPUs in bfloat16, rows of more than 512 tokens go through a flash kernel; or loop: all '
-        'rows, on all devices, through the loop over pairs of blocks',
+        'auto: on TPUs in bfloat16, in rows of more than 512 tokens, by the splash kernel, else by '
+        'a loop over pairs of blocks; loop: by that everywhere; cudnn: on NVIDIA GPUs by their '
+        'kernel, of which no measurement is known',
     ),
     'checkpoint_minutes': (
         10.0,
@@ -417,7 +418,7 @@ for _name in TRAININGS:
         f'training.{_name}.keep': ('last', 'best'),
         f'training.{_name}.dtype': ('', 'float32', 'bfloat16', 'float16'),
         f'training.{_name}.moments': ('float32', 'bfloat16'),
-        f'training.{_name}.attention': ('auto', 'loop'),
+        f'training.{_name}.attention': ('auto', 'cudnn', 'loop'),
     }
 for _name in ('bootstrap', 'sft'):
     CHOICES[f'training.{_name}.marks'] = ('tokens', 'text')

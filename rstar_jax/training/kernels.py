@@ -1,8 +1,10 @@
-"""Attention over packed rows by a flash kernel: the splash attention that JAX has for TPUs.
+"""Attention over packed rows by flash kernels: as attention.packed, but scores are in no array.
 
-What attention._attention computes, pair of blocks by pair of blocks, with all of a pair in the
-kernel: its scores are in no array. The rows of a device are laid one behind the other, as one
-sequence, and a block of queries looks through the n blocks of keys of its own row:
+    splash   JAX's, for TPUs: leaves out pairs of blocks of which nothing is seen
+    cudnn    NVIDIA's, for GPUs: leaves out what is above the diagonal
+
+For splash the rows of a device are laid one behind the other, as one sequence, and a block of
+queries looks through the n blocks of keys of its own row:
 
     seen [R, P, size, size]   which tokens of a pair of blocks see which, for the P = n (n + 1) / 2
                               pairs of a row that are not above the diagonal
@@ -11,8 +13,9 @@ sequence, and a block of queries looks through the n blocks of keys of its own r
 Both are the same for all heads and layers. The kernel reads `seen` as 32 bits a pair of tokens.
 """
 
+import re
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,10 +23,12 @@ import numpy as np
 from jax.sharding import PartitionSpec
 
 from rstar_jax import parallel
+from rstar_jax.errors import UserError
 from rstar_jax.models.decoder import KEPT
+from rstar_jax.training import attention
 from rstar_jax.training.attention import BLOCK, rows_over_mesh
 
-CHOICES = 'auto', 'loop'  # of the setting `attention`
+CHOICES = 'auto', 'cudnn', 'loop'  # of the setting `attention`
 ROWS = PartitionSpec(('data', 'fsdp'))
 HEADS = PartitionSpec(('data', 'fsdp'), None, 'tensor')
 
@@ -41,19 +46,59 @@ class Pairs(NamedTuple):
     turned: jax.Array
 
 
-def chosen(choice: str, config, length: int, dtype: jnp.dtype) -> bool:
-    """Whether rows of `length` tokens go through the kernel, on the devices of jax.set_mesh.
+def chosen(choice: str, config, length: int, dtype: jnp.dtype) -> str:
+    """What computes attention in rows of `length` tokens, on the devices of jax.set_mesh: BY_NAME.
 
     choice: one of CHOICES. Rows of one block have nothing to leave out and little attention;
     float32 is for comparisons, by the same code everywhere; heads of a group stay on one device.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    tensor = 1 if mesh.empty else mesh.shape['tensor']
-    there = parallel.platform() == 'tpu' and dtype == jnp.bfloat16
-    return choice == 'auto' and there and length > BLOCK and config.num_kv_heads % tensor == 0
+    mesh, platform = jax.sharding.get_abstract_mesh(), parallel.platform()
+    if not mesh.empty and config.num_kv_heads % mesh.shape['tensor']:
+        return 'loop'
+    if choice == 'auto' and platform == 'tpu' and dtype == jnp.bfloat16 and length > BLOCK:
+        return 'splash'
+    if choice == 'cudnn' and platform == 'gpu' and dtype != jnp.float32 and length % 2 == 0:
+        return 'cudnn'
+    return 'loop'
 
 
-def packed(end: jax.Array, positions: jax.Array) -> Callable:
+def check(choice: str, dtype: jnp.dtype) -> None:
+    """Raises UserError: none of CHOICES, or one that this process's devices do not have."""
+    if choice not in CHOICES:
+        raise UserError(f'attention={choice!r}: expected one of {", ".join(CHOICES)}')
+    device = jax.devices()[0]
+    # NVIDIA's are '8.0' and the like; other makers' GPUs have other names there, or nothing.
+    able = re.fullmatch(r'([89]|\d\d)\.\d', str(getattr(device, 'compute_capability', '')))
+    if choice == 'cudnn' and not (able and dtype != jnp.float32):
+        raise UserError(
+            'attention=cudnn: needs an NVIDIA GPU of compute capability 8.0 or later, and dtype '
+            f'bfloat16 or float16; here are {device.device_kind} and {dtype}: leave it at auto'
+        )
+
+
+def cudnn(end: jax.Array, positions: jax.Array) -> Callable:
+    """As attention.packed."""
+    end, positions = (rows_over_mesh(x) for x in (end, positions))
+    i, j = jnp.arange(end.shape[1])[:, None], jnp.arange(end.shape[1])
+    everything = (i < end[:, None, :]) | (i == j)  # see `pairs`; the kernel adds j <= i
+
+    def attend(q, k, v, cache=None, window=None):
+        seen = everything
+        if window is not None:
+            seen &= positions[:, None, :] > positions[:, :, None] - window
+        q, k, v = (rows_over_mesh(x, heads=True) for x in (q, k, v))
+        return _over_devices(_cudnn, ROWS)(q, k, v, seen), cache
+
+    return attend
+
+
+def _cudnn(q, k, v, seen: jax.Array) -> jax.Array:
+    by = 'cudnn' if parallel.platform() == 'gpu' else 'xla'
+    mask = seen[:, None]
+    return jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=True, implementation=by)
+
+
+def splash(end: jax.Array, positions: jax.Array) -> Callable:
     """As attention.packed."""
     length = end.shape[1]
     end, positions = (_whole_blocks(rows_over_mesh(x)) for x in (end, positions))
@@ -62,7 +107,8 @@ def packed(end: jax.Array, positions: jax.Array) -> Callable:
     def attend(q, k, v, cache=None, window=None):
         seen = everything if window is None else pairs(end, positions, window)
         q, k, v = (_whole_blocks(rows_over_mesh(x, heads=True)) for x in (q, k, v))
-        return attention(q, k, v, seen)[:, :length], cache
+        by_device = _over_devices(_splash, Pairs(ROWS, ROWS, ROWS))
+        return by_device(q, k, v, seen)[:, :length], cache
 
     return attend
 
@@ -94,37 +140,34 @@ def pairs(end: jax.Array, positions: jax.Array, window: jax.Array | int | None =
     return Pairs(kind, seen, seen.swapaxes(2, 3))
 
 
-def attention(q: jax.Array, k: jax.Array, v: jax.Array, seen: Pairs) -> jax.Array:
-    """What queries q [R, T, H, d] have read of k, v [R, T, K, d]; T is whole blocks."""
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty:
-        return _of_device(q, k, v, seen)
-    # The loop of blocks is no loop for the compiler, so nothing is cut but by hand.
-    by_device = jax.shard_map(
-        _of_device,
-        in_specs=(HEADS, HEADS, HEADS, Pairs(ROWS, ROWS, ROWS)),
-        out_specs=HEADS,
-        check_vma=False,
-    )
-    return by_device(q, k, v, seen)
+def _over_devices(function: Callable, seen: Any) -> Callable:
+    """function (q [R, T, H, d], k, v [R, T, K, d], seen) -> [R, T, H, d], by rows and heads.
+
+    Kernels are closed to the compiler, which cannot cut them over the mesh by itself.
+    """
+    if jax.sharding.get_abstract_mesh().empty:
+        return function
+    specs = (HEADS, HEADS, HEADS, seen)
+    return jax.shard_map(function, in_specs=specs, out_specs=HEADS, check_vma=False)
 
 
-def _of_device(q, k, v, seen: Pairs) -> jax.Array:
+def _splash(q, k, v, seen: Pairs) -> jax.Array:
+    """T is whole blocks."""
     # Loading it takes a third of a second, which trainings elsewhere save.
-    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask_info as masks
 
     rows, length, heads, dim = q.shape
     by_query, by_key = (masks.MaskInfo(**_lists(seen, turned)) for turned in (False, True))
     sizes = 'block_q', 'block_kv', 'block_q_dq', 'block_kv_dq', 'block_q_dkv', 'block_kv_dkv'
-    kernel = splash.SplashAttentionKernel(
+    kernel = kernels.SplashAttentionKernel(
         by_query,  # forwards
         by_query,  # backwards: the gradients by queries
         by_key,  # those by keys and values
-        block_sizes=splash.BlockSizes(**dict.fromkeys(sizes, BLOCK)),
+        block_sizes=kernels.BlockSizes(**dict.fromkeys(sizes, BLOCK)),
         is_mqa=False,
         save_residuals=False,
-        mask_value=splash.DEFAULT_MASK_VALUE,
+        mask_value=kernels.DEFAULT_MASK_VALUE,
         attn_logits_soft_cap=None,
         residual_checkpoint_name=KEPT,
         mask_function=None,
@@ -159,3 +202,6 @@ def _lists(seen: Pairs, turned: bool) -> dict[str, jax.Array | None]:
         'partial_mask_blocks': blocks.reshape(-1, *blocks.shape[2:]),
         'q_sequence': None,
     }
+
+
+BY_NAME = {'loop': attention.packed, 'splash': splash, 'cudnn': cudnn}

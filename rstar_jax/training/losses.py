@@ -46,9 +46,8 @@ def hidden_states(config, params, batch, settings) -> jax.Array:
     x = lora.with_rows(x, params['embed'], tokens)
     if added is not None:
         x += added
-    by_kernel = kernels.chosen(settings.attention, config, end.shape[1], x.dtype)
-    packed = kernels.packed if by_kernel else attention.packed
-    return layers.run(config, params, x, positions, packed(end, positions))
+    name = kernels.chosen(settings.attention, config, end.shape[1], x.dtype)
+    return layers.run(config, params, x, positions, kernels.BY_NAME[name](end, positions))
 
 
 def sft(config, params, batch, key, settings):

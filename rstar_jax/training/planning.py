@@ -257,10 +257,10 @@ def products(
     ends = [size for path, size in dense.items() if path.endswith('down/weight')]
     last = 2 * tokens * sum(out * (inputs + rank) for out, inputs in ends)
     computed = ways * (own + head) + 3 * low + again * (own + low - last)
-    # Backwards attention's scores are made again, for four products of their size. The kernel has
-    # one pass for queries, one for keys, and makes scores and what they are multiplied with twice.
-    backward = 3.5 if kernels.chosen(settings.attention, shape, length, dtype) else 2.5
-    return needed, computed + (1 + backward + again) * each * scored
+    # Backwards attention's scores are made again, for four products of their size; splash has one
+    # pass for queries, one for keys, and makes two of these five in both.
+    by_splash = kernels.chosen(settings.attention, shape, length, dtype) == 'splash'
+    return needed, computed + (3.5 + by_splash + again) * each * scored
 
 
 def _pairs(shape: models.Config, length: int) -> tuple[int, int]:

@@ -318,16 +318,15 @@ class Compiled:
         return (self._memory - parallel.bytes_on_a_device(held) - gradients) // 2
 
     def attention(self, lengths: Sequence[int]) -> str:
-        """What computes the attention of rows of these lengths."""
+        """What computes the attention in rows of these lengths: kernels.BY_NAME."""
+        by: dict[str, list[str]] = {}
         with jax.set_mesh(self.mesh):
-            by_kernel = {
-                kernels.chosen(self._settings.attention, self._config, length, self._dtype)
-                for length in lengths
-            }
-        if True not in by_kernel:
-            return 'the loop over blocks'
-        also = f', in rows of up to {attention.BLOCK} tokens by the loop over blocks'
-        return 'the splash kernel' + also * (False in by_kernel)
+            for length in sorted(set(lengths)):
+                about = self._settings.attention, self._config, length, self._dtype
+                by.setdefault(kernels.chosen(*about), []).append(str(length))
+        if len(by) == 1:
+            return next(iter(by))
+        return ', '.join(f'{name} in rows of {" and ".join(rows)}' for name, rows in by.items())
 
     def step(self, state, batch: Batch, scale: float, number: Sequence[int]):
         """A whole step of one micro batch -> (state, metric sums, norm of the gradients).

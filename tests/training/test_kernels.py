@@ -1,17 +1,29 @@
-"""Attention by the flash kernel, which JAX interprets here, against the loop over blocks."""
+"""Attention by flash kernels against the loop over blocks; JAX interprets splash here, and in place
+of cuDNN's it has a plain implementation of the same call."""
 
 import collections
 import functools
+import re
 import types
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax._src.cudnn import fused_attention_stablehlo
 
 from rstar_jax import models, parallel, training
+from rstar_jax.errors import UserError
 from rstar_jax.models import decoder as decoders
-from rstar_jax.training import attention, kernels, layers, losses, planning
+from rstar_jax.training import (
+    attention,
+    checkpoints,
+    kernels,
+    layers,
+    losses,
+    planning,
+    step,
+)
 
 BLOCK, LENGTH = 128, 300  # three blocks, the last with padding
 # Where segments of a row end, and of another row a prefix and each of its two continuations.
@@ -42,7 +54,7 @@ def close(found, expected, tolerance):
         np.testing.assert_allclose(x, y, atol=tolerance * float(jnp.max(jnp.abs(y))))
 
 
-def test_the_kernel_gives_what_the_loop_gives_with_gradients():
+def test_kernels_give_what_the_loop_gives_with_gradients():
     end, positions = rows()
     rng = np.random.default_rng(0)
     q, mixed = jnp.asarray(rng.normal(size=(2, 2, LENGTH, 4, 16)), jnp.float32)
@@ -57,9 +69,11 @@ def test_the_kernel_gives_what_the_loop_gives_with_gradients():
 
         return jax.jit(jax.value_and_grad(mixture))
 
-    kernel, loop = by(kernels.packed), by(attention.packed)
+    ways = {name: by(packed) for name, packed in kernels.BY_NAME.items()}
     for window in (attention.WHOLE, 40):
-        close(kernel((q, k, v), window), loop((q, k, v), window), 3e-6)
+        found = {name: way((q, k, v), window) for name, way in ways.items()}
+        close(found['splash'], found['loop'], 3e-6)
+        close(found['cudnn'], found['loop'], 3e-6)
 
 
 @pytest.mark.parametrize('window', [None, 100])
@@ -87,8 +101,9 @@ def test_a_long_sequence_has_blocks_that_need_no_mask():
 
 
 def test_on_a_mesh_in_a_whole_loss(monkeypatch):
-    monkeypatch.setattr(kernels, 'chosen', lambda choice, *_: choice == 'auto')
-    end, positions = rows()
+    monkeypatch.setattr(kernels, 'chosen', lambda choice, *_: choice)
+    end, positions = (x[:, : 2 * BLOCK] for x in rows())
+    end = jnp.minimum(end, 2 * BLOCK)
     rng = np.random.default_rng(0)
     batch = {
         'tokens': jnp.asarray(rng.integers(1, 61, end.shape), jnp.int32),
@@ -110,7 +125,7 @@ def test_on_a_mesh_in_a_whole_loss(monkeypatch):
         with jax.set_mesh(mesh):
             return jax.jit(jax.value_and_grad(lambda p: loss(p)[0]))(params)
 
-    close(with_gradients('auto'), with_gradients('loop'), 2e-5)
+    close(with_gradients('splash'), with_gradients('loop'), 2e-5)
 
 
 def test_products_of_the_kernel_are_those_that_are_planned(monkeypatch):
@@ -118,18 +133,18 @@ def test_products_of_the_kernel_are_those_that_are_planned(monkeypatch):
     shapes = [jax.ShapeDtypeStruct((2, LENGTH, heads, 16), jnp.float32) for heads in (4, 2, 2)]
 
     def read(*qkv):
-        return jnp.sum(kernels.packed(end, positions)(*qkv)[0])
+        return jnp.sum(kernels.splash(end, positions)(*qkv)[0])
 
     # Of a pair of blocks: forwards, and backwards by queries and by keys.
     made = products(jax.make_jaxpr(jax.grad(read, (0, 1, 2)))(*shapes).jaxpr)
     assert made == {'fwd': 2, 'dq': 3, 'dkv': 4}
-    monkeypatch.setattr(kernels, 'chosen', lambda choice, *_: choice == 'auto')
+    monkeypatch.setattr(kernels, 'chosen', lambda choice, *_: choice)
     settings, computed = training.default_sft(), {}
     settings.dtype = 'bfloat16'
-    for settings.attention in ('auto', 'loop'):
+    for settings.attention in ('splash', 'loop'):
         computed[settings.attention] = planning.products(CONFIG, settings, 'sft', 2, 1024)[1]
     one = 2 * 2 * planning._pairs(CONFIG, 1024)[1] * CONFIG.num_heads * CONFIG.head_dim
-    assert computed['auto'] - computed['loop'] == (sum(made.values()) - 7) * one
+    assert computed['splash'] - computed['loop'] == (sum(made.values()) - 7) * one
 
 
 def products(jaxpr, kernel='') -> dict[str, int]:
@@ -148,18 +163,73 @@ def products(jaxpr, kernel='') -> dict[str, int]:
 
 
 @pytest.mark.parametrize(
-    'changed, by_kernel',
+    'changed, name',
     [
-        ({}, True),
-        ({'choice': 'loop'}, False),
-        ({'length': 128}, False),
-        ({'dtype': jnp.dtype('float32')}, False),
-        ({'config': CONFIG.replace(num_kv_heads=1)}, False),  # for two devices
+        ({}, 'splash'),
+        ({'choice': 'loop'}, 'loop'),
+        ({'choice': 'cudnn'}, 'loop'),  # planned for a TPU
+        ({'length': BLOCK}, 'loop'),
+        ({'dtype': jnp.dtype('float32')}, 'loop'),
+        ({'config': CONFIG.replace(num_kv_heads=1)}, 'loop'),  # on two devices
+        ({'platform': 'gpu'}, 'loop'),
+        ({'platform': 'gpu', 'choice': 'cudnn'}, 'cudnn'),
+        ({'platform': 'gpu', 'choice': 'cudnn', 'dtype': jnp.dtype('float32')}, 'loop'),
+        ({'platform': 'cpu'}, 'loop'),
     ],
 )
-def test_where_the_kernel_is_chosen(monkeypatch, changed, by_kernel):
-    asked = {'choice': 'auto', 'config': CONFIG, 'length': 129, 'dtype': jnp.dtype('bfloat16')}
+def test_where_a_kernel_is_chosen(monkeypatch, changed, name):
+    asked = {
+        'platform': 'tpu',
+        'choice': 'auto',
+        'config': CONFIG,
+        'length': BLOCK + 2,
+        'dtype': jnp.dtype('bfloat16'),
+    }
+    asked |= changed
+    platform = asked.pop('platform')
+    monkeypatch.setattr(parallel, 'platform', lambda: platform)
     with jax.set_mesh(parallel.global_mesh(tensor=2)):
-        assert not kernels.chosen(**asked)  # no TPU
-        monkeypatch.setattr(parallel, 'platform', lambda: 'tpu')
-        assert kernels.chosen(**asked | changed) is by_kernel
+        assert kernels.chosen(**asked) == name
+
+
+def test_what_computes_the_attention_is_told(monkeypatch):
+    monkeypatch.setattr(parallel, 'platform', lambda: 'tpu')
+    settings = training.default_sft()
+    settings.dtype = 'bfloat16'
+    compiled = step.Compiled(CONFIG, settings, 'sft', checkpoints.one_device(), 1)
+    assert compiled.attention([256, 256, 512]) == 'splash'
+    assert (
+        compiled.attention([128, 512, 256]) == 'loop in rows of 128, splash in rows of 256 and 512'
+    )
+
+
+def test_a_kernel_that_the_device_lacks_is_one_line(monkeypatch):
+    bfloat16 = jnp.dtype('bfloat16')
+    with pytest.raises(UserError, match="attention='fast': expected one of auto, cudnn, loop"):
+        kernels.check('fast', bfloat16)
+    for capability, dtype in ((None, bfloat16), ('7.5', bfloat16), ('8.0', jnp.dtype('float32'))):
+        device = types.SimpleNamespace(device_kind='Chip', compute_capability=capability)
+        monkeypatch.setattr(jax, 'devices', lambda device=device: [device])
+        with pytest.raises(UserError, match=f'attention=cudnn: needs .* Chip and {dtype}'):
+            kernels.check('cudnn', dtype)
+    for capability in ('8.0', '9.0', '12.0'):
+        device = types.SimpleNamespace(device_kind='Chip', compute_capability=capability)
+        monkeypatch.setattr(jax, 'devices', lambda device=device: [device])
+        kernels.check('cudnn', bfloat16)
+
+
+def test_cudnn_is_what_gpus_are_given(monkeypatch):
+    monkeypatch.setattr(parallel, 'platform', lambda: 'gpu')
+    # The call is lowered for a GPU where there is none; JAX asks which cuDNN that will have.
+    monkeypatch.setattr(fused_attention_stablehlo, 'check_cudnn_version', lambda: 91000)
+    end, positions = rows()
+    shapes = [jax.ShapeDtypeStruct((2, LENGTH, heads, 16), jnp.bfloat16) for heads in (4, 2, 2)]
+
+    def read(*qkv):
+        return jnp.sum(kernels.cudnn(end, positions)(*qkv)[0].astype(jnp.float32))
+
+    traced = jax.jit(jax.grad(read, (0, 1, 2))).trace(*shapes)
+    text = traced.lower(lowering_platforms=('cuda',)).as_text()
+    calls = re.findall(r'custom_call @__cudnn\$(\w+)', text)
+    assert calls == ['fmhaScaleBiasSoftmax', 'fmhaScaleBiasSoftmaxBackward']
+    assert 'dot_general' not in text

@@ -14,7 +14,7 @@ Both are the same for all heads and layers. The kernel reads `seen` as 32 bits a
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import jax
@@ -60,6 +60,16 @@ def chosen(choice: str, config, length: int, dtype: jnp.dtype) -> str:
     if choice == 'cudnn' and platform == 'gpu' and dtype != jnp.float32 and length % 2 == 0:
         return 'cudnn'
     return 'loop'
+
+
+def told(choice: str, config, lengths: Iterable[int], dtype: jnp.dtype) -> str:
+    """What `chosen` gives for rows of these lengths, in words."""
+    by: dict[str, list[str]] = {}
+    for length in sorted(set(lengths)):
+        by.setdefault(chosen(choice, config, length, dtype), []).append(str(length))
+    if len(by) == 1:
+        return next(iter(by))
+    return ', '.join(f'{name} in rows of {" and ".join(rows)}' for name, rows in by.items())
 
 
 def check(choice: str, dtype: jnp.dtype) -> None:

@@ -318,15 +318,9 @@ class Compiled:
         return (self._memory - parallel.bytes_on_a_device(held) - gradients) // 2
 
     def attention(self, lengths: Sequence[int]) -> str:
-        """What computes the attention in rows of these lengths: kernels.BY_NAME."""
-        by: dict[str, list[str]] = {}
+        """What computes the attention of rows of these lengths: see kernels.told."""
         with jax.set_mesh(self.mesh):
-            for length in sorted(set(lengths)):
-                about = self._settings.attention, self._config, length, self._dtype
-                by.setdefault(kernels.chosen(*about), []).append(str(length))
-        if len(by) == 1:
-            return next(iter(by))
-        return ', '.join(f'{name} in rows of {" and ".join(rows)}' for name, rows in by.items())
+            return kernels.told(self._settings.attention, self._config, lengths, self._dtype)
 
     def step(self, state, batch: Batch, scale: float, number: Sequence[int]):
         """A whole step of one micro batch -> (state, metric sums, norm of the gradients).

@@ -265,6 +265,12 @@ TRAINING_KEYS: dict[str, tuple[Any, str]] = {
         'of the network: float32, bfloat16, or float16 with a scaled loss; empty: what the device '
         'is fast at',
     ),
+    'attention': (
+        'auto',
+        'auto: on TPUs in bfloat16, in rows of more than 512 tokens, by the splash kernel, else by '
+        'a loop over pairs of blocks; loop: by that everywhere; cudnn: on NVIDIA GPUs by their '
+        'kernel, of which no measurement is known',
+    ),
     'checkpoint_minutes': (
         10.0,
         'between two states on disk, from which a killed training goes on',
@@ -412,6 +418,7 @@ for _name in TRAININGS:
         f'training.{_name}.keep': ('last', 'best'),
         f'training.{_name}.dtype': ('', 'float32', 'bfloat16', 'float16'),
         f'training.{_name}.moments': ('float32', 'bfloat16'),
+        f'training.{_name}.attention': ('auto', 'cudnn', 'loop'),
     }
 for _name in ('bootstrap', 'sft'):
     CHOICES[f'training.{_name}.marks'] = ('tokens', 'text')

@@ -354,20 +354,28 @@ def test_collectives_as_the_compiler_for_tpus_writes_them():
     }
 
 
+FITS = trainings.Plan(
+    mesh={'data': 1, 'fsdp': 1, 'tensor': 1},
+    micros={(1, 4096): 128},
+    held=3 * GIB,
+    peak=9 * GIB,
+    needed=197e12,
+    computed=394e12,
+    work=trainings.Work({'all-gather': collectives.Exchange(5, 2e11)}, 77.0),
+)
+
+
 def test_the_table_of_trainings(monkeypatch):
     class Chip:
         device_kind = 'TPU v5 lite'
         process_index = 0
 
-    received = {'all-gather': collectives.Exchange(5, 4e11)}
-    fits = trainings.Plan(
+    fits = dataclasses.replace(
+        FITS,
         mesh={'data': 1, 'fsdp': 8, 'tensor': 1},
         micros={(8, 4096): 16},
         held=5 * GIB,
-        peak=9 * GIB,
-        needed=197e12,
-        computed=394e12,
-        work=trainings.Work(received, 77.0),
+        work=trainings.Work({'all-gather': collectives.Exchange(5, 4e11)}, 77.0),
     )
     asked = []
 

@@ -105,7 +105,7 @@ def test_paths_that_grow_take_no_room_for_two_of_each(mesh, monkeypatch):
     params = decoder.init_params(SHAPE, jax.random.key(0))
     policy = model.Model('policy', mesh, config, SHAPE, params, 32)
     chosen = dataclasses.replace(plan(mesh, 2**32, monkeypatch), trees=8, kept=0)
-    policy.prepare(chosen, lambda node: 0, collections.Counter())
+    policy.prepare(chosen, collections.Counter())
     policy.reserve(300)
     policy.ledger.compute(3, 0, [5, 6, 7])
     policy.prefill()

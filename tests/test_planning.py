@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.util
 import math
+import re
 
 import jax
 import jax.numpy as jnp
@@ -453,7 +454,15 @@ def test_a_real_slice(monkeypatch):
 
 
 @needs_slices
-def test_a_training_on_a_real_slice():
+def test_a_training_on_a_real_slice(monkeypatch):
+    compile_, texts = trainings.Training._compile, []
+
+    def noting(self, call):
+        program = compile_(self, call)
+        texts.append(program.as_text())
+        return program
+
+    monkeypatch.setattr(trainings.Training, '_compile', noting)
     mesh = parallel.global_mesh(devices=planning.slice_chips('v5e:2x4'))
     settings = settings_of('ppm', batch_size=8, length=512, micro_batch=1)
     made = trainings.plan('ppm', settings, TRAINED, mesh, V5E.memory)
@@ -463,3 +472,6 @@ def test_a_training_on_a_real_slice():
         kept = recompute.kept_bytes(TRAINED, 8, 1024, 2)
     gathered = made.work.exchanged['all-gather'].bytes
     assert made.held + kept < made.peak < made.held + 16 * kept and gathered > 0
+    # What attention's kernel gives is kept: backwards there are its backward parts alone.
+    found = re.findall(r'%splash_mha_([a-z]+)\S* = .*"tpu_custom_call"', '\n'.join(texts))
+    assert sorted(found) == ['dkv', 'dq', 'fwd']

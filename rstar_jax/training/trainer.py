@@ -39,7 +39,7 @@ LOOKED = 64  # steps whose shapes are compiled before the first
 
 MEANS = ('loss', 'accuracy', 'margin')  # metric sums that are divided by the weight
 # Settings that do not change what is learnt: a training may go on with others.
-FREE = ('log_every', 'checkpoint_minutes', 'form')
+FREE = ('log_every', 'checkpoint_minutes', 'form', 'attention')
 LAYOUT = 'stacked layers'  # of the arrays in a state
 
 
@@ -293,7 +293,8 @@ class _Run:
         if parallel.is_first():
             print(
                 f'training: {held / GIB:.2f} GiB of parameters and moments on each device, at most '
-                f'{(most - held) / GIB:.2f} of {free / GIB:.2f} GiB free beside them',
+                f'{(most - held) / GIB:.2f} of {free / GIB:.2f} GiB free beside them; attention by '
+                + compiled.attention([batch['tokens'].shape[1] for _, batch in calls.values()]),
                 flush=True,
             )
         compiled.check_room('a micro batch takes', most - held)

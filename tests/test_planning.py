@@ -26,9 +26,7 @@ GIB = planning.GIB
 SHAPE = models.Config('qwen2', 320, 64, 96, 1, 8, 2, 8, qkv_bias=True)
 SETTINGS = search.Config(rollouts=2, candidates=4, step_tokens=16, path_tokens=200, slots=8)
 
-CHOSEN = memory.Plan(
-    trees=6, slots=8, kept=1024, tree=0, slot=0, prefill=0, token=0, free=0, copied=0
-)
+CHOSEN = memory.Plan(trees=6, slots=8, kept=1024, tree=0, slot=0, prefill=0, token=0, free=0)
 
 
 @pytest.fixture(scope='module')

@@ -21,7 +21,6 @@ MARGIN = 0.9  # of the free memory; the rest is for what compiled functions work
 FEW_SLOTS = 16
 TREES_FOR_SLOTS = 3  # as many trees in flight as fill the slots this many times
 STEP = 64  # tokens of a step, where room is made for what trees usually have of them
-COPIES = 0.5  # of what nothing else is planned for may hold copies of paths
 KEPT = 0.5  # of what is left may be used to keep steps
 
 
@@ -46,7 +45,6 @@ class Plan:
       tree, slot, prefill: bytes of each tree, of each slot, and of one call of the prefill.
       token: bytes of a token that is kept.
       free: bytes that are free on the device now.
-      copied: paths that a chunk may copy at its beginning, when it reads only some of them.
     """
 
     trees: int
@@ -57,7 +55,6 @@ class Plan:
     prefill: int
     token: int
     free: int
-    copied: int
 
     @property
     def most(self) -> int:
@@ -131,9 +128,7 @@ def plan(
     left = room - possible * tree - slots * slot
     fitting = int(KEPT * left // (possible * token)) - copies.COPIED
     kept = max(0, min(_worth_keeping(config), fitting))
-    path = _bytes(mesh, policy, state.empty_path, 1, _longest_path(config))
-    left = free - possible * (tree + kept_room(kept) * token) - slots * slot - prefill
-    return Plan(possible, slots, kept, tree, slot, prefill, token, free, int(COPIES * left // path))
+    return Plan(possible, slots, kept, tree, slot, prefill, token, free)
 
 
 def kept_room(tokens: int) -> int:
@@ -157,7 +152,9 @@ def _worth_keeping(config) -> int:
 
 
 def _tree_bytes(config, mesh, network: Network) -> int:
+    """With one layer's part of the path once more: as it grows, or as blocks of it are read."""
     path = _bytes(mesh, network, state.empty_path, 1, _longest_path(config))
+    path += path // network.config.num_layers
     return path + _bytes(mesh, network, state.empty_cells, config.candidates, network.cell)
 
 

@@ -2,17 +2,20 @@
 
 import collections
 import dataclasses
+import functools
 
 import jax
 import numpy as np
 import pytest
 
-from rstar_jax import parallel
+from rstar_jax import models, parallel
 from rstar_jax.errors import UserError
-from rstar_jax.models import decoder
+from rstar_jax.models import decoder, tiny
 from rstar_jax.models.config import Config as Shape
+from rstar_jax.search import host
 from rstar_jax.search.config import Config
-from rstar_jax.search.engine import memory, model, programs, sizes, state
+from rstar_jax.search.engine import Engine, local, memory, model, programs, sizes, state
+from rstar_jax.steps import marks
 
 SHAPE = Shape(
     family='qwen2',
@@ -25,6 +28,7 @@ SHAPE = Shape(
     head_dim=16,
 )
 NETWORK = memory.Network(SHAPE, np.dtype('float32'), np.dtype('float32'), 32)
+TREES, SLOTS = 6, 16
 CONFIG = Config(rollouts=2, candidates=4, max_depth=3, step_tokens=32, path_tokens=128)
 
 
@@ -35,8 +39,9 @@ def mesh():
 
 def plan(mesh, free, monkeypatch, trees=1000, networks=1, **changes):
     monkeypatch.setattr(memory, 'free_bytes', lambda mesh: free)
+    monkeypatch.setattr(sizes, 'largest_call', lambda *_: 64)
     config = dataclasses.replace(CONFIG, **changes)
-    return memory.plan(config, [NETWORK] * networks, mesh, trees, budget=64, slots=64)
+    return memory.plan(config, [NETWORK] * networks, mesh, trees, slots=64)
 
 
 def test_a_tree_takes_what_its_arrays_take(mesh, monkeypatch):
@@ -45,8 +50,8 @@ def test_a_tree_takes_what_its_arrays_take(mesh, monkeypatch):
     path = state.empty_path(SHAPE, 1, 160, *kv)
     cells = state.empty_cells(SHAPE, 4, 32, *kv)
     held = sum(x.nbytes for x in jax.tree.leaves((path, cells)))
-    # One layer's part of a path is there twice where it grows, or is read in blocks.
-    held += sum(x.nbytes for x in jax.tree.leaves(path)) // SHAPE.num_layers
+    # Half of one layer's part is there twice where a path grows, or is read in blocks.
+    held += sum(x.nbytes for x in jax.tree.leaves(path)) // (2 * SHAPE.num_layers)
     assert 0 < one.tree - held < 5000  # the tree's own statistics
     assert plan(mesh, 2**30, monkeypatch, networks=2).tree - one.tree == held
     assert one.kept > 0
@@ -146,3 +151,73 @@ def test_few_blocks_of_paths_are_read_few_ways():
     assert sizes.block_sizes(3, 256) == [1, 3, None]
     assert sizes.block_sizes(1, 100) == [None]
     assert sizes.slot_sizes(64) == [4, 8, 16, 32, 64] and sizes.slot_sizes(3) == [1, 3]
+
+
+class Account:
+    """Of the bytes on the device while each program of a search runs, by the compiler's figures.
+
+    Attributes:
+      peak: the most in use at a time, without what was there before; by `program`.
+    """
+
+    def __init__(self, monkeypatch):
+        self.before, self.programs = held(), collections.Counter()
+        on, run = programs.Program.on, functools.cache(self._run)
+        monkeypatch.setattr(programs.Program, 'on', lambda *x, **named: run(on(*x, **named)))
+
+    @property
+    def peak(self) -> int:
+        return max(self.programs.values())
+
+    def _run(self, f):
+        compiled = {}
+
+        def run(*arguments):
+            shapes = tuple((np.shape(x), str(x.dtype)) for x in jax.tree.leaves(arguments))
+            if shapes not in compiled:
+                compiled[shapes] = f.lower(*arguments).compile()
+            used = compiled[shapes].memory_analysis()
+            made = used.output_size_in_bytes - used.alias_size_in_bytes
+            now = held() - self.before + used.temp_size_in_bytes + made
+            self.programs[f.__name__] = max(now, self.programs[f.__name__])
+            return jax.block_until_ready(compiled[shapes](*arguments))
+
+        return run
+
+
+def test_a_search_stays_within_its_plan(monkeypatch):
+    """Also when a path grows from 300 tokens to 4,000, and the longest step there is is scored."""
+    policy = tiny.policy(['x'], num_layers=1, mlp_dim=128)
+    ppm = models.init_ppm(policy, 0)
+    config = dataclasses.replace(CONFIG, path_tokens=4000, trees_in_flight=TREES, slots=SLOTS)
+    monkeypatch.setattr(memory, 'free_bytes', lambda mesh: 2**30)
+    monkeypatch.setattr(local, 'WORTH', 0)  # smaller decode sizes as soon as they would do
+    mesh = parallel.local_mesh(devices=jax.local_devices()[:1])
+    account = Account(monkeypatch)
+    engine = Engine(policy, ppm, config, mesh, TREES, [[1] * 100, [2] * 100])
+
+    def expand(row, tree):
+        engine.expand(row, tree)
+        ended = []
+        while (chunk := engine.dispatch()) is not None:
+            ended += engine.collect(chunk)
+        assert [step.row for step in ended] == [row] * config.candidates
+
+    for row in range(TREES):
+        tree = host.HostTree({'index': row}, 0, 0, '', [host.Node(tokens=[5 + row] * 300)], [0])
+        engine.start(row, tree)
+        expand(row, tree)
+    rooms = [engine.policy.capacity]
+    for tokens in (3600, sizes.OUTPUT_TOKENS + config.step_tokens):
+        step = host.Step(row, 0, 'x', [7] * 20, marks.STEP)
+        node = host.Node(step, tokens=[7] * tokens)
+        if tokens < 3600:
+            engine.scores([(row, node)])
+        else:
+            tree.nodes.append(node)
+            tree.path = [0, 1]
+            expand(row, tree)
+            rooms.append(engine.policy.capacity)
+    assert rooms == [512, 4032]
+    assert {'grow', 'pack', 'decode', 'extend', 'score'} <= account.programs.keys()
+    assert 0.9 * engine.plan.most <= account.peak <= engine.plan.most, account.programs

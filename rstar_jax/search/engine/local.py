@@ -88,7 +88,6 @@ class Engine:
             [model.network for model in self.models],
             mesh,
             config.nodes * trees if config.one_size else -(-trees // self.devices),
-            sizes.largest_call(mesh, config, ppm is not None),
             sizes.default_slots(mesh),
         )
         self.width, slots = self.plan.trees, self.plan.slots

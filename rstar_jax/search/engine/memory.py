@@ -8,7 +8,6 @@ steps that a later walk comes by again.
 """
 
 import dataclasses
-import functools
 
 from rstar_jax.errors import UserError
 from rstar_jax.parallel import bytes_on_a_device, free_bytes
@@ -26,12 +25,17 @@ KEPT = 0.5  # of what is left may be used to keep steps
 
 @dataclasses.dataclass(frozen=True)
 class Network:
-    """What of a model matters here: its models.Config, dtypes, and the length of its cells."""
+    """What of a model matters here.
+
+    config: models.Config. kv_dtype: of its caches. cell: tokens of its cells. scores: whether whole
+    steps are scored with it, as with the PPM.
+    """
 
     config: object
     dtype: object
     kv_dtype: object
     cell: int
+    scores: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +78,6 @@ def plan(
     networks: list[Network],
     mesh,
     trees: int,
-    budget: int,
     slots: int,
     free: int | None = None,
 ) -> Plan:
@@ -85,7 +88,6 @@ def plan(
       networks: of the policy, then of the PPM if there is one.
       mesh: local mesh (data, tensor).
       trees: that each device is to search in all; there is no room needed for more.
-      budget: tokens of one prefill call.
       slots: that keep a device busy.
       free: bytes to plan with; None asks the devices.
 
@@ -95,7 +97,7 @@ def plan(
     n = config.candidates
     tree, token, prefill = (
         sum(part(config, mesh, network) for network in networks)
-        for part in (_tree_bytes, _token_bytes, functools.partial(_prefill_bytes, budget))
+        for part in (_tree_bytes, _token_bytes, _prefill_bytes)
     )
     tree += bytes_on_a_device(devices.shapes(mesh, init, 1, config.nodes))
     policy = networks[0]  # the only one that decodes
@@ -152,9 +154,9 @@ def _worth_keeping(config) -> int:
 
 
 def _tree_bytes(config, mesh, network: Network) -> int:
-    """With one layer's part of the path once more: as it grows, or as blocks of it are read."""
+    """With half of a layer's part once more: one array that grows, or half of both in blocks."""
     path = _bytes(mesh, network, state.empty_path, 1, _longest_path(config))
-    path += path // network.config.num_layers
+    path += path // (2 * network.config.num_layers)
     return path + _bytes(mesh, network, state.empty_cells, config.candidates, network.cell)
 
 
@@ -169,11 +171,15 @@ def _bytes(mesh, network: Network, f, rows: int, positions: int) -> int:
     return bytes_on_a_device(devices.shapes(mesh, f, network.config, rows, positions, *dtypes))
 
 
-def _prefill_bytes(budget: int, config, mesh, network: Network) -> int:
+def _prefill_bytes(config, mesh, network: Network) -> int:
+    """Of the largest call that computes known tokens, and of the paths that its rows copy."""
+    budget = sizes.largest_call(mesh, config, network.scores)
     shape, ways = network.config, mesh.shape['tensor']
     scores = 2 * shape.num_heads * _longest_path(config)
     whole = 4 * budget * (scores + 3 * shape.mlp_dim + 8 * shape.embed_dim)
-    return whole // (ways if shape.num_kv_heads % ways == 0 else 1)
+    rows = max(1, sizes.prefill_budget(mesh) // sizes.PREFILL_LENGTHS[0])
+    paths = _bytes(mesh, network, state.empty_path, rows, _longest_path(config)) // shape.num_layers
+    return paths + whole // (ways if shape.num_kv_heads % ways == 0 else 1)
 
 
 def _longest_path(config) -> int:

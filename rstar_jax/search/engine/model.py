@@ -56,7 +56,8 @@ class Model:
 
     @property
     def network(self) -> memory.Network:
-        return memory.Network(self.config, self.dtype, self.kv_dtype, self.cell_tokens)
+        kinds = self.dtype, self.kv_dtype
+        return memory.Network(self.config, *kinds, self.cell_tokens, isinstance(self, Scorer))
 
     def empty(self, rows: int, positions: int, dtype=None) -> state.KeysValues:
         """Keys and values of each device."""

@@ -14,7 +14,7 @@ from rstar_jax.models import decoder, tiny
 from rstar_jax.models.config import Config as Shape
 from rstar_jax.search import host
 from rstar_jax.search.config import Config
-from rstar_jax.search.engine import Engine, local, memory, model, programs, sizes, state
+from rstar_jax.search.engine import Engine, memory, model, programs, sizes, state
 from rstar_jax.steps import marks
 
 SHAPE = Shape(
@@ -28,7 +28,6 @@ SHAPE = Shape(
     head_dim=16,
 )
 NETWORK = memory.Network(SHAPE, np.dtype('float32'), np.dtype('float32'), 32)
-TREES, SLOTS = 6, 16
 CONFIG = Config(rollouts=2, candidates=4, max_depth=3, step_tokens=32, path_tokens=128)
 
 
@@ -189,35 +188,43 @@ def test_a_search_stays_within_its_plan(monkeypatch):
     """Also when a path grows from 300 tokens to 4,000, and the longest step there is is scored."""
     policy = tiny.policy(['x'], num_layers=1, mlp_dim=128)
     ppm = models.init_ppm(policy, 0)
-    config = dataclasses.replace(CONFIG, path_tokens=4000, trees_in_flight=TREES, slots=SLOTS)
+    config = dataclasses.replace(CONFIG, rollouts=1, path_tokens=4000, slots=8)
     monkeypatch.setattr(memory, 'free_bytes', lambda mesh: 2**30)
-    monkeypatch.setattr(local, 'WORTH', 0)  # smaller decode sizes as soon as they would do
     mesh = parallel.local_mesh(devices=jax.local_devices()[:1])
     account = Account(monkeypatch)
-    engine = Engine(policy, ppm, config, mesh, TREES, [[1] * 100, [2] * 100])
+    engine = Engine(policy, ppm, config, mesh, 3, [[1] * 100, [2] * 100])
 
-    def expand(row, tree):
-        engine.expand(row, tree)
-        ended = []
+    def expand(rows):
+        for row in rows:
+            engine.expand(row, trees[row])
+        ended = collections.Counter()
         while (chunk := engine.dispatch()) is not None:
-            ended += engine.collect(chunk)
-        assert [step.row for step in ended] == [row] * config.candidates
+            ended.update(step.row for step in engine.collect(chunk))
+        assert ended == dict.fromkeys(rows, config.candidates)
 
-    for row in range(TREES):
-        tree = host.HostTree({'index': row}, 0, 0, '', [host.Node(tokens=[5 + row] * 300)], [0])
+    nodes = [host.Node(tokens=[5 + row] * 300) for row in range(3)]
+    trees = [host.HostTree({'index': i}, 0, 0, '', [node], [0]) for i, node in enumerate(nodes)]
+    for row, tree in enumerate(trees):
         engine.start(row, tree)
-        expand(row, tree)
+    expand(range(3))
     rooms = [engine.policy.capacity]
-    for tokens in (3600, sizes.OUTPUT_TOKENS + config.step_tokens):
-        step = host.Step(row, 0, 'x', [7] * 20, marks.STEP)
-        node = host.Node(step, tokens=[7] * tokens)
-        if tokens < 3600:
-            engine.scores([(row, node)])
-        else:
-            tree.nodes.append(node)
-            tree.path = [0, 1]
-            expand(row, tree)
-            rooms.append(engine.policy.capacity)
-    assert rooms == [512, 4032]
-    assert {'grow', 'pack', 'decode', 'extend', 'score'} <= account.programs.keys()
-    assert 0.9 * engine.plan.most <= account.peak <= engine.plan.most, account.programs
+    step = host.Step(2, 0, 'x', [7] * 20, marks.STEP)
+    trees[2].nodes.append(host.Node(step, tokens=[7] * 3600))
+    trees[2].path.append(1)
+    expand([2])
+    rooms.append(engine.policy.capacity)
+    longest = sizes.OUTPUT_TOKENS + config.step_tokens
+    ((values, _),) = engine.scores([(2, host.Node(step, tokens=[7] * longest))])
+    assert np.isfinite(values).all() and rooms == [512, 4032]
+    assert {'grow', 'append', 'decode', 'extend', 'score'} <= account.programs.keys()
+    assert account.peak <= engine.plan.most, account.programs
+    # Without what the largest calls need, arrays as long as they are planned:
+    arrays = account.programs['look']
+    unread = engine.plan.trees * 2 * arrays_of_half_a_layer(policy.config)
+    assert arrays <= engine.plan.most - engine.plan.prefill
+    assert arrays + unread == pytest.approx(engine.plan.most - engine.plan.prefill, rel=0.1)
+
+
+def arrays_of_half_a_layer(shape) -> int:
+    """Bytes of the keys of a path of 4,000 tokens."""
+    return state.empty_path(shape, 1, 4032, np.float32).kv[0][0].nbytes

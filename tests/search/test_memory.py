@@ -228,3 +228,25 @@ def test_a_search_stays_within_its_plan(monkeypatch):
 def arrays_of_half_a_layer(shape) -> int:
     """Bytes of the keys of a path of 4,000 tokens."""
     return state.empty_path(shape, 1, 4032, np.float32).kv[0][0].nbytes
+
+
+def test_paths_grow_when_nothing_reads_them(monkeypatch):
+    """A chunk under way holds on to the paths that it reads: growing beside it, all would be twice."""
+    policy = tiny.policy(['x'], num_layers=1, mlp_dim=128)
+    config = dataclasses.replace(CONFIG, rollouts=1, path_tokens=600, slots=4, chunk=32)
+    mesh = parallel.local_mesh(devices=jax.local_devices()[:1])
+    engine = Engine(policy, None, config, mesh, 2, [[1] * 100, [2] * 100])
+    over, grow = [], programs.GROW
+
+    class Watched:
+        def on(self, *given, **named):
+            over.append(engine.slots.hidden.is_ready())
+            return grow.on(*given, **named)
+
+    monkeypatch.setattr(programs, 'GROW', Watched())
+    for row, tokens in enumerate((100, 500)):
+        nodes = [host.Node(tokens=[5] * tokens)]
+        engine.start(row, tree := host.HostTree({'index': row}, 0, 0, '', nodes, [0]))
+        engine.expand(row, tree)
+        engine.dispatch()
+    assert over == [True]

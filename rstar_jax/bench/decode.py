@@ -83,6 +83,7 @@ class _Ours:
         mesh = parallel.local_mesh(devices=jax.devices()[:1])
         platform, kind = jax.default_backend(), policy.params['norm']['weight'].dtype
         shape, self._params = state.wide_embedding(platform, policy.config, policy.params)
+        self._shape = shape
         stored = state.cache_dtype(platform, kind)
         self._prefix = devices.make(mesh, state.empty_kv, shape, 1, 0, stored)
         path = devices.make(mesh, state.empty_path, shape, 1, len(ids), kind, stored)
@@ -100,7 +101,7 @@ class _Ours:
         self._path = extend(self._params, self._prefix, path, *arguments)
         self._open = programs.OPEN.on(mesh)
         self._decode = programs.DECODE.on(mesh, config=shape, candidates=batch)
-        self._products = jax.jit(_products, static_argnums=2)
+        self._products = jax.jit(_products, static_argnums=(0, 3))
         self._sampling = sampling.Settings.of(Config(temperature=1.0))
 
     def step(self) -> float:
@@ -132,27 +133,34 @@ class _Ours:
         import jax
 
         start = time.perf_counter()
-        jax.block_until_ready(self._products(self._params, self._tokens, self._batch))
+        jax.block_until_ready(self._products(self._shape, self._params, self._tokens, self._batch))
         return (time.perf_counter() - start) / self._tokens
 
 
-def _products(params, times, batch):
+def _products(config, params, times, batch):
     """Multiplies [batch, in] by each weight once, `times` times, one product after another."""
     import jax
     import jax.numpy as jnp
 
     from rstar_jax.models import decoder
 
-    # What looks up tokens is a product only where it serves as the output as well.
-    table = params['output'] if 'output' in params else params['embed']
-    weights = [w for w in jax.tree.leaves((params['layers'], table)) if w.ndim == 2]
+    network = decoder.bind(config, params)
+    dtype = params['norm']['weight'].dtype
+
+    def weighed(layer):
+        attention, mlp = layer.attention, layer.mlp
+        return attention.q, attention.k, attention.v, attention.o, mlp.gate, mlp.up, mlp.down
+
+    products = [dense for layer in network.layers for dense in weighed(layer)]
 
     def once(_, carry):
-        for weight in weights:
-            x = jnp.full((batch, weight.shape[1]), carry, weight.dtype)
+        for product in (*products, network.next_logits):
+            weight = getattr(product, 'weight', None)
+            inputs = config.embed_dim if weight is None else weight.shape[1]
+            x = jnp.full((batch, inputs), carry, dtype)
             # Else the compiler computes only what is used of a product.
-            y = decoder.matmul(jax.lax.optimization_barrier(x), weight)
-            carry = jax.lax.optimization_barrier(y)[0, 0]
+            y = product(jax.lax.optimization_barrier(x))
+            carry = jax.lax.optimization_barrier(y)[0, 0].astype(jnp.float32)
         return carry
 
     return jax.lax.fori_loop(0, times, once, jnp.float32(0))

@@ -22,7 +22,7 @@ from jax.ad_checkpoint import checkpoint_name
 from rstar_jax import parallel
 from rstar_jax.models import rope
 from rstar_jax.models.config import Config
-from rstar_jax.models.products import product
+from rstar_jax.models.products import features_first, product, turned
 
 Params = dict[str, Any]
 # Fewer rows in bfloat16 take XLA for CPUs longer than so many; other devices pad to as many anyway.
@@ -35,12 +35,22 @@ def matmul(x: jax.Array, weight: jax.Array) -> jax.Array:
     """x [..., in] times weight [out, in] -> f32[..., out], summed in float32."""
     # With more than one axis in front, XLA for CPUs copies the weight before each product.
     rows = x.reshape(-1, x.shape[-1])
-    count = rows.shape[0]
-    if count < FEW_ROWS and rows.dtype == jnp.bfloat16:
-        # The barrier keeps the compiler from taking the rows away again.
-        rows = lax.optimization_barrier(jnp.pad(rows, ((0, FEW_ROWS - count), (0, 0))))
-    y = product('ri,oi->ro', rows, weight)
-    return y[:count].reshape(*x.shape[:-1], weight.shape[0])
+    y = product('ri,oi->ro', _enough(rows), weight)[: len(rows)]
+    return y.reshape(*x.shape[:-1], weight.shape[0])
+
+
+def by_feature(weight: jax.Array, rows: jax.Array) -> jax.Array:
+    """weight [out, in] times rows [R, in] -> f32[out, R]: features first."""
+    return product('oi,ri->or', weight, _enough(rows))[:, : len(rows)]
+
+
+def _enough(rows: jax.Array) -> jax.Array:
+    """rows [R, D], in bfloat16 FEW_ROWS at least: zeros behind them."""
+    missing = FEW_ROWS - len(rows)
+    if missing <= 0 or rows.dtype != jnp.bfloat16:
+        return rows
+    # The barrier keeps the compiler from taking the rows away again.
+    return lax.optimization_barrier(jnp.pad(rows, ((0, missing), (0, 0))))
 
 
 def stored(dtype: Any) -> jnp.dtype:
@@ -77,16 +87,25 @@ class Dense(nnx.Module):
         if bias:
             self.bias = _parameter(outputs)
 
-    def product(self, x: jax.Array) -> jax.Array:
-        """W x, f32."""
+    def __call__(self, x: jax.Array) -> jax.Array:
+        rows, weight = x.reshape(-1, x.shape[-1]), self.weight[...]
+        turn = features_first(rows, weight)
+        y = self.by_feature(rows) if turn else self.wide(rows)
+        if hasattr(self, 'bias'):
+            bias = self.bias[...].astype(jnp.float32)
+            y = y + (bias[:, None] if turn else bias)
+        y = y.astype(x.dtype)
+        return (turned(y) if turn else y).reshape(*x.shape[:-1], weight.shape[0])
+
+    def wide(self, x: jax.Array) -> jax.Array:
+        """W x, f32[..., out], without the bias."""
         y = matmul(x, self.weight[...])
         return y * self.scale[...] if hasattr(self, 'scale') else y
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        y = self.product(x)
-        if hasattr(self, 'bias'):
-            y = y + self.bias[...].astype(jnp.float32)
-        return y.astype(x.dtype)
+    def by_feature(self, rows: jax.Array) -> jax.Array:
+        """W x of x [R, in] with the features first, f32[out, R], without the bias."""
+        y = by_feature(self.weight[...], rows)
+        return y * self.scale[...][:, None] if hasattr(self, 'scale') else y
 
 
 def normed(x: jax.Array, weight: jax.Array, eps: float) -> jax.Array:
@@ -233,7 +252,16 @@ class Decoder(nnx.Module):
         """Logits f32[..., V] of hidden [..., D]."""
         if self.config.tie_embeddings:
             return matmul(hidden, self.embed.weight[...])
-        return self.output.product(hidden)
+        return self.output.wide(hidden)
+
+    def next_logits(self, hidden: jax.Array) -> jax.Array:
+        """Logits f32[V, R] of hidden [R, D], the vocabulary first.
+
+        So they lie as products with few rows are fastest, and sums over the vocabulary too.
+        """
+        if self.config.tie_embeddings:
+            return by_feature(self.embed.weight[...], hidden)
+        return self.output.by_feature(hidden)
 
 
 def bind_layer(config: Config, params: Params) -> Layer:

@@ -9,7 +9,8 @@ from jax import lax
 
 from rstar_jax import parallel
 
-PART, LEAST_PART = 128, 16  # rows that `_turned` moves at once
+PART, LEAST_PART = 128, 16  # rows that `turned` moves at once
+MOST_ROWS, LEAST_WEIGHT = 64, 1 << 16  # see `features_first`
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -40,26 +41,46 @@ def _backward(spec, operands, gradient):
     grad_a = _wide(f'{out},{of_b}->{of_a}', gradient, b)
     narrow = gradient.dtype == jnp.bfloat16 and parallel.platform() == 'cpu'
     if narrow and gradient.ndim == 2 and _part(gradient) >= LEAST_PART:
-        out, gradient = out[::-1], _turned(gradient)
+        out, gradient = out[::-1], turned(gradient)
     grad_b = _wide(f'{out},{of_a}->{of_b}', gradient, a)
     return grad_a.astype(a.dtype), grad_b.astype(b.dtype)
 
 
-def _turned(x: jax.Array) -> jax.Array:
-    """x.T [O, R] of x [R, O], bfloat16, lying in memory as it is indexed.
+def features_first(rows: jax.Array, weight: jax.Array) -> bool:
+    """Whether weight [O, D] times rows [R, D] is best computed as [O, R], and `turned`.
+
+    XLA for CPUs turns the weight for each product that is to be [R, O], which takes as long as few
+    rows' product itself. Of bfloat16 rows its kernels for [O, R] take 32 or 64 at once.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    cut = any(
+        size > 1 and kind != jax.sharding.AxisType.Manual
+        for size, kind in zip(mesh.axis_sizes, mesh.axis_types)
+    )
+    if cut or parallel.platform() != 'cpu' or weight.size < LEAST_WEIGHT:
+        return False
+    count = len(rows)
+    fits = rows.dtype == jnp.float32 or (count & (count - 1) == 0 and count >= LEAST_PART)
+    return fits and 1 < count <= MOST_ROWS and _part(weight) >= LEAST_PART
+
+
+@jax.custom_vjp
+def turned(x: jax.Array) -> jax.Array:
+    """x.T [O, R] of x [R, O], bfloat16 or float32, lying in memory as it is indexed.
 
     XLA for CPUs would leave it as x lies, and has no instruction for bfloat16 products along an
     array's first axis: they take twice as long. A loop is what it does not look into, over parts
     that the first cache holds; and bits it moves as they are, where it would widen bfloat16.
     """
     size = _part(x)
-    bits = lax.bitcast_convert_type(x, jnp.uint16)
+    kind = jnp.uint16 if x.dtype == jnp.bfloat16 else jnp.uint32
+    bits = lax.bitcast_convert_type(x, kind)
 
     def body(i, out):
         part = lax.dynamic_slice_in_dim(bits, i * size, size)
         return lax.dynamic_update_slice_in_dim(out, part.T, i * size, axis=1)
 
-    out = lax.fori_loop(0, len(x) // size, body, jnp.zeros(x.shape[::-1], jnp.uint16))
+    out = lax.fori_loop(0, len(x) // size, body, jnp.zeros(x.shape[::-1], kind))
     return lax.bitcast_convert_type(out, x.dtype)
 
 
@@ -69,3 +90,4 @@ def _part(x: jax.Array) -> int:
 
 
 product.defvjp(_forward, _backward)
+turned.defvjp(lambda x: (turned(x), None), lambda _, gradient: (gradient.T,))

@@ -4,10 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from rstar_jax import models
 from rstar_jax.models import attention, decoder
-from rstar_jax.models.products import product
+from rstar_jax.models.products import features_first, product
 
 SPECS = {
     'ri,oi->ro': ((5, 3), (4, 3)),
@@ -49,6 +50,47 @@ def test_gradients_of_weights_are_sums_over_all_rows(rows):
     np.testing.assert_array_equal(of_weight, jnp.asarray(wide[2].T @ wide[0], 'bfloat16'))
     loops = str(jax.make_jaxpr(gradients)(x, weight)).count('dynamic_update_slice')
     assert bool(loops) == (rows >= 32)
+
+
+@pytest.mark.parametrize('int8', [False, True], ids=['', 'int8'])
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+@pytest.mark.parametrize('rows', [1, 3, 16, 31, 32, 64, 65])
+def test_few_rows_are_multiplied_with_the_features_first(rows, dtype, int8):
+    """What comes out, and its derivatives, are those of the plain product."""
+    rng = np.random.default_rng(rows)
+    ints = lambda *shape: jnp.asarray(rng.integers(-4, 5, shape), dtype)  # noqa: E731 (exact sums)
+    x, weight, bias = ints(rows, 256), ints(288, 256), ints(288)
+    weight = weight.astype(jnp.int8) if int8 else weight
+    dense = nnx.graphdef(decoder.Dense(256, 288, bias=True, int8=int8))
+    state = {'weight': weight, 'bias': bias} | ({'scale': 0.5 * jnp.ones(288)} if int8 else {})
+
+    def run(x, bias):
+        return nnx.merge(dense, {**state, 'bias': bias})(x)
+
+    def plain(x, bias):
+        y = jnp.einsum('ri,oi->ro', x.astype('float32'), weight.astype('float32'))
+        return ((0.5 if int8 else 1) * y + bias.astype('float32')).astype(dtype)
+
+    ours, back = jax.vjp(run, x, bias)
+    expected, plain_back = jax.vjp(plain, x, bias)
+    np.testing.assert_array_equal(ours, expected)
+    gradient = ints(rows, 288)
+    for one, other in zip(back(gradient), plain_back(gradient)):
+        np.testing.assert_allclose(
+            one.astype('float32'), other.astype('float32'), rtol=1e-2, atol=1e-6
+        )
+    first = (dtype == 'float32' and 1 < rows <= 64) or rows in (16, 32, 64)
+    assert features_first(x, weight) == first
+    np.testing.assert_array_equal(decoder.by_feature(weight, x).T, decoder.matmul(x, weight))
+
+
+def test_weights_that_are_cut_are_not_multiplied_in_a_loop_over_their_rows():
+    mesh = jax.make_mesh((1, 2), ('data', 'tensor'), devices=jax.devices()[:2])
+    shapes = (jax.ShapeDtypeStruct(shape, 'float32') for shape in ((32, 256), (256, 256)))
+    x, weight = shapes
+    assert features_first(x, weight)
+    with jax.set_mesh(mesh):
+        assert not features_first(x, weight)
 
 
 def test_every_product_of_a_bfloat16_network_has_bfloat16_operands():

@@ -19,7 +19,7 @@ def _pick(logits, key, position, vocab, settings):
     logits = jnp.where(jnp.arange(len(logits)) < vocab, logits, -jnp.inf)
     logits = jnp.pad(logits, (0, -len(logits) % 128), constant_values=-jnp.inf)
     u = sampling.uniforms(key[None], jnp.asarray([position]))
-    token, share = sampling.sample(logits[None], u, settings)
+    token, share = sampling.sample(logits[:, None], u, settings)
     return token[0], share[0]
 
 

@@ -18,7 +18,7 @@ def draws(logits, u, settings) -> tuple[np.ndarray, np.ndarray]:
     """Tokens and shares [N,R] of logits f32[R,V] for each of f32[N,COINS] u."""
     draw = jax.jit(jax.vmap(sampling.sample, in_axes=(None, 0, None)))
     u = np.broadcast_to(u[:, None], (len(u), len(logits), sampling.COINS))
-    return tuple(map(np.asarray, draw(logits, jnp.asarray(u, jnp.float32), settings)))
+    return tuple(map(np.asarray, draw(logits.T, jnp.asarray(u, jnp.float32), settings)))
 
 
 def shares(**settings) -> tuple[np.ndarray, np.ndarray]:

@@ -161,10 +161,10 @@ def _sample(
     network, stops: Stops, cells: Cells, slots: Slots, live, settings, limit: int, repetition: int
 ):
     """Samples each live slot's next token and notes it in its cell."""
-    logits = devices.whole(network.head(slots.hidden))
-    padding = -logits.shape[1] % sampling.BLOCK
-    logits = jnp.pad(logits, ((0, 0), (0, padding)))
-    logits = jnp.where(jnp.arange(logits.shape[1]) < stops.vocab, logits, -jnp.inf)
+    logits = devices.whole(network.next_logits(slots.hidden))
+    padding = -len(logits) % sampling.BLOCK
+    logits = jnp.pad(logits, ((0, padding), (0, 0)))
+    logits = jnp.where(jnp.arange(len(logits))[:, None] < stops.vocab, logits, -jnp.inf)
     cell = jnp.maximum(slots.cell, 0)
     u = sampling.uniforms(cells.keys[cell], slots.length)
     token, share = sampling.sample(logits, u, settings)

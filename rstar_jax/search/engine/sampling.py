@@ -78,7 +78,7 @@ def sample(logits: jax.Array, u: jax.Array, settings: Settings) -> tuple[jax.Arr
     Gumbel noise would need V random numbers and logarithms a token.
 
     Args:
-      logits: f32[B,V], V a multiple of 128 (pad with -inf).
+      logits: f32[V,B], V a multiple of 128 (pad with -inf).
       u: f32[B,COINS] in [0, 1).
       settings: which tokens may be drawn.
 
@@ -87,18 +87,18 @@ def sample(logits: jax.Array, u: jax.Array, settings: Settings) -> tuple[jax.Arr
     """
 
     def draw(logits):
-        logits = (logits - logits.max(axis=-1, keepdims=True)) / settings.temperature
+        logits = (logits - logits.max(axis=0)) / settings.temperature
         weights = _filter(jnp.exp(logits), settings)
-        blocks = weights.reshape(*weights.shape[:-1], -1, BLOCK)
+        rows = jnp.arange(weights.shape[1])
         inner = BLOCK.bit_length() - 1
-        block, total = _by_halves(blocks.sum(axis=-1), u[:, inner:])
-        inside = jnp.take_along_axis(blocks, block[:, None, None], axis=1)[:, 0]
+        block, total = _by_halves(_blocks(weights).sum(axis=1), u[:, inner:])
+        inside = _blocks(weights)[block, :, rows].T
         token, _ = _by_halves(inside, u[:, :inner])
-        share = jnp.take_along_axis(inside, token[:, None], axis=1)[:, 0] / total
+        share = inside[token, rows] / total
         return block * BLOCK + token, share
 
     def likeliest(logits):
-        return jnp.argmax(logits, axis=-1).astype(jnp.int32), jnp.ones(logits.shape[0])
+        return jnp.argmax(logits, axis=0).astype(jnp.int32), jnp.ones(logits.shape[1])
 
     return jax.lax.cond(settings.temperature > 0, draw, likeliest, logits)
 
@@ -122,47 +122,52 @@ def _filter(weights: jax.Array, settings: Settings) -> jax.Array:
 
 
 def _cut(weights: jax.Array, amounts: Callable, wanted: jax.Array) -> jax.Array:
-    """Leaves the fewest largest of f32[B,V] weights, and their equals, that have `wanted` together.
+    """Leaves the fewest largest of f32[V,B] weights, and their equals, that have `wanted` together.
 
     The least of them is found bit by bit, which takes 30 looks at the weights; sorting them takes
     ten times as long (2 cores, V=151,936), and a sort is slow on accelerators, too.
 
     Args:
       amounts: what each of some weights counts.
-      wanted: f32, for all rows or f32[B].
+      wanted: f32, for all columns or f32[B].
     """
 
     def settle(bit, least):
         trial = least | (1 << (WEIGHT_BITS - 1 - bit))
-        at_least = weights >= jax.lax.bitcast_convert_type(trial, jnp.float32)[:, None]
+        at_least = weights >= jax.lax.bitcast_convert_type(trial, jnp.float32)
         have = _summed(jnp.where(at_least, amounts(weights), 0.0))
         return jnp.where(have >= wanted, trial, least)
 
-    least = jnp.zeros(weights.shape[0], jnp.int32)
+    least = jnp.zeros(weights.shape[1], jnp.int32)
     least = jax.lax.fori_loop(0, WEIGHT_BITS, settle, least)
     least = jax.lax.bitcast_convert_type(least, jnp.float32)
-    return jnp.where(weights >= least[:, None], weights, 0.0)
+    return jnp.where(weights >= least, weights, 0.0)
+
+
+def _blocks(weights: jax.Array) -> jax.Array:
+    """f32[N,BLOCK,B] of f32[V,B]."""
+    return weights.reshape(-1, BLOCK, weights.shape[1])
 
 
 def _summed(weights: jax.Array) -> jax.Array:
-    """f32[B] of f32[B,V]; block by block, as compilers do no two additions of one sum at once."""
-    return weights.reshape(weights.shape[0], -1, BLOCK).sum(axis=1).sum(axis=1)
+    """f32[B] of f32[V,B]; block by block, as compilers do no two additions of one sum at once."""
+    return _blocks(weights).sum(axis=0).sum(axis=0)
 
 
 def _by_halves(weights: jax.Array, u: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Draws an index of f32[B,W] by weight: i32[B]; and the sums of the weights, f32[B].
+    """Draws an index of f32[W,B] by weight: i32[B]; and the sums of the weights, f32[B].
 
     One of f32[B,:] u decides between two halves, the next between the halves of the one taken, and
     so on. An index without weight is never taken, as u < 1.
     """
-    rows, width = weights.shape
+    width, count = weights.shape
     missing = (1 << (width - 1).bit_length()) - width
-    sums = [jnp.pad(weights, ((0, 0), (0, missing)))]
-    while (half := sums[-1].shape[1] // 2) > 0:
-        sums.append(sums[-1][:, :half] + sums[-1][:, half:])
-    row, index = jnp.arange(rows), jnp.zeros(rows, jnp.int32)
+    sums = [jnp.pad(weights, ((0, missing), (0, 0)))]
+    while (half := len(sums[-1]) // 2) > 0:
+        sums.append(sums[-1][:half] + sums[-1][half:])
+    column, index = jnp.arange(count), jnp.zeros(count, jnp.int32)
     for coin in range(len(sums) - 1):
         both, each = sums[-1 - coin], sums[-2 - coin]
-        second = u[:, coin] * both[row, index] >= each[row, index]
-        index += both.shape[1] * second
-    return index, sums[-1][:, 0]
+        second = u[:, coin] * both[index, column] >= each[index, column]
+        index += len(both) * second
+    return index, sums[-1][0]

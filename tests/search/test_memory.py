@@ -231,7 +231,7 @@ def arrays_of_half_a_layer(shape) -> int:
 
 
 def test_paths_grow_when_nothing_reads_them(monkeypatch):
-    """A chunk under way holds on to the paths that it reads; beside it they would be there twice."""
+    """A chunk under way holds on to what it reads; beside it all paths would be there twice."""
     policy = tiny.policy(['x'], num_layers=1, mlp_dim=128)
     config = dataclasses.replace(CONFIG, rollouts=1, path_tokens=600, slots=4, chunk=32)
     mesh = parallel.local_mesh(devices=jax.local_devices()[:1])

@@ -2,9 +2,9 @@
 
 Weights are on the device already; what is counted here comes on top. A tree takes its longest path
 and the cells of its candidates, for the policy and for the PPM, a slot one step, and the largest
-call of each its rows' paths and the scores against them. Lengths are the longest that the settings allow,
-so that a search that began does not run out of memory in the middle. Some of what is left keeps
-steps that a later walk comes by again.
+call of each its rows' paths and the scores against them. Lengths are the longest that the settings
+allow, so that a search that began does not run out of memory in the middle. Some of what is left
+keeps steps that a later walk comes by again.
 """
 
 import dataclasses

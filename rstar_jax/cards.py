@@ -13,11 +13,10 @@ from typing import Any
 
 import huggingface_hub as hub
 
-from rstar_jax import ledger, steps
+from rstar_jax import bounds, ledger, steps
 from rstar_jax.data import published
 from rstar_jax.errors import UserError
 from rstar_jax.progress import percent
-from rstar_jax.search.config import STRATEGIES
 
 Figures = dict[str, Any]
 
@@ -265,7 +264,8 @@ def _scores(origin: Origin, kind: str) -> Iterator[str]:
 def _strategy(own: Figures) -> str:
     """The search by PPM whose figures are a benchmark's `search`; its key has had two names."""
     names = own.get('eval.strategies') or own.get('eval.strategy') or ''
-    return next((name for name in names.split(',') if name in STRATEGIES), STRATEGIES[0])
+    guided = bounds.CHOICES['search.strategy']
+    return next((name for name in names.split(',') if name in guided), guided[0])
 
 
 def _hub_datasets(origin: Origin) -> list[str] | None:

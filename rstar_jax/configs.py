@@ -10,7 +10,6 @@ import difflib
 import importlib.util
 import json
 import math
-import operator
 import pathlib
 import re
 import traceback
@@ -19,28 +18,9 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from rstar_jax import bounds
 from rstar_jax.errors import UserError
-from rstar_jax.keys import (
-    ABLATIONS,
-    ABOVE,
-    AT_LEAST,
-    AT_MOST,
-    BELOW,
-    CHOICES,
-    KEYS,
-    PRESETS,
-    PREVIOUS,
-    ROUNDS,
-    STAGES,
-    STRATEGIES,
-)
-
-LIMITS = (
-    ('at least', operator.ge, AT_LEAST),
-    ('more than', operator.gt, ABOVE),
-    ('at most', operator.le, AT_MOST),
-    ('less than', operator.lt, BELOW),
-)
+from rstar_jax.keys import ABLATIONS, KEYS, PRESETS, PREVIOUS, ROUNDS, STAGES, STRATEGIES
 
 
 def default() -> ConfigDict:
@@ -332,14 +312,7 @@ def _validate_values(flat: Mapping[str, Any], prefix: str) -> None:
             raise UserError(f'--config.{prefix}{key}={value}: needs whole numbers from 1 on')
         if isinstance(value, float) and not math.isfinite(value):
             raise UserError(f'--config.{prefix}{key}={value}: needs a finite number')
-        for words, holds, limits in LIMITS:
-            if key in limits and not holds(value, limits[key]):
-                raise UserError(f'--config.{prefix}{key}={value}: needs {words} {limits[key]:g}')
-        if key in CHOICES and value not in CHOICES[key]:
-            raise UserError(
-                f'--config.{prefix}{key}={value}: needs one of '
-                f'{", ".join(choice or "nothing" for choice in CHOICES[key])}'
-            )
+        bounds.check(key, value, f'--config.{prefix}{key}')
 
 
 def experiments() -> list[tuple[str, str]]:

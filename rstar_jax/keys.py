@@ -1,7 +1,8 @@
-"""Every setting: its default, what it means, what it may be; and the paper's settings by round.
+"""Every setting: its default and its meaning; and the paper's settings by round.
 
 Keys of the sections `search`, `execution` and `training` have the defaults of `search.Config` and
-`training.default_sft`, `training.default_ppm`; a test compares them.
+`training.default_sft`, `training.default_ppm`; a test compares them. What a value may be, `bounds`
+says.
 """
 
 from typing import Any
@@ -265,6 +266,12 @@ TRAINING_KEYS: dict[str, tuple[Any, str]] = {
         'of the network: float32, bfloat16, or float16 with a scaled loss; empty: what the device '
         'is fast at',
     ),
+    'attention': (
+        'auto',
+        'auto: on TPUs in bfloat16, in rows of more than 512 tokens, by the splash kernel, else by '
+        'a loop over pairs of blocks; loop: by that everywhere; cudnn: on NVIDIA GPUs by their '
+        'kernel, of which no measurement is known',
+    ),
     'checkpoint_minutes': (
         10.0,
         'between two states on disk, from which a killed training goes on',
@@ -316,117 +323,6 @@ for _name in ('bootstrap', 'sft'):
     KEYS |= {f'training.{_name}.{_key}': _row for _key, _row in SFT_KEYS.items()}
 for _key, _row in PPM_KEYS.items():
     KEYS[f'training.ppm.{_key}'] = _row
-
-# Numbers are finite, whatever is said here.
-AT_LEAST: dict[str, float] = {
-    'seed': 0,
-    'first_round': 0,
-    'last_round': 0,
-    'bootstrap.demonstrations': 0,
-    'data.limit': 0,
-    'policy.requests': 1,
-    'policy.seconds': 1,
-    'serve.port': 0,
-    'serve.trajectories': 1,
-    'serve.requests': 1,
-    'data.overlap': 0,
-    'search.trees': 1,
-    'synthesize.problems': 0,
-    **{f'synthesize.{key}': 1 for key in ('shown', 'tokens', 'samples', 'agree')},
-    'search.mean_tokens': 0,
-    'search.rollouts': 1,
-    'search.candidates': 1,
-    'search.max_depth': 1,
-    'search.width': 1,
-    'search.exploration': 0,
-    'search.error_threshold': 1,
-    'search.step_tokens': 1,
-    'search.temperature': 0,
-    'search.top_k': 0,
-    'search.min_p': 0,
-    'search.repetition': 0,
-    'search.tokens': 0,
-    'search.agree': 0,
-    'search.slots': 0,
-    'search.trees_in_flight': 0,
-    'search.path_tokens': 1,
-    'search.chunk': 1,
-    'search.tensor': 1,
-    'job.start_seconds': 1,
-    'job.keep_seconds': 0,
-    'job.devices': 0,
-    'execution.seconds': 1,
-    'execution.memory_mb': 64,
-    'execution.workers': 0,
-    'curate.trajectories': 1,
-    'curate.side': 1,
-    'curate.side_of_one': 1,
-    'curate.trajectory_side': 1,
-    'curate.margin': 0,
-    'curate.edit_distance': 0,
-    'curate.synthetic_correct': 0,
-    'eval.limit': 0,
-    'eval.trajectories': 0,
-    'eval.samples': 1,
-    'eval.mean_tokens': 0,
-    'ablations.seeds': 0,
-    'ablations.problems': 0,
-    'eval.top': 0,
-    'eval.rollouts': 1,
-    'eval.candidates': 1,
-}
-ABOVE: dict[str, float] = {'search.top_p': 0}
-AT_MOST: dict[str, float] = {
-    'search.top_p': 1,
-    'search.min_p': 1,
-    'curate.synthetic_correct': 1,
-}
-BELOW: dict[str, float] = {'training.ppm.dropout': 1}
-for _name in TRAININGS:
-    AT_LEAST |= {
-        f'training.{_name}.{key}': 1 for key in ('epochs', 'batch_size', 'length', 'micro_batch')
-    }
-    least_0 = ('learning_rate', 'lora', 'weight_decay', 'measure_every', 'grad_clip', 'held_out')
-    AT_LEAST |= {f'training.{_name}.{key}': 0 for key in least_0}
-    ABOVE[f'training.{_name}.checkpoint_minutes'] = 0
-    BELOW[f'training.{_name}.held_out'] = 1
-CHOICES: dict[str, tuple[str, ...]] = {
-    'policy.dtype': ('', 'float32', 'bfloat16'),
-    'policy.weights': ('', 'int8'),
-    'search.prompt': ('sft', 'few_shot'),
-    'search.strategy': ('mcts', 'puct', 'beam', 'dvts'),
-    'search.failed_steps': ('again', 'once'),
-    'search.examples': ('fixed', 'shuffled'),
-    'search.answers_kept': ('first', 'all'),
-    'job.leases': ('counter', 'static', 'ray'),
-    'eval.prompt': ('', 'sft', 'few_shot'),
-    'execution.isolation': ('auto', 'strict', 'none'),
-    'curate.final_step_pairs': ('steps', 'trajectories'),
-    'curate.rounds': ('own', 'all'),
-    'curate.choice': ('best', 'right', 'any'),
-}
-
-for _name in TRAININGS:
-    CHOICES |= {
-        f'training.{_name}.schedule': ('linear', 'cosine'),
-        f'training.{_name}.keep': ('last', 'best'),
-        f'training.{_name}.dtype': ('', 'float32', 'bfloat16', 'float16'),
-        f'training.{_name}.moments': ('float32', 'bfloat16'),
-    }
-for _name in ('bootstrap', 'sft'):
-    CHOICES[f'training.{_name}.marks'] = ('tokens', 'text')
-    AT_LEAST |= {f'training.{_name}.{key}': 0 for key in ('marks_rate', 'form')}
-    AT_MOST[f'training.{_name}.form'] = 1
-CHOICES['training.ppm.loss'] = ('pairwise', 'orm', 'pqm', 'prm')
-CHOICES['training.ppm.squash'] = ('tanh', 'tanh5')
-AT_LEAST['training.ppm.dropout'] = 0
-
-for _table in (AT_LEAST, ABOVE, AT_MOST, CHOICES):
-    _table |= {
-        f'eval.{_key}': _table[f'search.{_key}']
-        for _key in EVAL_SEARCH
-        if f'search.{_key}' in _table
-    }
 
 # Paper, section 3.4 and table 2: what changes from round to round.
 ROUNDS: dict[int, dict[str, Any]] = {

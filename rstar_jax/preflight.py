@@ -36,7 +36,7 @@ def check(rows: Sequence[tuple[Round, str]]) -> list[str]:
         for folder in needed if round_.number else ():
             _need(round_.folder / folder, made, f'round {round_.number} {name}')
         told += CHECKS.get(name, lambda round_, made: [])(round_, made)
-        made.add(round_.folder / {'bootstrap': 'policy', 'sft': 'policy'}.get(name, name))
+        made.add(round_.folder_of(name))
     return list(dict.fromkeys(told))
 
 

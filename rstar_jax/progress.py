@@ -41,6 +41,34 @@ def percent(share: float | None) -> str:
     return '-' if share is None or not math.isfinite(share) else f'{100 * share:.1f} %'
 
 
+def of_search(now: Mapping[str, Any], before: str = '', solved: bool = False) -> tuple[str, float]:
+    """What `Line.show` is to show of a search that is this far; see `search.run`'s progress.
+
+    before: in front of the text. solved: whether problems are being solved, and to be counted.
+    """
+    found = f'{now["solved"]} solved, ' if solved else ''
+    text = (
+        f'{before}{now["trees_done"]}/{now["trees_total"]} trees, {found}'
+        f'{now["tokens_per_second"]:.0f} tokens/s, slots {percent(now["slot_use"])} used, '
+        f'{times(now["seconds"], now["seconds_left"])}'
+    )
+    return text, now['trees_done'] / now['trees_total']
+
+
+def of_training(now: Mapping[str, float]) -> tuple[str, float]:
+    """The same of a training; see `training.sft`'s progress."""
+    figures = [f'step {now["step"]}/{now["steps"]}']
+    if 'loss' in now:  # after the first step
+        figures.append(f'loss {now["loss"]:.3f}')
+        if 'margin' in now:  # of pairs
+            figures.append(f'{percent(now["accuracy"])} right by {now["margin"]:.3f}')
+        if not math.isnan(now['seconds_left']):  # a training that goes on has done nothing yet
+            figures.append(f'{now["tokens_per_second"]:.0f} tokens/s')
+            figures.append(f'{100 * now["mfu"]:.0f} % of peak')
+    figures.append(times(now['seconds'], now['seconds_left']))
+    return ', '.join(figures), now['step'] / now['steps']
+
+
 class Events:
     """TensorBoard scalars in the workdir; nothing is written where `directory` is None."""
 

@@ -16,7 +16,6 @@ skipped, an incomplete one goes on (`ledger`), so killing a run loses at most wh
 
 import contextlib
 import functools
-import math
 import pathlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
@@ -43,12 +42,11 @@ from rstar_jax import (
 from rstar_jax import export as exporting
 from rstar_jax.data.overlap import Overlap
 from rstar_jax.errors import UserError
-from rstar_jax.progress import Events, Line, clock, percent, times
+from rstar_jax.progress import Events, Line, clock, of_search, of_training
 from rstar_jax.sources import Round
 
 Figures = dict[str, Any]
 
-FOLDERS = {'bootstrap': 'policy', 'sft': 'policy'}  # the others lie in a folder of their name
 INPUTS = {
     'search': ('synthesize',),
     'sft': ('curate',),
@@ -175,8 +173,7 @@ def stage_of(round_: Round, name: str) -> ledger.Stage:
     inputs = [round_.folder / folder for folder in INPUTS.get(name, ())]
     if name == 'curate':
         inputs = _searches(round_)
-    folder = round_.folder / FOLDERS.get(name, name)
-    binding = BINDING[name]
+    folder, binding = round_.folder_of(name), BINDING[name]
     if name == BASE:
         folder, inputs = round_.root / BASE / 'eval', [pathlib.Path(round_.config.base.path)]
     if name in ('search', 'synthesize') or (name == 'eval' and not round_.number):
@@ -185,16 +182,9 @@ def stage_of(round_: Round, name: str) -> ledger.Stage:
         binding += BINDING_START if name == 'eval' else ()
     if name != 'search':
         return ledger.Stage(folder, binding, tuple(inputs))
-    later = [path for path in round_.root.glob('round*/search') if _number(path) > round_.number]
-    followers = [path for path in sorted(later, key=_number) if ledger.Stage(path).binding]
+    followers = [path for path in round_.later('search') if ledger.Stage(path).binding]
     growing = ('data.limit',)
     return ledger.Stage(folder, binding, tuple(inputs), True, growing, tuple(followers))
-
-
-def _number(folder: pathlib.Path) -> int:
-    """The round of one of its folders; -1 where the name has none."""
-    number = folder.parent.name.removeprefix('round')
-    return int(number) if number.isdigit() else -1
 
 
 def run_stage(
@@ -231,7 +221,7 @@ def bootstrap(round_: Round, stage: ledger.Stage, line: Line) -> Figures:
     dtype = training.start_dtype(config.training.bootstrap)
     policy = sources.first_policy(config, dtype, _training_mesh())
     examples = sources.world(config).demonstrations
-    return _train_policy(round_, stage, line, policy, examples, config.training.bootstrap)
+    return _train(round_, stage, line, 'bootstrap', policy, examples)
 
 
 def synthesize(round_: Round, stage: ledger.Stage, line: Line) -> Figures:
@@ -242,9 +232,9 @@ def synthesize(round_: Round, stage: ledger.Stage, line: Line) -> Figures:
     others = sources.benchmarks(round_) if config.eval.benchmarks else {}
     overlap = Overlap({'training': known, **others}, length)
 
-    def progress(now: dict[str, float]) -> None:
+    def tell(now: dict[str, float]) -> None:
         stage.beat()
-        line.show(_search_line(now), now['trees_done'] / now['trees_total'])
+        line.show(*of_search(now))
 
     made, counts = synthesis.synthesize(
         known,
@@ -252,86 +242,13 @@ def synthesize(round_: Round, stage: ledger.Stage, line: Line) -> Figures:
         sources.synthesis_config(config),
         sources.search_config(config),
         stage.folder,
-        functools.partial(search.run, policy=sources.searching_policy(round_), progress=progress),
+        functools.partial(search.run, policy=sources.searching_policy(round_), progress=tell),
         round_.number,
         sources.search_seed(round_),
     )
     if parallel.is_first():
         data.export_problems(made, stage.folder / synthesis.FILE)
     return dict(counts)
-
-
-def search_trees(round_: Round, stage: ledger.Stage, line: Line) -> Figures:
-    """Searches every problem's trees that are not yet on disk."""
-    config = round_.config
-    problems, _, read = sources.split_problems(round_)
-    line.say(data.told(read))
-
-    def progress(now: dict[str, float]) -> None:
-        round_.beat(stage)
-        line.show(
-            _search_line(now, f'{now["solved"]} solved, '), now['trees_done'] / now['trees_total']
-        )
-        round_.events.add(f'round{round_.number}/search', now, int(now['trees_done']))
-
-    number = jax.process_index()
-    with data.TreeStore(stage.folder, writer=number) as store:
-        flights = data.Flights(stage.folder / 'flights', number, config.job.keep_seconds, store)
-        grow = searching.begin(round_, flights, line.say)
-        for rollouts, trees, todo in _passes(config, problems, store):
-            with contextlib.closing(grow(todo, trees, rollouts, store, progress)) as records:
-                for record in records:
-                    store.append(record)
-        if parallel.is_first():
-            flights.forget()
-        return {**_tree_figures(store, stage.seconds), 'read': dict(read)}
-
-
-def _passes(
-    config: ConfigDict, problems: list[dict], store: data.TreeStore
-) -> Iterator[tuple[int, range, list[dict]]]:
-    """(rollouts, numbers of the trees, problems): first all, then those not yet solved."""
-    trees = 1 if config.search.mean_tokens else config.search.trees
-    yield config.search.rollouts, range(trees), problems
-    _meet(store)
-    if config.search.mean_tokens:
-        own = {problem['index'] for problem in problems}
-        found = (r for r in store if r.tree == 0 and r.problem['index'] in own)
-        first = [r.counters['sampled_tokens'] for r in found]
-        trees = search.trees_for(config.search.mean_tokens, first)
-        yield config.search.rollouts, range(1, trees), problems
-        _meet(store)
-    for number, rollouts in enumerate(config.search.more_rollouts, start=trees):
-        solved = {r.problem['index'] for r in store if r.tree < number and r.solved}
-        todo = [problem for problem in problems if problem['index'] not in solved]
-        if todo:
-            yield rollouts, range(number, number + 1), todo
-        _meet(store)
-
-
-def _meet(store: data.TreeStore) -> None:
-    """Waits for all processes; then each knows of the trees that the others have found."""
-    store.refresh()
-    parallel.barrier('searched')
-    store.refresh()
-
-
-def _tree_figures(store: data.TreeStore, seconds: float) -> Figures:
-    problems, solved, nodes, tokens = set(), set(), 0, 0
-    for record in store:
-        problems.add(record.problem['index'])
-        if record.solved:
-            solved.add(record.problem['index'])
-        nodes += len(record.texts)
-        tokens += record.counters.get('sampled_tokens', 0)
-    return {
-        'trees': len(store),
-        'problems': len(problems),
-        'solved': len(solved),
-        'nodes': nodes,
-        'tokens': int(tokens),
-        'tokens_per_second': tokens / seconds,
-    }
 
 
 def curate(round_: Round, stage: ledger.Stage, line: Line) -> Figures:
@@ -383,24 +300,7 @@ def sft(round_: Round, stage: ledger.Stage, line: Line) -> Figures:
         )
     dtype = training.start_dtype(round_.config.training.sft)
     policy = sources.base_policy(round_, dtype, _training_mesh())
-    return _train_policy(round_, stage, line, policy, examples, round_.config.training.sft)
-
-
-def _train_policy(
-    round_: Round, stage: ledger.Stage, line: Line, policy, examples, section: ConfigDict
-) -> Figures:
-    settings = _settings(training.default_sft(), section, round_.config.seed)
-    progress = _training_progress(round_, stage, line)
-    _, figures = training.sft(
-        policy,
-        examples,
-        settings,
-        stage.folder,
-        mesh=_training_mesh(),
-        progress=progress,
-        release=True,
-    )
-    return figures
+    return _train(round_, stage, line, 'sft', policy, examples)
 
 
 def ppm(round_: Round, stage: ledger.Stage, line: Line) -> Figures:
@@ -414,81 +314,43 @@ def ppm(round_: Round, stage: ledger.Stage, line: Line) -> Figures:
             'candidates, or leave the stage out with --stages'
         )
     sources.finished(round_.folder / 'policy', 'policy', stage.folder.name)
-    settings = _settings(training.default_ppm(), round_.config.training.ppm, round_.config.seed)
-    dtype = training.start_dtype(settings)
+    dtype = training.start_dtype(round_.config.training.ppm)
     policy = sources.load_policy(round_.folder / 'policy', dtype, _training_mesh())
-    progress = _training_progress(round_, stage, line)
-    _, figures = training.ppm(
-        policy,
-        examples,
-        settings,
-        stage.folder,
-        trajectories=_trajectories(folder),
-        mesh=_training_mesh(),
-        progress=progress,
-        release=True,
-    )
+    whole = any(folder.glob('trajectories-*'))  # an earlier version wrote pairs only
+    trajectories = data.load_examples(folder, 'trajectories') if whole else ()
+    return _train(round_, stage, line, 'ppm', policy, examples, trajectories=trajectories)
+
+
+def _train(
+    round_: Round, stage: ledger.Stage, line: Line, name: str, policy, examples, **more: Any
+) -> Figures:
+    """Trains from `policy` by the settings training.NAME; takes its arrays over."""
+    is_ppm = name == 'ppm'
+    settings = training.default_ppm() if is_ppm else training.default_sft()
+    settings.update(round_.config.training[name])
+    settings.seed = round_.config.seed
+
+    def tell(now: dict[str, float]) -> None:
+        round_.beat(stage)
+        line.show(*of_training(now))
+        round_.events.add(f'round{round_.number}/{stage.folder.name}', now, int(now['step']))
+
+    how = {'mesh': _training_mesh(), 'progress': tell, 'release': True}
+    train = training.ppm if is_ppm else training.sft
+    _, figures = train(policy, examples, settings, stage.folder, **how, **more)
     return figures
-
-
-def _trajectories(folder: pathlib.Path) -> Iterable[dict[str, Any]]:
-    """Those of the curate stage; none where an earlier version made it, which wrote pairs only."""
-    found = any(folder.glob('trajectories-*'))
-    return data.load_examples(folder, 'trajectories') if found else ()
-
-
-def _settings(default: ConfigDict, section: ConfigDict, seed: int) -> ConfigDict:
-    default.update(section)
-    default.seed = seed
-    return default
 
 
 def _training_mesh() -> jax.sharding.Mesh | None:
     return parallel.global_mesh() if jax.device_count() > 1 else None
 
 
-def _training_progress(
-    round_: Round, stage: ledger.Stage, line: Line
-) -> Callable[[dict[str, float]], None]:
-    name = stage.folder.name
-
-    def progress(now: dict[str, float]) -> None:
-        round_.beat(stage)
-        figures = [f'step {now["step"]}/{now["steps"]}']
-        if 'loss' in now:  # after the first step
-            figures.append(f'loss {now["loss"]:.3f}')
-            if 'margin' in now:  # of pairs
-                figures.append(f'{percent(now["accuracy"])} right by {now["margin"]:.3f}')
-            if not math.isnan(now['seconds_left']):  # a training that goes on has done nothing yet
-                figures.append(f'{now["tokens_per_second"]:.0f} tokens/s')
-                figures.append(f'{100 * now["mfu"]:.0f} % of peak')
-        line.show(', '.join([*figures, _times(now)]), now['step'] / now['steps'])
-        round_.events.add(f'round{round_.number}/{name}', now, int(now['step']))
-
-    return progress
-
-
-def _search_line(now: dict[str, float], solved: str = '') -> str:
-    return (
-        f'{now["trees_done"]}/{now["trees_total"]} trees, {solved}'
-        f'{now["tokens_per_second"]:.0f} tokens/s, slots {percent(now["slot_use"])} used, '
-        f'{_times(now)}'
-    )
-
-
-def _times(now: dict[str, float]) -> str:
-    return times(now['seconds'], now['seconds_left'])
-
-
 def evaluate(round_: Round, stage: ledger.Stage, line: Line) -> Figures:
     """Measures the round's policy, alone and with the search, and writes results.json."""
 
-    def progress(now: dict[str, Any]) -> None:
+    def tell(now: dict[str, Any]) -> None:
         round_.beat(stage)
-        line.show(
-            f'{now["benchmark"]}, {now["kind"]}: {_search_line(now)}',
-            now['trees_done'] / now['trees_total'],
-        )
+        line.show(*of_search(now, f'{now["benchmark"]}, {now["kind"]}: '))
 
     base = stage.folder.parent.name == BASE
     policy, judge = sources.evaluated_models(round_, base)
@@ -500,7 +362,7 @@ def evaluate(round_: Round, stage: ledger.Stage, line: Line) -> Figures:
         round_.config.seed,
         round_number=None if base else round_.number,
         directory=stage.folder,
-        progress=progress,
+        progress=tell,
         run_search=searching.evaluating(round_, base, line.say),
         leases=round_.config.job.leases,
     )
@@ -526,7 +388,7 @@ def export(round_: Round, stage: ledger.Stage, line: Line) -> Figures:
 STAGES: dict[str, Callable[[Round, ledger.Stage, Line], Figures]] = {
     'bootstrap': bootstrap,
     'synthesize': synthesize,
-    'search': search_trees,
+    'search': searching.search_trees,
     'curate': curate,
     'sft': sft,
     'ppm': ppm,

@@ -1,67 +1,125 @@
 """Searches of a round and of its evaluation: by this job's processes, or by workers on Ray."""
 
-import functools
+import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 from ml_collections import ConfigDict
 
-from rstar_jax import data, elastic, parallel, ray_team, search, sources
+from rstar_jax import data, elastic, ledger, parallel, ray_team, search, sources
 from rstar_jax.errors import UserError
+from rstar_jax.progress import Line, of_search
 from rstar_jax.search import Record
 from rstar_jax.sources import Round
 
 RAY = 'ray'  # --config.job.leases
 SAMPLE = 512  # problems that a worker on Ray is told of in advance
 
-# grow(problems, numbers of their trees, rollouts, trees that are done, progress) -> Records
-Grow = Callable[[list[dict[str, Any]], range, int, data.TreeStore, Callable], Iterator[Record]]
+
+def search_trees(round_: Round, stage: ledger.Stage, line: Line) -> dict[str, Any]:
+    """Searches every problem's trees that are not yet on disk."""
+    config = round_.config
+    problems, _, read = sources.split_problems(round_)
+    line.say(data.told(read))
+
+    def tell(now: dict[str, float]) -> None:
+        round_.beat(stage)
+        line.show(*of_search(now, solved=True))
+        round_.events.add(f'round{round_.number}/search', now, int(now['trees_done']))
+
+    number = jax.process_index()
+    with data.TreeStore(stage.folder, writer=number) as store:
+        flights = data.Flights(stage.folder / 'flights', number, config.job.keep_seconds, store)
+        run, *models = _searcher(round_, flights, line.say)
+        for rollouts, trees, todo in passes(config, problems, store):
+            settings = sources.search_config(config, rollouts=rollouts)
+            before = {(p['index'], tree) for p in todo for tree in range(trees.start)}
+            records = run(
+                todo,
+                *models,
+                config=settings,
+                seed=sources.search_seed(round_),
+                trees=trees.stop,
+                skip=frozenset(store.keys() | before),
+                earlier=store,
+                progress=tell,
+                leases=_leases(round_, settings, todo, trees),
+                flights=flights,
+            )
+            with contextlib.closing(records):
+                for record in records:
+                    store.append(record)
+        if parallel.is_first():
+            flights.forget()
+        return {**_tree_figures(store, stage.seconds), 'read': dict(read)}
 
 
-def begin(round_: Round, flights: data.Flights, say: Callable[[str], None]) -> Grow:
-    """What grows the round's trees, each process's share of them.
+def passes(
+    config: ConfigDict, problems: list[dict], store: data.TreeStore
+) -> Iterator[tuple[int, range, list[dict]]]:
+    """(rollouts, numbers of the trees, problems): first all, then those not yet solved."""
+    trees = 1 if config.search.mean_tokens else config.search.trees
+    yield config.search.rollouts, range(trees), problems
+    _meet(store)
+    if config.search.mean_tokens:
+        own = {problem['index'] for problem in problems}
+        found = (r for r in store if r.tree == 0 and r.problem['index'] in own)
+        first = [r.counters['sampled_tokens'] for r in found]
+        trees = search.trees_for(config.search.mean_tokens, first)
+        yield config.search.rollouts, range(1, trees), problems
+        _meet(store)
+    for number, rollouts in enumerate(config.search.more_rollouts, start=trees):
+        solved = {r.problem['index'] for r in store if r.tree < number and r.solved}
+        todo = [problem for problem in problems if problem['index'] not in solved]
+        if todo:
+            yield rollouts, range(number, number + 1), todo
+        _meet(store)
+
+
+def _meet(store: data.TreeStore) -> None:
+    """Waits for all processes; then each knows of the trees that the others have found."""
+    store.refresh()
+    parallel.barrier('searched')
+    store.refresh()
+
+
+def _tree_figures(store: data.TreeStore, seconds: float) -> dict[str, Any]:
+    problems, solved, nodes, tokens = set(), set(), 0, 0
+    for record in store:
+        problems.add(record.problem['index'])
+        if record.solved:
+            solved.add(record.problem['index'])
+        nodes += len(record.texts)
+        tokens += record.counters.get('sampled_tokens', 0)
+    return {
+        'trees': len(store),
+        'problems': len(problems),
+        'solved': len(solved),
+        'nodes': nodes,
+        'tokens': int(tokens),
+        'tokens_per_second': tokens / seconds,
+    }
+
+
+def _searcher(round_: Round, flights: data.Flights, say: Callable[[str], None]) -> tuple:
+    """What stands for `search.run` in the round's search, and the policy and the PPM for it.
 
     flights: keeps trees in flight. say: gets a line that stays.
     """
     if round_.config.job.leases == RAY:
-        return functools.partial(_on_ray, round_, flights, say)
-    models = sources.searching_policy(round_), sources.searching_ppm(round_)
-    return functools.partial(_here, round_, flights, models)
+        run = on_ray(round_.config, round_.config.policy.weights, say, flights)
+        return run, *(sources.searching_path(round_, kind) for kind in ('policy', 'ppm'))
+    return search.run, sources.searching_policy(round_), sources.searching_ppm(round_)
 
 
-def _here(round_, flights, models, problems, trees, rollouts, store, progress) -> Iterator[Record]:
-    config = sources.search_config(round_.config, rollouts=rollouts)
+def _leases(round_: Round, config: search.Config, problems: list[dict], trees: range):
+    """Each process's share of the trees; None on Ray, where one deals them to its workers."""
+    if round_.config.job.leases == RAY:
+        return None
     dealt = trees[:1] if config.in_order else trees  # in order, one stands for all of a problem
-    items = search.items(problems, dealt)
     name = f'{round_.folder.name} search {trees.start}'
-    before = {(p['index'], tree) for p in problems for tree in range(trees.start)}
-    return search.run(
-        problems,
-        *models,
-        config=config,
-        seed=sources.search_seed(round_),
-        trees=trees.stop,
-        skip=frozenset(store.keys() | before),
-        earlier=store,
-        progress=progress,
-        leases=parallel.dealt(items, name, round_.config.job.leases),
-        flights=flights,
-    )
-
-
-def _on_ray(round_, flights, say, problems, trees, rollouts, store, progress) -> Iterator[Record]:
-    run = on_ray(round_.config, round_.config.policy.weights, say, flights)
-    before = {(p['index'], tree) for p in problems for tree in range(trees.start)}
-    return run(
-        problems,
-        *(sources.searching_path(round_, kind) for kind in ('policy', 'ppm')),
-        config=sources.search_config(round_.config, rollouts=rollouts),
-        seed=sources.search_seed(round_),
-        trees=trees.stop,
-        skip=store.keys() | before,
-        progress=progress,
-    )
+    return parallel.dealt(search.items(problems, dealt), name, round_.config.job.leases)
 
 
 def evaluating(round_: Round, base: bool, say: Callable[[str], None]) -> Callable | None:
@@ -90,7 +148,7 @@ def on_ray(
 ) -> Callable[..., Iterator[Record]]:
     """`search.run` by workers on Ray, for models by the paths that these can read.
 
-    settings: the round's. weights: '' or int8. flights, say: as of `begin`.
+    settings: the round's. weights: '' or int8. flights, say: as of `_searcher`.
     """
     if jax.process_count() > 1:
         raise UserError(

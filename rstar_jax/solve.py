@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 from rstar_jax import configs, data, grading, report, search, sources, steps
 from rstar_jax.progress import Events, Line
 from rstar_jax.report import trees
-from rstar_jax.search import Record, Status
+from rstar_jax.search import Record
 
 MARKS = (
     steps.CODE,
@@ -51,11 +51,7 @@ def solve(config: ConfigDict, workdir: str = '') -> str:
             )
         )
     records.sort(key=lambda record: record.tree)
-    found = [
-        (record, int(node))
-        for record in records
-        for node in (record.status == Status.ANSWER).nonzero()[0]
-    ]
+    found = answers_of(records)
     text = (
         f'No answer found in {len(records)} trees. Raise --config.search.rollouts or '
         '--config.search.trees.'
@@ -76,6 +72,15 @@ def _keep(records: list[Record], root: pathlib.Path) -> str:
     page = report.attempt(root, [number])
     where = f'{page}#tree={trees.SOLVE}-{number}-{records[0].tree}' if page else store.directory
     return f'Tree: {where}'
+
+
+def answers_of(records: list[Record]) -> list[tuple[Record, int]]:
+    """(tree, node) of every answer, in the order of the trees."""
+    return [
+        (record, node)
+        for record in sorted(records, key=lambda record: record.tree)
+        for node in record.answer_nodes
+    ]
 
 
 def choose(found: list[tuple[Record, int]]) -> tuple[int, str]:

@@ -36,6 +36,7 @@ EXECUTION = {
 }
 TINY = 'tiny'
 NONE = 'none'
+FOLDERS = {'bootstrap': 'policy', 'sft': 'policy'}  # other stages lie in a folder of their name
 SEEDS_APART = 1_000_003  # of the searches of two rounds
 
 
@@ -72,6 +73,16 @@ class Round:
     def before(self) -> pathlib.Path:
         """The folder of the round whose models this one searches with; its own for round 0."""
         return self.root / f'round{max(0, self.number - 1)}'
+
+    def folder_of(self, stage: str) -> pathlib.Path:
+        """Where what a stage makes goes."""
+        return self.folder / FOLDERS.get(stage, stage)
+
+    def later(self, stage: str) -> list[pathlib.Path]:
+        """The folders that there are of a stage of later rounds, in the order of these."""
+        numbers = (path.parent.name[5:] for path in self.root.glob(f'round*/{stage}'))
+        found = sorted(int(number) for number in numbers if number.isdigit())
+        return [self.root / f'round{n}' / stage for n in found if n > self.number]
 
 
 def problems(round_: Round) -> list[dict[str, Any]]:

@@ -1,5 +1,6 @@
 """Settings of all tests: eight fake CPU devices, quick compilation, no network, shared data."""
 
+import fcntl
 import importlib.metadata
 import os
 import pathlib
@@ -39,3 +40,18 @@ def shared() -> pathlib.Path:
     if not folder.is_dir():
         pytest.skip(f'no shared data at {folder} (set RSTAR_SHARED)')
     return folder
+
+
+@pytest.fixture(scope='session')
+def world(tmp_path_factory) -> pathlib.Path:
+    """The folder that `tests.worlds` makes: once, whichever worker of pytest-xdist is first."""
+    from tests import worlds
+
+    base = tmp_path_factory.getbasetemp()
+    base = base.parent if 'PYTEST_XDIST_WORKER' in os.environ else base
+    with open(base / 'world.lock', 'w') as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (base / 'world').exists():
+            worlds.make(base / 'making')
+            (base / 'making').rename(base / 'world')
+    return base / 'world'

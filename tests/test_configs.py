@@ -6,8 +6,20 @@ import re
 
 import pytest
 
-from rstar_jax import ablations, configs, evals, keys, main, search, sources, synthesis, training
+from rstar_jax import (
+    ablations,
+    bounds,
+    configs,
+    evals,
+    keys,
+    main,
+    search,
+    sources,
+    synthesis,
+    training,
+)
 from rstar_jax.errors import UserError
+from rstar_jax.search.strategies import WALKS
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
 FILES = sorted((REPOSITORY / 'experiments').glob('*.py'))
@@ -94,7 +106,7 @@ def test_an_evaluation_is_the_same_in_every_round_whatever_is_searched():
 @pytest.mark.parametrize('key', ['rollouts', 'candidates', *keys.EVAL_SEARCH])
 def test_every_setting_of_an_evaluation_reaches_it(key):
     config = configs.default()
-    choices = keys.CHOICES.get(f'eval.{key}')
+    choices = bounds.CHOICES.get(f'eval.{key}')
     value = config.eval[key]
     value = choices[1] if choices else 0.5 if isinstance(value, float) else value + 1
     assert value != config.eval[key]
@@ -104,6 +116,7 @@ def test_every_setting_of_an_evaluation_reaches_it(key):
 
 def test_strategies_are_those_of_the_evaluation():
     assert keys.STRATEGIES == evals.STRATEGIES
+    assert bounds.CHOICES['search.strategy'] == tuple(WALKS)
     config = configs.default()
     config.eval.strategies = 'sampled, dvts'
     assert evaluation(config).strategies == ('sampled', 'dvts')
@@ -164,7 +177,7 @@ def test_training_keys_are_those_of_the_training(name):
 
 
 def test_the_losses_of_a_ppm_are_those_of_the_training():
-    assert keys.CHOICES['training.ppm.loss'] == tuple(training.LOSSES)
+    assert bounds.CHOICES['training.ppm.loss'] == tuple(training.LOSSES)
     config = configs.default()
     config.training.ppm.loss = 'dpo'
     message = r'^--config.training.ppm.loss=dpo: needs one of pairwise, orm, pqm, prm$'
@@ -184,7 +197,7 @@ def test_every_key_of_our_own_is_read_somewhere():
 
 
 def test_limits_and_choices_are_of_keys_that_exist():
-    tables = (keys.AT_LEAST, keys.ABOVE, keys.AT_MOST, keys.BELOW, keys.CHOICES)
+    tables = (bounds.AT_LEAST, bounds.ABOVE, bounds.AT_MOST, bounds.BELOW, bounds.CHOICES)
     rows = (*keys.ROUNDS.values(), *keys.PRESETS.values())
     for key in (key for table in (*tables, *rows) for key in table):
         assert key in keys.KEYS, key

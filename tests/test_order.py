@@ -1,4 +1,4 @@
-"""The order of rounds and stages, and what each of them is given; without models."""
+"""The order of rounds and stages, and what each of them is given; no model runs."""
 
 import collections
 import pathlib
@@ -6,10 +6,22 @@ import types
 
 import pytest
 
-from rstar_jax import configs, ledger, rounds, sources
+from rstar_jax import (
+    configs,
+    data,
+    ledger,
+    main,
+    report,
+    rounds,
+    search,
+    searching,
+    sources,
+    summary,
+)
 from rstar_jax.errors import UserError
-from rstar_jax.progress import Events
+from rstar_jax.progress import Events, Line
 from rstar_jax.sources import Round
+from tests.evals.trees import tree as tree_of
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
 
@@ -101,7 +113,7 @@ def test_rounds_follow_each_other(tmp_path, monkeypatch):
 
 
 def test_a_budget_of_tokens_is_spent_on_all_problems_alike(monkeypatch):
-    monkeypatch.setattr(rounds, '_meet', lambda store: None)
+    monkeypatch.setattr(searching, '_meet', lambda store: None)
 
     def tree(index, tree, tokens, solved=False):
         counters = {'sampled_tokens': tokens}
@@ -115,12 +127,12 @@ def test_a_budget_of_tokens_is_spent_on_all_problems_alike(monkeypatch):
     # 100 tokens a tree on average; another's trees, and later ones, do not count.
     store = [tree(0, 0, 50.0), tree(1, 0, 150.0, True), tree(2, 0, 100.0)]
     store += [tree(9, 0, 5.0), tree(0, 1, 5.0)]
-    made = rounds._passes(config, problems, store)
+    made = searching.passes(config, problems, store)
     assert [(rollouts, list(trees), len(todo)) for rollouts, trees, todo in made] == [
         (8, [0], 3), (8, [1], 3), (64, [2], 2),
     ]  # fmt: skip
     config.search.mean_tokens = 40  # at least one tree
-    made = [list(trees) for _, trees, _ in rounds._passes(config, problems, store)]
+    made = [list(trees) for _, trees, _ in searching.passes(config, problems, store)]
     assert made == [[0], [], [1]]
 
 
@@ -166,7 +178,7 @@ def test_later_trees_are_for_problems_still_unsolved(tmp_path, monkeypatch):
             assert tree.key not in self.trees
             self.trees[tree.key] = tree
 
-    def search(problems, policy, ppm, *, config, trees, skip, **_):
+    def grow(problems, policy, ppm, *, config, trees, skip, **_):
         for problem in problems:
             for tree in range(trees):
                 if (problem['index'], tree) not in skip:
@@ -175,15 +187,15 @@ def test_later_trees_are_for_problems_still_unsolved(tmp_path, monkeypatch):
 
     problems = [{'index': i, 'question': 'q', 'answer': '1'} for i in range(4)]
     read = problems, {}, collections.Counter(rows=4)
-    monkeypatch.setattr(rounds.sources, 'split_problems', lambda round_: read)
-    monkeypatch.setattr(rounds.sources, 'searching_policy', lambda round_: None)
-    monkeypatch.setattr(rounds.sources, 'searching_ppm', lambda round_: None)
-    monkeypatch.setattr(rounds.data, 'TreeStore', Store)
-    monkeypatch.setattr(rounds.search, 'run', search)
+    monkeypatch.setattr(sources, 'split_problems', lambda round_: read)
+    monkeypatch.setattr(sources, 'searching_policy', lambda round_: None)
+    monkeypatch.setattr(sources, 'searching_ppm', lambda round_: None)
+    monkeypatch.setattr(data, 'TreeStore', Store)
+    monkeypatch.setattr(search, 'run', grow)
     round_ = Round(configs.for_round(config, 4), tmp_path, 4, Events(None))
     stage = rounds.stage_of(round_, 'search')
     stage.begin()
-    figures = rounds.search_trees(round_, stage, rounds.Line('search'))
+    figures = searching.search_trees(round_, stage, Line('search'))
     assert asked == [
         (0, 0, 16), (1, 0, 16), (2, 0, 16), (3, 0, 16),
         (1, 1, 64), (2, 1, 64), (3, 1, 64),
@@ -191,5 +203,52 @@ def test_later_trees_are_for_problems_still_unsolved(tmp_path, monkeypatch):
     ]  # fmt: skip
     assert (figures['trees'], figures['problems'], figures['solved']) == (9, 4, 2)
     asked.clear()
-    rounds.search_trees(round_, stage, rounds.Line('search'))
+    searching.search_trees(round_, stage, Line('search'))
     assert asked == []
+
+
+def test_every_round_searches_by_a_seed_of_its_own():
+    config = configs.paper_schedule(configs.default())
+    config.seed = 7
+    seeds = [
+        sources.search_seed(Round(configs.for_round(config, n), pathlib.Path(), n, Events(None)))
+        for n in range(1, 5)
+    ]
+    assert seeds[0] == 7 and len(set(seeds)) == 4
+
+
+def test_a_raised_limit_extends_the_search(world, tmp_path, monkeypatch):
+    """What was searched stays, what was made from it is made again."""
+    asked, curated = [], []
+
+    def grow(problems, policy, ppm, *, skip, **_):
+        for problem in problems:
+            if (problem['index'], 0) not in skip:
+                asked.append(problem['index'])
+                yield tree_of(problem, 0, [(problem['answer'], 0.0, True)])
+
+    def curate(trees, folder, **rules):
+        curated.append(sorted(record.problem['index'] for record in trees))
+        (folder / 'made').write_text('')
+        return {}
+
+    monkeypatch.setattr(search, 'run', grow)
+    monkeypatch.setattr(data, 'curate_to', curate)
+    monkeypatch.setattr(sources, 'searching_policy', lambda round_: None)
+    monkeypatch.setattr(summary, 'show', lambda root: None)
+    monkeypatch.setattr(report, 'write', lambda root: None)
+
+    def run(limit):
+        flags = [f'policy.path={world / "policy"}', f'data.problems={world / "problems.json"}']
+        flags.append(f'data.limit={limit}')
+        config, _ = main.parse(str(world / 'config.py'), [f'--config.{flag}' for flag in flags])
+        rounds.run(config, str(tmp_path), ('search', 'curate'))
+
+    for limit in (2, 2, 3, 0):
+        run(limit)
+    assert asked == [0, 1, 2, 3]
+    assert curated == [[0, 1], [0, 1, 2], [0, 1, 2, 3]]
+    figures = ledger.read_json(tmp_path / 'round1' / 'search' / 'done.json')['figures']
+    assert figures['trees'] == 4
+    with pytest.raises(UserError, match='--config.data.limit=2: .* was made with 0'):
+        run(2)

@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.util
 import math
+import re
 
 import jax
 import jax.numpy as jnp
@@ -351,20 +352,28 @@ def test_collectives_as_the_compiler_for_tpus_writes_them():
     }
 
 
+FITS = trainings.Plan(
+    mesh={'data': 1, 'fsdp': 1, 'tensor': 1},
+    micros={(1, 4096): 128},
+    held=3 * GIB,
+    peak=9 * GIB,
+    needed=197e12,
+    computed=394e12,
+    work=trainings.Work({'all-gather': collectives.Exchange(5, 2e11)}, 77.0),
+)
+
+
 def test_the_table_of_trainings(monkeypatch):
     class Chip:
         device_kind = 'TPU v5 lite'
         process_index = 0
 
-    received = {'all-gather': collectives.Exchange(5, 4e11)}
-    fits = trainings.Plan(
+    fits = dataclasses.replace(
+        FITS,
         mesh={'data': 1, 'fsdp': 8, 'tensor': 1},
         micros={(8, 4096): 16},
         held=5 * GIB,
-        peak=9 * GIB,
-        needed=197e12,
-        computed=394e12,
-        work=trainings.Work(received, 77.0),
+        work=trainings.Work({'all-gather': collectives.Exchange(5, 4e11)}, 77.0),
     )
     asked = []
 
@@ -443,7 +452,15 @@ def test_a_real_slice(monkeypatch):
 
 
 @needs_slices
-def test_a_training_on_a_real_slice():
+def test_a_training_on_a_real_slice(monkeypatch):
+    compile_, texts = trainings.Training._compile, []
+
+    def noting(self, call):
+        program = compile_(self, call)
+        texts.append(program.as_text())
+        return program
+
+    monkeypatch.setattr(trainings.Training, '_compile', noting)
     mesh = parallel.global_mesh(devices=planning.slice_chips('v5e:2x4'))
     settings = settings_of('ppm', batch_size=8, length=512, micro_batch=1)
     made = trainings.plan('ppm', settings, TRAINED, mesh, V5E.memory)
@@ -453,3 +470,6 @@ def test_a_training_on_a_real_slice():
         kept = recompute.kept_bytes(TRAINED, 8, 1024, 2)
     gathered = made.work.exchanged['all-gather'].bytes
     assert made.held + kept < made.peak < made.held + 16 * kept and gathered > 0
+    # What attention's kernel gives is kept: backwards there are its backward parts alone.
+    found = re.findall(r'%splash_mha_([a-z]+)\S* = .*"tpu_custom_call"', '\n'.join(texts))
+    assert sorted(found) == ['dkv', 'dq', 'fwd']

@@ -2,13 +2,11 @@
 
 import io
 import math
-import pathlib
 import re
-import types
 
 import pytest
 
-from rstar_jax import progress, rounds
+from rstar_jax import progress
 
 
 @pytest.mark.parametrize(
@@ -151,14 +149,8 @@ def test_events_are_numbers_that_a_reader_finds(tmp_path):
 
 def test_a_training_tells_its_speed_once_it_has_one():
     """One that goes on knows its last loss, and no speed before a step of its own."""
-    shown = []
-    nothing = types.SimpleNamespace(add=lambda *_: None)
-    round_ = types.SimpleNamespace(beat=lambda stage: None, number=1, events=nothing)
-    stage = types.SimpleNamespace(folder=pathlib.Path('round1/policy'))
-    line = types.SimpleNamespace(show=lambda text, share: shown.append(text))
-    tell = rounds._training_progress(round_, stage, line)
     now = {'step': 5, 'steps': 9, 'loss': 0.5, 'mfu': 0.25, 'tokens_per_second': 70.0}
-    tell({**now, 'seconds': 2.0, 'seconds_left': math.nan})
-    tell({**now, 'seconds': 4.0, 'seconds_left': 8.0})
-    assert shown[0].startswith('step 5/9, loss 0.500, 0:02 gone')
-    assert shown[1].startswith('step 5/9, loss 0.500, 70 tokens/s, 25 % of peak, 0:04 gone')
+    first, share = progress.of_training({**now, 'seconds': 2.0, 'seconds_left': math.nan})
+    later, _ = progress.of_training({**now, 'seconds': 4.0, 'seconds_left': 8.0})
+    assert first.startswith('step 5/9, loss 0.500, 0:02 gone') and share == 5 / 9
+    assert later.startswith('step 5/9, loss 0.500, 70 tokens/s, 25 % of peak, 0:04 gone')

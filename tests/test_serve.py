@@ -18,7 +18,7 @@ import openai
 import pytest
 import uvicorn
 
-from rstar_jax import configs, main, search, serve
+from rstar_jax import chat, configs, main, search, serve, solve
 from rstar_jax.data import arithmetic
 from rstar_jax.errors import UserError
 from rstar_jax.models import save, tiny
@@ -63,7 +63,7 @@ def config():
 @contextlib.contextmanager
 def served(live, config):
     with socket.create_server(('127.0.0.1', 0)) as listening, serve.running(live):
-        app = serve.Service(live, config).app()
+        app = chat.Service(live, config).app()
         server = uvicorn.Server(uvicorn.Config(app, log_level='error', lifespan='off'))
         thread = threading.Thread(target=server.run, args=([listening],))
         thread.start()
@@ -149,13 +149,13 @@ def test_no_answer(client):
 
 def test_nobody_waits_while_an_answer_is_chosen(client, monkeypatch):
     """The grader may take its time, and the first time it has to be started."""
-    choose, go = serve.solve.choose, threading.Event()
+    choose, go = solve.choose, threading.Event()
 
     def slowly(found):
         assert go.wait(60)
         return choose(found)
 
-    monkeypatch.setattr(serve.solve, 'choose', slowly)
+    monkeypatch.setattr(solve, 'choose', slowly)
     made = []
     asks = functools.partial(client.chat.completions.create, **asking('Twice 8?'))
     thread = threading.Thread(target=lambda: made.append(asks()))
@@ -251,7 +251,7 @@ def test_requests_that_are_none(address):
     for method, path, body, status, text in [
         ('POST', '/v1/chat/completions', 'no', 400, 'not JSON'),
         ('POST', '/v1/chat/completions', '[]', 400, 'expected a JSON object'),
-        ('POST', '/v1/chat/completions', ' ' * (serve.BODY_BYTES + 1), 413, 'more than'),
+        ('POST', '/v1/chat/completions', ' ' * (chat.BODY_BYTES + 1), 413, 'more than'),
         ('GET', '/v1/chat/completions', '', 405, 'Method Not Allowed'),
         ('GET', '/nowhere', '', 404, 'Not Found'),
     ]:

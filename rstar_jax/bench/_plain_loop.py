@@ -22,7 +22,7 @@ from rstar_jax import models
 from rstar_jax.search import engine, loop
 from rstar_jax.search.config import Config
 from rstar_jax.search.engine import programs, sampling, sizes, state
-from rstar_jax.search.expander import Scores
+from rstar_jax.search.expander import Expander, Scores
 from rstar_jax.search.host import Step
 from rstar_jax.search.record import Record
 from rstar_jax.steps import marks
@@ -34,7 +34,7 @@ SCORED_UNIT = 64
 SCORED_TOKENS = 2048
 
 
-class Plain:
+class Plain(Expander):
     """The expander of `LockStep`: has the calls of an `Expander` that its loop needs.
 
     Args:
@@ -58,7 +58,7 @@ class Plain:
         del template
         self.mesh, self.config, self.policy, self.ppm = mesh, config, policy, ppm
         self.rows = self.width = trees
-        self.has_ppm = ppm is not None
+        self.scores = self._scores if ppm else None
         # For its table of marks and its texts of tokens; it holds no tree.
         self._engine = engine.Engine(policy, None, config, mesh, 1, [[0]])
         self.encode = self._engine.encode
@@ -69,9 +69,6 @@ class Plain:
         self._path: Any = None
         self._cells: Any = None
         self._slots: Any = None
-
-    def start(self, row: int, tree: Any) -> None:
-        """Nothing is kept for a tree, so there is nothing to forget."""
 
     def expand(self, row: int, tree: Any) -> None:
         """Asks for the candidates of a tree's cursor."""
@@ -94,7 +91,7 @@ class Plain:
         cells = self._decode(keys, np.arange(len(keys)) < len(places))
         return [self._ended(cells, cell, *place) for cell, place in enumerate(places)]
 
-    def scores(self, requests: list[tuple[int, Any]]) -> Scores:
+    def _scores(self, requests: list[tuple[int, Any]]) -> Scores:
         """PPM scores of children, each computed from its prompt's first token."""
         texts = [[*self._paths[row], *node.tokens] for row, node in requests]
         order = sorted(range(len(texts)), key=lambda i: len(texts[i]))

@@ -146,7 +146,7 @@ def _run(
     config: Any, workdir: pathlib.Path, stages: Sequence[str], look: Callable[[], None]
 ) -> dict[str, float]:
     """Runs a round's stages -> seconds of each by both clocks, and of compiling."""
-    from rstar_jax import ledger, parallel, rounds, whole_job
+    from rstar_jax import ledger, parallel, rounds, sources, whole_job
 
     seconds = {'compile': 0.0}
     for name in stages:
@@ -156,7 +156,7 @@ def _run(
         seconds[f'core_{name}'] = time.process_time() - core
         compiling = parallel.compile_seconds() - compiling
         seconds['compile'] += compiling
-        folder = workdir / 'round1' / rounds.FOLDERS.get(name, name)
+        folder = workdir / 'round1' / sources.FOLDERS.get(name, name)
         done = ledger.read_json(folder / 'done.json')
         seconds[name] = done['seconds'] - compiling
         if name in whole_job.SECTIONS:  # several programs are compiled side by side

@@ -7,7 +7,7 @@ function over lists. Interchange formats: `export_*`, `import_*`.
 """
 
 from rstar_jax.data.annotated import Annotated, Trajectory, annotate
-from rstar_jax.data.curation import Rules, curate, curate_to, pair_weight, split_prompt
+from rstar_jax.data.curation import curate, curate_to
 from rstar_jax.data.examples import Examples, load_examples, store_examples
 from rstar_jax.data.flights import Flights
 from rstar_jax.data.interchange import (
@@ -26,6 +26,7 @@ from rstar_jax.data.interchange import (
     store_given,
     store_trees,
 )
+from rstar_jax.data.pairs import Rules, pair_weight, split_prompt
 from rstar_jax.data.problems import Selection, export_problems, load_problems, told
 from rstar_jax.data.trees import TreeStore, in_order
 

@@ -20,7 +20,7 @@ import numpy as np
 
 from rstar_jax import steps
 from rstar_jax.errors import UserError
-from rstar_jax.search.record import Record, Status
+from rstar_jax.search.record import Record
 
 NOT_ANSWERS = frozenset(
     {steps.CODE_ERRORS_ANSWER, steps.TOO_DEEP_ANSWER, steps.UNPARSABLE_ANSWER, ''}
@@ -123,7 +123,7 @@ def _from_record(record: Record, grade: Grade | None) -> Annotated:
         if above >= 0:
             children[above].append(node)
     verdict = [NEITHER] * len(parent)
-    for node in (record.status == Status.ANSWER).nonzero()[0].tolist():
+    for node in record.answer_nodes:
         correct = record.correct[node]
         if grade:
             correct = grade(record.answers[node], record.problem.get('answer'))

@@ -6,19 +6,8 @@
                          pairs         {prompt, pos, neg, pos_count, neg_count}
                          trajectories  {query, steps, values, labels, correct}
 
-What the rules leave open, and how it is read here:
-- *Completion* below a step: the trajectory from that step (included) on, to a correct answer for a
-  positive, to a wrong one for a negative. Its mean Q is over those steps; prefixes are shared.
-- *Positives x negatives of a node*, the weight's denominator: those that were chosen for pairing
-  (2 x 2, 4 x 1, ...), before pairs are dropped, as in the loss's factor 1/(2 x 2).
-- With `final_step_pairs='trajectories'` steps that are answers take part in no step pair. Instead
-  each tree with a correct and a wrong trajectory gives a pair of whole trajectories, or
-  `trajectory_side` x `trajectory_side` of them. The step rules (margin, edit distance, completions)
-  do not apply to these: that the one is right and the other wrong is known, not estimated.
-- 'error' is looked for in the response as it is written, case included.
-
-A pair's `prompt` is the SFT prompt of the question followed by the prefix, as in the released data:
-`prompt + pos` is the very text that the PPM reads. `split_prompt` gives the two parts back.
+'error' is looked for in a response as it is written, case included. `pairs` tells how pairs are
+made.
 
 *Trajectories* are what reward models learn from that know no pairs (ORM, PQM, PRM): a question, the
 texts of the steps down to an answer, of each step its Q value in its tree and whether a right
@@ -31,7 +20,6 @@ equal as the trees allow.
 
 import ast
 import bisect
-import collections
 import contextlib
 import dataclasses
 import hashlib
@@ -40,77 +28,21 @@ import pathlib
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from rapidfuzz.distance import Levenshtein
-
 from rstar_jax import steps
 from rstar_jax.data import examples, files
 from rstar_jax.data.annotated import (
     MILLION,
-    NEITHER,
     Annotated,
     Grade,
     Trajectory,
     annotate,
     leading,
 )
+from rstar_jax.data.pairs import Counts, Example, Rules, pairs_of
 from rstar_jax.errors import UserError
 from rstar_jax.search.record import Record
 
-Example = dict[str, Any]
-Counts = collections.Counter
-
 OUTCOMES = 4  # right trajectories of a problem for reward models, and wrong ones, at most
-
-
-@dataclasses.dataclass(frozen=True)
-class Rules:
-    """What is kept (paper, section 3 and appendix).
-
-    Attributes:
-      final_step_pairs: 'steps', the final answer's step is paired like any other (released code),
-        or 'trajectories', two whole trajectories (paper).
-      trajectories: correct trajectories kept for SFT, per problem.
-      choice: which: 'best', those of the highest mean Q; 'right', any correct ones, by chance, as
-        rejection sampling takes them; 'any', correct or wrong, by chance.
-      distinct: of correct trajectories that hold the same program (comments and layout aside) the
-        best is kept, the shortest of several; as in rejection sampling (arXiv 2308.01825).
-      well_formed: correct trajectories count only in the form of steps/language.py, closed and with
-        nothing between their parts; a general model often leaves it.
-      side: positives and negatives paired at a node, each.
-      side_of_one: the same where the other side has only one.
-      trajectory_side: right and wrong trajectories of a tree that are paired as wholes, each; the
-        paper has 1.
-      margin: pairs whose Q values differ by less are dropped.
-      edit_distance: pairs whose texts differ by fewer characters (Levenshtein) are dropped.
-      synthetic_correct: synthetic problems of whose answers a smaller share than this is correct,
-        over all their trees, are dropped; 0 keeps all, the paper has 0.5. A problem is synthetic
-        when its field `synthetic` is true or its `source` begins with 'synthetic' (NuminaMath).
-    """
-
-    final_step_pairs: str = 'steps'
-    trajectories: int = 2
-    choice: str = 'best'
-    distinct: bool = False
-    well_formed: bool = False
-    side: int = 2
-    side_of_one: int = 4
-    trajectory_side: int = 1
-    margin: float = 0.5
-    edit_distance: int = 20
-    synthetic_correct: float = 0.0
-
-    def __post_init__(self) -> None:
-        if self.final_step_pairs not in ('steps', 'trajectories'):
-            raise UserError(
-                f"final_step_pairs={self.final_step_pairs!r}: expected 'steps' or 'trajectories'"
-            )
-        if self.choice not in ('best', 'right', 'any'):
-            raise UserError(f"choice={self.choice!r}: expected 'best', 'right' or 'any'")
-        if not 0 <= self.synthetic_correct <= 1:
-            raise UserError(f'synthetic_correct={self.synthetic_correct}: expected a share, 0 to 1')
-        for name in ('trajectories', 'side', 'side_of_one', 'trajectory_side'):
-            if getattr(self, name) < 1:
-                raise UserError(f'{name}={getattr(self, name)}: needs at least 1')
 
 
 def curate(
@@ -187,20 +119,6 @@ def curate_to(
                     writers[kind].write(example)
     files.write_json(pathlib.Path(directory) / 'counts.json', counts)
     return counts
-
-
-def pair_weight(pair: Example) -> float:
-    """Weight of a pair in the PPM's loss: 1 / (positives x negatives of its node)."""
-    return 1 / (pair['pos_count'] * pair['neg_count'])
-
-
-def split_prompt(prompt: str) -> tuple[str, str]:
-    """Gives back (question, prefix) of a pair's `prompt`; (prompt, '') if it is in another form."""
-    head, tail = steps.prompt('\0').split('\0')
-    question, mark, prefix = prompt.partition(tail)
-    if not mark or not question.startswith(head):
-        return prompt, ''
-    return question[len(head) :], prefix
 
 
 @dataclasses.dataclass
@@ -299,101 +217,6 @@ class _Problem:
         return bool(self.problem.get('synthetic')) or source.startswith('synthetic')
 
 
-def pairs_of(
-    tree: Annotated, trajectories: list[Trajectory], rules: Rules, counts: Counts
-) -> list[Example]:
-    """Preference pairs of one tree, node by node in depth-first order, whole trajectories last."""
-    best: dict[int, int] = {}  # node -> mean Q of the best completion to a correct answer
-    worst: dict[int, int] = {}
-    for trajectory in trajectories:
-        total = 0
-        for length, node in enumerate(reversed(trajectory.nodes), 1):
-            total += tree.q[node]
-            mean = round(total / length)
-            if trajectory.correct:
-                best[node] = max(mean, best.get(node, mean))
-            else:
-                worst[node] = min(mean, worst.get(node, mean))
-    start = steps.prompt(tree.problem['question'])
-    pairs: list[Example] = []
-    stack = [(0, start)]
-    while stack:
-        node, prompt = stack.pop()
-        children = tree.children[node]
-        pairs += _node_pairs(tree, children, prompt, best, worst, rules, counts)
-        both = [child for child in children if child in best and child in worst]
-        stack.extend((child, prompt + tree.texts[child]) for child in reversed(both))
-    if rules.final_step_pairs == 'trajectories':
-        pairs += _trajectory_pairs(tree, trajectories, start, rules, counts)
-    return pairs
-
-
-def _node_pairs(
-    tree: Annotated,
-    children: list[int],
-    prompt: str,
-    best: dict[int, int],
-    worst: dict[int, int],
-    rules: Rules,
-    counts: Counts,
-) -> list[Example]:
-    """Pairs among the children of one node."""
-    if rules.final_step_pairs == 'trajectories':
-        children = [child for child in children if tree.verdict[child] == NEITHER]
-    q = tree.q
-    positives = sorted((c for c in children if c in best), key=lambda c: -q[c])
-    negatives = sorted((c for c in children if c in worst), key=lambda c: q[c])
-    if not positives or not negatives:
-        return []
-    counts['nodes_paired'] += 1
-    side = [rules.side_of_one if len(x) == 1 else rules.side for x in (negatives, positives)]
-    positives, negatives = positives[: side[0]], negatives[: side[1]]
-    margin = round(rules.margin * MILLION)
-    pairs = []
-    for pos in positives:
-        for neg in negatives:
-            if not (q[pos] > q[neg] and best[pos] > worst[neg]):
-                counts['pairs_not_ordered'] += 1
-            elif q[pos] - q[neg] < margin:
-                counts['pairs_dropped_margin'] += 1
-            elif _alike(tree.texts[pos], tree.texts[neg], rules.edit_distance):
-                counts['pairs_dropped_alike'] += 1
-            else:
-                sizes = len(positives), len(negatives)
-                pairs.append(_pair(prompt, tree.texts[pos], tree.texts[neg], *sizes))
-    return pairs
-
-
-def _trajectory_pairs(
-    tree: Annotated, trajectories: list[Trajectory], prompt: str, rules: Rules, counts: Counts
-) -> list[Example]:
-    """The correct trajectories of highest mean Q, each against the wrong ones of the lowest."""
-    texts: dict[str, Trajectory] = {}
-    for trajectory in trajectories:
-        texts.setdefault(tree.text(trajectory.nodes), trajectory)
-
-    def first(correct: bool) -> list[str]:
-        sign = -1 if correct else 1
-        found = [text for text, t in texts.items() if t.correct == correct]
-        ranked = sorted(found, key=lambda x: (sign * texts[x].mean_q, sign * texts[x].min_q))
-        return ranked[: rules.trajectory_side]
-
-    positives, negatives = first(True), first(False)
-    counts['pairs_of_trajectories'] += len(positives) * len(negatives)
-    sizes = len(positives), len(negatives)
-    return [_pair(prompt, pos, neg, *sizes) for pos in positives for neg in negatives]
-
-
-def _pair(prompt: str, pos: str, neg: str, pos_count: int, neg_count: int) -> Example:
-    return {
-        'prompt': prompt,
-        'pos': pos,
-        'neg': neg,
-        'pos_count': pos_count,
-        'neg_count': neg_count,
-    }
-
-
 def _chance(text: str) -> int:
     """A number that is random, and the same for the same text."""
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest())
@@ -412,11 +235,6 @@ def _program(solution: str) -> str:
         return ast.unparse(ast.parse(code))
     except (SyntaxError, ValueError):
         return code
-
-
-def _alike(one: str, other: str, distance: int) -> bool:
-    """Whether two texts are fewer than `distance` edits apart."""
-    return distance > 0 and (Levenshtein.distance(one, other, score_cutoff=distance - 1) < distance)
 
 
 def _name(tree: Annotated) -> tuple:

@@ -18,7 +18,7 @@ from typing import Any
 from rstar_jax import steps
 from rstar_jax.data import files, rows
 from rstar_jax.errors import UserError
-from rstar_jax.grading import normalise
+from rstar_jax.grading import normalise, plain
 
 Problem = dict[str, Any]
 Counts = collections.Counter
@@ -195,10 +195,10 @@ def export_problems(problems: Iterable[Problem], path: str | os.PathLike) -> int
 def answer_kind(answer: str) -> str:
     """One of ANSWER_KINDS: what sort of thing the answer is."""
     text = normalise.clean(answer)
-    value = normalise.number(normalise.split_unit(text)[0])
+    value = plain.number(plain.split_unit(text)[0])
     if value is not None:
         return 'integer' if value.value.denominator == 1 else 'number'
-    words = normalise.words(text)
+    words = plain.words(text)
     if re.fullmatch(r'\(?[A-J]\)?', text if words is None else words):
         return 'choice'
     return 'expression' if words is None else 'text'

@@ -56,7 +56,7 @@ from typing import Any
 
 import jax
 
-from rstar_jax import parallel, search
+from rstar_jax import bounds, parallel, search
 from rstar_jax.data import files
 from rstar_jax.data.trees import TreeStore
 from rstar_jax.errors import UserError
@@ -67,7 +67,7 @@ from rstar_jax.search.record import Record
 Progress = Callable[[dict[str, Any]], None]
 SearchConfig = search.Config
 SAMPLED, UNGUIDED = 'sampled', 'unguided'
-GUIDED = ('mcts', 'puct', 'beam', 'dvts')
+GUIDED = bounds.CHOICES['search.strategy']
 STRATEGIES = (GREEDY, SAMPLED, UNGUIDED, *GUIDED)
 KEPT_SECONDS = 1.0  # between two writes of the seconds that an evaluation took
 
@@ -98,11 +98,8 @@ class Config:
     mean_tokens: int = 0
 
     def __post_init__(self) -> None:
-        for name, least in (('trajectories', 0), ('samples', 1), ('top', 0), ('mean_tokens', 0)):
-            if getattr(self, name) < least:
-                raise UserError(
-                    f'--config.eval.{name}={getattr(self, name)}: needs at least {least}'
-                )
+        for name in ('trajectories', 'samples', 'top', 'mean_tokens'):
+            bounds.check(f'eval.{name}', getattr(self, name))
         for name in self.strategies:
             if name not in STRATEGIES:
                 raise UserError(

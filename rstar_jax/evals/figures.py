@@ -5,12 +5,10 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-import numpy as np
-
 from rstar_jax import grading
 from rstar_jax.evals import metrics, selection
 from rstar_jax.search.endpoint import Endpoint
-from rstar_jax.search.record import Record, Status
+from rstar_jax.search.record import Record
 from rstar_jax.training import flops
 
 Problem = dict[str, Any]
@@ -43,7 +41,7 @@ class Outcome:
     def of(cls, record: Record) -> 'Outcome':
         # Sampled tokens, those of merged and dropped candidates included, where the search tells.
         kept = sum(map(len, record.tokens))
-        nodes = np.nonzero(record.status == Status.ANSWER)[0].tolist()
+        nodes = record.answer_nodes
         known = record.likelihood is not None
         answers = tuple(
             Answer(

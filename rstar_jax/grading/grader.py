@@ -10,7 +10,7 @@ from typing import Any
 
 from rstar_jax.execution.limits import Limits
 from rstar_jax.execution.workers import Workers
-from rstar_jax.grading import normalise
+from rstar_jax.grading import normalise, plain
 
 _JOBS_PER_CHILD = 2000
 
@@ -53,7 +53,7 @@ class Grader:
         hard = []
         for one in [truth] if isinstance(truth, str) else list(truth):
             other = _clean(one)
-            found = normalise.verdict(cleaned, other)
+            found = plain.verdict(cleaned, other)
             if found:
                 return _done(True)
             if found is None:
@@ -99,10 +99,10 @@ class Grader:
             return next((number for other, number in heads if not other), None)
         asked = []
         for other, number in heads:
-            plain = normalise.verdict(head, other)
-            if plain:
+            same = plain.verdict(head, other)
+            if same:
                 return number
-            if plain is None and _odd(head) and _odd(other):
+            if same is None and _odd(head) and _odd(other):
                 asked.append((self._ask({'pair': [head, other]}), number))
         return next((number for future, number in asked if future.result()), None)
 
@@ -126,13 +126,13 @@ def _odd(text: str) -> bool:
 
 
 def _short_enough(text: str) -> bool:
-    return bool(text) and len(text) <= normalise.LONGEST
+    return bool(text) and len(text) <= plain.LONGEST
 
 
 @functools.lru_cache(maxsize=20_000)
 def _clean(text: str) -> str:
     text = str(text)
-    if len(text) > 4 * normalise.LONGEST:
+    if len(text) > 4 * plain.LONGEST:
         return text.strip()
     return normalise.clean(text)
 

@@ -11,7 +11,7 @@ import importlib
 import logging
 import re
 
-from rstar_jax.grading import normalise, structure
+from rstar_jax.grading import normalise, plain, structure
 
 _POINTS = 3
 _DIGITS = 25
@@ -58,7 +58,7 @@ def present(report: dict) -> dict:
 
 def equivalent(answer: str, truth: str) -> bool:
     """Whether two cleaned answers mean the same."""
-    quick = normalise.verdict(answer, truth)
+    quick = plain.verdict(answer, truth)
     if quick is not None:
         return quick
     (name_a, value_a), (name_b, value_b) = map(structure.assignment, (answer, truth))
@@ -146,8 +146,8 @@ def unordered(a: tuple[str, ...], b: tuple[str, ...]) -> bool:
 
 def leaf(a: str, b: str) -> bool:
     """Two single values: number against value with units, or expressions, relations."""
-    (value_a, unit_a), (value_b, unit_b) = normalise.split_unit(a), normalise.split_unit(b)
-    if not normalise.same_unit(unit_a, unit_b):
+    (value_a, unit_a), (value_b, unit_b) = plain.split_unit(a), plain.split_unit(b)
+    if not plain.same_unit(unit_a, unit_b):
         return False
     if '\\text' in value_a or '\\text' in value_b:
         return False
@@ -165,9 +165,9 @@ def leaf(a: str, b: str) -> bool:
             and based[0][1] == based[1][1]
             and leaf(value_a[: based[0].start()], value_b[: based[1].start()])
         )
-    one, two = normalise.number(value_a), normalise.number(value_b)
+    one, two = plain.number(value_a), plain.number(value_b)
     if one and two:
-        return normalise.same_measure(one, unit_a, two, unit_b)
+        return plain.same_measure(one, unit_a, two, unit_b)
     first, second = parse(value_a), parse(value_b)
     if first is None or second is None:
         return False
@@ -311,7 +311,7 @@ def key(answer: str) -> str:
     _name, text = structure.assignment(answer)
     found = structure.form(text)
     if found.kind == 'one':
-        said = normalise.words(answer)
+        said = plain.words(answer)
         return f'text:{said}' if said is not None else _leaf_key(found.parts[0])
     parts = [key(part) for part in _spread(found.parts)]
     if found.kind in ('set', 'list', 'union'):
@@ -321,11 +321,11 @@ def key(answer: str) -> str:
 
 
 def _leaf_key(text: str) -> str:
-    text, unit = normalise.split_unit(text)
+    text, unit = plain.split_unit(text)
     unit = '%' if unit == '%' else ''
-    plain = normalise.number(text)
-    if plain is not None:
-        return f'{_short(complex(plain.value))}{unit}'
+    value = plain.number(text)
+    if value is not None:
+        return f'{_short(complex(value.value))}{unit}'
     expression = None if _relations(text) or '\\text' in text else parse(text)
     if expression is None or not hasattr(expression, 'evalf'):
         return f'raw:{re.sub(chr(92) + "s", "", text)}{unit}'

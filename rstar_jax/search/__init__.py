@@ -17,7 +17,7 @@ from rstar_jax.search.expander import Expander
 from rstar_jax.search.host import Step
 from rstar_jax.search.live import Job, Live
 from rstar_jax.search.record import Record, Status
-from rstar_jax.search.scripted import scripted
+from rstar_jax.search.scripted import Scripted as scripted
 
 __all__ = [
     'Config',

@@ -81,7 +81,6 @@ def run(
     make = functools.partial(new_tree, seed=seed, config=config, tokenizer=tokenizer)
     with contextlib.ExitStack() as stack:
         if expander is None:
-            mesh = mesh or parallel.local_mesh(tensor=config.tensor)
             expander = make_expander(policy, ppm, config, mesh, total)
             stack.callback(expander.close)
             announce(f'search: {expander.plan}')
@@ -109,11 +108,12 @@ def tokenizer_of(policy, ppm):
     return owner.tokenizer if owner is not None else None
 
 
-def make_expander(policy, ppm, config: Config, mesh, trees: int) -> Expander:
-    """What writes the steps for a policy; trees: how many there are to search in all."""
+def make_expander(policy, ppm, config: Config, mesh, total: int) -> Expander:
+    """What writes the steps for a policy; mesh: as of `run`; total: trees to search in all."""
+    mesh = mesh or parallel.local_mesh(tensor=config.tensor)
     if isinstance(policy, Endpoint):
-        return Remote(policy, ppm, config, mesh, trees)
-    return Engine(policy, ppm, config, mesh, trees, template(config, policy.tokenizer))
+        return Remote(policy, ppm, config, mesh, total)
+    return Engine(policy, ppm, config, mesh, total, template(config, policy.tokenizer))
 
 
 def template(config: Config, tokenizer) -> list[list[int]]:

@@ -3,17 +3,10 @@
 import dataclasses
 from collections.abc import Collection
 
-from rstar_jax import steps
+from rstar_jax import bounds, steps
 from rstar_jax.errors import UserError
 
-STRATEGIES = ('mcts', 'puct', 'beam', 'dvts')
 MOST_NODES = 1 << 20  # of a tree: some 50 MB of arrays; the paper's largest have 33 thousand
-_EITHER = {
-    'failed_steps': ('again', 'once'),
-    'examples': ('fixed', 'shuffled'),
-    'answers_kept': ('first', 'all'),
-}
-_AT_LEAST_ONE = ('rollouts', 'candidates', 'max_depth', 'error_threshold', 'step_tokens', 'width')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,24 +94,9 @@ class Config:
     isolation: str = 'auto'
 
     def __post_init__(self):
-        for name in _AT_LEAST_ONE:
-            if getattr(self, name) < 1:
-                raise UserError(f'--config.search.{name}={getattr(self, name)}: needs at least 1')
-        if self.temperature < 0:
-            raise UserError(f'--config.search.temperature={self.temperature}: needs at least 0')
-        if self.strategy not in STRATEGIES:
-            raise UserError(
-                f'--config.search.strategy={self.strategy!r}: expected {", ".join(STRATEGIES)}'
-            )
-        if self.top_k < 0:
-            raise UserError(f'--config.search.top_k={self.top_k}: needs at least 0 (all tokens)')
-        if not 0 < self.top_p <= 1:
-            raise UserError(f'--config.search.top_p={self.top_p}: needs more than 0, at most 1')
-        if not 0 <= self.min_p <= 1:
-            raise UserError(f'--config.search.min_p={self.min_p}: needs a number from 0 to 1')
-        for name in ('repetition', 'tokens', 'agree'):
-            if getattr(self, name) < 0:
-                raise UserError(f'--config.search.{name}={getattr(self, name)}: needs at least 0')
+        for name, value in vars(self).items():
+            if name != 'prompt':  # synthesis has one of its own
+                bounds.check(f'search.{name}', value)
         if self.agree and self.use_ground_truth:
             raise UserError(
                 f'--config.search.agree={self.agree}: a search for training data goes by the '
@@ -130,11 +108,6 @@ class Config:
                 f'{self.rollouts} (beams: width={self.width}) and max_depth={self.max_depth}: '
                 f'lower one of them, a tree has at most {MOST_NODES:,} nodes'
             )
-        for name, (one, other) in _EITHER.items():
-            if getattr(self, name) not in (one, other):
-                raise UserError(
-                    f'--config.search.{name}={getattr(self, name)!r}: expected {one} or {other}'
-                )
         steps.prompt('', self.prompt)
 
     @property

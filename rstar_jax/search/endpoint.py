@@ -26,8 +26,8 @@ from rstar_jax.errors import UserError
 from rstar_jax.search.config import Config
 from rstar_jax.search.engine import memory, sampling
 from rstar_jax.search.engine.model import Scorer
-from rstar_jax.search.expander import Scores
-from rstar_jax.search.host import HostTree, Node, Step
+from rstar_jax.search.expander import Expander
+from rstar_jax.search.host import HostTree, Step
 from rstar_jax.steps import marks
 
 KEY = 'OPENAI_API_KEY'
@@ -115,46 +115,39 @@ class _Request:
     seed: int
 
 
-class Remote:
-    """Drives an endpoint, and the PPM on this host's devices; an `Expander`."""
+class Remote(Expander):
+    """Drives an endpoint, and the PPM on this host's devices."""
 
-    def __init__(self, policy: Endpoint, ppm, config: Config, mesh, trees: int):
+    def __init__(self, policy: Endpoint, ppm, config: Config, mesh, total: int):
         """Args:
         policy: where the steps come from.
         ppm: models.PPM or None.
         config: what is searched.
         mesh: local mesh (data, tensor), used for the PPM.
-        trees: how many there are to search in all.
+        total: trees to search in all.
         """
-        self.policy, self.config, self.plenty = policy, config, False
+        self.policy, self.config = policy, config
         self.counters: collections.Counter = collections.Counter()
         wanted = -(-TREES_FOR_REQUESTS * policy.requests // config.candidates)
         config = dataclasses.replace(config, trees_in_flight=config.trees_in_flight or wanted)
-        self.scorer, self._tokenizer = None, None
+        self.scores, self.models, self._tokenizer = None, [], None
         self.mesh = parallel.local_mesh(devices=mesh.devices.flat[:1]) if ppm is None else mesh
-        self.width = min(config.trees_in_flight, trees)
+        self.width = min(config.trees_in_flight, total)
         if ppm is not None:
-            self.scorer, self._tokenizer = Scorer(mesh, config, ppm), ppm.tokenizer
-            networks = [self.scorer.network]
-            of_each = -(-trees // mesh.shape['data'])
-            plan = memory.plan(config, networks, mesh, of_each, policy.requests)
-            self.scorer.prepare(plan, self.counters)
+            scorer, self._tokenizer = Scorer(mesh, config, ppm), ppm.tokenizer
+            self.scores, self.models = scorer.scores, [scorer]
+            of_each = -(-total // mesh.shape['data'])
+            plan = memory.plan(config, [scorer.network], mesh, of_each, policy.requests)
+            scorer.prepare(plan, self.counters)
             self.width = plan.trees
         self.rows = self.width * self.mesh.shape['data']
-        self._stops = {
-            steps.STEP_END: marks.STEP,
-            steps.CODE_END: marks.CODE,
-            steps.ANSWER_END: marks.ANSWER,
-        }
-        if config.prompt == 'few_shot':
-            self._stops[steps.OUTPUT_END] = marks.STEP
+        self._stops = steps.stops(config.prompt)
         self.plan = (
             f'{policy.model} at {policy.url}, {policy.requests} requests and {self.rows} trees in '
             'flight'
         )
         self._serial = [0] * self.rows
         self._waiting: dict[int, set[int]] = {}  # row -> candidates that have not come
-        self._asked: list[HostTree | None] = []
         self._requests: queue.SimpleQueue[_Request | None] = queue.SimpleQueue()
         self._answers: queue.SimpleQueue[tuple[_Request, Step | Exception]] = queue.SimpleQueue()
         self._closed = threading.Event()
@@ -162,24 +155,19 @@ class Remote:
         for _ in range(policy.requests):
             threading.Thread(target=self._serve, name='endpoint', daemon=True).start()
 
-    @property
-    def has_ppm(self) -> bool:
-        return self.scorer is not None
-
     def close(self) -> None:
-        """Sends nothing more, and ends the threads."""
         self._closed.set()
         for _ in range(self.policy.requests):
             self._requests.put(None)
         self._client.close()
 
     def start(self, row: int, tree: HostTree) -> None:
-        if self.scorer is not None:
-            self.scorer.start(row, tree)
+        for model in self.models:
+            model.start(row, tree)
 
     def expand(self, row: int, tree: HostTree) -> None:
-        if self.scorer is not None:
-            self.scorer.walk(row, tree)
+        for model in self.models:
+            model.walk(row, tree)
         self._serial[row] += 1
         self._waiting[row] = set(range(self.config.candidates))
         prompt = tree.prompt + tree.prefix
@@ -190,10 +178,10 @@ class Remote:
 
     def dispatch(self) -> Any:
         """Brings the PPM's paths up to date; the requests are on their way already."""
-        if self.scorer is not None:
-            self.scorer.copy_steps()
-            while self.scorer.ledger.segments:
-                self.scorer.prefill()
+        for model in self.models:
+            model.copy_steps()
+            while model.ledger.segments:
+                model.prefill()
         return bool(self._waiting) or None
 
     def collect(self, running: Any) -> list[Step]:
@@ -208,13 +196,9 @@ class Remote:
         return found
 
     def encode(self, text: str) -> list[int]:
-        """Token ids for the PPM; none without one."""
         if self._tokenizer is None:
             return []
         return self._tokenizer.encode(text, add_special_tokens=False)
-
-    def scores(self, requests: list[tuple[int, Node]]) -> Scores:
-        return self.scorer.scores(requests)
 
     def _taken(self, request: _Request, answer: Step | Exception) -> list[Step]:
         """The steps that an answer makes known: itself, and those that cannot matter any more."""

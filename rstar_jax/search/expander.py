@@ -1,7 +1,7 @@
 """What the search asks of whatever writes the steps: local models, a script, a server."""
 
 import collections
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import jax
@@ -21,7 +21,8 @@ class Expander(Protocol):
       rows: trees in flight, on all devices; `width`, on each.
       mesh: local mesh on which the trees' arrays lie.
       counters: totals, such as `sampled` tokens.
-      has_ppm: whether there are scores.
+      scores: scores in [-1, 1] of (row, child of its cursor); it need not wait for the devices.
+        None where nothing is scored.
       plenty: whether more is waiting than one chunk of work takes on: then the next one may begin
         before anybody has looked at what the last one did.
     """
@@ -30,8 +31,8 @@ class Expander(Protocol):
     width: int
     mesh: Mesh
     counters: collections.Counter
-    has_ppm: bool
-    plenty: bool
+    scores: Callable[[list[tuple[int, Node]]], Scores] | None
+    plenty: bool = False
 
     def start(self, row: int, tree: HostTree) -> None:
         """A row is taken by a new tree."""
@@ -45,11 +46,9 @@ class Expander(Protocol):
     def collect(self, running: Any) -> list[Step]:
         """Waits for a chunk; returns the candidates that ended, in any order. The oldest first."""
 
-    def scores(self, requests: list[tuple[int, Node]]) -> Scores:
-        """Scores, in [-1, 1], of children of the rows' cursors; need not wait for the devices."""
-
     def close(self) -> None:
         """Ends what runs beside the loop."""
 
     def encode(self, text: str) -> list[int]:
         """Token ids of an executor output that follows a step; none where they are not known."""
+        return []

@@ -11,7 +11,6 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from rstar_jax import parallel
 from rstar_jax.errors import UserError
 from rstar_jax.search.begin import make_expander, new_tree, tokenizer_of
 from rstar_jax.search.children import Workers
@@ -69,15 +68,13 @@ class Live:
         """Args are those of `search.run`; trees: how many at once there is to be room for."""
         self.config = config
         self._tokenizer = tokenizer_of(policy, ppm)
-        if expander is None:
-            mesh = mesh or parallel.local_mesh(tensor=config.tensor)
-            expander = make_expander(policy, ppm, config, mesh, trees)
+        expander = expander or make_expander(policy, ppm, config, mesh, trees)
         self._inbox: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._jobs: dict[int, Job] = {}
         self._numbers = itertools.count()
         self._lock = threading.Lock()
         self._ended: BaseException | None = None
-        self._loop = _Endless(self, expander, config, workers)
+        self._loop = _Endless(self, self._jobs, expander, config, workers)
 
     def submit(
         self,
@@ -146,15 +143,6 @@ class Live:
             fresh += [(problem, tree) for tree in range(job.trees)]
         return fresh
 
-    def wanted(self, item: tuple[dict[str, Any], int]) -> bool:
-        """Whether somebody still waits for a tree."""
-        return not self._jobs[item[0]['job']].cancelled
-
-    def forget(self, busy: set[int]) -> None:
-        """Drops the jobs of which no tree is left."""
-        for number in self._jobs.keys() - busy:
-            del self._jobs[number]
-
     def make(self, problem: dict[str, Any], tree: int) -> HostTree:
         """The host's side of a tree, about to be put into a row."""
         seed = self._jobs[problem['job']].seed
@@ -169,20 +157,22 @@ class Live:
 class _Endless(Loop):
     """The search's loop with a queue that is filled while it runs."""
 
-    def __init__(self, live: Live, expander, config: Config, workers: Workers):
+    def __init__(self, live: Live, jobs: dict[int, Job], expander, config, workers: Workers):
+        """jobs: those of `live`, by number; forgotten here when no tree of theirs is left."""
         totals = Totals(0, expander.counters, None)
         super().__init__(iter(()), live.make, expander, config, workers, totals)
         self.markless = None  # a question that is none must not end the service
-        self._live = live
+        self._live, self._jobs = live, jobs
 
     def more(self) -> bool:
         problems = [problem for problem, _ in self.queue]
         problems += [tree.problem for tree in self.growing.values()]
         problems += [tree.problem for tree, _ in self.finished]
-        self._live.forget({problem['job'] for problem in problems})
+        for number in self._jobs.keys() - {problem['job'] for problem in problems}:
+            del self._jobs[number]
         fresh = self._live.incoming(wait=not problems)
         if fresh is None:
             return False
-        self.queue = [*fresh[::-1], *self.queue]  # the next one is the last
-        self.queue = [item for item in self.queue if self._live.wanted(item)]
+        queue = [*fresh[::-1], *self.queue]  # the next one is the last
+        self.queue = [item for item in queue if not self._jobs[item[0]['job']].cancelled]
         return True

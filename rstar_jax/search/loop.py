@@ -173,12 +173,12 @@ class Loop:
 
     def _resumed(self, row: int) -> list[int]:
         """Path to the cursor of a tree that begins: its root, or as far as it has been kept."""
-        tree, kept = self.growing[row], None
+        tree, found = self.growing[row], None
         if self.flights is not None and (data := self.flights.find(tree.key)) is not None:
-            kept = flight.unpack(data, tree, self.config.nodes)
-        if kept is None:
+            found = flight.unpack(data, tree, self.config.nodes)
+        if found is None:
             return [trees_lib.ROOT]
-        arrays, path = kept
+        arrays, path = found
         placed = programs.with_tree(self.arrays, row, arrays)
         self.arrays = devices.split(self.expander.mesh, placed)
         return path
@@ -290,7 +290,7 @@ class Loop:
             if node.is_open or (node.status == Status.ANSWER and not self.config.use_ground_truth)
         ]
         scores: list[tuple] = []
-        if not wanted or not self.expander.has_ppm:
+        if not wanted or self.expander.scores is None:
             return expansion, scores
         mesh, width = self.expander.mesh, self.expander.width
         for row, _, node in wanted:

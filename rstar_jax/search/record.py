@@ -92,24 +92,28 @@ class Record:
         """f32[N], mean backed-up value, 0 where a node was never visited."""
         return self.value_sum / np.maximum(self.visits, 1).astype(np.float32)
 
+    @property
+    def answer_nodes(self) -> list[int]:
+        """The nodes that end in an answer."""
+        return (self.status == Status.ANSWER).nonzero()[0].tolist()
+
     def best_node(self) -> int | None:
         """Returns the ANSWER node with the highest score, the first of equals; None without any.
 
         The score is the PPM's, or the mean backed-up value where no PPM was used.
         """
-        found = np.nonzero(self.status == Status.ANSWER)[0]
-        if not len(found):
-            return None
-        scores = np.where(np.isnan(self.score), self.q_values, self.score)[found]
-        return int(found[np.argmax(scores)])
+        found = self.answer_nodes
+        return found[np.argmax(self._judged[found])] if found else None
 
     def best_answer(self) -> tuple[str, float]:
         """Returns the answer of `best_node` and its score; ('', -inf) without any."""
         node = self.best_node()
-        if node is None:
-            return '', -np.inf
-        score = self.q_values[node] if np.isnan(self.score[node]) else self.score[node]
-        return self.answers[node], float(score)
+        return ('', -np.inf) if node is None else (self.answers[node], float(self._judged[node]))
+
+    @property
+    def _judged(self) -> np.ndarray:
+        """f32[N], PPM scores, mean backed-up values where there is none."""
+        return np.where(np.isnan(self.score), self.q_values, self.score)
 
     def trajectory(self, node: int) -> list[int]:
         """Returns the nodes from the root's child down to `node`."""

@@ -34,8 +34,7 @@ class Spending:
             return
         name = name_of(record.problem)
         self._tokens[name] += int(record.counters['sampled_tokens'])
-        answers = (record.status == Status.ANSWER).nonzero()[0]
-        self._answers[name] += [record.answers[i] for i in answers]
+        self._answers[name] += [record.answers[i] for i in record.answer_nodes]
 
     def left(self, problem: dict[str, Any]) -> float:
         """Tokens that may still be sampled for a problem."""

@@ -26,9 +26,8 @@ class Totals:
         self.total, self.counters, self.callback = total, counters, callback
         self.started = self.last = time.monotonic()
         self.done = self.solved = self.nodes = 0
-        self._begun: tuple[float, float] | None = (
-            None  # when something was first done, and how much
-        )
+        # When something was first done, and how much.
+        self._begun: tuple[float, float] | None = None
 
     def finished(self, record: Record) -> None:
         self.done += 1

@@ -20,7 +20,7 @@ from rstar_jax.steps.language import (
     well_formed,
     with_output,
 )
-from rstar_jax.steps.marks import MarkTable, eos_ids, mark_table, token_bytes
+from rstar_jax.steps.marks import MarkTable, eos_ids, mark_table, stops, token_bytes
 from rstar_jax.steps.prompts import ORDERS, prompt, writing_prompt
 
 __all__ = [
@@ -45,6 +45,7 @@ __all__ = [
     'eos_ids',
     'mark_table',
     'prompt',
+    'stops',
     'token_bytes',
     'well_formed',
     'with_output',

@@ -12,6 +12,8 @@ import functools
 
 import numpy as np
 
+from rstar_jax.steps import language
+
 # What a completed mark means to the search. NONE: still writing; EOS: the model ended its text;
 # LIMIT, REPEATED: it was stopped, as the step was too long or said the same again and again.
 NONE, STEP, CODE, ANSWER, EOS, LIMIT, REPEATED = range(7)
@@ -60,6 +62,15 @@ def token_bytes(tokenizer, vocab_size: int) -> list[bytes]:
             known = all(c in to_byte for c in word)
             result.append(bytes(to_byte[c] for c in word) if known else word.encode())
     return result + [b''] * (vocab_size - size)
+
+
+def stops(prompt: str) -> dict[str, int]:
+    """Returns the marks that end a step, with their kinds, for a prompt as in `steps.prompt`.
+
+    A general model, prompted by examples, may write the executor's part as well: it ends there.
+    """
+    kinds = {language.STEP_END: STEP, language.CODE_END: CODE, language.ANSWER_END: ANSWER}
+    return {**kinds, language.OUTPUT_END: STEP} if prompt == 'few_shot' else kinds
 
 
 # Tokens with which chat and base models end a text, beside the tokenizer's own.

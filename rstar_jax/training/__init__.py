@@ -91,6 +91,7 @@ def _default(**special) -> 'ConfigDict':
             'grad_clip': 1.0,  # greatest norm of the gradients; 0 = no limit
             'seed': 0,  # of order, dropout, the head's first weights, the hold-out
             'dtype': '',  # the network runs in; '' = what the device is fast at, step.fast_dtype
+            'attention': 'auto',  # or 'loop', 'cudnn': see training.kernels
             'measure_every': 0,  # steps between measurements of the held-out; 0 = before and after
             'keep': 'last',  # parameters of the last step, or 'best': of least held-out loss
             'log_every': 10.0,  # seconds between log lines
@@ -195,11 +196,11 @@ def sft(
 
 
 def _check_network(config) -> None:
-    from rstar_jax.training import step
+    from rstar_jax.training import kernels, step
 
     if config.lora < 0:
         raise UserError(f'lora={config.lora}: expected a rank, as 16, or 0 to train all weights')
-    step.compute_dtype(config)
+    kernels.check(config.attention, step.compute_dtype(config))
     if config.moments not in ('float32', 'bfloat16'):
         raise UserError(f'moments={config.moments!r}: expected float32 or bfloat16')
 

@@ -4,7 +4,7 @@ Token i of a row looks at token j exactly if j <= i < end[j]. Queries and keys g
 only the pairs of blocks are computed of which some token sees some other, one pair after the other
 in one loop, whatever their number: scores [block, block] of one pair are all that is in memory
 (FlashAttention-2, arXiv 2307.08691, in plain JAX). The backward pass makes them again from the
-logarithms of the sums.
+logarithms of the sums. Where a device has a kernel for it, see kernels.py.
 """
 
 from collections.abc import Callable

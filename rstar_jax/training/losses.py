@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 
 from rstar_jax.models import heads
-from rstar_jax.training import attention, examples, layers, lora
+from rstar_jax.training import attention, examples, kernels, layers, lora
 
 CHUNK_TOKENS = 256  # tokens whose logits [tokens, V] are in a device's memory at once
 
@@ -36,7 +36,7 @@ TRAINED_ON = {'tanh': 'tanh', 'tanh5': 'none', 'none': 'none'}
 LOGIT = {'tanh': 2.0, 'tanh5': 0.4, 'none': 1.0}
 
 
-def hidden_states(config, params, batch) -> jax.Array:
+def hidden_states(config, params, batch, settings) -> jax.Array:
     """Runs the decoder of `params`, a training's, over packed rows -> [R, T, D]."""
     tokens, positions, end = batch['tokens'], batch['positions'], batch['end']
     looked_up, added = params['embed']['weight'], batch.get('added')
@@ -46,7 +46,8 @@ def hidden_states(config, params, batch) -> jax.Array:
     x = lora.with_rows(x, params['embed'], tokens)
     if added is not None:
         x += added
-    return layers.run(config, params, x, positions, attention.packed(end, positions))
+    name = kernels.chosen(settings.attention, config, end.shape[1], x.dtype)
+    return layers.run(config, params, x, positions, kernels.BY_NAME[name](end, positions))
 
 
 def sft(config, params, batch, key, settings):
@@ -55,8 +56,7 @@ def sft(config, params, batch, key, settings):
     Metrics, outside of training: marks_due and marks_first i32[1 + marks], by `mark` of the batch
     (0: no mark), how many tokens are to be predicted and how many are the arg-max there.
     """
-    del settings
-    hidden = hidden_states(config, params, batch)
+    hidden = hidden_states(config, params, batch, settings)
     table = params['embed' if config.tie_embeddings else 'output']
     head, new = table['weight'], lora.new_rows(table)
     loss = cross_entropy(hidden, head, batch['targets'], batch['weights'], new)
@@ -99,7 +99,7 @@ def pairwise(config, params, batch, key, settings):
     Metrics: accuracy, the weight of pairs ranked rightly; margin, the weighted sum of r(x, pos) -
     r(x, neg) as in the loss; pairs and pairs_right, their numbers.
     """
-    hidden = hidden_states(config, params['decoder'], batch)
+    hidden = hidden_states(config, params['decoder'], batch, settings)
     keys = (None, None) if key is None else jax.random.split(key)
     chosen, rejected = (
         heads.value(
@@ -151,7 +151,7 @@ def pqm(config, params, batch, key, settings):
 
 def _values(config, params, batch, key, settings) -> jax.Array:
     """Raw values f32[R, T] at every token."""
-    hidden = hidden_states(config, params['decoder'], batch)
+    hidden = hidden_states(config, params['decoder'], batch, settings)
     return heads.value(params['value_head'], hidden, dropout=settings.dropout, key=key)
 
 

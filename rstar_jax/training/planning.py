@@ -25,7 +25,16 @@ from rstar_jax import models, parallel, steps, training
 from rstar_jax.models import heads, sharding, weights
 from rstar_jax.parallel import collectives
 from rstar_jax.parallel.memory import GIB
-from rstar_jax.training import attention, examples, layers, lora, losses, packing, recompute
+from rstar_jax.training import (
+    attention,
+    examples,
+    kernels,
+    layers,
+    lora,
+    losses,
+    packing,
+    recompute,
+)
 from rstar_jax.training.step import Compiled, own_dtype
 
 DTYPE = 'bfloat16'  # what a network runs in where settings.dtype is empty: plans are for TPUs
@@ -217,10 +226,8 @@ class Training:
         """FLOPs (needed, computed) of a step on all chips."""
         room = self.compiled.room(self.state['params'], self.frozen)
         with jax.set_mesh(self.mesh), recompute.room(room):
-            itemsize = models.decoder.stored(jnp.dtype(self.settings.dtype)).itemsize
             parts = [
-                count
-                * np.array(products(self.shape, self.settings.lora, self.loss, *micro, itemsize))
+                count * np.array(products(self.shape, self.settings, self.loss, *micro))
                 for micro, count in self.micros.items()
             ]
         needed, computed = np.sum(parts, axis=0)
@@ -228,15 +235,14 @@ class Training:
 
 
 def products(
-    shape: models.Config, rank: int, loss: str, rows: int, length: int, itemsize: int
+    shape: models.Config, settings, loss: str, rows: int, length: int
 ) -> tuple[float, float]:
     """FLOPs of a micro batch's matrix products: (needed, computed) as in Plan, on all chips.
 
     In the mesh of jax.set_mesh and in recompute.room, for what is computed again depends on them.
-    A product's gradients are two products of its size, that of a frozen weight is none. rank: of
-    LoRA, 0: without. itemsize: bytes of an activation.
+    A product's gradients are two products of its size, that of a frozen weight is none.
     """
-    tokens = rows * length
+    rank, dtype, tokens = settings.lora, jnp.dtype(settings.dtype), rows * length
     layers = weights.flatten(models.decoder.abstract_params(shape, headless=True))
     dense = {path: x.shape for path, x in layers.items() if lora.DENSE.fullmatch(path)}
     own = 2 * tokens * sum(out * inputs for out, inputs in dense.values())
@@ -246,13 +252,15 @@ def products(
     each = 4 * shape.num_heads * shape.head_dim  # of a query and a key: score and weighted sum
     ways = 2 if rank else 3
     needed = ways * (own + head) + 3 * low + 3 * each * seen
-    again = recompute.whole_layers(shape, rows, length, itemsize)
+    again = recompute.whole_layers(shape, rows, length, models.decoder.stored(dtype).itemsize)
     # What ends a layer is computed once: nothing behind it is computed again.
     ends = [size for path, size in dense.items() if path.endswith('down/weight')]
     last = 2 * tokens * sum(out * (inputs + rank) for out, inputs in ends)
     computed = ways * (own + head) + 3 * low + again * (own + low - last)
-    # Backwards attention's scores are made again, for four products of their size.
-    return needed, computed + (3.5 + again) * each * scored
+    # Backwards attention's scores are made again, for four products of their size; splash has one
+    # pass for queries, one for keys, and makes two of these five in both.
+    by_splash = kernels.chosen(settings.attention, shape, length, dtype) == 'splash'
+    return needed, computed + (3.5 + by_splash + again) * each * scored
 
 
 def _pairs(shape: models.Config, length: int) -> tuple[int, int]:

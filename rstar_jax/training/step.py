@@ -24,7 +24,16 @@ from rstar_jax.errors import UserError
 from rstar_jax.models import sharding, weights
 from rstar_jax.models.checkpoint import default_dtype
 from rstar_jax.parallel.memory import GIB
-from rstar_jax.training import attention, checkpoints, layers, lora, loss_scale, losses, recompute
+from rstar_jax.training import (
+    attention,
+    checkpoints,
+    kernels,
+    layers,
+    lora,
+    loss_scale,
+    losses,
+    recompute,
+)
 
 DTYPES = ('float32', 'bfloat16', 'float16')
 # Results of the functions whose first argument gives its memory to the first of them.
@@ -307,6 +316,11 @@ class Compiled:
         held = params, self.moments(params), frozen
         gradients = parallel.bytes_on_a_device(params)
         return (self._memory - parallel.bytes_on_a_device(held) - gradients) // 2
+
+    def attention(self, lengths: Sequence[int]) -> str:
+        """What computes the attention of rows of these lengths: see kernels.told."""
+        with jax.set_mesh(self.mesh):
+            return kernels.told(self._settings.attention, self._config, lengths, self._dtype)
 
     def step(self, state, batch: Batch, scale: float, number: Sequence[int]):
         """A whole step of one micro batch -> (state, metric sums, norm of the gradients).

@@ -16,14 +16,12 @@ import hashlib
 import json
 import math
 import os
-import pathlib
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import numpy as np
-from absl import logging
 
 from rstar_jax import interrupts, parallel
 from rstar_jax.errors import UserError
@@ -31,18 +29,17 @@ from rstar_jax.models.weights import to_host
 from rstar_jax.parallel.memory import GIB
 from rstar_jax.training import checkpoints, flops, layers, packing
 from rstar_jax.training.examples import Encoded
+from rstar_jax.training.log import Log, Progress
 from rstar_jax.training.step import Compiled, compute_dtype, fast_dtype, lacks
 
-Progress = Callable[[dict[str, float]], None]
 Measure = Callable[[Compiled, Any], dict[str, Any]]
 
 MOST_LEFT_OUT = 30  # steps in a row whose gradients are not finite in float16
-TOLD = ('loss', 'accuracy', 'margin')  # of the latest step, until the next one ends
 LOOKED = 64  # steps whose shapes are compiled before the first
 
 MEANS = ('loss', 'accuracy', 'margin')  # metric sums that are divided by the weight
 # Settings that do not change what is learnt: a training may go on with others.
-FREE = ('log_every', 'checkpoint_minutes', 'form')
+FREE = ('log_every', 'checkpoint_minutes', 'form', 'attention')
 LAYOUT = 'stacked layers'  # of the arrays in a state
 
 
@@ -183,7 +180,7 @@ def train(
         after, more = run.measured, {}
         if best is not None:
             more['best_step'], trained, after = best.choose(len(steps), trained, after)
-    metrics = run.summary() | about['metrics'] | _named(after, 'after') | more
+    metrics = run.log.summary() | about['metrics'] | _named(after, 'after') | more
     low_rank = layers.unstack(trained) if settings.lora else None
     return compiled.whole(trained), low_rank, metrics
 
@@ -264,26 +261,22 @@ def fingerprint(params, encoded: Encoded, indices: Sequence[int], loss: str, set
 
 
 class _Run:
-    """The loop over steps, and what it tells while it runs.
+    """The loop over steps.
 
     Attributes:
+      log: what is told.
       measured: what was found after the last step.
     """
 
     def __init__(
         self, compiled, encoded, steps, settings, directory, progress, measure, best, work
     ):
-        self._compiled, self._encoded, self._all, self._work = compiled, encoded, steps, work
-        self._peak = parallel.peak_flops(compiled.mesh, compute_dtype(settings))
-        self._settings, self._progress = settings, progress
-        self._evaluate, self._best, self.measured = measure, best, {}
-        self._path = pathlib.Path(directory) / 'metrics.jsonl'
-        self._began = self._saved = self._logged = time.monotonic()
-        self._aside = 0.0  # seconds that no step took: before the first, measuring; not compilation
-        self._sizes = [len(indices) for _, indices in steps]
-        self._start = 0
-        self._counts = {'tokens': 0, 'tokens_alone': 0, 'places': 0, 'flops': 0}
-        self._log: list[dict[str, Any]] = []  # what metrics.jsonl holds
+        self._compiled, self._encoded, self._all = compiled, encoded, steps
+        self._settings, self._evaluate, self._best = settings, measure, best
+        sizes = [len(indices) for _, indices in steps]
+        self.log = Log(directory, sizes, compiled, settings, work, progress)
+        self.measured: dict[str, Any] = {}
+        self._saved = time.monotonic()
 
     def prepare(self, state, start: int) -> None:
         """Compiles what the first steps need, and tells the memory that they will take."""
@@ -300,7 +293,8 @@ class _Run:
         if parallel.is_first():
             print(
                 f'training: {held / GIB:.2f} GiB of parameters and moments on each device, at most '
-                f'{(most - held) / GIB:.2f} of {free / GIB:.2f} GiB free beside them',
+                f'{(most - held) / GIB:.2f} of {free / GIB:.2f} GiB free beside them; attention by '
+                + compiled.attention([batch['tokens'].shape[1] for _, batch in calls.values()]),
                 flush=True,
             )
         compiled.check_room('a micro batch takes', most - held)
@@ -309,8 +303,7 @@ class _Run:
         """Takes the steps from `start` on; returns the last state."""
         done = start
         try:
-            self._resume(start)
-            self._aside += self._busy()
+            self.log.resume(start)
             self._measure(start, state['params'])  # where it was stopped before that
             upcoming = self._micros(start)
             for number in range(start, len(self._all)):
@@ -333,49 +326,16 @@ class _Run:
     def _measure(self, step: int, params) -> None:
         """Measures where that is due after `step` steps, and adds it to the step's line."""
         every, last = self._settings.measure_every, step == len(self._all)
-        due = every and step and step % every == 0 and 'held_out_loss' not in self._log[-1]
+        due = every and step and step % every == 0 and 'held_out_loss' not in self.log.lines[-1]
         if self._evaluate is None or not (due or last):
             return
-        began, compiling = time.monotonic(), self._compiled.seconds
-        found = self._evaluate(self._compiled, params)
-        self._aside += time.monotonic() - began - (self._compiled.seconds - compiling)
-        self._log[-1] |= found
-        self._write_log()
-        self._tell(step, 0, found)
+        with self.log.aside():
+            found = self._evaluate(self._compiled, params)
+        self.log.amend(found)
         if last:
             self.measured = found
         elif self._best is not None:
             self._best.offer(step, params, found)
-
-    def summary(self) -> dict[str, float]:
-        """Figures of the whole training; rates are of the part that ran in this process."""
-        seconds = time.monotonic() - self._began
-        losses = [line['loss'] for line in self._log]
-        counts, ends = self._counts, max(1, len(losses) // 10)
-        return {
-            'steps': len(self._all),
-            'loss_first': float(np.mean(losses[:ends])),
-            'loss_last': float(np.mean(losses[-ends:])),
-            'tokens': counts['tokens'],
-            **self._speed(),
-            'padding_share': 1 - counts['tokens'] / max(1, counts['places']),
-            'shared_prefix_tokens_share': counts['tokens'] / max(1, counts['tokens_alone']),
-            'seconds': seconds,
-            'compiles': self._compiled.count,
-            'compile_seconds': self._compiled.seconds,
-        }
-
-    def _busy(self) -> float:
-        """Seconds that the steps took so far."""
-        return time.monotonic() - self._began - self._compiled.seconds - self._aside
-
-    def _speed(self) -> dict[str, float]:
-        """By the clock, over all steps; what does not depend on it is in the log."""
-        seconds = max(self._busy(), 1e-9)
-        return {
-            'tokens_per_second': self._counts['tokens'] / seconds,
-            'mfu': self._counts['flops'] / seconds / self._peak,
-        }
 
     def _micros(self, number: int) -> Micros | None:
         if number >= len(self._all):
@@ -387,8 +347,8 @@ class _Run:
         compiled, params = self._compiled, state['params']
         scale = 1 / max(micros.weight, 1e-9)
         if len(micros.batches) == 1:
-            self._count(micros, 0)
-            self._tell(number, 0)
+            self.log.count(micros.tokens[0], micros.targets[0])
+            self.log.tell(number)
             return compiled.step(state, micros.batches[0], scale, (number, 0))
         grads, sums, last = compiled.zeros(params), {}, None
         scale = compiled.scale_of(state, scale)
@@ -398,15 +358,10 @@ class _Run:
             # One micro batch waits in the device's queue while another is computed, no more.
             jax.block_until_ready(last)
             last = new
-            self._count(micros, i)
-            self._tell(number, i / len(micros.batches))
+            self.log.count(micros.tokens[i], micros.targets[i])
+            self.log.tell(number, i / len(micros.batches))
         state, norm = compiled.update(state, grads)
         return state, sums, norm
-
-    def _count(self, micros: Micros, i: int) -> None:
-        tokens, targets = micros.tokens[i], micros.targets[i]
-        self._counts['tokens'] += tokens
-        self._counts['flops'] += self._work.of(tokens, targets)
 
     def _finish(self, number: int, micros: Micros, sums, norm) -> None:
         """Waits for a step; checks, writes and tells its metrics."""
@@ -418,76 +373,25 @@ class _Run:
                 raise UserError(
                     f'step {number + 1} of {len(self._all)}: {name} is {found[name]}; lower '
                     f'learning_rate (now {self._settings.learning_rate:g}), and look for the cause '
-                    f'in {self._path}'
+                    f'in {self.log.path}'
                 )
-        self._counts['tokens_alone'] += micros.alone
-        self._counts['places'] += micros.places
         line = {'step': number + 1, 'epoch': self._all[number][0]}
         line |= {'learning_rate': self._compiled.learning_rate(number)} | found
         line |= {'tokens': sum(micros.tokens), 'micro_batches': len(micros.batches)}
-        self._log.append(line)
-        if parallel.is_first():
-            with open(self._path, 'a', encoding='utf-8') as file:
-                file.write(json.dumps(line) + '\n')
-        self._tell(number + 1, 0, line)
+        self.log.add(line, micros.alone, micros.places)
 
     def _norm(self, norm: float) -> dict[str, float | bool]:
         """What the log says of the gradients' norm: where the loss is scaled, a step without a
         finite one was left out."""
         if math.isfinite(norm) or not self._compiled.scales:
             return {'grad_norm': norm}
-        latest = [line.get('left_out') for line in self._log[-MOST_LEFT_OUT:]]
+        latest = [line.get('left_out') for line in self.log.lines[-MOST_LEFT_OUT:]]
         if latest.count(True) == MOST_LEFT_OUT:
             raise UserError(
                 f'training: the gradients of {MOST_LEFT_OUT} steps in a row are not finite in '
                 'float16: train with dtype=float32'
             )
         return {'left_out': True}
-
-    def _tell(self, number: int, share: float, line: dict[str, float] | None = None) -> None:
-        """Calls `progress`, logs now and then. number: steps done; share: of the next one."""
-        now, busy = time.monotonic(), self._busy()
-        done = sum(self._sizes[self._start : number])
-        done += share * self._sizes[number] if share else 0
-        left = sum(self._sizes[self._start :]) - done
-        numbers = {
-            'step': number,
-            'steps': len(self._all),
-            'seconds': now - self._began,
-            'seconds_left': busy / done * left if done else math.nan,
-        }
-        if self._log:
-            numbers |= {name: self._log[-1][name] for name in TOLD if name in self._log[-1]}
-        numbers |= (line or {}) | self._speed()
-        if self._progress is not None:
-            self._progress(numbers)
-        if now - self._logged >= self._settings.log_every:
-            self._logged = now
-            logging.info(
-                'step %d/%d  loss %.4f  %.0f tokens/s  %.0f %% of peak  %.0f s left',
-                number,
-                len(self._all),
-                numbers.get('loss', math.nan),
-                numbers['tokens_per_second'],
-                100 * numbers['mfu'],
-                numbers['seconds_left'],
-            )
-
-    def _resume(self, start: int) -> None:
-        """Keeps of the log what belongs to the state that the training goes on from."""
-        self._start = start
-        lines = self._path.read_text(encoding='utf-8').splitlines() if self._path.exists() else []
-        self._log = [json.loads(line) for line in lines[:start]]
-        parallel.barrier('log is read')
-        self._write_log()
-
-    def _write_log(self) -> None:
-        """Writes metrics.jsonl anew, atomically."""
-        if parallel.is_first():
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            temporary = self._path.with_suffix('.tmp')
-            temporary.write_text(''.join(json.dumps(line) + '\n' for line in self._log), 'utf-8')
-            temporary.replace(self._path)
 
     def _due(self) -> bool:
         """Whether to save now: by the clock of the first process, for all of them."""

@@ -9,19 +9,10 @@ from rstar_jax import parallel, planning
 from rstar_jax.bench import plans
 from rstar_jax.errors import UserError
 from rstar_jax.models import published
-from rstar_jax.parallel import collectives
 from rstar_jax.training import planning as trainings
+from tests.test_planning import FITS
 
 GIB = planning.GIB
-FITS = trainings.Plan(
-    mesh={'data': 1, 'fsdp': 1, 'tensor': 1},
-    micros={(1, 4096): 128},
-    held=3 * GIB,
-    peak=9 * GIB,
-    needed=197e12,
-    computed=394e12,
-    work=trainings.Work({'all-gather': collectives.Exchange(5, 2e11)}, 77.0),
-)
 
 
 @pytest.fixture

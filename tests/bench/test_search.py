@@ -11,7 +11,7 @@ from rstar_jax import search as searching
 from rstar_jax.bench import _plain_loop, search
 from rstar_jax.errors import UserError
 from rstar_jax.models import tiny
-from tests.search import test_engine
+from tests.search import favoured, test_engine
 
 # One size of the decode batch, so that little is compiled.
 CONFIG = dataclasses.replace(test_engine.CONFIG, slots=1)
@@ -21,7 +21,7 @@ PROBLEMS = test_engine.PROBLEMS[:2]
 @pytest.fixture(scope='module')
 def policy():
     made = tiny.policy(['print(1)\n x = 1 + 2 \\boxed{3} apples Tom'], num_layers=1)
-    return test_engine._favour(made)
+    return favoured.favour(made)
 
 
 @pytest.fixture(scope='module')

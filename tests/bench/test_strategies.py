@@ -8,7 +8,7 @@ from rstar_jax import models, search
 from rstar_jax.bench import strategies
 from rstar_jax.errors import UserError
 from rstar_jax.models import tiny
-from tests.search import test_engine
+from tests.search import favoured, test_engine
 
 
 def texts(question, prefix, n):
@@ -43,7 +43,7 @@ def test_right_trajectories_are_counted_once():
 def arguments(tmp_path_factory):
     folder = tmp_path_factory.mktemp('strategies')
     policy = tiny.policy(['print(1)\n x = 1 + 2 \\boxed{3} apples Tom'], num_layers=1)
-    models.save(test_engine._favour(policy), folder / 'model')
+    models.save(favoured.favour(policy), folder / 'model')
     (folder / 'problems.json').write_text(json.dumps(test_engine.PROBLEMS))
     return {'model': str(folder / 'model'), 'problems': str(folder / 'problems.json')}
 

@@ -8,7 +8,7 @@ import pytest
 
 from rstar_jax import models, parallel, search
 from rstar_jax.models import sharding, tiny
-from tests.search import test_engine
+from tests.search import favoured, test_engine
 
 
 def made(tied):
@@ -75,7 +75,7 @@ def test_scores_follow_and_scales_are_cut_like_weights():
 
 
 def test_it_searches():
-    policy = models.quantized(test_engine._favour(made(True)))
+    policy = models.quantized(favoured.favour(made(True)))
     config = test_engine.CONFIG
     with search.Workers.start(config) as workers:
         ours = test_engine.grow(policy, None, workers, problems=test_engine.PROBLEMS[:1])

@@ -8,6 +8,7 @@ import numpy as np
 
 from rstar_jax import parallel, steps
 from rstar_jax.search.engine import sampling, state
+from rstar_jax.search.expander import Expander
 from rstar_jax.search.host import Step
 from rstar_jax.steps import marks
 
@@ -23,7 +24,7 @@ def _pick(logits, key, position, vocab, settings):
     return token[0], share[0]
 
 
-class Naive:
+class Naive(Expander):
     """Full forward passes over prompt, path and step, one candidate and one token at a time."""
 
     def __init__(self, policy, ppm, config):
@@ -31,13 +32,10 @@ class Naive:
         self.rows = self.width = 1
         self.mesh = parallel.local_mesh(devices=parallel.local_mesh().devices.flat[:1])
         self.counters = collections.Counter()
-        self.has_ppm, self.plenty = ppm is not None, False
+        self.scores = self._scores if ppm else None
         self.bytes = steps.token_bytes(policy.tokenizer, policy.config.vocab_size)
         self.eos = steps.eos_ids(policy.tokenizer)
         self.asked = None
-
-    def start(self, row, tree):
-        pass
 
     def expand(self, row, tree):
         if tree.cursor is tree.nodes[0]:
@@ -98,7 +96,7 @@ class Naive:
     def encode(self, text):
         return self.policy.tokenizer.encode(text, add_special_tokens=False)
 
-    def scores(self, requests):
+    def _scores(self, requests):
         found = []
         for _, node in requests:
             tokens = [*self.path, *node.tokens]

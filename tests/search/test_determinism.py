@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 
 from rstar_jax import parallel, search
-from rstar_jax.models import tiny
 from rstar_jax.search import begin
 from rstar_jax.search.engine import Engine, sampling
 from rstar_jax.steps import marks
+from tests.search import favoured
 
 CONFIG = search.Config(
     rollouts=4,
@@ -40,8 +40,6 @@ SIZES = [(1, 8, 4), (1, 32, 6), (4, 8, 2)]
 # up to 8e-6 apart; errors of that size, of opposite signs, move an edge by up to half of it.
 EDGE = 1e-5
 LENGTH = 192
-# Random weights write these often enough for branches of every kind.
-FAVOURED = ['<end_of_step>', '<end_of_code>', '1', ' 1', '\n', 'print(1)', '<end_of_answer>']
 
 
 @dataclasses.dataclass
@@ -72,16 +70,7 @@ def workers():
 
 @pytest.fixture(scope='module')
 def policy():
-    made = tiny.policy(['print(1)\n x = 1 + 2 \\boxed{3} apples Tom'], num_layers=2)
-    rows = [made.tokenizer.encode(t, add_special_tokens=False)[0] for t in FAVOURED]
-    weight = np.array(made.params['embed']['weight']) * 2
-    weight[rows] += np.linspace(0.1, 0.3, weight.shape[1]) * np.sign(weight[rows[0]])
-    return with_embedding(made, weight)
-
-
-def with_embedding(policy, weight):
-    params = {**policy.params, 'embed': {'weight': jnp.asarray(weight)}}
-    return dataclasses.replace(policy, params=params)
+    return favoured.policy(scale=2, least=0.1, most=0.3)
 
 
 @pytest.fixture(scope='module')
@@ -198,7 +187,7 @@ def test_what_is_no_rounding_is_told_from_it(policy, workers, first):
     """A thousand times the rounding error flips tokens, and they are as far from their edges."""
     weight = np.array(policy.params['embed']['weight'])
     noise = np.random.default_rng(0).standard_normal(weight.shape)
-    worse = with_embedding(policy, weight * (1 + 1e-3 * noise))
+    worse = favoured.with_embedding(policy, weight * (1 + 1e-3 * noise))
     found, tokens = flips(first, grow(worse, workers, SIZES[0]))
     far = [distance(policy, flip) for flip in found]
     print(f'{len(found)} of {tokens} tokens flipped, up to {max(far):.1e} from the edge')

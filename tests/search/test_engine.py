@@ -12,6 +12,7 @@ from rstar_jax import models, parallel, search
 from rstar_jax.models import tiny
 from rstar_jax.search import begin, totals
 from rstar_jax.search.engine import Engine, copies, devices, local, memory, sizes, state
+from tests.search import favoured
 from tests.search.naive import Naive
 
 CONFIG = search.Config(
@@ -28,8 +29,6 @@ PROBLEMS = [
     {'index': i, 'question': question, 'answer': '3'}
     for i, question in enumerate(['Tom has 2 apples.', 'Anna and Tom', '7 boxes of 5'])
 ]
-# Random weights write these often enough for branches of every kind.
-FAVOURED = ['<end_of_step>', '<end_of_code>', '1', ' 1', '\n', 'print(1)', '<end_of_answer>']
 
 
 def one_device():
@@ -44,17 +43,7 @@ def workers():
 
 @pytest.fixture(scope='module')
 def policy():
-    made = tiny.policy(['print(1)\n x = 1 + 2 \\boxed{3} apples Tom'], num_layers=2)
-    return _favour(made)
-
-
-def _favour(policy):
-    """Aligns the embedding rows of some tokens, so that they are sampled often."""
-    rows = [policy.tokenizer.encode(t, add_special_tokens=False)[0] for t in FAVOURED]
-    weight = np.array(policy.params['embed']['weight']) * 4
-    weight[rows] += np.linspace(0.5, 1.5, weight.shape[1]) * np.sign(weight[rows[0]])
-    params = {**policy.params, 'embed': {'weight': jax.numpy.asarray(weight)}}
-    return dataclasses.replace(policy, params=params)
+    return favoured.policy()
 
 
 @pytest.fixture(scope='module')
@@ -311,11 +300,10 @@ def test_what_is_kept_comes_back(dtype):
     source = [(row, -row)]
     kept = jax.numpy.zeros((2, 2, 100, 32), state.kept_dtype('cpu', jax.numpy.dtype(dtype)))
     target = jax.numpy.asarray(made[1], 'float32')
-    path = state.Path(kv=[(target, target)], prefix=None, length=None, hidden=None)
     places = [jax.numpy.array([x, 0]) for x in (1, 0, 17, 1, 39)]
-    store = copies.keep([(kept, kept)], source, *places)
+    store = copies.copy([(kept, kept)], source, *places)
     places = [jax.numpy.array([x, 0]) for x in (0, 1, 5, 17, 39)]
-    ((keys, values),) = copies.recall(path, store, *places).kv
+    ((keys, values),) = copies.copy([(target, target)], store, *places)
     np.testing.assert_array_equal(keys[0, :, 5:44], row[0, :, 1:40])
     np.testing.assert_array_equal(values[0, :, 5:44], -row[0, :, 1:40])
     np.testing.assert_array_equal(keys[1], target[1])

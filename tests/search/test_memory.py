@@ -111,7 +111,7 @@ def test_paths_that_grow_take_no_room_for_two_of_each(mesh, monkeypatch):
     params = decoder.init_params(SHAPE, jax.random.key(0))
     policy = model.Model('policy', mesh, config, SHAPE, params, 32)
     chosen = dataclasses.replace(plan(mesh, 2**32, monkeypatch), trees=8, kept=0)
-    policy.prepare(chosen, lambda node: 0, collections.Counter())
+    policy.prepare(chosen, collections.Counter())
     policy.reserve(300)
     policy.ledger.compute(3, 0, [5, 6, 7])
     policy.prefill()
@@ -160,6 +160,7 @@ class Account:
     """
 
     def __init__(self, monkeypatch):
+        self.others = jax.live_arrays()  # so that none of them goes while a search is looked at
         self.before, self.programs = held(), collections.Counter()
         on, run = programs.Program.on, functools.cache(self._run)
         monkeypatch.setattr(programs.Program, 'on', lambda *x, **named: run(on(*x, **named)))

@@ -46,8 +46,8 @@ def arguments(mesh) -> dict:
         'EXTEND': (params, prefix, path, row, rows, row, row),
         'SCORE': (trunk, prefix, path, cells.kv, row, row, rows, row),
         'APPEND': (path, cells.kv, cells.hidden, *[row] * 4),
-        'KEEP': (kept, cells.kv, *[row] * 5),
-        'RECALL': (path, kept, *[row] * 5),
+        'COPY': (kept, cells.kv, *[row] * 5),
+        'COPY back': (path.kv, kept, *[row] * 5),
     }
 
 
@@ -58,14 +58,14 @@ def arguments(mesh) -> dict:
         ('EXTEND', {'config': SHAPE}),
         ('SCORE', {'config': SHAPE, 'squash': 'tanh'}),
         ('APPEND', {}),
-        ('KEEP', {}),
-        ('RECALL', {}),
+        ('COPY', {}),
+        ('COPY back', {}),
     ],
 )
 def test_no_cache_is_copied(name, settings):
     """Not even one layer's keys: on a full device there is no room for it."""
     mesh = parallel.local_mesh(devices=jax.devices()[:1])
-    program = getattr(programs, name).on(mesh, **settings)
+    program = getattr(programs, name.split()[0]).on(mesh, **settings)
     compiled = program.lower(*arguments(mesh)[name]).compile()
     a_layer = TREES * ROOM * SHAPE.num_kv_heads * SHAPE.head_dim * KINDS[0].itemsize
     assert compiled.memory_analysis().temp_size_in_bytes < a_layer

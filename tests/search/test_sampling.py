@@ -99,7 +99,7 @@ def test_products_of_float32_are_pinned():
     def lowered(dtype, precision):
         x = jnp.ones((4, 4), dtype)
         with jax.default_matmul_precision(precision):
-            return devices.mapped(_square, mesh, 1).lower(x).as_text()
+            return devices.mapped(_square, mesh).lower(x).as_text()
 
     assert 'HIGHEST' in lowered('float32', 'bfloat16')
     assert 'HIGHEST' not in lowered('bfloat16', 'default')

@@ -23,7 +23,7 @@ MARKS = ['<code>', '<end_of_step>']
 QWEN = {'family': 'qwen2', 'qkv_bias': True, 'tie_embeddings': True}
 LLAMA = {'family': 'llama', 'qkv_bias': False, 'tie_embeddings': False}
 PHI = LLAMA | {'family': 'phi3'}
-SETTINGS = types.SimpleNamespace(dropout=0.0, squash='tanh')
+SETTINGS = types.SimpleNamespace(dropout=0.0, squash='tanh', attention='auto')
 
 
 def make_policy(rows=304, **changes):
@@ -246,7 +246,7 @@ def test_state_has_the_bytes_of_what_is_trained(dtype):
     (batch,) = trainer.Micros(encoded, range(8), settings(micro_batch=8), compiled.mesh).batches
     value = float(compiled.evaluate(state['params'], batch)['loss'])
     params = layers.stack(model.params)
-    expected = jax.jit(lambda p: losses.sft(model.config, p, batch, None, None)[0])(params)
+    expected = jax.jit(lambda p: losses.sft(model.config, p, batch, None, SETTINGS)[0])(params)
     assert value == pytest.approx(float(expected), rel=1e-5 if dtype == 'float32' else 2e-2)
 
 

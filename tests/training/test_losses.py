@@ -15,7 +15,7 @@ from rstar_jax.models import decoder as decoders
 from rstar_jax.models import heads
 from rstar_jax.training import attention, layers, losses, packing, recompute
 
-SETTINGS = types.SimpleNamespace(dropout=0.0, squash='tanh')
+SETTINGS = types.SimpleNamespace(dropout=0.0, squash='tanh', attention='auto')
 
 
 def config(**changes):
@@ -186,7 +186,7 @@ def test_packed_pairs_with_shared_prefixes_equal_plain_ones(squash):
                 total -= weight * jnp.log(1 / (1 + jnp.exp(r[j] - r[i])))
         return total
 
-    settings = types.SimpleNamespace(dropout=0.0, squash=squash)
+    settings = types.SimpleNamespace(dropout=0.0, squash=squash, attention='auto')
 
     def function(params):
         return losses.pairwise(shape, layers.stack(params), batch, None, settings)
@@ -248,7 +248,7 @@ def test_losses_of_values_equal_torch_with_gradients(name, squash):
         'value_head': {name: jnp.asarray(value.grad.numpy()) for name, value in head.items()},
     }
     batch = packed(examples, {'targets': np.float32, 'weights': np.float32}, rows=2)
-    settings = types.SimpleNamespace(dropout=0.0, squash=squash)
+    settings = types.SimpleNamespace(dropout=0.0, squash=squash, attention='auto')
 
     def ours(params):
         return losses.BY_NAME[name](shape, layers.stack(params), batch, None, settings)
@@ -262,7 +262,7 @@ def test_dropout_acts_in_training_only_and_keeps_the_mean():
     shape = config()
     params = ppm_params(shape)
     batch = packed(pair_examples(), {}, rows=2)
-    settings = types.SimpleNamespace(dropout=0.5, squash='tanh5')
+    settings = types.SimpleNamespace(dropout=0.5, squash='tanh5', attention='auto')
     hidden = np.random.default_rng(0).normal(size=(2, 8, 32)).astype(np.float32)
 
     params = layers.stack(params)

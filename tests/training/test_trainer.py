@@ -456,9 +456,10 @@ def test_what_does_not_fit_is_dropped_and_counted(policy, tmp_path):
         ({'dtype': 'float17'}, "dtype='float17': expected one of float32, bfloat16, float16"),
         ({'dtype': 'float64'}, "dtype='float64': expected one of float32, bfloat16, float16"),
         ({'moments': 'float8'}, "moments='float8': expected float32 or bfloat16"),
+        ({'attention': 'cudnn'}, 'attention=cudnn: needs an NVIDIA GPU .* leave it at auto'),
     ],
 )
-def test_a_dtype_that_is_not_trained_in_is_told(policy, tmp_path, changes, message):
+def test_wrong_settings_of_a_network_are_told(policy, tmp_path, changes, message):
     with pytest.raises(UserError, match=f'^{message}$'):
         training.sft(policy, sft_examples(2), sft_settings(**changes), tmp_path)
     with pytest.raises(UserError, match=f'^{message}$'):
@@ -471,7 +472,9 @@ def test_a_dtype_that_the_device_lacks_is_told(policy, tmp_path, monkeypatch, ca
     settings = sft_settings(dtype='bfloat16', epochs=1)
     training.sft(policy, sft_examples(2), settings, tmp_path)
     line = 'training: dtype=bfloat16: the device has no instructions for it and uses float32; '
-    assert (f'{line}dtype=float32 is what it is fast at\n' in capsys.readouterr().out) == told
+    out = capsys.readouterr().out
+    assert (f'{line}dtype=float32 is what it is fast at\n' in out) == told
+    assert 'GiB free beside them; attention by loop\n' in out
 
 
 def test_a_program_serves_trainings_of_any_length_and_rate(policy):

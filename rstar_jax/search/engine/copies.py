@@ -18,11 +18,9 @@ def append(path: Path, cells_kv: KeysValues, hidden, rows, cells, starts, counts
         name a path that does not exist.
     """
 
-    def write(i, stored):
-        return put_row(stored, cells_kv, rows[i], cells[i], starts[i], counts[i])
-
+    sources = cells, starts, jnp.zeros_like(starts), counts
     new = {
-        'kv': jax.lax.fori_loop(0, (rows < path.length.shape[0]).sum(), write, path.kv),
+        'kv': copy(path.kv, cells_kv, rows, *sources),
         'length': path.length.at[rows].set(starts + counts, mode='drop'),
     }
     if hidden is not None:
@@ -31,31 +29,23 @@ def append(path: Path, cells_kv: KeysValues, hidden, rows, cells, starts, counts
     return path.replace(**new)
 
 
-def keep(
-    kept: KeysValues, source: KeysValues, rows, source_rows, offsets, source_offsets, counts
+def copy(
+    into: KeysValues, source: KeysValues, rows, source_rows, offsets, source_offsets, counts
 ) -> KeysValues:
     """Copies steps, or parts of paths, to where a later walk can recall them from, or back.
 
     Args:
-      kept: per layer, keys and values [G,K,M,d], in a dtype of their own (`kept_dtype`).
+      into: per layer, keys and values [G,K,M,d]; what is kept has its own dtype (`kept_dtype`).
       source: per layer, keys and values [R,K,S,d].
       rows, source_rows: i32[A]. Entries in use come first; the others have a count of 0.
       offsets, source_offsets, counts: i32[A], positions.
     """
 
-    def write(i, kept):
+    def write(i, into):
         place = rows[i], source_rows[i], offsets[i], counts[i], source_offsets[i]
-        return put_row(kept, source, *place)
+        return put_row(into, source, *place)
 
-    return jax.lax.fori_loop(0, (counts > 0).sum(), write, kept)
-
-
-def recall(
-    path: Path, kept: KeysValues, rows, source_rows, offsets, source_offsets, counts
-) -> Path:
-    """`keep` the other way round; the path's length and hidden state stay as they are."""
-    kv = keep(path.kv, kept, rows, source_rows, offsets, source_offsets, counts)
-    return path.replace(kv=kv)
+    return jax.lax.fori_loop(0, (counts > 0).sum(), write, into)
 
 
 def put_row(
@@ -69,7 +59,7 @@ def put_row(
     length = source[0][0].shape[2]
     block = min(COPIED, length)
 
-    def copy(i, into):
+    def move(i, into):
         start = jnp.minimum(source_offset + i * block, length - block)
 
         def put(target, values):
@@ -81,7 +71,7 @@ def put_row(
 
         return jax.tree.map(put, into, source)
 
-    return jax.lax.fori_loop(0, (count + block - 1) // block, copy, into)
+    return jax.lax.fori_loop(0, (count + block - 1) // block, move, into)
 
 
 def _cast(values: jax.Array, dtype) -> jax.Array:

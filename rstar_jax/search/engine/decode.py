@@ -4,10 +4,10 @@
     prompt, outputs --extend--> Path  (keys and values of root..cursor, once a tree)
     Path --decode--> Slots --ended--> Cells  (candidate steps: tokens, keys and values)
     Cells --append--> Path  (the child that the walk went into; nothing is computed again)
-    Cells, Path --keep--> kept --recall--> Path  (steps that a later walk comes by again)
+    Cells, Path --copy--> kept --copy--> Path  (steps that a later walk comes by again)
     Path, tokens --score--> PPM scores and PPM Cells
 
-`state` has the arrays, `prefill` extend and score, `copies` append, keep and recall. All arrays are
+`state` has the arrays, `prefill` extend and score, `copies` append and copy. All arrays are
 those of one device; `programs` maps the functions over the devices.
 """
 

@@ -1,6 +1,7 @@
 """Mapping a function over the devices of the local mesh, compiled once a process."""
 
 import functools
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -16,9 +17,8 @@ LANES = {'tpu': 128}  # numbers that a platform stores side by side, where that 
 def mapped(
     f: Callable,
     mesh: Mesh,
-    arguments: int,
-    shared: tuple[int, ...] = (),
-    donate: tuple[int, ...] = (),
+    shared: tuple[str, ...] = (),
+    donated: tuple[str, ...] = (),
     **settings: Any,
 ) -> Callable:
     """Returns `f(..., **settings)` jitted and mapped over the `data` axis of the mesh.
@@ -29,12 +29,13 @@ def mapped(
 
     Args:
       f: a function of a module.
-      arguments: how many positional arguments it takes.
-      shared: those that are whole on each device.
-      donate: those whose memory the result may take over.
-      **settings: hashable keyword arguments.
+      shared: names of arguments that are whole on each device.
+      donated: names of arguments whose memory the result may take over.
+      **settings: hashable values of its keyword-only arguments.
     """
-    specs = tuple(P() if i in shared else P('data') for i in range(arguments))
+    parameters = inspect.signature(f).parameters.values()
+    names = [p.name for p in parameters if p.kind is not p.KEYWORD_ONLY]
+    specs = tuple(P() if name in shared else P('data') for name in names)
 
     @functools.wraps(f)
     def exact(*operands):
@@ -51,7 +52,7 @@ def mapped(
         axis_names={'data'},
         check_vma=False,
     )
-    return jax.jit(whole, donate_argnums=donate)
+    return jax.jit(whole, donate_argnums=tuple(map(names.index, donated)))
 
 
 def make(mesh: Mesh, f: Callable, *args: Any) -> Any:
@@ -106,7 +107,7 @@ def whole(x: jax.Array) -> jax.Array:
 @functools.lru_cache(maxsize=1024)
 def _maker(mesh: Mesh, f: Callable, args: tuple) -> tuple[Callable, Any]:
     lanes = LANES.get(mesh.devices.flat[0].platform, 1)
-    make = mapped(_call, mesh, 0, function=f, args=args, lanes=lanes)
+    make = mapped(_call, mesh, function=f, args=args, lanes=lanes)
 
     def place(x):
         ways = mesh.shape['tensor']
@@ -118,7 +119,7 @@ def _maker(mesh: Mesh, f: Callable, args: tuple) -> tuple[Callable, Any]:
     return jax.jit(make, out_shardings=jax.tree.map(lambda x: x.sharding, placed)), placed
 
 
-def _call(function: Callable, args: tuple, lanes: int) -> Any:
+def _call(*, function: Callable, args: tuple, lanes: int) -> Any:
     def widen(x):
         return jnp.pad(x, [*[(0, 0)] * 3, (0, -x.shape[3] % lanes)]) if x.ndim == 4 else x
 

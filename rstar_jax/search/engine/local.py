@@ -27,8 +27,8 @@ from rstar_jax.search.config import Config
 from rstar_jax.search.engine import devices, memory, programs, sampling, sizes, state
 from rstar_jax.search.engine.decode import BLOCK
 from rstar_jax.search.engine.model import Model, Scorer
-from rstar_jax.search.expander import Scores
-from rstar_jax.search.host import HostTree, Node, Step
+from rstar_jax.search.expander import Expander
+from rstar_jax.search.host import HostTree, Step
 from rstar_jax.steps import marks
 
 # A prefix that all prompts share is computed once if it is at least this long.
@@ -57,16 +57,16 @@ class _Compiled:
     missed: ClassVar[collections.Counter[tuple[Callable, int, int]]] = collections.Counter()
 
 
-class Engine:
-    """Drives policy and PPM on this host's devices; an `Expander`."""
+class Engine(Expander):
+    """Drives policy and PPM on this host's devices."""
 
-    def __init__(self, policy, ppm, config: Config, mesh, trees: int, template: list[list[int]]):
+    def __init__(self, policy, ppm, config: Config, mesh, total: int, template: list[list[int]]):
         """Args:
         policy: models.Policy.
         ppm: models.PPM or None.
         config: what is searched.
         mesh: local mesh with the axes (data, tensor).
-        trees: how many trees there are to search in all; fewer need less memory.
+        total: trees to search in all; fewer need less memory.
         template: token ids of prompts with nothing in common but how the template begins.
         """
         if ppm is not None and len(ppm.tokenizer) != len(policy.tokenizer):
@@ -77,25 +77,29 @@ class Engine:
         self.config, self.mesh, self.tokenizer = config, mesh, policy.tokenizer
         self.devices = mesh.shape['data']
         self.texts = steps.token_bytes(self.tokenizer, policy.config.vocab_size)
-        self.stops = devices.everywhere(mesh, self._stops(policy.config))
+        table = steps.mark_table(
+            self.texts, steps.stops(config.prompt), steps.eos_ids(self.tokenizer)
+        )
+        vocab = np.int32(min(policy.config.vocab_size, len(self.tokenizer)))
+        self.stops = devices.everywhere(mesh, state.Stops(table.next, table.kind, vocab))
         self.policy = Model(
             'policy', mesh, config, policy.config, policy.params, config.step_tokens
         )
         self.ppm = Scorer(mesh, config, ppm) if ppm is not None else None
         self.models = [model for model in (self.policy, self.ppm) if model is not None]
+        self.scores = self.ppm and self.ppm.scores
         self.plan = memory.plan(
             config,
             [model.network for model in self.models],
             mesh,
-            config.nodes * trees if config.one_size else -(-trees // self.devices),
+            config.nodes * total if config.one_size else -(-total // self.devices),
             sizes.default_slots(mesh),
         )
         self.width, slots = self.plan.trees, self.plan.slots
         self.rows = self.devices * self.width
         self.counters: collections.Counter = collections.Counter()
-        self.policy.prepare(self.plan, _sampled_in_cell, self.counters)
-        if self.ppm is not None:
-            self.ppm.prepare(self.plan, self.counters)
+        for model in self.models:
+            model.prepare(self.plan, self.counters)
         made = config.step_tokens, self.policy.dtype, self.policy.kv_dtype
         per_device = self.width * config.candidates
         self.cells = devices.make(mesh, state.empty_cells, policy.config, per_device, *made)
@@ -119,18 +123,6 @@ class Engine:
         self.sampling = sampling.Settings.of(config)
         self._share(template)
 
-    def _stops(self, config) -> state.Stops:
-        kinds = {
-            steps.STEP_END: marks.STEP,
-            steps.CODE_END: marks.CODE,
-            steps.ANSWER_END: marks.ANSWER,
-        }
-        if self.config.prompt == 'few_shot':
-            kinds[steps.OUTPUT_END] = marks.STEP
-        table = steps.mark_table(self.texts, kinds, steps.eos_ids(self.tokenizer))
-        vocab = np.int32(min(config.vocab_size, len(self.tokenizer)))
-        return state.Stops(table.next, table.kind, vocab)
-
     def _share(self, template: list[list[int]]) -> None:
         """Computes what all prompts begin with, once, where that is long enough to matter."""
         first, last = min(template), max(template)
@@ -146,25 +138,16 @@ class Engine:
     # --- what the loop calls ---
 
     @property
-    def has_ppm(self) -> bool:
-        return self.ppm is not None
-
-    @property
     def plenty(self) -> bool:
         """Whether slots whose steps end in the chunk under way find others that are waiting."""
         return self._wanted() >= AHEAD * self.plan.slots
 
-    def close(self) -> None:
-        """Nothing runs beside the loop."""
-
     def start(self, row: int, tree: HostTree) -> None:
-        """A row is taken by a new tree."""
         self.expansions[row] = 0
         for model in self.models:
             model.start(row, tree)
 
     def expand(self, row: int, tree: HostTree) -> None:
-        """Asks for the candidates of a tree's cursor."""
         for model in self.models:
             model.walk(row, tree)
         self.opening[row] = tree
@@ -233,16 +216,11 @@ class Engine:
         return ended
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of an executor output."""
         return self.tokenizer.encode(text, add_special_tokens=False)
 
     def decode(self, tokens: list[int]) -> str:
         """The text of sampled tokens."""
         return b''.join(self.texts[i] for i in tokens).decode('utf-8', errors='replace')
-
-    def scores(self, requests: list[tuple[int, Node]]) -> Scores:
-        """PPM scores of (row, Node) behind the current paths."""
-        return self.ppm.scores(requests)
 
     # --- within a chunk ---
 
@@ -361,11 +339,3 @@ class Engine:
         """Cells that are to be decoded, of the device with the fewest."""
         cells = (self._busy() | self.opened).reshape(self.devices, -1).sum(axis=1)
         return int(cells.min())
-
-
-def _sampled_in_cell(node) -> int:
-    """Tokens of a node's step that the policy's cell is of use for.
-
-    The hidden state at hand is the one behind the mark; behind a text's end it is not.
-    """
-    return len(node.step.tokens) - (node.step.kind == marks.EOS)

@@ -5,7 +5,6 @@ its paths it has the cells of the steps that it has scored.
 """
 
 import collections
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -16,6 +15,8 @@ from rstar_jax.search.config import Config
 from rstar_jax.search.engine import copies, devices, memory, programs, sizes, state
 from rstar_jax.search.engine.ledger import Batch, Ledger
 from rstar_jax.search.expander import Scores
+from rstar_jax.search.host import HostTree, Node
+from rstar_jax.steps import marks
 
 
 class Model:
@@ -64,15 +65,23 @@ class Model:
         kv = self.config, rows, positions, dtype or self.kv_dtype
         return devices.make(self.mesh, state.empty_kv, *kv)
 
-    def prepare(self, plan: memory.Plan, in_cell: Callable, counters: collections.Counter) -> None:
+    def prepare(self, plan: memory.Plan, counters: collections.Counter) -> None:
         """Makes room for the trees of a plan."""
         self.width, self.counters = plan.trees, counters
         count = self.mesh.shape['data']
-        self.ledger = Ledger(count, plan.trees, self.settings.candidates, plan.kept, in_cell)
+        candidates = self.settings.candidates
+        self.ledger = Ledger(count, plan.trees, candidates, plan.kept, self.in_cell)
         # Keys and values come in the model's dtype, whatever the other caches widen it to.
         dtype = state.kept_dtype(self.platform, self.dtype)
         self.kept = self.empty(plan.trees, memory.kept_room(plan.kept), dtype)
         self._shared = np.zeros(count * plan.trees, np.int32)
+
+    def in_cell(self, node: Node) -> int:
+        """How many of a node's tokens its cell is of use for.
+
+        The hidden state at hand is the one behind the mark; behind a text's end it is not.
+        """
+        return len(node.step.tokens) - (node.step.kind == marks.EOS)
 
     def share(self, tokens: list[int]) -> None:
         """Computes what all prompts begin with; before any tree."""
@@ -90,8 +99,8 @@ class Model:
     def mixed(self) -> bool:
         return bool((self._shared != len(self.begin)).any())
 
-    def start(self, row: int, tree: Any) -> None:
-        """Begins a tree, a HostTree, in a row."""
+    def start(self, row: int, tree: HostTree) -> None:
+        """Begins a tree in a row."""
         alike = tree.nodes[0].tokens[: len(self.begin)] == self.begin
         shared = len(self.begin) if alike else 0
         self.ledger.start(row, shared, len(tree.nodes))
@@ -103,8 +112,8 @@ class Model:
         if self.path is not None:
             self.path = self.path.replace(prefix=devices.split(self.mesh, self._shared.copy()))
 
-    def walk(self, row: int, tree: Any) -> None:
-        """Has a row's path brought to the cursor of its tree, a HostTree."""
+    def walk(self, row: int, tree: HostTree) -> None:
+        """Has a row's path brought to the cursor of its tree."""
         tree.computed[self.name] += self.ledger.walk(row, tree.nodes, tree.path)
         self.needed = max(self.needed, self.ledger.length(row))
 
@@ -138,15 +147,13 @@ class Model:
 
     def copy_steps(self, cells_kv: state.KeysValues, hidden: jax.Array | None) -> None:
         """Does the copies that the ledger asks for among cells, paths and what is kept."""
-        keep, recall, append = (
-            program.on(self.mesh) for program in (programs.KEEP, programs.RECALL, programs.APPEND)
-        )
+        copy, append = programs.COPY.on(self.mesh), programs.APPEND.on(self.mesh)
         for places in self._places(self.ledger.born):
-            self.kept = keep(self.kept, cells_kv, *places)
+            self.kept = copy(self.kept, cells_kv, *places)
         for places in self._places(self.ledger.left):
-            self.kept = keep(self.kept, self.path.kv, *places)
+            self.kept = copy(self.kept, self.path.kv, *places)
         for places in self._places(self.ledger.recalled):
-            self.path = recall(self.path, self.kept, *places)
+            self.path = self.path.replace(kv=copy(self.path.kv, self.kept, *places))
         for places in self._places(self.ledger.appends):
             self.path = append(self.path, cells_kv, hidden, *places)
 
@@ -175,19 +182,17 @@ class Scorer(Model):
         self.squash = ppm.squash
 
     def prepare(self, plan: memory.Plan, counters: collections.Counter) -> None:
-        """Makes room for the trees of a plan."""
-
-        def in_cell(node) -> int:
-            return len(node.tokens) if len(node.tokens) <= self.cell_tokens else 0
-
-        super().prepare(plan, in_cell, counters)
+        super().prepare(plan, counters)
         self.cells = self.empty(plan.trees * self.settings.candidates, self.cell_tokens)
+
+    def in_cell(self, node: Node) -> int:
+        return len(node.tokens) if len(node.tokens) <= self.cell_tokens else 0
 
     def copy_steps(self) -> None:
         super().copy_steps(self.cells, None)
 
-    def scores(self, requests: list[tuple[int, Any]]) -> Scores:
-        """Scores of (row, Node), each behind its row's path; does not wait for the devices.
+    def scores(self, requests: list[tuple[int, Node]]) -> Scores:
+        """Scores of nodes, each behind its row's path; does not wait for the devices.
 
         Steps of like length are batched together, and their keys and values kept in their cells.
         """

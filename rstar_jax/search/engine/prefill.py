@@ -137,9 +137,6 @@ def score(
     hidden, kv = forward(params['decoder'], prefix, path, *rows, config=config, mixed=mixed)
     room = cells_kv[0][0].shape[2]
     kv = jax.tree.map(lambda x: x[:, :, :room], kv)
-
-    def write(i, stored):
-        return copies.put_row(stored, kv, cells[i], i, 0, jnp.minimum(counts[i], room))
-
-    cells_kv = jax.lax.fori_loop(0, (counts > 0).sum(), write, cells_kv)
+    at, none = jnp.arange(cells.shape[0]), jnp.zeros_like(cells)
+    cells_kv = copies.copy(cells_kv, kv, cells, at, none, none, jnp.minimum(counts, room))
     return cells_kv, heads.squash(squash, heads.value(params['value_head'], hidden))

@@ -6,7 +6,6 @@ What is donated is replaced by the result: whoever calls keeps no other referenc
 
 import dataclasses
 import functools
-import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -36,15 +35,7 @@ class Program:
 
     def on(self, mesh: Mesh, **settings: Any) -> Callable:
         """The function for one mesh, with its settings: the same object for equal arguments."""
-        names = [
-            name
-            for name, parameter in inspect.signature(self.f).parameters.items()
-            if parameter.kind is not parameter.KEYWORD_ONLY
-        ]
-        shared, donated = (
-            tuple(map(names.index, chosen)) for chosen in (self.shared, self.donated)
-        )
-        return devices.mapped(self.f, mesh, len(names), shared, donated, **settings)
+        return devices.mapped(self.f, mesh, self.shared, self.donated, **settings)
 
 
 def _advance(tree, expansion, rules, *, longest: int, strategy: str):
@@ -70,8 +61,7 @@ DECODE = Program(
 EXTEND = Program(prefill.extend, shared=('params',), donated=('path',))
 SCORE = Program(prefill.score, shared=('params',), donated=('cells_kv',))
 APPEND = Program(copies.append, donated=('path',))
-KEEP = Program(copies.keep, donated=('kept',))
-RECALL = Program(copies.recall, donated=('path',))
+COPY = Program(copies.copy, donated=('into',))
 OPEN = Program(state.open_cells, donated=('cells',))
 LOOK = Program(state.look)
 PACK = Program(state.pack)

@@ -1,0 +1,236 @@
+"""Cheap, exact comparison of answers as text and as plain numbers; no sympy.
+
+cleaned answer (`normalise.clean`) -> split_unit(), number(), words()
+                                   -> verdict(): True, False, or None = ask a worker
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from fractions import Fraction
+
+from rstar_jax.grading.normalise import closing
+
+LONGEST = 1500  # characters; longer answers are compared only as text
+_UNITS = {
+    'degree': 'deg', 'deg': 'deg', 'radian': 'rad', 'rad': 'rad', 'dollar': '$', 'usd': '$',
+    'cent': 'cent', 'pound': 'pound', 'lb': 'pound', 'euro': 'euro', 'percent': '%',
+    'inch': 'inch', 'inches': 'inch', 'in': 'inch', 'foot': 'foot', 'feet': 'foot', 'ft': 'foot',
+    'yard': 'yard', 'yd': 'yard', 'mile': 'mile', 'mi': 'mile', 'mm': 'mm', 'millimeter': 'mm',
+    'cm': 'cm', 'centimeter': 'cm', 'centimetre': 'cm', 'm': 'm', 'meter': 'm', 'metre': 'm',
+    'km': 'km', 'kilometer': 'km', 'kilometre': 'km', 'g': 'g', 'gram': 'g', 'kg': 'kg',
+    'kilogram': 'kg', 'mg': 'mg', 'oz': 'ounce', 'ounce': 'ounce', 'ton': 'ton', 'l': 'liter',
+    'liter': 'liter', 'litre': 'liter', 'ml': 'ml', 'gallon': 'gallon', 'quart': 'quart',
+    'second': 's', 'sec': 's', 's': 's', 'minute': 'min', 'min': 'min', 'hour': 'h', 'hr': 'h',
+    'day': 'day', 'week': 'week', 'month': 'month', 'year': 'year', 'mph': 'mile/h',
+}  # fmt: skip
+_CURRENCY = {'$': '$', '£': 'pound', '€': 'euro', '¥': 'yen'}
+_INT = r'\d+'
+_DECIMAL = re.compile(r'[+-]?(?:\d+\.?\d*|\.\d+)')
+_POWER10 = re.compile(
+    r'([+-]?(?:\d+\.?\d*|\.\d+))(?:[eE]([+-]?\d+)|(?:\\times|\\cdot|\*)10\^\{?([+-]?\d+)\}?)'
+)
+_RATIO = re.compile(
+    rf'([+-]?)(?:\\frac\{{([+-]?)({_INT})\}}\{{([+-]?)({_INT})\}}|({_INT})/({_INT})|'
+    rf'\(({_INT})/({_INT})\)|\{{({_INT})\}}/\{{({_INT})\}})'
+)
+_MIXED = re.compile(rf'([+-]?)({_INT})(?:\\frac\{{({_INT})\}}\{{({_INT})\}}|[ +]({_INT})/({_INT}))')
+
+
+@dataclass(frozen=True)
+class Number:
+    """A plain number: exact value, and how many significant digits a decimal spelling shows."""
+
+    value: Fraction
+    decimal: bool = False
+    digits: int = 0
+    places: int = 0
+
+
+def split_unit(text: str) -> tuple[str, str]:
+    """(value, unit) of a cleaned scalar: currency signs, percent, degrees, units in words.
+
+    The unit is one canonical spelling ('' if none, '?' plus the words where unknown).
+    """
+    unit = ''
+    text = text.strip()
+    match = re.match(r'([+-]?)\s*\\?([$£€¥])\s*(?=[\d.\\])', text)
+    if match:
+        unit, text = _CURRENCY[match[2]], match[1] + text[match.end() :]
+    match = re.search(r'(?<=[\d}\)\s])\s*\\?([$£€¥])$', text)
+    if match:
+        unit, text = _CURRENCY[match[1]], text[: match.start()].strip()
+    match = re.search(r'\s*\\?%$', text)
+    if match and match.start():
+        return text[: match.start()].strip(), '%'
+    tail = re.search(
+        r'(?:\\text\{([^{}]*)\}|(?<=[\d}\)\s])([A-Za-z][A-Za-z .]*(?:/ ?[A-Za-z]+)?))'
+        r'\s*(\^\s*\{?\s*[23]\s*\}?)?\s*$',
+        text,
+    )
+    if tail and tail.start():
+        head = text[: tail.start()].strip()
+        words = (tail[1] if tail[1] is not None else tail[2]).strip()
+        known = _unit(words)
+        plain = tail[1] is None
+        if re.search(r'[\d})]$|\\pi$', head) and (known[0] != '?' or not plain or _wordy(words)):
+            if not (plain and len(words) == 1):
+                power = re.sub(r'\D', '', tail[3] or '')
+                return head, known + (f'^{power}' if power else '')
+    return text, unit
+
+
+def _wordy(words: str) -> bool:
+    return all(len(word) >= 3 for word in words.split()) and not re.search(r'\d', words)
+
+
+def _unit(words: str) -> str:
+    """One spelling of a unit such as 'square inches', 'miles per hour', 'cm^2'."""
+    words = words.lower().replace('.', ' ')
+    power = ''
+    match = re.search(r'\^?\s*([23])\s*$', words)
+    if match:
+        power, words = match[1], words[: match.start()]
+    parts = re.split(r'\s*/\s*|\s+per\s+', words.strip())
+    out = []
+    for part in parts:
+        names = part.split()
+        if names[:1] in (['square'], ['sq']) and len(names) > 1:
+            power, names = '2', names[1:]
+        elif names[:1] in (['cubic'], ['cu']) and len(names) > 1:
+            power, names = '3', names[1:]
+        name = ' '.join(names)
+        known = _UNITS.get(name) or _UNITS.get(name.removesuffix('s'))
+        out.append(known or f'?{name.removesuffix("s")}')
+    text = '/'.join(out) + (f'^{power}' if power else '')
+    return text if '?' not in text else '?' + text.replace('?', '')
+
+
+def number(text: str) -> Number | None:
+    """A cleaned scalar without unit as an exact number, where it is a plain one."""
+    text = text.strip()
+    for left, right in (('(', ')'), ('{', '}')):
+        if text.startswith(left) and text.endswith(right) and ',' not in text:
+            if closing(text, 0) == len(text) - 1:
+                text = text[1:-1].strip()
+    mixed = _MIXED.fullmatch(re.sub(r'\s+(?=\\frac)', '', text))
+    if mixed:
+        whole, top, bottom = int(mixed[2]), int(mixed[3] or mixed[5]), int(mixed[4] or mixed[6])
+        if 0 < top < bottom:
+            value = whole + Fraction(top, bottom)
+            return Number(-value if mixed[1] == '-' else value)
+    text = text.replace(' ', '')
+    if len(text) > 400:
+        return None
+    if _DECIMAL.fullmatch(text):
+        _, point, after = text.partition('.')
+        digits = len(text.replace('.', '').lstrip('+-0'))
+        return Number(Fraction(text), bool(point and after), digits, len(after))
+    power = _POWER10.fullmatch(text)
+    if power:
+        exponent = int(power[2] or power[3])
+        if abs(exponent) <= 400:
+            return Number(Fraction(power[1]) * Fraction(10) ** exponent)
+        return None
+    ratio = _RATIO.fullmatch(text)
+    if ratio:
+        sign = '-' in (ratio[1] or ''), '-' in (ratio[2] or ''), '-' in (ratio[4] or '')
+        top, bottom = (
+            [int(part) for part in ratio.groups()[4::1] if part and part.isdigit()][:2]
+            if ratio[3] is None
+            else (int(ratio[3]), int(ratio[5]))
+        )
+        if bottom:
+            value = Fraction(top, bottom)
+            return Number(-value if sum(sign) % 2 else value)
+    return None
+
+
+def same_number(a: Number, b: Number) -> bool:
+    """Equal exactly, up to floating point noise, or one the other rounded to 6 or more digits."""
+    if a.value == b.value:
+        return True
+    if not (a.decimal or b.decimal):
+        return False
+    gap = abs(a.value - b.value)
+    if gap <= Fraction(1, 10**9) * max(abs(a.value), abs(b.value)):
+        return True
+    for rounded, exact in ((a, b), (b, a)):
+        if rounded.decimal and not exact.decimal and rounded.digits >= 6:
+            if exact.value.denominator != 1 and gap <= Fraction(1, 2 * 10**rounded.places):
+                return True
+    return False
+
+
+def words(text: str) -> str | None:
+    """The lower-case words of a cleaned text answer ('\\text{Evelyn}', 'no solution'), or None."""
+    inside = re.fullmatch(r'\\text\{([^{}]*)\}', text)
+    plain = inside[1] if inside else text
+    choice = re.fullmatch(r'\(\s*([A-Z])\s*\)', plain) or (
+        re.fullmatch(r'\s*([A-Z])\s*', plain) if inside else None
+    )
+    if choice:
+        return choice[1]
+    if not inside and not re.fullmatch(r"[A-Za-z][A-Za-z' .\-]*[A-Za-z.]", plain):
+        return None
+    plain = ' '.join(re.sub(r'[^a-z0-9]+', ' ', plain.lower()).split())
+    plain = re.sub(r'^(?:an?|the) (?=\w{3})', '', plain)
+    return plain if inside or re.search(r'[a-z]{3}', plain) else None
+
+
+def verdict(answer: str, truth: str) -> bool | None:
+    """Equivalent or not where that is plain; None where a worker must look.
+
+    Args:
+      answer: a cleaned answer.
+      truth: a cleaned accepted answer.
+    """
+    if not answer or not truth:
+        return False
+    squeezed = re.sub(r'\s', '', answer), re.sub(r'\s', '', truth)
+    if squeezed[0] == squeezed[1]:
+        return True
+    if max(map(len, squeezed)) > LONGEST or any(_hopeless(one) for one in squeezed):
+        return False
+    said = words(answer), words(truth)
+    if said[0] is not None and said[1] is not None:
+        if said[0] == said[1]:
+            return True
+        if any(re.search('[a-z]{4}', one) or len(one) == 1 for one in said):
+            return False
+    elif 'A' <= (said[1] or said[0] or '') <= 'Z':  # a choice against something else
+        other = answer if said[1] else truth
+        letter = said[1] or said[0]
+        return bool(re.fullmatch(rf'\(?{letter}\)?(?:[.):]?\s.*|[.):].*)?', other)) or None
+    (a, unit_a), (b, unit_b) = split_unit(answer), split_unit(truth)
+    one, two = number(a), number(b)
+    if one is None or two is None:
+        return None
+    return same_measure(one, unit_a, two, unit_b)
+
+
+def same_measure(a: Number, unit_a: str, b: Number, unit_b: str) -> bool:
+    """Two numbers with units: a unit left out is right, another unit is wrong."""
+    if not same_unit(unit_a, unit_b):
+        return False
+    if same_number(a, b):
+        return True
+    if (unit_a == '%') != (unit_b == '%'):
+        percent, plain = (a, b) if unit_a == '%' else (b, a)
+        return same_number(Number(percent.value / 100, True), plain)
+    return False
+
+
+def same_unit(a: str, b: str) -> bool:
+    """Whether two units agree; unknown words and a missing unit agree with everything."""
+    return a == b or not a or not b or '?' in a[:1] or '?' in b[:1]
+
+
+def _hopeless(text: str) -> bool:
+    """Nesting or towers of powers that no answer has and no parser survives."""
+    depth = deepest = 0
+    for char in text:
+        depth += (char in '([{') - (char in ')]}')
+        deepest = max(deepest, depth)
+    return deepest > 40

@@ -1,0 +1,163 @@
+"""What a training tells: metrics.jsonl, a line a step; progress; its speed and its figures."""
+
+import contextlib
+import json
+import math
+import os
+import pathlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from absl import logging
+
+from rstar_jax import parallel
+from rstar_jax.training import flops
+from rstar_jax.training.step import Compiled, compute_dtype
+
+Progress = Callable[[dict[str, float]], None]
+
+TOLD = ('loss', 'accuracy', 'margin')  # of the latest step, until the next one ends
+
+
+class Log:
+    """Of one training, in this process.
+
+    Attributes:
+      path: of metrics.jsonl.
+      lines: what it holds, one a step.
+    """
+
+    def __init__(
+        self,
+        directory: str | os.PathLike,
+        sizes: Sequence[int],
+        compiled: Compiled,
+        settings,
+        work: flops.Work,
+        progress: Progress | None,
+    ):
+        """Args:
+        directory: gets metrics.jsonl.
+        sizes: examples of each step.
+        settings: log_every is read, and what the network runs in.
+        work: what a token costs.
+        progress: gets the numbers of `tell`.
+        """
+        self.path = pathlib.Path(directory) / 'metrics.jsonl'
+        self.lines: list[dict[str, Any]] = []
+        self._sizes, self._compiled, self._work, self._progress = sizes, compiled, work, progress
+        self._peak = parallel.peak_flops(compiled.mesh, compute_dtype(settings))
+        self._every = settings.log_every
+        self._began = self._logged = time.monotonic()
+        self._aside = 0.0  # seconds that no step took: before the first, measuring; not compilation
+        self._start = 0
+        self._counts = {'tokens': 0, 'tokens_alone': 0, 'places': 0, 'flops': 0}
+
+    def resume(self, start: int) -> None:
+        """Begins with step `start`, and keeps the lines of those before it."""
+        self._start = start
+        lines = self.path.read_text(encoding='utf-8').splitlines() if self.path.exists() else []
+        self.lines = [json.loads(line) for line in lines[:start]]
+        parallel.barrier('log is read')
+        self._write()
+        self._aside += self._busy()
+
+    def count(self, tokens: int, targets: int) -> None:
+        """Counts a micro batch's tokens, and those of them that are learnt."""
+        self._counts['tokens'] += tokens
+        self._counts['flops'] += self._work.of(tokens, targets)
+
+    def add(self, line: dict[str, Any], alone: int, places: int) -> None:
+        """Writes and tells the line of a step that has ended.
+
+        alone: its tokens, had every sequence been run by itself. places: padding included.
+        """
+        self._counts['tokens_alone'] += alone
+        self._counts['places'] += places
+        self.lines.append(line)
+        if parallel.is_first():
+            with open(self.path, 'a', encoding='utf-8') as file:
+                file.write(json.dumps(line) + '\n')
+        self.tell(line['step'], 0, line)
+
+    def amend(self, found: dict[str, Any]) -> None:
+        """Adds what was measured after the latest step to its line."""
+        self.lines[-1] |= found
+        self._write()
+        self.tell(self.lines[-1]['step'], 0, found)
+
+    @contextlib.contextmanager
+    def aside(self) -> Iterator[None]:
+        """Around what is no part of any step."""
+        began, compiling = time.monotonic(), self._compiled.seconds
+        yield
+        self._aside += time.monotonic() - began - (self._compiled.seconds - compiling)
+
+    def tell(self, number: int, share: float = 0, line: dict[str, float] | None = None) -> None:
+        """Calls `progress`, logs now and then. number: steps done; share: of the next one."""
+        now, busy = time.monotonic(), self._busy()
+        done = sum(self._sizes[self._start : number])
+        done += share * self._sizes[number] if share else 0
+        left = sum(self._sizes[self._start :]) - done
+        numbers = {
+            'step': number,
+            'steps': len(self._sizes),
+            'seconds': now - self._began,
+            'seconds_left': busy / done * left if done else math.nan,
+        }
+        if self.lines:
+            numbers |= {name: self.lines[-1][name] for name in TOLD if name in self.lines[-1]}
+        numbers |= (line or {}) | self._speed()
+        if self._progress is not None:
+            self._progress(numbers)
+        if now - self._logged >= self._every:
+            self._logged = now
+            logging.info(
+                'step %d/%d  loss %.4f  %.0f tokens/s  %.0f %% of peak  %.0f s left',
+                number,
+                len(self._sizes),
+                numbers.get('loss', math.nan),
+                numbers['tokens_per_second'],
+                100 * numbers['mfu'],
+                numbers['seconds_left'],
+            )
+
+    def summary(self) -> dict[str, float]:
+        """Figures of the whole training; rates are of the part that ran in this process."""
+        seconds = time.monotonic() - self._began
+        losses = [line['loss'] for line in self.lines]
+        counts, ends = self._counts, max(1, len(losses) // 10)
+        return {
+            'steps': len(self._sizes),
+            'loss_first': float(np.mean(losses[:ends])),
+            'loss_last': float(np.mean(losses[-ends:])),
+            'tokens': counts['tokens'],
+            **self._speed(),
+            'padding_share': 1 - counts['tokens'] / max(1, counts['places']),
+            'shared_prefix_tokens_share': counts['tokens'] / max(1, counts['tokens_alone']),
+            'seconds': seconds,
+            'compiles': self._compiled.count,
+            'compile_seconds': self._compiled.seconds,
+        }
+
+    def _busy(self) -> float:
+        """Seconds that the steps took so far."""
+        return time.monotonic() - self._began - self._compiled.seconds - self._aside
+
+    def _speed(self) -> dict[str, float]:
+        """By the clock, over all steps; what does not depend on it is in the lines."""
+        seconds = max(self._busy(), 1e-9)
+        return {
+            'tokens_per_second': self._counts['tokens'] / seconds,
+            'mfu': self._counts['flops'] / seconds / self._peak,
+        }
+
+    def _write(self) -> None:
+        """Writes metrics.jsonl anew, atomically."""
+        if parallel.is_first():
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            temporary = self.path.with_suffix('.tmp')
+            temporary.write_text(''.join(json.dumps(line) + '\n' for line in self.lines), 'utf-8')
+            temporary.replace(self.path)

@@ -1,0 +1,113 @@
+"""What a run lacks is told in a line before its first stage begins."""
+
+import pathlib
+import shutil
+
+import pytest
+
+from rstar_jax import ledger, main, models
+from rstar_jax.training import checkpoints
+from tests.worlds import REPOSITORY, command
+
+WRONG_FILES = [
+    (None, 'no such file'),
+    ('', 'empty'),
+    ('{"question": "1+1?", "answer": "2"}\n{"question": \n', 'line 2'),
+    ('{"question": "1+1?"}\n', 'without an answer'),
+]
+
+
+@pytest.mark.parametrize(('content', 'message'), WRONG_FILES, ids=lambda x: str(x)[:12])
+def test_wrong_problem_files_are_one_line(world, tmp_path, capsys, content, message):
+    path = tmp_path / 'wrong.jsonl'
+    if content is not None:
+        path.write_text(content)
+    arguments = command(world, tmp_path / 'run', f'--config.data.problems={path}')[3:]
+    assert main.main([*arguments, '--stages=search']) == 2
+    error = capsys.readouterr().err
+    assert error.startswith('error: ')
+    assert error.count('\n') == 1
+    assert 'wrong.jsonl' in error
+    assert message in error
+    # Nothing was made, and nothing binds: the right path is taken.
+    assert not (tmp_path / 'run' / 'round1').exists()
+    assert main.main([*arguments[:-1], '--stages=search', '--config.data.problems=also.json']) == 2
+    assert 'also.json' in capsys.readouterr().err
+
+
+LATER = [
+    ('eval.benchmarks=missing.json', '--config.eval.benchmarks=missing.json: no such file'),
+    ('base.path=nowhere', '--config.base.path=nowhere: '),
+    ('ppm.path=nowhere', '--config.ppm.path=nowhere: '),
+    ('search.tensor=3', '--config.search.tensor=3: needs a divisor of the 8 devices'),
+    ('eval.candidates=500000', 'candidates=500000: a tree of '),
+    ('ppm.path=previous', '--config.ppm.path=previous: '),
+    ('data.overlap=13', 'every problem is in a benchmark (problems): train on others'),
+    ('training.sft.learning_rate=inf', 'needs a finite number'),
+]
+
+
+@pytest.mark.parametrize(('flag', 'message'), LATER, ids=[flag for flag, _ in LATER])
+def test_what_a_later_stage_lacks_is_told_before_the_first(world, tmp_path, capsys, flag, message):
+    assert main.main(command(world, tmp_path / 'run', f'--config.{flag}')[3:]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith('error: ') and error.count('\n') == 1
+    assert message in error
+    assert not list((tmp_path / 'run').glob('round*'))
+
+
+def test_a_policy_is_no_ppm(world, tmp_path, capsys):
+    models.save(checkpoints.load_policy(world / 'policy'), tmp_path / 'policy')
+    flag = f'--config.ppm.path={tmp_path / "policy"}'
+    assert main.main(command(world, tmp_path / 'run', flag)[3:]) == 2
+    assert 'a policy, not a PPM: has no value_head.bin' in capsys.readouterr().err
+
+
+def test_stages_without_those_that_they_need_are_told_first(world, tmp_path, capsys):
+    arguments = command(world, tmp_path / 'run', '--stages=search,sft')[3:]
+    assert main.main(arguments) == 2
+    assert 'holds no finished curate' in capsys.readouterr().err
+    assert not list((tmp_path / 'run').glob('round*'))
+
+
+def test_later_rounds_without_a_base_model_are_told_first(world, tmp_path, capsys):
+    arguments = [
+        f'--config={REPOSITORY / "experiments" / "round2.py"}',
+        f'--workdir={tmp_path / "run"}',
+        f'--config.data.problems={world / "problems.json"}',
+        f'--config.eval.benchmarks={world / "problems.json"}',
+        '--config.data.overlap=0',
+        '--config.last_round=4',
+    ]
+    for name in ('policy', 'ppm'):
+        made = shutil.copytree(world / 'policy', tmp_path / 'run' / 'round1' / name)
+        ledger.write_json(made / 'done.json', {'id': name})
+    assert main.main(arguments) == 2
+    assert '--config.base.path=: needs the model that every round trains from' in (
+        capsys.readouterr().err
+    )
+    assert not (tmp_path / 'run' / 'round2').exists()
+
+
+def unsupported(folder: pathlib.Path) -> str:
+    (folder / 'config.json').write_text('{"architectures": ["BertModel"], "model_type": "bert"}')
+    return str(folder)
+
+
+@pytest.mark.parametrize(
+    ('make', 'message'),
+    [
+        (lambda folder: str(folder / 'missing'), 'missing'),
+        (unsupported, 'architecture BertModel is not supported'),
+        (lambda folder: '', '--config.policy.path=: needs a model'),
+        (lambda folder: 'previous', 'holds no finished policy'),
+    ],
+    ids=['missing', 'architecture', 'empty', 'previous'],
+)
+def test_wrong_models_are_one_line(world, tmp_path, capsys, make, message):
+    arguments = command(world, tmp_path / 'run', f'--config.policy.path={make(tmp_path)}')[3:]
+    assert main.main([*arguments, '--stages=search']) == 2
+    error = capsys.readouterr().err
+    assert error.startswith('error: ')
+    assert error.count('\n') == 1
+    assert message in error

@@ -1,0 +1,235 @@
+"""Attention by flash kernels against the loop over blocks; JAX interprets splash here, and in place
+of cuDNN's it has a plain implementation of the same call."""
+
+import collections
+import functools
+import re
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax._src.cudnn import fused_attention_stablehlo
+
+from rstar_jax import models, parallel, training
+from rstar_jax.errors import UserError
+from rstar_jax.models import decoder as decoders
+from rstar_jax.training import (
+    attention,
+    checkpoints,
+    kernels,
+    layers,
+    losses,
+    planning,
+    step,
+)
+
+BLOCK, LENGTH = 128, 300  # three blocks, the last with padding
+# Where segments of a row end, and of another row a prefix and each of its two continuations.
+SEGMENTS, TREE = (100, 256, 290), (50, 140, 250)
+CONFIG = models.Config('qwen2', 61, 32, 48, 1, 4, 2, 8, qkv_bias=True)
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch):
+    monkeypatch.setattr(kernels, 'BLOCK', BLOCK)
+
+
+def rows():
+    """end, positions i32[2, LENGTH]."""
+    end, positions = np.zeros((2, 2, LENGTH), np.int32)
+    for start, stop in zip((0, *SEGMENTS), SEGMENTS):
+        end[0, start:stop], positions[0, start:stop] = stop, np.arange(stop - start)
+    shared, first, second = TREE
+    end[1, :shared], positions[1, :shared] = second, np.arange(shared)
+    for start, stop in ((shared, first), (first, second)):
+        end[1, start:stop] = stop
+        positions[1, start:stop] = shared + np.arange(stop - start)
+    return jnp.asarray(end), jnp.asarray(positions)
+
+
+def close(found, expected, tolerance):
+    for x, y in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(x, y, atol=tolerance * float(jnp.max(jnp.abs(y))))
+
+
+def test_kernels_give_what_the_loop_gives_with_gradients():
+    end, positions = rows()
+    rng = np.random.default_rng(0)
+    q, mixed = jnp.asarray(rng.normal(size=(2, 2, LENGTH, 4, 16)), jnp.float32)
+    k, v = jnp.asarray(rng.normal(size=(2, 2, LENGTH, 2, 16)), jnp.float32)
+    real = (end > 0)[..., None, None]
+
+    def by(packed):
+        def mixture(qkv, window):
+            out, _ = packed(end, positions)(*qkv, None, window)
+            assert out.shape == mixed.shape and out.dtype == mixed.dtype
+            return jnp.sum(jnp.where(real, out, 0) * mixed)
+
+        return jax.jit(jax.value_and_grad(mixture))
+
+    ways = {name: by(packed) for name, packed in kernels.BY_NAME.items()}
+    for window in (attention.WHOLE, 40):
+        found = {name: way((q, k, v), window) for name, way in ways.items()}
+        close(found['splash'], found['loop'], 3e-6)
+        close(found['cudnn'], found['loop'], 3e-6)
+
+
+@pytest.mark.parametrize('window', [None, 100])
+def test_pairs_of_blocks_are_what_tokens_see(window):
+    end, positions = (np.asarray(kernels._whole_blocks(x)) for x in rows())
+    here, there = np.arange(3 * BLOCK)[:, None], np.arange(3 * BLOCK)
+    seen = (there <= here) & (here < end[:, None])
+    if window:
+        seen &= positions[:, None] > positions[..., None] - window
+    seen |= here == there
+    blocks = seen.reshape(2, 3, BLOCK, 3, BLOCK).swapaxes(2, 3)
+    found = kernels.pairs(jnp.asarray(end), jnp.asarray(positions), window)
+    some, every = blocks.any((3, 4)), blocks.all((3, 4))
+    assert (found.kind == np.where(every, 2, some)).all()
+    assert some[0].tolist() == [[1, 0, 0], [1, 1, 0], [0, 0, 1]]  # of the segments
+    assert (found.seen == blocks[:, *np.tril_indices(3)]).all()
+    assert (found.turned == found.seen.swapaxes(2, 3)).all()
+
+
+def test_a_long_sequence_has_blocks_that_need_no_mask():
+    end, positions = jnp.full((1, 512), 512), jnp.arange(512)[None]
+    assert kernels.pairs(end, positions).kind[0].tolist() == [
+        [2 * (j < i) + (j == i) for j in range(4)] for i in range(4)
+    ]
+
+
+def test_on_a_mesh_in_a_whole_loss(monkeypatch):
+    monkeypatch.setattr(kernels, 'chosen', lambda choice, *_: choice)
+    end, positions = (x[:, : 2 * BLOCK] for x in rows())
+    end = jnp.minimum(end, 2 * BLOCK)
+    rng = np.random.default_rng(0)
+    batch = {
+        'tokens': jnp.asarray(rng.integers(1, 61, end.shape), jnp.int32),
+        'positions': positions,
+        'end': end,
+        'targets': jnp.asarray(rng.integers(1, 61, end.shape), jnp.int32),
+        'weights': jnp.asarray((end > 0) * rng.random(end.shape), jnp.float32),
+    }
+    params = jax.tree.map(
+        lambda p: jnp.asarray(rng.normal(p.ndim == 1, 0.1, p.shape), p.dtype),
+        decoders.abstract_params(CONFIG),
+    )
+    params = layers.stack(params)
+    mesh = parallel.global_mesh(fsdp=2, tensor=2, devices=jax.devices()[:4])
+
+    def with_gradients(choice):
+        settings = types.SimpleNamespace(attention=choice)
+        loss = functools.partial(losses.sft, CONFIG, batch=batch, key=None, settings=settings)
+        with jax.set_mesh(mesh):
+            return jax.jit(jax.value_and_grad(lambda p: loss(p)[0]))(params)
+
+    close(with_gradients('splash'), with_gradients('loop'), 2e-5)
+
+
+def test_products_of_the_kernel_are_those_that_are_planned(monkeypatch):
+    end, positions = rows()
+    shapes = [jax.ShapeDtypeStruct((2, LENGTH, heads, 16), jnp.float32) for heads in (4, 2, 2)]
+
+    def read(*qkv):
+        return jnp.sum(kernels.splash(end, positions)(*qkv)[0])
+
+    # Of a pair of blocks: forwards, and backwards by queries and by keys.
+    made = products(jax.make_jaxpr(jax.grad(read, (0, 1, 2)))(*shapes).jaxpr)
+    assert made == {'fwd': 2, 'dq': 3, 'dkv': 4}
+    monkeypatch.setattr(kernels, 'chosen', lambda choice, *_: choice)
+    settings, computed = training.default_sft(), {}
+    settings.dtype = 'bfloat16'
+    for settings.attention in ('splash', 'loop'):
+        computed[settings.attention] = planning.products(CONFIG, settings, 'sft', 2, 1024)[1]
+    one = 2 * 2 * planning._pairs(CONFIG, 1024)[1] * CONFIG.num_heads * CONFIG.head_dim
+    assert computed['splash'] - computed['loop'] == (sum(made.values()) - 7) * one
+
+
+def products(jaxpr, kernel='') -> dict[str, int]:
+    """Products in each kernel, by the kernel's part."""
+    counts = collections.Counter()
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == 'pallas_call':
+            kernel = equation.params['name'].split('_')[2]
+        if equation.primitive.name == 'dot_general' and kernel:
+            counts[kernel] += 1
+        for value in jax.tree.leaves(equation.params):
+            inner = getattr(value, 'jaxpr', value)
+            if hasattr(inner, 'eqns'):
+                counts += products(inner, kernel)
+    return counts
+
+
+@pytest.mark.parametrize(
+    'changed, name',
+    [
+        ({}, 'splash'),
+        ({'choice': 'loop'}, 'loop'),
+        ({'choice': 'cudnn'}, 'loop'),  # planned for a TPU
+        ({'length': BLOCK}, 'loop'),
+        ({'dtype': jnp.dtype('float32')}, 'loop'),
+        ({'config': CONFIG.replace(num_kv_heads=1)}, 'loop'),  # on two devices
+        ({'platform': 'gpu'}, 'loop'),
+        ({'platform': 'gpu', 'choice': 'cudnn'}, 'cudnn'),
+        ({'platform': 'gpu', 'choice': 'cudnn', 'dtype': jnp.dtype('float32')}, 'loop'),
+        ({'platform': 'cpu'}, 'loop'),
+    ],
+)
+def test_where_a_kernel_is_chosen(monkeypatch, changed, name):
+    asked = {
+        'platform': 'tpu',
+        'choice': 'auto',
+        'config': CONFIG,
+        'length': BLOCK + 2,
+        'dtype': jnp.dtype('bfloat16'),
+    }
+    asked |= changed
+    platform = asked.pop('platform')
+    monkeypatch.setattr(parallel, 'platform', lambda: platform)
+    with jax.set_mesh(parallel.global_mesh(tensor=2)):
+        assert kernels.chosen(**asked) == name
+
+
+def test_what_computes_the_attention_is_told(monkeypatch):
+    monkeypatch.setattr(parallel, 'platform', lambda: 'tpu')
+    settings = training.default_sft()
+    settings.dtype = 'bfloat16'
+    compiled = step.Compiled(CONFIG, settings, 'sft', checkpoints.one_device(), 1)
+    assert compiled.attention([256, 256, 512]) == 'splash'
+    assert (
+        compiled.attention([128, 512, 256]) == 'loop in rows of 128, splash in rows of 256 and 512'
+    )
+
+
+def test_a_kernel_that_the_device_lacks_is_one_line(monkeypatch):
+    bfloat16 = jnp.dtype('bfloat16')
+    with pytest.raises(UserError, match="attention='fast': expected one of auto, cudnn, loop"):
+        kernels.check('fast', bfloat16)
+    for capability, dtype in ((None, bfloat16), ('7.5', bfloat16), ('8.0', jnp.dtype('float32'))):
+        device = types.SimpleNamespace(device_kind='Chip', compute_capability=capability)
+        monkeypatch.setattr(jax, 'devices', lambda device=device: [device])
+        with pytest.raises(UserError, match=f'attention=cudnn: needs .* Chip and {dtype}'):
+            kernels.check('cudnn', dtype)
+    for capability in ('8.0', '9.0', '12.0'):
+        device = types.SimpleNamespace(device_kind='Chip', compute_capability=capability)
+        monkeypatch.setattr(jax, 'devices', lambda device=device: [device])
+        kernels.check('cudnn', bfloat16)
+
+
+def test_cudnn_is_what_gpus_are_given(monkeypatch):
+    monkeypatch.setattr(parallel, 'platform', lambda: 'gpu')
+    # The call is lowered for a GPU where there is none; JAX asks which cuDNN that will have.
+    monkeypatch.setattr(fused_attention_stablehlo, 'check_cudnn_version', lambda: 91000)
+    end, positions = rows()
+    shapes = [jax.ShapeDtypeStruct((2, LENGTH, heads, 16), jnp.bfloat16) for heads in (4, 2, 2)]
+
+    def read(*qkv):
+        return jnp.sum(kernels.cudnn(end, positions)(*qkv)[0].astype(jnp.float32))
+
+    traced = jax.jit(jax.grad(read, (0, 1, 2))).trace(*shapes)
+    text = traced.lower(lowering_platforms=('cuda',)).as_text()
+    calls = re.findall(r'custom_call @__cudnn\$(\w+)', text)
+    assert calls == ['fmhaScaleBiasSoftmax', 'fmhaScaleBiasSoftmaxBackward']
+    assert 'dot_general' not in text

@@ -327,12 +327,11 @@ class _State:
         """Takes the engine's own choice of trees and slots; False where not one tree fits."""
         self.free = int(bytes_of_chip - self.weights)
         kinds = self.shape, self.dtype, self.kv_dtype
-        networks = [memory.Network(*kinds, room) for room in (self.step, self.scored)]
-        limits = (
-            sizes.largest_call(self.mesh, self.settings, scored=True),
-            sizes.default_slots(self.mesh),
-            self.free,
-        )
+        networks = [
+            memory.Network(*kinds, self.step),
+            memory.Network(*kinds, self.scored, scores=True),
+        ]
+        limits = sizes.default_slots(self.mesh), self.free
         try:
             self.chosen = memory.plan(self.settings, networks, self.mesh, trees, *limits)
         except UserError:

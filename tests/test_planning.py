@@ -27,9 +27,7 @@ GIB = planning.GIB
 SHAPE = models.Config('qwen2', 320, 64, 96, 1, 8, 2, 8, qkv_bias=True)
 SETTINGS = search.Config(rollouts=2, candidates=4, step_tokens=16, path_tokens=200, slots=8)
 
-CHOSEN = memory.Plan(
-    trees=6, slots=8, kept=1024, tree=0, slot=0, prefill=0, token=0, free=0, copied=0
-)
+CHOSEN = memory.Plan(trees=6, slots=8, kept=1024, tree=0, slot=0, prefill=0, token=0, free=0)
 
 
 @pytest.fixture(scope='module')
@@ -117,7 +115,7 @@ def test_weights_that_leave_room_for_one_tree_are_shared(monkeypatch):
     meshes = [parallel.local_mesh(n, jax.devices()[:2]) for n in (1, 2)]
     one, two = (planning._State(SETTINGS, mesh, heavy) for mesh in meshes)
     planned = []
-    for room in (300_000, 360_000):
+    for room in (450_000, 540_000):
         assert one.choose(one.weights + room) and two.choose(one.weights + room)
         planned.append((one.chosen.trees, two.chosen.trees))
         made = planning.plan_model(SETTINGS, jax.devices()[:2], one.weights + room, heavy)

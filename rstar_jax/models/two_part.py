@@ -98,6 +98,25 @@ def prefix_bias(
     return bias(mask)
 
 
+def gather(part: Part, of: jax.Array) -> Part:
+    """Merges, for each of R rows, those of U parts that bool[R,U] `of` says: [U, ...] to [R, ...].
+
+    A row of none gets a part of no weight beside any other. Sums in a product, as additions to
+    places that are looked up have no fixed order on GPUs.
+    """
+    wide = [1] * (part.top.ndim - 1)
+    top = jnp.where(of.reshape(*of.shape, *wide), part.top, _MASKED).max(axis=1)
+    scale = jnp.exp(part.top - top[of.argmax(axis=0)])
+    scale = jnp.where(of.any(axis=0).reshape(-1, *wide), scale, 0.0)
+
+    def add(x):
+        flat = x.reshape(x.shape[0], -1)
+        total = jnp.matmul(of.astype(x.dtype), flat, precision='highest')
+        return total.reshape(-1, *x.shape[1:])
+
+    return Part(add(part.out * scale[..., None]), top, add(part.total * scale))
+
+
 def merge(*parts: Part) -> jax.Array:
     """Returns the normalised attention over the key stores of all parts, float32 [..., d]."""
     top = functools.reduce(jnp.maximum, (part.top for part in parts))

@@ -24,7 +24,7 @@ from typing import Any
 from rstar_jax import parallel, steps
 from rstar_jax.errors import UserError
 from rstar_jax.search.config import Config
-from rstar_jax.search.engine import memory, sampling, sizes
+from rstar_jax.search.engine import memory, sampling
 from rstar_jax.search.engine.model import Scorer
 from rstar_jax.search.expander import Expander
 from rstar_jax.search.host import HostTree, Step
@@ -136,8 +136,8 @@ class Remote(Expander):
         if ppm is not None:
             scorer, self._tokenizer = Scorer(mesh, config, ppm), ppm.tokenizer
             self.scores, self.models = scorer.scores, [scorer]
-            call, of_each = sizes.largest_call(mesh, config, True), -(-total // mesh.shape['data'])
-            plan = memory.plan(config, [scorer.network], mesh, of_each, call, policy.requests)
+            of_each = -(-total // mesh.shape['data'])
+            plan = memory.plan(config, [scorer.network], mesh, of_each, policy.requests)
             scorer.prepare(plan, self.counters)
             self.width = plan.trees
         self.rows = self.width * self.mesh.shape['data']

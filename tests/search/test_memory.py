@@ -2,17 +2,20 @@
 
 import collections
 import dataclasses
+import functools
 
 import jax
 import numpy as np
 import pytest
 
-from rstar_jax import parallel
+from rstar_jax import models, parallel
 from rstar_jax.errors import UserError
-from rstar_jax.models import decoder
+from rstar_jax.models import decoder, tiny
 from rstar_jax.models.config import Config as Shape
+from rstar_jax.search import host
 from rstar_jax.search.config import Config
-from rstar_jax.search.engine import memory, model, programs, sizes, state
+from rstar_jax.search.engine import Engine, memory, model, programs, sizes, state
+from rstar_jax.steps import marks
 
 SHAPE = Shape(
     family='qwen2',
@@ -35,8 +38,9 @@ def mesh():
 
 def plan(mesh, free, monkeypatch, trees=1000, networks=1, **changes):
     monkeypatch.setattr(memory, 'free_bytes', lambda mesh: free)
+    monkeypatch.setattr(sizes, 'largest_call', lambda *_: 64)
     config = dataclasses.replace(CONFIG, **changes)
-    return memory.plan(config, [NETWORK] * networks, mesh, trees, budget=64, slots=64)
+    return memory.plan(config, [NETWORK] * networks, mesh, trees, slots=64)
 
 
 def test_a_tree_takes_what_its_arrays_take(mesh, monkeypatch):
@@ -45,6 +49,8 @@ def test_a_tree_takes_what_its_arrays_take(mesh, monkeypatch):
     path = state.empty_path(SHAPE, 1, 160, *kv)
     cells = state.empty_cells(SHAPE, 4, 32, *kv)
     held = sum(x.nbytes for x in jax.tree.leaves((path, cells)))
+    # Half of one layer's part is there twice where a path grows, or is read in blocks.
+    held += sum(x.nbytes for x in jax.tree.leaves(path)) // (2 * SHAPE.num_layers)
     assert 0 < one.tree - held < 5000  # the tree's own statistics
     assert plan(mesh, 2**30, monkeypatch, networks=2).tree - one.tree == held
     assert one.kept > 0
@@ -138,16 +144,110 @@ def held() -> int:
     return sum(x.nbytes for x in jax.live_arrays())
 
 
-def test_fewer_paths_are_read_where_a_copy_has_room():
-    roomy, tight = sizes.decode_sizes(64, 48, copied=48), sizes.decode_sizes(64, 48, copied=5)
-    assert roomy == [(4, 2), (8, 4), (16, 8), (32, 16), (64, 48)]
-    assert tight == [(4, 2), (8, 4), (16, 48), (32, 48), (64, 48)]
-    assert sizes.decode_sizes(16, 100, copied=100)[-1] == (16, 24)
+def test_few_blocks_of_paths_are_read_few_ways():
+    """Of 48 paths with room for 768: 288 blocks, of which half or fewer are worth a copy."""
+    assert sizes.block_sizes(48, 768 + 32) == [4, 9, 18, 36, 72, 144, None]
+    assert sizes.block_sizes(3, 256) == [1, 3, None]
+    assert sizes.block_sizes(1, 100) == [None]
+    assert sizes.slot_sizes(64) == [4, 8, 16, 32, 64] and sizes.slot_sizes(3) == [1, 3]
 
 
-def test_what_is_copied_is_in_nothing_else(mesh, monkeypatch):
-    for free in (3e6, 3e7, 2**34):
-        found = plan(mesh, int(free), monkeypatch)
-        path = sum(x.nbytes for x in jax.tree.leaves(state.empty_path(SHAPE, 1, 160, np.float32)))
-        assert found.most + found.copied * path <= free
-    assert found.copied >= found.trees
+class Account:
+    """Of the bytes on the device while each program of a search runs, by the compiler's figures.
+
+    Attributes:
+      peak: the most in use at a time, without what was there before; by `program`.
+    """
+
+    def __init__(self, monkeypatch):
+        self.others = jax.live_arrays()  # so that none of them goes while a search is looked at
+        self.before, self.programs = held(), collections.Counter()
+        on, run = programs.Program.on, functools.cache(self._run)
+        monkeypatch.setattr(programs.Program, 'on', lambda *x, **named: run(on(*x, **named)))
+
+    @property
+    def peak(self) -> int:
+        return max(self.programs.values())
+
+    def _run(self, f):
+        compiled = {}
+
+        def run(*arguments):
+            shapes = tuple((np.shape(x), str(x.dtype)) for x in jax.tree.leaves(arguments))
+            if shapes not in compiled:
+                compiled[shapes] = f.lower(*arguments).compile()
+            used = compiled[shapes].memory_analysis()
+            made = used.output_size_in_bytes - used.alias_size_in_bytes
+            now = held() - self.before + used.temp_size_in_bytes + made
+            self.programs[f.__name__] = max(now, self.programs[f.__name__])
+            return jax.block_until_ready(compiled[shapes](*arguments))
+
+        return run
+
+
+def test_a_search_stays_within_its_plan(monkeypatch):
+    """Also when a path grows from 300 tokens to 4,000, and the longest step there is is scored."""
+    policy = tiny.policy(['x'], num_layers=1, mlp_dim=128)
+    ppm = models.init_ppm(policy, 0)
+    config = dataclasses.replace(CONFIG, rollouts=1, path_tokens=4000, slots=8)
+    monkeypatch.setattr(memory, 'free_bytes', lambda mesh: 2**30)
+    mesh = parallel.local_mesh(devices=jax.local_devices()[:1])
+    account = Account(monkeypatch)
+    engine = Engine(policy, ppm, config, mesh, 3, [[1] * 100, [2] * 100])
+
+    def expand(rows):
+        for row in rows:
+            engine.expand(row, trees[row])
+        ended = collections.Counter()
+        while (chunk := engine.dispatch()) is not None:
+            ended.update(step.row for step in engine.collect(chunk))
+        assert ended == dict.fromkeys(rows, config.candidates)
+
+    nodes = [host.Node(tokens=[5 + row] * 300) for row in range(3)]
+    trees = [host.HostTree({'index': i}, 0, 0, '', [node], [0]) for i, node in enumerate(nodes)]
+    for row, tree in enumerate(trees):
+        engine.start(row, tree)
+    expand(range(3))
+    rooms = [engine.policy.capacity]
+    step = host.Step(2, 0, 'x', [7] * 20, marks.STEP)
+    trees[2].nodes.append(host.Node(step, tokens=[7] * 3600))
+    trees[2].path.append(1)
+    expand([2])
+    rooms.append(engine.policy.capacity)
+    longest = sizes.OUTPUT_TOKENS + config.step_tokens
+    ((values, _),) = engine.scores([(2, host.Node(step, tokens=[7] * longest))])
+    assert np.isfinite(values).all() and rooms == [512, 4032]
+    assert {'grow', 'append', 'decode', 'extend', 'score'} <= account.programs.keys()
+    assert account.peak <= engine.plan.most, account.programs
+    # Without what the largest calls need, arrays as long as they are planned:
+    arrays = account.programs['look']
+    unread = engine.plan.trees * 2 * arrays_of_half_a_layer(policy.config)
+    assert arrays <= engine.plan.most - engine.plan.prefill
+    assert arrays + unread == pytest.approx(engine.plan.most - engine.plan.prefill, rel=0.1)
+
+
+def arrays_of_half_a_layer(shape) -> int:
+    """Bytes of the keys of a path of 4,000 tokens."""
+    return state.empty_path(shape, 1, 4032, np.float32).kv[0][0].nbytes
+
+
+def test_paths_grow_when_nothing_reads_them(monkeypatch):
+    """A chunk under way holds on to what it reads; beside it all paths would be there twice."""
+    policy = tiny.policy(['x'], num_layers=1, mlp_dim=128)
+    config = dataclasses.replace(CONFIG, rollouts=1, path_tokens=600, slots=4, chunk=32)
+    mesh = parallel.local_mesh(devices=jax.local_devices()[:1])
+    engine = Engine(policy, None, config, mesh, 2, [[1] * 100, [2] * 100])
+    over, grow = [], programs.GROW
+
+    class Watched:
+        def on(self, *given, **named):
+            over.append(engine.slots.hidden.is_ready())
+            return grow.on(*given, **named)
+
+    monkeypatch.setattr(programs, 'GROW', Watched())
+    for row, tokens in enumerate((100, 500)):
+        nodes = [host.Node(tokens=[5] * tokens)]
+        engine.start(row, tree := host.HostTree({'index': row}, 0, 0, '', nodes, [0]))
+        engine.expand(row, tree)
+        engine.dispatch()
+    assert over == [True]

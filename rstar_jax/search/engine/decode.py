@@ -16,6 +16,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax import struct
 
 from rstar_jax.models import decoder as decoders
 from rstar_jax.models import two_part
@@ -36,6 +37,8 @@ from rstar_jax.search.engine.state import (
 )
 from rstar_jax.steps import marks
 
+BLOCK = 128  # positions of a path that are read together
+
 
 def decode(
     params: Any,
@@ -49,7 +52,7 @@ def decode(
     *,
     config,
     candidates: int,
-    trees: int | None = None,
+    blocks: int | None = None,
     mixed: bool = False,
     repetition: int = 0,
 ) -> tuple[Cells, Slots, jax.Array]:
@@ -58,8 +61,8 @@ def decode(
     Args:
       iterations: i32[2]; so many, or more, up to the second, while no slot is without work. It
         stops early when no cell is pending or running.
-      trees: so many paths are attended to, and only their cells decoded; no more may have cells in
-        slots already. None: all.
+      blocks: so many blocks of paths are attended to, copied layer by layer, and only cells behind
+        paths that lie in them are decoded; those in slots already must. None: all paths, in place.
       mixed: as for `prefill.forward`.
       repetition: a step is stopped when so many tokens in a row were written before at one
         distance, up to the periods of `slots`; 0, never.
@@ -70,7 +73,7 @@ def decode(
     """
     network = decoders.bind(config, params)
     limit = cells.tokens.shape[1]
-    used, place, taken = _paths_in_use(path, cells, candidates, trees)
+    used, taken = _used(path, cells, candidates, blocks)
 
     def iterate(carry):
         cells, slots, done, computed = carry
@@ -79,8 +82,7 @@ def decode(
         cells, slots, token, kind = _sample(
             network, stops, cells, slots, live, settings, limit, repetition
         )
-        sizes = candidates, mixed
-        slots = _run_token(network, prefix, used, place, slots, token, live, *sizes)
+        slots = _run_token(network, prefix, path, used, slots, token, live, candidates, mixed)
         cells, slots = _retire(cells, slots, live, kind)
         cells, slots = _cancel(cells, slots, candidates, settings.first_answer_only)
         return cells, slots, done + 1, computed + live.sum(dtype=jnp.int32)
@@ -96,24 +98,40 @@ def decode(
     return cells, slots, jnp.stack([done, computed])[None]
 
 
-def _paths_in_use(
-    path: Path, cells: Cells, candidates: int, trees: int | None
-) -> tuple[Path, jax.Array, jax.Array]:
-    """The paths that a chunk attends to, i32[G] where each is, and bool[C] the cells behind them.
+@struct.dataclass
+class _Used:
+    """The blocks of paths that a chunk attends to, those of a tree one after another.
 
-    Those of trees that are decoded, and then of those whose turn is first.
+    Attributes:
+      tree: i32[U], whose they are; G where nothing is left.
+      first: i32[U], position of a path that each begins at.
+    """
+
+    tree: jax.Array
+    first: jax.Array
+
+
+def _used(
+    path: Path, cells: Cells, candidates: int, blocks: int | None
+) -> tuple[_Used | None, jax.Array]:
+    """Which blocks a chunk attends to, and bool[C] the cells behind the paths in them.
+
+    The paths of trees that are decoded, and then of those whose turn is first.
     """
     total = path.length.shape[0]
-    if trees is None or trees >= total:
-        return path, jnp.arange(total), jnp.ones(cells.state.shape, bool)
+    if blocks is None:
+        return None, jnp.ones(cells.state.shape, bool)
     last = jnp.iinfo(jnp.int32).max
     turn = jnp.where(cells.state == PENDING, cells.turn, last)
-    turn = jnp.where(cells.state == RUNNING, -1, turn).reshape(total, candidates)
-    order = jnp.argsort(turn.min(axis=1), stable=True)
-    place = jnp.zeros((total,), jnp.int32).at[order].set(jnp.arange(total))
-    rows = order[:trees]
-    used = jnp.repeat(place < trees, candidates)
-    return jax.tree.map(lambda x: x[rows], path), jnp.minimum(place, trees - 1), used
+    turn = jnp.where(cells.state == RUNNING, -1, turn).reshape(total, candidates).min(axis=1)
+    count = jnp.where(turn < last, -(-path.length // BLOCK), 0)
+    order = jnp.argsort(turn, stable=True)
+    fits = jnp.zeros((total,), bool).at[order].set(jnp.cumsum(count[order]) <= blocks)
+    ends = jnp.cumsum(jnp.where(fits, count, 0))
+    number = jnp.arange(blocks)
+    tree = (ends <= number[:, None]).sum(axis=1)
+    before = jnp.where(tree > 0, ends[tree - 1], 0)
+    return _Used(tree, (number - before) * BLOCK), jnp.repeat(fits, candidates)
 
 
 def _refill(
@@ -178,21 +196,17 @@ def _run_token(
     network,
     prefix: KeysValues,
     path: Path,
-    place,
+    used: _Used | None,
     slots: Slots,
     token,
     live,
     candidates: int,
     mixed: bool,
 ) -> Slots:
-    """Runs the layers over the token just sampled, attending to prefix, path and own step.
-
-    path: of the trees in use; i32[G] `place` says which is a tree's. Cells here are theirs.
-    """
-    trees = path.length.shape[0]
+    """Runs the layers over the token just sampled, attending to prefix, path and own step."""
+    trees, room = path.length.shape[0], kv_length(path.kv)
     rows = jnp.arange(slots.cell.shape[0])
-    cell = place[slots.cell // candidates] * candidates + slots.cell % candidates
-    cell = jnp.where(live, cell, trees * candidates)
+    cell = jnp.where(live, slots.cell, trees * candidates)
     tree = jnp.minimum(cell // candidates, trees - 1)
     own = jnp.maximum(slots.length - 1, 0)
     before, shared = path.prefix[tree], kv_length(prefix)
@@ -205,14 +219,21 @@ def _run_token(
     @functools.cache
     def biases(window):
         """Of path, step and prefix."""
-        stored = jnp.arange(path.kv[0][0].shape[2])
-        path_mask = (stored < path.length[:, None])[:, None, :]
+        if used is None:
+            of, stored = jnp.arange(trees), jnp.arange(room)
+            path_mask = stored < path.length[:, None]
+        else:
+            of = jnp.minimum(used.tree, trees - 1)
+            stored = _begin(used, room)[:, None] + jnp.arange(min(BLOCK, room))
+            path_mask = (stored >= used.first[:, None]) & (stored < path.length[of][:, None])
+        path_mask = path_mask[:, None, :]
         step_mask = own_mask
         if window is not None:
             reach = position[:, None] - window
             step_mask &= (before + path.length[tree])[:, None] + jnp.arange(limit) > reach
-            reach = reach[slot_of_cell].reshape(trees, candidates, 1)
-            path_mask = path_mask & (path.prefix[:, None, None] + stored > reach)
+            reach = reach[slot_of_cell].reshape(trees, candidates, 1)[of]
+            at = path.prefix[of][:, None, None] + jnp.atleast_2d(stored)[:, None, :]
+            path_mask = path_mask & (at > reach)
             path_mask = jnp.repeat(path_mask, group, axis=1)
         present = before > 0 if mixed else None
         near = two_part.prefix_bias(shared, group, position[:, None], window, present)
@@ -226,7 +247,7 @@ def _run_token(
         step_v = step_v.at[rows, :, own, dims].set(v[:, 0].astype(step_v.dtype))
         queries = two_part.by_key_head(q, k.shape[2]).astype(step_k.dtype)
         parts = [
-            _path_part(queries, cell, slot_of_cell, path_k, path_v, path_bias),
+            _path_part(queries, cell, slot_of_cell, path_k, path_v, path_bias, used),
             two_part.attend(queries, step_k, step_v, step_bias),
         ]
         if shared:
@@ -239,17 +260,26 @@ def _run_token(
     return slots.replace(hidden=hidden[:, 0], kv=[step for *_, step in caches])
 
 
-def _path_part(queries, cell, slot_of_cell, path_k, path_v, bias) -> two_part.Part:
+def _path_part(
+    queries, cell, slot_of_cell, path_k, path_v, bias, used: _Used | None
+) -> two_part.Part:
     """Attention of the slots to their trees' paths; each path is read once for all its slots.
 
     queries [B,K,r,d] are brought to their cells, [G,K,n*r,d]; the result is gathered back. What
-    cells without a slot get nobody reads. bias: f32[G, 1, 1 or n*r, S].
+    cells without a slot get nobody reads. bias: f32[G or U, 1, 1 or n*r, S or a block's length].
     """
     _, kv_heads, group, d = queries.shape
     trees = path_k.shape[0]
     candidates = slot_of_cell.shape[0] // trees
     by_tree = queries[slot_of_cell].reshape(trees, candidates, kv_heads, group, d).swapaxes(1, 2)
-    part = two_part.attend(by_tree.reshape(trees, kv_heads, -1, d), path_k, path_v, bias)
+    by_tree = by_tree.reshape(trees, kv_heads, -1, d)
+    if used is None:
+        part = two_part.attend(by_tree, path_k, path_v, bias)
+    else:
+        own = jnp.minimum(used.tree, trees - 1)
+        blocks = (_blocks(x, own, _begin(used, x.shape[2])) for x in (path_k, path_v))
+        part = two_part.attend(by_tree[own], *blocks, bias)
+        part = two_part.gather(part, used.tree == jnp.arange(trees)[:, None])
 
     def back(x):
         x = x.reshape(trees, kv_heads, candidates, group, *x.shape[3:]).swapaxes(1, 2)
@@ -257,6 +287,19 @@ def _path_part(queries, cell, slot_of_cell, path_k, path_v, bias) -> two_part.Pa
         return x[jnp.minimum(cell, trees * candidates - 1)]
 
     return two_part.Part(*map(back, part))
+
+
+def _begin(used: _Used, room: int) -> jax.Array:
+    """i32[U], where each block is read from, so that it ends within the path's room."""
+    return jnp.minimum(used.first, room - min(BLOCK, room))
+
+
+def _blocks(stored: jax.Array, tree: jax.Array, first: jax.Array) -> jax.Array:
+    """Blocks [U,K,BLOCK,d] of keys or values [G,K,S,d], at i32[U] positions of i32[U] trees."""
+    _, kv_heads, room, d = stored.shape
+    size = 1, kv_heads, min(BLOCK, room), d
+    cut = jax.vmap(lambda tree, at: jax.lax.dynamic_slice(stored, (tree, 0, at, 0), size)[0])
+    return cut(tree, first)
 
 
 def _retire(cells: Cells, slots: Slots, live, kind) -> tuple[Cells, Slots]:

@@ -81,6 +81,18 @@ def everywhere(mesh: Mesh, x: Any) -> Any:
     return jax.device_put(x, NamedSharding(mesh, P()))
 
 
+def replaced(arrays: list[jax.Array], f: Callable[[jax.Array], jax.Array]) -> list[jax.Array]:
+    """Replaces each array by `f` of it, one after the other: only one is there twice at a time.
+
+    arrays: the only references to them; the list is emptied.
+    """
+    made = []
+    arrays.reverse()
+    while arrays:
+        made.append(jax.block_until_ready(f(arrays.pop())))
+    return made
+
+
 def whole(x: jax.Array) -> jax.Array:
     """`x` inside a mapped function, in full on every device that shares the weights.
 

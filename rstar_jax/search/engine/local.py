@@ -25,6 +25,7 @@ from rstar_jax import steps
 from rstar_jax.errors import UserError
 from rstar_jax.search.config import Config
 from rstar_jax.search.engine import devices, memory, programs, sampling, sizes, state
+from rstar_jax.search.engine.decode import BLOCK
 from rstar_jax.search.engine.model import Model, Scorer
 from rstar_jax.search.expander import Expander
 from rstar_jax.search.host import HostTree, Step
@@ -47,13 +48,13 @@ class _Compiled:
     """What this process has compiled of decode steps, in all its searches.
 
     Attributes:
-      steps: (function, slots) that are compiled; the longest took so many `seconds`.
+      steps: (function, slots, room of paths) that are compiled; the longest took so many `seconds`.
       missed: of those that are not, the seconds of chunks for which they would have done.
     """
 
-    steps: ClassVar[set[tuple[Callable, int]]] = set()
+    steps: ClassVar[set[tuple[Callable, int, int]]] = set()
     seconds: ClassVar[float] = 0.0
-    missed: ClassVar[collections.Counter[tuple[Callable, int]]] = collections.Counter()
+    missed: ClassVar[collections.Counter[tuple[Callable, int, int]]] = collections.Counter()
 
 
 class Engine(Expander):
@@ -92,7 +93,6 @@ class Engine(Expander):
             [model.network for model in self.models],
             mesh,
             config.nodes * total if config.one_size else -(-total // self.devices),
-            sizes.largest_call(mesh, config, ppm is not None),
             sizes.default_slots(mesh),
         )
         self.width, slots = self.plan.trees, self.plan.slots
@@ -105,11 +105,9 @@ class Engine(Expander):
         self.cells = devices.make(mesh, state.empty_cells, policy.config, per_device, *made)
         periods = state.PERIODS if config.repetition else 0
         self.slots = devices.make(mesh, state.empty_slots, policy.config, slots, *made, periods)
-        # (slots, trees) that a decode step is compiled for, and which of them is in use.
-        self.decode_sizes = [(slots, self.width)]
-        if not config.one_size:
-            self.decode_sizes = sizes.decode_sizes(slots, self.width, self.plan.copied)
-        self.decode_size = len(self.decode_sizes) - 1
+        # Numbers of slots that a decode step is compiled for, and which of them is in use.
+        self.slot_sizes = [slots] if config.one_size else sizes.slot_sizes(slots)
+        self.slot_size = len(self.slot_sizes) - 1
         cells = self.rows * config.candidates
         self.known = np.zeros(cells, np.uint8)  # the cells' states, when they were last seen
         self.since = np.zeros(cells, np.int64)  # the first chunk that each is opened for
@@ -157,6 +155,7 @@ class Engine(Expander):
 
     def dispatch(self) -> Any:
         """Starts what is queued and a chunk of decoding; does not wait for the devices."""
+        self._make_room()
         self.policy.copy_steps(self.cells.kv, self.cells.hidden)
         if self.ppm is not None:
             self.ppm.copy_steps()
@@ -169,11 +168,10 @@ class Engine(Expander):
             self.known[self.opened] = state.PENDING
             self.since[self.opened] = self.chunks + 1
             self.opened[:] = False
-        busy = self._busy().reshape(self.devices, self.width, self.config.candidates)
-        need, trees = int(busy.sum(axis=(1, 2)).max()), int(busy.any(axis=2).sum(axis=1).max())
+        need = int(self._busy().reshape(self.devices, -1).sum(axis=1).max())
         if not need:
             return None
-        decode = self._step(self._fit(need, trees))
+        decode, slots = self._fit(need, self._blocks())
         longest, called = sizes.longest_chunk(self.mesh, self.config), time.monotonic()
         self.cells, self.slots, stats = decode(
             self.policy.params,
@@ -185,9 +183,9 @@ class Engine(Expander):
             self.sampling,
             np.array([self.config.chunk, longest], np.int32),
         )
-        slots = self.decode_sizes[self.decode_size][0]
-        if (decode, slots) not in _Compiled.steps:
-            _Compiled.steps.add((decode, slots))
+        size = decode, slots, self.policy.capacity
+        if size not in _Compiled.steps:
+            _Compiled.steps.add(size)
             _Compiled.seconds = max(_Compiled.seconds, time.monotonic() - called)
         self.chunks += 1
         return self.chunks, slots, programs.LOOK.on(self.mesh)(self.cells), stats
@@ -226,6 +224,18 @@ class Engine(Expander):
 
     # --- within a chunk ---
 
+    def _make_room(self) -> None:
+        """Gives paths the room that they need.
+
+        What runs holds on to the arrays that it reads, so growing waits for it: else there would be
+        two of each.
+        """
+        growing = [model for model in self.models if model.needs_room]
+        if growing:
+            jax.block_until_ready((self.slots, self.ppm.cells if self.ppm is not None else None))
+        for model in growing:
+            model.reserve(model.needed)
+
     def _open_if_ready(self, row: int) -> None:
         if row not in self.opening or any(model.ledger.waits(row) for model in self.models):
             return
@@ -251,41 +261,76 @@ class Engine(Expander):
                     self._open_if_ready(row)
                 calls += 1
 
-    def _step(self, trees: int) -> Callable:
-        """The compiled chunk of decoding that attends to so many trees."""
+    def _step(self, blocks: int | None) -> Callable:
+        """The compiled chunk of decoding that attends to so many blocks of paths; None: to all."""
         return programs.DECODE.on(
             self.mesh,
             config=self.policy.config,
             candidates=self.config.candidates,
-            trees=trees,
+            blocks=blocks,
             mixed=self.policy.mixed,
             repetition=self.config.repetition,
         )
 
-    def _fit(self, cells: int, trees: int) -> int:
-        """Brings the slots to the smallest size that will do; returns how many trees that is for.
+    def _fit(self, cells: int, blocks: int) -> tuple[Callable, int]:
+        """Brings the slots to the smallest size that will do; returns the step, and the slots.
 
         By way of all sizes between, as each change of one size to another is compiled.
         """
-        large = [slots >= cells and room >= trees for slots, room in self.decode_sizes]
-        want = large.index(True) if any(large) else len(large) - 1
-        if want < self.decode_size and not self._worth(*self.decode_sizes[want]):
-            want = self.decode_size
-        else:
-            self.too_large = None
-        while want != self.decode_size:
-            self.decode_size += 1 if want > self.decode_size else -1
-            resize = programs.RESIZE.on(self.mesh, size=self.decode_sizes[self.decode_size][0])
-            self.slots = resize(self.slots)
-        return self.decode_sizes[want][1]
+        rooms = [None]
+        if not self.config.one_size:
+            rooms = sizes.block_sizes(self.width, self.policy.capacity)
+        step, slots, _ = self._choose(
+            [
+                (self._step(room), slots, self.policy.capacity)
+                for slots in self.slot_sizes
+                for room in rooms
+                if slots >= min(cells, self.plan.slots) and (room is None or room >= blocks)
+            ]
+        )
+        want = self.slot_sizes.index(slots)
+        while want != self.slot_size:
+            self.slot_size += 1 if want > self.slot_size else -1
+            self._resize(self.slot_sizes[self.slot_size])
+        return step, slots
 
-    def _worth(self, slots: int, trees: int) -> bool:
-        """Whether the step of a smaller size is compiled, or may be now."""
-        step, now = (self._step(trees), slots), time.monotonic()
-        if self.too_large is not None:
-            _Compiled.missed[step] += now - self.too_large
-        self.too_large = now
-        return step in _Compiled.steps or _Compiled.missed[step] > WORTH * _Compiled.seconds
+    def _resize(self, size: int) -> None:
+        """Packs the slots that are in use into so many: array by array, see `devices.replaced`."""
+        slots, self.slots = self.slots, None
+        pack = programs.PACK.on(self.mesh, size=size)
+        arrays, shape = jax.tree.flatten(slots.kv)
+        slots = slots.replace(kv=[])
+        kv = devices.replaced(arrays, lambda x: pack(x, slots.cell))
+        slots = programs.RESIZE.on(self.mesh, size=size)(slots)
+        self.slots = slots.replace(kv=jax.tree.unflatten(shape, kv))
+
+    def _choose(self, possible: list[tuple[Callable, int, int]]) -> tuple[Callable, int, int]:
+        """Of decode steps that will do, smallest first, one that is compiled, or may be now."""
+        now, chosen = time.monotonic(), len(possible) - 1
+        for i, size in enumerate(possible):
+            if size in _Compiled.steps:
+                chosen = i
+                break
+            if self.too_large is not None:
+                _Compiled.missed[size] += now - self.too_large
+            if _Compiled.missed[size] > WORTH * _Compiled.seconds:
+                chosen = i
+                break
+        self.too_large = now if chosen else None
+        return possible[chosen]
+
+    def _blocks(self) -> int:
+        """Blocks that the paths take which a chunk may need, on the device with the most."""
+        busy = self._busy().reshape(self.rows, -1).any(axis=1)
+        counts = [
+            -(-self.policy.ledger.length(row) // BLOCK) if wanted else 0
+            for row, wanted in enumerate(busy.tolist())
+        ]
+        most = sizes.most_paths(self.plan.slots)
+        return max(
+            sum(sorted(counts[at : at + self.width])[-most:])
+            for at in range(0, self.rows, self.width)
+        )
 
     def _busy(self) -> np.ndarray:
         return (self.known == state.PENDING) | (self.known == state.RUNNING)

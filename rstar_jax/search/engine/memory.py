@@ -1,14 +1,13 @@
 """How many trees a device has room for, and how many slots they can keep busy.
 
 Weights are on the device already; what is counted here comes on top. A tree takes its longest path
-and the cells of its candidates, for the policy and for the PPM, a slot one step, and one call of
-the prefill its scores against the longest path. Lengths are the longest that the settings allow,
-so that a search that began does not run out of memory in the middle. Some of what is left keeps
-steps that a later walk comes by again.
+and the cells of its candidates, for the policy and for the PPM, a slot one step, and the largest
+call of each its rows' paths and the scores against them. Lengths are the longest that the settings
+allow, so that a search that began does not run out of memory in the middle. Some of what is left
+keeps steps that a later walk comes by again.
 """
 
 import dataclasses
-import functools
 
 from rstar_jax.errors import UserError
 from rstar_jax.parallel import bytes_on_a_device, free_bytes
@@ -21,18 +20,22 @@ MARGIN = 0.9  # of the free memory; the rest is for what compiled functions work
 FEW_SLOTS = 16
 TREES_FOR_SLOTS = 3  # as many trees in flight as fill the slots this many times
 STEP = 64  # tokens of a step, where room is made for what trees usually have of them
-COPIES = 0.5  # of what nothing else is planned for may hold copies of paths
 KEPT = 0.5  # of what is left may be used to keep steps
 
 
 @dataclasses.dataclass(frozen=True)
 class Network:
-    """What of a model matters here: its models.Config, dtypes, and the length of its cells."""
+    """What of a model matters here.
+
+    config: models.Config. kv_dtype: of its caches. cell: tokens of its cells. scores: whether whole
+    steps are scored with it, as with the PPM.
+    """
 
     config: object
     dtype: object
     kv_dtype: object
     cell: int
+    scores: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +49,6 @@ class Plan:
       tree, slot, prefill: bytes of each tree, of each slot, and of one call of the prefill.
       token: bytes of a token that is kept.
       free: bytes that are free on the device now.
-      copied: paths that a chunk may copy at its beginning, when it reads only some of them.
     """
 
     trees: int
@@ -57,7 +59,6 @@ class Plan:
     prefill: int
     token: int
     free: int
-    copied: int
 
     @property
     def most(self) -> int:
@@ -77,7 +78,6 @@ def plan(
     networks: list[Network],
     mesh,
     total: int,
-    budget: int,
     slots: int,
     free: int | None = None,
 ) -> Plan:
@@ -88,7 +88,6 @@ def plan(
       networks: of the policy, then of the PPM if there is one.
       mesh: local mesh (data, tensor).
       total: trees that each device is to search in all; there is no room needed for more.
-      budget: tokens of one prefill call.
       slots: that keep a device busy.
       free: bytes to plan with; None asks the devices.
 
@@ -98,7 +97,7 @@ def plan(
     n = config.candidates
     tree, token, prefill = (
         sum(part(config, mesh, network) for network in networks)
-        for part in (_tree_bytes, _token_bytes, functools.partial(_prefill_bytes, budget))
+        for part in (_tree_bytes, _token_bytes, _prefill_bytes)
     )
     tree += bytes_on_a_device(devices.shapes(mesh, init, 1, config.nodes))
     policy = networks[0]  # the only one that decodes
@@ -130,9 +129,7 @@ def plan(
     left = room - possible * tree - slots * slot
     fitting = int(KEPT * left // (possible * token)) - copies.COPIED
     kept = max(0, min(_worth_keeping(config), fitting))
-    path = _bytes(mesh, policy, state.empty_path, 1, _longest_path(config))
-    left = free - possible * (tree + kept_room(kept) * token) - slots * slot - prefill
-    return Plan(possible, slots, kept, tree, slot, prefill, token, free, int(COPIES * left // path))
+    return Plan(possible, slots, kept, tree, slot, prefill, token, free)
 
 
 def kept_room(tokens: int) -> int:
@@ -156,7 +153,9 @@ def _worth_keeping(config) -> int:
 
 
 def _tree_bytes(config, mesh, network: Network) -> int:
+    """With half of a layer's part once more: one array that grows, or half of both in blocks."""
     path = _bytes(mesh, network, state.empty_path, 1, _longest_path(config))
+    path += path // (2 * network.config.num_layers)
     return path + _bytes(mesh, network, state.empty_cells, config.candidates, network.cell)
 
 
@@ -171,11 +170,15 @@ def _bytes(mesh, network: Network, f, rows: int, positions: int) -> int:
     return bytes_on_a_device(devices.shapes(mesh, f, network.config, rows, positions, *dtypes))
 
 
-def _prefill_bytes(budget: int, config, mesh, network: Network) -> int:
+def _prefill_bytes(config, mesh, network: Network) -> int:
+    """Of the largest call that computes known tokens, and of the paths that its rows copy."""
+    budget = sizes.largest_call(mesh, config, network.scores)
     shape, ways = network.config, mesh.shape['tensor']
     scores = 2 * shape.num_heads * _longest_path(config)
     whole = 4 * budget * (scores + 3 * shape.mlp_dim + 8 * shape.embed_dim)
-    return whole // (ways if shape.num_kv_heads % ways == 0 else 1)
+    rows = max(1, sizes.prefill_budget(mesh) // sizes.PREFILL_LENGTHS[0])
+    paths = _bytes(mesh, network, state.empty_path, rows, _longest_path(config)) // shape.num_layers
+    return paths + whole // (ways if shape.num_kv_heads % ways == 0 else 1)
 
 
 def _longest_path(config) -> int:

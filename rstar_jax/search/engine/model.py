@@ -26,6 +26,7 @@ class Model:
       config: models.Config, params: on the devices.
       prefix: keys and values of `begin`, what all prompts of a template begin with.
       path: state.Path of the rows, with room for `capacity` tokens each.
+      needed: tokens of the longest path.
       mixed: whether some row's prompt begins otherwise; then it lies in the path as a whole.
       ledger: after `prepare`.
     """
@@ -46,7 +47,7 @@ class Model:
         self.dtype = self.decoder_params['norm']['weight'].dtype
         self.kv_dtype = state.cache_dtype(self.platform, self.dtype)
         self.cell_tokens = cell_tokens
-        self.capacity = 0
+        self.capacity = self.needed = 0
         self.path: Any = None
         self.prefix, self.begin = self.empty(1, 0), []
 
@@ -56,7 +57,8 @@ class Model:
 
     @property
     def network(self) -> memory.Network:
-        return memory.Network(self.config, self.dtype, self.kv_dtype, self.cell_tokens)
+        kinds = self.dtype, self.kv_dtype
+        return memory.Network(self.config, *kinds, self.cell_tokens, isinstance(self, Scorer))
 
     def empty(self, rows: int, positions: int, dtype=None) -> state.KeysValues:
         """Keys and values of each device."""
@@ -113,11 +115,17 @@ class Model:
     def walk(self, row: int, tree: HostTree) -> None:
         """Has a row's path brought to the cursor of its tree."""
         tree.computed[self.name] += self.ledger.walk(row, tree.nodes, tree.path)
-        self.reserve(self.ledger.length(row))
+        self.needed = max(self.needed, self.ledger.length(row))
+
+    @property
+    def needs_room(self) -> bool:
+        """Whether some path is longer than all have room for."""
+        return self.needed + copies.COPIED > self.capacity
 
     def reserve(self, tokens: int) -> None:
         """Makes room for paths of that many tokens."""
-        if tokens + copies.COPIED <= self.capacity:
+        self.needed = tokens
+        if not self.needs_room:
             return
         need = sizes.path_room(tokens, self.settings.path_tokens)
         if self.path is None:
@@ -129,13 +137,12 @@ class Model:
         self.capacity = need
 
     def _grow(self, positions: int) -> None:
-        """Gives all paths more room: array by array, as there is none for two of each."""
+        """Gives all paths more room: array by array, see `devices.replaced`."""
         grow = programs.GROW.on(self.mesh, positions=positions)
         path, self.path = self.path, None
         arrays, shape = jax.tree.flatten(path.kv)
         path = path.replace(kv=None)
-        for i, x in enumerate(arrays):
-            arrays[i] = x = jax.block_until_ready(grow(x))
+        arrays = devices.replaced(arrays, grow)
         self.path = path.replace(kv=jax.tree.unflatten(shape, arrays))
 
     def copy_steps(self, cells_kv: state.KeysValues, hidden: jax.Array | None) -> None:

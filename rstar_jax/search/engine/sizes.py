@@ -1,6 +1,6 @@
 """The sizes that are compiled, few of each: rows, steps to be scored, paths, slots."""
 
-from rstar_jax.search.engine import copies
+from rstar_jax.search.engine import copies, decode
 
 # Rows of known tokens are computed in one of these lengths; longer ones in pieces of the last.
 PREFILL_LENGTHS = (32, 128)
@@ -62,22 +62,20 @@ def largest_call(mesh, config, scored: bool) -> int:
 
 
 def most_paths(slots: int) -> int:
-    """Paths that a decode step reads at most: a slot's each, and half as many to take its place.
-
-    Where more trees are in flight a chunk begins with a copy of those that it reads.
-    """
+    """Paths that a decode step needs at most: a slot's each, and half as many to take its place."""
     return slots + slots // 2
 
 
-def decode_sizes(slots: int, trees: int, copied: int) -> list[tuple[int, int]]:
-    """Compiled sizes of a decode step, (slots, trees): all, and fewer for when trees run out.
+def slot_sizes(slots: int) -> list[int]:
+    """Compiled numbers of slots, ascending: all, and fewer for when trees run out."""
+    return sorted({max(1, slots >> shift) for shift in range(5)})
 
-    copied: paths that there is room for a copy of; where more would be read, all are, in place.
+
+def block_sizes(paths: int, room: int) -> list[int | None]:
+    """Compiled numbers of blocks of paths that a decode step reads, ascending.
+
+    Half of the blocks that there is room for, or less: a block is copied before it is read, so for
+    more of them all paths are read where they lie (None).
     """
-
-    def read(paths: int) -> int:
-        return min(paths, trees) if paths <= copied else trees
-
-    fewer = {max(1, slots >> shift) for shift in range(1, 5)} - {slots}
-    part = [(size, read(max(1, size // 2))) for size in sorted(fewer)]
-    return [*part, (slots, read(most_paths(slots)))]
+    blocks = paths * (room // decode.BLOCK)
+    return [*sorted({blocks >> shift for shift in range(1, 7)} - {0}), None]

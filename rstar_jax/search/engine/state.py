@@ -6,6 +6,7 @@ ends. Keys and values are lists, one pair of arrays a layer; positions are the t
 """
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -196,19 +197,17 @@ def look(cells: Cells) -> tuple[jax.Array, ...]:
     return jax.tree.map(jnp.copy, seen)
 
 
+def pack(x: jax.Array, cell: jax.Array, *, size: int) -> jax.Array:
+    """An array [B,...] of `Slots` for `size` of them: those with a cell (i32[B]), then zeros."""
+    chosen = x[jnp.argsort(cell == FREE, stable=True)[:size]]
+    return jnp.pad(chosen, ((0, size - chosen.shape[0]), *[(0, 0)] * (x.ndim - 1)))
+
+
 def resize(slots: Slots, *, size: int) -> Slots:
     """Packs the live slots into `size` slots; there must be no more than that."""
-    order = jnp.argsort(slots.cell == FREE, stable=True)
-    have = slots.cell.shape[0]
-    if size <= have:
-        return jax.tree.map(lambda x: x[order[:size]], slots)
-
-    def pad(x):
-        return jnp.pad(x, ((0, size - have), *[(0, 0)] * (x.ndim - 1)))
-
-    grown = jax.tree.map(pad, slots)
-    cell = jnp.where(jnp.arange(size) < have, grown.cell, FREE)
-    return grown.replace(cell=cell)
+    packed = jax.tree.map(functools.partial(pack, cell=slots.cell, size=size), slots)
+    live = jnp.arange(size) < (slots.cell != FREE).sum()
+    return packed.replace(cell=jnp.where(live, packed.cell, FREE))
 
 
 def grow(stored: jax.Array, *, positions: int) -> jax.Array:

@@ -168,7 +168,7 @@ def _share(source: Mapping[str, Any], about: Mapping[str, Any], key: str) -> str
 
 
 def accuracy_notes(results: Sequence[Results]) -> list[str]:
-    """What has to be known to read the table, and what each round has won or lost."""
+    """What has to be known to read the table, and what each round, and all, have won or lost."""
     figures = [row for result in results for row in result['benchmarks'].values()]
     counts = {row['search']['trajectories'] for row in figures if row['search']}
     if not figures:
@@ -181,10 +181,13 @@ def accuracy_notes(results: Sequence[Results]) -> list[str]:
     if any('answered' in row for row in figures):
         notes.append('Answered: the share of solutions of the policy alone that reach an answer.')
     notes.append('Tokens, seconds and FLOPs are for one problem, of the search where there is one.')
+    rounds = [result for result in results if result['round'] is not None]
+    pairs = [*itertools.pairwise(rounds)]
+    if len(rounds) > 2:
+        pairs.append((rounds[0], rounds[-1]))
     return notes + [
         note
-        for before, after in itertools.pairwise(results)
-        if before['round'] is not None
+        for before, after in pairs
         for note in compared(
             before, after, policy_name(before['round']), policy_name(after['round'])
         )

@@ -112,7 +112,8 @@ def test_rounds_are_compared_problem_by_problem():
     assert 'sums, policy alone, round 1 against start: 10 problems won, 2 lost: better (p' in text
     assert 'round 2 against round 1: 0 problems won, 24 lost: WORSE (p = 1.2e-07' in text
     assert '0 problems won, 1 lost: no certain difference (p = 1' in text
-    assert text.count("McNemar's test") == 3  # the base model is no round
+    assert 'round 3 against start: 0 problems won, 17 lost: WORSE (p' in text
+    assert text.count("McNemar's test") == 4  # the base model is no round
     policies = [row[2] for row in tables.accuracy(found)[1:]]
     assert policies == [
         *('base', 'start', 'round 1', 'round 2 WORSE than the one before', 'round 3 (lower)')

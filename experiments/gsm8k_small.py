@@ -4,7 +4,7 @@
         --config.policy.path=qwen2.5-coder-0.5b-instruct.gguf \\
         --config.data.problems=gsm8k_train.jsonl --config.eval.benchmarks=gsm8k_test.json
 
-Hardware: 2 CPU cores with bfloat16 instructions and 12 GiB of memory, or one GPU.
+Hardware: 2 CPU cores with bfloat16 instructions and 16 GiB of memory, or one GPU.
 Time: not measured as a whole. By the speeds in experiments/LOG.md, 2 CPU cores: searches 0:50 and
 1:40, SFTs 0:40 and 1:10, PPM 0:30, evaluations 2:20; a night. A GPU: an hour.
 Score: Qwen2.5-Coder-0.5B, cut to 157 problems in the first round and 276 in the second: greedy of

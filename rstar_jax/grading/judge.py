@@ -323,9 +323,9 @@ def key(answer: str) -> str:
 def _leaf_key(text: str) -> str:
     text, unit = plain.split_unit(text)
     unit = '%' if unit == '%' else ''
-    value = plain.number(text)
-    if value is not None:
-        return f'{_short(complex(value.value))}{unit}'
+    number = plain.number(text)
+    if number is not None:
+        return f'{_short(complex(number.value))}{unit}'
     expression = None if _relations(text) or '\\text' in text else parse(text)
     if expression is None or not hasattr(expression, 'evalf'):
         return f'raw:{re.sub(chr(92) + "s", "", text)}{unit}'

@@ -179,6 +179,7 @@ class Remote(Expander):
     def dispatch(self) -> Any:
         """Brings the PPM's paths up to date; the requests are on their way already."""
         for model in self.models:
+            model.make_room(model.cells)
             model.copy_steps()
             while model.ledger.segments:
                 model.prefill()

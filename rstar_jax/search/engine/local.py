@@ -155,7 +155,8 @@ class Engine(Expander):
 
     def dispatch(self) -> Any:
         """Starts what is queued and a chunk of decoding; does not wait for the devices."""
-        self._make_room()
+        for model in self.models:
+            model.make_room((self.slots, self.ppm.cells if self.ppm is not None else None))
         self.policy.copy_steps(self.cells.kv, self.cells.hidden)
         if self.ppm is not None:
             self.ppm.copy_steps()
@@ -223,18 +224,6 @@ class Engine(Expander):
         return b''.join(self.texts[i] for i in tokens).decode('utf-8', errors='replace')
 
     # --- within a chunk ---
-
-    def _make_room(self) -> None:
-        """Gives paths the room that they need.
-
-        What runs holds on to the arrays that it reads, so growing waits for it: else there would be
-        two of each.
-        """
-        growing = [model for model in self.models if model.needs_room]
-        if growing:
-            jax.block_until_ready((self.slots, self.ppm.cells if self.ppm is not None else None))
-        for model in growing:
-            model.reserve(model.needed)
 
     def _open_if_ready(self, row: int) -> None:
         if row not in self.opening or any(model.ledger.waits(row) for model in self.models):

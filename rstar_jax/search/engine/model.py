@@ -136,6 +136,16 @@ class Model:
             self._grow(need)
         self.capacity = need
 
+    def make_room(self, running: Any) -> None:
+        """Gives paths the room that they need.
+
+        running: arrays that what runs will give. It holds on to those that it reads, so growing
+        waits for it: else there would be two of each.
+        """
+        if self.needs_room:
+            jax.block_until_ready(running)
+            self.reserve(self.needed)
+
     def _grow(self, positions: int) -> None:
         """Gives all paths more room: array by array, see `devices.replaced`."""
         grow = programs.GROW.on(self.mesh, positions=positions)

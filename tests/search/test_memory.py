@@ -146,8 +146,8 @@ def held() -> int:
 
 def test_few_blocks_of_paths_are_read_few_ways():
     """Of 48 paths with room for 768: 288 blocks, of which half or fewer are worth a copy."""
-    assert sizes.block_sizes(48, 768 + 32) == [4, 9, 18, 36, 72, 144, None]
-    assert sizes.block_sizes(3, 256) == [1, 3, None]
+    assert sizes.block_sizes(48, 768 + 32) == [4, 18, 72, 144, None]
+    assert sizes.block_sizes(3, 256 + 32) == [1, None]
     assert sizes.block_sizes(1, 100) == [None]
     assert sizes.slot_sizes(64) == [4, 8, 16, 32, 64] and sizes.slot_sizes(3) == [1, 3]
 

@@ -75,7 +75,9 @@ def block_sizes(paths: int, room: int) -> list[int | None]:
     """Compiled numbers of blocks of paths that a decode step reads, ascending.
 
     Half of the blocks that there is room for, or less: a block is copied before it is read, so for
-    more of them all paths are read where they lie (None).
+    more of them all paths are read where they lie (None). Each size is compiled with each number
+    of slots, so there is only one where paths are short.
     """
     blocks = paths * (room // decode.BLOCK)
-    return [*sorted({blocks >> shift for shift in range(1, 7)} - {0}), None]
+    shifts = (1, 2, 4, 6) if room // decode.BLOCK > 2 else (2,)
+    return [*sorted({blocks >> shift for shift in shifts} - {0}), None]

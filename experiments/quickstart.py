@@ -4,11 +4,12 @@
     python -m rstar_jax.main --config=experiments/quickstart.py --workdir=runs/quickstart
 
 Hardware: 2 CPU cores.
-Time: 5:52 by launch/quickstart.sh (EPYC, nothing beside it, nothing compiled before): first policy
-    1:18, searches 1:14, SFTs 1:01, PPM 0:49, evaluations 1:03. 2.0 GB of memory.
+Time: 5:52 to 6:10 by launch/quickstart.sh (EPYC, nothing beside it, nothing compiled before): first
+    policy 1:06 to 1:18, searches 1:14 to 1:19, SFTs 1:01 to 1:04, PPM 0:49 to 0:59, evaluations
+    1:03 to 1:20. 2.2 GB of memory.
 Score: greedy on 256 test problems at the start and after the rounds: seed 4, 27.7, 47.7, 55.1,
-    62.1 %; search with the PPM 69.5 %. The PPM puts right answers above wrong ones in 93 % of the
-    cases, the policy's likelihood in 68 %.
+    62.1 %; search with the PPM 68.4 %. The PPM puts right answers above wrong ones in 92 % of the
+    cases, the policy's likelihood in 63 %.
 
 A 0.8M-parameter model learns from demonstrations whose author knows five of the verbs in which the
 word problems are told, and guesses the others. The search finds out, by being right, what they

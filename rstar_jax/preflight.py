@@ -7,7 +7,8 @@ models' paths, stages that others are made from, settings that only make sense t
 import pathlib
 from collections.abc import Sequence
 
-from rstar_jax import sources
+from rstar_jax import sources, training
+from rstar_jax.errors import UserError
 from rstar_jax.sources import Round
 
 # Folders of its round that a stage cannot do without, and the stages that make them.
@@ -35,6 +36,8 @@ def check(rows: Sequence[tuple[Round, str]]) -> list[str]:
         needed = () if name == 'curate' and _given(round_) else NEEDED.get(name, ())
         for folder in needed if round_.number else ():
             _need(round_.folder / folder, made, f'round {round_.number} {name}')
+        if name in round_.config.training:
+            _training(round_, name)
         told += CHECKS.get(name, lambda round_, made: [])(round_, made)
         made.add(round_.folder_of(name))
     return list(dict.fromkeys(told))
@@ -67,6 +70,13 @@ def _searching_models(round_: Round, made: set[pathlib.Path]) -> None:
         shown = f'{flag}={round_.config[kind].path}' if isinstance(path, pathlib.Path) else flag
         _model(path, kind, shown, made)
     sources.searching_mesh(round_.config)
+
+
+def _training(round_: Round, name: str) -> None:
+    try:
+        training.check_network(round_.config.training[name])
+    except UserError as error:
+        raise UserError(f'--config.training.{name}.{error}') from None
 
 
 def _bootstrap(round_: Round, made: set[pathlib.Path]) -> list[str]:

@@ -36,6 +36,7 @@ def test_wrong_problem_files_are_one_line(world, tmp_path, capsys, content, mess
 
 
 LATER = [
+    ('training.ppm.attention=cudnn', '--config.training.ppm.attention=cudnn: needs an NVIDIA GPU'),
     ('eval.benchmarks=missing.json', '--config.eval.benchmarks=missing.json: no such file'),
     ('base.path=nowhere', '--config.base.path=nowhere: '),
     ('ppm.path=nowhere', '--config.ppm.path=nowhere: '),

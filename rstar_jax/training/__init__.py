@@ -158,7 +158,7 @@ def sft(
     from rstar_jax.training import examples as encoding
     from rstar_jax.training import trainer
 
-    _check_network(config)
+    check_network(config)
     if config.marks not in ('tokens', 'text'):
         raise UserError(f'marks={config.marks!r}: expected tokens or text')
     new = []
@@ -195,7 +195,8 @@ def sft(
     return policy, metrics | {'held_out': len(held_out)}
 
 
-def _check_network(config) -> None:
+def check_network(config) -> None:
+    """Raises UserError, beginning with the setting's name: what this host cannot train by."""
     from rstar_jax.training import kernels, step
 
     if config.lora < 0:
@@ -269,7 +270,7 @@ def ppm(
     from rstar_jax.training import examples as encoding
     from rstar_jax.training import trainer
 
-    _check_network(config)
+    check_network(config)
     if config.loss not in LOSSES:
         raise UserError(f'loss={config.loss!r}: expected one of {", ".join(LOSSES)}')
     kind, encoder = LOSSES[config.loss]

@@ -26,7 +26,7 @@ STEPS = 24
 
 # Trains as `python -m rstar_jax.main` does, without what a round has around it.
 PROGRAM = """
-import sys, time
+import os, sys, time
 from rstar_jax import main
 
 def run(arguments):
@@ -52,7 +52,10 @@ def run(arguments):
     return 0
 
 main._run = run
-main.leave(main.main())
+code = main.main()
+time.sleep(float(os.environ.get('LATE', 0)))
+if code:
+    main.leave(code)
 """
 
 
@@ -115,13 +118,16 @@ def test_killed_and_preempted_it_ends_with_the_same_bits(tmp_path):
 
 
 @contextlib.contextmanager
-def pair(folder: pathlib.Path) -> Iterator[list[subprocess.Popen]]:
-    """Two processes that train together."""
+def pair(folder: pathlib.Path, late: float = 0) -> Iterator[list[subprocess.Popen]]:
+    """Two processes that train together; the second is so many seconds late at its end."""
     with socket.socket() as probe:
         probe.bind(('localhost', 0))
         port = probe.getsockname()[1]
     launch = {'JAX_COORDINATOR_ADDRESS': f'localhost:{port}', 'JAX_NUM_PROCESSES': '2'}
-    both = [start(folder, **launch, JAX_PROCESS_ID=str(number)) for number in range(2)]
+    both = [
+        start(folder, **launch, JAX_PROCESS_ID=str(number), LATE=str(late * number))
+        for number in range(2)
+    ]
     try:
         yield both
     finally:
@@ -164,7 +170,7 @@ def test_a_killed_process_ends_the_job_and_is_named(tmp_path, killed):
         rf'error: process {killed} \(.*\) is gone: the job ends; .* go on', lines[0]
     )
     for folder in (parts, whole) if killed else ():
-        with pair(folder) as both:
+        with pair(folder, late=2) as both:
             errors = [process.communicate(timeout=240)[1] for process in both]
             assert [process.returncode for process in both] == [0, 0], errors
     if killed:

@@ -117,6 +117,9 @@ class _Desk:
                     elif number == 0:
                         self._send_all(0, {'closing': True})
                     line.send({'bye': True})
+                    with contextlib.suppress(TimeoutError):
+                        while number and line.receive() is not None:
+                            pass  # it is there until its process has ended
                     return ''
                 else:
                     line.send({'beat': True})
@@ -262,13 +265,15 @@ class Roll:
         return self._taken
 
     def leave(self, code: int, why: str) -> None:
-        """Says good-bye, and with a code other than 0 lets the others know why."""
+        """Says good-bye, and with a code other than 0 lets the others know why.
+
+        The others' lines stay open until their processes have ended.
+        """
         if self._line is None or (self._leaving and not code):
             return
         self._leaving = True
         self._line.send({'leave': code, 'why': why})
         self._bye.wait(FLUSH)
-        self._line.close()
         if self._desk is not None:
             if code:  # JAX takes the others down with the first, before they have saved
                 self._desk.wait_for_others(LINGER)

@@ -51,6 +51,12 @@ def called(port, count, come=None, seconds=20.0):
     return made, errors
 
 
+def end(roll, code=0, why=''):
+    """What a process does at its end, and what becomes of its line then."""
+    roll.leave(code, why)
+    roll._line.close()
+
+
 def test_all_come_and_take_numbers(port):
     made, errors = called(port, 4)
     assert errors == []
@@ -58,7 +64,7 @@ def test_all_come_and_take_numbers(port):
     assert sorted(taken) == list(range(20))
     assert made[2].take('b') == 0
     for roll in made[::-1]:
-        roll.leave(0, '')
+        end(roll)
     assert not any(roll._lost for roll in made)
 
 
@@ -130,6 +136,9 @@ def test_the_first_ends_last_where_it_ends_for_a_reason(port):
     time.sleep(0.5)
     assert ends.is_alive()
     made[1].leave(143, 'was preempted')
+    time.sleep(0.5)
+    assert ends.is_alive()  # the other has said good-bye and not yet ended
+    made[1]._line.close()
     ends.join(5)
     assert not ends.is_alive()
 

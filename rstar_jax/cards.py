@@ -28,6 +28,7 @@ MODES = {
     'best': 'search, best by PPM score',
     'majority': 'search, majority of the best by PPM score',
     'weighted': 'search, majority weighted by PPM score',
+    'pooled': 'search, all answers weighted by PPM score',
     'any': 'search, any trajectory right (pass@n)',
 }
 

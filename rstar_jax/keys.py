@@ -308,6 +308,11 @@ PPM_KEYS: dict[str, tuple[Any, str]] = {
         'tanh',
         'tanh, in training and use (paper), or tanh5, with pairwise raw in training (code)',
     ),
+    'center': (
+        0.0,
+        'with pairwise, holds raw values around 0, so that what all texts share does not saturate '
+        'the squash; 0.01 is usual',
+    ),
     'dropout': (0.1, 'on what the scalar head reads'),
     'held_out': (0.1, 'share of the problems that are not trained on but measured'),
 }

@@ -1,7 +1,8 @@
 """What a run keeps beside its results, so that the same command goes on where it stopped.
 
-    config.json              {"round1": {key: value, ...}, ...}: the settings of each round
-    roundK/STAGE/begun.json  written when a stage begins: what it is made from, seconds so far
+    config.json              {"round1": {key: value, ...}, ...}: the settings of each round, to read
+    roundK/STAGE/begun.json  written when a stage begins: from what and with which settings it is
+                             made, seconds so far
     roundK/STAGE/done.json   written when it is complete: its id, seconds, figures for the table
 
 A stage with a done.json is skipped. A stage that has begun under other settings is an error, one
@@ -54,15 +55,16 @@ class Stage:
 
     Attributes:
       folder: where the stage's results and its begun.json and done.json lie.
-      settings: prefixes of the config keys that what it makes depends on ('seed', 'search', ...).
+      settings: what it makes depends on these, {'search.rollouts': 8, ...}.
       inputs: the folders of the stages it is made from.
       precious: whether results made from something older are an error instead of being deleted.
-      growing: of the settings, those that may be raised (0 is the most): the stage goes on then.
+      growing: of the settings, those that may grow, numbers (0 is the most) or lists by commas: the
+        stage goes on then.
       followers: precious stages that were made from what this one makes; with some, nothing grows.
     """
 
     folder: pathlib.Path
-    settings: tuple[str, ...] = ()
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     inputs: tuple[pathlib.Path, ...] = ()
     precious: bool = False
     growing: tuple[str, ...] = ()
@@ -89,6 +91,41 @@ class Stage:
             for path in self.folder.rglob('*')
             if path.is_file()
         )
+
+    @property
+    def made_with(self) -> dict[str, Any]:
+        """The settings under which what there is has been made; none where there is nothing."""
+        begun = read_json(self.folder / 'begun.json') if self.binding else None
+        return (begun or {}).get('settings', {})
+
+    def grows(self, label: str, defaults: Mapping[str, Any] | None = None) -> bool:
+        """Whether the settings ask for more of the same than those that it was made with.
+
+        Args:
+          label: 'round1, search'.
+          defaults: what a setting was that the workdir's version of the software did not have yet.
+
+        Raises:
+          UserError: a setting differs otherwise: the key, both values, and the remedy.
+        """
+        made, grown = self.made_with, False
+        for key, now in sorted(_plain(self.settings).items() if made else ()):
+            old = made.get(key, _plain(defaults or {}).get(key))
+            if old == now:
+                continue
+            if key not in self.growing or not _more(old, now):
+                raise UserError(
+                    f'--config.{key}={now}: {self.folder.parent.parent} was made with {old} '
+                    f'({label}): use that value, another --workdir, or delete {self.folder} to do '
+                    'the stage again'
+                )
+            if self.followers:
+                raise UserError(
+                    f'--config.{key}={now}: {self.followers[0]} was made from the first {old} of '
+                    f'{label}: use that value, another --workdir, or delete the folder'
+                )
+            grown = True
+        return grown
 
     def reopen(self) -> None:
         """Lets a complete stage go on."""
@@ -144,56 +181,55 @@ class Stage:
         write_json(self.folder / 'done.json', done)
 
     def _write(self, seconds: float) -> None:
-        begun = {'inputs': self._inputs, 'seconds': round(seconds, 3)}
+        begun = {
+            'inputs': self._inputs,
+            'settings': dict(self.settings),
+            'seconds': round(seconds, 3),
+        }
         write_json(self.folder / 'begun.json', begun)
 
 
-def check_settings(
-    workdir: pathlib.Path,
-    name: str,
-    settings: Mapping[str, Any],
-    stages: Mapping[str, Stage],
-    unbound: Collection[str] = (),
+def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """As they come back from a file."""
+    return json.loads(json.dumps(dict(settings)))
+
+
+def _more(old: Any, now: Any) -> bool:
+    if isinstance(old, str) and isinstance(now, str):
+        return set(_items(old)) < set(_items(now))
+    return not now or 0 < old < now
+
+
+def _items(text: str) -> list[str]:
+    return [item.strip() for item in text.split(',') if item.strip()]
+
+
+def check(
+    rows: Collection[tuple[Stage, str, str, Mapping[str, Any]]],
     defaults: Mapping[str, Any] | None = None,
 ) -> None:
-    """Compares a round's settings with those that the workdir was made with, then records them.
+    """Compares what is to be done with what is there; reopens what goes on; writes config.json.
+
+    There the settings of a round are the new ones, but for those that bind another stage of it.
 
     Args:
-      workdir: holds config.json.
-      name: 'round3'.
-      settings: flat config of the round, key -> value.
-      stages: the round's stages by name; only those that have made something bind their settings.
-      unbound: keys that bind nothing, though they are under a binding prefix.
-      defaults: what a key was that the workdir's version of the software did not have yet.
+      rows: the stages to be done: (stage, 'round3', 'search', all of the round's settings).
+      defaults: see `Stage.grows`.
 
     Raises:
-      UserError: naming the first key that differs, both values, and the remedy.
+      UserError: see `Stage.grows`; nothing has changed then.
     """
-    path = workdir / 'config.json'
-    kept = read_json(path) or {}
-    old = json.loads(json.dumps({**(defaults or {}), **kept.get(name, {})}))
-    now = json.loads(json.dumps(dict(settings)))
-    for stage_name, stage in stages.items():
-        if not stage.binding:
-            continue
-        for key in sorted(now):
-            bound = any(key == prefix or key.startswith(f'{prefix}.') for prefix in stage.settings)
-            if not bound or key in unbound or old.get(key) == now.get(key):
-                continue
-            grown = key in stage.growing and (not now[key] or 0 < old[key] < now[key])
-            if grown and stage.followers:
-                raise UserError(
-                    f'--config.{key}={now[key]}: {stage.followers[0]} was made from the first '
-                    f'{old[key]} of {name}: use that value, another --workdir, or delete the folder'
-                )
-            if not grown:
-                raise UserError(
-                    f'--config.{key}={now.get(key)}: {workdir} was made with {old.get(key)} '
-                    f'({name}, {stage_name}): use that value, another --workdir, or delete '
-                    f'{stage.folder} to do the stage again'
-                )
-            stage.reopen()
-    write_json(path, {**kept, name: now})
+    grown = [stage for stage, label, name, _ in rows if stage.grows(f'{label}, {name}', defaults)]
+    for stage in grown:
+        stage.reopen()
+    own = {stage.folder for stage, *_ in rows}
+    rounds = {(stage.folder.parent.parent, label): settings for stage, label, _, settings in rows}
+    for (workdir, label), settings in rounds.items():
+        others: dict[str, Any] = {}
+        for begun in sorted((workdir / label).glob('*/begun.json')):
+            others |= {} if begun.parent in own else Stage(begun.parent).made_with
+        path = workdir / 'config.json'
+        write_json(path, {**(read_json(path) or {}), label: {**settings, **others}})
 
 
 @contextlib.contextmanager

@@ -68,14 +68,16 @@ BINDING = {
 BASE = 'base'  # its evaluation is a stage of round 0, and lies in a folder of this name
 BINDING[BASE] = (*BINDING['eval'], 'base.path')
 BINDING_START = ('policy', 'ppm', 'search.prompt')  # and the evaluation of round 0
+# What may be raised or added to: the stage goes on then.
+GROWING = dict.fromkeys(('eval', BASE), ('eval.strategies', 'eval.benchmarks', 'eval.limit'))
+GROWING['search'] = ('data.limit',)
+KINDS = 'bootstrap', 'sft', 'ppm'
 # Of these sections, but what is made is the same whatever they are.
 UNBOUND = (
-    'data.folder',
-    'policy.requests',
-    'policy.seconds',
+    *('data.folder', 'eval.folder', 'policy.requests', 'policy.seconds'),
     *(f'search.{key}' for key in ('slots', 'trees_in_flight', 'chunk', 'tensor')),
     *(f'execution.{key}' for key in ('isolation', 'workers')),
-    *(f'training.{name}.form' for name in ('bootstrap', 'sft')),
+    *(f'training.{k}.{key}' for k in KINDS for key in ('form', 'log_every', 'checkpoint_minutes')),
 )
 
 
@@ -119,15 +121,9 @@ def run_stages(
 
     after: called with the workdir after each stage that was not complete.
     """
-    for round_, name in rows:
-        ledger.check_settings(
-            round_.root,
-            f'round{round_.number}',
-            configs.flatten(round_.config),
-            {name: stage_of(round_, name)},
-            UNBOUND,
-            configs.flatten(configs.default()),
-        )
+    flat = configs.flatten
+    looked = [(stage_of(r, name), f'round{r.number}', name, flat(r.config)) for r, name in rows]
+    ledger.check(looked, defaults=flat(configs.default()))
     todo = [(r, name) for r, name in rows if stage_of(r, name).done is None]
     for text in preflight.check(todo):
         if parallel.is_first():
@@ -173,18 +169,23 @@ def stage_of(round_: Round, name: str) -> ledger.Stage:
     inputs = [round_.folder / folder for folder in INPUTS.get(name, ())]
     if name == 'curate':
         inputs = _searches(round_)
-    folder, binding = round_.folder_of(name), BINDING[name]
+    folder, binding, growing = round_.folder_of(name), BINDING[name], GROWING.get(name, ())
     if name == BASE:
         folder, inputs = round_.root / BASE / 'eval', [pathlib.Path(round_.config.base.path)]
     if name in ('search', 'synthesize') or (name == 'eval' and not round_.number):
         named = [sources.searching_path(round_, kind) for kind in ('policy', 'ppm')]
         inputs += [pathlib.Path(path) for path in named if path]
         binding += BINDING_START if name == 'eval' else ()
-    if name != 'search':
-        return ledger.Stage(folder, binding, tuple(inputs))
-    followers = [path for path in round_.later('search') if ledger.Stage(path).binding]
-    growing = ('data.limit',)
-    return ledger.Stage(folder, binding, tuple(inputs), True, growing, tuple(followers))
+    prefixes = tuple(f'{prefix}.' for prefix in binding)
+    settings = configs.flatten(round_.config)
+    settings = {
+        k: v for k, v in settings.items() if k not in UNBOUND and f'{k}.'.startswith(prefixes)
+    }
+    stage = ledger.Stage(folder, settings, tuple(inputs), growing=growing)
+    if name == 'search':
+        stage.precious = True
+        stage.followers = tuple(f for f in round_.later('search') if ledger.Stage(f).binding)
+    return stage
 
 
 def run_stage(

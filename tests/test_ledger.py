@@ -1,6 +1,5 @@
 """The workdir's bookkeeping: completion, settings that bind, inputs that are new, the lock."""
 
-import dataclasses
 import json
 import pathlib
 import subprocess
@@ -79,79 +78,113 @@ def test_an_input_may_be_a_model_in_one_file(tmp_path):
     assert stage.drop_if_stale() is None
 
 
+def stage(folder, settings, **options):
+    """A stage bound by `settings`, and its row for `ledger.check`."""
+    made = ledger.Stage(folder, settings, **options)
+    return made, (made, folder.parent.name, folder.name, settings)
+
+
 def test_settings_bind_only_what_has_begun(tmp_path):
-    stages = {
-        'search': ledger.Stage(tmp_path / 'search', ('seed', 'search')),
-        'sft': ledger.Stage(tmp_path / 'sft', ('training.sft',)),
-    }
-    settings = {'seed': 0, 'search.rollouts': 8, 'search.slots': 64, 'training.sft.epochs': 2}
+    settings = {'seed': 0, 'search.rollouts': 8}
 
     def check(**changes):
         now = {**settings, **{key.replace('__', '.'): v for key, v in changes.items()}}
-        ledger.check_settings(tmp_path, 'round1', now, stages, unbound=('search.slots',))
+        search, row = stage(tmp_path / 'round1' / 'search', now)
+        ledger.check([row])
+        return search
 
     check()
     check(search__rollouts=16)  # nothing has begun
-    check()
-    stages['search'].begin()
+    check().begin()
     check(search__rollouts=16)  # it has begun, and made nothing
-    check()
-    (stages['search'].folder / 'tree-0-1-0.array_record').write_bytes(b'')
-    check(training__sft__epochs=3, search__slots=8)
-    with pytest.raises(UserError) as error:
-        check(search__rollouts=16)
-    message = str(error.value)
-    assert message.startswith('--config.search.rollouts=16: ')
-    assert 'was made with 8' in message
-    assert 'another --workdir' in message
-    assert '\n' not in message
+    (check().folder / 'tree-0-1-0.array_record').write_bytes(b'')
+    for _ in range(2):  # what was asked for in vain binds nothing
+        with pytest.raises(UserError) as error:
+            check(search__rollouts=16)
+        message = str(error.value)
+        assert message.startswith('--config.search.rollouts=16: ')
+        assert f'{tmp_path} was made with 8 (round1, search)' in message
+        assert 'another --workdir' in message
+        assert '\n' not in message
     with pytest.raises(UserError, match='--config.seed=1'):
         check(seed=1)
-    ledger.check_settings(tmp_path, 'round2', {**settings, 'seed': 1}, {})  # another round
+    check()
+    ledger.check([stage(tmp_path / 'round2' / 'search', {'seed': 1})[1]])  # another round
     kept = json.loads((tmp_path / 'config.json').read_text())
-    assert kept['round1']['search.rollouts'] == 8
-    assert kept['round2']['seed'] == 1
+    assert kept == {'round1': settings, 'round2': {'seed': 1}}
+
+
+def test_each_stage_of_a_round_is_bound_by_its_own_settings(tmp_path):
+    """Whichever stages a command asks for, and whatever another one asked for before."""
+
+    def check(rollouts, epochs, *names):
+        both = {
+            'search': {'seed': 0, 'search.rollouts': rollouts},
+            'policy': {'seed': 0, 'training.sft.epochs': epochs},
+        }
+        whole = both['search'] | both['policy']
+        stages = {name: ledger.Stage(tmp_path / 'round1' / name, both[name]) for name in names}
+        ledger.check([(made, 'round1', name, whole) for name, made in stages.items()])
+        return stages.values()
+
+    for each in check(8, 2, 'search', 'policy'):
+        each.begin()
+        (each.folder / 'made').write_bytes(b'')
+        each.finish({})
+    check(8, 3, 'search')
+    kept = json.loads((tmp_path / 'config.json').read_text())['round1']
+    assert kept == {'seed': 0, 'search.rollouts': 8, 'training.sft.epochs': 2}
+    for _ in range(2):
+        with pytest.raises(UserError, match='sft.epochs=3: .* was made with 2 .round1, policy.'):
+            check(8, 3, 'search', 'policy')
+    check(8, 2, 'search', 'policy')
 
 
 def test_a_key_of_a_newer_version_binds_by_its_default(tmp_path):
-    stages = {'search': ledger.Stage(tmp_path / 'search', ('search',))}
-    ledger.check_settings(tmp_path, 'round1', {'search.rollouts': 8, 'search.gone': 1}, stages)
-    finished(stages['search'].folder)
+    search, row = stage(tmp_path / 'round1' / 'search', {'search.rollouts': 8, 'search.gone': 1})
+    ledger.check([row])
+    search.begin()
+    (search.folder / 'tree').write_bytes(b'')
 
     def check(new):
         now = {'search.rollouts': 8, 'search.new': new}
-        defaults = {'search.rollouts': 48, 'search.new': 'plain'}
-        ledger.check_settings(tmp_path, 'round1', now, stages, defaults=defaults)
+        _, row = stage(tmp_path / 'round1' / 'search', now)
+        ledger.check([row], defaults={'search.rollouts': 48, 'search.new': 'plain'})
 
     with pytest.raises(UserError, match='search.new=other: .* was made with plain'):
         check('other')
     check('plain')
 
 
-def test_a_limit_that_is_raised_reopens_the_stage(tmp_path):
-    search = ledger.Stage(tmp_path / 'search', ('data',), growing=('data.limit',))
+def test_what_grows_reopens_the_stage(tmp_path):
+    def check(limit=8, strategies='greedy', **options):
+        settings = {'data.limit': limit, 'eval.strategies': strategies}
+        growing = tuple(settings)
+        made, row = stage(tmp_path / 'round1' / 'search', settings, growing=growing, **options)
+        ledger.check([row])
+        return made
 
-    def check(limit, followers=()):
-        stage = dataclasses.replace(search, followers=followers)
-        ledger.check_settings(tmp_path, 'round1', {'data.limit': limit}, {'search': stage})
+    def make(*settings):
+        made = check(*settings)
+        made.begin()
+        (made.folder / 'tree-0-1-0.array_record').write_bytes(b'')
+        made.finish({})
 
-    check(8)
-    finished(search.folder)
-    (search.folder / 'tree-0-1-0.array_record').write_bytes(b'')
-    check(8)
-    assert search.done
+    make()
+    assert check().done
     with pytest.raises(UserError, match='--config.data.limit=4: .* was made with 8'):
         check(4)
     later = tmp_path / 'round2' / 'search'
     with pytest.raises(UserError, match='data.limit=9: .*round2/search was made from the first 8'):
-        check(9, (later,))
-    assert search.done
-    check(9)
-    assert search.done is None and search.binding
-    finished(search.folder)
-    check(0)  # all
-    assert search.done is None
-    finished(search.folder)
+        check(9, followers=(later,))
+    with pytest.raises(UserError, match='eval.strategies=mcts: .* was made with greedy'):
+        check(9, 'mcts')
+    assert check().done
+    reopened = check(9)
+    assert reopened.done is None and reopened.binding
+    make(9)
+    assert check(9, 'mcts, greedy').done is None
+    make(0)  # all
     with pytest.raises(UserError, match='--config.data.limit=9: .* was made with 0'):
         check(9)
 
@@ -159,7 +192,7 @@ def test_a_limit_that_is_raised_reopens_the_stage(tmp_path):
 def test_a_broken_file_is_a_user_error(tmp_path):
     (tmp_path / 'config.json').write_text('{')
     with pytest.raises(UserError, match='config.json: not JSON'):
-        ledger.check_settings(tmp_path, 'round1', {}, {})
+        ledger.check([stage(tmp_path / 'round1' / 'search', {})[1]])
 
 
 def test_two_processes_do_not_share_a_workdir(tmp_path):

@@ -263,13 +263,44 @@ def test_the_same_command_again_does_nothing(world, finished, capsys):
     assert before == {path: path.stat().st_mtime_ns for path in workdir.rglob('*.array_record')}
 
 
-def test_other_settings_are_refused(world, finished, capsys):
+@pytest.mark.parametrize(
+    'key, value, made, stage',
+    [
+        ('search.rollouts', 2, 5, 'search'),
+        ('curate.trajectories', 3, 2, 'curate'),
+        ('training.sft.epochs', 4, 3, 'sft'),
+        ('training.ppm.learning_rate', 0.1, 0.0001, 'ppm'),
+        ('eval.candidates', 3, 2, 'eval'),
+        ('eval.strategies', 'mcts', 'greedy,sampled,unguided,mcts', 'eval'),
+    ],
+)
+def test_other_settings_are_refused(world, finished, capsys, key, value, made, stage):
+    """Again and again, by the stage that they bind, also where it is not the round's first."""
     workdir, _ = finished
-    assert main.main(command(world, workdir, '--config.search.rollouts=2')[3:]) == 2
-    error = capsys.readouterr().err
-    assert error.startswith('error: --config.search.rollouts=2: ')
-    assert 'was made with 5' in error
-    assert error.count('\n') == 1
+    for _ in range(2):
+        assert main.main(command(world, workdir, f'--config.{key}={value}')[3:]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith(f'error: --config.{key}={value}: ')
+        number = 0 if stage == 'eval' else 1
+        assert f'was made with {made} (round{number}, ' in error
+        assert error.count('\n') == 1
+
+
+def test_an_evaluation_goes_on_with_further_strategies(world, finished, tmp_path, capsys):
+    workdir, _ = finished
+    shutil.copytree(workdir, tmp_path / 'run')
+    before = ledger.read_json(tmp_path / 'run' / 'round1' / 'eval' / 'results.json')
+    trees = {f: f.read_bytes() for f in (tmp_path / 'run').rglob('eval/**/*.array_record')}
+    assert len(trees) > 4
+    more = '--config.eval.strategies=greedy,sampled,unguided,mcts,beam'
+    assert main.main(command(world, tmp_path / 'run', more)[3:]) == 0
+    assert capsys.readouterr().out.count(': complete') == 8 - 3  # one for each model
+    after = ledger.read_json(tmp_path / 'run' / 'round1' / 'eval' / 'results.json')
+    (before,), (after,) = before['benchmarks'].values(), after['benchmarks'].values()
+    assert list(after['strategies']) == [*before['strategies'], 'beam']
+    for name in before['strategies']:
+        assert after['strategies'][name] == before['strategies'][name]
+    assert {file: file.read_bytes() for file in trees} == trees
 
 
 def test_two_processes_go_on_where_one_stopped(world, finished, tmp_path):

@@ -14,7 +14,8 @@ results.json, accuracies in [0, 1], intervals Wilson's:
     {"round": k or null, "benchmarks": {NAME: {
         "problems": n,
         "greedy": a, "answered": a, "greedy_solved": [index, ...],
-        "search": {"trajectories": t, "best": a, "majority": a, "weighted": a, "any": a} or null,
+        "search": {"trajectories": t, "best": a, "majority": a, "weighted": a,
+                   "pooled": a, "any": a} or null,
         "interval95": {"greedy": [low, high], "best": ..., ...},
         "tokens_per_problem": x, "seconds_per_problem": x, "flops_per_problem": x or null,
         "judge": {...} or null,
@@ -30,7 +31,8 @@ results.json, accuracies in [0, 1], intervals Wilson's:
 
 round: a number; null for base/eval, the model that rounds train from where round 0 is another.
 MODE: of greedy, "greedy" alone; without a PPM "majority" (of all answers) and "any" (pass@n); with
-one also "best" and "weighted", and in a search the majority is of the `top` trees by score.
+one also "best", "weighted" and "pooled" (see `selection`), and in a search the majority is of the
+`top` trees by score.
 answered: the share of problems for which there is an answer at all. solved: which are right.
 tokens, seconds, flops: sampled tokens, wall-clock seconds (compilation left out) and FLOPs for one
 problem, all trees together. FLOPs are those of the products with weights, 2 a weight and token, of

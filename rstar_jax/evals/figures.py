@@ -83,6 +83,10 @@ class Run:
             'best': [[selection.best(c)] for c in found],
             'majority': [[selection.majority(c, self.top)] for c in found],
             'weighted': [[selection.weighted(c)] for c in found],
+            'pooled': [
+                [selection.weighted([(a.text, a.score) for tree in trees for a in tree.answers])]
+                for trees in self.trees
+            ],
             'any': [selection.answers(c) for c in found],
         }
 

@@ -1,6 +1,8 @@
 """One final answer out of the answers of several trajectories (paper, section 4.1 and appendix).
 
 Every search tree of a problem stands for one trajectory: its answer with the highest PPM score.
+Only in `pooled` all answers of all trees vote, weighted by their scores: where the PPM judges well
+that is its choice, and where it judges by chance the majority.
 Answers are grouped by mathematical equivalence, not by spelling: 1/2 and 0.5 vote together.
 """
 
@@ -13,7 +15,7 @@ from rstar_jax import grading
 Candidate = tuple[str, float]  # an answer ('' where the tree found none) and its score in [-1, 1]
 Classes = Callable[[list[str]], list[int]]
 
-MODES = ('best', 'majority', 'weighted', 'any')
+MODES = ('best', 'majority', 'weighted', 'pooled', 'any')
 
 
 def top_of(trajectories: int) -> int:

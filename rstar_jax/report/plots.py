@@ -34,6 +34,7 @@ MODES = {
     'majority': ('teal', '-'),
     'best': ('violet', '-'),
     'weighted': ('amber', '-'),
+    'pooled': ('amber', '--'),
     'any': ('muted', ':'),
 }
 
@@ -67,7 +68,8 @@ def accuracy(runs: Sequence[Run], folder: pathlib.Path, prefix: str = '') -> lis
                 )
                 file_name = re.sub(r'[^\w.-]', '_', f'{prefix}{name}-{part}')
                 height = HEIGHT + 0.13 * (len(curves[part]) // 2)
-                of = ', of the majority' if len(curves[part]) > 1 and len(runs) == 1 else ''
+                several = len(curves[part]) > 1 and len(runs) == 1
+                of = f' of "{modes["majority"]}"' if several else ''
                 note = f'Bars: 95 % intervals{of}.'
                 made.append(draw(folder, file_name, f'{name}: {title}', paint, note, height))
     return made

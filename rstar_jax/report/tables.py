@@ -18,6 +18,7 @@ HEADINGS = {
     'best': 'best score',
     'majority': 'majority',
     'weighted': 'weighted',
+    'pooled': 'all answers',
     'any': 'any right',
 }
 
@@ -66,10 +67,10 @@ def accuracy(results: Sequence[Results]) -> Rows:
 
 
 def modes_of(results: Iterable[Results]) -> dict[str, str]:
-    """{how a search's answer is chosen: heading}; of one tree a problem there is but one answer."""
+    """{how a search's answer is chosen: heading}; of one tree a problem, its best or by all."""
     rows = [row['search'] for result in results for row in result['benchmarks'].values()]
     if {row['trajectories'] for row in rows if row} == {1}:
-        return {'majority': 'with search'}
+        return {'majority': 'with search', 'pooled': HEADINGS['pooled']}
     return {mode: HEADINGS[mode] for mode in selection.MODES}
 
 

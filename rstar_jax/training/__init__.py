@@ -57,8 +57,9 @@ def default_ppm() -> 'ConfigDict':
     """The paper's PPM training (ALGORITHM section 5).
 
     loss: pairwise (PPM), orm, pqm or prm; see losses.py. squash: 'tanh' in training and use
-    (paper), or 'tanh5', tanh(r / 5) in use and raw in training by pairs (released code). dropout:
-    on what the scalar head reads. held_out: share of the problems whose examples are not trained on
+    (paper), or 'tanh5', tanh(r / 5) in use and raw in training by pairs (released code). center:
+    how strongly a pair's raw values are held around 0, see losses.pairwise. dropout: on what the
+    scalar head reads. held_out: share of the problems whose examples are not trained on
     but measured.
     """
     return _default(
@@ -68,6 +69,7 @@ def default_ppm() -> 'ConfigDict':
         micro_batch=2,
         loss='pairwise',
         squash='tanh',
+        center=0.0,
         dropout=0.1,
         held_out=0.1,
     )
@@ -90,7 +92,7 @@ def _default(**special) -> 'ConfigDict':
             'moments': 'float32',  # dtype of AdamW's first moment, or 'bfloat16'
             'grad_clip': 1.0,  # greatest norm of the gradients; 0 = no limit
             'seed': 0,  # of order, dropout, the head's first weights, the hold-out
-            'dtype': '',  # the network runs in; '' = what the device is fast at, step.fast_dtype
+            'dtype': '',  # the network runs in; '' = what the device is fast at, dtypes.fast_dtype
             'attention': 'auto',  # or 'loop', 'cudnn': see training.kernels
             'measure_every': 0,  # steps between measurements of the held-out; 0 = before and after
             'keep': 'last',  # parameters of the last step, or 'best': of least held-out loss
@@ -106,9 +108,9 @@ def start_dtype(config) -> str:
 
     For one in float16 it is float32, as models are not loaded in float16; the training narrows it.
     """
-    from rstar_jax.training import step
+    from rstar_jax.training import dtypes
 
-    narrow = config.lora and step.compute_dtype(config) == 'bfloat16'
+    narrow = config.lora and dtypes.compute_dtype(config) == 'bfloat16'
     return 'bfloat16' if narrow else 'float32'
 
 
@@ -197,11 +199,11 @@ def sft(
 
 def check_network(config) -> None:
     """Raises UserError, beginning with the setting's name: what this host cannot train by."""
-    from rstar_jax.training import kernels, step
+    from rstar_jax.training import dtypes, kernels
 
     if config.lora < 0:
         raise UserError(f'lora={config.lora}: expected a rank, as 16, or 0 to train all weights')
-    kernels.check(config.attention, step.compute_dtype(config))
+    kernels.check(config.attention, dtypes.compute_dtype(config))
     if config.moments not in ('float32', 'bfloat16'):
         raise UserError(f'moments={config.moments!r}: expected float32 or bfloat16')
 
@@ -247,7 +249,8 @@ def ppm(
         'orm', {query, steps, correct}; 'pqm', {query, steps, values}; 'prm', {query, steps,
         labels}. An ORM in the ranking form is 'pairwise' on pairs of whole trajectories.
       config: attributes as in `default_ppm`. With 'pairwise' a step's line in metrics.jsonl tells
-        of its pairs accuracy, the share ranked rightly, and margin, the mean of r(pos) - r(neg).
+        of its pairs accuracy, the share ranked rightly, margin, the mean of r(pos) - r(neg), and
+        level, the mean value in use.
       trajectories: {query, steps, correct}; those of held-out problems give answer_accuracy.
       The others are those of `sft`.
 

@@ -14,7 +14,8 @@ from absl import logging
 
 from rstar_jax import parallel
 from rstar_jax.training import flops
-from rstar_jax.training.step import Compiled, compute_dtype
+from rstar_jax.training.dtypes import compute_dtype
+from rstar_jax.training.step import Compiled
 
 Progress = Callable[[dict[str, float]], None]
 

@@ -38,7 +38,7 @@ Params = decoders.Params
 def split(params: Params, rank: int, new_rows: Sequence[int], seed: int) -> tuple[Params, Params]:
     """Returns (what of `params` is frozen, what is trained).
 
-    params: a policy's or a PPM's. new_rows: of the tables, see `step.optimiser`.
+    params: a policy's or a PPM's. new_rows: of the tables, see `optimiser.optimiser`.
     """
     # A as in the authors' code: Kaiming's uniform distribution with a = 5 ** 0.5.
     random = np.random.default_rng(seed)

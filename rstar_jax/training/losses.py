@@ -96,8 +96,13 @@ def pairwise(config, params, batch, key, settings):
       divisor shrinks with the node, so the loss stays a weighted mean of its pairs' losses.
     - The last step of an epoch may have fewer pairs; its mean counts as much as any other step's.
 
+    Only differences of values enter equation 4, so what all texts share is free to drift until the
+    squash is saturated and no gradient is left. With settings.center c the training adds
+    c (r(x, pos) + r(x, neg))^2 of raw values to each pair's loss (arXiv 2312.09244, section 2).
+
     Metrics: accuracy, the weight of pairs ranked rightly; margin, the weighted sum of r(x, pos) -
-    r(x, neg) as in the loss; pairs and pairs_right, their numbers.
+    r(x, neg) as in the loss; level, of the mean value in use, 1 or -1 where it is saturated; pairs
+    and pairs_right, their numbers.
     """
     hidden = hidden_states(config, params['decoder'], batch, settings)
     keys = (None, None) if key is None else jax.random.split(key)
@@ -112,9 +117,14 @@ def pairwise(config, params, batch, key, settings):
     )
     weights = batch['pair_weights']
     better, worse = (heads.squash(TRAINED_ON[settings.squash], r) for r in (chosen, rejected))
-    return pairwise_value(chosen, rejected, weights, settings.squash), {
+    level = sum(heads.squash(settings.squash, r) for r in (chosen, rejected)) / 2
+    loss = pairwise_value(chosen, rejected, weights, settings.squash)
+    if key is not None:  # what is measured is equation 4 alone
+        loss += settings.center * jnp.sum(weights * jnp.square(chosen + rejected))
+    return loss, {
         'accuracy': jnp.sum(weights * (chosen > rejected)),
         'margin': jnp.sum(weights * (better - worse)),
+        'level': jnp.sum(weights * level),
         'pairs': jnp.sum(weights > 0),
         'pairs_right': jnp.sum((weights > 0) & (chosen > rejected)),
     }

@@ -112,7 +112,7 @@ class Training:
 
     Attributes:
       loss: 'sft' or the reward model's.
-      new_rows: of the tables, see step.optimiser.
+      new_rows: of the tables, see optimiser.optimiser.
       state, frozen: shapes in their sharding.
       micros, held: see Plan.
     """

@@ -1,4 +1,4 @@
-"""What runs on the devices: gradients of a micro batch, AdamW, evaluation.
+"""What runs on the devices: gradients of a micro batch, updates, evaluation.
 
 Parameters, gradients and optimiser state are float32 and cut over the mesh by models.sharding; the
 network itself runs in `settings.dtype`. With `settings.lora` they are those of what is trained; the
@@ -8,10 +8,9 @@ frozen weights (training.lora) lie beside them in the network's dtype and are re
 import concurrent.futures
 import functools
 import os
-import re
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +21,6 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from rstar_jax import parallel
 from rstar_jax.errors import UserError
 from rstar_jax.models import sharding, weights
-from rstar_jax.models.checkpoint import default_dtype
 from rstar_jax.parallel.memory import GIB
 from rstar_jax.training import (
     attention,
@@ -34,127 +32,13 @@ from rstar_jax.training import (
     losses,
     recompute,
 )
+from rstar_jax.training.dtypes import compute_dtype
+from rstar_jax.training.optimiser import decay, optimiser
 
-DTYPES = ('float32', 'bfloat16', 'float16')
 # Results of the functions whose first argument gives its memory to the first of them.
 RESULTS = {'step': 3, 'accumulate': 2, 'update': 2}
 
 Batch = Mapping[str, np.ndarray]
-
-
-def decay(schedule: str, done):
-    """What rates are multiplied by: from 1 to 0, without a warm-up; done: share of all steps."""
-    if schedule == 'linear':
-        return 1 - done
-    if schedule == 'cosine':
-        return (1 + jnp.cos(jnp.pi * done)) / 2
-    raise UserError(f'schedule={schedule!r}: expected linear or cosine')
-
-
-class Pace(NamedTuple):
-    """How far a training is, and how fast: part of its state, so that programs fit any training.
-
-    Attributes:
-      count: i32, steps done.
-      steps: f32, all steps.
-      rate: f32, the learning rate before decay.
-    """
-
-    count: jax.Array
-    steps: jax.Array
-    rate: jax.Array
-
-
-def optimiser(settings, steps: int, new_rows: Sequence[int] = ()) -> optax.GradientTransformation:
-    """AdamW after clipping. Weight decay leaves out vectors: biases and norms.
-
-    new_rows: rows of the embedding and of the output that learn at a rate of their own,
-    settings.marks_rate times the table's root mean square. AdamW moves a weight by no more than its
-    rate in a step, so at the rate of a fine-tuning a token without a history would need thousands
-    of them.
-
-    `update` takes `frozen` besides, the weights that are not trained: see lora.split.
-    """
-    clip = [_clip(settings.grad_clip)] if settings.grad_clip else []
-    return optax.chain(
-        *clip,
-        _adam(jnp.dtype(settings.moments)),
-        optax.add_decayed_weights(settings.weight_decay, _matrices),
-        _at_rates(settings, steps, np.array(new_rows, np.int32)),
-    )
-
-
-def _adam(dtype: jnp.dtype, b1=0.9, b2=0.999, eps=1e-8) -> optax.GradientTransformation:
-    """Adam (arXiv 1412.6980) with its first moment in `dtype`.
-
-    As optax.scale_by_adam, but the update is that of the moment as it is stored. Made of the
-    unrounded one it would need the old moments beside the new ones: a copy of all of them.
-    """
-
-    def update(grads, state, params=None):
-        count = optax.safe_increment(state.count)
-        mu = jax.tree.map(lambda m, g: (b1 * m + (1 - b1) * g).astype(dtype), state.mu, grads)
-        nu = jax.tree.map(lambda n, g: b2 * n + (1 - b2) * jnp.square(g), state.nu, grads)
-        first, second = 1 - b1**count, 1 - b2**count
-
-        def step(m, n):
-            return m.astype(n.dtype) / first / (jnp.sqrt(n / second) + eps)
-
-        return jax.tree.map(step, mu, nu), optax.ScaleByAdamState(count, mu, nu)
-
-    def init(params):
-        mu = jax.tree.map(lambda p: jnp.zeros_like(p, dtype), params)
-        return optax.ScaleByAdamState(jnp.int32(0), mu, jax.tree.map(jnp.zeros_like, params))
-
-    return optax.GradientTransformation(init, update)
-
-
-def _clip(most: float) -> optax.GradientTransformation:
-    """Scales gradients whose global norm is above `most` down to it.
-
-    As optax.clip_by_global_norm, but by one factor: divided by the norm, the gradients would be a
-    second time in memory.
-    """
-
-    def update(grads, state, params=None):
-        factor = jnp.minimum(1.0, most / optax.global_norm(grads))
-        return jax.tree.map(lambda g: g * factor, grads), state
-
-    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
-
-
-def _matrices(params):
-    def is_matrix(path, leaf):
-        stacked = jax.tree_util.DictKey('layers') in path  # see training.layers
-        return leaf.ndim - stacked > 1
-
-    return jax.tree_util.tree_map_with_path(is_matrix, params)
-
-
-def _at_rates(settings, steps: int, new_rows: np.ndarray) -> optax.GradientTransformationExtraArgs:
-    """Multiplies updates by their learning rate, and turns them downhill."""
-    decay(settings.schedule, 0.0)  # an unknown one is told before anything is compiled
-
-    def init(params):
-        return Pace(jnp.int32(0), jnp.float32(steps), jnp.float32(settings.learning_rate))
-
-    def update(updates, pace, params, *, frozen):
-        factor = -decay(settings.schedule, jnp.minimum(pace.count / pace.steps, 1))
-        updates = jax.tree.map(lambda x: factor * x, updates)
-        scaled = jax.tree.map(lambda x: pace.rate * x, updates)
-        for name in ('embed', 'output') if len(new_rows) else ():
-            if name in updates:
-                if frozen:
-                    rates = {'new': settings.marks_rate * frozen[name]['rms']}
-                else:
-                    table = params[name]['weight']
-                    rates = jnp.full(table.shape[0], pace.rate)
-                    rates = rates.at[new_rows].set(settings.marks_rate * lora.rms(table))
-                    rates = {'weight': rates[:, None]}
-                scaled[name] = jax.tree.map(jnp.multiply, rates, updates[name])
-        return scaled, pace._replace(count=optax.safe_increment(pace.count))
-
-    return optax.GradientTransformationExtraArgs(init, update)
 
 
 class Compiled:
@@ -477,29 +361,3 @@ def _own(dtype: jnp.dtype, release: bool, leaf, where: NamedSharding) -> jax.Arr
         made.block_until_ready()
         leaf.delete()
     return made
-
-
-def compute_dtype(settings) -> jnp.dtype:
-    """The dtype the network runs in: settings.dtype, or what the device is fast at.
-
-    Raises UserError: none of DTYPES.
-    """
-    if settings.dtype not in ('', *DTYPES):
-        raise UserError(f'dtype={settings.dtype!r}: expected one of {", ".join(DTYPES)}')
-    return jnp.dtype(settings.dtype or fast_dtype())
-
-
-def lacks(dtype: jnp.dtype) -> bool:
-    """Whether the device has no instructions for products of `dtype`, and takes wider ones."""
-    if dtype == jnp.float32:
-        return False
-    if jax.default_backend() == 'gpu':  # all have float16
-        return dtype == jnp.bfloat16 and fast_dtype() == 'float16'
-    return dtype != default_dtype()
-
-
-def fast_dtype() -> str:
-    """What the device trains fast in: bfloat16, or float16 on GPUs that are older than it."""
-    # NVIDIA's are '7.5' and the like; other makers' GPUs have other names there, or nothing.
-    capability = str(getattr(jax.devices()[0], 'compute_capability', ''))
-    return 'float16' if re.fullmatch(r'[1-7]\.\d', capability) else default_dtype()

@@ -28,16 +28,17 @@ from rstar_jax.errors import UserError
 from rstar_jax.models.weights import to_host
 from rstar_jax.parallel.memory import GIB
 from rstar_jax.training import checkpoints, flops, layers, packing
+from rstar_jax.training.dtypes import compute_dtype, fast_dtype, lacks
 from rstar_jax.training.examples import Encoded
 from rstar_jax.training.log import Log, Progress
-from rstar_jax.training.step import Compiled, compute_dtype, fast_dtype, lacks
+from rstar_jax.training.step import Compiled
 
 Measure = Callable[[Compiled, Any], dict[str, Any]]
 
 MOST_LEFT_OUT = 30  # steps in a row whose gradients are not finite in float16
 LOOKED = 64  # steps whose shapes are compiled before the first
 
-MEANS = ('loss', 'accuracy', 'margin')  # metric sums that are divided by the weight
+MEANS = ('loss', 'accuracy', 'margin', 'level')  # metric sums that are divided by the weight
 # Settings that do not change what is learnt: a training may go on with others.
 FREE = ('log_every', 'checkpoint_minutes', 'form', 'attention')
 LAYOUT = 'stacked layers'  # of the arrays in a state
@@ -127,7 +128,7 @@ def train(
       measure: (compiled, params) -> further metrics, called before and after training, where their
         names get `_before` and `_after`, and every `settings.measure_every` steps, for the step's
         line in `metrics.jsonl`. With keep='best', `held_out_loss` has to be among them.
-      new_rows: see step.optimiser.
+      new_rows: see optimiser.optimiser.
       release: the training takes `params` over, instead of copying them.
 
     Returns:

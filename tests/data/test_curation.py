@@ -101,12 +101,19 @@ def test_solutions_that_leave_the_form_can_be_left_out():
             (program, 0.9, [(f'{between}<answer>5<end_of_answer>', 1.0, 'right')])
             for between in ('utes\n', '\n', ' <end_of_code>\n')
         ]
+        + [(program, -0.9, [('utes\n<answer>6<end_of_answer>', -1.0, 'wrong')])]
     )
     counts = collections.Counter()
-    kept, _ = data.curate([one], well_formed=True, distinct=True, counts=counts)
+    kept, pairs = data.curate(
+        [one], 'trajectories', trajectory_side=4, well_formed=True, distinct=True, counts=counts
+    )
     assert [e['response'] for e in kept] == [f'{program}\n<answer>5<end_of_answer>']
     assert counts['trajectories_malformed'] == 2
     assert len(responses(one)) == 2
+    # Of a pair of wholes the right one keeps to the form; the wrong one may not.
+    wholes = [pair for pair in pairs if 'answer' in pair['pos']]
+    assert [pair['pos'] for pair in wholes] == [f'{program}\n<answer>5<end_of_answer>']
+    assert wholes[0]['neg'] == f'{program}utes\n<answer>6<end_of_answer>'
 
 
 def test_trajectories_may_be_chosen_without_their_values():

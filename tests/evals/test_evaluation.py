@@ -11,6 +11,7 @@ from rstar_jax import evals, models, search
 from rstar_jax.data import TreeStore
 from rstar_jax.errors import UserError
 from rstar_jax.evals import metrics
+from rstar_jax.evals.figures import Answer, Outcome, Run
 from tests.evals.trees import tree
 
 PROBLEMS = [{'index': 10 + i, 'question': f'question {i}', 'answer': str(i)} for i in range(4)]
@@ -117,6 +118,7 @@ def test_results_are_those_worked_out_by_hand():
                     'best': 0.5,
                     'majority': 0.5,
                     'weighted': 0.5,
+                    'pooled': 0.5,
                     'any': 0.75,
                 },
                 'interval95': {
@@ -124,6 +126,7 @@ def test_results_are_those_worked_out_by_hand():
                     'best': interval[2],
                     'majority': interval[2],
                     'weighted': interval[2],
+                    'pooled': interval[2],
                     'any': interval[3],
                 },
                 'tokens_per_problem': 300.0,
@@ -151,6 +154,20 @@ def test_the_judge_is_judged_by_all_answers_of_the_trees():
         assert 0.75 <= low <= judge[key] <= high <= 1
 
 
+def test_all_answers_of_a_tree_vote_where_they_are_pooled():
+    """Its best one alone has the highest score; two others are one answer."""
+    scored = [('6', 0.2), ('0.5', 0.1), ('\\frac{1}{2}', 0.0)]
+    answers = tuple(Answer(text, score, 0.0) for text, score in scored)
+    one = Outcome(scored[0], answers, 9.0, (9.0, 9.0))
+    run = Run('mcts', [[one]], True, 1, 1.0, None)
+    chosen = run.lists()
+    assert chosen['majority'] == chosen['weighted'] == [['6']]
+    assert chosen['pooled'] == [['0.5']]
+    verdicts = {(0, text): text != '6' for text, _ in scored}
+    found = run.figures([{'index': 0}], verdicts)
+    assert (found['majority'], found['pooled']) == (0.0, 1.0)
+
+
 def test_several_strategies_in_one_run():
     names = ('sampled', 'unguided', 'greedy', 'beam', 'dvts')
     config = dataclasses.replace(CONFIG, strategies=names, samples=3, top=1)
@@ -163,7 +180,7 @@ def test_several_strategies_in_one_run():
     assert not any(s.use_ground_truth for s in settings)
     assert [ppm for ppm, _, _ in searcher.calls] == [None, PPM, None, PPM, PPM]
     # Without a PPM every answer votes, once; there is no best one.
-    assert strategies['unguided'].keys() & {'best', 'weighted'} == set()
+    assert strategies['unguided'].keys() & {'best', 'weighted', 'pooled'} == set()
     assert strategies['unguided']['majority'] == 0.5
     assert strategies['unguided']['any'] == 0.75
     assert strategies['unguided']['solved'] == {'majority': [10, 11], 'any': [10, 11, 12]}

@@ -82,7 +82,7 @@ def workdir(tmp_path_factory):
 def test_accuracies_of_the_rounds_follow_each_other():
     heading, start, first, *_ = tables.accuracy(ROUNDS)
     assert heading[:4] == ['benchmark', 'problems', 'policy', 'policy alone']
-    assert start == ['sums', '100', 'start', '25.0 [15-35]', '96.0 %', *'----', '1,234', '0.26']
+    assert start == ['sums', '100', 'start', '25.0 [15-35]', '96.0 %', *5 * '-', '1,234', '0.26']
     assert first[:4] == ['', '100', 'round 1', '75.0 [65-85]']
     assert '87.5 [78-98]' in first
     assert [row[0] for row in tables.accuracy(ROUNDS)] == [
@@ -132,7 +132,7 @@ def test_strategies_and_judges_have_tables_of_their_own():
     assert tables.strategies([results(1, sums=row)]) == []
     row['strategies']['beam'] = beam
     _, alone, searched = tables.strategies([results(1, sums=row)])
-    assert alone == ['sums', 'round 1', 'greedy', '1', '50.0 [40-60]', *'----', '50', '0.50', '-']
+    assert alone == ['sums', 'round 1', 'greedy', '1', '50.0 [40-60]', *5 * '-', '50', '0.50', '-']
     assert searched[2:4] == ['beam', '4'] and '70.0 [60-80]' in searched and searched[-1] == '2 T'
     (_, judged) = tables.judges([results(1, sums=row)])
     assert judged[2:] == ['beam', '1,200 of 30 problems', '75.0 [70-80]', '-']
@@ -144,20 +144,20 @@ def test_strategies_and_judges_have_tables_of_their_own():
     assert len(tables.strategies([results(1, sums=told)])) == 4
 
 
-def test_of_one_tree_a_problem_there_is_one_answer(tmp_path):
+def test_of_one_tree_a_problem_its_best_answer_and_all_of_them_are_told(tmp_path):
     row = benchmark(0.25, 0.5) | {'flops_per_problem': 1.5e9}
     row['search']['trajectories'] = 1
     found = [results(0, sums=benchmark(0.2)), results(1, sums=row)]
     heading, _, after = tables.accuracy(found)
     assert heading[3:] == [
-        *('policy alone', 'answered', 'with search', 'tokens', 'seconds', 'FLOPs'),
+        *('policy alone', 'answered', 'with search', 'all answers', 'tokens', 'seconds', 'FLOPs'),
     ]
-    assert after[5:] == ['50.0 [40-60]', '1,234', '0.26', '1.5 G']
+    assert after[5:] == [*2 * ['50.0 [40-60]'], '1,234', '0.26', '1.5 G']
     assert 'the search with one tree a problem.' in ' '.join(tables.accuracy_notes(found))
     made = run.Run(tmp_path, {}, (), tuple(found), {}, {})
     _, (_, _, more), *_ = tables.headlines(made)
     assert more == 'round 1, one tree a problem'
-    assert plots.accuracy([made], tmp_path)[1].note == 'Bars: 95 % intervals.'
+    assert plots.accuracy([made], tmp_path)[1].note == 'Bars: 95 % intervals of "with search".'
 
 
 def test_what_no_round_tells_has_no_column():

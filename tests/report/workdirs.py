@@ -15,7 +15,8 @@ def write(path: pathlib.Path, content) -> None:
 def benchmark(greedy: float, majority: float | None = None, problems: int = 100) -> dict:
     search, modes = None, {'greedy': greedy}
     if majority is not None:
-        found = {'best': majority - 0.05, 'majority': majority, 'weighted': majority, 'any': 0.9}
+        found = dict.fromkeys(('majority', 'weighted', 'pooled'), majority)
+        found |= {'best': majority - 0.05, 'any': 0.9}
         search, modes = {'trajectories': 8, **found}, modes | found
     return {
         'problems': problems,

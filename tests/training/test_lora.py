@@ -23,7 +23,7 @@ MARKS = ['<code>', '<end_of_step>']
 QWEN = {'family': 'qwen2', 'qkv_bias': True, 'tie_embeddings': True}
 LLAMA = {'family': 'llama', 'qkv_bias': False, 'tie_embeddings': False}
 PHI = LLAMA | {'family': 'phi3'}
-SETTINGS = types.SimpleNamespace(dropout=0.0, squash='tanh', attention='auto')
+SETTINGS = types.SimpleNamespace(dropout=0.0, squash='tanh', attention='auto', center=0.0)
 
 
 def make_policy(rows=304, **changes):

@@ -11,7 +11,7 @@ import pytest
 from rstar_jax import models, training
 from rstar_jax.errors import UserError
 from rstar_jax.models import decoder
-from rstar_jax.training import checkpoints, loss_scale, packing, step, trainer
+from rstar_jax.training import checkpoints, dtypes, loss_scale, packing, step, trainer
 from rstar_jax.training.examples import Encoded
 
 SHAPE = models.Config('llama', 64, 32, 48, 2, 4, 2, 8, tie_embeddings=True)
@@ -108,16 +108,16 @@ def test_a_training_in_float16_ends_near_one_in_float32(tmp_path, changes):
 def test_only_old_gpus_of_nvidia_train_in_float16(monkeypatch, capability, dtype):
     device = types.SimpleNamespace(platform='gpu', compute_capability=capability)
     monkeypatch.setattr(jax, 'devices', lambda: [device])
-    monkeypatch.setattr(step, 'default_dtype', lambda: 'bfloat16')
-    assert step.fast_dtype() == dtype
+    monkeypatch.setattr(dtypes, 'default_dtype', lambda: 'bfloat16')
+    assert dtypes.fast_dtype() == dtype
 
 
 def test_models_are_loaded_in_a_dtype_that_loading_knows():
-    names = {name: training.start_dtype(settings(name, lora=4)) for name in step.DTYPES}
+    names = {name: training.start_dtype(settings(name, lora=4)) for name in dtypes.DTYPES}
     assert names == {'float32': 'float32', 'bfloat16': 'bfloat16', 'float16': 'float32'}
     assert training.start_dtype(settings('bfloat16')) == 'float32'
 
 
 def test_unknown_dtypes_are_told():
     with pytest.raises(UserError, match=r"^dtype='float17': expected one of float32, bfloat16, fl"):
-        step.compute_dtype(settings('float17'))
+        dtypes.compute_dtype(settings('float17'))

@@ -15,7 +15,7 @@ from rstar_jax.models import decoder as decoders
 from rstar_jax.models import heads
 from rstar_jax.training import attention, layers, losses, packing, recompute
 
-SETTINGS = types.SimpleNamespace(dropout=0.0, squash='tanh', attention='auto')
+SETTINGS = types.SimpleNamespace(dropout=0.0, squash='tanh', attention='auto', center=0.0)
 
 
 def config(**changes):
@@ -162,8 +162,8 @@ def pair_examples(seed=0):
     return examples
 
 
-@pytest.mark.parametrize('squash', ['tanh', 'tanh5'])
-def test_packed_pairs_with_shared_prefixes_equal_plain_ones(squash):
+@pytest.mark.parametrize('squash, center', [('tanh', 0.0), ('tanh5', 0.0), ('tanh', 0.3)])
+def test_packed_pairs_with_shared_prefixes_equal_plain_ones(squash, center):
     shape = config()
     params = ppm_params(shape)
     examples = pair_examples()
@@ -177,19 +177,25 @@ def test_packed_pairs_with_shared_prefixes_equal_plain_ones(squash):
         hidden = plain_hidden(shape, params['decoder'], sequences)
         last = hidden[jnp.arange(len(sequences)), jnp.array([len(s) - 1 for s in sequences])]
         raw = last @ params['value_head']['weight'][0] + params['value_head']['bias'][0]
-        return (jnp.tanh(raw) if squash == 'tanh' else raw).reshape(len(examples), -1)
+        return raw.reshape(len(examples), -1)
 
-    def reference(params):
+    def reference(params, center=center):
         total = 0.0
-        for r, example in zip(rewards(params), examples):
+        for raw, example in zip(rewards(params), examples):
+            r = jnp.tanh(raw) if squash == 'tanh' else raw
             for (i, j), weight in zip(example.pairs, example.pair_weights):
                 total -= weight * jnp.log(1 / (1 + jnp.exp(r[j] - r[i])))
+                total += weight * center * (raw[i] + raw[j]) ** 2
         return total
 
-    settings = types.SimpleNamespace(dropout=0.0, squash=squash, attention='auto')
+    settings = types.SimpleNamespace(dropout=0.0, squash=squash, attention='auto', center=center)
 
-    def function(params):
-        return losses.pairwise(shape, layers.stack(params), batch, None, settings)
+    def function(params, seed=0):
+        key = None if seed is None else jax.random.key(seed)
+        return losses.pairwise(shape, layers.stack(params), batch, key, settings)
+
+    measured, _ = jax.jit(lambda params: function(params, None))(params)
+    assert float(measured) == pytest.approx(float(reference(params, 0.0)), rel=1e-5)
 
     (value, metrics), gradients = jax.jit(jax.value_and_grad(function, has_aux=True))(params)
     expected, expected_gradients = jax.jit(jax.value_and_grad(reference))(params)
@@ -262,7 +268,7 @@ def test_dropout_acts_in_training_only_and_keeps_the_mean():
     shape = config()
     params = ppm_params(shape)
     batch = packed(pair_examples(), {}, rows=2)
-    settings = types.SimpleNamespace(dropout=0.5, squash='tanh5', attention='auto')
+    settings = types.SimpleNamespace(dropout=0.5, squash='tanh5', attention='auto', center=0.0)
     hidden = np.random.default_rng(0).normal(size=(2, 8, 32)).astype(np.float32)
 
     params = layers.stack(params)

@@ -12,7 +12,7 @@ from rstar_jax.models import decoder as decoders
 from rstar_jax.training import checkpoints, layers, losses, recompute, step
 
 SHAPE = models.Config('qwen2', 61, 64, 512, 8, 4, 2, 16, qkv_bias=True)
-SETTINGS = types.SimpleNamespace(dropout=0.0, squash='tanh', attention='auto')
+SETTINGS = types.SimpleNamespace(dropout=0.0, squash='tanh', attention='auto', center=0.0)
 ROWS, LENGTH = 8, 64
 NAMES = ('tokens', 'positions', 'end', 'targets', 'weights')
 

@@ -468,7 +468,7 @@ def test_wrong_settings_of_a_network_are_told(policy, tmp_path, changes, message
 
 @pytest.mark.parametrize('fast, told', [('float32', True), ('bfloat16', False)])
 def test_a_dtype_that_the_device_lacks_is_told(policy, tmp_path, monkeypatch, capsys, fast, told):
-    monkeypatch.setattr('rstar_jax.training.step.default_dtype', lambda: fast)
+    monkeypatch.setattr('rstar_jax.training.dtypes.default_dtype', lambda: fast)
     settings = sft_settings(dtype='bfloat16', epochs=1)
     training.sft(policy, sft_examples(2), settings, tmp_path)
     line = 'training: dtype=bfloat16: the device has no instructions for it and uses float32; '

@@ -1,0 +1,37 @@
+"""In which dtype a network is trained: what is asked for, and what the devices have."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+
+from rstar_jax.errors import UserError
+from rstar_jax.models.checkpoint import default_dtype
+
+DTYPES = ('float32', 'bfloat16', 'float16')
+
+
+def compute_dtype(settings) -> jnp.dtype:
+    """The dtype the network runs in: settings.dtype, or what the device is fast at.
+
+    Raises UserError: none of DTYPES.
+    """
+    if settings.dtype not in ('', *DTYPES):
+        raise UserError(f'dtype={settings.dtype!r}: expected one of {", ".join(DTYPES)}')
+    return jnp.dtype(settings.dtype or fast_dtype())
+
+
+def lacks(dtype: jnp.dtype) -> bool:
+    """Whether the device has no instructions for products of `dtype`, and takes wider ones."""
+    if dtype == jnp.float32:
+        return False
+    if jax.default_backend() == 'gpu':  # all have float16
+        return dtype == jnp.bfloat16 and fast_dtype() == 'float16'
+    return dtype != default_dtype()
+
+
+def fast_dtype() -> str:
+    """What the device trains fast in: bfloat16, or float16 on GPUs that are older than it."""
+    # NVIDIA's are '7.5' and the like; other makers' GPUs have other names there, or nothing.
+    capability = str(getattr(jax.devices()[0], 'compute_capability', ''))
+    return 'float16' if re.fullmatch(r'[1-7]\.\d', capability) else default_dtype()

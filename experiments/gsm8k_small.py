@@ -22,8 +22,9 @@ What the settings go by is in experiments/LOG.md. Keeping all answers finds 5.5 
 trajectories for the same tokens; few candidates and more rollouts find more different programs;
 copies of a program teach nothing new; behind a step that failed no answer was right; a general
 model leaves the form of a solution now and then, which is not to be learnt; marks are learnt within
-an epoch, boxes within three; a small model's samples are partly noise at temperature 1. The policy
-is trained by LoRA, which holds half the memory; all weights with
+an epoch, boxes within three; a small model's samples are partly noise at temperature 1; the
+paper's tanh saturates before so few pairs have taught a PPM anything, raw values held around 0 do
+not. Policy and PPM are trained by LoRA, which holds half the memory; all weights with
 --config.training.sft.lora=0 --config.training.sft.learning_rate=1e-5.
 """
 
@@ -57,13 +58,15 @@ def get_config() -> ConfigDict:
     for training in (config.training.sft, config.training.ppm):
         training.length = 1024
         training.moments = 'bfloat16'
-        training.learning_rate = 1e-5
-    config.training.sft.lora = 16
+        training.lora = 16
     config.training.sft.learning_rate = 2e-4
     config.training.sft.epochs = 3
     config.training.sft.batch_size = 4
     config.training.ppm.epochs = 2
     config.training.ppm.batch_size = 8
+    config.training.ppm.learning_rate = 1e-4
+    config.training.ppm.squash = 'tanh5'
+    config.training.ppm.center = 0.01
 
     config.eval.limit = 300
     config.eval.strategies = 'greedy'

@@ -109,8 +109,9 @@ class Stage:
           UserError: a setting differs otherwise: the key, both values, and the remedy.
         """
         made, grown = self.made_with, False
+        made = made and _plain(defaults or {}) | made
         for key, now in sorted(_plain(self.settings).items() if made else ()):
-            old = made.get(key, _plain(defaults or {}).get(key))
+            old = made.get(key)
             if old == now:
                 continue
             if key not in self.growing or not _more(old, now):

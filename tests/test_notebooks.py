@@ -20,7 +20,7 @@ FILES = sorted((REPOSITORY / 'launch').glob('*.ipynb'))
 SMALL = {
     'last_round': 1,
     'stages': 'bootstrap,search,curate,sft,ppm,eval,export',
-    'bootstrap.demonstrations': 1920,
+    'bootstrap.demonstrations': 480,
     'data.limit': 12,
     'search.rollouts': 2,
     'search.candidates': 4,

@@ -4,6 +4,7 @@ import pathlib
 from collections.abc import Callable
 
 from rstar_jax import steps
+from rstar_jax.evals import metrics
 from rstar_jax.progress import clock, percent
 from rstar_jax.report.run import BASE, Figures, Run
 from rstar_jax.report.tables import Rows
@@ -88,11 +89,19 @@ def _ppm(figures: Figures) -> str:
     text = _training(figures)
     for name, pairs in (('pair', 'held_out_pairs'), ('answer', 'answer_pairs')):
         if figures.get(pairs):
+            before, after = (figures.get(f'{name}_accuracy_{when}') for when in ('before', 'after'))
             text += (
-                f', held-out {name} accuracy {percent(figures.get(f"{name}_accuracy_before"))} -> '
-                f'{percent(figures.get(f"{name}_accuracy_after"))} ({figures[pairs]:.0f} pairs)'
+                f', held-out {name} accuracy {percent(before)} -> {percent(after)} '
+                f'({figures[pairs]:.0f} pairs{_chance(after, figures[pairs])})'
             )
     return text
+
+
+def _chance(share: float | None, pairs: int) -> str:
+    """Says where a judge is not told from one that guesses: a PPM that has learnt nothing."""
+    right = round(pairs * (share or 0))
+    low, _ = metrics.interval95([i < right for i in range(int(pairs))])
+    return '' if share is None or low > 0.5 else ': WITHIN CHANCE'
 
 
 def _eval(figures: Figures) -> str:

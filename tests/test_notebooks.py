@@ -100,7 +100,6 @@ def test_the_notebooks_are_the_same_but_for_the_place():
 def test_a_notebook_runs_on_cpu(tmp_path, monkeypatch):
     flags = '--xla_force_host_platform_device_count=1'
     monkeypatch.setenv('XLA_FLAGS', f'{os.environ["XLA_FLAGS"]} {flags}')
-    monkeypatch.delenv('JAX_DISABLE_MOST_OPTIMIZATIONS')  # it trains more than it compiles
     notebook = read(FILES[0])
     (parameters,) = [c for c in notebook.cells if 'parameters' in c.metadata.get('tags', [])]
     small = {**SMALL, **examples(tmp_path)}

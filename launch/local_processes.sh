@@ -23,7 +23,7 @@ if ((gpus % count)); then
 fi
 [[ -n "$DRY_RUN" ]] || use_venv
 # Two ports, this one and the next.
-port="${PORT:-$((20000 + 2 * (RANDOM % 10000)))}"
+port="${PORT:-$((20000 + 2 * (RANDOM % 6000)))}"
 
 pids=()
 trap 'kill -TERM "${pids[@]}" 2>/dev/null || true' INT TERM

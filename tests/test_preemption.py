@@ -6,7 +6,6 @@ import pathlib
 import random
 import re
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -17,6 +16,7 @@ import jax
 import numpy as np
 import pytest
 
+from rstar_jax import parallel
 from rstar_jax.training import checkpoints
 from tests.parallel import processes
 
@@ -120,16 +120,20 @@ def test_killed_and_preempted_it_ends_with_the_same_bits(tmp_path):
 @contextlib.contextmanager
 def pair(folder: pathlib.Path, late: float = 0) -> Iterator[list[subprocess.Popen]]:
     """Two processes that train together; the second is so many seconds late at its end."""
-    with socket.socket() as probe:
-        probe.bind(('localhost', 0))
-        port = probe.getsockname()[1]
-    launch = {'JAX_COORDINATOR_ADDRESS': f'localhost:{port}', 'JAX_NUM_PROCESSES': '2'}
+    address = f'localhost:{parallel.free_port()}'
+    launch = {'JAX_COORDINATOR_ADDRESS': address, 'JAX_NUM_PROCESSES': '2'}
     both = [
         start(folder, **launch, JAX_PROCESS_ID=str(number), LATE=str(late * number))
         for number in range(2)
     ]
     try:
         yield both
+    except BaseException:  # what they said of it is shown with the test's failure
+        for process in both:
+            process.kill()
+            with contextlib.suppress(ValueError):  # asked already
+                print(*process.communicate())
+        raise
     finally:
         for process in both:
             process.kill()

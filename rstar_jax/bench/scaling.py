@@ -17,7 +17,6 @@ two exchanges, so that the training's figure is a lower limit.
 import contextlib
 import os
 import pathlib
-import socket
 import subprocess
 import sys
 import tempfile
@@ -69,10 +68,12 @@ def _job(cores: list[int], workdir: pathlib.Path, settings: dict, compiled: path
     command += [f'--config.{key}={value}' for key, value in settings.items()]
     environment = {**os.environ, 'JAX_COMPILATION_CACHE_DIR': str(compiled)}
     if len(cores) > 1:
-        with socket.socket() as probe:
-            probe.bind(('localhost', 0))
-            address = f'localhost:{probe.getsockname()[1]}'
-        environment |= {'JAX_COORDINATOR_ADDRESS': address, 'JAX_NUM_PROCESSES': str(len(cores))}
+        from rstar_jax import parallel
+
+        environment |= {
+            'JAX_COORDINATOR_ADDRESS': f'localhost:{parallel.free_port()}',
+            'JAX_NUM_PROCESSES': str(len(cores)),
+        }
     with contextlib.ExitStack() as stack:
         started = []
         for number, core in enumerate(cores):

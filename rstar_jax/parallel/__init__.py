@@ -13,6 +13,7 @@ from rstar_jax.parallel.memory import (
     trim,
 )
 from rstar_jax.parallel.mesh import global_mesh, local_mesh
+from rstar_jax.parallel.roll import free_port
 
 __all__ = [
     'COUNTER',
@@ -26,6 +27,7 @@ __all__ = [
     'device_bytes',
     'end',
     'free_bytes',
+    'free_port',
     'give_memory_back',
     'global_mesh',
     'greatest',

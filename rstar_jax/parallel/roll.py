@@ -13,6 +13,7 @@ One line of JSON a message, over TCP, from process to first process and back.
 
 import contextlib
 import json
+import random
 import socket
 import threading
 import time
@@ -27,9 +28,21 @@ RETRY = 0.5  # seconds between two attempts to reach the first process
 LINGER = 15.0  # seconds that the first, ending for a reason, waits for the others to end as well
 FLUSH = 3.0  # seconds that a process that ends waits for the first to have told the others
 
+PORTS = 20_000, 32_000  # below those that systems give to connections
+
 Message = dict[str, Any]
 Lost = Callable[[int, str, int], None]
 GONE = -1  # in place of the exit code of a process that has told none
+
+
+def free_port() -> int:
+    """A coordinator's port for a job on this machine; the next, the roll's, is free too."""
+    while True:
+        port = random.SystemRandom().randrange(*PORTS, 2)
+        with contextlib.suppress(OSError), socket.socket() as one, socket.socket() as other:
+            one.bind(('', port))
+            other.bind(('', port + 1))
+            return port
 
 
 class _Line:

@@ -3,10 +3,11 @@
 import contextlib
 import os
 import pathlib
-import socket
 import subprocess
 import tempfile
 from collections.abc import Sequence
+
+from rstar_jax import parallel
 
 REPOSITORY = pathlib.Path(__file__).parents[2]
 
@@ -22,11 +23,8 @@ def run(command: Sequence[str], processes: int, devices: int) -> list[str]:
     """What each of `processes` with `devices` fake devices printed; all must succeed."""
     environment = environment_of(devices)
     if processes > 1:
-        with socket.socket() as probe:
-            probe.bind(('localhost', 0))
-            address = f'localhost:{probe.getsockname()[1]}'
         environment |= {
-            'JAX_COORDINATOR_ADDRESS': address,
+            'JAX_COORDINATOR_ADDRESS': f'localhost:{parallel.free_port()}',
             'JAX_NUM_PROCESSES': str(processes),
         }
     with contextlib.ExitStack() as stack:

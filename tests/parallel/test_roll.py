@@ -15,9 +15,7 @@ from rstar_jax.parallel.roll import GONE, Roll
 
 @pytest.fixture
 def port():
-    with socket.socket() as probe:
-        probe.bind(('localhost', 0))
-        return probe.getsockname()[1]
+    return rolls.free_port()
 
 
 class Lost(list):

@@ -48,6 +48,9 @@ def accuracy(runs: Sequence[Run], folder: pathlib.Path, prefix: str = '') -> lis
             'alone': _curves(runs, name, {'greedy': tables.HEADINGS['greedy']}),
             'search': _curves(runs, name, {mode: modes[mode] for mode in MODES if mode in modes}),
         }
+        if curves['search'] and len(runs) == 1:  # is compared with
+            alone = [dataclasses.replace(curve, interval=False) for curve in curves['alone']]
+            curves['search'] = alone + curves['search']
         rounds = sorted({x for part in curves.values() for curve in part for x, *_ in curve.points})
         known = {
             'alone': _until(paper.ALONE.get(name), rounds),
@@ -142,7 +145,7 @@ def _paint_accuracy(
         )  # fmt: skip
     for place, curve in enumerate(curves):
         x, y, low, high = np.array(curve.points).T
-        beside = 0.06 * (place - (len(curves) - 1) / 2)  # intervals do not cover each other
+        beside = 0.06 * place  # points do not cover each other
         errors = np.maximum([y - low, high - y], 0) if curve.interval else None
         axes.errorbar(
             x + beside, y, errors, color=COLOURS[curve.colour], linestyle=curve.style, marker='o',

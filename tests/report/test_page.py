@@ -157,7 +157,9 @@ def test_of_one_tree_a_problem_its_best_answer_and_all_of_them_are_told(tmp_path
     made = run.Run(tmp_path, {}, (), tuple(found), {}, {})
     _, (_, _, more), *_ = tables.headlines(made)
     assert more == 'round 1, one tree a problem'
-    assert plots.accuracy([made], tmp_path)[1].note == 'Bars: 95 % intervals of "with search".'
+    searched = plots.accuracy([made], tmp_path)[1]
+    assert searched.note == 'Bars: 95 % intervals of "with search".'
+    assert 'policy alone' in searched.svg  # what it is compared with
 
 
 def test_what_no_round_tells_has_no_column():

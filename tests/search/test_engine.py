@@ -295,19 +295,46 @@ def test_kept_steps_are_not_computed_again(policy, ppm, workers, monkeypatch):
 @pytest.mark.parametrize('dtype', ['bfloat16', 'float32'])
 def test_what_is_kept_comes_back(dtype):
     """In any dtype, to the last bit: positions 1..39 of a row, by way of another offset."""
-    made = [np.random.default_rng(i).standard_normal((2, 2, 80, 32)) for i in range(2)]
-    row = jax.numpy.asarray(made[0], dtype).astype('float32')
-    source = [(row, -row)]
-    kept = jax.numpy.zeros((2, 2, 100, 32), state.kept_dtype('cpu', jax.numpy.dtype(dtype)))
-    target = jax.numpy.asarray(made[1], 'float32')
+    stored = state.cache_dtype('cpu', jax.numpy.dtype(dtype))
+    row, target = (
+        state.as_stored(jax.numpy.asarray(made, dtype), stored)
+        for made in np.random.default_rng(0).standard_normal((2, 2, 2, 80, 32))
+    )
+    source = [(row, row[::-1])]
+    kept = jax.numpy.zeros((2, 2, 100, 32), stored)
     places = [jax.numpy.array([x, 0]) for x in (1, 0, 17, 1, 39)]
     store = copies.copy([(kept, kept)], source, *places)
     places = [jax.numpy.array([x, 0]) for x in (0, 1, 5, 17, 39)]
     ((keys, values),) = copies.copy([(target, target)], store, *places)
     np.testing.assert_array_equal(keys[0, :, 5:44], row[0, :, 1:40])
-    np.testing.assert_array_equal(values[0, :, 5:44], -row[0, :, 1:40])
+    np.testing.assert_array_equal(values[0, :, 5:44], row[1, :, 1:40])
     np.testing.assert_array_equal(keys[1], target[1])
     np.testing.assert_array_equal(keys[0, :, :5], target[0, :, :5])
+    assert state.as_numbers(row).dtype == dtype
+    np.testing.assert_array_equal(state.as_stored(state.as_numbers(row), stored), row)
+
+
+def test_in_bfloat16_steps_are_as_likely_as_full_forward_passes_say(policy, workers):
+    params = jax.tree.map(lambda x: x.astype('bfloat16'), policy.params)
+    narrow = dataclasses.replace(policy, params=params)
+    exact = dataclasses.replace(policy, params=jax.tree.map(lambda x: x.astype('float32'), params))
+    config = dataclasses.replace(CONFIG, temperature=1.0)
+    vocab, ours, theirs = len(policy.tokenizer), [], []
+    for record in grow(narrow, None, workers, config=config).values():
+        paths = {0: list(record.tokens[0])}
+        for node in range(1, len(record.tokens)):
+            before = paths[record.parent[node]]
+            tokens = [*before, *record.tokens[node]]
+            paths[node] = tokens
+            own = np.arange(len(before), len(tokens))
+            if len(own) == config.step_tokens:  # cut: all its tokens were sampled, and no mark
+                logits = exact.logits(np.array([tokens]), np.array([len(tokens)]))[0, own - 1]
+                logs = jax.nn.log_softmax(logits[:, :vocab])
+                theirs.append(float(logs[np.arange(len(own)), np.array(tokens)[own]].sum()))
+                ours.append(record.likelihood[node])
+    assert len(ours) > 5
+    np.testing.assert_allclose(ours, theirs, atol=0.2)
+    assert np.ptp(theirs) > 5
 
 
 @pytest.mark.parametrize('slots', [1, 4])  # with one, the paths of the other trees are left out

@@ -35,7 +35,7 @@ def copy(
     """Copies steps, or parts of paths, to where a later walk can recall them from, or back.
 
     Args:
-      into: per layer, keys and values [G,K,M,d]; what is kept has its own dtype (`kept_dtype`).
+      into: per layer, keys and values [G,K,M,d].
       source: per layer, keys and values [R,K,S,d].
       rows, source_rows: i32[A]. Entries in use come first; the others have a count of 0.
       offsets, source_offsets, counts: i32[A], positions.
@@ -67,19 +67,8 @@ def put_row(
             at = (source_row, 0, start, 0)
             values = jax.lax.dynamic_slice(values, at, (1, heads, block, dim))
             at = (row, 0, offset + start - source_offset, 0)
-            return jax.lax.dynamic_update_slice(target, _cast(values, target.dtype), at)
+            return jax.lax.dynamic_update_slice(target, values, at)
 
         return jax.tree.map(put, into, source)
 
     return jax.lax.fori_loop(0, (count + block - 1) // block, move, into)
-
-
-def _cast(values: jax.Array, dtype) -> jax.Array:
-    """`values` in another dtype; uint16 stands for the bits of bfloat16."""
-    if values.dtype == dtype:
-        return values
-    if values.dtype == jnp.uint16:
-        values = jax.lax.bitcast_convert_type(values, jnp.bfloat16)
-    if dtype == jnp.uint16:
-        return jax.lax.bitcast_convert_type(values.astype(jnp.bfloat16), dtype)
-    return values.astype(dtype)

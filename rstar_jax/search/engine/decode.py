@@ -33,6 +33,8 @@ from rstar_jax.search.engine.state import (
     Path,
     Slots,
     Stops,
+    as_numbers,
+    as_stored,
     kv_length,
 )
 from rstar_jax.steps import marks
@@ -243,15 +245,15 @@ def _run_token(
         first, (path_k, path_v), (step_k, step_v) = cache
         path_bias, step_bias, first_bias = biases(window)
         dims = slice(q.shape[-1])
-        step_k = step_k.at[rows, :, own, dims].set(k[:, 0].astype(step_k.dtype))
-        step_v = step_v.at[rows, :, own, dims].set(v[:, 0].astype(step_v.dtype))
-        queries = two_part.by_key_head(q, k.shape[2]).astype(step_k.dtype)
+        step_k = step_k.at[rows, :, own, dims].set(as_stored(k[:, 0], step_k.dtype))
+        step_v = step_v.at[rows, :, own, dims].set(as_stored(v[:, 0], step_v.dtype))
+        queries = two_part.by_key_head(q, k.shape[2])
         parts = [
             _path_part(queries, cell, slot_of_cell, path_k, path_v, path_bias, used),
-            two_part.attend(queries, step_k, step_v, step_bias),
+            two_part.attend(queries, as_numbers(step_k), as_numbers(step_v), step_bias),
         ]
         if shared:
-            parts.append(two_part.attend_shared(queries, *first, first_bias))
+            parts.append(two_part.attend_shared(queries, *map(as_numbers, first), first_bias))
         out = two_part.merge(*parts).astype(q.dtype)
         return two_part.by_position(out, 1), (*cache[:2], (step_k, step_v))
 
@@ -274,10 +276,11 @@ def _path_part(
     by_tree = queries[slot_of_cell].reshape(trees, candidates, kv_heads, group, d).swapaxes(1, 2)
     by_tree = by_tree.reshape(trees, kv_heads, -1, d)
     if used is None:
-        part = two_part.attend(by_tree, path_k, path_v, bias)
+        part = two_part.attend(by_tree, as_numbers(path_k), as_numbers(path_v), bias)
     else:
         own = jnp.minimum(used.tree, trees - 1)
-        blocks = (_blocks(x, own, _begin(used, x.shape[2])) for x in (path_k, path_v))
+        begin = _begin(used, path_k.shape[2])
+        blocks = (as_numbers(_blocks(x, own, begin)) for x in (path_k, path_v))
         part = two_part.attend(by_tree[own], *blocks, bias)
         part = two_part.gather(part, used.tree == jnp.arange(trees)[:, None])
 

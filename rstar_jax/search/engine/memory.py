@@ -160,7 +160,7 @@ def _tree_bytes(config, mesh, network: Network) -> int:
 
 
 def _token_bytes(config, mesh, network: Network) -> int:
-    kept = devices.shapes(mesh, state.empty_kv, network.config, 1, 1, network.dtype)
+    kept = devices.shapes(mesh, state.empty_kv, network.config, 1, 1, network.kv_dtype)
     return bytes_on_a_device(kept)
 
 

@@ -60,10 +60,9 @@ class Model:
         kinds = self.dtype, self.kv_dtype
         return memory.Network(self.config, *kinds, self.cell_tokens, isinstance(self, Scorer))
 
-    def empty(self, rows: int, positions: int, dtype=None) -> state.KeysValues:
+    def empty(self, rows: int, positions: int) -> state.KeysValues:
         """Keys and values of each device."""
-        kv = self.config, rows, positions, dtype or self.kv_dtype
-        return devices.make(self.mesh, state.empty_kv, *kv)
+        return devices.make(self.mesh, state.empty_kv, self.config, rows, positions, self.kv_dtype)
 
     def prepare(self, plan: memory.Plan, counters: collections.Counter) -> None:
         """Makes room for the trees of a plan."""
@@ -71,9 +70,7 @@ class Model:
         count = self.mesh.shape['data']
         candidates = self.settings.candidates
         self.ledger = Ledger(count, plan.trees, candidates, plan.kept, self.in_cell)
-        # Keys and values come in the model's dtype, whatever the other caches widen it to.
-        dtype = state.kept_dtype(self.platform, self.dtype)
-        self.kept = self.empty(plan.trees, memory.kept_room(plan.kept), dtype)
+        self.kept = self.empty(plan.trees, memory.kept_room(plan.kept))
         self._shared = np.zeros(count * plan.trees, np.int32)
 
     def in_cell(self, node: Node) -> int:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from rstar_jax.models import decoder as decoders
 from rstar_jax.models import heads, two_part
 from rstar_jax.search.engine import copies
-from rstar_jax.search.engine.state import KeysValues, Path, kv_length
+from rstar_jax.search.engine.state import KeysValues, Path, as_numbers, as_stored, kv_length
 
 
 def forward(
@@ -59,17 +59,16 @@ def forward(
         path_bias, own_bias, first_bias = biases(window)
         queries = two_part.by_key_head(q, k.shape[2])
         k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)
-        # With so many queries, products in the model's dtype are worth a narrowed copy of a cache.
-        path_kv = [x[trees].astype(q.dtype) for x in (path_k, path_v)]
+        path_kv = [as_numbers(x[trees]) for x in (path_k, path_v)]
         parts = [
             two_part.attend(queries, *path_kv, path_bias),
             two_part.attend(queries, k, v, own_bias),
         ]
         if shared:
-            first = [x.astype(q.dtype) for x in first]
-            parts.append(two_part.attend_shared(queries, *first, first_bias))
+            parts.append(two_part.attend_shared(queries, *map(as_numbers, first), first_bias))
         out = two_part.merge(*parts).astype(q.dtype)
-        return two_part.by_position(out, length), (k.astype(path_k.dtype), v.astype(path_k.dtype))
+        own_kv = as_stored(k, path_k.dtype), as_stored(v, path_k.dtype)
+        return two_part.by_position(out, length), own_kv
 
     caches = list(zip(prefix, path.kv, strict=True))
     hidden, kv = network(tokens, positions, attend, caches)

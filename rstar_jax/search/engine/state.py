@@ -147,19 +147,25 @@ def empty_slots(
 
 
 def cache_dtype(platform: str, dtype) -> Any:
-    """The dtype of the caches of a network that runs in `dtype`.
+    """The dtype of keys and values of a network that runs in `dtype`: the same, or its bits.
 
-    XLA for CPUs has no batched products in bfloat16: it would widen every cache for each token.
-    """
-    return jnp.dtype(jnp.float32) if platform == 'cpu' else jnp.dtype(dtype)
-
-
-def kept_dtype(platform: str, dtype) -> Any:
-    """The dtype that steps are kept in: the model's, as bits where XLA would widen them all.
-
-    On CPUs it widens a bfloat16 array as a whole for each slice that a loop writes into it.
+    XLA for CPUs widens a bfloat16 array as a whole for each slice that a loop writes into it.
     """
     return jnp.dtype(jnp.uint16 if (platform, dtype) == ('cpu', jnp.bfloat16) else dtype)
+
+
+def as_stored(values: jax.Array, dtype) -> jax.Array:
+    """Keys or values in the dtype of a cache, see `cache_dtype`."""
+    if values.dtype != dtype and dtype == jnp.uint16:
+        return jax.lax.bitcast_convert_type(values.astype(jnp.bfloat16), dtype)
+    return values.astype(dtype)
+
+
+def as_numbers(stored: jax.Array) -> jax.Array:
+    """What `as_stored` has stored."""
+    return (
+        jax.lax.bitcast_convert_type(stored, jnp.bfloat16) if stored.dtype == jnp.uint16 else stored
+    )
 
 
 def wide_embedding(platform: str, config, params: Any) -> tuple[Any, Any]:

@@ -387,7 +387,12 @@ class _State:
         return parallel.bytes_on_a_device((weights, path.kv, slot.kv))
 
     def _decode(self, trees: int, slots: int) -> jax.stages.Lowered:
-        f = programs.DECODE.on(self.mesh, config=self.shape, candidates=self.settings.candidates)
+        f = programs.DECODE.on(
+            self.mesh,
+            config=self.shape,
+            candidates=self.settings.candidates,
+            near=sizes.near(self.mesh),
+        )
         how = jax.tree.map(lambda x: self._whole((), x.dtype), sampling.Settings.of(self.settings))
         iterations = self._whole((2,), jnp.int32)
         arrays = self._policy(trees, slots)

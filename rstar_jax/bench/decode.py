@@ -77,7 +77,7 @@ class _Ours:
 
         from rstar_jax import parallel
         from rstar_jax.search.config import Config
-        from rstar_jax.search.engine import devices, programs, sampling, state
+        from rstar_jax.search.engine import devices, programs, sampling, sizes, state
 
         self._batch, self._tokens = batch, tokens
         mesh = parallel.local_mesh(devices=jax.devices()[:1])
@@ -100,7 +100,9 @@ class _Ours:
         arguments = (one, ids[None].astype(np.int32), one + len(ids), one)
         self._path = extend(self._params, self._prefix, path, *arguments)
         self._open = programs.OPEN.on(mesh)
-        self._decode = programs.DECODE.on(mesh, config=shape, candidates=batch)
+        self._decode = programs.DECODE.on(
+            mesh, config=shape, candidates=batch, near=sizes.near(mesh)
+        )
         self._products = jax.jit(_products, static_argnums=(0, 3))
         self._sampling = sampling.Settings.of(Config(temperature=1.0))
 

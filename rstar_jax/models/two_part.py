@@ -50,15 +50,12 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array | None) -> 
     d = q.shape[-1]
     wide = jnp.pad(q, [*[(0, 0)] * 3, (0, k.shape[-1] - d)])
     scores = jnp.einsum('rkmd,rksd->rkms', wide, k, preferred_element_type=jnp.float32)
-    scores *= d**-0.5
     if bias is not None:
         scores += bias
-    top = scores.max(axis=-1)
-    weights = jnp.exp(scores - top[..., None])
-    out = jnp.einsum(
-        'rkms,rksd->rkmd', weights.astype(v.dtype), v, preferred_element_type=jnp.float32
-    )
-    return Part(out[..., :d], top, weights.sum(axis=-1))
+    top, scale = scores.max(axis=-1), d**-0.5
+    weights = jnp.exp(scale * (scores - top[..., None])).astype(v.dtype)
+    out = jnp.einsum('rkms,rksd->rkmd', weights, v, preferred_element_type=jnp.float32)
+    return Part(out[..., :d], scale * top, weights.sum(axis=-1, dtype=jnp.float32))
 
 
 def attend_shared(q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array | None) -> Part:
@@ -117,13 +114,19 @@ def gather(part: Part, of: jax.Array) -> Part:
     return Part(add(part.out * scale[..., None]), top, add(part.total * scale))
 
 
-def merge(*parts: Part) -> jax.Array:
-    """Returns the normalised attention over the key stores of all parts, float32 [..., d]."""
+def join(*parts: Part) -> Part:
+    """Attention over the key stores of all parts."""
     top = functools.reduce(jnp.maximum, (part.top for part in parts))
     scales = [jnp.exp(part.top - top) for part in parts]
     total = sum(part.total * scale for part, scale in zip(parts, scales, strict=True))
     out = sum(part.out * scale[..., None] for part, scale in zip(parts, scales, strict=True))
-    return out / total[..., None]
+    return Part(out, top, total)
+
+
+def merge(*parts: Part) -> jax.Array:
+    """Returns the normalised attention over the key stores of all parts, float32 [..., d]."""
+    joined = join(*parts)
+    return joined.out / joined.total[..., None]
 
 
 def by_key_head(q: jax.Array, kv_heads: int) -> jax.Array:

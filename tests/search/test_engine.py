@@ -213,6 +213,14 @@ def test_stores_wider_than_a_head_change_nothing(policy, ppm, workers, grown, mo
     devices._maker.cache_clear()
 
 
+@pytest.mark.parametrize('near', [1, 5])
+def test_long_steps_read_apart_change_nothing(policy, ppm, workers, grown, monkeypatch, near):
+    """What lies behind the first positions of a step, for one slot of four at a time."""
+    monkeypatch.setattr(sizes, 'NEAR', near)
+    assert max(len(tokens) for record in grown.values() for tokens in record.tokens[1:]) > near + 1
+    assert_same(grown, grow(policy, ppm, workers), exact=False)
+
+
 @pytest.mark.parametrize(('rows', 'tensor'), [(2, 2), (1, 4)])  # there are 2 key heads
 def test_devices_that_share_the_weights_change_nothing(policy, ppm, workers, grown, rows, tensor):
     mesh = parallel.local_mesh(tensor, jax.devices()[: rows * tensor])

@@ -55,6 +55,7 @@ def decode(
     config,
     candidates: int,
     blocks: int | None = None,
+    near: int | None = None,
     mixed: bool = False,
     repetition: int = 0,
 ) -> tuple[Cells, Slots, jax.Array]:
@@ -65,6 +66,8 @@ def decode(
         stops early when no cell is pending or running.
       blocks: so many blocks of paths are attended to, copied layer by layer, and only cells behind
         paths that lie in them are decoded; those in slots already must. None: all paths, in place.
+      near: so many positions of its step does every slot attend to; what lies behind is looked at
+        for those slots alone whose step is longer. None: all positions, for all.
       mixed: as for `prefill.forward`.
       repetition: a step is stopped when so many tokens in a row were written before at one
         distance, up to the periods of `slots`; 0, never.
@@ -84,7 +87,7 @@ def decode(
         cells, slots, token, kind = _sample(
             network, stops, cells, slots, live, settings, limit, repetition
         )
-        slots = _run_token(network, prefix, path, used, slots, token, live, candidates, mixed)
+        slots = _run_token(network, prefix, path, used, slots, token, live, candidates, near, mixed)
         cells, slots = _retire(cells, slots, live, kind)
         cells, slots = _cancel(cells, slots, candidates, settings.first_answer_only)
         return cells, slots, done + 1, computed + live.sum(dtype=jnp.int32)
@@ -203,6 +206,7 @@ def _run_token(
     token,
     live,
     candidates: int,
+    near: int | None,
     mixed: bool,
 ) -> Slots:
     """Runs the layers over the token just sampled, attending to prefix, path and own step."""
@@ -250,7 +254,7 @@ def _run_token(
         queries = two_part.by_key_head(q, k.shape[2])
         parts = [
             _path_part(queries, cell, slot_of_cell, path_k, path_v, path_bias, used),
-            two_part.attend(queries, as_numbers(step_k), as_numbers(step_v), step_bias),
+            _step_part(queries, step_k, step_v, step_bias, own, near),
         ]
         if shared:
             parts.append(two_part.attend_shared(queries, *map(as_numbers, first), first_bias))
@@ -290,6 +294,30 @@ def _path_part(
         return x[jnp.minimum(cell, trees * candidates - 1)]
 
     return two_part.Part(*map(back, part))
+
+
+def _step_part(queries, step_k, step_v, bias, own, near: int | None) -> two_part.Part:
+    """Attention of the slots to their own steps, whose newest positions are i32[B] `own`.
+
+    Most steps are short. Behind `near`, a quarter of the slots at a time, as far as there are such.
+    """
+    if near is None or near >= step_k.shape[2]:
+        return two_part.attend(queries, as_numbers(step_k), as_numbers(step_v), bias)
+    first = (as_numbers(x[:, :, :near]) for x in (step_k, step_v))
+    part = two_part.attend(queries, *first, bias[..., :near])
+    rows = own.shape[0]
+    some = -(-rows // 4)
+    order = jnp.pad(jnp.argsort(own < near, stable=True), (0, some), constant_values=rows)
+
+    def add(i, part):
+        at = jax.lax.dynamic_slice(order, (i * some,), (some,))
+        read = jnp.minimum(at, rows - 1)
+        far = (as_numbers(x[read, :, near:]) for x in (step_k, step_v))
+        far = two_part.attend(queries[read], *far, bias[read, ..., near:])
+        joined = two_part.join(two_part.Part(*(x[read] for x in part)), far)
+        return two_part.Part(*(x.at[at].set(y, mode='drop') for x, y in zip(part, joined)))
+
+    return jax.lax.fori_loop(0, -(-(own >= near).sum() // some), add, part)
 
 
 def _begin(used: _Used, room: int) -> jax.Array:

@@ -257,6 +257,7 @@ class Engine(Expander):
             config=self.policy.config,
             candidates=self.config.candidates,
             blocks=blocks,
+            near=sizes.near(self.mesh),
             mixed=self.policy.mixed,
             repetition=self.config.repetition,
         )

@@ -8,6 +8,8 @@ PREFILL_LENGTHS = (32, 128)
 SCORE_LENGTHS = (32, 64, 128)
 # Paths have room for as many tokens as one of these; each is compiled.
 PATH_ROOMS = (256, 512, 768, 1024, 1536, 2048, 3072, 4096)
+# Positions of a step that every slot attends to, where longer ones are looked at for few slots.
+NEAR = 64
 # Room behind a step's tokens for the executor's output, in the PPM's cells.
 OUTPUT_ROOM = 64
 # Longest step with its executor output (1,024 characters), where one shape must fit all.
@@ -27,6 +29,11 @@ def path_room(tokens: int, longest: int) -> int:
 def default_slots(mesh) -> int:
     """Sequences that one device decodes at once: where its products reach their full speed."""
     return 128 if mesh.devices.flat[0].platform == 'cpu' else 256
+
+
+def near(mesh) -> int | None:
+    """`near` of `decode.decode`: on accelerators none, whose products wait for no loop."""
+    return NEAR if mesh.devices.flat[0].platform == 'cpu' else None
 
 
 def longest_chunk(mesh, config) -> int:

@@ -12,6 +12,7 @@ from rstar_jax import models, parallel, search
 from rstar_jax.models import tiny
 from rstar_jax.search import begin, totals
 from rstar_jax.search.engine import Engine, copies, devices, local, memory, sizes, state
+from rstar_jax.search.engine.ledger import Ledger
 from tests.search import favoured
 from tests.search.naive import Naive
 
@@ -211,6 +212,26 @@ def test_stores_wider_than_a_head_change_nothing(policy, ppm, workers, grown, mo
     assert made[0][0].shape == (1, 2, 8, 48)
     assert_same(grown, grow(policy, ppm, workers), exact=False)
     devices._maker.cache_clear()
+
+
+def test_trees_of_one_problem_compute_its_prompt_once(policy, ppm, workers, monkeypatch):
+    config = dataclasses.replace(CONFIG, trees_in_flight=3)
+    naive = search.run(
+        PROBLEMS[:2], trees=4, expander=Naive(policy, ppm, config), config=config, workers=workers
+    )
+    naive = {record.key: record for record in naive}
+
+    def computed(records):
+        prompts = [len(record.tokens[0]) for record in records.values()]
+        assert_same(records, naive, exact=False)
+        names = ('policy_computed', 'ppm_computed')
+        return [sum(r.counters[name] for r in records.values()) for name in names], sum(prompts)
+
+    once, prompts = computed(grow(policy, ppm, workers, PROBLEMS[:2], config, trees=4))
+    monkeypatch.setattr(Ledger, '_repeat', lambda *_: 0)
+    each, _ = computed(grow(policy, ppm, workers, PROBLEMS[:2], config, trees=4))
+    for less, more in zip(once, each, strict=True):
+        assert more - less > 0.3 * prompts  # of 8 trees 3 begin at once, and compute all of it
 
 
 @pytest.mark.parametrize('near', [1, 5])

@@ -34,15 +34,17 @@ class Machine:
     def run(self):
         """All copies, then all that is to be computed, in small pieces."""
         ledger = self.ledger
+        self.copied += len(ledger.repeated)
         for queue, source, target in (
             (ledger.born, self.cells, self.kept),
             (ledger.left, self.paths, self.kept),
+            (ledger.repeated, self.paths, self.paths),
             (ledger.recalled, self.kept, self.paths),
         ):
             for packed in ledger.packed(queue):
-                for device, place, *entry in self._entries(packed):
+                for device, place, at, *entry in self._entries(packed):
                     row = device * WIDTH + place
-                    at, offset, start, count = entry
+                    offset, start, count = entry if len(entry) == 3 else (0, 0, *entry)
                     at += device * len(source) // DEVICES
                     target[row][offset : offset + count] = source[at][start : start + count]
         for packed in ledger.packed(ledger.appends):
@@ -90,18 +92,21 @@ def to_root(nodes, node):
 
 @pytest.mark.parametrize('keeps', [0, 30, 2000])
 @pytest.mark.parametrize('shared', [0, 5])
-def test_random_walks(keeps, shared):
+@pytest.mark.parametrize('prompts', [True, False])
+def test_random_walks(keeps, shared, prompts):
+    """Of few prompts; now and then one that does not begin as all others."""
     rng = random.Random(keeps + shared)
-    ledger = Ledger(DEVICES, WIDTH, CANDIDATES, keeps, lambda node: node.in_cell)
+    ledger = Ledger(DEVICES, WIDTH, CANDIDATES, keeps, lambda node: node.in_cell, prompts)
     machine = Machine(ledger, keeps)
-    trees, computed, again = {}, 0, 0
+    asked = [[rng.randrange(1000) for _ in range(shared + rng.randint(1, 20))] for _ in range(5)]
+    trees, computed, again, front = {}, 0, 0, {}
     for _ in range(400):
         rows = [row for row in range(DEVICES * WIDTH) if rng.random() < 0.5]
         for row in rows:
             if row not in trees or rng.random() < 0.05:
-                prompt = [rng.randrange(1000) for _ in range(shared + rng.randint(1, 20))]
-                trees[row] = [Node(-1, prompt, -1, 0)], [0], {0}
-                ledger.start(row, shared)
+                trees[row] = [Node(-1, rng.choice(asked), -1, 0)], [0], {0}
+                front[row] = shared if rng.random() < 0.8 else 0
+                ledger.start(row, front[row])
                 path = [0]
             else:
                 nodes, path, visited = trees[row]
@@ -123,13 +128,31 @@ def test_random_walks(keeps, shared):
             count = ledger.walk(row, nodes, path)
             computed += count
             assert ledger.waits(row) == (count > 0)
-            assert ledger.length(row) == sum(len(nodes[i].tokens) for i in path) - shared
+            assert ledger.length(row) == sum(len(nodes[i].tokens) for i in path) - front[row]
         waiting = {row for row in trees if ledger.waits(row)}
         assert machine.run() == waiting
         for row, (nodes, path, _) in trees.items():
-            tokens = [token for i in path for token in nodes[i].tokens][shared:]
+            tokens = [token for i in path for token in nodes[i].tokens][front[row] :]
             assert machine.paths[row][: len(tokens)] == tokens
-    assert computed > 0 and again > 0
+    assert computed > 0 and again > 0 and (machine.copied > 0) == prompts
+
+
+def test_a_prompt_of_another_tree_is_computed_once():
+    """But for its last token; on another device, or before it is there, as a whole."""
+    ledger = Ledger(2, 2, 2, 0, lambda node: node.in_cell)
+    nodes = [Node(-1, [1, 2, 3, 4], -1, 0)]
+    for row, expected in ((0, 4), (1, 4)):
+        ledger.start(row)
+        assert ledger.walk(row, nodes, [0]) == expected
+    while ledger.segments:
+        ledger.take(8, (4, 8))
+    for row, expected in ((1, 1), (2, 4)):
+        ledger.start(row)
+        assert ledger.walk(row, nodes, [0]) == expected
+    assert ledger.repeated == []  # it lies in the row itself
+    ledger.start(1)  # while its last token is computed
+    assert ledger.walk(1, nodes, [0]) == 1
+    assert ledger.repeated == [(1, 0, 4)]
 
 
 def test_what_is_kept_is_not_computed_again():

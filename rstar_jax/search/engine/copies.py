@@ -48,15 +48,28 @@ def copy(
     return jax.lax.fori_loop(0, (counts > 0).sum(), write, into)
 
 
+def repeat(kv: KeysValues, rows, source_rows, counts) -> KeysValues:
+    """Copies the first i32[A] `counts` positions of rows to other rows, one after another.
+
+    Entries in use come first; the others have a count of 0.
+    """
+
+    def write(i, kv):
+        return put_row(kv, None, rows[i], source_rows[i], 0, counts[i])
+
+    return jax.lax.fori_loop(0, (counts > 0).sum(), write, kv)
+
+
 def put_row(
-    into: KeysValues, source: KeysValues, row, source_row, offset, count, source_offset=0
+    into: KeysValues, source: KeysValues | None, row, source_row, offset, count, source_offset=0
 ) -> KeysValues:
     """Copies `count` positions of a row of `source` into a row of `into`, at `offset`.
 
+    source: None, `into` itself.
     In blocks: up to COPIED - 1 positions behind the last are overwritten as well, and looked at
     where they do not begin at 0.
     """
-    length = source[0][0].shape[2]
+    length = (source or into)[0][0].shape[2]
     block = min(COPIED, length)
 
     def move(i, into):
@@ -69,6 +82,6 @@ def put_row(
             at = (row, 0, offset + start - source_offset, 0)
             return jax.lax.dynamic_update_slice(target, values, at)
 
-        return jax.tree.map(put, into, source)
+        return jax.tree.map(put, into, source or into)
 
     return jax.lax.fori_loop(0, (count + block - 1) // block, move, into)

@@ -3,6 +3,7 @@
     walk(row, ...)   the tree goes on to another node. What its path lacks is brought in:
         the step just born      -> appended, from its cell
         a step kept from before -> recalled
+        the prompt, where another tree of the device has it -> repeated, from that one's path
         all else                -> segments, to be computed
     and, so that a later walk can recall them, beside the path are kept
         every step that is born -> from its cell
@@ -33,12 +34,14 @@ class Segment:
 class _Row:
     """One tree: its path's nodes and where each ends in the text, and what is kept beside it.
 
-    shared: tokens of the prompt that lie in front of the path. seen: nodes of the tree that are
-    known of. kept: node -> (offset, count) of `used` positions. segments: of the row, still to be
-    computed.
+    shared: tokens of the prompt that lie in front of the path. prompt: the others, with which the
+    path begins once they are `ready`. seen: nodes of the tree that are known of. kept: node ->
+    (offset, count) of `used` positions. segments: of the row, still to be computed.
     """
 
     shared: int = 0
+    prompt: list[int] = dataclasses.field(default_factory=list)
+    ready: bool = False
     path: list[int] = dataclasses.field(default_factory=list)
     ends: list[int] = dataclasses.field(default_factory=list)
     seen: int = 1
@@ -72,11 +75,19 @@ class Ledger:
       born, left, recalled: copies from cells, from paths, and into paths, in this order:
         (row, source's place on its device, position, source's position, count).
       appends: copies from cells to the ends of paths: (row, cell, position, count).
+      repeated: copies of prompts from path to path, before all other copies into paths:
+        (row, source's place on its device, count).
       segments: what is to be computed.
     """
 
     def __init__(
-        self, devices: int, width: int, candidates: int, keeps: int, in_cell: Callable[[Any], int]
+        self,
+        devices: int,
+        width: int,
+        candidates: int,
+        keeps: int,
+        in_cell: Callable[[Any], int],
+        prompts: bool = True,
     ):
         """Args:
         devices: with rows of their own.
@@ -84,9 +95,10 @@ class Ledger:
         candidates: cells of each row.
         keeps: tokens kept of each tree; later steps of a tree that has no room are not kept.
         in_cell: how many of a new node's tokens its cell holds.
+        prompts: whether a prompt is taken over from a tree that has the same.
         """
         self.devices, self.width, self.candidates = devices, width, candidates
-        self.keeps = keeps
+        self.keeps, self._prompts = keeps, prompts
         self._in_cell = in_cell
         self._rows = [_Row() for _ in range(devices * width)]
         self.segments: collections.deque[Segment] = collections.deque()
@@ -94,13 +106,16 @@ class Ledger:
         self.born: list[tuple[int, ...]] = []
         self.left: list[tuple[int, ...]] = []
         self.recalled: list[tuple[int, ...]] = []
+        self.repeated: list[tuple[int, ...]] = []
 
     def start(self, row: int, shared: int = 0, seen: int = 1) -> None:
         """Begins a tree in a row.
 
         shared: tokens of its prompt that lie in front of all paths. seen: nodes that it has.
         """
-        self._rows[row] = _Row(shared, seen=seen)
+        old = self._rows[row]  # whose prompt may be that of the new tree as well
+        ready = old.ready and old.shared == shared
+        self._rows[row] = _Row(shared, old.prompt, ready, seen=seen)
 
     def waits(self, row: int) -> bool:
         """Whether some of the row's path is still to be computed."""
@@ -133,6 +148,8 @@ class Ledger:
             # The last token is computed: the hidden state behind it is not kept.
             steps = [(i, len(nodes[i].tokens)) for i in path[common:]]
             at_hand = min(self._recall(row, steps, start), len(rest) - 1)
+        else:
+            at_hand = min(self._repeat(row, nodes[0].tokens[book.shared :]), len(rest) - 1)
         start, rest = start + at_hand, rest[at_hand:]
         if rest:
             self.compute(row, start, rest)
@@ -172,6 +189,7 @@ class Ledger:
             if not segment.tokens:
                 self.segments.remove(segment)
                 self._rows[segment.row].segments -= 1
+                self._rows[segment.row].ready = True
                 done.append(segment.row)
         return batch, [row for row in done if not self.waits(row)]
 
@@ -218,6 +236,21 @@ class Ledger:
             queue.append((row, source, book.used, start, count))
             book.kept[node] = book.used, count
             book.used += count
+
+    def _repeat(self, row: int, prompt: list[int]) -> int:
+        """Begins a path with a prompt that lies on the device already: how much of it, or 0."""
+        book, found = self._rows[row], 0
+        first = row - row % self.width
+        # Its own row first: there it need not be copied.
+        for other in (row, *range(first, first + self.width)) if self._prompts else ():
+            there = self._rows[other]
+            if prompt and there.ready and (there.shared, there.prompt) == (book.shared, prompt):
+                found = len(prompt)
+                if other != row:
+                    self.repeated.append((row, other - first, found))
+                break
+        book.prompt, book.ready = prompt, False
+        return found
 
     def _recall(self, row: int, steps: list[tuple[int, int]], start: int) -> int:
         """Brings back steps (node, tokens) from `start` on, as far as they are kept: how many."""

@@ -69,7 +69,9 @@ class Model:
         self.width, self.counters = plan.trees, counters
         count = self.mesh.shape['data']
         candidates = self.settings.candidates
-        self.ledger = Ledger(count, plan.trees, candidates, plan.kept, self.in_cell)
+        # With one size, a token's rounding must not depend on whether it is computed alone.
+        prompts = not self.settings.one_size
+        self.ledger = Ledger(count, plan.trees, candidates, plan.kept, self.in_cell, prompts)
         self.kept = self.empty(plan.trees, memory.kept_room(plan.kept))
         self._shared = np.zeros(count * plan.trees, np.int32)
 
@@ -159,6 +161,9 @@ class Model:
             self.kept = copy(self.kept, cells_kv, *places)
         for places in self._places(self.ledger.left):
             self.kept = copy(self.kept, self.path.kv, *places)
+        for rows, sources, counts in self._places(self.ledger.repeated):
+            repeat = programs.REPEAT.on(self.mesh)
+            self.path = self.path.replace(kv=repeat(self.path.kv, rows, sources, counts))
         for places in self._places(self.ledger.recalled):
             self.path = self.path.replace(kv=copy(self.path.kv, self.kept, *places))
         for places in self._places(self.ledger.appends):

@@ -183,6 +183,8 @@ class Remote(Expander):
             model.copy_steps()
             while model.ledger.segments:
                 model.prefill()
+                if not model.ledger.segments:
+                    model.copy_steps()  # for those whose prompt has just been computed
         return bool(self._waiting) or None
 
     def collect(self, running: Any) -> list[Step]:

@@ -228,10 +228,10 @@ def test_trees_of_one_problem_compute_its_prompt_once(policy, ppm, workers, monk
         return [sum(r.counters[name] for r in records.values()) for name in names], sum(prompts)
 
     once, prompts = computed(grow(policy, ppm, workers, PROBLEMS[:2], config, trees=4))
-    monkeypatch.setattr(Ledger, '_repeat', lambda *_: 0)
+    monkeypatch.setattr(Ledger, '_has', lambda *_: False)
     each, _ = computed(grow(policy, ppm, workers, PROBLEMS[:2], config, trees=4))
     for less, more in zip(once, each, strict=True):
-        assert more - less > 0.3 * prompts  # of 8 trees 3 begin at once, and compute all of it
+        assert more - less > 0.6 * prompts  # six of eight, and of them all but the last token
 
 
 @pytest.mark.parametrize('near', [1, 5])

@@ -32,8 +32,15 @@ class Machine:
         self.copied = 0
 
     def run(self):
-        """All copies, then all that is to be computed, in small pieces."""
+        """All copies, then all that is to be computed, in small pieces; until nothing is left."""
+        done = self._turn()
+        while self.ledger.segments or self.ledger._following:
+            done |= self._turn()
+        return done
+
+    def _turn(self):
         ledger = self.ledger
+        ledger.release()
         self.copied += len(ledger.repeated)
         for queue, source, target in (
             (ledger.born, self.cells, self.kept),
@@ -138,21 +145,41 @@ def test_random_walks(keeps, shared, prompts):
 
 
 def test_a_prompt_of_another_tree_is_computed_once():
-    """But for its last token; on another device, or before it is there, as a whole."""
+    """But for its last token; on another device as a whole."""
     ledger = Ledger(2, 2, 2, 0, lambda node: node.in_cell)
     nodes = [Node(-1, [1, 2, 3, 4], -1, 0)]
-    for row, expected in ((0, 4), (1, 4)):
+
+    def begin(row):
         ledger.start(row)
-        assert ledger.walk(row, nodes, [0]) == expected
+        return ledger.walk(row, nodes, [0])
+
+    assert [begin(row) for row in (0, 1, 2)] == [4, 1, 4]
+    assert ledger.waits(1) and ledger.repeated == []
+    ledger.release()
+    assert ledger.repeated == []  # it is not there yet
     while ledger.segments:
         ledger.take(8, (4, 8))
-    for row, expected in ((1, 1), (2, 4)):
-        ledger.start(row)
-        assert ledger.walk(row, nodes, [0]) == expected
-    assert ledger.repeated == []  # it lies in the row itself
-    ledger.start(1)  # while its last token is computed
-    assert ledger.walk(1, nodes, [0]) == 1
+    ledger.release()
     assert ledger.repeated == [(1, 0, 4)]
+    assert [segment.tokens for segment in ledger.segments] == [[4]]
+    ledger.take(8, (4, 8))
+    assert not ledger.waits(1)
+    assert begin(1) == 1 and ledger.repeated == [(1, 0, 4)]  # it lies in the row itself
+    ledger.repeated.clear()
+    assert begin(1) == 1 and ledger.repeated == [(1, 0, 4)]  # while its last token is computed
+
+
+def test_the_tree_that_was_to_compute_a_prompt_ends_before():
+    ledger = Ledger(1, 2, 2, 0, lambda node: node.in_cell)
+    nodes = [Node(-1, [1, 2, 3, 4], -1, 0)]
+    for row in (0, 1):
+        ledger.start(row)
+        ledger.walk(row, nodes, [0])
+    ledger.segments.clear()
+    ledger.start(0)
+    ledger.release()
+    assert ledger.waits(1)
+    assert [(s.row, s.start, s.tokens) for s in ledger.segments] == [(1, 0, [1, 2, 3, 4])]
 
 
 def test_what_is_kept_is_not_computed_again():

@@ -3,7 +3,7 @@
     walk(row, ...)   the tree goes on to another node. What its path lacks is brought in:
         the step just born      -> appended, from its cell
         a step kept from before -> recalled
-        the prompt, where another tree of the device has it -> repeated, from that one's path
+        the prompt, where another tree of the device has or computes it -> repeated, from its path
         all else                -> segments, to be computed
     and, so that a later walk can recall them, beside the path are kept
         every step that is born -> from its cell
@@ -107,12 +107,15 @@ class Ledger:
         self.left: list[tuple[int, ...]] = []
         self.recalled: list[tuple[int, ...]] = []
         self.repeated: list[tuple[int, ...]] = []
+        # Rows whose prompt another row computes: (row, that row, tokens of the path).
+        self._following: list[tuple[int, int, list[int]]] = []
 
     def start(self, row: int, shared: int = 0, seen: int = 1) -> None:
         """Begins a tree in a row.
 
         shared: tokens of its prompt that lie in front of all paths. seen: nodes that it has.
         """
+        self._following = [entry for entry in self._following if entry[0] != row]
         old = self._rows[row]  # whose prompt may be that of the new tree as well
         ready = old.ready and old.shared == shared
         self._rows[row] = _Row(shared, old.prompt, ready, seen=seen)
@@ -148,14 +151,13 @@ class Ledger:
             # The last token is computed: the hidden state behind it is not kept.
             steps = [(i, len(nodes[i].tokens)) for i in path[common:]]
             at_hand = min(self._recall(row, steps, start), len(rest) - 1)
-        else:
-            at_hand = min(self._repeat(row, nodes[0].tokens[book.shared :]), len(rest) - 1)
-        start, rest = start + at_hand, rest[at_hand:]
-        if rest:
-            self.compute(row, start, rest)
+        elif rest:
+            at_hand = self._begin(row, nodes[0].tokens[book.shared :], rest)
+        if common and at_hand < len(rest):
+            self.compute(row, start + at_hand, rest[at_hand:])
         ends = (np.cumsum([len(tokens) for tokens in fresh]) + end).tolist()
         book.path, book.ends, book.seen = list(path), book.ends[:common] + ends, len(nodes)
-        return len(rest)
+        return len(rest) - at_hand
 
     def length(self, row: int) -> int:
         """Positions that the row's path takes."""
@@ -237,20 +239,52 @@ class Ledger:
             book.kept[node] = book.used, count
             book.used += count
 
-    def _repeat(self, row: int, prompt: list[int]) -> int:
-        """Begins a path with a prompt that lies on the device already: how much of it, or 0."""
-        book, found = self._rows[row], 0
-        first = row - row % self.width
+    def _begin(self, row: int, prompt: list[int], tokens: list[int]) -> int:
+        """Begins a path by `tokens`, of which the prompt is the first part, or all.
+
+        Returns how many of them lie on the device, or will when another tree has computed them.
+        """
+        book, first = self._rows[row], row - row % self.width
         # Its own row first: there it need not be copied.
-        for other in (row, *range(first, first + self.width)) if self._prompts else ():
-            there = self._rows[other]
-            if prompt and there.ready and (there.shared, there.prompt) == (book.shared, prompt):
-                found = len(prompt)
-                if other != row:
-                    self.repeated.append((row, other - first, found))
-                break
+        places = (row, *range(first, first + self.width)) if self._prompts and prompt else ()
+        alike = [i for i in places if self._has(i, book.shared, prompt)]
+        ready = [i for i in alike if self._rows[i].ready]
+        coming = [i for i in alike if self._rows[i].segments]
         book.prompt, book.ready = prompt, False
-        return found
+        if ready:
+            self._repeat(row, ready[0], tokens)
+        elif coming:
+            self._following.append((row, coming[0], tokens))
+            book.segments += 1  # it waits
+        else:
+            self.compute(row, 0, tokens)
+        return min(len(prompt), len(tokens) - 1) if ready or coming else 0
+
+    def _has(self, row: int, shared: int, prompt: list[int]) -> bool:
+        return (self._rows[row].shared, self._rows[row].prompt) == (shared, prompt)
+
+    def _repeat(self, row: int, other: int, tokens: list[int]) -> None:
+        """Takes the prompt over from another row; what follows, or its last token, is computed."""
+        count = len(self._rows[row].prompt)
+        if other != row:
+            self.repeated.append((row, other % self.width, count))
+        at_hand = min(count, len(tokens) - 1)
+        self.compute(row, at_hand, tokens[at_hand:])
+
+    def release(self) -> None:
+        """Lets the rows go on that waited for another to compute their prompt; before copies."""
+        waiting, self._following = self._following, []
+        for row, other, tokens in waiting:
+            book, there = self._rows[row], self._rows[other]
+            same = self._has(other, book.shared, book.prompt)
+            if same and not there.ready and there.segments:
+                self._following.append((row, other, tokens))
+                continue
+            book.segments -= 1
+            if same and there.ready:
+                self._repeat(row, other, tokens)
+            else:  # the other tree has ended before
+                self.compute(row, 0, tokens)
 
     def _recall(self, row: int, steps: list[tuple[int, int]], start: int) -> int:
         """Brings back steps (node, tokens) from `start` on, as far as they are kept: how many."""

@@ -156,6 +156,7 @@ class Model:
 
     def copy_steps(self, cells_kv: state.KeysValues, hidden: jax.Array | None) -> None:
         """Does the copies that the ledger asks for among cells, paths and what is kept."""
+        self.ledger.release()
         copy, append = programs.COPY.on(self.mesh), programs.APPEND.on(self.mesh)
         for places in self._places(self.ledger.born):
             self.kept = copy(self.kept, cells_kv, *places)

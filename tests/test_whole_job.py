@@ -155,7 +155,7 @@ def test_speeds_follow_from_the_plans_limits(monkeypatch, platform, step):
     if platform == 'tpu':
         assert dtype == kv_dtype == planning.DTYPE
     else:  # the machine's own; of bfloat16 the bits
-        assert (dtype.name, kv_dtype) in {('bfloat16', 'uint16'), ('float32', 'float32')}
+        assert (dtype.name, kv_dtype.name) in {('bfloat16', 'uint16'), ('float32', 'float32')}
 
 
 def test_limits_of_this_machine_are_measured():

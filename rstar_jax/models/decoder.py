@@ -65,7 +65,7 @@ def bits(x: jax.Array) -> jax.Array:
 
 
 def of_bits(x: jax.Array) -> jax.Array:
-    """The reverse of `bits`."""
+    """The numbers whose bits x holds, where it is u16; any other x as it is."""
     return lax.bitcast_convert_type(x, jnp.bfloat16) if x.dtype == jnp.uint16 else x
 
 

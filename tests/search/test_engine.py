@@ -339,8 +339,8 @@ def test_what_is_kept_comes_back(dtype):
     np.testing.assert_array_equal(values[0, :, 5:44], row[1, :, 1:40])
     np.testing.assert_array_equal(keys[1], target[1])
     np.testing.assert_array_equal(keys[0, :, :5], target[0, :, :5])
-    assert state.as_numbers(row).dtype == dtype
-    np.testing.assert_array_equal(state.as_stored(state.as_numbers(row), stored), row)
+    assert models.decoder.of_bits(row).dtype == dtype
+    np.testing.assert_array_equal(state.as_stored(models.decoder.of_bits(row), stored), row)
 
 
 def test_in_bfloat16_steps_are_as_likely_as_full_forward_passes_say(policy, workers):

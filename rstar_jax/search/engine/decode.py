@@ -33,7 +33,6 @@ from rstar_jax.search.engine.state import (
     Path,
     Slots,
     Stops,
-    as_numbers,
     as_stored,
     kv_length,
 )
@@ -257,7 +256,7 @@ def _run_token(
             _step_part(queries, step_k, step_v, step_bias, own, near),
         ]
         if shared:
-            parts.append(two_part.attend_shared(queries, *map(as_numbers, first), first_bias))
+            parts.append(two_part.attend_shared(queries, *map(decoders.of_bits, first), first_bias))
         out = two_part.merge(*parts).astype(q.dtype)
         return two_part.by_position(out, 1), (*cache[:2], (step_k, step_v))
 
@@ -280,11 +279,11 @@ def _path_part(
     by_tree = queries[slot_of_cell].reshape(trees, candidates, kv_heads, group, d).swapaxes(1, 2)
     by_tree = by_tree.reshape(trees, kv_heads, -1, d)
     if used is None:
-        part = two_part.attend(by_tree, as_numbers(path_k), as_numbers(path_v), bias)
+        part = two_part.attend(by_tree, decoders.of_bits(path_k), decoders.of_bits(path_v), bias)
     else:
         own = jnp.minimum(used.tree, trees - 1)
         begin = _begin(used, path_k.shape[2])
-        blocks = (as_numbers(_blocks(x, own, begin)) for x in (path_k, path_v))
+        blocks = (decoders.of_bits(_blocks(x, own, begin)) for x in (path_k, path_v))
         part = two_part.attend(by_tree[own], *blocks, bias)
         part = two_part.gather(part, used.tree == jnp.arange(trees)[:, None])
 
@@ -302,8 +301,8 @@ def _step_part(queries, step_k, step_v, bias, own, near: int | None) -> two_part
     Most steps are short. Behind `near`, a quarter of the slots at a time, as far as there are such.
     """
     if near is None or near >= step_k.shape[2]:
-        return two_part.attend(queries, as_numbers(step_k), as_numbers(step_v), bias)
-    first = (as_numbers(x[:, :, :near]) for x in (step_k, step_v))
+        return two_part.attend(queries, decoders.of_bits(step_k), decoders.of_bits(step_v), bias)
+    first = (decoders.of_bits(x[:, :, :near]) for x in (step_k, step_v))
     part = two_part.attend(queries, *first, bias[..., :near])
     rows = own.shape[0]
     some = -(-rows // 4)
@@ -312,7 +311,7 @@ def _step_part(queries, step_k, step_v, bias, own, near: int | None) -> two_part
     def add(i, part):
         at = jax.lax.dynamic_slice(order, (i * some,), (some,))
         read = jnp.minimum(at, rows - 1)
-        far = (as_numbers(x[read, :, near:]) for x in (step_k, step_v))
+        far = (decoders.of_bits(x[read, :, near:]) for x in (step_k, step_v))
         far = two_part.attend(queries[read], *far, bias[read, ..., near:])
         joined = two_part.join(two_part.Part(*(x[read] for x in part)), far)
         return two_part.Part(*(x.at[at].set(y, mode='drop') for x, y in zip(part, joined)))

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from rstar_jax.models import decoder as decoders
 from rstar_jax.models import heads, two_part
 from rstar_jax.search.engine import copies
-from rstar_jax.search.engine.state import KeysValues, Path, as_numbers, as_stored, kv_length
+from rstar_jax.search.engine.state import KeysValues, Path, as_stored, kv_length
 
 
 def forward(
@@ -59,13 +59,13 @@ def forward(
         path_bias, own_bias, first_bias = biases(window)
         queries = two_part.by_key_head(q, k.shape[2])
         k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)
-        path_kv = [as_numbers(x[trees]) for x in (path_k, path_v)]
+        path_kv = [decoders.of_bits(x[trees]) for x in (path_k, path_v)]
         parts = [
             two_part.attend(queries, *path_kv, path_bias),
             two_part.attend(queries, k, v, own_bias),
         ]
         if shared:
-            parts.append(two_part.attend_shared(queries, *map(as_numbers, first), first_bias))
+            parts.append(two_part.attend_shared(queries, *map(decoders.of_bits, first), first_bias))
         out = two_part.merge(*parts).astype(q.dtype)
         own_kv = as_stored(k, path_k.dtype), as_stored(v, path_k.dtype)
         return two_part.by_position(out, length), own_kv

@@ -155,17 +155,10 @@ def cache_dtype(platform: str, dtype) -> Any:
 
 
 def as_stored(values: jax.Array, dtype) -> jax.Array:
-    """Keys or values in the dtype of a cache, see `cache_dtype`."""
+    """Keys or values in the dtype of a cache, see `cache_dtype`; read by `decoder.of_bits`."""
     if values.dtype != dtype and dtype == jnp.uint16:
         return jax.lax.bitcast_convert_type(values.astype(jnp.bfloat16), dtype)
     return values.astype(dtype)
-
-
-def as_numbers(stored: jax.Array) -> jax.Array:
-    """What `as_stored` has stored."""
-    return (
-        jax.lax.bitcast_convert_type(stored, jnp.bfloat16) if stored.dtype == jnp.uint16 else stored
-    )
 
 
 def wide_embedding(platform: str, config, params: Any) -> tuple[Any, Any]:

@@ -42,6 +42,8 @@ SERVE = ['starlette>=0.46', 'uvicorn>=0.34']
 
 # Workers that come and go, --config.job.leases=ray
 RAY = ['ray>=2.40']
+# `ray up launch/ray_cluster.yaml`
+RAY_GCP = ['google-api-python-client>=2']
 
 EXTRAS = {
     # torch is the reference that the decoder is compared with (and an export, where it is there),
@@ -70,6 +72,7 @@ EXTRAS = {
     'endpoint': ENDPOINT,
     'serve': SERVE,
     'ray': RAY,
+    'ray_gcp': RAY_GCP,
     'tpu': ['jax[tpu]>=0.10'],
     'cuda': ['jax[cuda12]>=0.10'],
     # --plan compiles for a TPU slice on any x86 Linux machine: only the compiler is needed.

@@ -23,6 +23,11 @@ run() {
   fi
 }
 
+# words ARGUMENT...: as they are typed for a shell on another machine.
+words() {
+  printf '%q ' "$@"
+}
+
 # need NAME: ends the script unless the variable is set.
 need() {
   if [[ -z "${!1:-}" ]]; then

@@ -16,11 +16,14 @@ if ! [[ "$count" =~ ^[1-9][0-9]*$ ]]; then
   echo "error: '$count': expected the number of processes, for example 4" >&2
   exit 2
 fi
-gpus="$({ nvidia-smi -L 2>/dev/null || true; } | wc -l)"
-if ((gpus % count)); then
-  echo "error: $count processes cannot share $gpus GPUs evenly" >&2
+# Those that CUDA_VISIBLE_DEVICES names, else all.
+all="$({ nvidia-smi -L 2>/dev/null || true; } | sed -nE 's/^GPU ([0-9]+):.*/\1/p' | paste -sd, -)"
+IFS=, read -ra gpus <<<"${CUDA_VISIBLE_DEVICES-$all}"
+if ((${#gpus[@]} % count)); then
+  echo "error: $count processes cannot share ${#gpus[@]} GPUs evenly" >&2
   exit 2
 fi
+each=$((${#gpus[@]} / count))
 [[ -n "$DRY_RUN" ]] || use_venv
 # Two ports, this one and the next.
 port="${PORT:-$((20000 + 2 * (RANDOM % 6000)))}"
@@ -31,9 +34,8 @@ for ((number = 0; number < count; number++)); do
   settings=(
     "JAX_COORDINATOR_ADDRESS=localhost:$port" "JAX_NUM_PROCESSES=$count" "JAX_PROCESS_ID=$number"
   )
-  if ((gpus)); then
-    each=$((gpus / count))
-    settings+=("CUDA_VISIBLE_DEVICES=$(seq -s, $((number * each)) $((number * each + each - 1)))")
+  if ((each)); then
+    settings+=("CUDA_VISIBLE_DEVICES=$(IFS=, && echo "${gpus[*]:number * each:each}")")
   fi
   command=(env "${settings[@]}" python -m rstar_jax.main "${ARGUMENTS[@]:1}")
   if [[ -n "$DRY_RUN" ]]; then

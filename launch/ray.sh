@@ -21,7 +21,7 @@ if [[ "$cluster" == - ]]; then
   run "${search[@]}"
 elif [[ -f "$cluster" ]]; then
   run ray up --yes "$cluster"
-  run ray exec "$cluster" "cd rstar_jax && PATH=\$PWD/.venv/bin:\$PATH ${search[*]}"
+  run ray exec "$cluster" "cd rstar_jax && PATH=\$PWD/.venv/bin:\$PATH $(words "${search[@]}")"
 else
   echo "error: '$cluster': expected a cluster file such as launch/ray_cluster.yaml, or -" >&2
   exit 2

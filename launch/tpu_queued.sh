@@ -7,7 +7,7 @@
 #   NAME=pod ZONE=... bash launch/tpu_queued.sh run [--dry-run] --config=FILE --workdir=DIR
 #   NAME=pod ZONE=... bash launch/tpu_queued.sh delete [--dry-run]
 #
-# `create` copies this repository to the hosts and installs it there; `run` again goes on.
+# `create` copies what is committed here to the hosts and installs it there; `run` again goes on.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source launch/_run.sh
@@ -35,10 +35,11 @@ case "${ARGUMENTS[0]:-}" in
     run git archive --format=tar.gz --output=rstar_jax.tar.gz HEAD
     run "${machine[@]}" scp rstar_jax.tar.gz "$NAME:" --zone="$ZONE" --worker=all
     on_all 'mkdir -p rstar_jax && tar -xzf rstar_jax.tar.gz -C rstar_jax && cd rstar_jax &&
-python3 -m venv .venv && .venv/bin/pip install --quiet -e .[tpu]'
+python3 -m pip install --quiet --user uv && python3 -m uv venv --quiet --seed --python 3.12 .venv &&
+.venv/bin/pip install --quiet -e ".[tpu]"'
     ;;
   run)
-    on_all "cd rstar_jax && .venv/bin/python -m rstar_jax.main ${ARGUMENTS[*]:1}"
+    on_all "cd rstar_jax && bash launch/tpu_host.sh $(words "${ARGUMENTS[@]:1}")"
     ;;
   delete)
     run "${queued[@]}" delete "$NAME" --zone="$ZONE" --force --quiet

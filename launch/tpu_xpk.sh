@@ -15,7 +15,7 @@ need WORKLOAD "what the job is to be called"
 need TYPE "the TPU, for example v5litepod-256"
 need ZONE "the cluster's zone"
 need PROJECT "the cluster's project"
-command="pip install --quiet -e .[tpu] && python -m rstar_jax.main ${ARGUMENTS[*]}"
+command="pip install --quiet -e '.[tpu]' && python -m rstar_jax.main $(words "${ARGUMENTS[@]}")"
 run xpk workload create --cluster="$CLUSTER" --workload="$WORKLOAD" --tpu-type="$TYPE" \
   --num-slices="${SLICES:-1}" --zone="$ZONE" --project="$PROJECT" --max-restarts=100 \
   --base-docker-image=python:3.12 --script-dir=. --command="$command"

@@ -178,10 +178,11 @@ class Answer:
             'created': int(time.time()),
             'model': MODEL,
         }
-        self._events: asyncio.Queue[Record | BaseException] = asyncio.Queue()
+        self._complete = False
+        self._events: asyncio.Queue[Record | BaseException | None] = asyncio.Queue()
         loop = asyncio.get_running_loop()
 
-        def done(event: Record | BaseException) -> None:
+        def done(event: Record | BaseException | None) -> None:
             with contextlib.suppress(RuntimeError):  # the server has been stopped meanwhile
                 loop.call_soon_threadsafe(self._events.put_nowait, event)
 
@@ -213,11 +214,10 @@ class Answer:
         try:
             yield self._chunk({'role': 'assistant', 'content': ''})
             while not self._complete:
-                record = await self._next(ALIVE_SECONDS)
-                if record is None:
-                    yield ': searching\n\n'  # a comment, which keeps the connection open
-                else:
+                if record := await self._next(ALIVE_SECONDS):
                     yield self._chunk({'reasoning_content': self._told(record)})
+                else:
+                    yield ': searching\n\n'  # a comment, which keeps the connection open
             for number, part in enumerate(await asyncio.to_thread(self._solution)):
                 yield self._chunk({'content': ('\n\n' if number else '') + part})
             yield self._chunk({}, 'stop')
@@ -230,19 +230,18 @@ class Answer:
             self._job.cancel()
         yield 'data: [DONE]\n\n'
 
-    @property
-    def _complete(self) -> bool:
-        return len(self.records) == self.asked.trajectories
-
     async def _next(self, seconds: float) -> Record | None:
-        """The next tree; None where none has ended in that time."""
+        """The next tree; None where none has ended in that time, or all have: then `_complete`."""
         try:
             event = await asyncio.wait_for(self._events.get(), seconds)
         except TimeoutError:
             return None
         if isinstance(event, BaseException):
             raise Refused(f'the search has ended: {event}', status=500)
-        self.records.append(event)
+        if event is None:
+            self._complete = True
+        else:
+            self.records.append(event)
         return event
 
     def _told(self, record: Record) -> str:

@@ -39,7 +39,7 @@ def for_round(config: ConfigDict, number: int) -> ConfigDict:
     made = ConfigDict(config.to_dict())
     schedule = made.schedule
     del made.schedule
-    if number > made.first_round:
+    if number > max(1, made.first_round):
         if made.policy.path != PREVIOUS and not made.bootstrap.demonstrations:
             made.base.path = made.base.path or made.policy.path
         made.policy.path = PREVIOUS

@@ -64,7 +64,7 @@ class Job:
     Attributes:
       policy, ppm: paths that the worker can read.
       weights: '' or int8, see `sources.narrowed`.
-      problems: all, or some of very many, to find what their prompts have in common.
+      total: trees to search in all.
       keep_seconds: between two looks at the trees in flight.
       compiled: as of `parallel.keep_compiled`.
     """
@@ -76,7 +76,7 @@ class Job:
     config: search.Config
     seed: int
     trees: int
-    problems: list[dict[str, Any]]
+    total: int
     keep_seconds: float
     compiled: str
 
@@ -92,12 +92,13 @@ class Job:
         if self.ppm:
             ppm = sources.narrowed(self.weights, sources.load_ppm(self.ppm, self.dtype, mesh))
         return search.run(
-            self.problems,
+            (),
             policy,
             ppm,
             config=self.config,
             seed=self.seed,
             trees=self.trees,
+            total=self.total,
             mesh=mesh,
             **given,
         )

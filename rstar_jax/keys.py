@@ -15,8 +15,8 @@ STRATEGIES = ('greedy', 'sampled', 'unguided', 'mcts', 'puct', 'beam', 'dvts')  
 # key: (default, meaning)
 KEYS: dict[str, tuple[Any, str]] = {
     'seed': (0, 'of every random choice; the same seed gives the same trees'),
-    'first_round': (1, 'the round to begin with; 0 only evaluates policy.path'),
-    'last_round': (1, 'the round to end with'),
+    'first_round': (1, 'the round to begin with; 0: before round 1, policy.path is evaluated'),
+    'last_round': (1, 'the round to end with; 0: only the evaluation of first_round=0'),
     'stages': (','.join(STAGES), 'which stages of each round to run, in this order'),
     'compiled': (
         'auto',

@@ -152,12 +152,28 @@ def _run(arguments: list[str]) -> int:
     elif config.ablations.seeds:
         from rstar_jax import ablations
 
+        _check_alone(values.stages)
         ablations.run(config, values.workdir)
     elif config.question:
         print(solve.solve(config, values.workdir))
     else:
         rounds.run(config, values.workdir, stages)
     return 0
+
+
+def _check_alone(stages: str) -> None:
+    """Raises UserError for what ablations cannot do."""
+    import jax
+
+    if stages:
+        raise UserError(
+            f'--stages={stages}: ablations run all; --config.stages says which the rounds have, '
+            '--config.ablations.groups what is compared'
+        )
+    if jax.process_count() > 1:
+        raise UserError(
+            f'--config.ablations.seeds: needs one process, {jax.process_count()} were started'
+        )
 
 
 def _check_store(config: ConfigDict, workdir: str) -> None:

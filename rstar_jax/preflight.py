@@ -7,7 +7,7 @@ models' paths, stages that others are made from, settings that only make sense t
 import pathlib
 from collections.abc import Sequence
 
-from rstar_jax import sources, training
+from rstar_jax import searching, sources, training
 from rstar_jax.errors import UserError
 from rstar_jax.sources import Round
 
@@ -85,7 +85,13 @@ def _bootstrap(round_: Round, made: set[pathlib.Path]) -> list[str]:
 
 
 def _synthesize(round_: Round, made: set[pathlib.Path]) -> list[str]:
-    sources.synthesis_config(round_.config)
+    config = round_.config
+    sources.synthesis_config(config)
+    if config.synthesize.problems and config.job.leases == searching.RAY:
+        raise UserError(
+            f'--config.synthesize.problems={config.synthesize.problems}: not by workers on Ray: '
+            'first run --stages=synthesize with --config.job.leases=counter'
+        )
     return _search(round_, made)
 
 

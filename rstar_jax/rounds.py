@@ -246,6 +246,7 @@ def synthesize(round_: Round, stage: ledger.Stage, line: Line) -> Figures:
         functools.partial(search.run, policy=sources.searching_policy(round_), progress=tell),
         round_.number,
         sources.search_seed(round_),
+        config.job.leases,
     )
     if parallel.is_first():
         data.export_problems(made, stage.folder / synthesis.FILE)

@@ -14,7 +14,6 @@ from rstar_jax.search import Record
 from rstar_jax.sources import Round
 
 RAY = 'ray'  # --config.job.leases
-SAMPLE = 512  # problems that a worker on Ray is told of in advance
 
 
 def search_trees(round_: Round, stage: ledger.Stage, line: Line) -> dict[str, Any]:
@@ -170,7 +169,7 @@ def on_ray(
             config=config,
             seed=seed,
             trees=trees,
-            problems=problems[:: -(-len(problems) // SAMPLE)],
+            total=len(items),
             keep_seconds=settings.job.keep_seconds,
             compiled=settings.compiled,
         )

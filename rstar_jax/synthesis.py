@@ -10,6 +10,7 @@ goes on where it was stopped.
 
 import collections
 import dataclasses
+import functools
 import pathlib
 import random
 from collections.abc import Callable, Iterable, Sequence
@@ -65,29 +66,31 @@ def synthesize(
     run_search: Search,
     number: int = 1,
     seed: int = 0,
+    leases: str = parallel.COUNTER,
 ) -> tuple[list[Problem], collections.Counter]:
     """Writes problems and keeps those whose answer is certain enough.
 
     Args:
       known: seed problems; none of the new ones is like one of them.
       overlap: finds what is in `known` or a benchmark; what is kept is added to it.
-      settings: of the policy's solutions; its step_tokens and prompt do not count for the texts.
+      settings: of the policy's solutions; its step_tokens and prompt do not count for the texts,
+        its tokens and agree for neither.
       folder: gets the stores `written` and `solved`.
       run_search: search.run with the policy: (problems, config=, seed=, trees=, skip=,
         leases=) -> Records.
+      leases: how processes share them out, as of `parallel.dealt`.
       number: of the round; with `seed` it decides what is shown.
 
     Returns:
       The problems, and counts: written, dropped for which reason, kept.
     """
-    prompts = [_prompt(known, config, f'{seed} {number} {i}') for i in range(config.problems)]
-    writing = dataclasses.replace(
-        search.sampled(settings),
-        prompt='whole',
-        step_tokens=config.tokens,
-        use_ground_truth=False,
+    settings = dataclasses.replace(
+        search.sampled(settings), use_ground_truth=False, tokens=0, agree=0
     )
-    texts = _trees(prompts, writing, folder / 'written', run_search, 1, seed)
+    sample = functools.partial(_trees, run_search=run_search, seed=seed, leases=leases)
+    prompts = [_prompt(known, config, f'{seed} {number} {i}') for i in range(config.problems)]
+    writing = dataclasses.replace(settings, prompt='whole', step_tokens=config.tokens)
+    texts = sample(prompts, writing, folder / 'written', 1)
     counts: collections.Counter = collections.Counter(written=len(prompts))
     drafts: list[Problem] = []
     for prompt in prompts:
@@ -98,8 +101,7 @@ def synthesize(
             draft = {'index': ROUND_INDEX * number + prompt['index'], 'question': question}
             drafts.append({**draft, 'answer': '', 'source': 'synthetic', 'synthetic': True})
             overlap.add('new', draft)
-    solving = dataclasses.replace(search.sampled(settings), use_ground_truth=False)
-    trees = _trees(drafts, solving, folder / 'solved', run_search, config.samples, seed)
+    trees = sample(drafts, settings, folder / 'solved', config.samples)
     kept = []
     for draft in drafts:
         tried = (trees[draft['index'], tree].best_answer()[0] for tree in range(config.samples))
@@ -148,9 +150,11 @@ def _trees(
     problems: Sequence[Problem],
     config: search.Config,
     folder: pathlib.Path,
-    run_search: Search,
     trees: int,
+    *,
+    run_search: Search,
     seed: int,
+    leases: str,
 ) -> dict[tuple[int, int], search.Record]:
     """All trees of the problems; those that are not stored yet are searched, and stored.
 
@@ -168,7 +172,7 @@ def _trees(
                 seed=seed,
                 trees=trees,
                 skip=done,
-                leases=parallel.dealt(items, name),
+                leases=parallel.dealt(items, name, leases),
             )
             for record in found:
                 store.append(record)

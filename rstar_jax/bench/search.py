@@ -12,11 +12,12 @@ is the policy's decoder with a random value head: its scores mean nothing, its w
     device_wait_share          time in which nothing is left to decode until some program has run
     tree_ops_share             time in walk, expansion and backup, by the calls with no chunk ahead
     device_memory_growth       bytes on the device at the end / after a tenth of the trees
-    compiles_after_warmup      in the measured search, after one over --warmup other problems
+    compiles_after_warmup      in the measured search, after one over --warmup other problems;
+    compiles_beside            in its time, in a thread
     ratio_vs_plain_loop        trees a minute against `_plain_loop`, same problems, same run;
                                ..._at_least where it was ended after --plain_at_most times our time
 
-Seconds spent in tracing and compiling are not counted, on neither side.
+Seconds that wait for tracing and compiling are not counted, on neither side.
 """
 
 import collections
@@ -36,14 +37,14 @@ from rstar_jax.bench import _plain_loop
 from rstar_jax.data import arithmetic
 from rstar_jax.errors import UserError
 from rstar_jax.models import tiny
+from rstar_jax.parallel import compiled
 from rstar_jax.search import begin, engine, loop, totals
+from rstar_jax.search.engine import compiler
 
-# What jax does before it runs a function that is new to it; the last is the compiler proper.
-COMPILING = (
-    '/jax/core/compile/jaxpr_trace_duration',
-    '/jax/core/compile/jaxpr_to_mlir_module_duration',
-    '/jax/core/compile/backend_compile_duration',
-)
+# What is done before a function runs that is new to jax; the compiler proper.
+COMPILER = '/jax/core/compile/backend_compile_duration'
+COMPILING = ('/jax/core/compile/jaxpr_trace_duration', *compiled.COMPILING)
+Span = tuple[str, float, float, str]  # event, start, end, function
 # How the tiny model is trained: enough to write steps that run, and to be right now and then.
 DEMONSTRATIONS = 6400
 TRAINING = {'epochs': 1, 'batch_size': 32, 'length': 256, 'micro_batch': 16, 'learning_rate': 3e-3}
@@ -161,7 +162,8 @@ class _Run:
         self, kind, policy, scorer, config, workers, problems, seed: int, line=None, most=math.inf
     ):
         mesh = parallel.local_mesh(devices=jax.local_devices()[:1])
-        with _compiling() as spans:
+        compiler.COMPILER.wait()  # what the search before has left
+        with _compiling() as (spans, beside):
             start = time.perf_counter()
             settings = {'seed': seed, 'config': config, 'tokenizer': policy.tokenizer}
             self.trees = [begin.new_tree(problem, 0, **settings) for problem in problems]
@@ -189,7 +191,9 @@ class _Run:
             self.seconds = time.perf_counter() - start
         self.compiling = _covered(spans)
         self.seconds -= self.compiling
-        self.compiled = [name for event, *_, name in spans if event == COMPILING[-1]]
+        self.compiled, self.beside = (
+            [name for event, *_, name in found if event == COMPILER] for found in (spans, beside)
+        )
         self.counters, self.encode = expander.counters, expander.encode
         if line:
             line.end(f'{len(self.records)} trees in {progress.clock(self.seconds)}')
@@ -262,17 +266,18 @@ class _Run:
             'nodes': sum(len(record.texts) for record in self.records.values()),
             'solved': sum(record.solved for record in self.records.values()),
             'compile_seconds': self.compiling,
+            'compiles_beside': len(self.beside),
         }
 
 
 @contextlib.contextmanager
-def _compiling() -> Iterator[list[tuple[str, float, float, str]]]:
-    """Collects (event, start, end, function) of whatever is traced or compiled in the block."""
-    spans: list[tuple[str, float, float, str]] = []
+def _compiling() -> Iterator[tuple[list[Span], list[Span]]]:
+    """Collects whatever is traced or compiled in the block, and what is so beside it."""
+    spans: tuple[list[Span], list[Span]] = [], []
 
     def heard(event: str, start: float, end: float, *, fun_name: str = '', **_: Any) -> None:
         if event in COMPILING:
-            spans.append((event, start, end, fun_name))
+            spans[not compiled.waited_for()].append((event, start, end, fun_name))
 
     jax.monitoring.register_event_time_span_listener(heard)
     try:
@@ -281,7 +286,7 @@ def _compiling() -> Iterator[list[tuple[str, float, float, str]]]:
         jax.monitoring.unregister_event_time_span_listener(heard)
 
 
-def _covered(spans: list[tuple[str, float, float, str]]) -> float:
+def _covered(spans: list[Span]) -> float:
     """Seconds in at least one of the spans: tracing one function traces others in it."""
     total, upto = 0.0, 0.0
     for _, start, end, _ in sorted(spans, key=lambda span: span[1]):

@@ -253,7 +253,7 @@ class _Task:
                     seed=self.seed,
                     trees=trees,
                     skip=frozenset(found),
-                    earlier=(store[key] for key in list(found)),
+                    earlier=() if store is None else (store[key] for key in list(found)),
                     progress=self._report(kind),
                     leases=leases,
                 )
@@ -265,9 +265,8 @@ class _Task:
                     found[record.key] = Outcome.of(record)
                     clock.tick()
         parallel.barrier(f'{self.name}, {kind}: searched')
-        if others := wanted - found.keys():
+        if self.folder is not None and (others := wanted - found.keys()):
             with self._store(kind) as store:
-                # With a budget, some trees are left out.
                 theirs = {key: Outcome.of(store[key]) for key in sorted(others & store.keys())}
             found |= theirs
             if theirs:  # which were under way for as long as this process has waited
@@ -332,7 +331,7 @@ def _evaluate(task: _Task, policy: Any, ppm: Any, config: Config) -> dict[str, A
         runs.append(
             Run(
                 name,
-                [[found[p['index'], tree] for tree in range(trees)] for p in task.problems],
+                [_of_problem(found, problem, trees) for problem in task.problems],
                 judge is not None,
                 config.top or selection.top_of(trees) if name in GUIDED else trees,
                 seconds,
@@ -360,6 +359,12 @@ def _evaluate(task: _Task, policy: Any, ppm: Any, config: Config) -> dict[str, A
 
 
 COSTS = ('tokens', 'seconds', 'flops')
+
+
+def _of_problem(found: _Outcomes, problem: Problem, trees: int) -> list[Outcome]:
+    """Its trees, as they are numbered; with a budget, or answers that agree, some are not grown."""
+    keys = ((problem['index'], tree) for tree in range(trees))
+    return [found[key] for key in keys if key in found]
 
 
 def _settings(name: str, config: Config, ppm: Any) -> tuple[SearchConfig, Any, int]:

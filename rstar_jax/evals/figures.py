@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import statistics
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -59,7 +60,7 @@ class Outcome:
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """What one strategy gave on one benchmark: t trees of each problem, as they are numbered."""
+    """What one strategy gave on one benchmark: the trees of each problem, as they are numbered."""
 
     name: str
     trees: list[list[Outcome]]
@@ -102,7 +103,7 @@ class Run:
         tokens = sum(tree.tokens for trees in self.trees for tree in trees)
         count = len(problems)
         return {
-            'trajectories': len(self.trees[0]),
+            'trajectories': statistics.mean(map(len, self.trees)),
             **{mode: metrics.accuracy(flag) for mode, flag in flags.items()},
             'answered': metrics.accuracy(answered),
             'interval95': {mode: metrics.interval95(flag) for mode, flag in flags.items()},

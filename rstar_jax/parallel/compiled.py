@@ -1,10 +1,14 @@
 """Compiled programs on disk: what one run has compiled, no later run compiles again."""
 
+import contextlib
 import hashlib
 import os
 import pathlib
 import platform
 import tempfile
+import threading
+import time
+from collections.abc import Iterator
 
 import jax
 
@@ -13,10 +17,14 @@ from rstar_jax.errors import UserError
 LEAST_SECONDS = 0.2  # what compiles faster is not kept
 MOST_BYTES = 4 << 30  # what was not used for the longest time is deleted
 AUTO, OFF = 'auto', 'off'
-# JAX's own events; tracing, which they do not hold, takes little of a search's time.
+# Threads with names that begin so compile beside other work.
+BESIDE = 'compile-beside'
+WAITED = '/rstar_jax/compile/waited_duration'  # for such a thread, see `waiting`
+# JAX's own events and ours; tracing, which they do not hold, takes little of a search's time.
 COMPILING = (
     '/jax/core/compile/jaxpr_to_mlir_module_duration',
     '/jax/core/compile/backend_compile_duration',
+    WAITED,
 )
 
 
@@ -54,13 +62,28 @@ _seconds = 0.0
 
 
 def compile_seconds() -> float:
-    """Seconds that this process has spent on compiling since this module was imported."""
+    """Seconds that this process has spent on nothing but compiling since this module's import."""
     return _seconds
+
+
+@contextlib.contextmanager
+def waiting() -> Iterator[None]:
+    """Has JAX's listeners told of the block as one that waits for a thread that compiles."""
+    start = time.time()
+    yield
+    end = time.time()
+    jax.monitoring.record_event_duration_secs(WAITED, end - start)
+    jax.monitoring.record_event_time_span(WAITED, start, end)
+
+
+def waited_for() -> bool:
+    """Whether what this thread compiles holds other work up."""
+    return not threading.current_thread().name.startswith(BESIDE)
 
 
 def _count(event: str, seconds: float, **_: object) -> None:
     global _seconds
-    if event in COMPILING:
+    if event in COMPILING and waited_for():
         _seconds += seconds
 
 

@@ -38,6 +38,7 @@ def run(
     mesh=None,
     workers: Workers | None = None,
     leases: Iterable[list[Item]] | None = None,
+    total: int = 0,
     flights: flight.Flights | None = None,
 ) -> Iterator[Record]:
     """Searches and yields each tree as it is finished, in no fixed order.
@@ -60,6 +61,7 @@ def run(
       leases: which of these trees are searched here, some at a time, each asked for when there is
         room for more; an empty one, where none is there now. All, by default. Where a problem's
         trees grow in order, one of its trees stands for all.
+      total: trees to search here at most, where `problems` are known by the leases alone.
       flights: keeps trees in flight, so that a search that was killed goes on inside of them. Their
         paths are then read in, which rounds otherwise than writing them: not with `one_size`.
 
@@ -69,9 +71,9 @@ def run(
     if (policy is None) == (expander is None):
         raise UserError('search.run: give either a policy or an expander')
     todo = [(p, t) for p in problems for t in range(trees) if (p['index'], t) not in skip]
-    if not todo:
+    if not todo and not total:
         return
-    total = len(todo) if leases is None else -(-len(todo) // jax.process_count())
+    total = total or -(-len(todo) // (1 if leases is None else jax.process_count()))
     here = [todo] if leases is None else leases
     flights = None if config.one_size else flights
     if leases is not None and config.in_order:

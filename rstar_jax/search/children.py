@@ -76,10 +76,10 @@ class Judge:
     def children(self, tree: HostTree) -> list[Node]:
         """The children of a tree that is ready."""
         children = self._survivors(tree)
-        room = self.room(tree)
         for node in children:
             self._judge(tree, node)
-            if node.is_open and len(node.tokens) + self.config.step_tokens > room:
+            length = max(tree.path_tokens + len(node.tokens), node.step.context)
+            if node.is_open and length + self.config.step_tokens > self.config.path_tokens:
                 node.status = Status.TOO_DEEP
         means = np.array([node.step.likelihood / max(node.step.sampled, 1) for node in children])
         means = np.nan_to_num(means)  # unknown ones are all alike

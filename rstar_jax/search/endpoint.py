@@ -106,13 +106,17 @@ class Endpoint:
 
 @dataclasses.dataclass(frozen=True)
 class _Request:
-    """A candidate that is wanted; `serial` tells one expansion of a row from the next."""
+    """A candidate that is wanted; `serial` tells one expansion of a row from the next.
+
+    first: whether it is a first step, behind which nothing was written yet.
+    """
 
     row: int
     serial: int
     candidate: int
     prompt: str
     seed: int
+    first: bool
 
 
 class Remote(Expander):
@@ -174,7 +178,8 @@ class Remote(Expander):
         for candidate in range(self.config.candidates):
             key = sampling.key_of(tree.seed, *tree.key, tree.cursor.tag, candidate)
             seed = int(key[0]) >> 1  # servers take 31 bits at least
-            self._requests.put(_Request(row, self._serial[row], candidate, prompt, seed))
+            which = row, self._serial[row], candidate
+            self._requests.put(_Request(*which, prompt, seed, first=len(tree.path) == 1))
 
     def dispatch(self) -> Any:
         """Brings the PPM's paths up to date; the requests are on their way already."""
@@ -238,6 +243,8 @@ class Remote(Expander):
     def _ask(self, request: _Request) -> Any:
         """One completion; tries again for PATIENCE seconds while the server is away or busy.
 
+        None: the path is longer than the server's context; the candidate ends there.
+
         Raises UserError: what else is wrong, or when patience ends.
         """
         import openai
@@ -276,10 +283,15 @@ class Remote(Expander):
                 self._closed.wait(max(pause * random.uniform(0.75, 1.25), _asked_pause(error)))
                 pause = min(2 * pause, LONGEST_PAUSE)
             except openai.OpenAIError as error:
+                too_long = isinstance(error, openai.BadRequestError) and 'context' in str(error)
+                if too_long and not request.first:
+                    return None
                 raise self.policy.error(error) from None
 
     def _step(self, request: _Request, answer: Any) -> Step:
         """The step that a completion holds, up to its first mark."""
+        if answer is None:
+            return Step(request.row, request.candidate, '', [], marks.LIMIT)
         choice = answer.choices[0]
         named = [getattr(choice, name, None) for name in ('stop_reason', 'matched_stop')]
         text, kind = choice.text, marks.EOS
@@ -299,8 +311,9 @@ class Remote(Expander):
         sampled = usage.completion_tokens if usage is not None else len(logprobs)
         known = bool(logprobs) and None not in logprobs
         likelihood = float(sum(logprobs)) if known else math.nan
-        tokens = self.encode(text)
-        return Step(request.row, request.candidate, text, tokens, kind, sampled, likelihood)
+        tokens, context = self.encode(text), usage.total_tokens if usage is not None else 0
+        which = request.row, request.candidate
+        return Step(*which, text, tokens, kind, sampled, likelihood, context)
 
 
 def _asked_pause(error: Exception) -> float:

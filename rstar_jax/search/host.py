@@ -31,6 +31,7 @@ class Step:
       sampled: its tokens, those that are not part of the step (a text's end) included.
       likelihood: the sum of its tokens' log-probabilities, under the temperature; nan where it is
         not known.
+      context: tokens from the prompt's beginning to its end, where a server tells; else 0.
     """
 
     row: int
@@ -40,6 +41,7 @@ class Step:
     kind: int
     sampled: int = 0
     likelihood: float = 0.0
+    context: int = 0
 
 
 ROOT_STEP = Step(row=-1, candidate=-1, text='', tokens=[], kind=0)

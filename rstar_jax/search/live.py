@@ -30,8 +30,9 @@ class Job:
       trees: how many are grown.
       seed: of the sampling.
       prompt_tokens: length of the prompt; 0 without a policy.
-      done: called with each Record, in the thread of `Live.run`, and with the exception that ended
-        the search, where one did.
+      done: called with each Record, in the thread of `Live.run`; then with None, as no tree is
+        left, or with the exception that ended the search. Fewer trees may be grown than were asked
+        for, see config.tokens and config.agree.
       cancelled: set by `cancel`; trees that have not begun are left out.
     """
 
@@ -39,7 +40,7 @@ class Job:
     trees: int
     seed: int
     prompt_tokens: int
-    done: Callable[[Record | BaseException], None]
+    done: Callable[[Record | BaseException | None], None]
     cancelled: bool = False
 
     def cancel(self) -> None:
@@ -80,7 +81,7 @@ class Live:
         self,
         question: str,
         trees: int,
-        done: Callable[[Record | BaseException], None],
+        done: Callable[[Record | BaseException | None], None],
         seed: int = 0,
     ) -> Job:
         """Has a question searched; from any thread.
@@ -169,7 +170,7 @@ class _Endless(Loop):
         problems += [tree.problem for tree in self.growing.values()]
         problems += [tree.problem for tree, _ in self.finished]
         for number in self._jobs.keys() - {problem['job'] for problem in problems}:
-            del self._jobs[number]
+            self._jobs.pop(number).done(None)
         fresh = self._live.incoming(wait=not problems)
         if fresh is None:
             return False

@@ -2,7 +2,8 @@
 
 Models: `whole` gives stop strings back when asked to, `cut` only names them, as vLLM can both;
 `busy` refuses every other request for its rate limit, `full` every one, `torn` fails now and then,
-`slow` takes 5 seconds, `crowd` waits until 32 are there. /stats tells how many there were at once.
+`slow` takes 5 seconds, `crowd` waits until 32 are there, `short` has no room for more than CONTEXT
+words. /stats tells how many there were at once.
 """
 
 import asyncio
@@ -15,7 +16,8 @@ from starlette.applications import Starlette
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
-MODELS = ('whole', 'cut', 'crowd', 'busy', 'full', 'torn', 'slow')
+MODELS = ('whole', 'cut', 'crowd', 'busy', 'full', 'torn', 'slow', 'short')
+CONTEXT = 30
 MARKS = ('<end_of_step>', '<end_of_code>', '<end_of_answer>')
 
 
@@ -71,6 +73,10 @@ class Server:
             return failed(429, 'Rate limit reached', {'Retry-After': '0.05'})
         if asked['model'] == 'torn' and self.seen % 3 == 0:
             return failed(503, 'overloaded')
+        words = len(asked['prompt'].split())
+        if asked['model'] == 'short' and words + asked['max_tokens'] > CONTEXT:
+            message = f"This model's maximum context length is {CONTEXT} tokens; you asked for more"
+            return failed(400, message)
         self.now += 1
         self.most = max(self.most, self.now)
         if self.now == 32:
@@ -105,7 +111,7 @@ def completion(asked):
         'created': 0,
         'model': asked['model'],
         'choices': [choice],
-        'usage': {'prompt_tokens': 1, 'completion_tokens': count, 'total_tokens': count + 1},
+        'usage': {'completion_tokens': count, 'total_tokens': len(asked['prompt'].split()) + count},
     }
 
 

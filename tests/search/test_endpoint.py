@@ -1,6 +1,7 @@
 """A policy served over HTTP by a process of its own, which fails in every way that servers do."""
 
 import contextlib
+import dataclasses
 import json
 import math
 import socket
@@ -73,8 +74,8 @@ def hasty(monkeypatch):
     monkeypatch.setattr(endpoint, 'LONGEST_PAUSE', 0.5)
 
 
-def grow(policy, workers, ppm=None, problems=PROBLEMS, **settings):
-    records = search.run(problems, policy, ppm, config=CONFIG, workers=workers, **settings)
+def grow(policy, workers, ppm=None, problems=PROBLEMS, config=CONFIG, **settings):
+    records = search.run(problems, policy, ppm, config=config, workers=workers, **settings)
     found = list(records)
     assert len({record.key for record in found}) == len(found) == len(problems)
     return {record.key: record for record in found}
@@ -123,6 +124,34 @@ def test_a_server_that_cuts_the_marks_off(grown, server, workers):
         assert cut[key].texts == record.texts
         assert cut[key].visits.tolist() == record.visits.tolist()
         assert cut[key].likelihood is None
+
+
+def test_a_path_ends_where_there_is_no_room_for_a_step(server, workers):
+    """By the tokens that the server counts; and where its own context ends before."""
+    prompt = len(steps.prompt('q1', CONFIG.prompt).split())
+    whole, short = (search.Endpoint(server.url, model) for model in ('whole', 'short'))
+    small = dataclasses.replace(CONFIG, step_tokens=10)
+    few = dataclasses.replace(small, path_tokens=prompt + 15)
+    cut = 0
+    for record in grow(whole, workers, config=few).values():
+        deep = record.status == Status.TOO_DEEP
+        cut += (record.depth[deep] < CONFIG.max_depth).sum()
+        for i in np.nonzero(record.status == Status.OPEN)[0]:
+            if steps.OUTPUT not in record.texts[i]:  # which the server has not seen yet
+                path = record.prompt + ''.join(record.texts[j] for j in record.trajectory(i))
+                assert len(path.split()) + few.step_tokens <= few.path_tokens
+    assert cut
+
+    assert prompt + 10 <= completions.CONTEXT < prompt + 20
+    empty = [
+        text
+        for record in grow(short, workers, config=small).values()
+        for text, status in zip(record.texts, record.status)
+        if status == Status.UNPARSABLE and not text
+    ]
+    assert empty
+    with pytest.raises(UserError, match='maximum context length is 30'):
+        grow(short, workers, config=dataclasses.replace(CONFIG, step_tokens=100))
 
 
 @pytest.mark.parametrize('model', ['busy', 'torn'])

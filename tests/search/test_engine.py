@@ -486,16 +486,3 @@ def test_the_time_left_is_told_when_it_is_known(monkeypatch):
         single.tick(done)
     assert np.isnan(told[-2]['seconds_left'])
     assert told[-1]['seconds_left'] == pytest.approx(70)
-
-
-def test_a_short_search_compiles_one_size(policy, workers, monkeypatch):
-    """Of the decode step, until too large ones have taken some times as long as compiling."""
-    monkeypatch.setattr(local._Compiled, 'steps', set())
-    monkeypatch.setattr(local._Compiled, 'missed', collections.Counter())
-    monkeypatch.setattr(local._Compiled, 'seconds', 1000.0)
-    config = dataclasses.replace(CONFIG, slots=6)
-    short = grow(policy, None, workers, config=config)
-    assert len(local._Compiled.steps) == 1
-    monkeypatch.setattr(local, 'WORTH', 0)
-    assert_same(grow(policy, None, workers, config=config), short, exact=False)
-    assert len(local._Compiled.steps) > 1

@@ -15,8 +15,7 @@ communicates between devices. The `tensor` axis is left to the compiler.
 
 import collections
 import time
-from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import numpy as np
@@ -24,7 +23,8 @@ import numpy as np
 from rstar_jax import steps
 from rstar_jax.errors import UserError
 from rstar_jax.search.config import Config
-from rstar_jax.search.engine import devices, memory, programs, sampling, sizes, state
+from rstar_jax.search.engine import compiler, devices, memory, programs, sampling, sizes, state
+from rstar_jax.search.engine.compiler import Size
 from rstar_jax.search.engine.decode import BLOCK
 from rstar_jax.search.engine.model import Model, Scorer
 from rstar_jax.search.expander import Expander
@@ -39,22 +39,7 @@ PREFIX_UNIT = 32  # so that other problems seldom need other shapes
 # A chunk is sent ahead where so many cells are wanted for each slot; a fifth of the slots end their
 # steps in a chunk of 8 (GSM8K, 0.5B model: 36 tokens a step).
 AHEAD = 1.25
-# A smaller decode batch is compiled when chunks of a too large one have taken so many times as long
-# as compiling one does: whatever comes, no more is lost than a few times the best choice.
-WORTH = 2
-
-
-class _Compiled:
-    """What this process has compiled of decode steps, in all its searches.
-
-    Attributes:
-      steps: (function, slots, room of paths) that are compiled; the longest took so many `seconds`.
-      missed: of those that are not, the seconds of chunks for which they would have done.
-    """
-
-    steps: ClassVar[set[tuple[Callable, int, int]]] = set()
-    seconds: ClassVar[float] = 0.0
-    missed: ClassVar[collections.Counter[tuple[Callable, int, int]]] = collections.Counter()
+NEARLY = 0.75  # of their room is what the longest path takes when more is made ready
 
 
 class Engine(Expander):
@@ -103,7 +88,7 @@ class Engine(Expander):
         made = config.step_tokens, self.policy.dtype, self.policy.kv_dtype
         per_device = self.width * config.candidates
         self.cells = devices.make(mesh, state.empty_cells, policy.config, per_device, *made)
-        periods = state.PERIODS if config.repetition else 0
+        periods = state.PERIODS if config.repetition else 1
         self.slots = devices.make(mesh, state.empty_slots, policy.config, slots, *made, periods)
         # Numbers of slots that a decode step is compiled for, and which of them is in use.
         self.slot_sizes = [slots] if config.one_size else sizes.slot_sizes(slots)
@@ -122,6 +107,9 @@ class Engine(Expander):
         self.opening: dict[int, HostTree] = {}  # row -> the tree whose cells are opened next
         self.sampling = sampling.Settings.of(config)
         self._share(template)
+        *whole, path, cells, _, _, _ = self._arguments()
+        same = jax.tree.leaves((whole, path.length, path.hidden, cells))
+        self.others = hash(tuple((x.shape, x.dtype) for x in same))
 
     def _share(self, template: list[list[int]]) -> None:
         """Computes what all prompts begin with, once, where that is long enough to matter."""
@@ -155,6 +143,8 @@ class Engine(Expander):
 
     def dispatch(self) -> Any:
         """Starts what is queued and a chunk of decoding; does not wait for the devices."""
+        if not self.chunks:  # the prompts are computed meanwhile
+            compiler.COMPILER.expect(self._possible(self.policy.capacity), self._shapes)
         for model in self.models:
             model.make_room((self.slots, self.ppm.cells if self.ppm is not None else None))
         self.policy.copy_steps(self.cells.kv, self.cells.hidden)
@@ -172,24 +162,15 @@ class Engine(Expander):
         need = int(self._busy().reshape(self.devices, -1).sum(axis=1).max())
         if not need:
             return None
-        decode, slots = self._fit(need, self._blocks())
-        longest, called = sizes.longest_chunk(self.mesh, self.config), time.monotonic()
-        self.cells, self.slots, stats = decode(
-            self.policy.params,
-            self.stops,
-            self.policy.prefix,
-            self.policy.path,
-            self.cells,
-            self.slots,
-            self.sampling,
-            np.array([self.config.chunk, longest], np.int32),
-        )
-        size = decode, slots, self.policy.capacity
-        if size not in _Compiled.steps:
-            _Compiled.steps.add(size)
-            _Compiled.seconds = max(_Compiled.seconds, time.monotonic() - called)
+        size, smallest = self._fit(need, self._blocks())
+        began = time.monotonic()
+        self.cells, self.slots, stats = size.step(*self._arguments())
+        now = time.monotonic()
+        compiler.COMPILER.called(size, now - began)
+        self.too_large = None if smallest else now
+        self._look_ahead()
         self.chunks += 1
-        return self.chunks, slots, programs.LOOK.on(self.mesh)(self.cells), stats
+        return self.chunks, size.slots, programs.LOOK.on(self.mesh)(self.cells), stats
 
     def collect(self, running: Any) -> list[Step]:
         """Waits for a dispatched chunk and returns the candidates that ended in it."""
@@ -250,9 +231,9 @@ class Engine(Expander):
                     self._open_if_ready(row)
                 calls += 1
 
-    def _step(self, blocks: int | None) -> Callable:
-        """The compiled chunk of decoding that attends to so many blocks of paths; None: to all."""
-        return programs.DECODE.on(
+    def _size(self, slots: int, blocks: int | None, room: int) -> Size:
+        """A chunk of decoding that attends to so many blocks of paths; None: to all."""
+        step = programs.DECODE.on(
             self.mesh,
             config=self.policy.config,
             candidates=self.config.candidates,
@@ -261,28 +242,60 @@ class Engine(Expander):
             mixed=self.policy.mixed,
             repetition=self.config.repetition,
         )
+        return Size(step, slots, room, self.others)
 
-    def _fit(self, cells: int, blocks: int) -> tuple[Callable, int]:
-        """Brings the slots to the smallest size that will do; returns the step, and the slots.
+    def _possible(self, room: int, cells: int = 1, blocks: int = 0) -> list[Size]:
+        """The sizes that will do for so many cells and blocks of paths, smallest first."""
+        counts = [None] if self.config.one_size else sizes.block_sizes(self.width, room)
+        return [
+            self._size(slots, held, room)
+            for slots in self.slot_sizes
+            for held in counts
+            if slots >= min(cells, self.plan.slots) and (held is None or held >= blocks)
+        ]
+
+    def _look_ahead(self) -> None:
+        """Has what paths will need that outgrow their room compiled before they do."""
+        room, longest = self.policy.capacity, self.config.path_tokens
+        if self.policy.needed > NEARLY * room and room < sizes.path_room(longest, longest):
+            compiler.COMPILER.expect(self._possible(sizes.path_room(room, longest)), self._shapes)
+
+    def _arguments(self) -> tuple:
+        """Of a chunk of decoding."""
+        steps = np.array([self.config.chunk, sizes.longest_chunk(self.mesh, self.config)], np.int32)
+        held = self.policy.prefix, self.policy.path, self.cells, self.slots
+        return self.policy.params, self.stops, *held, self.sampling, steps
+
+    def _shapes(self, size: Size) -> tuple:
+        """`_arguments` of a size, by their shapes."""
+
+        def like(arrays, *first):
+            return jax.tree.map(
+                lambda x: jax.ShapeDtypeStruct(
+                    (*first, *x.shape[len(first) :]), x.dtype, sharding=x.sharding
+                ),
+                arrays,
+            )
+
+        *whole, path, cells, slots, settings, steps = self._arguments()
+        of_path = *path.kv[0][0].shape[:2], size.room
+        path = like(path).replace(kv=like(path.kv, *of_path))
+        slots = like(slots, self.devices * size.slots)
+        return *like(whole), path, like(cells), slots, settings, steps
+
+    def _fit(self, cells: int, blocks: int) -> tuple[Size, bool]:
+        """Brings the slots to a size that will do; returns it, and whether it is the smallest.
 
         By way of all sizes between, as each change of one size to another is compiled.
         """
-        rooms = [None]
-        if not self.config.one_size:
-            rooms = sizes.block_sizes(self.width, self.policy.capacity)
-        step, slots, _ = self._choose(
-            [
-                (self._step(room), slots, self.policy.capacity)
-                for slots in self.slot_sizes
-                for room in rooms
-                if slots >= min(cells, self.plan.slots) and (room is None or room >= blocks)
-            ]
-        )
-        want = self.slot_sizes.index(slots)
+        possible = self._possible(self.policy.capacity, cells, blocks)
+        wasted = 0.0 if self.too_large is None else time.monotonic() - self.too_large
+        chosen = compiler.COMPILER.choose(possible, wasted, self._shapes)
+        want = self.slot_sizes.index(possible[chosen].slots)
         while want != self.slot_size:
             self.slot_size += 1 if want > self.slot_size else -1
             self._resize(self.slot_sizes[self.slot_size])
-        return step, slots
+        return possible[chosen], not chosen
 
     def _resize(self, size: int) -> None:
         """Packs the slots that are in use into so many: array by array, see `devices.replaced`."""
@@ -293,21 +306,6 @@ class Engine(Expander):
         kv = devices.replaced(arrays, lambda x: pack(x, slots.cell))
         slots = programs.RESIZE.on(self.mesh, size=size)(slots)
         self.slots = slots.replace(kv=jax.tree.unflatten(shape, kv))
-
-    def _choose(self, possible: list[tuple[Callable, int, int]]) -> tuple[Callable, int, int]:
-        """Of decode steps that will do, smallest first, one that is compiled, or may be now."""
-        now, chosen = time.monotonic(), len(possible) - 1
-        for i, size in enumerate(possible):
-            if size in _Compiled.steps:
-                chosen = i
-                break
-            if self.too_large is not None:
-                _Compiled.missed[size] += now - self.too_large
-            if _Compiled.missed[size] > WORTH * _Compiled.seconds:
-                chosen = i
-                break
-        self.too_large = now if chosen else None
-        return possible[chosen]
 
     def _blocks(self) -> int:
         """Blocks that the paths take which a chunk may need, on the device with the most."""

@@ -134,7 +134,7 @@ def empty_cells(config, cells: int, positions: int, dtype, kv_dtype=None) -> Cel
 
 
 def empty_slots(
-    config, slots: int, positions: int, dtype, kv_dtype=None, periods: int = 0
+    config, slots: int, positions: int, dtype, kv_dtype=None, periods: int = 1
 ) -> Slots:
     return Slots(
         kv=empty_kv(config, slots, positions, kv_dtype or dtype),

@@ -1,0 +1,159 @@
+"""Decode steps that are compiled beside the search."""
+
+import collections
+import dataclasses
+import threading
+from concurrent import futures
+
+import jax
+import pytest
+
+from rstar_jax import parallel, search
+from rstar_jax.parallel import compiled
+from rstar_jax.search.engine import compiler
+from rstar_jax.search.engine.compiler import Compiler, Size
+from tests.search import favoured
+
+CONFIG = search.Config(
+    rollouts=4,
+    candidates=3,
+    max_depth=3,
+    error_threshold=3,
+    step_tokens=12,
+    slots=6,
+    trees_in_flight=2,
+    chunk=3,
+)
+PROBLEMS = [
+    {'index': i, 'question': question, 'answer': '3'}
+    for i, question in enumerate(['Tom has 2 apples.', 'Anna and Tom', '7 boxes of 5', 'Anna'])
+]
+HEARD = '/jax/core/compile/backend_compile_duration'
+
+
+class Step:
+    """Compiles when it is told to."""
+
+    def __init__(self):
+        self.begun, self.go = threading.Event(), threading.Event()
+
+    def lower(self, *arguments):
+        self.arguments = arguments
+        return self
+
+    def compile(self):
+        self.begun.set()
+        assert self.go.wait(60)
+
+
+@pytest.fixture
+def sizes():
+    return [Size(Step(), slots, 32, 0) for slots in (1, 2, 4)]
+
+
+def choose(made, sizes, wasted=0.0):
+    return made.choose(sizes, wasted, arguments)
+
+
+def arguments(size):
+    return (size.slots,)
+
+
+def end(made):
+    """Lets what is being compiled come to its end."""
+    made.coming[0].step.go.set()
+    made.coming[1].result()
+
+
+def test_a_better_size_is_used_when_it_is_there(sizes):
+    made = Compiler()
+    small, middle, large = sizes
+    assert choose(made, sizes) == 2  # nothing is compiled: the call itself will
+    assert not made.coming
+    made.called(large, 10.0)
+    assert choose(made, sizes, 15.0) == 2
+    assert not made.coming
+    assert choose(made, sizes[1:], 15.0) == 1  # 15 seconds for the small one, 30 for the middle one
+    assert middle.step.begun.wait(60)
+    assert middle.step.arguments == (2,)
+    assert choose(made, sizes, 60.0) == 2  # worth it, but one at a time
+    assert made.coming[0] == middle
+    end(made)
+    assert choose(made, sizes) == 1
+    assert made.coming[0] == small
+    end(made)
+    assert choose(made, sizes) == 0
+    assert made.ready == {*sizes} and not made.coming
+
+
+def test_what_is_expected_is_waited_for(sizes):
+    made = Compiler()
+    made.expect(sizes, arguments)
+    assert made.coming[0] == sizes[-1]
+    before, found = parallel.compile_seconds(), []
+    waiting = threading.Thread(target=lambda: found.append(choose(made, sizes)))
+    waiting.start()
+    waiting.join(0.2)
+    assert waiting.is_alive()
+    sizes[-1].step.go.set()
+    waiting.join(60)
+    assert found == [2]
+    assert made.ready == {sizes[-1]}
+    assert parallel.compile_seconds() >= before + 0.2
+    made.expect(sizes, arguments)
+    assert not made.coming  # one will do
+
+
+def test_nothing_waits_for_what_another_search_has_left(sizes):
+    made = Compiler()
+    small, _, large = sizes
+    made.expect([small], arguments)
+    made.expect([large], arguments)
+    assert made.coming[0] == small  # none queues behind it
+    assert choose(made, [large]) == 0  # at once: its call compiles
+    assert made.coming[0] == small
+    end(made)
+
+
+def test_a_size_that_cannot_be_compiled_ends_no_search(sizes, capsys):
+    made = Compiler()
+    small, _, large = sizes
+    made.called(large, 0.0)
+    small.step.compile = lambda: 1 / 0
+    choose(made, [small, large], 1.0)
+    futures.wait([made.coming[1]])
+    assert choose(made, [small, large], 1.0) == 1
+    assert 'no decode step of 1 slots could be compiled: division' in capsys.readouterr().out
+    assert not made.coming  # nor is it tried again
+
+
+@pytest.mark.parametrize('tensor', [1, 2])
+def test_a_search_finds_what_was_compiled_beside_it(monkeypatch, tensor):
+    """The same trees, and `decode` is compiled in the other thread alone, once for each size."""
+    policy, mesh = favoured.policy(), parallel.local_mesh(tensor, jax.devices()[: 2 * tensor])
+    made, threads = Compiler(), collections.Counter()
+    monkeypatch.setattr(compiler, 'COMPILER', made)
+
+    def heard(event, seconds, *, fun_name='', **_):
+        if event == HEARD and 'decode' in fun_name:
+            threads[compiled.waited_for()] += 1
+
+    def grow(**settings):
+        config = dataclasses.replace(CONFIG, **settings)
+        with search.Workers.start(config) as workers:
+            records = search.run(PROBLEMS, policy, None, config=config, workers=workers, mesh=mesh)
+            return {record.key: record.texts for record in records}
+
+    jax.monitoring.register_event_duration_secs_listener(heard)
+    try:
+        monkeypatch.setattr(compiler, 'WORTH', 1e9)
+        first = grow()
+        assert len(made.ready) == 1 and threads == {False: 1}
+        monkeypatch.setattr(compiler, 'WORTH', 0)
+        for _ in range(2):
+            assert grow() == first
+            made.wait()
+    finally:
+        jax.monitoring.unregister_event_duration_listener(heard)
+    assert len(made.ready) > 1
+    assert threads == {False: len(made.ready)}

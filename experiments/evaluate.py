@@ -27,5 +27,7 @@ def get_config() -> ConfigDict:
     config.last_round = 0
     config.stages = 'eval'
     config.policy.path = ''
-    config.eval.benchmarks = 'math500,aime2024,amc23'
+    config.eval.benchmarks = ','.join(
+        f'tfds:rstar_problems/{name}' for name in ('math500', 'aime2024', 'amc23')
+    )
     return config

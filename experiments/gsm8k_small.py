@@ -6,7 +6,7 @@
 
 Hardware: 2 CPU cores with bfloat16 instructions and 16 GiB of memory, or one GPU.
 Time: not measured as a whole. By the speeds in experiments/LOG.md, 2 CPU cores: searches 0:50 and
-1:40, SFTs 0:40 and 1:10, PPM 0:30, evaluations 2:20; a night. A GPU: an hour.
+1:40, SFTs 0:40 and 1:10, PPM 0:30, evaluations 2:20; a night. On a GPU: not measured.
 Score: Qwen2.5-Coder-0.5B, cut to 157 problems in the first round and 276 in the second: greedy of
 300 test problems 24.3 % [20-29] few-shot, 28.0 % [23-33] and 33.0 % [28-39] after the rounds (41
 problems won and 15 lost, p = 0.0007); 84, 90 and 95 % reach an answer. The PPM puts right answers

@@ -3,8 +3,9 @@
     python -m rstar_jax.main --config=experiments/round2.py --workdir=runs/full \\
         --config.data.problems=problems.jsonl --config.base.path=Qwen/Qwen2.5-Math-7B
 
-Hardware: an accelerator that holds the model in bfloat16 (7B parameters: 16 GB), and for its
-training 16 bytes a parameter over all devices. A laptop runs it with a model of 0.5B or less.
+Hardware: an accelerator that holds the policy, and where there is one the PPM, in bfloat16 (7B
+parameters: 16 GB each), and for its training 16 bytes a parameter over all devices. A laptop runs
+it with a model of 0.5B or less.
 Time: not measured yet; set --config.data.limit for a first look, the progress line tells the rest.
 Score: not measured here. The paper (Qwen2.5-Math-7B, MATH-500): 73.6 % policy alone,
 86.6 % with search; 66.60 % of the 747k problems solved.
@@ -24,5 +25,7 @@ from rstar_jax import configs
 
 def get_config(preset: str = '') -> ConfigDict:
     config = configs.preset(configs.paper_round(2), preset)
-    config.eval.benchmarks = 'math500,aime2024,amc23'
+    config.eval.benchmarks = ','.join(
+        f'tfds:rstar_problems/{name}' for name in ('math500', 'aime2024', 'amc23')
+    )
     return config

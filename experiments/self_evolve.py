@@ -24,5 +24,7 @@ from rstar_jax import configs
 def get_config(preset: str = '') -> ConfigDict:
     config = configs.preset(configs.paper_schedule(configs.default()), preset)
     config.last_round = 4
-    config.eval.benchmarks = 'math500,aime2024,amc23'
+    config.eval.benchmarks = ','.join(
+        f'tfds:rstar_problems/{name}' for name in ('math500', 'aime2024', 'amc23')
+    )
     return config

@@ -1,6 +1,6 @@
 """Serves a policy as a chat model that answers by search, for any client of OpenAI's interface.
 
-    pip install -e .[serve]
+    pip install -e '.[serve]'
     python -m rstar_jax.main --config=experiments/serve.py \\
         --config.policy.path=runs/gsm8k_mini/round1/policy \\
         --config.ppm.path=runs/gsm8k_mini/round1/ppm

@@ -27,10 +27,20 @@ case "${ARGUMENTS[0]:-}" in
     need RUNTIME "the TPU software, for example v2-alpha-tpuv5-lite"
     run "${queued[@]}" create "$NAME" --node-id="$NAME" --zone="$ZONE" \
       --accelerator-type="$TYPE" --runtime-version="$RUNTIME" "${ARGUMENTS[@]:1}"
-    until [[ -n "$DRY_RUN" ]] || [[ "$("${queued[@]}" describe "$NAME" --zone="$ZONE" \
-      --format='value(state.state)')" == ACTIVE ]]; do
-      echo "waiting for $NAME"
-      sleep 60
+    state=""
+    until [[ -n "$DRY_RUN" || "$state" == ACTIVE ]]; do
+      state="$("${queued[@]}" describe "$NAME" --zone="$ZONE" --format='value(state.state)')"
+      case "$state" in
+        ACTIVE) ;;
+        FAILED | SUSPENDED | SUSPENDING)
+          echo "error: $NAME is $state: delete it, then create it again" >&2
+          exit 1
+          ;;
+        *)
+          echo "waiting for $NAME ($state)"
+          sleep "${POLL_SECONDS:-60}"
+          ;;
+      esac
     done
     run git archive --format=tar.gz --output=rstar_jax.tar.gz HEAD
     run "${machine[@]}" scp rstar_jax.tar.gz "$NAME:" --zone="$ZONE" --worker=all

@@ -8,6 +8,7 @@ the nearest one, in a file and on the command line alike.
 import ast
 import difflib
 import importlib.util
+import inspect
 import json
 import math
 import pathlib
@@ -189,6 +190,8 @@ def load(path: str) -> ConfigDict:
         spec.loader.exec_module(module)
         if not hasattr(module, 'get_config'):
             raise UserError(f'{file}: has no get_config()')
+        if argument and not inspect.signature(module.get_config).parameters:
+            raise UserError(f'--config={path}: {file} has no presets: leave :{argument[0]} away')
         config = module.get_config(*argument)
     except UserError:
         raise

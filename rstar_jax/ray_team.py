@@ -120,7 +120,7 @@ def _connected() -> Any:
         import ray
     except ImportError:
         raise UserError(
-            '--config.job.leases=ray: Ray is not installed: pip install -e .[ray]'
+            '--config.job.leases=ray: Ray is not installed: pip install -e ".[ray]"'
         ) from None
     if not ray.is_initialized():
         try:

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import pathlib
 import socket
+import sys
 import threading
 
 from ml_collections import ConfigDict
@@ -57,7 +58,7 @@ def _listen(host: str, port: int) -> socket.socket:
         import starlette  # noqa: F401
         import uvicorn  # noqa: F401
     except ImportError:
-        raise UserError("--config.serve.port: needs pip install 'rstar_jax[serve]'") from None
+        raise UserError("--config.serve.port: needs pip install -e '.[serve]'") from None
     try:
         return socket.create_server((host, port))
     except (OSError, OverflowError) as error:
@@ -130,3 +131,7 @@ def _serve_on(
         asyncio.run(both())
     if failure:
         raise failure[0]
+
+
+if __name__ == '__main__':
+    sys.exit('use python -m rstar_jax.main --config=experiments/serve.py (--help: its settings)')

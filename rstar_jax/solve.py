@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+import sys
 
 from ml_collections import ConfigDict
 
@@ -110,3 +111,7 @@ def _told(question: str, found: list[tuple[Record, int]], chosen: int, why: str)
         lines.append('')
     lines.append(f'Answer: {record.answers[last]}   ({why})')
     return '\n'.join(lines)
+
+
+if __name__ == '__main__':
+    sys.exit('use python -m rstar_jax.main --config=experiments/solve.py (--help: its settings)')

@@ -388,7 +388,7 @@ def _bootstrapped(config: ConfigDict) -> bool:
 def finished(folder: pathlib.Path, what: str, flag: str) -> None:
     """Raises UserError where a training stage has not completed its folder."""
     if not (folder / 'done.json').exists():
+        other = 'or name a model' if what in ('policy', 'ppm') else f'--stages={what} comes first'
         raise UserError(
-            f'{flag}: {folder} holds no finished {what}: run that round in this workdir, '
-            'or name a model'
+            f'{flag}: {folder} holds no finished {what}: run that round in this workdir, {other}'
         )

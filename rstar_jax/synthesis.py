@@ -74,7 +74,7 @@ def synthesize(
       known: seed problems; none of the new ones is like one of them.
       overlap: finds what is in `known` or a benchmark; what is kept is added to it.
       settings: of the policy's solutions; its step_tokens and prompt do not count for the texts,
-        its tokens and agree for neither.
+        its tokens for neither.
       folder: gets the stores `written` and `solved`.
       run_search: search.run with the policy: (problems, config=, seed=, trees=, skip=,
         leases=) -> Records.
@@ -84,9 +84,7 @@ def synthesize(
     Returns:
       The problems, and counts: written, dropped for which reason, kept.
     """
-    settings = dataclasses.replace(
-        search.sampled(settings), use_ground_truth=False, tokens=0, agree=0
-    )
+    settings = dataclasses.replace(search.sampled(settings), use_ground_truth=False, tokens=0)
     sample = functools.partial(_trees, run_search=run_search, seed=seed, leases=leases)
     prompts = [_prompt(known, config, f'{seed} {number} {i}') for i in range(config.problems)]
     writing = dataclasses.replace(settings, prompt='whole', step_tokens=config.tokens)

@@ -125,7 +125,7 @@ def test_strategies_are_those_of_the_evaluation():
         configs.validate(config)
 
 
-# ALGORITHM: where paper and released code differ; (keys, paper, released).
+# Where paper and released code differ; (keys, paper, released).
 DIFFERENCES = [
     (['search.rollouts', 'search.candidates'], (16, 8), (48, 12)),
     (['eval.rollouts', 'eval.candidates'], (4, 32), (12, 32)),
@@ -310,6 +310,15 @@ def test_the_argument_of_a_config_file(tmp_path):
         '    c = configs.default()\n    c.seed = int(seed)\n    return c\n'
     )
     assert configs.load(f'{path}:7').seed == 7
+
+
+def test_round_0_is_evaluated_before_the_first_searches():
+    config = configs.default()
+    config.policy.path, config.first_round, config.last_round = 'instruct', 0, 2
+    config.search.prompt = 'few_shot'
+    made = [configs.for_round(config, number) for number in range(3)]
+    assert [x.policy.path for x in made] == ['instruct', 'instruct', 'previous']
+    assert [x.search.prompt for x in made] == ['few_shot', 'few_shot', 'sft']
 
 
 def test_later_rounds_train_from_a_model_that_has_a_name():

@@ -11,6 +11,7 @@ from rstar_jax.data import arithmetic
 from rstar_jax.errors import UserError
 from rstar_jax.models import tiny
 from rstar_jax.progress import Events
+from rstar_jax.search import begin
 from tests.search.test_flight import assert_same
 from tests.search.test_scripted import random_score, random_texts
 
@@ -202,6 +203,13 @@ def test_an_evaluation_by_workers_is_that_of_one_process(monkeypatch, tmp_path):
     policy = tiny.policy(arithmetic.vocabulary())
     models.save(policy, tmp_path / 'policy')
     problems = arithmetic.problems(4, seed=3)
+    totals, make = [], begin.make_expander
+
+    def made(policy, ppm, config, mesh, total):
+        totals.append(total)
+        return make(policy, ppm, config, mesh, total)
+
+    monkeypatch.setattr(begin, 'make_expander', made)
     settings = search.Config(step_tokens=8, max_depth=2, path_tokens=160, rollouts=2, candidates=2)
     settings = evals.Config(settings, strategies=('greedy',))
     run_search, teams = on_workers(monkeypatch, tmp_path)
@@ -211,6 +219,7 @@ def test_an_evaluation_by_workers_is_that_of_one_process(monkeypatch, tmp_path):
     ]
     one, many = (result['benchmarks']['sums']['strategies'] for result in found)
     assert len(teams) == 1 and len(teams[0].members) == 2
+    assert totals == [4, 4, 4]  # room for all, though no worker has more than its leases
     for name, figures in one.items():
         del figures['seconds_per_problem'], many[name]['seconds_per_problem']
         assert many[name] == figures

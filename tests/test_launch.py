@@ -84,19 +84,83 @@ def test_slurm_runs_the_command_on_every_node():
     assert '#SBATCH --signal=TERM@120' in text and '#SBATCH --requeue' in text
 
 
+def with_commands(folder: pathlib.Path, **scripts: str) -> str:
+    """PATH with commands of our own in front."""
+    for name, script in scripts.items():
+        file = folder / name.replace('_', '-')
+        file.write_text(f'#!/bin/bash\n{script}\n')
+        file.chmod(0o755)
+    return f'{folder}:{os.environ["PATH"]}'
+
+
+@pytest.mark.parametrize(
+    'endpoints', ['10.0.0.1,10.0.0.2,10.0.0.3', 'a:1:10.0.0.1,b:2:10.0.0.2,c:3:10.0.0.3']
+)
+def test_hosts_of_a_tpu_slice_are_told_of_each_other_by_metadata(tmp_path, endpoints):
+    curl = f'case "$*" in *worker-network-endpoints) echo -n {endpoints};; *) echo -n 2;; esac'
+    line = dry('tpu_host.sh', *RUN, PATH=with_commands(tmp_path, curl=curl))
+    assert "'JAX_COORDINATOR_ADDRESS=10.0.0.1:8482' 'JAX_NUM_PROCESSES=3'" in line
+    assert "'JAX_PROCESS_ID=2'" in line
+    assert line.rstrip().endswith("'--workdir=/mnt/rstar/run with a space'")
+    result = start('tpu_host.sh', *RUN, PATH=with_commands(tmp_path, curl='exit 6'))
+    assert result.returncode == 2 and 'this is for a host of a TPU slice' in result.stderr
+
+
+def test_a_tpu_slice_that_fails_is_not_waited_for(tmp_path):
+    """Nor is one that is on its way called failed."""
+    states = tmp_path / 'states'
+    states.write_text('ACCEPTED\nPROVISIONING\nFAILED\n')
+    gcloud = f'[[ "$*" == *describe* ]] && head -1 {states} && sed -i 1d {states} || true'
+    result = start(
+        'tpu_queued.sh',
+        'create',
+        **dict(NAME='pod', ZONE='z', TYPE='v5litepod-64', RUNTIME='r', POLL_SECONDS='0'),
+        PATH=with_commands(tmp_path, gcloud=gcloud),
+    )
+    assert result.returncode == 1
+    assert result.stdout.splitlines() == [
+        'waiting for pod (ACCEPTED)',
+        'waiting for pod (PROVISIONING)',
+    ]
+    assert result.stderr == 'error: pod is FAILED: delete it, then create it again\n'
+
+
+def test_processes_share_the_gpus_that_are_given(tmp_path):
+    nvidia = 'for i in 0 1 2 3; do echo "GPU $i: A"; echo "  MIG 1g.5gb Device 0"; done'
+    path = with_commands(tmp_path, nvidia_smi=nvidia)
+
+    def devices(**environment):
+        lines = dry(
+            'local_processes.sh', '2', '--config=a.py', PATH=path, **environment
+        ).splitlines()
+        words = [line.split("'") for line in lines]
+        return [[x[21:] for x in line if x.startswith('CUDA_VISIBLE_DEVICES=')] for line in words]
+
+    assert devices() == [['0,1'], ['2,3']]
+    assert devices(CUDA_VISIBLE_DEVICES='1,3') == [['1'], ['3']]
+    assert devices(CUDA_VISIBLE_DEVICES='') == [[], []]
+    result = start('local_processes.sh', '2', '--config=a.py', PATH=path, CUDA_VISIBLE_DEVICES='0')
+    assert result.returncode == 2
+    assert result.stderr == 'error: 2 processes cannot share 1 GPUs evenly\n'
+
+
 def test_tpu_slices_are_made_used_and_deleted():
     slice_ = dict(NAME='pod', ZONE='z', TYPE='v5litepod-64', RUNTIME='v2-alpha-tpuv5-lite')
     lines = dry('tpu_queued.sh', 'create', '--spot', **slice_)
     assert "'create' 'pod' '--node-id=pod' '--zone=z' '--accelerator-type=v5litepod-64'" in lines
     assert "'--spot'" in lines and 'pip install' in lines
-    assert 'rstar_jax.main --config=a.py' in dry('tpu_queued.sh', 'run', '--config=a.py', **slice_)
+    told = dry('tpu_queued.sh', 'run', *RUN, **slice_)
+    assert (
+        r'launch/tpu_host.sh --config=experiments/round3.py --workdir=/mnt/rstar/run\ with' in told
+    )
     assert "'delete' 'pod'" in dry('tpu_queued.sh', 'delete', **slice_)
     line = dry(
         'tpu_xpk.sh',
-        '--config=a.py',
+        *RUN,
         **dict(CLUSTER='c', WORKLOAD='w', TYPE='v5litepod-256', ZONE='z', PROJECT='p'),
     )
     assert line.startswith("'xpk' 'workload' 'create' '--cluster=c' '--workload=w'")
+    assert r'--workdir=/mnt/rstar/run\ with\ a\ space' in line
 
 
 @pytest.mark.parametrize(

@@ -51,6 +51,14 @@ def failing(capsys, *arguments: str) -> str:
         (['--config.search.one_size=no?'], '--config.search.one_size=no?: needs True or False'),
         (['--config.search.prompt=sf'], '--config.search.prompt=sf: needs one of sft, few_shot'),
         (['--config.last_round=0'], '--config.last_round=0: needs at least first_round=1'),
+        (
+            ['--config=experiments/quickstart.py:paper'],
+            'has no presets: leave :paper away',
+        ),
+        (
+            ['--config=experiments/ablations.py', '--workdir=x', '--stages=eval'],
+            '--stages=eval: ablations run all; --config.stages says which the rounds have',
+        ),
         (['--wrkdir=x'], "unknown flag 'wrkdir'. Did you mean: workdir ?"),
         (['--stages=serch'], '--stages=serch: no stage serch; did you mean search?'),
         (['extra'], 'extra: expected --name=value'),

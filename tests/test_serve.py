@@ -1,6 +1,7 @@
 """The chat endpoint: OpenAI's client against a scripted search, and the command with a real one."""
 
 import contextlib
+import dataclasses
 import functools
 import http.client
 import json
@@ -251,6 +252,8 @@ def test_requests_that_are_none(address):
     for method, path, body, status, text in [
         ('POST', '/v1/chat/completions', 'no', 400, 'not JSON'),
         ('POST', '/v1/chat/completions', '[]', 400, 'expected a JSON object'),
+        ('POST', '/v1/chat/completions', '[' * 100_000, 400, 'not JSON'),
+        ('POST', '/v1/chat/completions', json.dumps(asking('2 \ud800?')), 400, 'surrogate'),
         ('POST', '/v1/chat/completions', ' ' * (chat.BODY_BYTES + 1), 413, 'more than'),
         ('GET', '/v1/chat/completions', '', 405, 'Method Not Allowed'),
         ('GET', '/nowhere', '', 404, 'Not Found'),
@@ -259,6 +262,16 @@ def test_requests_that_are_none(address):
         response = connection.getresponse()
         error = json.loads(response.read())['error']
         assert response.status == status and text in error['message']
+
+
+def test_a_failure_of_the_server_is_told_in_the_same_form(client, live, monkeypatch):
+    def broken(*_):
+        raise ValueError('broken')
+
+    monkeypatch.setattr(live, 'submit', broken)
+    with pytest.raises(openai.InternalServerError, match='ValueError: broken') as caught:
+        client.chat.completions.create(**asking('Twice 1?'))
+    assert caught.value.body['type'] == 'server_error'
 
 
 def test_trees_are_those_of_a_search_of_its_own(workers):
@@ -304,6 +317,29 @@ def test_a_search_that_fails_tells_who_waits(workers, config):
             c.chat.completions.create(**asking('Twice 1?'))
     with pytest.raises(UserError, match='the search has ended'):
         live.submit('Twice 1?', 1, print)
+
+
+def test_answers_that_agree_end_a_request(workers, config):
+    """Two of five trees are grown; who waits is told that there will be no more."""
+    settings = dataclasses.replace(CONFIG, agree=2)
+
+    def two(question, prefix, n):
+        return ['<answer>\\boxed{2}.<end_of_answer>'] * n
+
+    expander = search.scripted(two, trees=4)
+    live = search.Live(config=settings, trees=4, workers=workers, expander=expander)
+    with served(live, config) as url, openai.OpenAI(base_url=url, api_key='-', timeout=60) as c:
+        for stream in (False, True):
+            asked = asking('Twice 1?', stream=stream, extra_body={'trajectories': 5})
+            made = c.chat.completions.create(**asked)
+            if stream:
+                told = [x.choices[0].delta for x in made if x.choices]
+                reasons = [getattr(x, 'reasoning_content', None) for x in told]
+                assert len([x for x in reasons if x]) == 2
+                assert 'boxed{2}' in told[-2].content
+            else:
+                assert '2 of 2 trajectories agree' in made.choices[0].message.content
+        assert live.busy == 0
 
 
 def test_a_port_that_is_taken(capsys):

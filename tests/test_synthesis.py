@@ -1,6 +1,7 @@
 """Problems written and answered by a scripted policy, and their way into a search."""
 
 import collections
+import dataclasses
 import functools
 import json
 
@@ -76,10 +77,10 @@ def run_search(problems, *, config, seed, trees, skip, leases, calls=None):
     )
 
 
-def synthesize(folder, config=None, run=run_search):
+def synthesize(folder, config=None, run=run_search, settings=SETTINGS):
     config = config or synthesis.Config(problems=len(TEXTS))
     overlap = Overlap({'training': KNOWN, 'eggs': [TEST]}, 13)
-    return synthesis.synthesize(KNOWN, overlap, config, SETTINGS, folder, run, number=2, seed=3)
+    return synthesis.synthesize(KNOWN, overlap, config, settings, folder, run, number=2, seed=3)
 
 
 def test_kept_are_those_whose_answers_agree(tmp_path):
@@ -101,6 +102,15 @@ def test_kept_are_those_whose_answers_agree(tmp_path):
     for config in (writing, solving):
         assert not config.use_ground_truth and config.temperature == 0.7
         assert config.candidates == config.rollouts == 1
+
+
+def test_a_search_that_ends_early_ends_no_problem_here(tmp_path):
+    """Each answer of ten counts, whatever is enough for the round's search."""
+    whole, calls = synthesize(tmp_path / 'whole'), []
+    early = dataclasses.replace(SETTINGS, tokens=1)
+    run = functools.partial(run_search, calls=calls)
+    assert synthesize(tmp_path / 'early', run=run, settings=early) == whole
+    assert [count for _, count in calls] == [9, 30]
 
 
 def test_more_have_to_agree_for_more_certain_answers(tmp_path):

@@ -9,7 +9,7 @@ import dataclasses
 
 from rstar_jax.errors import UserError
 
-BATCH = {'sft': (128, 4096), 'ppm': (512, 2048)}  # examples of a step, tokens: ALGORITHM section 5
+BATCH = {'sft': (128, 4096), 'ppm': (512, 2048)}  # examples of a step, tokens: the paper's
 
 
 @dataclasses.dataclass(frozen=True)

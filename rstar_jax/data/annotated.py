@@ -104,7 +104,7 @@ def annotate(tree: dict[str, Any] | Record, grade: Grade | None = None) -> Annot
     """Reads a tree.
 
     Args:
-      tree: interchange dict (ALGORITHM section 8: problem fields and `rstar`) or Record.
+      tree: interchange dict (problem fields and `rstar`) or Record.
       grade: (answer, ground truth) -> bool. When given it decides which answers are right, not the
         rewards: for trees that were searched without the ground truth.
 

@@ -1,4 +1,4 @@
-"""Training data out of finished trees: SFT trajectories and preference pairs (ALGORITHM section 4).
+"""Training data out of finished trees: SFT trajectories and preference pairs.
 
     trees -> annotate -> per tree: its best trajectories, its pairs, its outcomes
                       -> per problem: the 2 best trajectories of all its trees; dropped or not

@@ -1,4 +1,4 @@
-"""Preference pairs of a tree, node by node (ALGORITHM section 4), and the rules of curation.
+"""Preference pairs of a tree, node by node, and the rules of curation.
 
 What the rules leave open, and how it is read here:
 - *Completion* below a step: the trajectory from that step (included) on, to a correct answer for a

@@ -68,7 +68,7 @@ def _parquet(path: pathlib.Path) -> Iterator[Row]:
 
 def _hub(source: str, folder: pathlib.Path) -> Iterator[Row]:
     if importlib.util.find_spec('datasets') is None:
-        raise UserError(f"{source}: needs the package datasets: pip install 'rstar_jax[datasets]'")
+        raise UserError(f"{source}: needs the package datasets: pip install -e '.[datasets]'")
     import datasets
 
     name, split = _with_split(source.removeprefix(HUB), 'train')

@@ -61,7 +61,7 @@ class Endpoint:
             import openai
         except ImportError:
             raise UserError(
-                f"--config.policy.path={self.url}: needs pip install 'rstar_jax[endpoint]'"
+                f"--config.policy.path={self.url}: needs pip install -e '.[endpoint]'"
             ) from None
         if not self.model:
             raise UserError(f'--config.policy.model=: needs the name of a model at {self.url}')

@@ -1,4 +1,4 @@
-"""Every rule of ALGORITHM section 4 on a tree small enough to check by hand, then at random."""
+"""Every rule of curation on a tree small enough to check by hand, then at random."""
 
 import collections
 import dataclasses

@@ -292,6 +292,40 @@ def test_a_budget_of_tokens_buys_as_many_trees_as_come_nearest(tmp_path, stored)
         assert len(set(searcher.made)) == len(searcher.made) == 4 * (1 + 2 + 3)
 
 
+@pytest.mark.parametrize('stored', [False, True])
+@pytest.mark.parametrize('limit', [{'agree': 2}, {'tokens': 5}])
+def test_trees_that_are_not_wanted_any_more_are_left_out(tmp_path, stored, limit):
+    """Four samples of three tokens: two that agree are enough, and so are six tokens."""
+    settings = search.Config(rollouts=1, candidates=3, use_ground_truth=False, **limit)
+    config = evals.Config(settings, strategies=('sampled',), samples=4)
+    made = []
+
+    def texts(question, prefix, n):
+        made.append(question)
+        number = int(question.split()[-1])
+        return [f'<answer>\\boxed{{{number}}}.<end_of_answer>'] * n
+
+    class Counting(search.scripted):
+        def collect(self, running):
+            steps = super().collect(running)
+            return [dataclasses.replace(step, sampled=3) for step in steps]
+
+    with search.Workers.start(settings) as workers:
+
+        def run(problems, policy, ppm, **given):
+            return search.run(problems, expander=Counting(texts), workers=workers, **given)
+
+        folder = tmp_path if stored else None
+        rows = [
+            evaluate(run, folder, ppm=None, config=config)['benchmarks']['sums'] for _ in range(2)
+        ]
+    for row in rows:
+        sampled = row['strategies']['sampled']
+        assert (sampled['trajectories'], sampled['majority']) == (2, 1.0)
+        assert sampled['tokens_per_problem'] == 6
+    assert len(made) == 4 * (1 + 2) * (1 if stored else 2)
+
+
 def test_what_fewer_trees_would_have_given(tmp_path):
     config = dataclasses.replace(CONFIG, strategies=('unguided', 'mcts'))
     evaluate(Searcher(), tmp_path, config=config)

@@ -98,6 +98,10 @@ def _question(messages: Any) -> str:
         content = '\n'.join(parts) if all(isinstance(part, str) for part in parts) else None
     if not isinstance(content, str) or not content.strip():
         raise Refused("messages: expected a message of role 'user' with text", 'messages')
+    try:
+        content.encode()
+    except UnicodeEncodeError:
+        raise Refused('messages: half of a surrogate pair is no text', 'messages') from None
     return content.strip()
 
 
@@ -126,12 +130,16 @@ class Service:
             message = f'{request.method} {request.url.path}: {error.detail}'
             return JSONResponse(Refused(message).body, error.status_code)
 
+        async def failed(_, error: Exception) -> JSONResponse:
+            message = f'{type(error).__name__}: {error}'
+            return JSONResponse(Refused(message, status=500).body, 500)
+
         return Starlette(
             routes=[
                 Route('/v1/chat/completions', self.chat, methods=['POST']),
                 Route('/v1/models', self.models),
             ],
-            exception_handlers={Refused: refused, HTTPException: missed},
+            exception_handlers={Refused: refused, HTTPException: missed, Exception: failed},
         )
 
     async def models(self, _) -> Any:
@@ -163,7 +171,7 @@ async def _body(request) -> Any:
             raise Refused(f'the request has more than {BODY_BYTES} bytes', status=413)
     try:
         return json.loads(body)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise Refused(f'the request is not JSON ({error})') from None
 
 

@@ -59,7 +59,7 @@ def kind_of(path: str | pathlib.Path) -> str:
         return 'ppm'
     if re.fullmatch(r'round\d+', folder.absolute().name) and folder.is_dir():
         return 'round'
-    if any(folder.glob('round[0-9]*')):
+    if any(path.is_dir() for path in folder.glob('round[0-9]*')):
         return 'run'
     return 'policy'  # what else `models.load` reads, or says what is wrong with
 
@@ -120,6 +120,7 @@ def export_data(
             counts['trees.jsonl'] = data.export_trees(store, directory / 'trees.jsonl')
     if not counts:
         return None
+    shutil.rmtree(directory / 'array_record', ignore_errors=True)  # of an earlier export
     for folder in (curated, searched):
         for path in sorted(folder.glob('*.array_record')):
             (directory / 'array_record' / folder.name).mkdir(parents=True, exist_ok=True)
@@ -155,6 +156,11 @@ def export(
     if not made:
         raise UserError(f'{folder}: holds no finished policy, PPM or training data')
     return made
+
+
+def _has_model(source: pathlib.Path) -> bool:
+    finished = ((source / part / 'done.json').exists() for part in ('policy', 'ppm'))
+    return kind_of(source) != 'round' or any(finished)
 
 
 def _last_round(workdir: pathlib.Path) -> pathlib.Path:
@@ -335,6 +341,12 @@ def _run(arguments: Sequence[str]) -> int:
     name = options.push_to_hub
     if name:
         repositories([Exported('policy', pathlib.Path())], name)  # before the work
+        without = importlib.util.find_spec('torch') is None
+        if without and not options.dry_run and _has_model(pathlib.Path(options.checkpoint)):
+            raise UserError(
+                '--push_to_hub: needs torch, to compare what is pushed with transformers: '
+                'pip install torch'
+            )
     made = export(
         options.checkpoint, options.directory, options.dtype, license_=options.license, name=name
     )

@@ -2,7 +2,9 @@
 
 Of published models: the gigabytes that weights, gradients and moments hold, with the memory there
 is. Beside them a search keeps its trees' keys and values, a training its activations: a fifth of
-the memory is left to these. --plan of rstar_jax.main compiles and tells more, for TPU slices.
+the memory is left to these. A PPM guides the search from round 3 on, and whenever a policy is
+evaluated by search. LoRA ends as the whole model in float32. --plan of rstar_jax.main compiles and
+tells more, for TPU slices.
 """
 
 import math
@@ -23,19 +25,22 @@ from rstar_jax.training import lora
 
 LEFT = 0.2  # of the memory, to everything else
 RANK = 16  # of LoRA
-FULL = 16  # bytes a trained weight: itself, gradient, two moments, float32 each
+WIDE = 4  # bytes of a weight in float32
+FULL = 4 * WIDE  # of a trained one: itself, gradient, two moments
 
 
 def held(shape: models.Config, dtype: str) -> dict[str, float]:
-    """Bytes held by 'search', 'training' (in full) and 'LoRA' of a model."""
+    """Bytes held by 'search', 'search with PPM', 'training' (in full) and 'LoRA' of a model."""
     params = weights.flatten(models.decoder.abstract_params(shape))
     width, count = jnp.dtype(dtype).itemsize, sum(math.prod(x.shape) for x in params.values())
     dense = [x.shape for path, x in params.items() if lora.DENSE.fullmatch(path)]
     beside = RANK * sum(outputs + inputs for outputs, inputs in dense)
     return {
         'search': width * count,
+        'search with PPM': 2 * width * count,
         'training': FULL * count,
-        'LoRA': width * count + FULL * beside,
+        # While training, and when it is merged.
+        'LoRA': max(width * count + FULL * beside, WIDE * (count + beside)),
     }
 
 
@@ -44,11 +49,12 @@ def table(memory: float, dtype: str, count: int = 1) -> Table:
 
     Searches have the weights on every device, trainings share theirs out.
     """
-    rows = [('model', 'search', 'training, LoRA', 'training, in full')]
+    kinds = {'search': 1, 'search with PPM': 1, 'LoRA': count, 'training': count}
+    rows = [('model', 'search', 'search with PPM', 'training, LoRA', 'training, in full')]
     for name, shape in published.SHAPES.items():
         needs = held(shape, dtype)
         cells = []
-        for kind, devices in (('search', 1), ('LoRA', count), ('training', count)):
+        for kind, devices in kinds.items():
             fits = needs[kind] <= (1 - LEFT) * memory * devices
             cells.append(f'{"fits" if fits else "no":4} {needs[kind] / 1e9:6.1f} GB')
         rows.append((name, *cells))

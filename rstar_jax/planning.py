@@ -13,6 +13,7 @@ work is reported.
 import dataclasses
 import functools
 import os
+import pathlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,7 +25,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
-from rstar_jax import models, parallel, search, sources, training
+from rstar_jax import ledger, models, parallel, search, sources, training
 from rstar_jax.errors import UserError
 from rstar_jax.keys import PREVIOUS, STAGES
 from rstar_jax.models import heads, published, sharding
@@ -156,20 +157,8 @@ def _settings_line(settings: ConfigDict) -> str:
 
 
 HEADER = (
-    'model',
-    'tensor',
-    'trees',
-    'most',
-    'slots',
-    'weights',
-    'planned',
-    'decode',
-    'score',
-    'a tree',
-    'compile',
-    'GFLOP',
-    'MB',
-    'tokens/s',
+    *('model', 'tensor', 'trees', 'most', 'slots', 'weights', 'planned', 'decode', 'score'),
+    *('a tree', 'compile', 'GFLOP', 'MB', 'tokens/s'),
 )
 ROW = '{:18} {:>6} {:>5} {:>5} {:>5} {:>8} {:>8} {:>7} {:>7} {:>7} {:>8} {:>7} {:>7}  {}'
 NOTES = """\
@@ -248,8 +237,12 @@ def models_of(path: str, base: str = '') -> dict[str, models.Config]:
     path = base if base and path == PREVIOUS else path
     if path in ('', PREVIOUS, sources.TINY):
         return {name: published.SHAPES[name] for name in published.PAPER}
-    if os.path.exists(path):
-        return {os.path.basename(path): models.read_config(path)}
+    folder = pathlib.Path(path).expanduser()
+    if sources.holds_model(folder):  # that a training wrote
+        about = ledger.read_json(folder / 'model.json')
+        return {folder.name: models.Config.from_dict(about['config'])}
+    if folder.exists():
+        return {folder.name: models.read_config(folder)}
     return {published.find(path) or path: published.shape(path)}
 
 
@@ -270,7 +263,7 @@ def slice_chips(topology: str) -> list[Any]:
         reason = ' '.join(str(error).split())[:160]
         raise UserError(
             f'--plan={topology}: expected a TPU slice such as v5e:2x4, and the compiler of the '
-            f'extra `plan` (pip install -e .[plan]): {reason}'
+            f'extra `plan` (pip install -e ".[plan]"): {reason}'
         ) from None
 
 

@@ -19,6 +19,7 @@ NEEDED = {
     'eval': ('policy',),
     'export': ('policy',),
 }
+_selected: dict[str, list[str]] = {}  # told of the problems in this check, by their settings
 
 
 def check(rows: Sequence[tuple[Round, str]]) -> list[str]:
@@ -31,6 +32,7 @@ def check(rows: Sequence[tuple[Round, str]]) -> list[str]:
       UserError: what is missing or cannot be meant.
     """
     told: list[str] = []
+    _selected.clear()
     made: set[pathlib.Path] = set()
     for round_, name in rows:
         needed = () if name == 'curate' and _given(round_) else NEEDED.get(name, ())
@@ -98,6 +100,14 @@ def _synthesize(round_: Round, made: set[pathlib.Path]) -> list[str]:
 def _search(round_: Round, made: set[pathlib.Path]) -> list[str]:
     sources.search_config(round_.config)
     _searching_models(round_, made)
+    names = ('benchmarks', 'folder', 'limit')
+    key = repr((round_.config.data, [round_.config.eval[name] for name in names]))
+    if key not in _selected:  # many problems take a minute to read: not in every round again
+        _selected[key] = _left_out(round_)
+    return _selected[key]
+
+
+def _left_out(round_: Round) -> list[str]:
     kept, left_out, _ = sources.split_problems(round_)
     if not left_out:
         return []

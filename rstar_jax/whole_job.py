@@ -57,7 +57,7 @@ PROCESSOR = Assumed(decode=1.0, prefill=0.4, train=0.45, idle=0.1, start=60.0)
 
 @dataclasses.dataclass(frozen=True)
 class Statistics:
-    """Of a small run, on average.
+    """Of a small run, on average; trees of `search.more_rollouts` count for `path` alone.
 
     sampled: tokens of a tree. path: of its longest path, the most of any tree, without what all
     prompts begin with. read, scored: tokens of a tree that policy and PPM are run on besides
@@ -156,17 +156,26 @@ def statistics(workdir: pathlib.Path) -> tuple[int, Statistics]:
             'hundred problems with the settings of the whole one'
         )
     folder = done[-1].parents[1]
-    counters, solved, longest = [], 0, 0
+    settings = (ledger.read_json(workdir / 'config.json') or {}).get(folder.name, {})
+    counters, longest = [], 0
     first: list[int] | None = None  # what all prompts begin with
-    searched = set()
+    searched, solved = set(), set()
     with data.TreeStore(folder / 'search', writer=None) as store:
+        most = settings.get('search.trees', 1)
+        if tokens_asked := settings.get('search.mean_tokens', 0):
+            most = search.trees_for(
+                tokens_asked, [r.counters['sampled_tokens'] for r in store if r.tree == 0]
+            )
         for record in store:
-            counters.append(record.counters)
-            solved += record.solved
-            searched.add(record.problem['index'])
             longest = max(longest, _longest_path(record))
             prompt = record.tokens[0]
             first = prompt if first is None else _common(first, prompt)
+            if record.tree >= most:
+                continue
+            counters.append(record.counters)
+            searched.add(record.problem['index'])
+            if record.solved:
+                solved.add(record.problem['index'])
     trees = len(counters)
     if not trees:
         raise UserError(f'--workdir={workdir}: {folder.name} holds no trees')
@@ -177,28 +186,34 @@ def statistics(workdir: pathlib.Path) -> tuple[int, Statistics]:
     curated = ledger.read_json(done[-1])
     figures = curated['figures']
     problems = figures.get('problems') or len(searched)  # examples out of files: none
-    settings = (ledger.read_json(workdir / 'config.json') or {}).get(folder.name, {})
     examples, tokens = {}, {}
     for section, (name, kind) in SECTIONS.items():
         trained = ledger.read_json(folder / name / 'done.json')
         if trained and figures.get(kind):
             told = trained['figures']
-            count = figures[kind] - told.get('held_out_pairs', told.get('held_out', 0))
-            examples[kind] = count / problems
-            tokens[kind] = told['tokens'] / (count * settings[f'training.{section}.epochs'])
+            examples[kind] = told['examples'] / problems
+            seen = told['examples'] * settings[f'training.{section}.epochs']
+            tokens[kind] = told['tokens'] / seen
     sampled = mean('sampled_tokens')
     return int(folder.name.removeprefix('round')), Statistics(
         sampled=sampled,
         path=longest - len(first or ()),
         read=max(0.0, mean('policy_computed') - sampled),
         scored=mean('ppm_computed'),
-        solved=solved / trees,
+        solved=len(solved) / len(searched),
         examples=examples,
         tokens=tokens,
         curate=curated['seconds'] / problems,
         evaluated=_evaluated(folder / 'eval' / 'results.json'),
         trees=trees,
     )
+
+
+def _first_trees(config: ConfigDict, found: Statistics) -> int:
+    """Trees of each problem, without those of `search.more_rollouts`."""
+    if config.search.mean_tokens:
+        return search.trees_for(config.search.mean_tokens, [found.sampled])
+    return config.search.trees
 
 
 def _platform(chips: Sequence[Any]) -> str:
@@ -256,7 +271,7 @@ def compiled(
         if processor:
             dtype = jnp.dtype(config.policy.dtype or default_dtype())
             dtypes = dtype, state.cache_dtype('cpu', dtype)
-        trees = -(-problems * config.search.trees // len(chips))
+        trees = -(-problems * _first_trees(config, found) // len(chips))
         host = planning.host_chips(chips)
         one = planning.plan_model(settings, host, memory, shape, trees, *dtypes)
         if one is None:
@@ -311,7 +326,7 @@ def hours(
     Trees of `search.more_rollouts` are those of the problems that are not solved, as long as the
     first ones by their rollouts.
     """
-    trees = problems * config.search.trees
+    trees = problems * _first_trees(config, found)
     unsolved = problems * (1 - found.solved)
     trees += unsolved * sum(n / config.search.rollouts for n in config.search.more_rollouts)
     rows = {}

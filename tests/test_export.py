@@ -176,6 +176,12 @@ def test_data_in_every_form_and_their_card(run, exported):
     assert [(p['chosen'], p['rejected']) for p in trl] == [(p['pos'], p['neg']) for p in pairs]
     assert sum(1 for _ in data.import_trees(folder / 'trees.jsonl')) == 4
     assert list(data.load_examples(folder / 'array_record' / 'curate', 'sft')) == sft
+    # A second export puts its files in the place of the first one's.
+    files = {path.name: path.read_bytes() for path in folder.rglob('*.array_record')}
+    (folder / 'array_record' / 'search' / 'old-00000.array_record').write_bytes(b'old')
+    export.export_data(run / 'round1', folder, name='me/small-data')
+    again = {path.name: path.read_bytes() for path in folder.rglob('*.array_record')}
+    assert files and again == files
     card = hub.DatasetCard.load(folder / 'README.md')
     files = {row['config_name']: row['data_files'] for row in card.data.configs}
     assert files['sft'] == 'sft.json' and files['preference'] == 'trl_preference.jsonl'
@@ -246,6 +252,14 @@ def test_nothing_is_pushed_unseen(exported, tmp_path, monkeypatch, capsys):
     assert 'not compared with transformers' in capsys.readouterr().out
     assert export.main(arguments) == 2
     assert 'pip install torch' in capsys.readouterr().err
+    # That it is missing is told before the work.
+    monkeypatch.setattr(export.importlib.util, 'find_spec', lambda name: None)
+    monkeypatch.setattr(export, 'export', None)
+    assert export.main(arguments) == 2
+    assert '--push_to_hub: needs torch' in capsys.readouterr().err
+    (tmp_path / 'round1').mkdir()  # of data alone it is not asked
+    with pytest.raises(TypeError):
+        export.main([str(tmp_path / 'round1'), *arguments[1:]])
 
 
 def test_a_push_that_the_hub_refuses(exported, monkeypatch, tmp_path, capsys):
@@ -277,7 +291,10 @@ def test_mistakes(arguments, message, tmp_path, monkeypatch, capsys):
 
 
 def test_a_run_without_anything_to_export(tmp_path):
+    (tmp_path / 'round1.log').touch()
+    assert export.kind_of(tmp_path) == 'policy'
     (tmp_path / 'round1').mkdir()
+    assert export.kind_of(tmp_path) == 'run'
     with pytest.raises(UserError, match='none of its rounds has a finished policy'):
         export.export(str(tmp_path), str(tmp_path / 'out'))
     with pytest.raises(UserError, match='holds no finished policy'):

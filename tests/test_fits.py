@@ -10,8 +10,10 @@ def test_bytes_of_a_published_model():
     parameters = 494_032_768  # Qwen's model card: 0.49B
     assert half['search'] == 2 * parameters and whole['search'] == 4 * parameters
     assert half['training'] == 16 * parameters
-    # Rank 16 beside the dense layers: 8,798,208 numbers.
-    assert half['LoRA'] == 2 * parameters + 16 * 8_798_208
+    assert half['search with PPM'] == 2 * half['search']
+    # Rank 16 beside the dense layers: 8,798,208 numbers. Merged, all is in float32.
+    assert whole['LoRA'] == 4 * parameters + 16 * 8_798_208
+    assert half['LoRA'] == 4 * (parameters + 8_798_208)
 
 
 def rows_of(table) -> dict[str, str]:
@@ -23,9 +25,13 @@ def rows_of(table) -> dict[str, str]:
 
 def test_what_fits(capsys):
     rows = rows_of(fits.table(15.75e9, 'bfloat16'))
-    assert rows['qwen2.5-math-7b'].split()[1::3] == ['no', 'no', 'no']
-    assert rows['qwen2.5-math-1.5b'].split()[1::3] == ['fits', 'fits', 'no']
-    assert rows['qwen2.5-coder-0.5b'].split()[1::3] == ['fits', 'fits', 'fits']
+    assert rows['qwen2.5-math-7b'].split()[1::3] == ['no', 'no', 'no', 'no']
+    assert rows['qwen2.5-math-1.5b'].split()[1::3] == ['fits', 'fits', 'fits', 'no']
+    assert rows['qwen2.5-coder-0.5b'].split()[1::3] == ['fits', 'fits', 'fits', 'fits']
+    tight = rows_of(fits.table(16e9, 'float32'))
+    assert tight['qwen2.5-math-1.5b'].split()[1::3] == ['fits', 'fits', 'fits', 'no']
+    tight = rows_of(fits.table(15e9, 'float32'))
+    assert tight['qwen2.5-math-1.5b'].split()[1::3] == ['fits', 'no', 'fits', 'no']
     shared = rows_of(fits.table(15.75e9, 'bfloat16', 8))
-    assert shared['qwen2.5-math-1.5b'].split()[1::3] == ['fits', 'fits', 'fits']
+    assert shared['qwen2.5-math-1.5b'].split()[1::3] == ['fits', 'fits', 'fits', 'fits']
     assert fits.main() == 0 and 'CPU with' in capsys.readouterr().out

@@ -15,12 +15,12 @@ from jax.sharding import PartitionSpec as P
 from rstar_jax import configs, models, parallel, planning, search, training
 from rstar_jax.bench import plans
 from rstar_jax.errors import UserError
-from rstar_jax.models import published
+from rstar_jax.models import published, tiny
 from rstar_jax.parallel import collectives
 from rstar_jax.parallel.mesh import GLOBAL_AXES
 from rstar_jax.search import tree
 from rstar_jax.search.engine import copies, devices, memory, sizes, state
-from rstar_jax.training import attention, recompute, step
+from rstar_jax.training import attention, checkpoints, recompute, step
 from rstar_jax.training import planning as trainings
 
 GIB = planning.GIB
@@ -196,6 +196,9 @@ def test_what_a_training_holds_are_the_arrays_that_it_makes(kind, lora):
     made = step.Compiled(TRAINED, settings, planned.loss, mesh, 9, planned.new_rows)
     state = made.init(params)
     leaves = jax.tree.leaves((state, made._frozen))
+    least = step.merging(made._frozen) + parallel.bytes_on_a_device(state['params'])
+    tight = trainings.Training(kind, settings, TRAINED, mesh, least - 1)
+    assert not lora or tight.compile() == (least, None)
     assert planned.held == made.held(state) == sum(x.addressable_data(0).nbytes for x in leaves)
     shapes = jax.tree.leaves((planned.state, planned.frozen))
     assert [(x.shape, x.dtype) for x in shapes] == [(x.shape, x.dtype) for x in leaves]
@@ -473,3 +476,14 @@ def test_a_training_on_a_real_slice(monkeypatch):
     # What attention's kernel gives is kept: backwards there are its backward parts alone.
     found = re.findall(r'%splash_mha_([a-z]+)\S* = .*"tpu_custom_call"', '\n'.join(texts))
     assert sorted(found) == ['dkv', 'dq', 'fwd']
+
+
+def test_models_on_disk_are_planned_by_their_shape(tmp_path, monkeypatch):
+    policy = tiny.policy(['print(1)\n x'], num_layers=1)
+    checkpoints.save_model(policy, tmp_path / 'trained')
+    models.save(policy, tmp_path / 'hf')
+    monkeypatch.setenv('HOME', str(tmp_path))
+    for path in (f'{tmp_path}/trained', '~/trained', '~/hf/'):
+        ((name, shape),) = planning.models_of(path).items()
+        assert name == path.strip('/').rpartition('/')[2]
+        assert shape.embed_dim == policy.config.embed_dim and shape.num_layers == 1

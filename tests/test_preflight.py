@@ -5,7 +5,9 @@ import shutil
 
 import pytest
 
-from rstar_jax import ledger, main, models
+from rstar_jax import configs, ledger, main, models, preflight, sources
+from rstar_jax.progress import Events
+from rstar_jax.sources import Round
 from rstar_jax.training import checkpoints
 from tests.worlds import REPOSITORY, command
 
@@ -33,6 +35,22 @@ def test_wrong_problem_files_are_one_line(world, tmp_path, capsys, content, mess
     assert not (tmp_path / 'run' / 'round1').exists()
     assert main.main([*arguments[:-1], '--stages=search', '--config.data.problems=also.json']) == 2
     assert 'also.json' in capsys.readouterr().err
+
+
+def test_problems_that_rounds_share_are_read_once(tmp_path, monkeypatch):
+    read = []
+    monkeypatch.setattr(preflight, '_searching_models', lambda round_, made: None)
+    monkeypatch.setattr(sources, 'split_problems', lambda r: read.append(r.number) or ([], {}, {}))
+    config, other = configs.default(), configs.default()
+    other.data.overlap = config.data.overlap + 1
+    rounds = [
+        Round(used, tmp_path, number, Events(None))
+        for number, used in enumerate((config, config, other), 1)
+    ]
+    preflight.check([(round_, 'search') for round_ in rounds])
+    assert read == [1, 3]
+    preflight.check([(rounds[1], 'search')])  # files may have changed since
+    assert read == [1, 3, 2]
 
 
 LATER = [

@@ -60,6 +60,7 @@ def test_more_trees_and_harder_problems_take_longer():
     more = config(rollouts=16, more_rollouts=(64, 128))
     assert hours(more)['search'] == pytest.approx(once * (1 + 0.25 * (4 + 8)))
     assert hours(more, solved=1.0)['search'] == pytest.approx(once)
+    assert hours(config(trees=8, mean_tokens=3100))['search'] == pytest.approx(3 * once)
     assert 'eval' not in hours(config(), evaluated=0.0)
 
 
@@ -85,7 +86,7 @@ def test_a_small_run_tells_what_trees_are_like(tmp_path):
             store.append(dataclasses.replace(record, **about))
     figures = {'problems': 2, 'sft': 4, 'pairs': 0}
     ledger.write_json(round_ / 'curate' / 'done.json', {'seconds': 5.0, 'figures': figures})
-    trained = {'figures': {'tokens': 900, 'held_out': 1}}
+    trained = {'figures': {'tokens': 900, 'examples': 3, 'held_out': 1}}
     ledger.write_json(round_ / 'policy' / 'done.json', trained)
     ledger.write_json(tmp_path / 'config.json', {'round2': {'training.sft.epochs': 3}})
     row = {'problems': 10, 'strategies': {'greedy': {'tokens_per_problem': 7.0}}}
@@ -104,6 +105,32 @@ def test_a_small_run_tells_what_trees_are_like(tmp_path):
         evaluated=70.0,
         trees=2,
     )
+
+
+@pytest.mark.parametrize(
+    ('asked', 'trees', 'solved', 'sampled'),
+    [
+        ({}, 10, 0.6, 1000.0),
+        ({'search.trees': 2}, 14, 0.8, (10 * 1000 + 4 * 4000) / 14),
+        ({'search.mean_tokens': 2100}, 14, 0.8, (10 * 1000 + 4 * 4000) / 14),
+    ],
+)
+def test_further_trees_of_unsolved_problems_are_no_part_of_the_means(
+    tmp_path, asked, trees, solved, sampled
+):
+    round_ = tmp_path / 'round4'
+    longer = [(range(10), 1000, 6), (range(6, 10), 4000, 8), (range(8, 10), 8000, 8)]
+    with data.TreeStore(round_ / 'search') as store:
+        for number, (indices, tokens, right) in enumerate(longer):
+            for index in indices:
+                problem = {'index': index, 'question': 'q', 'answer': '1'}
+                answers = [('1', 0.5, index < right)]
+                store.append(tree(problem, number, answers, tokens=float(tokens)))
+    figures = {'problems': 10, 'sft': 8, 'pairs': 0}
+    ledger.write_json(round_ / 'curate' / 'done.json', {'seconds': 1.0, 'figures': figures})
+    ledger.write_json(tmp_path / 'config.json', {'round4': asked})
+    _, found = whole_job.statistics(tmp_path)
+    assert (found.trees, found.solved, found.sampled) == (trees, solved, pytest.approx(sampled))
 
 
 def plans(mesh):
@@ -152,6 +179,9 @@ def test_speeds_follow_from_the_plans_limits(monkeypatch, platform, step):
     assert asked['sft'] == 500 and asked['ppm'] == 250
     path, host, trees, (dtype, kv_dtype) = asked['search']
     assert (path, host, trees) == (512, 4, 450)
+    several = config(trees=8, mean_tokens=2000)
+    whole_job.compiled(several, 3600, FOUND, devices, 2**34, SHAPE, ('search',))
+    assert asked['search'][2] == 900
     if platform == 'tpu':
         assert dtype == kv_dtype == planning.DTYPE
     else:  # the machine's own; of bfloat16 the bits

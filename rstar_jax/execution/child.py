@@ -66,8 +66,7 @@ class _Child:
         poll = select.poll()
         poll.register(self.output, select.POLLIN)
         poll.register(self.parent.channel, 0)
-        bound = self.parent.limits['scratch_mb'] * 2**20
-        last = time.monotonic()
+        last = measured = time.monotonic()
         while True:
             now = time.monotonic()
             if now - last > _STOPPED:  # this process was stopped, and with it the child
@@ -83,8 +82,14 @@ class _Child:
                 if not part:
                     return
                 yield part
-            if not events and scratch.too_big(self.parent.scratch, bound):
-                raise Broken('scratch')
+            if time.monotonic() - measured >= _TICK:
+                self.measure()
+                measured = time.monotonic()
+
+    def measure(self) -> None:
+        """Broken where the child's files are too big."""
+        if scratch.too_big(self.parent.scratch, self.parent.limits['scratch_mb'] * 2**20):
+            raise Broken('scratch')
 
     def end(self) -> int:
         """Kill the child and whatever it left; its wait status."""
@@ -123,6 +128,7 @@ class Once(_Child):
                 if at > limit or size > _ENDING_BYTES:
                     raise Broken('printed')
                 if len(data) >= start + size:
+                    self.measure()
                     return {
                         'output': data[:at].decode('utf-8', 'replace'),
                         'ending': data[start : start + size].decode('utf-8', 'replace'),

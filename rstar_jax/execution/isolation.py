@@ -221,7 +221,9 @@ def _landlock(scratch: str) -> Callable[[], None] | None:
 
 
 def _seccomp() -> Callable[[], None] | None:
-    return seccomp.Filter().enforce if seccomp.supported() else None
+    if not seccomp.supported():
+        return None
+    return seccomp.Filter(truncating=landlock.version() >= landlock.TRUNCATES).enforce
 
 
 def readable_paths() -> list[str]:

@@ -19,6 +19,7 @@ REMOVE_FILE, MAKE_REG, TRUNCATE = 1 << 5, 1 << 8, 1 << 14
 _FILE_RIGHTS = (1 << 0) | WRITE_FILE | READ_FILE | TRUNCATE | (1 << 15)
 READ = READ_FILE | READ_DIR
 SCRATCH = READ | WRITE_FILE | REMOVE_FILE | MAKE_REG | TRUNCATE  # no folders, links, sockets, pipes
+TRUNCATES = 3  # the first version that says which files may be truncated
 # Rights that each version of the interface knows: the bits below.
 _FS_BITS = {1: 13, 2: 14, 3: 15, 4: 15, 5: 16}
 _NET_ALL, _SCOPE_ALL = 0b11, 0b11

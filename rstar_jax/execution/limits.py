@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 
@@ -68,7 +69,7 @@ def format_output(text: str) -> str:
     that is shorter; over 1,024 characters the middle is cut out.
     """
     text = text.strip()
-    if _FLOAT.fullmatch(text):
+    if _FLOAT.fullmatch(text) and math.isfinite(float(text)):
         rounded = str(round(float(text), 4))
         if len(rounded) < len(text):
             text = rounded

@@ -27,8 +27,7 @@ CALLS: dict[str, tuple[int, int]] = {
     'access': (21, -1), 'faccessat': (269, 48), 'faccessat2': (439, 439), 'open': (2, -1),
     'openat': (257, 56), 'getdents64': (217, 61), 'getcwd': (79, 17), 'chdir': (80, 49),
     'readlink': (89, -1), 'readlinkat': (267, 78), 'unlink': (87, -1), 'unlinkat': (263, 35),
-    'rename': (82, -1), 'renameat': (264, 38), 'renameat2': (316, 276), 'truncate': (76, 45),
-    'umask': (95, 166),
+    'rename': (82, -1), 'renameat': (264, 38), 'renameat2': (316, 276), 'umask': (95, 166),
     # memory
     'mmap': (9, 222), 'munmap': (11, 215), 'mprotect': (10, 226), 'mremap': (25, 216),
     'madvise': (28, 233), 'brk': (12, 214), 'mincore': (27, 232), 'msync': (26, 227),
@@ -56,11 +55,15 @@ BY_ARGUMENT = (
     ((72, 25), 1, (0, 1, 2, 3, 4, 1030)),  # fcntl: duplicates and flags; no owners, no leases
     ((302, 261), 2, (0,)),  # prlimit64: reading only
 )
+_TRUNCATE = (76, 45)
+# open and openat, where in their arguments the flags are.
+_OPENS = (((2, -1), 1), ((257, 56), 2))
+_ACCESS_OR_TRUNCATE, _O_TRUNC = 0x203, 0x200
 _CLONE3 = 435
 _ARCHITECTURES = {'x86_64': (0, 0xC000003E), 'aarch64': (1, 0xC00000B7)}
 _SECCOMP = (317, 277)
 ALLOW, KILL, ERRNO = 0x7FFF0000, 0x80000000, 0x00050000
-_LOAD, _EQUAL, _AT_LEAST, _RETURN = 0x20, 0x15, 0x35, 0x06
+_LOAD, _EQUAL, _AT_LEAST, _AND, _RETURN = 0x20, 0x15, 0x35, 0x54, 0x06
 _NR, _ARCH, _ARGUMENTS = 0, 4, 16
 _SPEC_ALLOW = 1 << 2  # no slower branch prediction: the child holds no secrets
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -76,11 +79,16 @@ def supported() -> bool:
 
 
 class Filter:
-    """The assembled filter; `enforce` puts it on this thread for good (needs no_new_privs)."""
+    """The assembled filter; `enforce` puts it on this thread for good (needs no_new_privs).
 
-    def __init__(self) -> None:
+    Args:
+      truncating: whether files may be emptied that are not open for writing; only where something
+        else says which.
+    """
+
+    def __init__(self, truncating: bool) -> None:
         self._column, architecture = _ARCHITECTURES[platform.machine()]
-        self._bytes = assemble(self._column, architecture)
+        self._bytes = assemble(self._column, architecture, truncating)
         self._program = _Program(len(self._bytes) // 8, self._bytes)
 
     def enforce(self) -> None:
@@ -90,12 +98,13 @@ class Filter:
             raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
 
 
-def assemble(column: int, architecture: int) -> bytes:
+def assemble(column: int, architecture: int, truncating: bool) -> bytes:
     """Classic BPF: architecture, then each call of the lists, EPERM at the end.
 
     Args:
       column: of the number tables.
       architecture: AUDIT_ARCH_* constant; another one (32-bit calls) ends the process.
+      truncating: as of Filter.
     """
     code = [
         (_LOAD, 0, 0, _ARCH),
@@ -115,6 +124,20 @@ def assemble(column: int, architecture: int) -> bytes:
             body.append((_EQUAL, len(values) - index, 0, value))
         body += [(_RETURN, 0, 0, ERRNO | errno.EPERM), (_RETURN, 0, 0, ALLOW)]
         code += [(_EQUAL, 0, len(body), numbers[column]), *body]
+    if truncating:
+        code += [(_EQUAL, 0, 1, _TRUNCATE[column]), (_RETURN, 0, 0, ALLOW)]
+    else:  # nor by opening with O_TRUNC, but for what Landlock takes for writing: modes 1 and 2
+        for numbers, argument in _OPENS:
+            body = [
+                (_LOAD, 0, 0, _ARGUMENTS + 8 * argument),
+                (_AND, 0, 0, _ACCESS_OR_TRUNCATE),
+                (_EQUAL, 1, 0, _O_TRUNC),
+                (_EQUAL, 0, 1, _ACCESS_OR_TRUNCATE),
+                (_RETURN, 0, 0, ERRNO | errno.EPERM),
+                (_RETURN, 0, 0, ALLOW),
+            ]
+            if numbers[column] >= 0:
+                code += [(_EQUAL, 0, len(body), numbers[column]), *body]
     allowed = sorted(pair[column] for pair in CALLS.values() if pair[column] >= 0)
     for number in allowed:
         code += [(_EQUAL, 0, 1, number), (_RETURN, 0, 0, ALLOW)]

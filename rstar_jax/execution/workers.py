@@ -195,7 +195,7 @@ class Workers:
         self.missing: list[str] = []
         self.computed = self.remembered = 0
         _remove_stale()
-        self._base = tempfile.mkdtemp(prefix=f'{_PREFIX}{os.getpid()}-')
+        self._base = tempfile.mkdtemp(prefix=f'{_prefix()}{os.getpid()}-')
         self._threads = [
             threading.Thread(target=self._serve, name=f'rstar-worker-{number}', daemon=True)
             for number in range(count or cores())
@@ -366,12 +366,20 @@ def _root() -> str:
     return os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 
+def _prefix() -> str:
+    """Of the folders of this host and container: others may share the folder, not process ids."""
+    place = socket.gethostname()
+    with contextlib.suppress(OSError):
+        place += f'/{os.stat("/proc/self/ns/pid").st_ino}'
+    return f'{_PREFIX}{hashlib.blake2b(place.encode(), digest_size=4).hexdigest()}-'
+
+
 def _remove_stale() -> None:
-    """Scratch folders of main processes that died with their workers at once."""
-    folder = tempfile.gettempdir()
+    """Scratch folders of main processes here that died with their workers at once."""
+    folder, prefix = tempfile.gettempdir(), _prefix()
     for name in os.listdir(folder):
-        if name.startswith(_PREFIX):
-            owner = name.removeprefix(_PREFIX).split('-')[0]
+        if name.startswith(prefix):
+            owner = name.removeprefix(prefix).split('-')[0]
             if owner.isdigit() and not _alive(int(owner)):
                 shutil.rmtree(os.path.join(folder, name), ignore_errors=True)
 

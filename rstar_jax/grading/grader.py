@@ -60,7 +60,7 @@ class Grader:
                 hard.append(self._ask({'pair': [cleaned, other]}))
         if not hard:
             return _done(False)
-        return _mapped(hard[0]) if len(hard) == 1 else _any(hard)
+        return hard[0] if len(hard) == 1 else _any(hard)
 
     def equivalent(self, answer: str, truth: str | Sequence[str]) -> bool:
         """`submit`, waited for."""
@@ -80,7 +80,10 @@ class Grader:
         key_of = {text: (keys[text].result() if text in keys else None) for text in distinct}
         groups: dict[str, list[str]] = {}
         for text in distinct:
-            groups.setdefault(key_of[text] or f'only:{text}', []).append(text)
+            name = key_of[text] or f'only:{text}'
+            while name in groups and plain.verdict(text, groups[name][0]) is False:
+                name += "'"  # a key has 9 digits, and no units
+            groups.setdefault(name, []).append(text)
         heads: list[tuple[str, int]] = []
         class_of: dict[str, int] = {}
         for name, members in groups.items():
@@ -149,12 +152,8 @@ def _done(value: bool) -> Future[bool]:
     return future
 
 
-def _mapped(future: Future) -> Future[bool]:
-    return future
-
-
 def _any(futures: list[Future]) -> Future[bool]:
-    """True as soon as one is; False when all are."""
+    """True as soon as one is, False when all are; an error as soon as there is one."""
     whole: Future[bool] = Future()
     left = [len(futures)]
     lock = threading.Lock()
@@ -164,7 +163,14 @@ def _any(futures: list[Future]) -> Future[bool]:
             left[0] -= 1
             if whole.done():
                 return
-            if not one.cancelled() and one.result():
+            if one.cancelled():
+                answer = False
+            elif one.exception() is not None:
+                whole.set_exception(one.exception())
+                return
+            else:
+                answer = one.result()
+            if answer:
                 whole.set_result(True)
             elif not left[0]:
                 whole.set_result(False)

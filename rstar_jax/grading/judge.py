@@ -16,6 +16,8 @@ from rstar_jax.grading import normalise, plain, structure
 _POINTS = 3
 _DIGITS = 25
 _CLOSE = 1e-9
+_LARGE = 1e9  # from here on, whole numbers that differ may be as close as that
+_TWO_NUMBERS = re.compile(r'(?<![\d.^_])[\d.]+ \d+(?![\d/])')  # not one: 1 2/3 is
 _RELATION = re.compile(r'[<>=]|\\(?:le|ge|ne|lt|gt|neq)(?![a-z])')
 
 
@@ -83,6 +85,9 @@ def same(a: str, b: str) -> bool:
         return '1' in matrix.brackets.split('x') and ordered(one.parts, two.parts)
     if kinds == {'tuple'}:
         return one.brackets == two.brackets and ordered(one.parts, two.parts)
+    if kinds == {'tuple', 'set'}:  # a Python list may be meant as a set
+        brackets = one.brackets or two.brackets
+        return brackets == '[]' and unordered(_spread(one.parts), _spread(two.parts))
     if kinds == {'tuple', 'list'}:
         brackets = one.brackets or two.brackets
         return (unordered if brackets == '[]' else ordered)(one.parts, two.parts)
@@ -186,6 +191,8 @@ def parse(text: str):
     from math_verify.grader import should_treat_as_complex
     from sympy import Basic, I, MatrixBase
 
+    if _TWO_NUMBERS.search(text):
+        return None
     try:
         found = latex2sympy(
             text,
@@ -216,6 +223,8 @@ def same_values(a, b, one=None, two=None) -> bool | None:
         x, y = value(a, {}), value(b, {})
         if x is None or y is None:
             return None
+        if abs(x) >= _LARGE and a.is_integer and b.is_integer:
+            return round(a) == round(b)
         if close(x, y):
             return True
         for rounded, exact, gap in ((one, y, abs(x - y)), (two, x, abs(x - y))):
@@ -306,7 +315,8 @@ def symbolic(a: str, b: str) -> bool:
 def key(answer: str) -> str:
     """A text that equivalent answers share, where values can tell it; else the answer itself.
 
-    One leaf's key is its value (at the fixed points) to 9 digits; a form's key is its parts'.
+    One leaf's key is its value (at the fixed points) to 9 digits, or to all of its whole part; a
+    form's key is its parts'.
     """
     _name, text = structure.assignment(answer)
     found = structure.form(text)
@@ -325,19 +335,24 @@ def _leaf_key(text: str) -> str:
     unit = '%' if unit == '%' else ''
     number = plain.number(text)
     if number is not None:
-        return f'{_short(complex(number.value))}{unit}'
+        return f'{_short(complex(number.value), number.value)}{unit}'
     expression = None if _relations(text) or '\\text' in text else parse(text)
     if expression is None or not hasattr(expression, 'evalf'):
-        return f'raw:{re.sub(chr(92) + "s", "", text)}{unit}'
+        return f'raw:{plain.squeezed(text)}{unit}'
     if not expression.free_symbols:
         found = value(expression, {})
-        return f'{_short(found)}{unit}' if found is not None else f'raw:{text}{unit}'
+        if found is None:
+            return f'raw:{text}{unit}'
+        to = ':' if plain.RATIO.search(text) and _whole(found) else ''  # 3:1 is not 3
+        return f'{_short(found, expression)}{to}{unit}'
     values = [value(expression, places(expression, point)) for point in range(_POINTS)]
     if sum(one is not None for one in values) < 2:
         return f'raw:{text}{unit}'
     return f'f:{",".join("?" if one is None else _short(one) for one in values)}{unit}'
 
 
-def _short(number: complex) -> str:
+def _short(number: complex, exact=None) -> str:
     real, imag = (0.0 if abs(part) < 1e-13 else part for part in (number.real, number.imag))
+    if exact is not None and not imag and abs(real) >= _LARGE:
+        return str(round(exact))
     return f'{real:.9g}' if not imag else f'{real:.9g}{imag:+.9g}i'

@@ -16,7 +16,7 @@ _UNICODE = {
 _FRACTION_CHARS = {'½': (1, 2), '⅓': (1, 3), '⅔': (2, 3), '¼': (1, 4), '¾': (3, 4), '⅕': (1, 5)}
 _FUNCTIONS = {
     'sqrt': r'\sqrt', 'sin': r'\sin', 'cos': r'\cos', 'tan': r'\tan', 'cot': r'\cot',
-    'sec': r'\sec', 'csc': r'\csc', 'log': r'\log', 'ln': r'\ln', 'exp': r'\exp',
+    'sec': r'\sec', 'csc': r'\csc', 'log': r'\ln', 'ln': r'\ln', 'exp': r'\exp',
     'arcsin': r'\arcsin', 'arccos': r'\arccos', 'arctan': r'\arctan', 'asin': r'\arcsin',
     'acos': r'\arccos', 'atan': r'\arctan',
 }  # fmt: skip
@@ -33,7 +33,10 @@ _SMALL = [
 _TENS = ['twenty', 'thirty', 'forty', 'fifty', 'sixty', 'seventy', 'eighty', 'ninety']
 _TEXT = r'\\(?:text|mbox|textbf|textit|textrm|mathrm|mathbf|mathit|operatorname|rm|bf|hbox|emph)'
 _SPACES = re.compile(r'\\[,;:! ]|\\q?quad(?![a-zA-Z])|(?<!\\)~|\\(?:hspace|phantom)\{[^{}]*\}')
+_COMPLEX = re.compile(r'(\(?-?[\d.]+[-+][\d.]+)j(\)?)')
+_CALLED = re.compile(r'(\\(?:sqrt|cbrt)|\^|(?<![\\a-zA-Z])[Aa]bs)\s*\(')
 _GROUPED = re.compile(r'(?<![\d.,])\d{1,3}(?:,\d{3})+(?![\d,])')
+_SPACED = re.compile(r'(?<![\d.^_])\d{1,3}(?: \d{3})+(?![\d/])')
 
 
 def clean(raw: object) -> str:
@@ -67,6 +70,7 @@ def clean(raw: object) -> str:
     text = _GROUPED.sub(lambda match: match[0].replace(',', ''), text) if _scalar(text) else text
     text = _arguments(text)
     text = re.sub(r'\s+', ' ', text).strip()
+    text = _SPACED.sub(lambda match: match[0].replace(' ', ''), text)
     if text.endswith('.') and not text.endswith('..'):
         text = text[:-1].strip()
     return _spelled(text) or text.replace('\x00', '\\\\')
@@ -124,7 +128,8 @@ def _scalar(text: str) -> bool:
 
 
 def _functions(text: str) -> str:
-    """sqrt(2), pi, 3*x as LaTeX."""
+    """sqrt(2), pi, 3*x, x^(-2), -1+2j as LaTeX; log is Python's, the natural one."""
+    text = _COMPLEX.sub(r'\1i\2', text) if _COMPLEX.fullmatch(text.strip()) else text
     text = re.sub(
         r'(?<![\\a-zA-Z{])('
         + '|'.join(sorted(_FUNCTIONS, key=len, reverse=True))
@@ -137,11 +142,13 @@ def _functions(text: str) -> str:
         lambda match: _NAMES[match[1]],
         text,
     )
-    while (start := re.search(r'\\(?:sqrt|cbrt)\s*\(', text)) is not None:
+    text = re.sub(r'\^\s*(-(?:[\d.]*\d|[a-zA-Z]))', r'^{\1}', text)
+    while (start := _CALLED.search(text)) is not None:
         end = closing(text, start.end() - 1)
         if end < 0:
             break
-        text = f'{text[: start.end() - 1]}{{{text[start.end() : end]}}}{text[end + 1 :]}'
+        left, right = ('|', '|') if start[1].endswith('bs') else (f'{start[1]}{{', '}')
+        text = f'{text[: start.start()]}{left}{text[start.end() : end]}{right}{text[end + 1 :]}'
     return re.sub(r'\s*\*\s*', r'\\cdot ', text)
 
 

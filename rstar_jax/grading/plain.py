@@ -13,6 +13,7 @@ from fractions import Fraction
 from rstar_jax.grading.normalise import closing
 
 LONGEST = 1500  # characters; longer answers are compared only as text
+RATIO = re.compile(r'\d\s*:\s*\d')  # 3:1, or a time
 _UNITS = {
     'degree': 'deg', 'deg': 'deg', 'radian': 'rad', 'rad': 'rad', 'dollar': '$', 'usd': '$',
     'cent': 'cent', 'pound': 'pound', 'lb': 'pound', 'euro': 'euro', 'percent': '%',
@@ -23,15 +24,18 @@ _UNITS = {
     'kilogram': 'kg', 'mg': 'mg', 'oz': 'ounce', 'ounce': 'ounce', 'ton': 'ton', 'l': 'liter',
     'liter': 'liter', 'litre': 'liter', 'ml': 'ml', 'gallon': 'gallon', 'quart': 'quart',
     'second': 's', 'sec': 's', 's': 's', 'minute': 'min', 'min': 'min', 'hour': 'h', 'hr': 'h',
-    'day': 'day', 'week': 'week', 'month': 'month', 'year': 'year', 'mph': 'mile/h',
+    'h': 'h', 'day': 'day', 'week': 'week', 'month': 'month', 'year': 'year', 'mph': 'mile/h',
 }  # fmt: skip
 _CURRENCY = {'$': '$', '£': 'pound', '€': 'euro', '¥': 'yen'}
+_HYPHEN = re.compile(r'(?<=[A-Za-z]{3})-(?=[A-Za-z])|(?<=[A-Za-z])-(?=[A-Za-z]{3})')
+_CAPITALS = re.compile('[A-Z]{2,}')
+_WHOLE = re.compile(r'[+-]?\d+')
 _INT = r'\d+'
 _DECIMAL = re.compile(r'[+-]?(?:\d+\.?\d*|\.\d+)')
 _POWER10 = re.compile(
     r'([+-]?(?:\d+\.?\d*|\.\d+))(?:[eE]([+-]?\d+)|(?:\\times|\\cdot|\*)10\^\{?([+-]?\d+)\}?)'
 )
-_RATIO = re.compile(
+_FRACTION = re.compile(
     rf'([+-]?)(?:\\frac\{{([+-]?)({_INT})\}}\{{([+-]?)({_INT})\}}|({_INT})/({_INT})|'
     rf'\(({_INT})/({_INT})\)|\{{({_INT})\}}/\{{({_INT})\}})'
 )
@@ -107,6 +111,11 @@ def _unit(words: str) -> str:
     return text if '?' not in text else '?' + text.replace('?', '')
 
 
+def squeezed(text: str) -> str:
+    """A cleaned text without spaces, but for those between two digits: 1 2 is not 12."""
+    return re.sub(r'(?<!\d)\s+|\s+(?!\d)', '', text)
+
+
 def number(text: str) -> Number | None:
     """A cleaned scalar without unit as an exact number, where it is a plain one."""
     text = text.strip()
@@ -120,7 +129,7 @@ def number(text: str) -> Number | None:
         if 0 < top < bottom:
             value = whole + Fraction(top, bottom)
             return Number(-value if mixed[1] == '-' else value)
-    text = text.replace(' ', '')
+    text = squeezed(text)
     if len(text) > 400:
         return None
     if _DECIMAL.fullmatch(text):
@@ -133,7 +142,7 @@ def number(text: str) -> Number | None:
         if abs(exponent) <= 400:
             return Number(Fraction(power[1]) * Fraction(10) ** exponent)
         return None
-    ratio = _RATIO.fullmatch(text)
+    ratio = _FRACTION.fullmatch(text)
     if ratio:
         sign = '-' in (ratio[1] or ''), '-' in (ratio[2] or ''), '-' in (ratio[4] or '')
         top, bottom = (
@@ -172,11 +181,13 @@ def words(text: str) -> str | None:
     )
     if choice:
         return choice[1]
-    if not inside and not re.fullmatch(r"[A-Za-z][A-Za-z' .\-]*[A-Za-z.]", plain):
+    plain = _HYPHEN.sub(' ', plain)
+    if not inside and not re.fullmatch(r"[A-Za-z][A-Za-z' .]*[A-Za-z.]", plain):
         return None
-    plain = ' '.join(re.sub(r'[^a-z0-9]+', ' ', plain.lower()).split())
+    wordy = inside or _CAPITALS.fullmatch(plain)
+    plain = ' '.join(re.sub(r'[\s.,;:!?"\'_()\[\]]+', ' ', plain.lower()).split())
     plain = re.sub(r'^(?:an?|the) (?=\w{3})', '', plain)
-    return plain if inside or re.search(r'[a-z]{3}', plain) else None
+    return plain if plain and (wordy or re.search(r'[a-z]{3}', plain)) else None
 
 
 def verdict(answer: str, truth: str) -> bool | None:
@@ -188,10 +199,14 @@ def verdict(answer: str, truth: str) -> bool | None:
     """
     if not answer or not truth:
         return False
-    squeezed = re.sub(r'\s', '', answer), re.sub(r'\s', '', truth)
-    if squeezed[0] == squeezed[1]:
+    texts = squeezed(answer), squeezed(truth)
+    if texts[0] == texts[1]:
         return True
-    if max(map(len, squeezed)) > LONGEST or any(_hopeless(one) for one in squeezed):
+    if all(map(_CAPITALS.fullmatch, texts)):  # letters in their order: no product
+        return False
+    if any(map(_WHOLE.fullmatch, texts)) and any(map(RATIO.search, texts)):
+        return False
+    if max(map(len, texts)) > LONGEST or any(_hopeless(one) for one in texts):
         return False
     said = words(answer), words(truth)
     if said[0] is not None and said[1] is not None:

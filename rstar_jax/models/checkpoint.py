@@ -63,7 +63,11 @@ def read_config(path_or_name: str | pathlib.Path) -> Config:
 
 def save(policy: Policy, directory: str | pathlib.Path, *, shard_bytes: int = SHARD_BYTES) -> None:
     """Writes a Hugging Face folder: safetensors (sharded beyond `shard_bytes`), config, generation
-    config and tokenizer. On several hosts all must call it; the first one writes."""
+    config and tokenizer. On several hosts all must call it; the first one writes.
+
+    Raises UserError: `directory` is a file; a model in 8 bits.
+    """
+    _check_wide(policy)
     _write(pathlib.Path(directory), policy, policy.params, shard_bytes, {})
 
 
@@ -102,8 +106,9 @@ def save_ppm(ppm: PPM, directory: str | pathlib.Path, *, shard_bytes: int = SHAR
     """Writes the decoder as a Hugging Face folder, with value_head.bin and value_head.safetensors.
 
     The decoder's vocabulary head is gone where it was untied: transformers then makes up a new one
-    and says so, which is right, as a PPM does not use it.
+    and says so, which is right, as a PPM does not use it. Errors as of `save`.
     """
+    _check_wide(ppm)
     folder = pathlib.Path(directory)
     head = {name: weights.to_host(tensor) for name, tensor in ppm.params['value_head'].items()}
     if jax.process_index() == 0:
@@ -233,6 +238,11 @@ def _putter(
         )
 
     return put
+
+
+def _check_wide(model: Policy | PPM) -> None:
+    if model.config.int8:
+        raise UserError('a model in 8 bits is for searching only: save it before models.quantized')
 
 
 def _write(folder, model, params, shard_bytes, extra):

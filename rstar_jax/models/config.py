@@ -14,7 +14,7 @@ class Rope:
 
     kind: 'default'; 'linear' (angles / factor); 'llama3' (long waves / factor, smooth between);
         'longrope' (angles / short, or / long once the text is longer than `original`; in a search
-        one of them for all texts, see `rope.for_texts_of`).
+        and a training one of them for all texts, see `rope.for_texts_of`).
     short, long: one divisor per rotated pair of dimensions, f32[d/2]; longrope only.
     original: text length of the pre-training, tokens.
     attention_factor: multiplies cos and sin (longrope); None = derived from factor.

@@ -216,7 +216,6 @@ class Decoder(nnx.Module):
         attend: Callable,
         caches: Sequence[Any] | None = None,
         *,
-        remat: bool = False,
         rope_length: jax.Array | int | None = None,
         each_layer: Callable[[jax.Array], None] | None = None,
     ) -> tuple[jax.Array, list[Any]]:
@@ -227,7 +226,6 @@ class Decoder(nnx.Module):
             q and k are rotated (and normed, Qwen3), q is not yet scaled by d**-0.5. In layers with
             a sliding window it is also called with `window=` (see `Config.windows`).
         caches: one pytree per layer, handed to attend; None where it needs none.
-        remat: recompute each layer in the backward pass instead of keeping its activations.
         rope_length: see `rope.angles`; matters for Phi-3's longrope alone.
         each_layer: called with every layer's output [..., T, D] (for tests).
         Returns hidden [..., T, D] after the final norm, and the list of new caches.
@@ -240,9 +238,7 @@ class Decoder(nnx.Module):
         for index, (layer, cache) in enumerate(zip(self.layers, caches, strict=True)):
             window = self.config.window(index)
             seen = attend if window is None else functools.partial(attend, window=window)
-            run = functools.partial(layer, attend=seen)
-            run = jax.checkpoint(run) if remat else run
-            x, cache = run(x, cos, sin, cache=cache)
+            x, cache = layer(x, cos, sin, seen, cache)
             updated.append(cache)
             if each_layer is not None:
                 each_layer(x)

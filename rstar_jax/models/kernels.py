@@ -1,13 +1,14 @@
 """Attention of whole texts by the fast kernels that JAX ships, where the device has one.
 
     plain   attention.py: every device, the reference
-    cudnn   flash attention of cuDNN (NVIDIA GPUs, 16-bit types)
+    cudnn   flash attention of cuDNN (NVIDIA GPUs from Ampere on, 16-bit types)
     splash  the Pallas kernel for TPUs: skips what causality or the window hides
 
 All take the same arguments and agree with `attention.full` at every place that is no padding.
 """
 
 import functools
+import re
 from collections.abc import Callable
 
 import jax
@@ -17,7 +18,14 @@ from rstar_jax.models import attention
 
 LANES = 128  # splash wants lengths and head sizes in multiples of it
 BLOCK = 512
-KERNELS = ('plain', 'cudnn', 'splash')
+
+
+def has_cudnn(dtype: jnp.dtype) -> bool:
+    """Whether cuDNN's flash attention runs in `dtype` on this process's devices."""
+    # NVIDIA's are '8.0' and the like; other makers' GPUs have other names there, or nothing.
+    capability = str(getattr(jax.devices()[0], 'compute_capability', ''))
+    able = re.fullmatch(r'([89]|\d\d)\.\d', capability)
+    return bool(able) and jnp.dtype(dtype) in (jnp.bfloat16, jnp.float16)
 
 
 def choose(length: int, head_dim: int, dtype: jnp.dtype, backend: str | None = None) -> str:
@@ -25,8 +33,7 @@ def choose(length: int, head_dim: int, dtype: jnp.dtype, backend: str | None = N
     backend = backend or jax.default_backend()
     if backend == 'tpu' and length % LANES == 0:
         return 'splash'
-    narrow = jnp.dtype(dtype) in (jnp.bfloat16, jnp.float16)
-    if backend in ('gpu', 'cuda') and narrow and head_dim % 8 == 0 and head_dim <= 128:
+    if backend in ('gpu', 'cuda') and has_cudnn(dtype) and head_dim % 8 == 0 and head_dim <= 128:
         return 'cudnn'
     return 'plain'
 
@@ -39,7 +46,7 @@ def full(
 ) -> Callable:
     """The decoder's `attend` for texts [B, T] without a cache; see `attention.full`.
 
-    segment_ids: i32[B, T]; lengths: i32[B]. kernel: one of KERNELS; None = `choose`.
+    segment_ids: i32[B, T]; lengths: i32[B]. kernel: 'plain', 'cudnn', 'splash'; None = `choose`.
     interpret: run splash without a TPU (slow; for tests).
     """
 
@@ -103,13 +110,8 @@ def _splash_kernel(length, group, window, interpret):
     if window is not None:
         mask = splash.LocalMask(shape, (window - 1, 0), 0)
     block = next(size for size in (BLOCK, 256, LANES) if length % size == 0)
-    sizes = splash.BlockSizes(*[block] * 3, **_backward_blocks(block))
+    sizes = splash.BlockSizes(*[block] * 3)
     with jax.ensure_compile_time_eval():
         return splash.make_splash_mqa_single_device(
             splash.MultiHeadMask([mask] * group), block_sizes=sizes, interpret=interpret
         )
-
-
-def _backward_blocks(block: int) -> dict[str, int]:
-    names = ('q_dkv', 'kv_dkv', 'kv_dkv_compute', 'q_dq', 'kv_dq')
-    return {f'block_{name}': block for name in names}

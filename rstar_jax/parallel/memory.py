@@ -5,12 +5,20 @@ import ctypes
 import gc
 import math
 import os
+import pathlib
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 from jax.sharding import Mesh
 
 GIB = 2**30
+CGROUPS, OWN = pathlib.Path('/sys/fs/cgroup'), pathlib.Path('/proc/self/cgroup')
+# controllers in OWN -> where they lie; limit, use, and page cache that can be given back
+CGROUP_FILES = {
+    '': ('', 'memory.max', 'memory.current', 'inactive_file'),  # version 2
+    'memory': ('memory', 'memory.limit_in_bytes', 'memory.usage_in_bytes', 'total_inactive_file'),
+}
 
 
 def bytes_on_a_device(tree: Any) -> int:
@@ -23,7 +31,7 @@ def device_bytes(mesh: Mesh) -> int:
     """Bytes that this host's smallest device has for programs; each CPU has a share."""
     local = list(mesh.local_devices)
     if local[0].platform == 'cpu':
-        return os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') // len(local)
+        return min([_physical_bytes(), *(limit for limit, _ in _groups())]) // len(local)
     return min((device.memory_stats() or {}).get('bytes_limit', 0) for device in local)
 
 
@@ -39,9 +47,35 @@ def free_bytes(mesh: Mesh) -> int:
     """Bytes that are free on this host's device that has the fewest; each CPU has a share."""
     local = list(mesh.local_devices)
     if local[0].platform == 'cpu':
-        return _host_bytes() // len(local)
+        free = [_host_bytes(), *(limit - used for limit, used in _groups())]
+        return max(0, min(free)) // len(local)
     stats = [device.memory_stats() or {} for device in local]
     return min(s.get('bytes_limit', 0) - s.get('bytes_in_use', 0) for s in stats)
+
+
+def _groups() -> Iterator[tuple[int, int]]:
+    """(limit, bytes in use) of the control groups that bound this process: a container's, a job's.
+
+    In a container its own group may lie at the root of what is seen of them.
+    """
+    lines = OWN.read_text(encoding='utf-8').splitlines() if OWN.exists() else []
+    for _, controllers, path in (line.split(':', 2) for line in lines):
+        if controllers not in CGROUP_FILES:
+            continue
+        where, limit, used, cache = CGROUP_FILES[controllers]
+        root = CGROUPS / where
+        group = root / path.strip('/')
+        for folder in {root, group, *(p for p in group.parents if root in p.parents)}:
+            # No such group, or one without a limit ('max').
+            with contextlib.suppress(OSError, ValueError):
+                most = int((folder / limit).read_text())
+                rows = (folder / 'memory.stat').read_text().splitlines()
+                kept = dict(row.split() for row in rows).get(cache, 0)
+                yield most, int((folder / used).read_text()) - int(kept)
+
+
+def _physical_bytes() -> int:
+    return os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
 
 
 def _host_bytes() -> int:
@@ -50,7 +84,7 @@ def _host_bytes() -> int:
             rows = dict(line.split(':', 1) for line in file)
         return int(rows['MemAvailable'].split()[0]) * 1024
     except (OSError, KeyError):  # no Linux: half of all
-        return os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') // 2
+        return _physical_bytes() // 2
 
 
 def give_memory_back() -> None:

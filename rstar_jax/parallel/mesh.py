@@ -2,9 +2,10 @@
 
 While searching, a host drives only its own devices: `local_mesh` has the axes (data, tensor), and
 each of its `data` rows runs its own trees. Training uses one `global_mesh` over every device of
-every host, axes (data, fsdp, tensor).
+every host, axes (data, fsdp, tensor); where these are several TPU slices, `data` goes over them.
 """
 
+import collections
 from collections.abc import Sequence
 
 import jax
@@ -34,14 +35,28 @@ def global_mesh(
     """Mesh [data, fsdp, tensor] over all devices of all hosts (or those given).
 
     fsdp: number of devices over which parameters and optimiser state are cut; None = all that
-    `tensor` leaves, so that no device holds a whole copy.
+    `tensor` leaves, so that no device holds a whole copy. With several TPU slices: all of a slice,
+    for between slices there is but a data-centre network.
+
+    Raises UserError: a size that does not divide; slices of different sizes.
     """
     devices = list(jax.devices() if devices is None else devices)
-    _divides('tensor', tensor, len(devices), 'devices')
-    rest = len(devices) // tensor
+    slices = collections.Counter(
+        getattr(device, 'slice_index', 0) if device.platform == 'tpu' else 0 for device in devices
+    )
+    if len(set(slices.values())) > 1:
+        sizes = ', '.join(map(str, slices.values()))
+        raise UserError(f'TPU slices of {sizes} devices: a training needs slices of one size')
+    count = len(devices) // len(slices)
+    what = 'devices' if len(slices) == 1 else 'devices of a slice'
+    _divides('tensor', tensor, count, what)
+    rest = count // tensor
     fsdp = rest if fsdp is None else fsdp
-    _divides('fsdp', fsdp, rest, f'devices left beside tensor={tensor}')
-    grid = mesh_utils.create_device_mesh((rest // fsdp, fsdp, tensor), devices)
+    _divides('fsdp', fsdp, rest, f'{what} left beside tensor={tensor}')
+    shape = rest // fsdp, fsdp, tensor
+    if len(slices) == 1:
+        return Mesh(mesh_utils.create_device_mesh(shape, devices), GLOBAL_AXES)
+    grid = mesh_utils.create_hybrid_device_mesh(shape, (len(slices), 1, 1), devices)
     return Mesh(grid, GLOBAL_AXES)
 
 

@@ -96,16 +96,17 @@ class _Desk:
             threading.Thread(target=self._serve, args=(_Line(connection),), daemon=True).start()
 
     def _serve(self, line: _Line) -> None:
+        hello = None
         with contextlib.suppress(TimeoutError):
             hello = line.receive()
-            if not hello or 'process' not in hello:
-                return line.close()
-            number = hello['process']
-            with self._lock:
-                self._lines[number] = line
-                self._names[number] = f'process {number} ({hello["host"]})'
-                if len(self._lines) == self._count:
-                    self._all_here.set()
+        if not hello or 'process' not in hello:
+            return line.close()
+        number = hello['process']
+        with self._lock:
+            self._lines[number] = line
+            self._names[number] = f'process {number} ({hello["host"]})'
+            if len(self._lines) == self._count:
+                self._all_here.set()
         why = self._talk(number, line)
         with self._lock:
             self._lines.pop(number, None)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from rstar_jax.models import PPM, Policy
 
 HELD_OUT = 128  # problems that an SFT measures, at most
+PPM_HELD_OUT = 2000  # and a PPM's training
 # A PPM's losses: what each learns from (data.load_examples), and the encoder.
 LOSSES = {
     'pairwise': ('pairs', 'pairs'),
@@ -32,7 +33,7 @@ LOSSES = {
 
 
 def default_sft() -> 'ConfigDict':
-    """The paper's SFT (ALGORITHM section 5).
+    """The paper's SFT.
 
     marks: 'tokens', the marks of the step language that the policy does not know become tokens of
     its vocabulary (paper), or 'text', they stay text. marks_rate: learning rate of new tokens'
@@ -54,13 +55,13 @@ def default_sft() -> 'ConfigDict':
 
 
 def default_ppm() -> 'ConfigDict':
-    """The paper's PPM training (ALGORITHM section 5).
+    """The paper's PPM training.
 
     loss: pairwise (PPM), orm, pqm or prm; see losses.py. squash: 'tanh' in training and use
     (paper), or 'tanh5', tanh(r / 5) in use and raw in training by pairs (released code). center:
     how strongly a pair's raw values are held around 0, see losses.pairwise. dropout: on what the
     scalar head reads. held_out: share of the problems whose examples are not trained on
-    but measured.
+    but measured, PPM_HELD_OUT problems at most.
     """
     return _default(
         epochs=1,
@@ -281,7 +282,7 @@ def ppm(
     if release:
         _delete_all_but(policy.params, model.params)
     encoded = getattr(encoding, encoder)(examples, model.tokenizer, config.length)
-    chosen, held_out = encoding.hold_out(encoded, config.held_out, config.seed)
+    chosen, held_out = encoding.hold_out(encoded, config.held_out, config.seed, PPM_HELD_OUT)
     _check_keep(config, held_out)
     answers = encoding.answer_pairs(
         trajectories,

@@ -13,7 +13,6 @@ queries looks through the n blocks of keys of its own row:
 Both are the same for all heads and layers. The kernel reads `seen` as 32 bits a pair of tokens.
 """
 
-import re
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
@@ -25,6 +24,7 @@ from jax.sharding import PartitionSpec
 from rstar_jax import parallel
 from rstar_jax.errors import UserError
 from rstar_jax.models.decoder import KEPT
+from rstar_jax.models.kernels import has_cudnn
 from rstar_jax.training import attention
 from rstar_jax.training.attention import BLOCK, rows_over_mesh
 
@@ -76,13 +76,11 @@ def check(choice: str, dtype: jnp.dtype) -> None:
     """Raises UserError: none of CHOICES, or one that this process's devices do not have."""
     if choice not in CHOICES:
         raise UserError(f'attention={choice!r}: expected one of {", ".join(CHOICES)}')
-    device = jax.devices()[0]
-    # NVIDIA's are '8.0' and the like; other makers' GPUs have other names there, or nothing.
-    able = re.fullmatch(r'([89]|\d\d)\.\d', str(getattr(device, 'compute_capability', '')))
-    if choice == 'cudnn' and not (able and dtype != jnp.float32):
+    if choice == 'cudnn' and not has_cudnn(dtype):
         raise UserError(
             'attention=cudnn: needs an NVIDIA GPU of compute capability 8.0 or later, and dtype '
-            f'bfloat16 or float16; here are {device.device_kind} and {dtype}: leave it at auto'
+            f'bfloat16 or float16; here are {jax.devices()[0].device_kind} and {dtype}: leave it '
+            'at auto'
         )
 
 

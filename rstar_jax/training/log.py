@@ -126,7 +126,7 @@ class Log:
             )
 
     def summary(self) -> dict[str, float]:
-        """Figures of the whole training; rates are of the part that ran in this process."""
+        """Figures of the whole training; rates and shares are of the part that ran here."""
         seconds = time.monotonic() - self._began
         losses = [line['loss'] for line in self.lines]
         counts, ends = self._counts, max(1, len(losses) // 10)
@@ -134,7 +134,7 @@ class Log:
             'steps': len(self._sizes),
             'loss_first': float(np.mean(losses[:ends])),
             'loss_last': float(np.mean(losses[-ends:])),
-            'tokens': counts['tokens'],
+            'tokens': sum(line['tokens'] for line in self.lines),
             **self._speed(),
             'padding_share': 1 - counts['tokens'] / max(1, counts['places']),
             'shared_prefix_tokens_share': counts['tokens'] / max(1, counts['tokens_alone']),

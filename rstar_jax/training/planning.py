@@ -35,7 +35,7 @@ from rstar_jax.training import (
     packing,
     recompute,
 )
-from rstar_jax.training.step import Compiled, own_dtype
+from rstar_jax.training.step import Compiled, merging, own_dtype
 
 DTYPE = 'bfloat16'  # what a network runs in where settings.dtype is empty: plans are for TPUs
 STEPS = 1000  # of the whole training: a number in the schedule
@@ -62,7 +62,8 @@ class Plan:
 
     mesh: axis -> chips. micros: micro batches of a step, (rows on all chips, tokens of a row) ->
     their number. held: bytes that are there all the time: parameters, moments, frozen weights.
-    peak: the most bytes in use, by the compiler; without `work`, what is known not to fit.
+    peak: the most bytes in use, by the compiler, or while LoRA is merged in the end; without
+    `work`, what is known not to fit.
     needed: FLOPs of a step's products, each computed once: forward, gradients by inputs and by
     trained weights, attention to what is seen. computed: with what is computed again and what is
     masked. work: None where the training does not fit.
@@ -178,8 +179,9 @@ class Training:
         """-> (peak, work): see Plan. A training whose state does not fit is not compiled."""
         several = sum(self.micros.values()) > 1
         gradients = parallel.bytes_on_a_device(self.state['params'])
-        if self.held + several * gradients > self.memory:
-            return self.held + several * gradients, None
+        merged = merging(self.frozen) + gradients if self.frozen else 0
+        if (least := max(self.held + several * gradients, merged)) > self.memory:
+            return least, None
         name = 'accumulate' if several else 'step'
         batches = {micro: self._batch(*micro) for micro in self.micros}
         calls = self.compiled.calls(
@@ -189,7 +191,7 @@ class Training:
         with ThreadPoolExecutor() as threads:
             ready = list(threads.map(self._compile, calls.values()))
         seconds = time.perf_counter() - start
-        peak = 0
+        peak = merged
         for (name, _), program in zip(calls.values(), ready):
             beside = self.compiled.beside(name, self.state, self.frozen)
             used = program if isinstance(program, int) else parallel.bytes_of_program(program)

@@ -20,7 +20,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from rstar_jax import parallel
 from rstar_jax.errors import UserError
-from rstar_jax.models import sharding, weights
+from rstar_jax.models import rope, sharding, weights
 from rstar_jax.parallel.memory import GIB
 from rstar_jax.training import (
     attention,
@@ -66,7 +66,9 @@ class Compiled:
         self._memory = parallel.device_bytes(mesh) if memory is None else memory
         self._everywhere = NamedSharding(mesh, PartitionSpec())
         self._rows = NamedSharding(mesh, PartitionSpec(('data', 'fsdp')))
-        self._config, self._settings, self._new_rows = config, settings, new_rows
+        # What a text gives must not depend on the length of those that it is packed with.
+        self._config = rope.for_texts_of(config, settings.length)
+        self._settings, self._new_rows = settings, new_rows
         self._frozen: dict[str, Any] = {}  # weights that are not trained, all of them or none
         self._loss = loss
         self._dtype = compute_dtype(settings)
@@ -91,6 +93,13 @@ class Compiled:
         if rank:
             frozen, params = lora.split(params, rank, self._new_rows, self._settings.seed)
         self._frozen = self._own(frozen, self._dtype, release)
+        if rank:
+            need = merging(self._frozen) - parallel.bytes_on_a_device(self._frozen)
+            self.check_room(
+                'the model that LoRA is merged into at the end, in float32, takes another',
+                need,
+                'use more devices',
+            )
         params = self._own(params, jnp.dtype(jnp.float32), release)
         moments = self.moments(params)
         self.check_room('the moments of AdamW take', parallel.bytes_on_a_device(moments))
@@ -115,13 +124,18 @@ class Compiled:
         """Bytes on a device of what is there all the time."""
         return parallel.bytes_on_a_device((state, self._frozen))
 
-    def check_room(self, what: str, need: int) -> None:
+    def check_room(
+        self,
+        what: str,
+        need: int,
+        remedy: str = 'lower length or micro_batch, train with lora=16, or use more devices',
+    ) -> None:
         """Raises UserError where a device has less than `need` bytes free."""
         free = parallel.free_bytes(self.mesh)
         if need > free:
             raise UserError(
                 f'training: {what} {need / GIB:.2f} GiB, and {free / GIB:.2f} GiB are free on a '
-                'device: lower length or micro_batch, train with lora=16, or use more devices'
+                f'device: {remedy}'
             )
 
     def _own(self, params, dtype: jnp.dtype, release: bool):
@@ -132,10 +146,10 @@ class Compiled:
 
     def whole(self, params):
         """The model's float32 parameters of a state's, which go; ends the use of this object."""
-        if self._frozen:
-            frozen, self._frozen = weights.flatten(self._frozen), {}
-            params = lora.merge(frozen, params)
-        return layers.unstack(params, release=True)
+        # Merged after they are taken apart: one layer at a time is there twice, not a whole stack.
+        frozen, self._frozen = layers.unstack(self._frozen, release=True), {}
+        params = layers.unstack(params, release=True)
+        return lora.merge(weights.flatten(frozen), params) if frozen else params
 
     def prepare(self, state, batches: Sequence[tuple[str, Batch]]) -> int:
         """Compiles, side by side, what these calls need -> the most bytes that a device will hold.
@@ -322,6 +336,19 @@ def _with_looked_up(grads, tokens: jax.Array, by_input: jax.Array):
     table = grads['embed']['weight']
     by_input = attention.columns_over_mesh(by_input.astype(table.dtype))
     return {**grads, 'embed': {'weight': table.at[tokens].add(by_input)}}
+
+
+def merging(frozen) -> int:
+    """Most bytes on a device while Compiled.whole merges LoRA into these weights or shapes.
+
+    First the largest stack of layers is there twice, in the end all is float32.
+    """
+    bytes_of = parallel.bytes_on_a_device
+    wide = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, jnp.float32, sharding=x.sharding), frozen
+    )
+    largest = max(map(bytes_of, jax.tree.leaves(frozen)), default=0)
+    return max(bytes_of(frozen) + largest, bytes_of(wide))
 
 
 def _key(name: str, batch: Batch | None = None) -> tuple:

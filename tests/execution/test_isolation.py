@@ -11,7 +11,7 @@ import pytest
 
 from rstar_jax import execution
 from rstar_jax.errors import UserError
-from rstar_jax.execution import program, workers
+from rstar_jax.execution import landlock, program, workers
 from tests.execution.processes import family
 
 pytestmark = pytest.mark.skipif(sys.platform != 'linux', reason='the layers are those of Linux')
@@ -142,6 +142,39 @@ def test_without_seccomp_the_namespaces_hold(scene):
         assert 'connect' not in found['broke']
         assert 'signal' not in found['broke']
     assert found['strict'] != 'runs'
+
+
+@pytest.mark.parametrize('version', [1, 2])
+def test_a_landlock_that_knows_no_truncation(monkeypatch, tmp_path, version):
+    if landlock.version() < version:
+        pytest.skip('Landlock is older still, or missing')
+    start, end = workers._BOOT.split('from ')
+    older = f'from rstar_jax.execution import landlock; landlock.version = lambda: {version}; '
+    monkeypatch.setattr(workers, '_BOOT', f'{start}{older}from {end}')
+    library = tmp_path / 'site-packages'
+    library.mkdir()
+    monkeypatch.syspath_prepend(library)
+    kept = library / 'kept.py'
+    kept.write_text('tell-tale-heart')
+    program = f'''
+import os
+def emptied(attempt):
+    try: attempt()
+    except PermissionError: return False
+    return True
+open("note", "w").write("longer")
+with open("note", "w") as note:
+    note.write("note")
+    note.truncate(2)
+print([emptied(lambda: os.open("{kept}", access | os.O_TRUNC)) for access in range(4)],
+      emptied(lambda: os.truncate("{kept}", 0)), open("note").read(), open("{kept}").read())
+'''
+    limits = execution.Limits(seconds=20)
+    with execution.Pool(workers=1, limits=limits) as pool:
+        result = pool.submit(program).result(60)
+        if {'Landlock', 'seccomp'} & set(pool.missing):
+            pytest.skip('the layers are missing here')
+    assert result.output == f'{[False] * 4} False no tell-tale-heart', result.error
 
 
 def as_nobody():

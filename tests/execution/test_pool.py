@@ -2,8 +2,10 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
 import textwrap
 import time
 
@@ -11,6 +13,7 @@ import pytest
 
 from rstar_jax import execution
 from rstar_jax.errors import UserError
+from rstar_jax.execution import workers
 from tests.execution.processes import alive, family
 
 LIMITS = execution.Limits(seconds=2, memory_mb=256)
@@ -166,6 +169,19 @@ def test_run_many_keeps_the_order():
     assert [result.output for result in results] == [str(n**2) for n in range(20)]
 
 
+def test_only_folders_of_this_host_are_swept(monkeypatch, tmp_path):
+    ended = subprocess.Popen([sys.executable, '-c', ''])
+    ended.wait()
+    monkeypatch.setattr(tempfile, 'tempdir', str(tmp_path))
+    (tmp_path / f'{workers._prefix()}{ended.pid}-x').mkdir()
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setattr(socket, 'gethostname', lambda: 'another')
+        theirs = tmp_path / f'{workers._prefix()}{ended.pid}-x'
+    theirs.mkdir()
+    workers._remove_stale()
+    assert list(tmp_path.iterdir()) == [theirs]
+
+
 @pytest.mark.parametrize(
     ('text', 'shown'),
     [
@@ -177,6 +193,7 @@ def test_run_many_keeps_the_order():
         ('1e-07', '0.0'),
         ('x = 0.333333333', 'x = 0.333333333'),
         ('nan', 'nan'),
+        ('1.00000000000000e+400', '1.00000000000000e+400'),
         ('12345', '12345'),
     ],
 )
@@ -190,6 +207,12 @@ def test_long_outputs_are_cut_in_the_middle():
     assert shown.startswith('a' * 510)
     assert shown.endswith('b' * 510)
     assert execution.format_output('c' * 1024) == 'c' * 1024
+
+
+@pytest.mark.parametrize('last', ['while True: print(end=".", flush=True)', 'print(1)'])
+def test_a_program_that_prints_fills_no_disk(pool, last):
+    files = 'for n in range(2): open(str(n), "wb").write(bytes(6 * 2**20))\n'
+    assert run(pool, files + last).error.startswith('OSError')
 
 
 def test_wrong_settings_are_one_line():

@@ -1,8 +1,11 @@
 """Equivalence of answers: what is plain, what needs sympy, what must not hang."""
 
+from concurrent.futures import Future
+
 import pytest
 
 from rstar_jax import grading
+from rstar_jax.errors import UserError
 
 
 @pytest.fixture(scope='module')
@@ -23,6 +26,28 @@ def grader():
         ('-10x + 14y - 22z = 8', '5x - 7y + 11z + 4 = 0'),
         ('(a*b + 2*a + 5*b + 10)', '(a+5)(b+2)'),
         (r'\frac{\sqrt{3}}{3}', r'\frac{1}{\sqrt{3}}'),
+        ('2**(1/3)', r'\sqrt[3]{2}'),
+        ('10**(-3)', '0.001'),
+        ('x^(n+1)', 'x^{n+1}'),
+        ('3^(2)', '9'),
+        ('x^-1', '1/x'),
+        ('2**-0.5', r'\frac{1}{\sqrt{2}}'),
+        ('(-2+7j)', '-2+7i'),
+        ('2*log(3)', r'2\ln 3'),
+        ('2*Abs(x + 1)', '2|x+1|'),
+        ('[1, 2]', r'\{1,2\}'),
+        ('1 1/2', '3/2'),
+        ('12 345 678', '12345678'),
+        ('x^2 3', '3x^2'),
+        (r'\log_2 8', '3'),
+        (r'\log_5 125', '3'),
+        ('10 km/hr', '10 km/h'),
+        ('x-axis', r'\text{x axis}'),
+        (r'\text{HT}', 'HT'),
+        ('AB', r'A \cdot B'),
+        ('3:1', '6:2'),
+        ('3:1', '3/1'),
+        ('2^{40}', '1099511627776'),
     ],
 )
 def test_equivalent_both_ways(grader, answer, truth):
@@ -43,6 +68,24 @@ def test_equivalent_both_ways(grader, answer, truth):
         ('x + 1', 'y + 1'),
         ('', '3'),
         (r'\frac{1}{', '2'),
+        ('2i+7j', '9i'),
+        (r'\{3,2\}', '(2,3)'),
+        (r'\{2,3\}', '(2,3)'),
+        ('1 1/2', '11/2'),
+        ('1 100/200', '1100/200'),
+        ('1 2', '12'),
+        ('1 2', '3'),
+        ('10 km/h', '10 mph'),
+        ('5 m/s', '5 km/h'),
+        (r'\text{A > B}', r'\text{A < B}'),
+        (r'\text{-}', r'\text{+}'),
+        (r'\text{是}', r'\text{否}'),
+        ('xyz - a', 'xyz a'),
+        ('ABC', 'CBA'),
+        ('HT', 'TH'),
+        ('3:1', '3'),
+        ('1099511627776', '1099511627777'),
+        ('2^{40}', '2^{40}+1'),
     ],
 )
 def test_not_equivalent(grader, answer, truth):
@@ -58,6 +101,33 @@ def test_several_accepted_answers(grader):
 def test_classes_of_candidates(grader):
     answers = ['0.5', '1/2', '2', 'x+1', '1+x', r'\frac{2}{4}', '', '', '(1,2)', '[1,2]', 'x > 2']
     assert grader.classes([*answers, r'(2,\infty)']) == [0, 0, 1, 2, 2, 0, 3, 3, 4, 5, 6, 6]
+
+
+@pytest.mark.parametrize(
+    ('answers', 'numbers'),
+    [
+        (['(3,2)', r'\{2,3\}', '(2,3)', '[2,3]'], [0, 1, 2, 1]),
+        (['1099511627776', '2^{40}', '1099511627777', '1099511627776.0'], [0, 0, 1, 0]),
+        (['1000000007/1000000009', '1000000006/1000000008'], [0, 1]),
+        (['3:1', '3', '6:2', '3:2', '3/2'], [0, 1, 0, 2, 2]),
+        (['HT', 'TH', r'\text{HT}'], [0, 1, 0]),
+        (['5 m', '5 cm', '5 m'], [0, 1, 0]),
+        (['1 2', '12', '3'], [0, 1, 2]),
+        (['1/3', '0.333333333'], [0, 0]),
+    ],
+)
+def test_what_is_near_is_not_the_same_class(grader, answers, numbers):
+    assert grader.classes(answers) == numbers
+
+
+def test_an_error_of_one_of_several_comparisons_is_told(grader, monkeypatch):
+    asked = [Future(), Future()]
+    monkeypatch.setattr(grader, '_ask', lambda job: asked[job['pair'][1] == 'x+2'])
+    whole = grader.submit('x+1', ['x+2', 'x+3'])
+    asked[0].cancel()
+    asked[1].set_exception(UserError('no worker starts'))
+    with pytest.raises(UserError, match='no worker starts'):
+        whole.result(0)
 
 
 def test_hopeless_pairs_end_in_time(grader):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from rstar_jax import models, parallel, search
+from rstar_jax.errors import UserError
 from rstar_jax.models import sharding, tiny
 from tests.search import favoured, test_engine
 
@@ -84,3 +85,12 @@ def test_it_searches():
             test_engine.PROBLEMS[:1], expander=naive, config=config, workers=workers
         )
         test_engine.assert_same(ours, {record.key: record for record in theirs}, exact=False)
+
+
+def test_a_model_in_8_bits_is_not_saved(tmp_path):
+    policy = made(tied=True)
+    ppm = models.init_ppm(dataclasses.replace(policy, params=jax.tree.map(np.array, policy.params)))
+    for model, save in ((policy, models.save), (ppm, models.save_ppm)):
+        with pytest.raises(UserError, match='save it before models.quantized'):
+            save(models.quantized(model), tmp_path)
+    assert not list(tmp_path.iterdir())

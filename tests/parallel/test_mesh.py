@@ -1,5 +1,7 @@
 """Meshes over the eight fake devices: shapes, axes, a real sharded sum, one-line errors."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -59,6 +61,46 @@ def test_global_mesh_shards_a_product():
     product = jax.jit(lambda w, x: x @ w.T)(placed, batch)
     np.testing.assert_allclose(product, x @ weight.T)
     assert placed.addressable_shards[0].data.shape == (4, 2)
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """What a mesh is made of: a described v5e."""
+
+    id: int
+    slice_index: int
+    platform: str = 'tpu'
+    device_kind: str = 'TPU v5 lite'
+    core_on_chip: int = 0
+    process_index: int = 0
+    client: None = None
+
+    @property
+    def coords(self):
+        return self.id % 2, self.id % 8 // 2, 0
+
+
+def chips(count, **changes):
+    return [Chip(i, i // 8, **changes) for i in range(count)]
+
+
+def test_data_goes_over_the_slices_of_a_tpu_and_nothing_else_does():
+    for (fsdp, tensor), shape in {(None, 1): (2, 8, 1), (2, 2): (4, 2, 2)}.items():
+        mesh = parallel.global_mesh(fsdp, tensor, chips(16))
+        assert mesh.devices.shape == shape
+        of = np.vectorize(lambda chip: chip.slice_index)(mesh.devices).reshape(2, 8)
+        assert of.tolist() == [[0] * 8, [1] * 8]
+    assert parallel.global_mesh(devices=chips(8)).devices.shape == (1, 8, 1)
+    hosts = chips(16, platform='gpu', device_kind='NVIDIA H100')
+    assert parallel.global_mesh(devices=hosts).devices.shape == (1, 16, 1)
+
+
+def test_sizes_that_do_not_divide_a_slice_are_user_errors():
+    for fsdp, tensor in ((16, 1), (None, 16)):
+        with pytest.raises(UserError, match='=16: needs a divisor of the 8 devices of a slice'):
+            parallel.global_mesh(fsdp, tensor, chips(16))
+    with pytest.raises(UserError, match='TPU slices of 8, 4 devices: a training needs slices of'):
+        parallel.global_mesh(devices=chips(12))
 
 
 @pytest.mark.parametrize(

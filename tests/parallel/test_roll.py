@@ -144,3 +144,16 @@ def test_the_first_ends_last_where_it_ends_for_a_reason(port):
 def test_a_port_that_is_taken_is_one_line(port):
     with socket.create_server(('', port)), pytest.raises(UserError, match=f'port {port}: cannot'):
         Roll('localhost', port, 0, 2, Lost()).call(1.0)
+
+
+def test_a_connection_that_says_nothing_is_closed(port, monkeypatch):
+    monkeypatch.setattr(rolls, 'SILENT', 0.5)
+    failed = []
+    monkeypatch.setattr(threading, 'excepthook', failed.append)
+    desk = rolls._Desk(port, 2)
+    try:
+        with socket.create_connection(('localhost', port), timeout=20.0) as silent:
+            assert silent.recv(1) == b''
+    finally:
+        desk.close()
+    assert not failed

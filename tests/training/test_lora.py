@@ -10,12 +10,13 @@ import pytest
 import torch
 import transformers
 
-from rstar_jax import models, training
+from rstar_jax import models, parallel, training
 from rstar_jax.errors import UserError
 from rstar_jax.models import decoder as decoders
 from rstar_jax.models import weights
 from rstar_jax.parallel import global_mesh
 from rstar_jax.training import checkpoints, examples, layers, lora, losses, recompute, trainer
+from rstar_jax.training.step import merging
 from tests.models import tiny_torch
 
 RANK = 3
@@ -262,6 +263,37 @@ def test_frozen_weights_are_not_widened():
     frozen = sum(x.nbytes for x in jax.tree.leaves(compiled._frozen))
     held = compiled.held(state) + sum(x.nbytes for x in jax.tree.leaves(state['params']))
     assert compiled.prepare(state, [('step', batch)]) < held + frozen
+
+
+def test_merging_has_no_stack_beside_the_merged_model(monkeypatch):
+    shape = models.Config('qwen2', 512, 128, 512, 6, 2, 1, 64, tie_embeddings=True)
+    mesh = checkpoints.one_device()
+    compiled = trainer.Compiled(shape, settings(dtype='bfloat16'), 'sft', mesh, 4)
+    state = compiled.init(decoders.init_params(shape, jax.random.key(0)))
+    stacks = jax.tree.leaves(compiled._frozen)
+    planned = merging(compiled._frozen)
+    merge, most = lora.merge, []
+
+    def merge_counted(frozen, trained):
+        assert all(x.is_deleted() for x in stacks if x.ndim == 3)
+        layer = max(x.nbytes for path, x in frozen.items() if 'layers' in path)
+        assert layer * 6 == max(x.nbytes for x in stacks)
+        merged = merge(frozen, trained)
+        most.append(sum(x.nbytes for x in jax.tree.leaves(merged)))
+        return merged
+
+    monkeypatch.setattr(lora, 'merge', merge_counted)
+    compiled.whole(state['params'])
+    assert most == [planned]
+
+
+def test_what_cannot_be_merged_in_the_end_is_refused_at_the_start(tmp_path, monkeypatch):
+    start = make_policy(num_layers=2)
+    frozen = sum(x.nbytes for x in jax.tree.leaves(start.params)) // 2
+    monkeypatch.setattr(parallel, 'free_bytes', lambda mesh: frozen - 1000)
+    with pytest.raises(UserError, match='merged into at the end, in float32, takes another'):
+        training.sft(start, sft_data(), settings(dtype='bfloat16', marks='text'), tmp_path)
+    assert not (tmp_path / 'metrics.jsonl').exists()
 
 
 def test_a_low_rank_learns_as_all_weights_do_at_ten_times_the_rate(tmp_path):

@@ -13,7 +13,9 @@ from rstar_jax import models
 from rstar_jax.models import attention as plain
 from rstar_jax.models import decoder as decoders
 from rstar_jax.models import heads
-from rstar_jax.training import attention, layers, losses, packing, recompute
+from rstar_jax.training import attention, checkpoints, layers, losses, packing, recompute
+from rstar_jax.training.step import Compiled
+from tests.training import words
 
 SETTINGS = types.SimpleNamespace(dropout=0.0, squash='tanh', attention='auto', center=0.0)
 
@@ -339,3 +341,32 @@ def test_gradients_of_blocks_are_those_of_plain_attention(monkeypatch, window, l
         jax.jit(jax.value_and_grad(f, (0, 1, 2)))(q, k, v) for f in (ours, reference)
     )
     close(found, expected, 2e-6)
+
+
+def test_a_text_gives_the_same_beside_longer_ones():
+    """With longrope, whose factors a row's longest text would choose for all in it."""
+    rope = models.Rope('longrope', short=(1.0,) * 4, long=(4.0,) * 4, original=64)
+    shape = config(family='phi3', qkv_bias=False, rope=rope, max_length=256)
+    rng = np.random.default_rng(0)
+    settings = words.sft_settings()
+    compiled = Compiled(shape, settings, 'sft', checkpoints.one_device(), 1)
+    params = layers.stack(params_of(shape))
+
+    def loss(*texts):
+        fields = {'targets': np.int32, 'weights': np.float32}
+        items = [
+            (
+                packing.Example(
+                    (text,),
+                    (0,),
+                    ({'targets': text, 'weights': np.ones(len(text), np.float32)},),
+                ),
+                packing.layout([text], [0]),
+            )
+            for text in texts
+        ]
+        micro = packing.Micro(1, 128, [list(range(len(items)))])
+        return float(compiled.evaluate(params, packing.fill(micro, items, fields))['loss'])
+
+    short, long = (rng.integers(0, 61, n).astype(np.int32) for n in (20, 100))
+    assert loss(short, long) == pytest.approx(loss(short) + loss(long), rel=1e-5)

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.ticker import LogLocator, NullLocator
 
 from rstar_jax.report import paper, tables
 from rstar_jax.report.drawing import (
@@ -210,12 +211,22 @@ def _paint_tokens(axes: Axes, lines: Sequence[Mapping[str, Any]]) -> None:
             [row['tokens'] for row in rows], y, errors, color=COLOURS[colour], marker='o',
             elinewidth=0.8, capsize=2, capthick=0.8, label=label,
         )  # fmt: skip
+    near: list[list[Mapping[str, Any]]] = []  # points that would write over each other
     for line in lines:
+        if near and line['tokens'] < 1.06 * near[-1][0]['tokens']:
+            near[-1].append(line)
+        else:
+            near.append([line])
+    for first, *others in near:
+        text = f'{first["row"]}-{others[-1]["row"]}' if others else first['row']
         axes.annotate(
-            line['row'], (line['tokens'], 100 * line['right']), (3, 4),
+            text, (first['tokens'], 100 * first['right']), (3, 4),
             textcoords='offset points', fontsize=7, color=COLOURS['muted'],
         )  # fmt: skip
-    axes.set_xscale('log', base=2)
+    axes.set_xscale('log')
+    wide = lines[-1]['tokens'] > 5 * lines[0]['tokens']
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if wide else range(1, 10)))
+    axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter('{x:,.0f}')
     axes.set_ylabel('problems solved, %')
     axes.set_xlabel('sampled tokens for a problem')

@@ -226,7 +226,7 @@ def headlines(run: Run) -> list[tuple[str, str, str]]:
             number, row = searched[-1]
             search = row['search']
             trees = search['trajectories']
-            chosen = f'majority of {trees} trees' if trees > 1 else 'one tree a problem'
+            chosen = f'majority of {trees:g} trees' if trees > 1 else 'one tree a problem'
             more = f'{policy_name(number)}, {chosen}'
             if trees > 1 and search.get('any') is not None:
                 more += f'; any right: {percent(search["any"])}'
@@ -291,7 +291,7 @@ def ablations(made: Mapping[str, Any], group: str) -> Rows:
         ]
         for key in others:
             other = line.get(key)
-            trees = f'{other["trees"]:.3g} trees' if other else ''
+            trees = f'{other["trees"]:.3g} tree{"s" * (other["trees"] != 1)}' if other else ''
             cells.append(f'{percent(other["right"])} ({trees})' if other else '-')
         rows.append([*cells, *(percent(line[key]) for key in optional)])
     return rows if lines else []

@@ -143,13 +143,13 @@ class Engine(Expander):
 
     def dispatch(self) -> Any:
         """Starts what is queued and a chunk of decoding; does not wait for the devices."""
-        if not self.chunks:  # the prompts are computed meanwhile
-            compiler.COMPILER.expect(self._possible(self.policy.capacity), self._shapes)
         for model in self.models:
             model.make_room((self.slots, self.ppm.cells if self.ppm is not None else None))
         self.policy.copy_steps(self.cells.kv, self.cells.hidden)
         if self.ppm is not None:
             self.ppm.copy_steps()
+        if not self.chunks:  # the prompts are computed meanwhile
+            compiler.COMPILER.expect(self._possible(self.policy.capacity), self._shapes)
         self._prefill()
         if self.opened.any():
             # Copies, as the device may read the host's arrays later than this line.

@@ -187,7 +187,7 @@ def test_names_of_the_hub_read_a_local_copy(numina, tmp_path, monkeypatch):
 
 def test_names_of_the_hub_need_a_package(monkeypatch):
     monkeypatch.setattr('importlib.util.find_spec', lambda name: None)
-    with pytest.raises(UserError, match=r"hf:a/b: needs .*pip install 'rstar_jax\[datasets\]'"):
+    with pytest.raises(UserError, match=r"hf:a/b: needs .*pip install -e '.\[datasets\]'"):
         data.load_problems('hf:a/b')
 
 

@@ -12,18 +12,9 @@ from rstar_jax import parallel, search
 from rstar_jax.parallel import compiled
 from rstar_jax.search.engine import compiler
 from rstar_jax.search.engine.compiler import Compiler, Size
-from tests.search import favoured
+from tests.search import favoured, test_engine
 
-CONFIG = search.Config(
-    rollouts=4,
-    candidates=3,
-    max_depth=3,
-    error_threshold=3,
-    step_tokens=12,
-    slots=6,
-    trees_in_flight=2,
-    chunk=3,
-)
+CONFIG = dataclasses.replace(test_engine.CONFIG, slots=6)
 PROBLEMS = [
     {'index': i, 'question': question, 'answer': '3'}
     for i, question in enumerate(['Tom has 2 apples.', 'Anna and Tom', '7 boxes of 5', 'Anna'])

@@ -2,10 +2,12 @@
 
 A size that has more room than is wanted gives the same steps, only later. So a search goes on with
 one that is compiled, and a better one is compiled meanwhile in a thread. On an accelerator that
-takes the search no time; on a CPU it takes what decoding leaves of the cores.
+takes the search no time; on a CPU the two share the cores.
 """
 
 import collections
+import functools
+import threading
 import time
 from collections.abc import Callable
 from concurrent import futures
@@ -30,8 +32,17 @@ class Size(NamedTuple):
     others: int
 
 
+def _locked(method: Callable) -> Callable:
+    @functools.wraps(method)
+    def held(self, *arguments):
+        with self._lock:
+            return method(self, *arguments)
+
+    return held
+
+
 class Compiler:
-    """What this process has compiled, in all its searches.
+    """What this process has compiled, in all its searches, of several threads too.
 
     Attributes:
       ready: the sizes that are compiled; the longest took so many `seconds`.
@@ -46,8 +57,10 @@ class Compiler:
         self.missed: collections.Counter[Size] = collections.Counter()
         self.coming: tuple[Size, futures.Future] | None = None
         self._failed: set[Size] = set()
+        self._lock = threading.RLock()
         self._pool = futures.ThreadPoolExecutor(1, compiled.BESIDE)
 
+    @_locked
     def choose(self, possible: list[Size], wasted: float, arguments: Callable[[Size], Any]) -> int:
         """Of sizes that will do, smallest first, the index of one that is compiled: or the last.
 
@@ -66,17 +79,20 @@ class Compiler:
             self.wait()
         return chosen
 
+    @_locked
     def expect(self, possible: list[Size], arguments: Callable[[Size], Any]) -> None:
         """Has the last of some sizes compiled beside the search, unless another one is ready."""
         self._look()
         if not self.ready.intersection(possible):
             self._begin(possible[-1], arguments)
 
+    @_locked
     def called(self, size: Size, seconds: float) -> None:
         """Notes that a call was sent off after so many seconds: it is compiled."""
         if size not in self.ready:
             self._note(size, seconds)
 
+    @_locked
     def wait(self) -> None:
         """Waits for what is being compiled."""
         if self.coming:

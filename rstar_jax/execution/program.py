@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import builtins
 import importlib
 import io
 import random
 import sys
+import types
 import warnings
 
 from rstar_jax.execution.limits import format_output
@@ -143,7 +143,8 @@ def _run(cells: list[str], stdout: io.TextIOBase, whole: bool = False) -> str:
 
     whole: the first error of any cell is the error, and ends the program.
     """
-    namespace = {'__name__': '__main__', '__builtins__': builtins}
+    main = sys.modules['__main__'] = types.ModuleType('__main__')  # pickle looks up classes there
+    namespace = vars(main)
     try:
         sources = blocks(cells, whole)
     except (SyntaxError, ValueError, MemoryError, RecursionError) as error:

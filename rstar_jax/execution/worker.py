@@ -110,6 +110,7 @@ class Zygote:
         self.refused = False
         self._child: child.Many | None = None
         self._jobs = 0
+        sys.argv[1:] = []  # nothing for programs that read their arguments
         os.environ.clear()
         os.environ.update(settings['environment'])
         os.chdir(self.scratch)

@@ -22,7 +22,8 @@ class Grader:
 
     Args:
       workers: worker processes; None for one a core. They start when the first hard pair comes.
-      seconds: wall time for one pair.
+      seconds: time of a processor for one pair (on Linux); by the clock five times as much, or 20
+        more, so that a busy machine does not change verdicts.
       memory_mb: address space for one worker's child beyond its start.
     """
 
@@ -52,12 +53,12 @@ class Grader:
         cleaned = _clean(answer)
         hard = []
         for one in [truth] if isinstance(truth, str) else list(truth):
-            other = _clean(one)
-            found = plain.verdict(cleaned, other)
+            pair = plain.matched(cleaned, _clean(one))
+            found = plain.verdict(*pair)
             if found:
                 return _done(True)
             if found is None:
-                hard.append(self._ask({'pair': [cleaned, other]}))
+                hard.append(self._ask({'pair': list(pair)}))
         if not hard:
             return _done(False)
         return hard[0] if len(hard) == 1 else _any(hard)

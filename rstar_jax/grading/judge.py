@@ -16,8 +16,13 @@ from rstar_jax.grading import normalise, plain, structure
 _POINTS = 3
 _DIGITS = 25
 _CLOSE = 1e-9
+_NOTHING = 1e-60  # what sympy leaves of a difference of equal numbers, with its 100 digits
 _LARGE = 1e9  # from here on, whole numbers that differ may be as close as that
 _TWO_NUMBERS = re.compile(r'(?<![\d.^_])[\d.]+ \d+(?![\d/])')  # not one: 1 2/3 is
+# Whole numbers side by side, of which the parser would make a mixed number: 2(3).
+_PRODUCT = re.compile(r'(\(-?\d+\))(?=\(\d+\)|\d)|(?<![\w.^_])(\d+)(?=\(\d+\))')
+_END = r'\s*((?:(?!\\(?:le|ge|ne|lt|gt)(?![a-z]))[^<>=,])+?)\s*'
+_BETWEEN = re.compile(rf'{_END}(<|\\leq?(?![a-z]))\s*[a-zA-Z]\s*(<|\\leq?(?![a-z])){_END}')
 _RELATION = re.compile(r'[<>=]|\\(?:le|ge|ne|lt|gt|neq)(?![a-z])')
 
 
@@ -65,7 +70,10 @@ def equivalent(answer: str, truth: str) -> bool:
         return quick
     (name_a, value_a), (name_b, value_b) = map(structure.assignment, (answer, truth))
     if name_a or name_b:
-        if not (name_a and name_b and name_a != name_b) and same(value_a, value_b):
+        # x = 4 is 4, but not x^2 = 4.
+        equations = '=' in (answer if not name_a else '') + (truth if not name_b else '')
+        alike = not (name_a and name_b and name_a != name_b)
+        if alike and not equations and same(value_a, value_b):
             return True
         if name_a and name_b and name_a == name_b:
             return False
@@ -83,6 +91,14 @@ def same(a: str, b: str) -> bool:
     if kinds == {'tuple', 'matrix'}:
         matrix = one if one.kind == 'matrix' else two
         return '1' in matrix.brackets.split('x') and ordered(one.parts, two.parts)
+    if kinds == {'ratio'}:
+        first = one.parts[0], two.parts[0]
+        return len(one.parts) == len(two.parts) and all(
+            equivalent(rf'({x})\cdot({first[1]})', rf'({y})\cdot({first[0]})')
+            for x, y in zip(one.parts[1:], two.parts[1:], strict=True)
+        )
+    if 'ratio' in kinds:
+        return False
     if kinds == {'tuple'}:
         return one.brackets == two.brackets and ordered(one.parts, two.parts)
     if kinds == {'tuple', 'set'}:  # a Python list may be meant as a set
@@ -93,6 +109,10 @@ def same(a: str, b: str) -> bool:
         return (unordered if brackets == '[]' else ordered)(one.parts, two.parts)
     if kinds <= {'set', 'list', 'one'} and not _relations(a, b):
         return unordered(_spread(one.parts), _spread(two.parts))
+    if kinds == {'one', 'tuple'} and _relations(a, b):
+        interval = ray(a if one.kind == 'one' else b)
+        if interval is not None:
+            return same(interval, b if one.kind == 'one' else a)
     if kinds == {'list', 'union'} and _relations(a, b):
         rays = [ray(part) for part in (one if one.kind == 'list' else two).parts]
         union = one if one.kind == 'union' else two
@@ -103,7 +123,11 @@ def same(a: str, b: str) -> bool:
 
 
 def ray(relation_: str) -> str | None:
-    """'x < 2' as '(-\\infty, 2)', or None."""
+    """'x < 2' as '(-\\infty, 2)', '1 \\le x < 2' as '[1, 2)', or None."""
+    between = _BETWEEN.fullmatch(relation_)
+    if between:
+        low, left, right, high = between.groups()
+        return f'{"(" if left == "<" else "["}{low}, {high}{")" if right == "<" else "]"}'
     found = re.fullmatch(r'\s*[a-z]\s*(<|>|\\leq?|\\geq?)\s*([^<>=]+)', relation_)
     if not found:
         return None
@@ -154,6 +178,8 @@ def leaf(a: str, b: str) -> bool:
     (value_a, unit_a), (value_b, unit_b) = plain.split_unit(a), plain.split_unit(b)
     if not plain.same_unit(unit_a, unit_b):
         return False
+    if plain.squeezed(value_a) == plain.squeezed(value_b):
+        return True
     if '\\text' in value_a or '\\text' in value_b:
         return False
     if re.search(r'\\pm|\\mp', value_a + value_b):
@@ -195,7 +221,7 @@ def parse(text: str):
         return None
     try:
         found = latex2sympy(
-            text,
+            _PRODUCT.sub(r'\g<0>\\cdot ', text),
             is_real=not should_treat_as_complex(text),
             convert_degrees=False,
             normalization_config=None,
@@ -226,7 +252,7 @@ def same_values(a, b, one=None, two=None) -> bool | None:
         if abs(x) >= _LARGE and a.is_integer and b.is_integer:
             return round(a) == round(b)
         if close(x, y):
-            return True
+            return _equal_exactly(a, b)
         for rounded, exact, gap in ((one, y, abs(x - y)), (two, x, abs(x - y))):
             if rounded and rounded.decimal and rounded.digits >= 6 and not _whole(exact):
                 if gap <= 0.5 * 10.0**-rounded.places:
@@ -241,6 +267,16 @@ def same_values(a, b, one=None, two=None) -> bool | None:
             return False
         agreed += 1
     return True if agreed >= 2 else None
+
+
+def _equal_exactly(a, b) -> bool:
+    """Whether two values that are close are equal, where no rounded number is in them."""
+    from sympy import Float, Integral, Product, Sum
+
+    if any(one.has(Float, Integral, Product, Sum) for one in (a, b)):
+        return True
+    gap = value(a - b, {})
+    return gap is None or abs(gap) < _NOTHING * max(1, abs(complex(a)), abs(complex(b)))
 
 
 def _whole(number: complex) -> bool:
@@ -323,7 +359,10 @@ def key(answer: str) -> str:
     if found.kind == 'one':
         said = plain.words(answer)
         return f'text:{said}' if said is not None else _leaf_key(found.parts[0])
-    parts = [key(part) for part in _spread(found.parts)]
+    parts = found.parts
+    if found.kind == 'ratio':
+        parts = tuple(rf'\frac{{{part}}}{{{parts[0]}}}' for part in parts)
+    parts = [key(part) for part in _spread(parts)]
     if found.kind in ('set', 'list', 'union'):
         parts.sort()
     kind = 'set' if found.kind == 'list' else found.kind
@@ -352,7 +391,10 @@ def _leaf_key(text: str) -> str:
 
 
 def _short(number: complex, exact=None) -> str:
-    real, imag = (0.0 if abs(part) < 1e-13 else part for part in (number.real, number.imag))
+    real, imag = (
+        0.0 if abs(part) < max(_NOTHING, 1e-13 * abs(number)) else part
+        for part in (number.real, number.imag)
+    )
     if exact is not None and not imag and abs(real) >= _LARGE:
         return str(round(exact))
     return f'{real:.9g}' if not imag else f'{real:.9g}{imag:+.9g}i'

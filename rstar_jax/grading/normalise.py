@@ -11,9 +11,10 @@ _UNICODE = {
     '∩': r'\cap ', '∈': r'\in ', '±': r'\pm ', '°': r'^\circ ', '′': "'", 'θ': r'\theta ',
     'α': r'\alpha ', 'β': r'\beta ', 'γ': r'\gamma ', 'φ': r'\phi ', 'λ': r'\lambda ',
     'ω': r'\omega ', '∅': r'\emptyset ', '∖': r'\setminus ', 'ℝ': r'\mathbb{R}', '“': '"',
-    '”': '"', '’': "'", '²': '^2', '³': '^3', '⁄': '/',
+    '”': '"', '’': "'", '≈': r'\approx ', '⁄': '/',
 }  # fmt: skip
-_FRACTION_CHARS = {'½': (1, 2), '⅓': (1, 3), '⅔': (2, 3), '¼': (1, 4), '¾': (3, 4), '⅕': (1, 5)}
+_FRACTION_CHAR = re.compile('[¼-¾⅐-⅞]')
+_RAISED = '⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺', '0123456789-+'
 _FUNCTIONS = {
     'sqrt': r'\sqrt', 'sin': r'\sin', 'cos': r'\cos', 'tan': r'\tan', 'cot': r'\cot',
     'sec': r'\sec', 'csc': r'\csc', 'log': r'\ln', 'ln': r'\ln', 'exp': r'\exp',
@@ -37,13 +38,22 @@ _COMPLEX = re.compile(r'(\(?-?[\d.]+[-+][\d.]+)j(\)?)')
 _CALLED = re.compile(r'(\\(?:sqrt|cbrt)|\^|(?<![\\a-zA-Z])[Aa]bs)\s*\(')
 _GROUPED = re.compile(r'(?<![\d.,])\d{1,3}(?:,\d{3})+(?![\d,])')
 _SPACED = re.compile(r'(?<![\d.^_])\d{1,3}(?: \d{3})+(?![\d/])')
+_DEGREES = r'\s*(?:\^\s*\{?\s*\\(?:circ|degree)(?![a-z])\s*\}?|\\degree(?![a-z]))'
+_ANGLE = re.compile(
+    r'(\\?(?:sin|cos|tan|cot|sec|csc)(?:\s*\^\s*(?:\d|\{\d\}))?)\s*'
+    rf'(?:\(\s*([\d.]+){_DEGREES}\s*\)|\{{\s*([\d.]+){_DEGREES}\s*\}}|([\d.]+){_DEGREES})'
+)
+_BUILT = re.compile(  # {x | -1 < x < 2}
+    r'\\?\{\s*([A-Za-z])\s*(?:\\in\s*\\mathbb\{R\}\s*)?[|:]\s*'
+    r'(?=.*(?:[<>]|\\(?:le|ge|ne|lt|gt)(?![a-z])))(?=.*\1)([^{}]*(?:\{[^{}]*\}[^{}]*)*)(?<!\\)\\?\}'
+)
 
 
 def clean(raw: object) -> str:
     """One spelling for many: spaces, fractions, roots, signs, Unicode, delimiters of math mode."""
     text = unicodedata.normalize('NFC', str(raw)).strip()
-    for char, (top, bottom) in _FRACTION_CHARS.items():
-        text = text.replace(char, rf'\frac{{{top}}}{{{bottom}}}')
+    text = _FRACTION_CHAR.sub(_fraction, text)
+    text = re.sub(f'[{_RAISED[0]}]+', _power, text)
     for char, replacement in _UNICODE.items():
         if char in text:
             text = text.replace(char, replacement)
@@ -60,11 +70,14 @@ def clean(raw: object) -> str:
     text = text.replace('\\lbrace', '\\{').replace('\\rbrace', '\\}')
     text = re.sub(r'\\(?:lvert|rvert|vert|mid)(?![a-z])', '|', text)
     text = re.sub(r'\\(?:ast|star)(?![a-z])', '*', text).replace('**', '^')
-    text = re.sub(r'\^\s*\{?\s*\\(?:circ|degree)\s*\}?|\\degree', r' \\text{deg}', text)
+    text = re.sub(r'\\langle(?![a-z])', '(', re.sub(r'\\rangle(?![a-z])', ')', text))
+    text = re.sub(r'^\s*\\approx(?![a-z])', '', re.sub(r'\\\{\s*\\\}', r'\\emptyset', text))
+    text = _ANGLE.sub(lambda m: rf'{m[1]}(\frac{{{m[2] or m[3] or m[4]}\pi}}{{180}})', text)
+    text = re.sub(_DEGREES, r' \\text{deg}', text)
     text = re.sub(rf'{_TEXT}\s*\{{([^{{}}]*)\}}', _text, text)
     text = re.sub(r'_\{?\s*(?:\\text\{(\d+)\}|\((\d+)\))\s*\}?', r'_{\1\2}', text)
     text = re.sub(r'^\\text\{([^{}]*\d[^{}]*)\}$', r'\1', text.strip())
-    text = re.sub(r'(?<=[\d)}])\s+(?:and|or)\s+(?=[-\d\\(a-z])', ', ', text)
+    text = re.sub(r'(?:(?<=[\d)}])\s+|,\s*)(?:and|or)\s+(?=[-\d\\(a-z])', ', ', text)
     text = _SCALED.sub(lambda match: rf'\times 10^{{{_SCALES[match[2]]}}} {match[1] or ""}', text)
     text = _functions(text.replace('\\text{}', ''))
     text = _GROUPED.sub(lambda match: match[0].replace(',', ''), text) if _scalar(text) else text
@@ -73,7 +86,17 @@ def clean(raw: object) -> str:
     text = _SPACED.sub(lambda match: match[0].replace(' ', ''), text)
     if text.endswith('.') and not text.endswith('..'):
         text = text[:-1].strip()
-    return _spelled(text) or text.replace('\x00', '\\\\')
+    text = _BUILT.sub(r'\2', text) if _BUILT.fullmatch(text) else text
+    return _spelled(text) or text.replace('\x00', '\\\\').strip()
+
+
+def _fraction(match: re.Match) -> str:
+    top, bottom = unicodedata.normalize('NFKD', match[0]).split('⁄')
+    return rf'\frac{{{top}}}{{{bottom}}}'
+
+
+def _power(match: re.Match) -> str:
+    return f'^{{{match[0].translate(str.maketrans(*_RAISED))}}}'
 
 
 def _unwrap_math(text: str) -> str:

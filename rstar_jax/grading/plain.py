@@ -25,10 +25,15 @@ _UNITS = {
     'liter': 'liter', 'litre': 'liter', 'ml': 'ml', 'gallon': 'gallon', 'quart': 'quart',
     'second': 's', 'sec': 's', 's': 's', 'minute': 'min', 'min': 'min', 'hour': 'h', 'hr': 'h',
     'h': 'h', 'day': 'day', 'week': 'week', 'month': 'month', 'year': 'year', 'mph': 'mile/h',
+    'am': 'am', 'a m': 'am', 'pm': 'pm', 'p m': 'pm',
 }  # fmt: skip
 _CURRENCY = {'$': '$', '£': 'pound', '€': 'euro', '¥': 'yen'}
 _HYPHEN = re.compile(r'(?<=[A-Za-z]{3})-(?=[A-Za-z])|(?<=[A-Za-z])-(?=[A-Za-z]{3})')
 _CAPITALS = re.compile('[A-Z]{2,}')
+_CHOICE = re.compile(  # (A) 5, \text{(A)} 5, A. 5
+    r'(?:\\text\{\(([A-J])\)\}\s*|\\text\{([A-J])[.):]?\}\s+|\(([A-J])\)\s+|([A-J])[.):]\s+)(.+)'
+)
+_LETTER = re.compile(r'\(?(?:\\text\{\(?)?([A-J])\)?\}?\)?')
 _WHOLE = re.compile(r'[+-]?\d+')
 _INT = r'\d+'
 _DECIMAL = re.compile(r'[+-]?(?:\d+\.?\d*|\.\d+)')
@@ -39,6 +44,7 @@ _FRACTION = re.compile(
     rf'([+-]?)(?:\\frac\{{([+-]?)({_INT})\}}\{{([+-]?)({_INT})\}}|({_INT})/({_INT})|'
     rf'\(({_INT})/({_INT})\)|\{{({_INT})\}}/\{{({_INT})\}})'
 )
+_REPEATING = re.compile(r'([+-]?)(\d*)\.(\d*)\\(?:overline|bar)\{(\d+)\}')
 _MIXED = re.compile(rf'([+-]?)({_INT})(?:\\frac\{{({_INT})\}}\{{({_INT})\}}|[ +]({_INT})/({_INT}))')
 
 
@@ -142,6 +148,12 @@ def number(text: str) -> Number | None:
         if abs(exponent) <= 400:
             return Number(Fraction(power[1]) * Fraction(10) ** exponent)
         return None
+    repeating = _REPEATING.fullmatch(text)
+    if repeating:
+        sign, whole, first, again = repeating.groups()
+        value = Fraction(int(whole + first + again) - int(whole + first or 0), 10 ** len(first))
+        value /= 10 ** len(again) - 1
+        return Number(-value if sign == '-' else value)
     ratio = _FRACTION.fullmatch(text)
     if ratio:
         sign = '-' in (ratio[1] or ''), '-' in (ratio[2] or ''), '-' in (ratio[4] or '')
@@ -188,6 +200,25 @@ def words(text: str) -> str | None:
     plain = ' '.join(re.sub(r'[\s.,;:!?"\'_()\[\]]+', ' ', plain.lower()).split())
     plain = re.sub(r'^(?:an?|the) (?=\w{3})', '', plain)
     return plain if plain and (wordy or re.search(r'[a-z]{3}', plain)) else None
+
+
+def matched(answer: str, truth: str) -> tuple[str, str]:
+    """What of two cleaned answers is to be compared, where one is a choice with its value, (A) 5.
+
+    The letter, where the other has one too, else the value.
+    """
+    chosen = [_CHOICE.fullmatch(text) for text in (answer, truth)]
+    if not any(chosen):
+        return answer, truth
+    letters = [
+        next(filter(None, found.groups()))
+        if found
+        else (lone := _LETTER.fullmatch(text)) and lone[1]
+        for found, text in zip(chosen, (answer, truth), strict=True)
+    ]
+    if all(letters):
+        return rf'\text{{{letters[0]}}}', rf'\text{{{letters[1]}}}'
+    return tuple(found[5] if found else text for found, text in zip(chosen, (answer, truth)))
 
 
 def verdict(answer: str, truth: str) -> bool | None:

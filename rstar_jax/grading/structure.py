@@ -1,4 +1,4 @@
-"""The outer form of an answer: tuple, interval, set, list, matrix, union, or one value."""
+"""The outer form of an answer: tuple, interval, set, list, matrix, union, ratio, or one value."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from rstar_jax.grading.normalise import closing
 
 _MATRIX = re.compile(
-    r'\\begin\{([pbBvV]?matrix|array|smallmatrix)\}(?:\{[^}]*\})?(.*)\\end\{\1\}', re.S
+    r'\\begin\{([pbB]?matrix|array|smallmatrix)\}(?:\{[^}]*\})?(.*)\\end\{\1\}', re.S
 )
 _NAME = r'(?:[A-Za-z]|\\[a-zA-Z]+)(?:_\{?[A-Za-z0-9]+\}?)?'
 _ASSIGN = re.compile(rf'\s*({_NAME}(?:\([A-Za-z, ]*\))?)\s*(?:=|\\in(?![a-z]))\s*([^=<>]+)$')
@@ -20,7 +20,7 @@ class Form:
 
     Attributes:
       kind: 'one', 'tuple' (any of the brackets around commas), 'set', 'list' (bare commas),
-        'matrix', 'union'.
+        'matrix', 'union', 'ratio' (of three terms or more; of two, it is a value).
       parts: the parts' texts; of a matrix, its entries row by row.
       brackets: of a tuple, its two brackets; of a matrix, 'rows x columns'.
     """
@@ -84,6 +84,9 @@ def form(text: str) -> Form:
     parts = [part for part in split(text.replace(';', ',')) if part]
     if len(parts) > 1:
         return Form('list', tuple(parts))
+    terms = split(text, ':')
+    if len(terms) > 2 and all(terms):
+        return Form('ratio', tuple(terms))
     return Form('one', (text,))
 
 

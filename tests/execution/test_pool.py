@@ -59,6 +59,27 @@ def test_a_block_may_go_on_in_the_next_cell(pool):
     )
 
 
+def test_a_program_is_the_main_module_and_has_no_arguments(pool):
+    pickled = 'import pickle\nclass A: pass\nprint(type(pickle.loads(pickle.dumps(A()))))'
+    assert run(pool, pickled).output == "<class '__main__.A'>"
+    assert run(pool, ['x = 2', 'import __main__\nprint(__main__.x)']).output == '2'
+    parsed = 'import argparse, sys\nargparse.ArgumentParser().parse_args()\nprint(sys.argv[1:])'
+    assert run(pool, parsed).output == '[]'
+
+
+def test_a_trusted_job_is_not_over_while_it_waits_for_a_processor():
+    spawn = {'count': 1, 'jobs_per_child': 9, 'isolation': 'auto', 'finish': lambda r: (r, False)}
+    several = workers.Workers(
+        'tests.execution.waiting', limits=execution.Limits(seconds=1), **spawn
+    )
+    try:
+        assert several.submit({'wait': 2}).result(60)['waited'] == 2
+        assert several.submit({'wait': 60}).result(60)['killed'] == 'seconds'
+        assert several.submit({'work': 60}).result(60)['killed'] == 'seconds'
+    finally:
+        several.close()
+
+
 @pytest.mark.parametrize(
     ('program', 'error'),
     [

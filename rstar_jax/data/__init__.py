@@ -11,6 +11,7 @@ from rstar_jax.data.curation import curate, curate_to
 from rstar_jax.data.examples import Examples, load_examples, store_examples
 from rstar_jax.data.flights import Flights
 from rstar_jax.data.interchange import (
+    IMPORTS,
     export_preference,
     export_sft,
     export_trees,
@@ -31,6 +32,7 @@ from rstar_jax.data.problems import Selection, export_problems, load_problems, t
 from rstar_jax.data.trees import TreeStore, in_order
 
 __all__ = [
+    'IMPORTS',
     'Annotated',
     'Examples',
     'Flights',

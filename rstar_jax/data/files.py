@@ -182,7 +182,7 @@ def read_json_items(path: str | os.PathLike) -> Iterator[tuple[str, dict[str, An
 def _list_items(path: pathlib.Path, file: Iterable[str]) -> Iterator[tuple[str, Any]]:
     text = ''.join(file)
     try:
-        items = json.loads(text)
+        items = _parsed(text, path)
     except json.JSONDecodeError as error:
         shown = _shown(text.splitlines()[error.lineno - 1].strip() if text else '')
         raise UserError(
@@ -198,13 +198,27 @@ def _lines(path: pathlib.Path, file: Iterable[str]) -> Iterator[tuple[str, Any]]
         if not line.strip():
             continue
         try:
-            item = json.loads(line)
+            item = _parsed(line, f'{path}, line {number}')
         except json.JSONDecodeError as error:
             raise UserError(
                 f'{path}, line {number}: not JSON ({error.msg}): {_shown(line.strip())}; '
                 'expected one object a line'
             ) from None
         yield f'{path}, line {number}', item
+
+
+def _parsed(text: str, place: object) -> Any:
+    """The value; halves of characters in it ('\\ud83d', as texts end that were cut) become '?'."""
+    try:
+        value = json.loads(text)
+        if '\\ud' in text.lower():
+            whole = json.dumps(value, ensure_ascii=False).encode('utf-8', 'replace')
+            value = json.loads(whole)
+    except json.JSONDecodeError:
+        raise
+    except (ValueError, RecursionError) as error:  # a number of 5,000 digits, 100,000 brackets
+        raise UserError(f'{place}: cannot be read ({error})') from None
+    return value
 
 
 def _shown(value: Any) -> str:

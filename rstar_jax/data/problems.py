@@ -60,7 +60,7 @@ class Selection:
                     f'--config.data.answers={self.answers}: no kind {kind}; there are '
                     f'{", ".join(ANSWER_KINDS)}'
                 )
-        if self.levels and not re.fullmatch(r'[\d.]+(-[\d.]+)?', self.levels):
+        if self.levels and not re.fullmatch(r'\d+(\.\d+)?(-\d+(\.\d+)?)?', self.levels):
             raise UserError(f'--config.data.levels={self.levels}: expected a range, such as 3-5')
 
     def refused(self, problem: Problem) -> str:
@@ -221,15 +221,20 @@ def _question(row: dict[str, Any], place: str) -> str:
 
 
 def _answer(answer: Any) -> str | list[str] | None:
-    if isinstance(answer, float) and answer.is_integer():
-        answer = int(answer)  # as sets that hold numbers write 27: as 27.0
-    if isinstance(answer, int | float) and not isinstance(answer, bool):
-        return str(answer)
-    if isinstance(answer, list) and answer and all(isinstance(a, str) and a for a in answer):
-        return answer if len(answer) > 1 else answer[0]
     if isinstance(answer, str):
         return answer.rpartition(FINAL_MARK)[2].strip() or None
-    return None
+    if isinstance(answer, list):
+        texts = [one if isinstance(one, str) else _number(one) for one in answer]
+        return (texts if len(texts) > 1 else texts[0]) if texts and all(texts) else None
+    return _number(answer)
+
+
+def _number(answer: Any) -> str | None:
+    """A number's text; sets that hold numbers write 27 as 27.0."""
+    if isinstance(answer, float) and answer.is_integer():
+        answer = int(answer)
+    known = isinstance(answer, int | float) and not isinstance(answer, bool)
+    return str(answer) if known else None
 
 
 def _concluded(solution: str) -> str | None:

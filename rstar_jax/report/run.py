@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -113,6 +114,11 @@ def read(workdir: str | os.PathLike) -> Run:
     """
     root = pathlib.Path(workdir)
     settings = ledger.read_json(root / 'config.json') or {}
+    if not _of_rounds(settings):  # a model's, say
+        raise UserError(
+            f'{root / "config.json"}: not the settings of a run; expected the --workdir of '
+            'python -m rstar_jax.main'
+        )
     rounds = _rounds(root)
     ablations = ledger.read_json(root / 'ablations.json')
     if not (rounds or settings or ablations or (root / 'solve').is_dir()):
@@ -140,6 +146,13 @@ def read(workdir: str | os.PathLike) -> Run:
         },
         {key: lines for key, lines in trainings.items() if lines},
         ablations,
+    )
+
+
+def _of_rounds(settings: Any) -> bool:
+    return isinstance(settings, dict) and all(
+        re.fullmatch(r'round\d+', name) and isinstance(keys, dict)
+        for name, keys in settings.items()
     )
 
 
@@ -190,10 +203,10 @@ def _lines(path: pathlib.Path) -> list[dict[str, Any]]:
     """The objects of a JSONL file that may be being written: a last line without end is left."""
     try:
         lines = path.read_text(encoding='utf-8').split('\n')[:-1]
-        return [json.loads(line) for line in lines]
+        return [dict(json.loads(line)) for line in lines]
     except FileNotFoundError:
         return []
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         raise UserError(
             f'{path}: not the log of a training ({error}); delete it, only the curves need it'
         ) from None

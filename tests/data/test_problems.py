@@ -36,6 +36,21 @@ def test_jsonl_and_gsm8k_answers(tmp_path):
     ]
 
 
+def test_numbers_in_a_list_and_half_a_character(tmp_path):
+    rows = '{"question": "a \\ud83d?", "answer": [1, 2.0, "3"]}\n{"question": "b?", "answer": [0]}'
+    problems = data.load_problems(write(tmp_path / 'p.jsonl', rows))
+    assert [(p['question'], p['answer']) for p in problems] == [
+        ('a ??', ['1', '2', '3']),
+        ('b?', '0'),
+    ]
+
+
+@pytest.mark.parametrize('levels', ['1.2.3', '...', '1-', 'hard'])
+def test_levels_are_a_range(levels):
+    with pytest.raises(UserError, match='expected a range, such as 3-5'):
+        data.Selection(levels=levels)
+
+
 def test_limit_stops_reading(tmp_path):
     path = write(tmp_path / 'p.jsonl', '{"question": "a?", "answer": "1"}\nnot json\n')
     assert len(data.load_problems(path, limit=1)) == 1
@@ -70,6 +85,8 @@ GOOD = '{"question": "a?", "answer": "1"}\n'
         ('[{"task": "a?", "answer": "1"}]', 'item 1: problem without a question'),
         (GOOD + '{"index": "x1", "question": "b?", "answer": "2"}', "index 'x1': expected an int"),
         (GOOD + '{"index": 0, "question": "b?", "answer": "2"}\n', 'index 0 was already used by'),
+        (GOOD + f'{{"question": "b?", "answer": {"9" * 5000}}}\n', 'line 2: cannot be read'),
+        (GOOD + '[' * 100_000 + '\n', 'line 2: cannot be read'),
     ],
 )
 def test_mistakes_are_one_line_that_names_the_place(tmp_path, text, message):

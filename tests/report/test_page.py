@@ -271,6 +271,20 @@ def test_long_curves_are_averaged():
     assert list(x) == [1, 2] and list(y) == [3, 4]
 
 
+@pytest.mark.parametrize('content', [{'model_type': 'qwen2', 'vocab_size': 9}, ['round1']])
+def test_a_config_of_something_else(tmp_path, content):
+    workdirs.write(tmp_path / 'config.json', content)
+    with pytest.raises(UserError, match='config.json: not the settings of a run'):
+        report.write(tmp_path)
+
+
+def test_a_log_of_something_else(tmp_path):
+    workdirs.finished(tmp_path, rounds=1)
+    (tmp_path / 'round1' / 'policy' / 'metrics.jsonl').write_text('3\n')
+    with pytest.raises(UserError, match='not the log of a training'):
+        report.write(tmp_path)
+
+
 def test_a_workdir_of_nothing_but_an_evaluation(tmp_path):
     workdirs.write(tmp_path / 'round0' / 'eval' / 'results.json', ROUNDS[0])
     page = Page(report.write(tmp_path).read_text())

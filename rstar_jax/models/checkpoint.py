@@ -146,9 +146,9 @@ def _read(path_or_name, dtype, mesh, headless):
             config = _with_ends(config, generation)
         made = tokenizer.load(path)
         source = weights.SafetensorsFolder(path)
-    if len(made) > config.vocab_size:
+    if (needed := tokenizer.rows(made)) > config.vocab_size:
         raise UserError(
-            f'{path}: its tokenizer has {len(made)} entries, its embedding {config.vocab_size} rows'
+            f'{path}: its tokenizer has {needed} entries, its embedding {config.vocab_size} rows'
         )
     params = weights.place(source, config, _putter(dtype, mesh, config), headless)
     return config, params, made, generation
@@ -261,7 +261,9 @@ def _write(folder, model, params, shard_bytes, extra):
         model.tokenizer.save_pretrained(folder)
     config = families.write_config(model.config, dtype)
     ends = {name: config[name] for name in ('bos_token_id', 'eos_token_id', 'pad_token_id')}
-    generation = {**model.generation, **ends}
+    # Only of the ends of a text is the config the whole truth: see `_with_ends`.
+    said = {k: v for k, v in model.generation.items() if v is not None and k != 'eos_token_id'}
+    generation = {**model.generation, **ends, **said}
     _write_json(folder / 'generation_config.json', generation)
     _write_json(folder / 'config.json', {**config, **extra})
 

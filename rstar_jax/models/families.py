@@ -16,7 +16,9 @@ ARCHITECTURES = {
     'qwen3': 'Qwen3ForCausalLM',
 }
 ROPE_KINDS = ('default', 'linear', 'llama3', 'longrope')
-RENAMED_ROPE = {'su': 'longrope', 'yarn': 'yarn', None: 'default'}
+RENAMED_ROPE = {'su': 'longrope', None: 'default'}
+# Families whose networks read attention_bias and mlp_bias; with the others nothing comes of them.
+ATTENTION_BIAS, MLP_BIAS = ('llama', 'qwen3'), ('llama',)
 
 
 def unsupported(name: Any, where: str) -> UserError:
@@ -52,8 +54,8 @@ def read_config(values: dict[str, Any], where: str) -> Config:
         size('num_attention_heads'),
         size('num_hidden_layers'),
     )
-    theta, fraction, rope = _read_rope(values, faults)
-    bias = bool(values.get('attention_bias', False))
+    theta, fraction, rope = _read_rope(family, values, faults)
+    bias = family in ATTENTION_BIAS and bool(values.get('attention_bias', False))
     eos = values.get('eos_token_id')
     config = Config(
         family=family,
@@ -69,7 +71,7 @@ def read_config(values: dict[str, Any], where: str) -> Config:
         tie_embeddings=bool(values.get('tie_word_embeddings', False)),
         qkv_bias=bias or family == 'qwen2',
         output_bias=bias,
-        mlp_bias=bool(values.get('mlp_bias', False)),
+        mlp_bias=family in MLP_BIAS and bool(values.get('mlp_bias', False)),
         qk_norm=family == 'qwen3',
         windows=_read_windows(family, values, layers),
         rope=rope,
@@ -90,18 +92,19 @@ def read_config(values: dict[str, Any], where: str) -> Config:
     return config
 
 
-def _read_rope(values: dict[str, Any], faults: list[str]) -> tuple[float, float, Rope]:
+def _read_rope(family: str, values: dict[str, Any], faults: list[str]) -> tuple[float, float, Rope]:
     """(theta, rotated share of the head, scaling)."""
     scaling = values.get('rope_parameters') or values.get('rope_scaling') or {}
     theta = scaling.get('rope_theta') or values.get('rope_theta') or 10000.0
     fraction = scaling.get('partial_rotary_factor') or values.get('partial_rotary_factor') or 1.0
+    fraction = fraction if family == 'phi3' else 1.0  # the others rotate whole heads
     kind = scaling.get('rope_type', scaling.get('type'))
     kind = RENAMED_ROPE.get(kind, kind)
     if kind not in ROPE_KINDS:
         faults.append(f'rope_type={kind!r}: expected one of {", ".join(ROPE_KINDS)}')
     original = (
-        scaling.get('original_max_position_embeddings')
-        or values.get('original_max_position_embeddings')
+        values.get('original_max_position_embeddings')
+        or scaling.get('original_max_position_embeddings')
         or values.get('max_position_embeddings')
     )
     if kind == 'default':
@@ -114,7 +117,7 @@ def _read_rope(values: dict[str, Any], faults: list[str]) -> tuple[float, float,
         short=tuple(scaling.get('short_factor', ())),
         long=tuple(scaling.get('long_factor', ())),
         original=int(original or 0),
-        attention_factor=scaling.get('attention_factor'),
+        attention_factor=scaling.get('attention_factor') if kind == 'longrope' else None,
     )
     if rope.kind in ('linear', 'llama3') and not rope.factor:
         faults.append(f'rope_type={rope.kind}: factor is missing')

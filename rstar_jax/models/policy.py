@@ -82,20 +82,19 @@ def add_tokens(policy: Policy, tokens: list[str]) -> Policy:
     import copy
 
     tokenizer = copy.deepcopy(policy.tokenizer)
-    known = len(tokenizer)
     fresh = new_tokens(policy, tokens)
     pieces = [tokenizer(token, add_special_tokens=False)['input_ids'] for token in fresh]
     # Encoded, a new token must come out whole: transformers' own flag for that is "special".
     tokenizer.add_special_tokens(
         {'additional_special_tokens': fresh}, replace_extra_special_tokens=False
     )
-    total = len(tokenizer)
+    ids = tokenizer.convert_tokens_to_ids(fresh)
     params = dict(policy.params)
     for name in ('embed', 'output'):
         if name in params:
-            weight = _with_rows_of_pieces(name, params[name]['weight'], known, total, pieces)
+            weight = _with_rows_of_pieces(name, params[name]['weight'], ids, pieces)
             params[name] = {**params[name], 'weight': weight}
-    config = policy.config.replace(vocab_size=max(policy.config.vocab_size, total))
+    config = policy.config.replace(vocab_size=params['embed']['weight'].shape[0])
     return Policy(config, tokenizer, params, dict(policy.generation))
 
 
@@ -106,12 +105,12 @@ def new_tokens(policy: Policy, tokens: list[str]) -> list[str]:
 
 
 def _with_rows_of_pieces(
-    name: str, weight: jax.Array, known: int, total: int, pieces: list[list[int]]
+    name: str, weight: jax.Array, ids: list[int], pieces: list[list[int]]
 ) -> jax.Array:
-    """Sets rows known..total-1 to means of the rows of their pieces, appending rows as needed."""
+    """Sets the rows `ids` to means of the rows of their pieces, appending rows as needed."""
     if not pieces:
         return weight
-    shape = (max(total, weight.shape[0]), weight.shape[1])
+    shape = (max(max(ids) + 1, weight.shape[0]), weight.shape[1])
     where = None
     mesh = sharding.mesh_of(weight)
     if mesh is not None:
@@ -121,8 +120,8 @@ def _with_rows_of_pieces(
     def made(weight):
         grown = jnp.zeros((shape[0] - weight.shape[0], shape[1]), weight.dtype)
         weight = jnp.concatenate([weight, grown])
-        rows = [jnp.mean(weight[np.array(ids)].astype(jnp.float32), axis=0) for ids in pieces]
-        return weight.at[np.arange(known, total)].set(jnp.stack(rows).astype(weight.dtype))
+        rows = [jnp.mean(weight[np.array(part)].astype(jnp.float32), axis=0) for part in pieces]
+        return weight.at[np.array(ids)].set(jnp.stack(rows).astype(weight.dtype))
 
     return jax.jit(made, out_shardings=where)(weight)
 

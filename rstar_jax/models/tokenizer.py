@@ -16,6 +16,9 @@ _WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s"
     r'| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+'
 )
+# Words that mean Llama 3's: texts begin with BOS, and a word that is an entry is not put together
+# by merges (llama.cpp's `add_bos` and `ignore_merges`).
+LLAMA3 = ('llama-bpe', 'llama3', 'llama-v3')
 # Patterns that cut a text into words before the merges; None = GPT-2's own.
 SPLITS = {
     'qwen2': _WORDS % '',
@@ -44,6 +47,11 @@ def load(folder: pathlib.Path) -> Any:
     if not tokenizer.is_fast:
         raise UserError(f'{folder}: expected a fast tokenizer (tokenizer.json)')
     return tokenizer
+
+
+def rows(tokenizer: Any) -> int:
+    """Rows of an embedding that holds all entries: more than these where ids are left out."""
+    return max(tokenizer.get_vocab().values(), default=-1) + 1
 
 
 def from_gguf(fields: dict[str, Any], where: str) -> Any:
@@ -84,7 +92,8 @@ def from_gguf(fields: dict[str, Any], where: str) -> Any:
         'unk_token': token('unknown') if model == 'llama' else None,
     }
     options = {name: text for name, text in special.items() if text is not None}
-    add_bos = bool(fields.get('tokenizer.ggml.add_bos_token', model == 'llama'))
+    begins = model == 'llama' or fields.get('tokenizer.ggml.pre') in LLAMA3
+    add_bos = bool(fields.get('tokenizer.ggml.add_bos_token', begins))
     if add_bos and special['bos_token']:
         from tokenizers import processors
 
@@ -115,7 +124,8 @@ def _byte_level(fields, tokens, kinds):
         raise UserError(f'tokenizer.ggml.pre={split!r}: expected {", ".join(SPLITS)}')
     vocabulary = {token: index for index, token in enumerate(tokens)}
     merges = [tuple(merge.split(' ')) for merge in fields.get('tokenizer.ggml.merges', ())]
-    backend = Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
+    whole = split in LLAMA3
+    backend = Tokenizer(models.BPE(vocab=vocabulary, merges=merges, ignore_merges=whole))
     pattern = SPLITS[split]
     if pattern is not None:
         steps = [

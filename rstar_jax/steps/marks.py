@@ -44,8 +44,7 @@ def token_bytes(tokenizer, vocab_size: int) -> list[bytes]:
     """
     to_byte = _byte_alphabet()
     added = {i: t.content for i, t in tokenizer.added_tokens_decoder.items()}
-    size = min(vocab_size, len(tokenizer))
-    words = tokenizer.convert_ids_to_tokens(list(range(size)))
+    words = tokenizer.convert_ids_to_tokens(list(range(vocab_size)))
     sentencepiece = any(w == '<0x0A>' for w in words if w)
     result = []
     for i, word in enumerate(words):
@@ -61,7 +60,7 @@ def token_bytes(tokenizer, vocab_size: int) -> list[bytes]:
         else:
             known = all(c in to_byte for c in word)
             result.append(bytes(to_byte[c] for c in word) if known else word.encode())
-    return result + [b''] * (vocab_size - size)
+    return result
 
 
 def stops(prompt: str) -> dict[str, int]:

@@ -171,6 +171,9 @@ def sft(
         if release:
             _delete_all_but(start.params, policy.params)
     encoded = encoding.sft(examples, policy.tokenizer, config.length)
+    # It learns to end its texts by this token, whatever ended those of its start.
+    ends = dict.fromkeys((*policy.config.eos_ids, policy.tokenizer.eos_token_id))
+    policy = dataclasses.replace(policy, config=policy.config.replace(eos_ids=tuple(ends)))
     chosen, held_out = encoding.hold_out(encoded, config.held_out, config.seed, HELD_OUT)
     _check_keep(config, held_out)
 

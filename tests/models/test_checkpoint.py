@@ -16,7 +16,7 @@ import safetensors.numpy
 import torch
 import transformers
 
-from rstar_jax import models
+from rstar_jax import models, steps
 from rstar_jax.errors import UserError
 from rstar_jax.models import torch_file, weights
 
@@ -130,6 +130,64 @@ def test_added_tokens_take_padding_rows_then_grow(name, tmp_path):
     back = models.load(tmp_path / 'more', 'float32')
     same_tokenizer(back.tokenizer, many.tokenizer)
     jax.tree.map(np.testing.assert_array_equal, back.params, many.params)
+
+
+def test_added_tokens_where_the_tokenizer_leaves_ids_out(broken):
+    tokenizer = json.loads((broken / 'tokenizer.json').read_text())
+    token = tokenizer['added_tokens'][-1] | {'id': 270, 'content': '<far>'}
+    tokenizer['model']['vocab']['<far>'] = 270
+    tokenizer['added_tokens'].append(token)
+    (broken / 'tokenizer.json').write_text(json.dumps(tokenizer))
+    policy = models.load(broken, 'float32')
+    assert policy.tokenizer('<far>')['input_ids'] == [270] and len(policy.tokenizer) == 261
+    more = models.add_tokens(policy, MARKS)
+    assert more.tokenizer.convert_tokens_to_ids(MARKS) == [271, 272, 273]
+    texts = steps.token_bytes(more.tokenizer, more.config.vocab_size)
+    assert texts[270:274] == [text.encode() for text in ('<far>', *MARKS)]
+    assert texts[265] == b'' and len(texts) == more.config.vocab_size
+    for table in ('embed', 'output'):
+        old, new = (np.asarray(p.params[table]['weight']) for p in (policy, more))
+        changed = np.flatnonzero((old != new).any(axis=1))
+        np.testing.assert_array_equal(changed, [271, 272, 273])
+    many = models.add_tokens(policy, [f'<mark{i}>' for i in range(40)])
+    assert many.config.vocab_size == 271 + 40 == len(many.params['embed']['weight'])
+    edit_config(broken, vocab_size=265)
+    with pytest.raises(UserError, match='271 entries, its embedding 265 rows'):
+        models.load(broken)
+
+
+@pytest.mark.parametrize(
+    ('name', 'changes', 'of_rope'),
+    [
+        ('qwen2', {'attention_bias': True, 'mlp_bias': True}, {}),
+        ('phi3_4k', {'attention_bias': True}, {}),
+        ('llama', {'partial_rotary_factor': 0.5}, {'partial_rotary_factor': 0.5}),
+        ('llama_linear_rope', {}, {'attention_factor': 2.0}),
+        ('llama3_rope', {}, {'attention_factor': 2.0}),
+        ('phi3_128k_long', {'original_max_position_embeddings': 100}, {}),
+    ],
+)
+def test_settings_are_read_as_transformers_reads_them(tmp_path, name, changes, of_rope):
+    tiny_torch.save(name, tmp_path)
+    values = json.loads((tmp_path / 'config.json').read_text())
+    edit_config(tmp_path, rope_parameters=values['rope_parameters'] | of_rope, **changes)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path, attn_implementation='eager'
+    )
+    tokens = np.random.default_rng(0).integers(3, 259, (2, 40))
+    with torch.no_grad():
+        expected = theirs(torch.tensor(tokens)).logits.numpy()
+    found = models.load(tmp_path, 'float32').logits(tokens, np.array([40, 40]))
+    assert np.abs(found - expected).max() <= 1e-5 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize('ends', [{'bos_token_id': 1, 'pad_token_id': 7}, {'pad_token_id': 7}])
+def test_ends_that_only_the_generation_config_has_are_carried(broken, tmp_path, ends):
+    edit_config(broken, bos_token_id=None, pad_token_id=None)
+    (broken / 'generation_config.json').write_text(json.dumps(ends))
+    models.save(models.load(broken, 'float32'), tmp_path / 'copy')
+    written = json.loads((tmp_path / 'copy' / 'generation_config.json').read_text())
+    assert ends.items() <= written.items()
 
 
 def test_ends_and_sampling_settings_are_carried(qwen, broken, tmp_path):

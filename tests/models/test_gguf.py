@@ -54,7 +54,7 @@ def permute(weight, heads):
     )
 
 
-def write(name, path, pre='qwen2', merges=(), tokenizer=True, twice=False):
+def write(name, path, pre='qwen2', merges=(), tokenizer=True, twice=False, words=()):
     """twice: a tied table as the coarse embedding and the exact output."""
     reference = tiny_torch.model(name)
     config = reference.config
@@ -79,7 +79,7 @@ def write(name, path, pre='qwen2', merges=(), tokenizer=True, twice=False):
     if family == 'phi3' and config.sliding_window:
         writer.add_sliding_window(config.sliding_window)
     if tokenizer:
-        write_tokenizer(writer, pre, merges)
+        write_tokenizer(writer, pre, merges, words)
     for tensor_name, tensor in reference.state_dict().items():
         if tensor_name == 'lm_head.weight' and config.tie_word_embeddings and not twice:
             continue
@@ -97,9 +97,9 @@ def write(name, path, pre='qwen2', merges=(), tokenizer=True, twice=False):
     writer.close()
 
 
-def write_tokenizer(writer, pre, merges):
+def write_tokenizer(writer, pre, merges, words):
     known = sorted(tiny_torch.tokenizer().get_vocab().items(), key=lambda item: item[1])
-    tokens = [token for token, _ in known]
+    tokens = [*(token for token, _ in known), *words]
     kinds = [3, 3, 3] + [1] * (len(tokens) - 3)
     pads = range(len(tokens), 300)
     writer.add_tokenizer_model('gpt2')
@@ -149,6 +149,15 @@ def test_tokenizer_drops_padding_and_survives_export(tmp_path):
     again = transformers.AutoTokenizer.from_pretrained(tmp_path / 'export')
     assert again(text)['input_ids'] == made(text)['input_ids']
     assert again.get_vocab() == made.get_vocab() and again.eos_token == '<eos>'
+
+
+@pytest.mark.parametrize(
+    ('pre', 'ids'), [('llama-bpe', ['<bos>', 'ab']), ('smaug-bpe', ['a', 'b'])]
+)
+def test_texts_for_llama_3_begin_with_bos_and_whole_words_need_no_merges(tmp_path, pre, ids):
+    write('llama_tied_bias', tmp_path / 'm.gguf', pre=pre, words=['ab'])
+    made = models.load(tmp_path / 'm.gguf', 'float32').tokenizer
+    assert made.convert_ids_to_tokens(made('ab')['input_ids']) == ids
 
 
 def _cut(path):

@@ -73,6 +73,19 @@ def test_finished_training_is_read_not_repeated(policy, tmp_path):
         checkpoints.load_ppm(tmp_path)
 
 
+@pytest.mark.parametrize('others', [(), (5,)])
+def test_the_token_that_ends_a_response_ends_texts_of_the_export(policy, tmp_path, others):
+    start = dataclasses.replace(policy, config=policy.config.replace(eos_ids=others))
+    start.generation = {'eos_token_id': list(others) or None}
+    trained, _ = training.sft(start, sft_examples(2), sft_settings(epochs=1), tmp_path / 'made')
+    models.save(trained, tmp_path / 'export')
+    for name in ('config.json', 'generation_config.json'):
+        written = json.loads((tmp_path / 'export' / name).read_text())['eos_token_id']
+        ends = written if isinstance(written, list) else [written]
+        assert ends == [*others, policy.tokenizer.eos_token_id]
+    assert start.config.eos_ids == others
+
+
 class Killed(Exception):
     pass
 

@@ -8,6 +8,7 @@ What carries the messages is a `Team`; `ray_team` is one. A worker that answers 
 trees are dealt again, and go on from where they were when it last told of them.
 """
 
+import collections
 import dataclasses
 import threading
 import time
@@ -19,6 +20,7 @@ from rstar_jax.errors import UserError
 from rstar_jax.parallel import leases
 from rstar_jax.search import flight
 from rstar_jax.search.record import Record
+from rstar_jax.search.totals import Totals
 
 POLL = 1.0  # seconds after which a worker answers at the latest
 SILENT = 60.0  # seconds without an answer after which it is lost
@@ -62,14 +64,14 @@ class Job:
     """A search as a worker begins it, with models by their places.
 
     Attributes:
-      policy, ppm: paths that the worker can read.
+      policy, ppm: paths that the worker can read; the policy may be served elsewhere.
       weights: '' or int8, see `sources.narrowed`.
       total: trees to search in all.
       keep_seconds: between two looks at the trees in flight.
       compiled: as of `parallel.keep_compiled`.
     """
 
-    policy: str
+    policy: str | search.Endpoint
     ppm: str | None
     dtype: str
     weights: str
@@ -87,8 +89,9 @@ class Job:
     def search(self, **given: Any) -> Iterator[Record]:
         parallel.keep_compiled(self.compiled)
         mesh = parallel.local_mesh(tensor=self.config.tensor)
-        policy = sources.narrowed(self.weights, sources.load_policy(self.policy, self.dtype, mesh))
-        ppm = None
+        policy, ppm = self.policy, None
+        if isinstance(policy, str):
+            policy = sources.narrowed(self.weights, sources.load_policy(policy, self.dtype, mesh))
         if self.ppm:
             ppm = sources.narrowed(self.weights, sources.load_ppm(self.ppm, self.dtype, mesh))
         return search.run(
@@ -230,81 +233,65 @@ def run(
         totals.of.pop(worker, None)
         say(f'{worker}: {why}; {len(again)} trees are dealt again')
 
-    while table.left:
-        for worker in team.joined():
-            team.ask(worker, [])  # until it answers it holds nothing: it may take its time
-        for worker, answer in team.answers():
-            if answer is None:
-                stillborn += worker not in totals.of
-                lose(worker, 'is gone')
-                if stillborn >= STILLBORN:
-                    raise UserError(
-                        f'{worker}: {stillborn} workers ended as they began: see their logs'
-                    )
-                continue
-            table.heard(worker)
-            if worker not in totals.of:
-                say(f'{worker}: has come, {table.workers} workers')
-            totals.of[worker] = answer.totals
-            for data in answer.finished:
-                record = Record.from_bytes(data)
-                latest.pop(record.key, None)
-                if table.bring(worker, record.key):
-                    failed = stillborn = 0
-                    totals.finished(record)
-                    yield record
-            latest |= {key: x for key, x in answer.flights.items() if key in table}
-            if answer.error:
-                failed += 1
-                if answer.users or failed >= FAILURES:
-                    raise UserError(f'{worker}: {answer.error}')
-                lose(worker, answer.error)
+    try:
+        while table.left:
+            for worker in team.joined():
+                team.ask(worker, [])  # until it answers it holds nothing: it may take its time
+            for worker, answer in team.answers():
+                if answer is None:
+                    stillborn += worker not in totals.of
+                    lose(worker, 'is gone')
+                    if stillborn >= STILLBORN:
+                        raise UserError(
+                            f'{worker}: {stillborn} workers ended as they began: see their logs'
+                        )
+                    continue
+                table.heard(worker)
+                if worker not in totals.of:
+                    say(f'{worker}: has come, {table.workers} workers')
+                totals.of[worker] = answer.totals
+                for data in answer.finished:
+                    record = Record.from_bytes(data)
+                    latest.pop(record.key, None)
+                    if table.bring(worker, record.key):
+                        failed = stillborn = 0
+                        totals.finished(record)
+                        yield record
+                latest |= {key: x for key, x in answer.flights.items() if key in table}
+                if answer.error:
+                    failed += 1
+                    if answer.users or failed >= FAILURES:
+                        raise UserError(f'{worker}: {answer.error}')
+                    lose(worker, answer.error)
+                    team.drop(worker)
+                    continue
+                room = min(answer.room, leases.size_of(table.left, max(1, table.workers)))
+                team.ask(worker, [begun(key) for key in table.take(worker, room)])
+            for worker in table.silent():
+                lose(worker, f'has not answered for {silent:.0f} s')
                 team.drop(worker)
-                continue
-            room = min(answer.room, leases.size_of(table.left, max(1, table.workers)))
-            team.ask(worker, [begun(key) for key in table.take(worker, room)])
-        for worker in table.silent():
-            lose(worker, f'has not answered for {silent:.0f} s')
-            team.drop(worker)
-        if flights is not None and flights.due():
+            if flights is not None and flights.due():
+                flights.keep(latest)
+            totals.tell()
+    finally:  # the search may be stopped before its end
+        if flights is not None and latest:
             flights.keep(latest)
-        totals.tell()
     totals.tell(final=True)
 
 
-class _Totals:
-    """What the workers have done together, for the progress line."""
+class _Totals(Totals):
+    """What the workers have done together; `of` each of them, what it told last."""
 
     def __init__(self, total: int, progress: Callable[[dict[str, float]], None] | None):
+        super().__init__(total, collections.Counter(), progress)
         self.of: dict[str, dict[str, float]] = {}
-        self._total, self._progress = total, progress
-        self._done = self._solved = self._nodes = 0
-        self._tokens, self._started, self._last = 0.0, time.monotonic(), 0.0
 
     def finished(self, record: Record) -> None:
-        self._done += 1
-        self._solved += record.solved
-        self._nodes += len(record.texts)
-        self._tokens += record.counters.get('sampled_tokens', 0.0)
+        super().finished(record)
+        self.counters['sampled'] += record.counters.get('sampled_tokens', 0.0)
 
     def tell(self, final: bool = False) -> None:
-        now = time.monotonic()
-        if self._progress is None or (now - self._last < 1.0 and not final):
-            return
-        self._last, seconds = now, max(now - self._started, 1e-9)
-        use = [x['slot_use'] for x in self.of.values() if 'slot_use' in x]
-        left = (self._total - self._done) * seconds / self._done if self._done else float('nan')
-        self._progress(
-            {
-                'trees_done': self._done,
-                'trees_total': self._total,
-                'solved': self._solved,
-                'nodes': self._nodes,
-                'tokens': self._tokens,
-                'tokens_per_second': self._tokens / seconds,
-                'slot_use': sum(use) / len(use) if use else float('nan'),
-                'workers': len(self.of),
-                'seconds': seconds,
-                'seconds_left': left,
-            }
-        )
+        self.counters['workers'] = len(self.of)
+        for name in ('slot_steps', 'live_slot_steps'):
+            self.counters[name] = sum(told.get(name, 0) for told in self.of.values())
+        self.tick(0.0, final)

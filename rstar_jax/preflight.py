@@ -7,7 +7,7 @@ models' paths, stages that others are made from, settings that only make sense t
 import pathlib
 from collections.abc import Sequence
 
-from rstar_jax import searching, sources, training
+from rstar_jax import data, searching, sources, training
 from rstar_jax.errors import UserError
 from rstar_jax.sources import Round
 
@@ -36,6 +36,9 @@ def check(rows: Sequence[tuple[Round, str]]) -> list[str]:
     made: set[pathlib.Path] = set()
     for round_, name in rows:
         needed = () if name == 'curate' and _given(round_) else NEEDED.get(name, ())
+        # Of a curation that is complete, its folder says what there is.
+        if name in ('sft', 'ppm') and _given(round_) and round_.folder_of('curate') in made:
+            _needs_examples(round_, name)
         for folder in needed if round_.number else ():
             _need(round_.folder / folder, made, f'round {round_.number} {name}')
         if name in round_.config.training:
@@ -48,6 +51,23 @@ def check(rows: Sequence[tuple[Round, str]]) -> list[str]:
 def _given(round_: Round) -> bool:
     """Whether training examples come from files, in place of trees."""
     return bool(round_.config.curate.sft or round_.config.curate.pairs)
+
+
+def _needs_examples(round_: Round, name: str) -> None:
+    """Raises UserError where the files that stand for trees have no examples for a training."""
+    settings = round_.config.curate
+    loss = round_.config.training.ppm.loss
+    kind = 'sft' if name == 'sft' else training.LOSSES[loss][0]
+    if kind not in ('sft', 'pairs'):
+        raise UserError(
+            f'--config.training.ppm.loss={loss}: learns from {kind}, which no file holds: use '
+            'pairwise, or leave ppm out with --stages'
+        )
+    if not settings[kind]:
+        raise UserError(
+            f'--config.curate.{kind}=: {name} has nothing to train on, as examples come from '
+            f'files: name one, or leave {name} out with --stages'
+        )
 
 
 def _need(folder: pathlib.Path, made: set[pathlib.Path], flag: str) -> None:
@@ -82,7 +102,9 @@ def _training(round_: Round, name: str) -> None:
 
 
 def _bootstrap(round_: Round, made: set[pathlib.Path]) -> list[str]:
-    sources.check_model(round_.config.policy.path, 'policy', '--config.policy.path')
+    path = round_.config.policy.path
+    if path != sources.TINY:
+        sources.check_model(path, 'policy', '--config.policy.path')
     return []
 
 
@@ -118,6 +140,13 @@ def _left_out(round_: Round) -> list[str]:
     ]
 
 
+def _curate(round_: Round, made: set[pathlib.Path]) -> list[str]:
+    for kind in ('sft', 'pairs'):
+        if path := round_.config.curate[kind]:
+            next(data.IMPORTS[kind](path), None)
+    return []
+
+
 def _sft(round_: Round, made: set[pathlib.Path]) -> list[str]:
     path = sources.base_path(round_)
     _model(path, 'policy', '--config.base.path', made)
@@ -142,6 +171,7 @@ CHECKS = {
     'bootstrap': _bootstrap,
     'synthesize': _synthesize,
     'search': _search,
+    'curate': _curate,
     'sft': _sft,
     'eval': _eval,
     'base': _base,

@@ -47,9 +47,11 @@ def of_search(now: Mapping[str, Any], before: str = '', solved: bool = False) ->
     before: in front of the text. solved: whether problems are being solved, and to be counted.
     """
     found = f'{now["solved"]} solved, ' if solved else ''
+    use = now['slot_use']  # not known where a server writes the steps
+    slots = f'slots {percent(use)} used, ' if math.isfinite(use) else ''
     text = (
         f'{before}{now["trees_done"]}/{now["trees_total"]} trees, {found}'
-        f'{now["tokens_per_second"]:.0f} tokens/s, slots {percent(now["slot_use"])} used, '
+        f'{now["tokens_per_second"]:.0f} tokens/s, {slots}'
         f'{times(now["seconds"], now["seconds_left"])}'
     )
     return text, now['trees_done'] / now['trees_total']

@@ -25,7 +25,7 @@ def search_trees(round_: Round, stage: ledger.Stage, line: Line) -> dict[str, An
     def tell(now: dict[str, float]) -> None:
         round_.beat(stage)
         line.show(*of_search(now, solved=True))
-        round_.events.add(f'round{round_.number}/search', now, int(now['trees_done']))
+        round_.events.add(f'round{round_.number}/search', now, len(store))
 
     number = jax.process_index()
     with data.TreeStore(stage.folder, writer=number) as store:
@@ -162,7 +162,7 @@ def on_ray(
         if not items:
             return
         job = elastic.Job(
-            policy=str(policy),
+            policy=sources.endpoint(settings) if sources.is_endpoint(policy) else str(policy),
             ppm=None if ppm is None else str(ppm),
             dtype=settings.policy.dtype,
             weights=weights,

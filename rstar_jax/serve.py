@@ -47,7 +47,8 @@ def serve(config: ConfigDict, workdir: str = '') -> None:
             print('compiling', flush=True)
             warm_up(live)
             host, port = listening.getsockname()[:2]
-            print(f'serving {chat.MODEL} at http://{host}:{port}/v1', flush=True)
+            at = f'[{host}]:{port}' if ':' in host else f'{host}:{port}'
+            print(f'serving {chat.MODEL} at http://{at}/v1', flush=True)
             _serve_on(chat.Service(live, config), listening, failure)
     print('stopped', flush=True)
 
@@ -60,7 +61,8 @@ def _listen(host: str, port: int) -> socket.socket:
     except ImportError:
         raise UserError("--config.serve.port: needs pip install -e '.[serve]'") from None
     try:
-        return socket.create_server((host, port))
+        family = socket.AF_INET6 if ':' in host else socket.AF_INET
+        return socket.create_server((host, port), family=family)
     except (OSError, OverflowError) as error:
         raise UserError(
             f'--config.serve.port={port}: cannot listen at {host} ({error}); choose another'

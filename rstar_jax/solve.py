@@ -6,7 +6,8 @@ import sys
 
 from ml_collections import ConfigDict
 
-from rstar_jax import configs, data, grading, report, search, sources, steps
+from rstar_jax import configs, data, grading, ledger, report, search, sources, steps
+from rstar_jax.errors import UserError
 from rstar_jax.progress import Events, Line
 from rstar_jax.report import trees
 from rstar_jax.search import Record
@@ -31,7 +32,12 @@ def solve(config: ConfigDict, workdir: str = '') -> str:
     Args:
       config: policy.path, ppm.path, search.* and question are read.
       workdir: where "previous" models are looked for; the trees stay there, to be looked at.
+
+    Raises:
+      UserError: the question is too long, or the workdir cannot be written.
     """
+    if workdir:
+        ledger.check_writable(pathlib.Path(workdir))
     number = max(1, config.first_round)
     round_ = sources.Round(
         configs.for_round(config, number), pathlib.Path(workdir), number, Events(None)
@@ -52,6 +58,12 @@ def solve(config: ConfigDict, workdir: str = '') -> str:
             )
         )
     records.sort(key=lambda record: record.tree)
+    tokens, room = len(records[0].tokens[0]), round_.config.search.path_tokens
+    if tokens > room:
+        raise UserError(
+            f'--config.question: has {tokens} tokens with its prompt, more than --config.search.'
+            f'path_tokens={room}: raise that'
+        )
     found = answers_of(records)
     text = (
         f'No answer found in {len(records)} trees. Raise --config.search.rollouts or '

@@ -7,6 +7,7 @@ A policy that only searches may be served elsewhere: http://HOST:PORT/v1.
 
 import collections
 import dataclasses
+import os
 import pathlib
 from typing import Any
 
@@ -237,7 +238,7 @@ def searching_path(round_: Round, kind: str) -> str | pathlib.Path | None:
     path = round_.config[kind].path
     if path == configs.PREVIOUS or (kind == 'policy' and _bootstrapped(round_.config)):
         return round_.before / kind
-    return None if kind == 'ppm' and path in (NONE, '') else path
+    return None if kind == 'ppm' and path in (NONE, '') else os.path.expanduser(path)
 
 
 def searching_mesh(config: ConfigDict) -> jax.sharding.Mesh:
@@ -332,13 +333,13 @@ def base_path(round_: Round) -> str | pathlib.Path:
     named = config.base.path, config.policy.path, first.get('base.path'), first.get('policy.path')
     for path in named:
         if path and path not in (configs.PREVIOUS, TINY) and not is_endpoint(path):
-            return path
+            return os.path.expanduser(path)
     raise UserError('--config.base.path=: needs the model that every round trains from')
 
 
 def holds_model(path: str | pathlib.Path) -> bool:
     """Whether a training stage has written its model there."""
-    return (pathlib.Path(path) / 'model.json').is_file()
+    return pathlib.Path(os.path.expanduser(path), 'model.json').is_file()
 
 
 def check_model(path: str | pathlib.Path, kind: str, flag: str) -> None:
@@ -346,8 +347,15 @@ def check_model(path: str | pathlib.Path, kind: str, flag: str) -> None:
 
     kind: 'policy' or 'ppm'. A name of the hub is fetched.
     """
-    if path == TINY or holds_model(path):
+    if holds_model(path):
+        found = ledger.read_json(pathlib.Path(os.path.expanduser(path), 'model.json'))['kind']
+        if found != kind:
+            raise UserError(f'{flag}={path}: holds a {found}, not a {kind}')
         return
+    if path == TINY:
+        raise UserError(
+            f'{flag}={TINY}: is made by the bootstrap alone: set --config.bootstrap.demonstrations'
+        )
     if not str(path):
         raise UserError(
             f'{flag}=: needs a model: a Hugging Face directory, a hub name, a .gguf file or a '
@@ -364,20 +372,17 @@ def check_model(path: str | pathlib.Path, kind: str, flag: str) -> None:
 
 def load_policy(path: str | pathlib.Path, dtype: str, mesh=None) -> models.Policy:
     """A policy from any of the places of the module's docstring."""
-    if not str(path):
-        raise UserError(
-            '--config.policy.path=: needs a model: a Hugging Face directory, a hub name, a .gguf '
-            'file or a policy folder of a workdir'
-        )
+    if path in ('', TINY):
+        check_model(path, 'policy', '--config.policy.path')
     if holds_model(path):
-        return checkpoints.load_policy(path, dtype or default_dtype(), mesh)
+        return checkpoints.load_policy(os.path.expanduser(path), dtype or default_dtype(), mesh)
     return models.load(path, dtype or None, mesh=mesh)
 
 
 def load_ppm(path: str | pathlib.Path, dtype: str, mesh=None) -> models.PPM:
     """A PPM from a training stage's folder or an exported one."""
     if holds_model(path):
-        return checkpoints.load_ppm(path, dtype or default_dtype(), mesh)
+        return checkpoints.load_ppm(os.path.expanduser(path), dtype or default_dtype(), mesh)
     return models.load_ppm(path, dtype or None, mesh=mesh)
 
 

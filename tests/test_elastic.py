@@ -1,6 +1,7 @@
 """Workers that come, are lost and come back: each tree once, and the same as without all that."""
 
 import contextlib
+import math
 import time
 
 import jax
@@ -178,6 +179,84 @@ def test_totals_add_up(workers, whole):
     assert (told[-1]['trees_done'], told[-1]['trees_total']) == (24, 24)
     assert told[-1]['solved'] == sum(record.solved for record in whole.values())
     assert told[-1]['nodes'] == sum(len(record.texts) for record in whole.values())
+
+
+def test_the_time_until_workers_have_come_does_not_come_again(whole, monkeypatch):
+    clock, told = [0.0], []
+    monkeypatch.setattr(elastic.time, 'monotonic', lambda: clock[0])
+    totals = elastic._Totals(len(whole), told.append)
+    for now, record in zip((600.0, 602.0, 604.0), whole.values()):
+        clock[0] = now
+        totals.finished(record)
+        totals.tell()
+    assert math.isnan(told[0]['seconds_left'])
+    assert told[-1]['seconds_left'] == 2.0 * (len(whole) - 3)
+    assert math.isnan(told[-1]['slot_use'])
+    totals.of = {'a': {'slot_steps': 30, 'live_slot_steps': 30}, 'b': {'slot_steps': 10}}
+    totals.tell(final=True)
+    assert (told[-1]['workers'], told[-1]['slot_use']) == (2, 0.75)
+
+
+def test_a_stopped_driver_keeps_what_workers_have_told(workers, tmp_path):
+    def slow(*arguments):
+        time.sleep(0.02)
+        return random_texts(*arguments)
+
+    def stop(team):
+        if team.kept:
+            raise KeyboardInterrupt
+
+    class Telling(Threads):
+        kept = ()
+
+        def answers(self):
+            found = super().answers()
+            self.kept = [key for _, answer in found for key in answer.flights]
+            return found
+
+    team = Telling(start_with(workers, slow), 2, stop, keep_seconds=0.1)
+    flights = data.Flights(tmp_path, 0, 1000.0, ())
+    with pytest.raises(KeyboardInterrupt):
+        list(elastic.run(ITEMS, team, flights=flights, say=lambda line: None))
+    again = data.Flights(tmp_path, 0, 1000.0, ())
+    assert team.kept and all(again.find(key) for key in team.kept)
+
+
+def test_each_worker_asks_the_server_that_has_the_policy(monkeypatch, tmp_path):
+    config = configs.default()
+    config.policy.path, config.policy.model = 'http://127.0.0.1:9/v1', 'large'
+    config.policy.requests = 3
+    given = []
+
+    @contextlib.contextmanager
+    def team(begin, devices):
+        start, _ = begin()
+        start(leases=iter(()), flights=None, progress=None)
+        raise UserError('enough')
+        yield
+
+    def searched(problems, policy, ppm, **_):
+        given.append(policy)
+
+    monkeypatch.setattr(searching.ray_team, 'team', team)
+    monkeypatch.setattr(elastic.parallel, 'keep_compiled', lambda where: None)
+    monkeypatch.setattr(elastic.search, 'run', searched)
+    run = searching.on_ray(config, '', print)
+    problems = [problem for problem, _ in ITEMS]
+    with pytest.raises(UserError, match='enough'):
+        list(
+            run(
+                problems,
+                config.policy.path,
+                None,
+                config=CONFIG,
+                seed=0,
+                trees=1,
+                skip=(),
+                progress=None,
+            )
+        )
+    assert given == [search.Endpoint(config.policy.path, 'large', requests=3)]
 
 
 def on_workers(monkeypatch, tmp_path):

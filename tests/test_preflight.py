@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from rstar_jax import configs, ledger, main, models, preflight, sources
+from rstar_jax import configs, ledger, main, models, preflight, rounds, sources
 from rstar_jax.progress import Events
 from rstar_jax.sources import Round
 from rstar_jax.training import checkpoints
@@ -63,6 +63,8 @@ LATER = [
     ('ppm.path=previous', '--config.ppm.path=previous: '),
     ('data.overlap=13', 'every problem is in a benchmark (problems): train on others'),
     ('training.sft.learning_rate=inf', 'needs a finite number'),
+    ('curate.sft=missing.json', 'missing.json: no such file'),
+    ('curate.pairs=missing.json', 'missing.json: no such file'),
 ]
 
 
@@ -80,6 +82,47 @@ def test_a_policy_is_no_ppm(world, tmp_path, capsys):
     flag = f'--config.ppm.path={tmp_path / "policy"}'
     assert main.main(command(world, tmp_path / 'run', flag)[3:]) == 2
     assert 'a policy, not a PPM: has no value_head.bin' in capsys.readouterr().err
+
+
+def test_a_trained_policy_is_no_ppm(world, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv('HOME', str(world.parent))
+    for path in (world / 'policy', f'~/{world.name}/policy'):
+        flag = '--config.ppm.path='
+        assert main.main(command(world, tmp_path / 'run', f'{flag}{path}')[3:]) == 2
+        error = capsys.readouterr().err
+        assert error == f'error: {flag}{world / "policy"}: holds a policy, not a ppm\n'
+
+
+@pytest.mark.parametrize(
+    ('given', 'flags', 'message'),
+    [
+        ('sft', [], '--config.curate.pairs=: ppm has nothing to train on'),
+        ('pairs', [], '--config.curate.sft=: sft has nothing to train on'),
+        ('sft', ['--stages=curate,sft'], ''),
+        (
+            'pairs',
+            ['--stages=curate,ppm', '--config.training.ppm.loss=orm'],
+            'ppm.loss=orm: learns from trajectories, which no file holds',
+        ),
+    ],
+)
+def test_files_of_examples_are_of_what_is_trained(
+    world, tmp_path, capsys, monkeypatch, given, flags, message
+):
+    items = {
+        'sft': {'query': 'q', 'response': 'r'},
+        'pairs': {'prompt': 'q', 'chosen': 'a', 'rejected': 'b'},
+    }
+    shutil.copytree(world / 'policy', tmp_path / 'run' / 'round1' / 'policy')
+    path = tmp_path / 'given.json'
+    ledger.write_json(path, [items[given]])
+    monkeypatch.setattr(rounds, 'run_stage', lambda *_: None)
+    arguments = command(
+        world, tmp_path / 'run', '--stages=curate,sft,ppm', f'--config.curate.{given}={path}'
+    )
+    code = main.main([*arguments[3:], *flags])
+    assert message in capsys.readouterr().err
+    assert code == (2 if message else 0)
 
 
 def test_stages_without_those_that_they_need_are_told_first(world, tmp_path, capsys):
@@ -120,8 +163,9 @@ def unsupported(folder: pathlib.Path) -> str:
         (unsupported, 'architecture BertModel is not supported'),
         (lambda folder: '', '--config.policy.path=: needs a model'),
         (lambda folder: 'previous', 'holds no finished policy'),
+        (lambda folder: 'tiny', '--config.policy.path=tiny: is made by the bootstrap alone'),
     ],
-    ids=['missing', 'architecture', 'empty', 'previous'],
+    ids=['missing', 'architecture', 'empty', 'previous', 'tiny'],
 )
 def test_wrong_models_are_one_line(world, tmp_path, capsys, make, message):
     arguments = command(world, tmp_path / 'run', f'--config.policy.path={make(tmp_path)}')[3:]

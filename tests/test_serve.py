@@ -340,6 +340,13 @@ def test_answers_that_agree_end_a_request(workers, config):
             else:
                 assert '2 of 2 trajectories agree' in made.choices[0].message.content
         assert live.busy == 0
+        assert not live._loop.spending._tokens and not live._loop.spending._answers
+
+
+@pytest.mark.skipif(not pathlib.Path('/proc/net/if_inet6').exists(), reason='no IPv6 here')
+def test_an_address_of_ipv6():
+    with serve._listen('::1', 0) as listening:
+        assert listening.getsockname()[0] == '::1'
 
 
 def test_a_port_that_is_taken(capsys):

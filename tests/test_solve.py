@@ -4,8 +4,10 @@ import re
 
 import pytest
 
-from rstar_jax import configs, solve
+from rstar_jax import configs, models, solve
 from rstar_jax.data import TreeStore
+from rstar_jax.errors import UserError
+from rstar_jax.models import tiny
 from tests.conftest import REPOSITORY
 from tests.evals.trees import tree
 
@@ -35,6 +37,25 @@ def test_the_best_scored_answer_is_told(ask, tmp_path, monkeypatch):
     assert text.endswith('Answer: 2   (PPM score 0.900; 2 of 3 trajectories agree)')
     assert not list(tmp_path.iterdir())  # nobody asked for it
     assert ask('What?', [[], []]).startswith('No answer found in 2 trees')
+
+
+def test_a_question_that_is_too_long_is_no_question_without_an_answer(tmp_path):
+    policy = tiny.policy(['What is 1 + 1?'], num_layers=1)
+    models.save(policy, tmp_path / 'policy')
+    config = configs.load(str(REPOSITORY / 'experiments' / 'solve.py'))
+    config.policy.path = str(tmp_path / 'policy')
+    config.search.path_tokens, config.search.step_tokens = 100, 8
+    config.question = 'What is 1 + 1? ' * 50
+    with pytest.raises(
+        UserError, match=r'question: has \d+ tokens .*search.path_tokens=100: raise'
+    ):
+        solve.solve(config)
+
+
+def test_a_workdir_that_cannot_be_written_is_told_before_the_search(ask, tmp_path):
+    (tmp_path / 'file').write_text('')
+    with pytest.raises(UserError, match=r'--workdir=.*/file/run: cannot be written'):
+        ask('What is one?', None, tmp_path / 'file' / 'run')
 
 
 def test_the_trees_stay_in_the_workdir(ask, tmp_path):

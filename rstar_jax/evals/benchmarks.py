@@ -2,7 +2,6 @@
 
 import os
 import pathlib
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,7 +13,9 @@ Problems = list[dict[str, Any]]
 
 # Name -> stems of the file that may hold it; the benchmarks of the paper's tables.
 KNOWN = {name: published.SETS[name].stems for name in published.BENCHMARKS}
-ENDINGS = ('.json', '.jsonl')
+ENDINGS = ('.json', '.jsonl', '.parquet')
+# Configurations of data sets that say nothing of what is in them.
+PLAIN = ('', 'main', 'default')
 
 
 def load(
@@ -46,7 +47,7 @@ def load(
     found: dict[str, Problems] = {}
     for benchmark in (b.strip() for b in benchmarks if b.strip()):
         if rows.is_named(benchmark):
-            name = re.split(r'[:/]', benchmark.partition('@')[0])[-1]
+            name = _name_of(benchmark)
             problems = load_problems(benchmark, limit or None, folder=folder)
         elif builtin and benchmark in builtin:
             name, problems = benchmark, list(builtin[benchmark])[: limit or None]
@@ -60,6 +61,13 @@ def load(
             )
         found[name] = problems
     return found
+
+
+def _name_of(named: str) -> str:
+    """The last part of a data set's name; of 'hf:openai/gsm8k:main@test' gsm8k."""
+    _, _, name = named.partition('@')[0].partition(':')
+    name, _, config = name.partition(':')
+    return name.rpartition('/')[2] if config in PLAIN else config.rpartition('/')[2]
 
 
 def _file_of(
@@ -76,9 +84,9 @@ def _file_of(
                 return benchmark, folder / (stem + ending)
     if benchmark in KNOWN:
         raise UserError(
-            f'--config.eval.benchmarks={benchmark}: no {KNOWN[benchmark][0]}.json or .jsonl in '
-            f'{folder}/; put it there, set --config.eval.folder, give a path, or have it '
-            f'downloaded as tfds:rstar_problems/{benchmark}'
+            f'--config.eval.benchmarks={benchmark}: no {KNOWN[benchmark][0]}.json, .jsonl or '
+            f'.parquet in {folder}/; put it there, set --config.eval.folder, give a path, or have '
+            f'it downloaded as tfds:rstar_problems/{benchmark}'
         )
     others = sorted(p.stem for p in folder.glob('*') if p.suffix in ENDINGS)
     names = dict.fromkeys([*builtin, *KNOWN, *others])

@@ -33,6 +33,7 @@ from rstar_jax.steps import marks
 KEY = 'OPENAI_API_KEY'
 PATIENCE = 600.0  # seconds for which a server may be away, or refuse for its rate limit
 LONGEST_PAUSE = 30.0  # seconds between two tries
+MARKLESS = 32  # so many answers that lack their marks, and no other before, end a search
 TREES_FOR_REQUESTS = 3  # so many times as many candidates are wanted at once as are requested
 
 
@@ -143,6 +144,7 @@ class Remote(Expander):
             of_each = -(-total // mesh.shape['data'])
             plan = memory.plan(config, [scorer.network], mesh, of_each, policy.requests)
             scorer.prepare(plan, self.counters)
+            scorer.reserve(config.path_tokens if config.one_size else 0)
             self.width = plan.trees
         self.rows = self.width * self.mesh.shape['data']
         self._stops = steps.stops(config.prompt)
@@ -150,6 +152,7 @@ class Remote(Expander):
             f'{policy.model} at {policy.url}, {policy.requests} requests and {self.rows} trees in '
             'flight'
         )
+        self._markless: int | None = 0  # answers so far; None when a mark has come
         self._serial = [0] * self.rows
         self._waiting: dict[int, set[int]] = {}  # row -> candidates that have not come
         self._requests: queue.SimpleQueue[_Request | None] = queue.SimpleQueue()
@@ -216,6 +219,7 @@ class Remote(Expander):
         if request.serial != self._serial[request.row] or request.candidate not in waiting:
             return []
         self.counters['sampled'] += answer.sampled
+        self._look_for_mark(answer)
         found = [answer]
         if self.config.first_answer_only and answer.kind == marks.ANSWER:
             behind = [other for other in waiting if other > request.candidate]
@@ -224,6 +228,20 @@ class Remote(Expander):
         if not waiting:
             del self._waiting[request.row]
         return found
+
+    def _look_for_mark(self, answer: Step) -> None:
+        """Raises UserError when the server cuts off the marks, and does not say which it was."""
+        if answer.kind in self._stops.values():
+            self._markless = None
+        if self._markless is None or answer.kind != marks.EOS or steps.boxed(answer.text):
+            return
+        self._markless += 1
+        if self._markless == MARKLESS:
+            raise UserError(
+                f'--config.policy.path={self.policy.url}: {MARKLESS} steps ended without a mark '
+                f'({steps.STEP_END} and others): use a server that gives stop strings back, as '
+                'vLLM and SGLang do, or a policy that writes them'
+            )
 
     def _wanted(self, request: _Request) -> bool:
         waiting = self._waiting.get(request.row, ())
@@ -243,7 +261,8 @@ class Remote(Expander):
     def _ask(self, request: _Request) -> Any:
         """One completion; tries again for PATIENCE seconds while the server is away or busy.
 
-        None: the path is longer than the server's context; the candidate ends there.
+        None: the path is longer than the server's context; the candidate ends there. So does a
+        question that is too long by itself, where others have been answered.
 
         Raises UserError: what else is wrong, or when patience ends.
         """
@@ -284,7 +303,7 @@ class Remote(Expander):
                 pause = min(2 * pause, LONGEST_PAUSE)
             except openai.OpenAIError as error:
                 too_long = isinstance(error, openai.BadRequestError) and 'context' in str(error)
-                if too_long and not request.first:
+                if too_long and (not request.first or self.counters['sampled']):
                     return None
                 raise self.policy.error(error) from None
 

@@ -170,6 +170,7 @@ class _Endless(Loop):
         problems += [tree.problem for tree in self.growing.values()]
         problems += [tree.problem for tree, _ in self.finished]
         for number in self._jobs.keys() - {problem['job'] for problem in problems}:
+            self.spending.forget(number)
             self._jobs.pop(number).done(None)
         fresh = self._live.incoming(wait=not problems)
         if fresh is None:

@@ -10,6 +10,7 @@ on the device.
 
 import collections
 import contextlib
+import itertools
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, wait
@@ -147,6 +148,9 @@ class Loop:
             self.arrays = self.reset(self.arrays, devices.split(self.expander.mesh, fresh))
         for row in starting:
             path = self._resumed(row)
+            if not path:
+                self._end(row)
+                continue
             self.expander.start(row, self.growing[row])
             self._ask(row, path)
 
@@ -162,17 +166,21 @@ class Loop:
         return {name_of(tree.problem) for tree in trees}
 
     def keep_flights(self) -> None:
-        """Keeps every tree that has begun to grow, and is in one piece."""
+        """Keeps every tree that has begun to grow, and is in one piece, and those that ended."""
         self.walk_on()  # what they are to do next is part of them
         packed = {}
-        for row, tree in self.growing.items():
-            arrays = jax.device_get(programs.tree_of(self.arrays, row))
+        growing = ((tree, programs.tree_of(self.arrays, row)) for row, tree in self.growing.items())
+        for tree, arrays in itertools.chain(growing, self.finished):
+            arrays = jax.device_get(arrays)
             if 1 < len(tree.nodes) == int(arrays.size):
                 packed[tree.key] = flight.pack(tree, arrays)
         self.flights.keep(packed)
 
     def _resumed(self, row: int) -> list[int]:
-        """Path to the cursor of a tree that begins: its root, or as far as it has been kept."""
+        """Path to the cursor of a tree that begins: its root, or as far as it has been kept.
+
+        Empty for one that had ended.
+        """
         tree, found = self.growing[row], None
         if self.flights is not None and (data := self.flights.find(tree.key)) is not None:
             found = flight.unpack(data, tree, self.config.nodes)
@@ -181,7 +189,7 @@ class Loop:
         arrays, path = found
         placed = programs.with_tree(self.arrays, row, arrays)
         self.arrays = devices.split(self.expander.mesh, placed)
-        return path
+        return [] if arrays.finished else path
 
     def _next(self) -> Item | None:
         """What is to be searched next; in order, no tree beside another of its problem."""
@@ -224,8 +232,9 @@ class Loop:
         """Reads where the trees that were grown are now, and asks for the next candidates."""
         if self.grown is None:
             return False
-        (rows, look, scores), self.grown = self.grown, None
-        paths, finished, rollouts = jax.device_get(look)
+        rows, look, scores = self.grown
+        paths, finished, rollouts = jax.device_get(look)  # a stop comes while it waits here
+        self.grown = None
         for nodes, values in scores:
             for node, value in zip(nodes, np.asarray(values).tolist(), strict=True):
                 if node is not None:
@@ -233,17 +242,23 @@ class Loop:
         for row in rows:
             self.growing[row].rollouts = int(rollouts[row])
             if finished[row]:
-                arrays = programs.tree_of(self.arrays, row)
-                self.finished.append((self.growing.pop(row), arrays))
-                self.free.append(row)
+                self._end(row)
             else:
                 self._ask(row, [int(node) for node in paths[row] if node >= 0])
         return True
 
+    def _end(self, row: int) -> None:
+        """Sets a tree that has ended aside, and frees its row."""
+        arrays = programs.tree_of(self.arrays, row)
+        tree = self.growing.pop(row)
+        tree.candidates = []
+        self.finished.append((tree, arrays))
+        self.free.append(row)
+
     def finish(self) -> Iterator[Record]:
         """The records of the trees that have ended."""
-        finished, self.finished = self.finished, []
-        for tree, arrays in finished:
+        while self.finished:
+            tree, arrays = self.finished.pop(0)
             record = tree.record(jax.device_get(arrays))
             self.totals.finished(record)
             self.spending.add(record)

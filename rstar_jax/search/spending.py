@@ -36,6 +36,11 @@ class Spending:
         self._tokens[name] += int(record.counters['sampled_tokens'])
         self._answers[name] += [record.answers[i] for i in record.answer_nodes]
 
+    def forget(self, name: Hashable) -> None:
+        """Drops what was counted of a problem of which no tree is left."""
+        self._tokens.pop(name, None)
+        self._answers.pop(name, None)
+
     def left(self, problem: dict[str, Any]) -> float:
         """Tokens that may still be sampled for a problem."""
         sampled = self._tokens[name_of(problem)]

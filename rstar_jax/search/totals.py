@@ -46,7 +46,7 @@ class Totals:
             return
         self.last = now
         seconds = now - self.started
-        sampled = self.counters['sampled']
+        sampled, steps = self.counters['sampled'], self.counters['slot_steps']
         self.callback(
             {
                 **self.counters,
@@ -56,7 +56,7 @@ class Totals:
                 'nodes': self.nodes,
                 'tokens': sampled,
                 'tokens_per_second': sampled / max(seconds, 1e-9),
-                'slot_use': self.counters['live_slot_steps'] / max(self.counters['slot_steps'], 1),
+                'slot_use': self.counters['live_slot_steps'] / steps if steps else float('nan'),
                 'seconds': seconds,
                 'seconds_left': self._left(now, self.done + under_way),
             }

@@ -2,6 +2,8 @@
 
 import json
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from rstar_jax.errors import UserError
@@ -29,6 +31,28 @@ def test_other_files_of_the_folder_and_paths(folder):
     assert benchmarks.load([str(folder / 'mine.json')]) == {'mine': PROBLEMS[:2]}
 
 
+def test_parquet_files(folder, monkeypatch):
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(PROBLEMS[:2]), folder / 'rows.parquet')
+    assert benchmarks.load('rows', folder) == {'rows': PROBLEMS[:2]}
+    monkeypatch.chdir(folder)
+    assert benchmarks.load('rows.parquet') == {'rows': PROBLEMS[:2]}
+
+
+@pytest.mark.parametrize(
+    ('named', 'name'),
+    [
+        ('hf:openai/gsm8k:main@test', 'gsm8k'),
+        ('hf:HuggingFaceH4/MATH-500', 'MATH-500'),
+        ('hf:EleutherAI/hendrycks_math:algebra', 'algebra'),
+        ('tfds:rstar_problems/gsm8k', 'gsm8k'),
+        ('tfds:gsm8k@test', 'gsm8k'),
+    ],
+)
+def test_data_sets_are_called_by_what_tells_them_apart(monkeypatch, named, name):
+    monkeypatch.setattr(benchmarks, 'load_problems', lambda *_, **__: PROBLEMS)
+    assert benchmarks.load(named) == {name: PROBLEMS}
+
+
 def test_limit_and_built_in(folder):
     assert benchmarks.load(['math500'], folder, limit=2) == {'math500': PROBLEMS[:2]}
     builtin = {'sums': PROBLEMS}
@@ -46,7 +70,7 @@ def test_no_benchmarks(folder):
         ('maths500', r'maths500: no such benchmark; known are sums, math500, .*gsm8k.*, mine'),
         (
             'aime2024',
-            r'aime2024: no aime2024.json or .jsonl in .*--config.eval.folder.* tfds:rstar_prob',
+            r'aime2024: no aime2024.json, .jsonl or .parquet in .*--config.eval.folder.* tfds:rst',
         ),
         ('nowhere/x.json', r'nowhere/x.json: no such file'),
         ('math500,math500', r'math500 comes twice'),

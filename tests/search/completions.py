@@ -1,6 +1,7 @@
 """A completions server for tests: completions.py PORT [KEY]. Texts follow from prompt and seed.
 
 Models: `whole` gives stop strings back when asked to, `cut` only names them, as vLLM can both;
+`mute` does neither;
 `busy` refuses every other request for its rate limit, `full` every one, `torn` fails now and then,
 `slow` takes 5 seconds, `crowd` waits until 32 are there, `short` has no room for more than CONTEXT
 words. /stats tells how many there were at once.
@@ -16,7 +17,7 @@ from starlette.applications import Starlette
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
-MODELS = ('whole', 'cut', 'crowd', 'busy', 'full', 'torn', 'slow', 'short')
+MODELS = ('whole', 'cut', 'crowd', 'busy', 'full', 'torn', 'slow', 'short', 'mute')
 CONTEXT = 30
 MARKS = ('<end_of_step>', '<end_of_code>', '<end_of_answer>')
 
@@ -96,13 +97,14 @@ def completion(asked):
     text = text_of(asked['prompt'], asked['seed'])
     mark = next((mark for mark in MARKS if text.endswith(mark)), None)
     count = len(text.split())
-    if mark and not (asked['model'] != 'cut' and asked.get('include_stop_str_in_output')):
+    returned = asked['model'] not in ('cut', 'mute') and asked.get('include_stop_str_in_output')
+    if mark and not returned:
         text = text.removesuffix(mark)
     choice = {
         'index': 0,
         'text': text,
         'finish_reason': 'stop' if mark else 'length',
-        'stop_reason': mark,
+        'stop_reason': None if asked['model'] == 'mute' else mark,
         'logprobs': {'token_logprobs': [-0.5] * count} if asked['model'] != 'cut' else None,
     }
     return {

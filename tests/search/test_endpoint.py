@@ -16,11 +16,11 @@ import jax
 import numpy as np
 import pytest
 
-from rstar_jax import configs, data, models, rounds, search, steps
+from rstar_jax import configs, data, models, parallel, rounds, search, serve, steps
 from rstar_jax.errors import UserError
 from rstar_jax.models import tiny
 from rstar_jax.search import Status, endpoint
-from rstar_jax.search.engine import sampling
+from rstar_jax.search.engine import copies, sampling
 from tests.search import completions
 
 CONFIG = search.Config(rollouts=4, candidates=4, max_depth=4, error_threshold=2)
@@ -126,6 +126,12 @@ def test_a_server_that_cuts_the_marks_off(grown, server, workers):
         assert cut[key].likelihood is None
 
 
+def test_a_server_that_cuts_the_marks_off_and_does_not_name_them(server, workers):
+    """No tree could hold a mark."""
+    with pytest.raises(UserError, match='32 steps ended without a mark .*: use a server that giv'):
+        grow(search.Endpoint(server.url, 'mute'), workers)
+
+
 def test_a_path_ends_where_there_is_no_room_for_a_step(server, workers):
     """By the tokens that the server counts; and where its own context ends before."""
     prompt = len(steps.prompt('q1', CONFIG.prompt).split())
@@ -152,6 +158,27 @@ def test_a_path_ends_where_there_is_no_room_for_a_step(server, workers):
     assert empty
     with pytest.raises(UserError, match='maximum context length is 30'):
         grow(short, workers, config=dataclasses.replace(CONFIG, step_tokens=100))
+
+
+def test_one_question_that_is_too_long_does_not_end_a_service(server, workers):
+    small = dataclasses.replace(CONFIG, step_tokens=10, use_ground_truth=False)
+    live = search.Live(search.Endpoint(server.url, 'short'), config=small, trees=2, workers=workers)
+    with serve.running(live) as failure:
+        found = {}
+        for question in ('q1', 'q1 ' * completions.CONTEXT, 'q2'):
+            ended, events = threading.Event(), found.setdefault(question, [])
+
+            def done(event, events=events, ended=ended):
+                events.append(event)
+                if not isinstance(event, search.Record):
+                    ended.set()
+
+            live.submit(question, 1, done)
+            assert ended.wait(60)
+        assert not failure
+    (short, _), (long, _), (other, _) = found.values()
+    assert len(short.texts) > 1 and len(other.texts) > 1
+    assert not long.answer_nodes and not any(long.texts)
 
 
 @pytest.mark.parametrize('model', ['busy', 'torn'])
@@ -230,6 +257,11 @@ def test_a_ppm_of_this_host_scores(server, workers):
             assert math.isclose(record.score[node], score, abs_tol=1e-4)
             scored += 1
     assert scored > 10
+    config = dataclasses.replace(CONFIG, one_size=True, path_tokens=512)
+    mesh = parallel.local_mesh(devices=jax.devices()[:1])
+    made = endpoint.Remote(search.Endpoint(server.url, 'whole'), ppm, config, mesh, 4)
+    made.close()
+    assert made.models[0].capacity == 512 + copies.COPIED
 
 
 def test_a_run_searches_with_it(server, tmp_path):

@@ -9,6 +9,7 @@ import sys
 import jax
 import numpy as np
 import pytest
+from flax import serialization
 
 from rstar_jax import data, search
 from rstar_jax.search import flight
@@ -98,6 +99,46 @@ def test_broken_off_again_and_again_the_trees_are_the_same(settings, workers):
     assert whole.keys() == parts.keys()
     for key, record in whole.items():
         assert_same(parts[key], record)
+
+
+@pytest.mark.parametrize('look', [1, 2, 3, 12])
+def test_stopped_while_the_devices_are_waited_for(look, workers, monkeypatch):
+    """Some trees have ended just then: they are neither grown on nor grown again."""
+    read, asked = jax.device_get, []
+
+    def run(flights, skip=frozenset(), stop=0):
+        def waited(x):
+            nonlocal stop
+            found = read(x)
+            if isinstance(x, tuple):  # where the trees are now
+                stop -= 1
+                if stop == 0:
+                    raise Interrupted
+            return found
+
+        def texts(question, *arguments):
+            asked.append(question)
+            return random_texts(question, *arguments)
+
+        monkeypatch.setattr(jax, 'device_get', waited)
+        expander = search.scripted(texts, random_score, trees=6)
+        given = dict(expander=expander, config=search.Config(**SMALL), workers=workers)
+        yield from search.run(problems(8), **given, flights=flights, skip=skip)
+
+    whole = {record.key: record for record in run(None)}
+    flights, parts = Memory(), {}
+    flights.due = lambda: False
+    with pytest.raises(Interrupted):
+        for record in run(flights, stop=look):
+            parts[record.key] = record
+    asked.clear()
+    parts |= {record.key: record for record in run(flights, frozenset(parts))}
+    for key, record in whole.items():
+        assert_same(parts[key], record)
+    kept = (serialization.msgpack_restore(tree) for tree in flights.trees.values())
+    ended = {f'q{tree["index"]}' for tree in kept if tree['arrays']['finished']}
+    assert ended or look > 2
+    assert ended.isdisjoint(asked)
 
 
 def assert_same(ours, theirs, tolerance=0.0):

@@ -66,6 +66,15 @@ def test_steps_are_kept_in_what_is_left(mesh, monkeypatch):
     assert plan(mesh, 2**34, monkeypatch, one_size=True).kept == 0
 
 
+def test_with_one_size_the_number_of_trees_changes_no_shape(mesh, monkeypatch):
+    few, many = (
+        plan(mesh, 2**34, monkeypatch, trees, one_size=True, candidates=1, rollouts=1)
+        for trees in (1, 1000)
+    )
+    assert few == many
+    assert few.slots == 64
+
+
 @pytest.mark.parametrize('free', [3e6, 5e6, 1e7, 3e7])
 def test_never_more_than_is_free(mesh, monkeypatch, free):
     small = plan(mesh, int(free), monkeypatch)

@@ -22,6 +22,7 @@ import numpy as np
 
 from rstar_jax import steps
 from rstar_jax.errors import UserError
+from rstar_jax.models import tokenizer
 from rstar_jax.search.config import Config
 from rstar_jax.search.engine import compiler, devices, memory, programs, sampling, sizes, state
 from rstar_jax.search.engine.compiler import Size
@@ -65,7 +66,7 @@ class Engine(Expander):
         table = steps.mark_table(
             self.texts, steps.stops(config.prompt), steps.eos_ids(self.tokenizer)
         )
-        vocab = np.int32(min(policy.config.vocab_size, len(self.tokenizer)))
+        vocab = np.int32(min(policy.config.vocab_size, tokenizer.rows(self.tokenizer)))
         self.stops = devices.everywhere(mesh, state.Stops(table.next, table.kind, vocab))
         self.policy = Model(
             'policy', mesh, config, policy.config, policy.params, config.step_tokens
@@ -77,7 +78,7 @@ class Engine(Expander):
             config,
             [model.network for model in self.models],
             mesh,
-            config.nodes * total if config.one_size else -(-total // self.devices),
+            -(-total // self.devices),
             sizes.default_slots(mesh),
         )
         self.width, slots = self.plan.trees, self.plan.slots

@@ -87,7 +87,8 @@ def plan(
       config: search.Config; `slots` and `trees_in_flight` are taken as they are where not 0.
       networks: of the policy, then of the PPM if there is one.
       mesh: local mesh (data, tensor).
-      total: trees that each device is to search in all; there is no room needed for more.
+      total: trees that each device is to search in all; there is no room needed for more. With
+        one_size it does not count, as what is searched together must not matter.
       slots: that keep a device busy.
       free: bytes to plan with; None asks the devices.
 
@@ -108,7 +109,9 @@ def plan(
     room = MARGIN * free - prefill
     slots = config.slots or slots
     enough = min(-(-TREES_FOR_SLOTS * slots // n), sizes.most_paths(slots))
-    wanted = min(config.trees_in_flight or enough, total)
+    wanted = config.trees_in_flight or enough
+    if not config.one_size:
+        wanted = min(wanted, total)
     # A tree and the slots that it can fill, or as many slots as were asked for.
     each = tree + (0 if config.slots else max(1, n // 2) * slot)
     fitting = int((room - config.slots * slot) // each)

@@ -1,7 +1,7 @@
 # shellcheck shell=bash
 # Sourced by the launch scripts: `use_venv [EXTRA]` makes .venv in the repository root with the
 # project and the named extra installed, and puts its python first on PATH. The environment is
-# reused while setup.py is unchanged; one that is active already and can run the project is used.
+# reused while setup.py is unchanged; one that is active already and has what is needed is used.
 
 find_python() {
   local candidate
@@ -17,9 +17,13 @@ find_python() {
 }
 
 use_venv() {
-  local extra="${1:-}" venv="$PWD/.venv" stamp marker python
+  local extra="${1:-}" venv="$PWD/.venv" needed="jax, rstar_jax" stamp marker python
+  case "$extra" in
+    test) needed+=", pytest, ruff" ;;
+    ray) needed+=", ray" ;;
+  esac
   if [[ -n "${VIRTUAL_ENV:-}" ]] \
-    && "$VIRTUAL_ENV/bin/python" -c 'import jax, rstar_jax' 2>/dev/null; then
+    && "$VIRTUAL_ENV/bin/python" -c "import $needed" 2>/dev/null; then
     export PATH="$VIRTUAL_ENV/bin:$PATH"
     return
   fi

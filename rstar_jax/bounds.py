@@ -65,6 +65,7 @@ AT_LEAST: dict[str, float] = {
 }
 ABOVE: dict[str, float] = {'search.top_p': 0}
 AT_MOST: dict[str, float] = {
+    'seed': 2**32 - 1,  # of larger ones JAX reads the last 32 bits
     'search.top_p': 1,
     'search.min_p': 1,
     'curate.synthetic_correct': 1,
@@ -134,7 +135,7 @@ def check(key: str, value: Any, shown: str = '') -> None:
     shown = f'{shown or f"--config.{key}"}={value}'
     for words, holds, limits in _LIMITS:
         if key in limits and not holds(value, limits[key]):
-            raise UserError(f'{shown}: needs {words} {limits[key]:g}')
+            raise UserError(f'{shown}: needs {words} {limits[key]:.10g}')
     if key in CHOICES and value not in CHOICES[key]:
         choices = ', '.join(choice or 'nothing' for choice in CHOICES[key])
         raise UserError(f'{shown}: needs one of {choices}')

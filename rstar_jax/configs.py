@@ -23,6 +23,20 @@ from rstar_jax import bounds
 from rstar_jax.errors import UserError
 from rstar_jax.keys import ABLATIONS, KEYS, PRESETS, PREVIOUS, ROUNDS, STAGES, STRATEGIES
 
+# A setting's kind, and what is said of a value that is of another.
+NEEDED = {
+    bool: 'True or False',
+    int: 'a whole number',
+    float: 'a number',
+    str: 'a text',
+    tuple: 'a list',
+}
+# Beginnings of keys that no round can have of its own.
+OF_THE_RUN = (
+    *('first_round', 'last_round', 'compiled', 'question', 'serve.', 'ablations.'),
+    'job.start_seconds',
+)
+
 
 def default() -> ConfigDict:
     """The base of every config file: all keys at their defaults, locked."""
@@ -274,33 +288,49 @@ def validate(config: ConfigDict) -> None:
             f'--config.last_round={config.last_round}: needs at least first_round='
             f'{config.first_round}'
         )
-    _validate_values(flatten(config), '')
+    top = {key: value for key, value in flatten(config).items() if key in KEYS}
+    _validate_values(top, '')
+    _validate_together(config, '')
+    for name, rows in config.schedule.items():
+        if not re.fullmatch(r'round[1-9]\d*', name):
+            raise UserError(f'config.schedule.{name}: no round; expected round1, round2, ...')
+        flat = flatten(rows)
+        for key, value in flat.items():
+            if key not in KEYS:
+                raise UserError(_unknown(f'schedule.{name}.{key}', _scheduled(name)))
+            if key.startswith(OF_THE_RUN):
+                raise UserError(
+                    f'--config.schedule.{name}.{key}={value}: is of the whole run: set '
+                    f'--config.{key}'
+                )
+        _validate_values(flat, f'schedule.{name}.')
+        if 'stages' in rows:
+            stages_of(rows.stages)
+        number = int(name.removeprefix('round'))
+        _validate_together(for_round(config, number), f'schedule.{name}.')
+
+
+def _validate_together(config: ConfigDict, prefix: str) -> None:
+    """Raises UserError for values that do not go together."""
     for name in ('search', 'eval'):
         section = config[name]
         if config.job.leases == 'ray' and (section.tokens or section.agree):
             key = 'tokens' if section.tokens else 'agree'
             raise UserError(
-                f'--config.{name}.{key}={section[key]}: has the trees of a problem grow one after '
-                'another, which --config.job.leases=ray does not'
+                f'--config.{prefix}{name}.{key}={section[key]}: has the trees of a problem grow '
+                'one after another, which --config.job.leases=ray does not'
             )
         if section.step_tokens > section.path_tokens:
             raise UserError(
-                f'--config.{name}.step_tokens={section.step_tokens}: one step needs to fit into '
-                f'path_tokens={section.path_tokens}, as a path holds prompt and steps'
+                f'--config.{prefix}{name}.step_tokens={section.step_tokens}: one step needs to fit '
+                f'into path_tokens={section.path_tokens}, as a path holds prompt and steps'
             )
     for name, section in config.training.items():
         if section.keep == 'best' and not section.measure_every:
             raise UserError(
-                f'--config.training.{name}.keep=best: needs --config.training.{name}.measure_every,'
-                ' the steps between two measurements'
+                f'--config.{prefix}training.{name}.keep=best: needs --config.training.{name}.'
+                'measure_every, the steps between two measurements'
             )
-    for name, rows in config.schedule.items():
-        for key in flatten(rows):
-            if key not in KEYS:
-                raise UserError(_unknown(f'schedule.{name}.{key}', _scheduled(name)))
-        if 'stages' in rows:
-            stages_of(rows.stages)
-        _validate_values(flatten(rows), f'schedule.{name}.')
 
 
 def _scheduled(name: str) -> list[str]:
@@ -309,6 +339,11 @@ def _scheduled(name: str) -> list[str]:
 
 def _validate_values(flat: Mapping[str, Any], prefix: str) -> None:
     for key, value in flat.items():
+        kind = type(KEYS[key][0])
+        kinds = {float: (int, float), tuple: (tuple, list)}.get(kind, kind)
+        # The sections of a schedule take any type, and all sections take None.
+        if not isinstance(value, kinds):
+            raise UserError(f'--config.{prefix}{key}={value!r}: needs {NEEDED[kind]}')
         if key in ('search.more_rollouts', 'ablations.rollouts') and not all(
             isinstance(rollouts, int) and rollouts > 0 for rollouts in value
         ):

@@ -15,6 +15,7 @@ import json
 import os
 import pathlib
 import shutil
+import tempfile
 import time
 import uuid
 from collections.abc import Collection, Iterator, Mapping
@@ -112,7 +113,7 @@ class Stage:
         made = made and _plain(defaults or {}) | made
         for key, now in sorted(_plain(self.settings).items() if made else ()):
             old = made.get(key)
-            if old == now:
+            if old == now or (key in self.growing and _same(old, now)):
                 continue
             if key not in self.growing or not _more(old, now):
                 raise UserError(
@@ -195,6 +196,12 @@ def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:
     return json.loads(json.dumps(dict(settings)))
 
 
+def _same(old: Any, now: Any) -> bool:
+    """Whether two lists by commas have the same items."""
+    lists = isinstance(old, str) and isinstance(now, str)
+    return lists and sorted(_items(old)) == sorted(_items(now))
+
+
 def _more(old: Any, now: Any) -> bool:
     if isinstance(old, str) and isinstance(now, str):
         return set(_items(old)) < set(_items(now))
@@ -233,16 +240,22 @@ def check(
         write_json(path, {**(read_json(path) or {}), label: {**settings, **others}})
 
 
+def check_writable(workdir: pathlib.Path) -> None:
+    """Raises UserError where no file can be made in a folder, which is made where it is not."""
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=workdir).close()
+    except OSError as error:
+        raise UserError(f'--workdir={workdir}: cannot be written ({error.strerror})') from None
+
+
 @contextlib.contextmanager
 def lock(workdir: pathlib.Path) -> Iterator[None]:
     """Holds the workdir for this process, so that two runs never write into the same files."""
     import fcntl
 
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        file = open(workdir / '.lock', 'w')  # noqa: SIM115 (closing it would let go of the lock)
-    except OSError as error:
-        raise UserError(f'--workdir={workdir}: cannot be written ({error.strerror})') from None
+    check_writable(workdir)
+    file = open(workdir / '.lock', 'w')  # noqa: SIM115 (closing it would let go of the lock)
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

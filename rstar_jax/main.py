@@ -125,45 +125,75 @@ def _run(arguments: list[str]) -> int:
     config, values = parse(path, rest)
     configs.validate(config)
     stages = configs.stages_of(values.stages or config.stages)
+    workdir = os.path.expanduser(values.workdir)  # shells leave the ~ of --workdir=~/runs alone
+    if values.problems and not values.plan:
+        raise UserError(f'--problems={values.problems}: goes with --plan; see --config.data.limit')
     if values.plan:
         from rstar_jax import planning, whole_job
 
         if values.problems:
-            lines = whole_job.plan(config, values.plan, values.problems, values.workdir, stages)
+            lines = whole_job.plan(config, values.plan, values.problems, workdir, stages)
         else:
             lines = planning.plan(config, values.plan, stages)
         for line in lines:
             print(line, flush=True)
         return 0
 
-    if not (values.workdir or config.question or config.serve.port):
+    if not (workdir or config.question or config.serve.port):
         raise UserError('--workdir: needs a folder for what the run makes')
 
     from rstar_jax import parallel, places, rounds, solve
 
-    if places.is_url(values.workdir):
-        _check_store(config, values.workdir)
+    if places.is_url(workdir):
+        _check_store(config, workdir)
+    if values.stages and (config.question or config.serve.port):
+        raise UserError(f'--stages={values.stages}: a question is answered, no round is run')
     parallel.keep_compiled(config.compiled)
     parallel.initialise(seconds=config.job.start_seconds)
     if config.serve.port:
         from rstar_jax import serve
 
-        serve.serve(config, values.workdir)
+        serve.serve(config, workdir)
     elif config.ablations.seeds:
         from rstar_jax import ablations
 
-        _check_alone(values.stages)
-        ablations.run(config, values.workdir)
+        _check_ablations(config, values.stages)
+        ablations.run(config, workdir)
     elif config.question:
-        print(solve.solve(config, values.workdir))
+        print(solve.solve(config, workdir))
     else:
-        rounds.run(config, values.workdir, stages)
+        _check_work(config, stages, rounds.order(config, stages))
+        rounds.run(config, workdir, stages)
     return 0
 
 
-def _check_alone(stages: str) -> None:
+# What some stages do nothing without.
+ASKED_BY = {
+    'bootstrap': 'bootstrap.demonstrations',
+    'synthesize': 'synthesize.problems',
+    'eval': 'eval.benchmarks',
+}
+
+
+def _check_work(config: ConfigDict, stages: Sequence[str], rows: Sequence[object]) -> None:
+    """Raises UserError where there is nothing to do."""
+    if rows:
+        return
+    needs = [f'{name} needs --config.{key}' for name, key in ASKED_BY.items() if name in stages]
+    raise UserError(
+        f'--stages={",".join(stages)}: nothing to do in rounds {config.first_round} to '
+        f'{config.last_round}{": " if needs else ""}{", ".join(needs)}'
+    )
+
+
+def _check_ablations(config: ConfigDict, stages: str) -> None:
     """Raises UserError for what ablations cannot do."""
     import jax
+
+    if not config.eval.benchmarks:
+        raise UserError('--config.eval.benchmarks=: ablations compare what is right of some')
+    if config.first_round > 1:
+        raise UserError(f'--config.first_round={config.first_round}: ablations begin with round 1')
 
     if stages:
         raise UserError(

@@ -62,7 +62,13 @@ class Place:
         if 'file' in self._store.protocol:
             self._store.auto_mkdir = True  # stores have no folders
         name = hashlib.sha256(url.rstrip('/').encode()).hexdigest()[:16]
-        cache = pathlib.Path(os.environ.get('XDG_CACHE_HOME') or '~/.cache').expanduser()
+        try:
+            cache = pathlib.Path(os.environ.get('XDG_CACHE_HOME') or '~/.cache').expanduser()
+        except RuntimeError:  # a user without a home, as in some containers
+            raise UserError(
+                f'--workdir={url}: works in a folder of this machine, and no home is known: set '
+                'XDG_CACHE_HOME'
+            ) from None
         self.folder = pathlib.Path(folder or cache / 'rstar_jax' / 'runs' / name)
         self._pushed = time.monotonic()
 

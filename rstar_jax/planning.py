@@ -21,6 +21,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
@@ -47,6 +48,7 @@ QUIET = {
 DTYPE = jnp.dtype(jnp.bfloat16)
 MANY = 1 << 30  # trees to search in all: as many as one likes
 NEAR = 0.8  # of the best speed, see `plan_model`
+MEASURED = 4  # decode steps that are measured at once
 MARK_STATES = 64  # of the automaton that finds the stop marks: a few dozen in real tokenizers
 
 
@@ -60,7 +62,8 @@ class Plan:
     use while decoding and while scoring, the other model's and the trees' included, by the
     compiler. tree: bytes that one more tree takes. flops, traffic: of one decode step of all
     `slots`, as the compiler counts them, bytes read and written; floor: bytes that it must read,
-    weights and caches once. seconds: of compiling both functions side by side.
+    weights and caches once. step: seconds of one, measured; 0 where the chips are not at hand.
+    seconds: of compiling both functions side by side.
     """
 
     tensor: int
@@ -76,6 +79,7 @@ class Plan:
     flops: float
     traffic: float
     floor: int
+    step: float
     seconds: float
 
 
@@ -237,7 +241,7 @@ def models_of(path: str, base: str = '') -> dict[str, models.Config]:
     path = base if base and path == PREVIOUS else path
     if path in ('', PREVIOUS, sources.TINY):
         return {name: published.SHAPES[name] for name in published.PAPER}
-    folder = pathlib.Path(path).expanduser()
+    folder = pathlib.Path(os.path.expanduser(path))
     if sources.holds_model(folder):  # that a training wrote
         about = ledger.read_json(folder / 'model.json')
         return {folder.name: models.Config.from_dict(about['config'])}
@@ -361,6 +365,7 @@ class _State:
             flops=cost['flops'],
             traffic=cost['bytes accessed'],
             floor=self.floor(trees, slots),
+            step=self._measure(decoding, trees, slots) if self._at_hand() else 0.0,
             seconds=seconds,
         )
 
@@ -388,8 +393,32 @@ class _State:
         )
         how = jax.tree.map(lambda x: self._whole((), x.dtype), sampling.Settings.of(self.settings))
         iterations = self._whole((2,), jnp.int32)
-        arrays = self._policy(trees, slots)
-        return f.lower(self.policy, self._stops(), *arrays, how, iterations)
+        return f.lower(*self._decoded(trees, slots), how, iterations)
+
+    def _decoded(self, trees: int, slots: int) -> tuple:
+        """What `decode.decode` takes, without settings and iterations."""
+        return self.policy, self._stops(), *self._policy(trees, slots)
+
+    def _at_hand(self) -> bool:
+        return self.mesh.devices.flat[0] in jax.local_devices()
+
+    def _measure(self, decode: jax.stages.Compiled, trees: int, slots: int) -> float:
+        """Seconds of a decode step in which every slot is written to."""
+
+        def zeros(shape: jax.ShapeDtypeStruct) -> jax.Array:
+            return jnp.zeros(shape.shape, shape.dtype, device=shape.sharding)
+
+        # Zeros are slots that write the first cell, and weights take no longer for being others.
+        held = jax.tree.map(zeros, self._decoded(trees, slots))
+        arrays, how = list(held), sampling.Settings.of(self.settings)
+        count = max(1, min(MEASURED, self.step // 3))  # no step ends within three calls
+
+        def run() -> None:
+            *arrays[-2:], done = decode(*arrays, how, np.full(2, count, np.int32))
+            done.block_until_ready()
+
+        run()
+        return min(_seconds(run), _seconds(run)) / count
 
     def _score(self, trees: int) -> jax.stages.Lowered:
         f = programs.SCORE.on(self.mesh, config=self.shape, squash='tanh')
@@ -433,6 +462,12 @@ class _State:
 
     def _whole(self, shape: tuple, dtype: Any) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(self.mesh, P()))
+
+
+def _seconds(run: Callable[[], None]) -> float:
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
 
 
 def _placed(shape: jax.ShapeDtypeStruct, where: NamedSharding) -> jax.ShapeDtypeStruct:

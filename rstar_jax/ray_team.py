@@ -1,8 +1,8 @@
 """The workers of `elastic` as Ray actors: one for each host, or for each group of its devices.
 
 A node that joins the cluster gets its actors within seconds; those of a node that leaves are lost.
-The cluster is one that runs already (`ray start`, see launch/ray/): its address is in RAY_ADDRESS,
-or is that of this machine's.
+The cluster is one that runs already (`ray start`, see launch/ray.sh): its address is in
+RAY_ADDRESS, or is that of this machine's.
 """
 
 import contextlib
@@ -128,7 +128,7 @@ def _connected() -> Any:
         except ConnectionError as error:
             raise UserError(
                 f'--config.job.leases=ray: no Ray cluster ({" ".join(str(error).split())[:200]}): '
-                'start one with `ray start --head`, or see launch/ray'
+                'start one with `ray start --head`, or see launch/ray.sh'
             ) from None
     return ray
 

@@ -1,12 +1,14 @@
 """What a round of the whole job takes: --plan=TOPOLOGY --problems=N --workdir=SMALL_RUN.
 
     small run    -> tokens of a tree, examples of a problem, tokens of an example   (`Statistics`)
-    topology     -> least time of a decode step and of an optimiser step, compiled  (`planning`)
+    topology     -> least time of a decode step and of an optimiser step, compiled  (`planning`);
+                    the decode step is measured where the chips are at hand
     Assumed      -> how much longer they take in practice
         -> hours, chip-hours and share of each stage
 
 It plans the small run's last round that has curated, with more problems and the config's model.
-`--plan=here` is this machine: its limits are measured, where its chips' are not known.
+`--plan=here` is this machine: its limits are measured, where its chips' are not known, and a step
+of decoding.
 """
 
 import dataclasses
@@ -37,10 +39,10 @@ SECTIONS = {'sft': ('policy', 'sft'), 'ppm': ('ppm', 'pairs')}  # folder, kind o
 class Assumed:
     """What no compiler knows.
 
-    decode: share of a decode step's speed at its limits. prefill: of the chips' FLOP/s, when paths
-    are read in and steps scored. train: of the speed of an optimiser step at its limits. idle: of
-    the hosts' time until the last tree is done (`python -m rstar_jax.bench leases`). start: seconds
-    of a stage before its first step: models read, programs compiled.
+    decode: share of a decode step's speed, at its limits or as measured. prefill: of the chips'
+    FLOP/s, when paths are read in and steps scored. train: of the speed of an optimiser step at its
+    limits. idle: of the hosts' time until the last tree is done (`python -m rstar_jax.bench
+    leases`). start: seconds of a stage before its first step: models read, programs compiled.
     """
 
     decode: float = 0.5
@@ -127,6 +129,8 @@ def plan(
     if chip is None:
         raise UserError(f'--plan={topology}: the limits of {chips[0].device_kind} are not known')
     assumed = PROCESSOR if _platform(chips) == 'cpu' else Assumed()
+    if topology == HERE:
+        assumed = dataclasses.replace(assumed, decode=1.0)
     yield 'assumed: ' + ', '.join(
         f'{field.name} {getattr(assumed, field.name):g}' for field in dataclasses.fields(Assumed)
     )
@@ -149,7 +153,9 @@ def table(rows: dict[str, float], chips: int) -> Iterator[str]:
 
 def statistics(workdir: pathlib.Path) -> tuple[int, Statistics]:
     """(round, what its trees and examples are like) of the last round that has curated."""
-    done = sorted(workdir.glob('round*/curate/done.json'), key=_number)
+    rounds = (path for path in workdir.glob('round*') if path.name[5:].isdigit())
+    marks = (path / 'curate' / 'done.json' for path in rounds)
+    done = sorted(filter(pathlib.Path.exists, marks), key=_number)
     if not done:
         raise UserError(
             f'--workdir={workdir}: holds no round that has curated: plan from a small run, of some '
@@ -300,7 +306,8 @@ def limits(plans: Plans, chips: Sequence[Any], chip: Chip) -> Speed:
     both = sum if _platform(chips) == 'cpu' else max
     decoded = read = 0.0
     if (search := plans.search) is not None:
-        step = both([search.flops / chip.flops, search.floor / chip.bandwidth])
+        least = both([search.flops / chip.flops, search.floor / chip.bandwidth])
+        step = search.step or least
         hosts = len(chips) // (search.groups * search.tensor)
         decoded = hosts * search.groups * search.slots / step
         read = len(chips) * chip.flops / (2 * plans.parameters)

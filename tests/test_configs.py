@@ -221,6 +221,7 @@ def test_limits_and_choices_are_of_keys_that_exist():
         ('search.step_tokens=5000', 'one step needs to fit into path_tokens=4096'),
         ('eval.path_tokens=100', 'needs to fit into path_tokens=100'),
         ('seed=-1', 'needs at least 0'),
+        ('seed=4294967296', 'needs at most 4294967295'),
         ('eval.failed_steps=twice', 'needs one of again, once'),
     ],
 )
@@ -230,6 +231,44 @@ def test_a_value_that_cannot_be_meant_is_refused(flag, message):
     with pytest.raises(UserError, match=message) as error:
         configs.validate(config)
     assert str(error.value).startswith('--config.') and '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ('name', 'values', 'message'),
+    [
+        (2, {'search.rollouts': '16'}, "round2.search.rollouts='16': needs a whole number"),
+        (2, {'search.rollouts': 1.5}, 'round2.search.rollouts=1.5: needs a whole number'),
+        (2, {'search.rollouts': None}, 'round2.search.rollouts=None: needs a whole number'),
+        (2, {'search.one_size': 'no'}, "round2.search.one_size='no': needs True or False"),
+        (2, {'search.more_rollouts': 3}, 'round2.search.more_rollouts=3: needs a list'),
+        (2, {'stages': ('search',)}, 'round2.stages=.*: needs a text'),
+        (2, {'search.step_tokens': 5000}, 'round2.search.step_tokens=5000: one step needs to fit'),
+        (2, {'training.sft.keep': 'best'}, 'round2.training.sft.keep=best: needs'),
+        (2, {'last_round': 3}, 'round2.last_round=3: is of the whole run: set --config.last_round'),
+        ('_2', {'search.rollouts': 3}, 'config.schedule.round_2: no round; expected round1'),
+        (0, {'search.rollouts': 3}, 'config.schedule.round0: no round; expected round1'),
+    ],
+)
+def test_what_a_round_of_the_schedule_cannot_have_is_refused(name, values, message):
+    config = configs.schedule(configs.default(), {name: values})
+    with pytest.raises(UserError, match=message) as error:
+        configs.validate(config)
+    assert '\n' not in str(error.value)
+
+
+def test_a_round_of_the_schedule_may_have_what_its_setting_takes():
+    values = {'search.temperature': 1, 'search.more_rollouts': [64], 'stages': 'search'}
+    config = configs.schedule(configs.default(), {2: values})
+    configs.validate(config)
+    made = configs.for_round(config, 2)
+    assert (made.search.temperature, made.search.more_rollouts) == (1.0, (64,))
+
+
+def test_a_value_that_is_none_is_refused():
+    config = configs.default()
+    config.search.rollouts = None
+    with pytest.raises(UserError, match=r'--config.search.rollouts=None: needs a whole number'):
+        configs.validate(config)
 
 
 def test_a_tree_that_no_memory_holds_is_refused():

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -29,6 +30,14 @@ def start(script: str, *arguments: str, **environment: str) -> subprocess.Comple
         text=True,
         timeout=300,
     )
+
+
+def test_what_the_texts_send_to_is_there():
+    texts = [*(REPOSITORY / 'rstar_jax').rglob('*.py'), *REPOSITORY.glob('experiments/*.py')]
+    texts += [*LAUNCH.iterdir(), REPOSITORY / 'README.md']
+    for path in texts:
+        for name in re.findall(r'launch/([\w.]*\w)', path.read_text(encoding='utf-8')):
+            assert (LAUNCH / name).is_file(), f'{path}: launch/{name}'
 
 
 def test_shellcheck_finds_nothing():
@@ -71,6 +80,30 @@ def test_what_is_missing_is_one_line(script, arguments, message):
     result = start(script, *arguments)
     assert result.returncode == 2
     assert result.stderr.startswith(message) and result.stderr.count('\n') == 1
+
+
+@pytest.mark.parametrize(('extra', 'installed'), [('', ''), ('test', '.[test]'), ('ray', '.[ray]')])
+def test_an_active_environment_is_used_where_it_has_what_is_needed(tmp_path, extra, installed):
+    """It has the project alone, as after quickstart.sh."""
+    python, log = tmp_path / '.venv' / 'bin' / 'python', tmp_path / 'log'
+    python.parent.mkdir(parents=True)
+    python.write_text(
+        '#!/bin/sh\n'
+        'case "$2" in *pytest* | *", ray"*) exit 1 ;; esac\n'
+        f'[ "$1" = -c ] || echo "$@" >>{log}\n'
+    )
+    python.chmod(0o755)
+    (tmp_path / 'setup.py').write_text('')
+    result = subprocess.run(
+        ['bash', '-c', f'source {LAUNCH}/_venv.sh && use_venv {extra}'],
+        cwd=tmp_path,
+        env={**os.environ, 'VIRTUAL_ENV': str(tmp_path / '.venv')},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stderr
+    told = log.read_text() if log.exists() else ''
+    assert told.rstrip().endswith(f' -e {installed}') if installed else not told
 
 
 def test_slurm_runs_the_command_on_every_node():

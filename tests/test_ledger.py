@@ -187,6 +187,8 @@ def test_what_grows_reopens_the_stage(tmp_path):
     make(0)  # all
     with pytest.raises(UserError, match='--config.data.limit=9: .* was made with 0'):
         check(9)
+    make(0, 'greedy,mcts')
+    assert check(0, 'mcts, greedy').done
 
 
 def test_a_broken_file_is_a_user_error(tmp_path):

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from rstar_jax import interrupts, main
+from rstar_jax import interrupts, main, rounds
 from tests.parallel import processes
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
@@ -69,12 +69,41 @@ def failing(capsys, *arguments: str) -> str:
         (['--config.training.ppm.lora=-1'], '--config.training.ppm.lora=-1: needs at least 0'),
         (['--config.training.ppm.keep=best'], 'keep=best: needs --config.training.ppm.measure_ev'),
         (['--config.seed=3'], '--workdir: needs a folder for what the run makes'),
+        (['--workdir=x', '--problems=5'], '--problems=5: goes with --plan'),
+        (
+            ['--workdir=x', '--stages=eval', '--config.eval.benchmarks='],
+            '--stages=eval: nothing to do in rounds 1 to 3: eval needs --config.eval.benchmarks',
+        ),
+        (
+            ['--workdir=x', '--stages=search', '--config.first_round=0', '--config.last_round=0'],
+            '--stages=search: nothing to do in rounds 0 to 0\n',
+        ),
+        (
+            ['--config.question=Why?', '--stages=search'],
+            '--stages=search: a question is answered, no round is run',
+        ),
+        (
+            ['--config=experiments/ablations.py', '--workdir=x', '--config.eval.benchmarks='],
+            '--config.eval.benchmarks=: ablations compare',
+        ),
+        (
+            ['--config=experiments/ablations.py', '--workdir=x', '--config.first_round=2'],
+            '--config.first_round=2: ablations begin with round 1',
+        ),
     ],
 )
 def test_a_wrong_command_line_is_one_line(capsys, arguments, message):
     if arguments and not arguments[0].startswith('--config='):
         arguments = [f'--config={QUICKSTART}', *arguments]
     assert message in failing(capsys, *arguments)
+
+
+def test_a_workdir_may_begin_with_the_home_folder(monkeypatch, tmp_path):
+    asked = []
+    monkeypatch.setenv('HOME', str(tmp_path))
+    monkeypatch.setattr(rounds, 'run', lambda config, workdir, stages: asked.append(workdir))
+    assert main.main([f'--config={QUICKSTART}', '--workdir=~/runs/a']) == 0
+    assert asked == [f'{tmp_path}/runs/a']
 
 
 def test_the_process_exits_with_2_and_one_line():

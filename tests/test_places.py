@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import pathlib
 import random
 import shutil
 
@@ -161,6 +162,15 @@ def test_a_checkpoint_that_is_not_whole_is_not_taken_up(tmp_path, store):
 def test_stores_that_cannot_be_reached_are_one_line(tmp_path):
     with pytest.raises(UserError, match='--workdir=nosuch://bucket/run: '):
         places.Place('nosuch://bucket/run')
+
+
+def test_a_user_without_a_home_is_told_what_to_set(monkeypatch):
+    def unknown(path):
+        raise RuntimeError('Could not determine home directory.')
+
+    monkeypatch.setattr(pathlib.Path, 'expanduser', unknown)
+    with pytest.raises(UserError, match='no home is known: set XDG_CACHE_HOME'):
+        places.Place(URL)
 
 
 @pytest.mark.parametrize('number', [errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EIO])

@@ -69,6 +69,7 @@ def test_sizes_are_those_of_the_arrays(ample):
     unread = params['embed']['weight'].nbytes
     assert ample.floor == sum(x.nbytes for x in jax.tree.leaves(params)) - unread + caches
     assert ample.floor < ample.traffic
+    assert ample.step > 0  # measured, as these devices are at hand
 
 
 class Compiled:
@@ -88,9 +89,24 @@ class Compiled:
         return {'flops': 1.0, 'bytes accessed': 1.0}
 
 
+def test_all_slots_write_in_the_step_that_is_measured():
+    planned = planning._State(SETTINGS, parallel.local_mesh(devices=jax.devices()[:2]), SHAPE)
+    assert planned.choose(1e9)
+    compiled, done = planned._decode(6, 8).compile(), []
+
+    def decode(*arrays):
+        results = compiled(*arrays)
+        done.append(np.asarray(results[-1]).tolist())
+        return results
+
+    assert planned._measure(decode, 6, 8) > 0
+    assert done == 3 * [2 * [[4, 4 * 8]]]  # calls, devices: steps and tokens
+
+
 def test_little_memory_means_fewer_trees_then_more_chips_then_none(monkeypatch, ample):
     monkeypatch.setattr(planning._State, '_decode', lambda *_: Compiled())
     monkeypatch.setattr(planning._State, '_score', lambda *_: Compiled())
+    monkeypatch.setattr(planning._State, '_measure', lambda *_: 1.0)
     monkeypatch.setattr(sizes, 'largest_call', lambda *_, **__: 1)  # its need would hide the trees'
 
     def plan(memory):

@@ -91,6 +91,7 @@ def test_a_small_run_tells_what_trees_are_like(tmp_path):
     ledger.write_json(tmp_path / 'config.json', {'round2': {'training.sft.epochs': 3}})
     row = {'problems': 10, 'strategies': {'greedy': {'tokens_per_problem': 7.0}}}
     files.write_json(round_ / 'eval' / 'results.json', {'benchmarks': {'sums': row}})
+    ledger.write_json(tmp_path / 'round3-old' / 'curate' / 'done.json', {})  # no round
     number, found = whole_job.statistics(tmp_path)
     assert number == 2
     assert found == whole_job.Statistics(
@@ -137,7 +138,7 @@ def plans(mesh):
     """A search and a training whose limits are easy to compute with."""
     search = planning.Plan(
         **{field.name: 1 for field in dataclasses.fields(planning.Plan)}
-        | {'groups': 4, 'slots': 8, 'weights': 4e9, 'flops': 1e12, 'floor': 1e9}
+        | {'groups': 4, 'slots': 8, 'weights': 4e9, 'flops': 1e12, 'floor': 1e9, 'step': 0.0}
     )
     work = trainings.Work(exchanged={}, seconds=0.0)
     return search, trainings.Plan(dict(mesh.shape), {}, 10**9, 0, 1e12, 2e12, work)
@@ -173,6 +174,8 @@ def test_speeds_follow_from_the_plans_limits(monkeypatch, platform, step):
     speed = whole_job.limits(made, devices, chip)
     # Two hosts of 4 groups of 8 slots.
     assert speed.decoded == pytest.approx(2 * 4 * 8 / step)
+    measured = dataclasses.replace(made, search=dataclasses.replace(search, step=0.5))
+    assert whole_job.limits(measured, devices, chip).decoded == pytest.approx(2 * 4 * 8 / 0.5)
     assert speed.read == pytest.approx(8 * 1e14 / 2 / made.parameters)
     # 2e12 FLOPs, and a GB read and written.
     assert speed.steps == pytest.approx({'sft': 0.022, 'ppm': 0.022})

@@ -9,9 +9,7 @@ out of what was measured.
     STAGE_ratio                     planned / measured
     gflops, gb_per_second           limits: means of measurements before and after each stage, for
                                     other work on the machine changes them; spread of the FLOP/s
-    core_...                        the same in seconds of a core that the process was given, which
-                                    other work changes little; compiling is among them, and is
-                                    little where `small` and `count` are the same
+    step_ms                         of decoding all slots, measured at the end
     compile_seconds                 in the measured round
     load                            processes that wanted to run, on average (1 minute)
 
@@ -25,7 +23,6 @@ import json
 import os
 import pathlib
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -33,7 +30,6 @@ import numpy as np
 
 from rstar_jax.errors import UserError
 
-CLOCKS = {'': time.perf_counter, 'core_': time.process_time}
 STAGES = ('search', 'curate', 'sft', 'ppm')
 _SEARCH = {
     'prompt': 'few_shot',
@@ -83,40 +79,38 @@ def run(
         settings = {'batch_size': batch_size, 'length': length, 'lora': lora}
         config.training[section].update(_TRAINING | settings)
     config.training.sft.form = 0.0  # what is learnt in so few steps is no matter
-    limits: dict[str, list[chips.Chip]] = {name: [] for name in CLOCKS}
+    limits: list[chips.Chip] = []
 
     def look() -> None:
-        for name, clock in CLOCKS.items():
-            limits[name].append(chips.here(default_dtype(), clock))
+        limits.append(chips.here(default_dtype()))
 
     with tempfile.TemporaryDirectory() as folder:
         parts = {'small': slice(0, small), 'large': slice(small, small + count)}
         seconds = {}
         for name, part in parts.items():
             root = pathlib.Path(folder) / name
-            for found_so_far in limits.values():
-                found_so_far.clear()
+            limits.clear()
             _give(config, root, found[part], given[part])
             seconds[name] = _run(config, root / 'run', chosen, look)
         _, statistics = whole_job.statistics(pathlib.Path(folder) / 'small' / 'run')
     (shape,) = planning.models_of(model).values()
     figures: dict[str, float] = {}
-    devices, memory = jax.devices(), limits[''][0].memory
+    devices, memory = jax.devices(), limits[0].memory
     plans = whole_job.compiled(config, count, statistics, devices, memory, shape, chosen)
-    for clock in CLOCKS:
-        chip = dataclasses.replace(limits[clock][0], **_means(limits[clock]))
-        speed = whole_job.limits(plans, devices, chip)
-        assumed = dataclasses.replace(whole_job.PROCESSOR, start=0.0)
-        hours = whole_job.hours(config, count, statistics, speed, assumed, chosen)
-        for name in sorted(hours.keys() & {'search', 'sft', 'ppm'}, key=STAGES.index):
-            planned, measured = hours[name] * 3600, seconds['large'][f'{clock}{name}']
-            figures[f'{clock}{name}_planned'] = planned
-            figures[f'{clock}{name}_seconds'] = measured
-            figures[f'{clock}{name}_ratio'] = planned / measured
-        figures[f'{clock}gflops'] = chip.flops / 1e9
-        figures[f'{clock}gb_per_second'] = chip.bandwidth / 1e9
-        spread = np.std([one.flops for one in limits[clock]]) / chip.flops
-        figures[f'{clock}gflops_spread'] = float(spread)
+    chip = dataclasses.replace(limits[0], **_means(limits))
+    speed = whole_job.limits(plans, devices, chip)
+    assumed = dataclasses.replace(whole_job.PROCESSOR, start=0.0)
+    hours = whole_job.hours(config, count, statistics, speed, assumed, chosen)
+    for name in sorted(hours.keys() & {'search', 'sft', 'ppm'}, key=STAGES.index):
+        planned, measured = hours[name] * 3600, seconds['large'][name]
+        figures[f'{name}_planned'] = planned
+        figures[f'{name}_seconds'] = measured
+        figures[f'{name}_ratio'] = planned / measured
+    figures['gflops'] = chip.flops / 1e9
+    figures['gb_per_second'] = chip.bandwidth / 1e9
+    figures['gflops_spread'] = float(np.std([one.flops for one in limits]) / chip.flops)
+    if plans.search is not None:
+        figures['step_ms'] = plans.search.step * 1e3
     figures['compile_seconds'] = seconds['large']['compile']
     return figures | {'load': os.getloadavg()[0]}
 
@@ -145,15 +139,14 @@ def _give(config: Any, root: pathlib.Path, problems: list[dict], trees: list[dic
 def _run(
     config: Any, workdir: pathlib.Path, stages: Sequence[str], look: Callable[[], None]
 ) -> dict[str, float]:
-    """Runs a round's stages -> seconds of each by both clocks, and of compiling."""
+    """Runs a round's stages -> seconds of each, and of compiling."""
     from rstar_jax import ledger, parallel, rounds, sources, whole_job
 
     seconds = {'compile': 0.0}
     for name in stages:
         look()
-        compiling, core = parallel.compile_seconds(), time.process_time()
+        compiling = parallel.compile_seconds()
         rounds.run(config, str(workdir), (name,))
-        seconds[f'core_{name}'] = time.process_time() - core
         compiling = parallel.compile_seconds() - compiling
         seconds['compile'] += compiling
         folder = workdir / 'round1' / sources.FOLDERS.get(name, name)

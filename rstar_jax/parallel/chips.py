@@ -15,7 +15,6 @@ from rstar_jax.parallel.memory import GIB, device_bytes
 
 SIDE = 1024  # of the product that is measured
 SECONDS = 0.2  # of measuring, compilation apart
-Clock = Callable[[], float]
 STREAM = 1 << 26  # numbers of the array that is read and written to measure the memory
 
 
@@ -81,11 +80,10 @@ def peak_flops(mesh: Mesh, dtype) -> float:
     return (processes if device.platform == 'cpu' else mesh.size) * _measured(device, dtype)
 
 
-def here(dtype, clock: Clock = time.perf_counter) -> Chip:
+def here(dtype) -> Chip:
     """One of this process's devices: as the table has it, or as it measures in `dtype` now.
 
-    The CPU devices of a process share the figures. By time.process_time they are those of a second
-    of one core, whatever else the machine does; by the clock, of what other work leaves.
+    The CPU devices of a process share the figures, which are of what other work leaves.
     """
     devices = jax.local_devices()
     chip = find_chip(devices[0].device_kind)
@@ -93,7 +91,7 @@ def here(dtype, clock: Clock = time.perf_counter) -> Chip:
         return chip
     memory = device_bytes(Mesh(devices, 'data'))
     share = len(devices) if devices[0].platform == 'cpu' else 1
-    rates = _product(devices[0], jnp.dtype(dtype), clock), _stream(devices[0], clock)
+    rates = _product(devices[0], jnp.dtype(dtype)), _stream(devices[0])
     return Chip(memory, *(rate / share for rate in rates))
 
 
@@ -102,7 +100,7 @@ def _measured(device: jax.Device, dtype: jnp.dtype) -> float:
     return _product(device, dtype)
 
 
-def _product(device: jax.Device, dtype: jnp.dtype, clock: Clock = time.perf_counter) -> float:
+def _product(device: jax.Device, dtype: jnp.dtype) -> float:
     """FLOP/s of one product, as the decoder has them: the best of some."""
 
     def product(weight, x):
@@ -112,10 +110,10 @@ def _product(device: jax.Device, dtype: jnp.dtype, clock: Clock = time.perf_coun
 
     side = jax.device_put(jnp.ones((SIDE, SIDE), dtype), device)
     run = jax.jit(product).lower(side, side).compile()
-    return 2 * SIDE**3 / _best(lambda: run(side, side).block_until_ready(), clock)
+    return 2 * SIDE**3 / _best(lambda: run(side, side).block_until_ready())
 
 
-def _stream(device: jax.Device, clock: Clock) -> float:
+def _stream(device: jax.Device) -> float:
     """Bytes/s of memory that is read and written: the best of some."""
     held = [jax.device_put(jnp.zeros(STREAM, jnp.float32), device)]
     add = jax.jit(lambda x: x + 1, donate_argnums=0)  # in place: the only reference is replaced
@@ -123,15 +121,15 @@ def _stream(device: jax.Device, clock: Clock) -> float:
     def run() -> None:
         held[0] = add(held[0]).block_until_ready()
 
-    return 2 * held[0].nbytes / _best(run, clock)
+    return 2 * held[0].nbytes / _best(run)
 
 
-def _best(run: Callable[[], object], clock: Clock) -> float:
+def _best(run: Callable[[], object]) -> float:
     """Seconds of the shortest of some calls, the first, which may compile, left out."""
     run()
     best, end = math.inf, time.perf_counter() + SECONDS
     while time.perf_counter() < end:
-        start = clock()
+        start = time.perf_counter()
         run()
-        best = min(best, clock() - start)
+        best = min(best, time.perf_counter() - start)
     return best

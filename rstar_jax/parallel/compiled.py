@@ -42,15 +42,18 @@ def keep_compiled(where: str) -> None:
         return
     if where == AUTO and os.environ.get('JAX_COMPILATION_CACHE_DIR'):
         return
-    folder = _default_folder() if where == AUTO else pathlib.Path(where).expanduser()
+    if not where:
+        raise UserError(f'--config.compiled=: needs a folder, {AUTO} or {OFF}')
     try:
+        folder = _default_folder() if where == AUTO else pathlib.Path(where).expanduser()
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
-    except OSError as error:
+    except (OSError, RuntimeError) as error:
         if where == AUTO:
-            return  # a home that cannot be written to is no reason to end
+            return  # no home, or one that cannot be written to, is no reason to end
+        reason = getattr(error, 'strerror', error)
         raise UserError(
-            f'--config.compiled={where}: cannot be written to ({error.strerror}); name another '
+            f'--config.compiled={where}: cannot be written to ({reason}); name another '
             f'folder, or {OFF}'
         ) from None
     jax.config.update('jax_compilation_cache_dir', str(folder))

@@ -32,10 +32,10 @@ def test_a_small_run_is_the_plan_of_other_problems(monkeypatch, tmp_path):
     speed = whole_job.Speed(decoded=200.0, read=400.0, steps={'sft': 3.0})
     monkeypatch.setattr(rounds, 'run', run)
     monkeypatch.setattr(parallel, 'compile_seconds', lambda: compiled[0])
-    monkeypatch.setattr(chips, 'here', lambda dtype, clock: chip)
+    monkeypatch.setattr(chips, 'here', lambda dtype: chip)
     monkeypatch.setattr(planning, 'models_of', lambda path: {'model': None})
     monkeypatch.setattr(whole_job, 'statistics', lambda workdir: (1, FOUND))
-    monkeypatch.setattr(whole_job, 'compiled', lambda *_: None)
+    monkeypatch.setattr(whole_job, 'compiled', lambda *_: whole_job.Plans(None, {}, 1))
     monkeypatch.setattr(whole_job, 'limits', lambda *_: speed)
     monkeypatch.setattr(whole_job, 'PROCESSOR', whole_job.Assumed(1.0, 0.5, 0.5, 0.0, 7.0))
     settings = {'model': 'm', 'problems': str(tmp_path / 'problems.json')}
@@ -50,7 +50,7 @@ def test_a_small_run_is_the_plan_of_other_problems(monkeypatch, tmp_path):
     # 12 examples in batches of 5: three steps that take twice 3 s; 4000 tokens at 200 a second.
     assert (found['sft_planned'], found['sft_seconds']) == (pytest.approx(18), 20)
     assert 'ppm_ratio' not in found  # nothing was planned
-    assert (found['gflops'], found['core_gb_per_second']) == (200, 10)
+    assert (found['gflops'], found['gb_per_second']) == (200, 10)
     assert found['compile_seconds'] == 40
     with pytest.raises(UserError, match='--small=5 --count=6: the files hold fewer'):
         plan_here.run(**settings, small=5, count=6)

@@ -59,6 +59,21 @@ def test_a_folder_that_cannot_be_written_to(tmp_path):
     assert run('auto', XDG_CACHE_HOME=str(tmp_path / 'file')) == ['42.0', 'False']
     with pytest.raises(UserError, match='compiled=.*file/below: cannot be written to'):
         parallel.keep_compiled(str(tmp_path / 'file' / 'below'))
+    with pytest.raises(UserError, match=r'--config.compiled=: needs a folder, auto or off'):
+        parallel.keep_compiled('')
+
+
+def test_a_user_without_a_home_is_no_reason_to_end(monkeypatch):
+    def unknown(path):
+        raise RuntimeError('Could not determine home directory.')
+
+    monkeypatch.setattr(pathlib.Path, 'expanduser', unknown)
+    monkeypatch.delenv('JAX_COMPILATION_CACHE_DIR', raising=False)
+    before = jax.config.jax_compilation_cache_dir
+    parallel.keep_compiled('auto')
+    assert jax.config.jax_compilation_cache_dir == before
+    with pytest.raises(UserError, match=r'compiled=~who/x: cannot be written to \(Could not'):
+        parallel.keep_compiled('~who/x')
 
 
 def test_seconds_of_compiling_are_counted():

@@ -18,6 +18,7 @@ usage: python -m rstar_jax.main --config=FILE --workdir=DIR [--config.KEY=VALUE 
 import contextlib
 import errno
 import os
+import re
 import signal
 import sys
 import traceback
@@ -125,7 +126,7 @@ def _run(arguments: list[str]) -> int:
     config, values = parse(path, rest)
     configs.validate(config)
     stages = configs.stages_of(values.stages or config.stages)
-    workdir = os.path.expanduser(values.workdir)  # shells leave the ~ of --workdir=~/runs alone
+    workdir = _at_home(values.workdir)
     if values.problems and not values.plan:
         raise UserError(f'--problems={values.problems}: goes with --plan; see --config.data.limit')
     if values.plan:
@@ -242,7 +243,16 @@ def parse(path: str, arguments: Sequence[str]) -> tuple[ConfigDict, flags.FlagVa
     if len(left) > 1:
         raise UserError(f'{left[1]}: expected --name=value; --help lists the flags')
     configs.command_line_wins(config, values['config'].override_values)
+    for section in configs.flatten_sections(config).values():
+        for key, value in section.items():
+            if isinstance(value, str):
+                section[key] = _at_home(value)
     return config, values
+
+
+def _at_home(paths: str) -> str:
+    """Paths, by commas, with the home folder for ~/, which shells leave alone behind a '='."""
+    return re.sub(r'(?<![^,])~(?=/)', lambda _: os.path.expanduser('~'), paths)
 
 
 def _config_path(arguments: Sequence[str]) -> tuple[str | None, list[str]]:

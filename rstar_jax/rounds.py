@@ -234,7 +234,7 @@ def synthesize(round_: Round, stage: ledger.Stage, line: Line) -> Figures:
     overlap = Overlap({'training': known, **others}, length)
 
     def tell(now: dict[str, float]) -> None:
-        stage.beat()
+        round_.beat(stage)
         line.show(*of_search(now))
 
     made, counts = synthesis.synthesize(

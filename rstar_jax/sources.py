@@ -7,7 +7,6 @@ A policy that only searches may be served elsewhere: http://HOST:PORT/v1.
 
 import collections
 import dataclasses
-import os
 import pathlib
 from typing import Any
 
@@ -238,7 +237,7 @@ def searching_path(round_: Round, kind: str) -> str | pathlib.Path | None:
     path = round_.config[kind].path
     if path == configs.PREVIOUS or (kind == 'policy' and _bootstrapped(round_.config)):
         return round_.before / kind
-    return None if kind == 'ppm' and path in (NONE, '') else os.path.expanduser(path)
+    return None if kind == 'ppm' and path in (NONE, '') else path
 
 
 def searching_mesh(config: ConfigDict) -> jax.sharding.Mesh:
@@ -333,13 +332,13 @@ def base_path(round_: Round) -> str | pathlib.Path:
     named = config.base.path, config.policy.path, first.get('base.path'), first.get('policy.path')
     for path in named:
         if path and path not in (configs.PREVIOUS, TINY) and not is_endpoint(path):
-            return os.path.expanduser(path)
+            return path
     raise UserError('--config.base.path=: needs the model that every round trains from')
 
 
 def holds_model(path: str | pathlib.Path) -> bool:
     """Whether a training stage has written its model there."""
-    return pathlib.Path(os.path.expanduser(path), 'model.json').is_file()
+    return (pathlib.Path(path) / 'model.json').is_file()
 
 
 def check_model(path: str | pathlib.Path, kind: str, flag: str) -> None:
@@ -348,7 +347,7 @@ def check_model(path: str | pathlib.Path, kind: str, flag: str) -> None:
     kind: 'policy' or 'ppm'. A name of the hub is fetched.
     """
     if holds_model(path):
-        found = ledger.read_json(pathlib.Path(os.path.expanduser(path), 'model.json'))['kind']
+        found = ledger.read_json(pathlib.Path(path) / 'model.json')['kind']
         if found != kind:
             raise UserError(f'{flag}={path}: holds a {found}, not a {kind}')
         return
@@ -365,7 +364,7 @@ def check_model(path: str | pathlib.Path, kind: str, flag: str) -> None:
         models.read_config(path)
     except UserError as error:
         raise UserError(f'{flag}={path}: {error}') from None
-    local = pathlib.Path(path).expanduser()
+    local = pathlib.Path(path)
     if kind == 'ppm' and local.exists() and not list(local.glob('value_head.*')):
         raise UserError(f'{flag}={path}: a policy, not a PPM: has no value_head.bin')
 
@@ -375,14 +374,14 @@ def load_policy(path: str | pathlib.Path, dtype: str, mesh=None) -> models.Polic
     if path in ('', TINY):
         check_model(path, 'policy', '--config.policy.path')
     if holds_model(path):
-        return checkpoints.load_policy(os.path.expanduser(path), dtype or default_dtype(), mesh)
+        return checkpoints.load_policy(path, dtype or default_dtype(), mesh)
     return models.load(path, dtype or None, mesh=mesh)
 
 
 def load_ppm(path: str | pathlib.Path, dtype: str, mesh=None) -> models.PPM:
     """A PPM from a training stage's folder or an exported one."""
     if holds_model(path):
-        return checkpoints.load_ppm(os.path.expanduser(path), dtype or default_dtype(), mesh)
+        return checkpoints.load_ppm(path, dtype or default_dtype(), mesh)
     return models.load_ppm(path, dtype or None, mesh=mesh)
 
 

@@ -98,12 +98,16 @@ def test_a_wrong_command_line_is_one_line(capsys, arguments, message):
     assert message in failing(capsys, *arguments)
 
 
-def test_a_workdir_may_begin_with_the_home_folder(monkeypatch, tmp_path):
+def test_paths_may_begin_with_the_home_folder(monkeypatch, tmp_path):
     asked = []
     monkeypatch.setenv('HOME', str(tmp_path))
     monkeypatch.setattr(rounds, 'run', lambda config, workdir, stages: asked.append(workdir))
     assert main.main([f'--config={QUICKSTART}', '--workdir=~/runs/a']) == 0
     assert asked == [f'{tmp_path}/runs/a']
+    flags = '--config.data.problems=~/p.json', '--config.eval.benchmarks=~/a.json,b~/c,~/d.json'
+    config, _ = main.parse(QUICKSTART, flags)
+    assert config.data.problems == f'{tmp_path}/p.json'
+    assert config.eval.benchmarks == f'{tmp_path}/a.json,b~/c,{tmp_path}/d.json'
 
 
 def test_the_process_exits_with_2_and_one_line():

@@ -5,6 +5,7 @@ A folder is complete when its config.json is there: that file is written last.
 
 import contextlib
 import json
+import os
 import pathlib
 import re
 from collections.abc import Callable
@@ -168,7 +169,7 @@ def _with_ends(config: Config, generation: dict[str, Any]) -> Config:
 
 
 def _find(path_or_name: str | pathlib.Path) -> pathlib.Path:
-    path = pathlib.Path(path_or_name).expanduser()
+    path = pathlib.Path(os.path.expanduser(path_or_name))
     if path.is_dir():
         if not (path / 'config.json').exists():
             files = ', '.join(sorted(p.name for p in path.glob('*.gguf'))[:4])

@@ -105,6 +105,8 @@ class GGUFFile:
         if 'one' in factors:  # llama3's smoothing, stored as what it comes to
             one = factors['one']
             return Rope('longrope', short=one, long=one, original=original, attention_factor=1.0)
+        if len(factors) == 1:
+            raise UserError(f'{self.where}: has rope_factors_{next(iter(factors))} alone')
         if 'long' in factors:
             scale = self.get('rope.scaling.attn_factor')
             return Rope(

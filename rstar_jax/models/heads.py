@@ -38,7 +38,9 @@ def value(
         kept = jax.random.bernoulli(key, 1 - dropout, hidden.shape)
         hidden = jnp.where(kept, hidden / (1 - dropout), 0)
     weight = head['weight'].astype(jnp.float32)
-    return jnp.einsum('...d,od->...o', hidden, weight)[..., 0] + head['bias'].astype(jnp.float32)
+    # By default accelerators round the factors of float32 products.
+    score = jnp.einsum('...d,od->...o', hidden, weight, precision='highest')[..., 0]
+    return score + head['bias'].astype(jnp.float32)
 
 
 def squash(name: str, value: jax.Array) -> jax.Array:

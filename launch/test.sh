@@ -13,4 +13,4 @@ done || timeout 600 python -m playwright install chromium >/dev/null 2>&1 \
 ruff check .
 ruff format --check .
 # Tests of a file share what they have made, so a file is one process's.
-pytest -q -n2 --dist=loadscope "$@"
+pytest -q -n2 --dist=loadscope --no-loadscope-reorder "$@"

@@ -33,6 +33,11 @@ def pytest_unconfigure():
     shutil.rmtree(COMPILED, ignore_errors=True)
 
 
+def pytest_collection_modifyitems(items):
+    # Whole rounds by real processes take longest: begun first, no worker is left alone with one.
+    items.sort(key=lambda item: item.path.parent != REPOSITORY / 'tests')
+
+
 @pytest.fixture(scope='session')
 def shared() -> pathlib.Path:
     """Folder with problem sets and models that are not part of the project ($RSTAR_SHARED)."""

@@ -93,7 +93,7 @@ class Loop:
                 if self.flights is not None and self.flights.due():
                     self.keep_flights()
         finally:
-            if self.flights is not None and self.growing:  # stopped before the end
+            if self.flights is not None and (self.growing or self.finished):  # stopped before
                 with contextlib.suppress(RuntimeError):  # in a call that had the arrays donated
                     self.keep_flights()
         self.tell(final=True)

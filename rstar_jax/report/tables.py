@@ -182,6 +182,10 @@ def accuracy_notes(results: Sequence[Results]) -> list[str]:
     if any('answered' in row for row in figures):
         notes.append('Answered: the share of solutions of the policy alone that reach an answer.')
     notes.append('Tokens, seconds and FLOPs are for one problem, of the search where there is one.')
+    if strategies(results):
+        notes.append(
+            'Majority and any right count one answer a tree, its best by score; without a PPM, all.'
+        )
     rounds = [result for result in results if result['round'] is not None]
     pairs = [*itertools.pairwise(rounds)]
     if len(rounds) > 2:

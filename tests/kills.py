@@ -1,8 +1,9 @@
 """Kills a run at random moments and starts it again: `python tests/kills.py DIRECTORY KILLS`.
 
-Runs the quickstart in DIRECTORY/whole (further arguments go to it: --config.data.limit=20), then
-again in DIRECTORY/parts, where SIGKILL ends it KILLS times. Prints as JSON what it did when it was
-killed, and in what the two differ. Not a test by itself: test_rounds.py does the same in small.
+Runs the quickstart, its trainings saved every three seconds, in DIRECTORY/whole (further arguments
+go to it: --config.data.limit=20), then again in DIRECTORY/parts, where SIGKILL ends it KILLS times.
+Prints as JSON what it did when it was killed, and in what the two differ. Not a test by itself:
+test_rounds.py does the same in small.
 """
 
 import dataclasses
@@ -30,6 +31,8 @@ from rstar_jax.training import checkpoints
 REPOSITORY = pathlib.Path(__file__).parents[1]
 BEGUN = 'round '  # how the first line that tells of a stage begins
 COSTS = ('seconds', 'seconds_per_problem')
+# Else trainings of a minute would begin again after each kill, and no later stage see one.
+SAVED = [f'--config.training.{x}.checkpoint_minutes=0.05' for x in ('bootstrap', 'sft', 'ppm')]
 
 
 def killed(
@@ -134,7 +137,8 @@ def _plain(value):
 
 def main(directory: str, kills: str, *flags: str) -> None:
     root = pathlib.Path(directory)
-    command = [sys.executable, '-m', 'rstar_jax.main', '--config=experiments/quickstart.py', *flags]
+    command = [sys.executable, '-m', 'rstar_jax.main', '--config=experiments/quickstart.py']
+    command += [*SAVED, *flags]
     begin = time.monotonic()
     subprocess.run([*command, f'--workdir={root / "whole"}'], cwd=REPOSITORY, check=True)
     seconds = time.monotonic() - begin

@@ -1,6 +1,7 @@
 """Settings of all tests: eight fake CPU devices, quick compilation, no network, shared data."""
 
 import fcntl
+import gc
 import importlib.metadata
 import os
 import pathlib
@@ -36,6 +37,14 @@ def pytest_unconfigure():
 def pytest_collection_modifyitems(items):
     # Whole rounds by real processes take longest: begun first, no worker is left alone with one.
     items.sort(key=lambda item: item.path.parent != REPOSITORY / 'tests')
+
+
+@pytest.fixture(scope='module', autouse=True)
+def _frozen():
+    # What a file leaves behind are programs, for good: no later collection needs to walk them.
+    yield
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope='session')

@@ -28,12 +28,13 @@ from ml_collections import ConfigDict
 
 from rstar_jax import ledger, models, parallel, search, sources, training
 from rstar_jax.errors import UserError
-from rstar_jax.keys import PREVIOUS, STAGES
+from rstar_jax.keys import PREVIOUS
 from rstar_jax.models import heads, published, sharding
 from rstar_jax.parallel.chips import CHIPS, Chip, find_chip
 from rstar_jax.parallel.memory import GIB
 from rstar_jax.search import tree
 from rstar_jax.search.engine import devices, memory, programs, sampling, sizes, state
+from rstar_jax.stages import STAGES
 from rstar_jax.training import planning as trainings
 
 # The compiler's library asks for a TPU's host, and says at length that there is none.

@@ -35,6 +35,7 @@ from rstar_jax import (
     search,
     searching,
     sources,
+    stages,
     summary,
     synthesis,
     training,
@@ -46,39 +47,6 @@ from rstar_jax.progress import Events, Line, clock, of_search, of_training
 from rstar_jax.sources import Round
 
 Figures = dict[str, Any]
-
-INPUTS = {
-    'search': ('synthesize',),
-    'sft': ('curate',),
-    'ppm': ('curate', 'policy'),
-    'eval': ('policy', 'ppm'),
-    'export': ('policy', 'ppm'),
-}
-# The config keys that bind a stage once it has begun: those that its results depend on.
-BINDING = {
-    'bootstrap': ('seed', 'policy.path', 'bootstrap', 'training.bootstrap'),
-    'synthesize': ('seed', 'policy', 'data', 'search', 'execution', 'synthesize'),
-    'search': ('seed', 'policy', 'ppm', 'data', 'synthesize', 'search', 'execution'),
-    'curate': ('curate', 'data.overlap'),
-    'sft': ('seed', 'base', 'training.sft'),
-    'ppm': ('seed', 'training.ppm'),
-    'eval': ('seed', 'eval', 'execution', 'policy.dtype', 'search.one_size'),
-    'export': (),
-}
-BASE = 'base'  # its evaluation is a stage of round 0, and lies in a folder of this name
-BINDING[BASE] = (*BINDING['eval'], 'base.path')
-BINDING_START = ('policy', 'ppm', 'search.prompt')  # and the evaluation of round 0
-# What may be raised or added to: the stage goes on then.
-GROWING = dict.fromkeys(('eval', BASE), ('eval.strategies', 'eval.benchmarks', 'eval.limit'))
-GROWING['search'] = ('data.limit',)
-KINDS = 'bootstrap', 'sft', 'ppm'
-# Of these sections, but what is made is the same whatever they are.
-UNBOUND = (
-    *('data.folder', 'eval.folder', 'policy.requests', 'policy.seconds'),
-    *(f'search.{key}' for key in ('slots', 'trees_in_flight', 'chunk', 'tensor')),
-    *(f'execution.{key}' for key in ('isolation', 'workers')),
-    *(f'training.{k}.{key}' for k in KINDS for key in ('form', 'log_every', 'checkpoint_minutes')),
-)
 
 
 def run(config: ConfigDict, workdir: str, names: Sequence[str]) -> None:
@@ -148,7 +116,7 @@ def order(config: ConfigDict, names: Sequence[str]) -> list[tuple[int, str]]:
     other = config.base.path not in ('', config.policy.path) or config.bootstrap.demonstrations
     starts = [(0, 'eval')]
     if config.base.path not in ('', sources.TINY) and other:
-        starts.insert(0, (0, BASE))
+        starts.insert(0, (0, stages.BASE))
     if evaluates and config.first_round == 0:
         rows += starts
     for number in range(first, config.last_round + 1):
@@ -166,22 +134,18 @@ def order(config: ConfigDict, names: Sequence[str]) -> list[tuple[int, str]]:
 
 def stage_of(round_: Round, name: str) -> ledger.Stage:
     """The bookkeeping of one stage."""
-    inputs = [round_.folder / folder for folder in INPUTS.get(name, ())]
+    kind = stages.KINDS[name]
+    inputs, binds = [round_.folder / folder for folder in (*kind.needs, *kind.uses)], kind.binds
     if name == 'curate':
         inputs = _searches(round_)
-    folder, binding, growing = round_.folder_of(name), BINDING[name], GROWING.get(name, ())
-    if name == BASE:
-        folder, inputs = round_.root / BASE / 'eval', [pathlib.Path(round_.config.base.path)]
+    elif name == stages.BASE:
+        inputs = [pathlib.Path(round_.config.base.path)]
     if name in ('search', 'synthesize') or (name == 'eval' and not round_.number):
-        named = [sources.searching_path(round_, kind) for kind in ('policy', 'ppm')]
+        named = [sources.searching_path(round_, model) for model in ('policy', 'ppm')]
         inputs += [pathlib.Path(path) for path in named if path]
-        binding += BINDING_START if name == 'eval' else ()
-    prefixes = tuple(f'{prefix}.' for prefix in binding)
-    settings = configs.flatten(round_.config)
-    settings = {
-        k: v for k, v in settings.items() if k not in UNBOUND and f'{k}.'.startswith(prefixes)
-    }
-    stage = ledger.Stage(folder, settings, tuple(inputs), growing=growing)
+        binds += stages.BINDS_START if name == 'eval' else ()
+    settings = stages.bound(configs.flatten(round_.config), binds)
+    stage = ledger.Stage(round_.folder_of(name), settings, tuple(inputs), growing=kind.grows)
     if name == 'search':
         stage.precious = True
         stage.followers = tuple(f for f in round_.later('search') if ledger.Stage(f).binding)
@@ -193,7 +157,7 @@ def run_stage(
 ) -> None:
     """Runs one stage unless it is complete, and keeps its time and figures."""
     stage, label = stage_of(round_, name), f'round {round_.number} {name}'
-    label = f'{BASE} eval' if name == BASE else label
+    label = f'{name} eval' if name == stages.BASE else label
     if parallel.is_first():
         changed = stage.drop_if_stale()
         if changed:
@@ -354,7 +318,7 @@ def evaluate(round_: Round, stage: ledger.Stage, line: Line) -> Figures:
         round_.beat(stage)
         line.show(*of_search(now, f'{now["benchmark"]}, {now["kind"]}: '))
 
-    base = stage.folder.parent.name == BASE
+    base = stage.folder.parent.name == stages.BASE
     policy, judge = sources.evaluated_models(round_, base)
     results = evals.run(
         policy,
@@ -395,6 +359,6 @@ STAGES: dict[str, Callable[[Round, ledger.Stage, Line], Figures]] = {
     'sft': sft,
     'ppm': ppm,
     'eval': evaluate,
-    BASE: evaluate,
+    stages.BASE: evaluate,
     'export': export,
 }

@@ -10,22 +10,10 @@ from typing import Any
 
 from rstar_jax import ledger
 from rstar_jax.errors import UserError
+from rstar_jax.stages import BASE, KINDS, STAGES, TRAININGS
 
 Results = dict[str, Any]
 Figures = dict[str, Any]
-
-STAGES = (  # name, folder
-    ('bootstrap', 'policy'),
-    ('synthesize', 'synthesize'),
-    ('search', 'search'),
-    ('curate', 'curate'),
-    ('sft', 'policy'),
-    ('ppm', 'ppm'),
-    ('eval', 'eval'),
-    ('export', 'export'),
-)
-BASE = 'base'  # the evaluation of the model that rounds train from; a stage of round 0
-TRAININGS = ('bootstrap', 'sft', 'ppm')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +22,7 @@ class Stage:
 
     Attributes:
       round: its number.
-      name: one of STAGES, or BASE.
+      name: one of `stages.KINDS`.
       folder: where its results lie.
       seconds: spent on it so far.
       figures: what it made; None while it is not complete.
@@ -127,7 +115,7 @@ def read(workdir: str | os.PathLike) -> Run:
             'config.json'
         )
     stages = [stage for number, path in rounds for stage in _stages(number, path)]
-    stages += _stage(0, BASE, root / BASE / 'eval')
+    stages += _stage(0, BASE, root / BASE / KINDS[BASE].folder)
     stages.sort(key=lambda stage: stage.round)
     trainings = {
         (stage.round, stage.name): _lines(stage.folder / 'metrics.jsonl')
@@ -186,7 +174,8 @@ def _rounds(root: pathlib.Path) -> list[tuple[int, pathlib.Path]]:
 
 
 def _stages(number: int, path: pathlib.Path) -> Iterator[Stage]:
-    for name, folder in STAGES:
+    for name in STAGES:
+        folder = KINDS[name].folder
         if (name == 'bootstrap') == (number == 0) or folder != 'policy':
             yield from _stage(number, name, path / folder)
 

@@ -62,20 +62,20 @@ def run(config: ConfigDict, workdir: str, names: Sequence[str]) -> None:
             stack.enter_context(ledger.lock(root))
         if place:
             place.begin()
-            place = place if parallel.is_first() else None
-        if place:
-            stack.callback(place.push)
+        store = place if parallel.is_first() else None  # for the one process that writes to it
+        if store:
+            stack.callback(store.push)
         events = Events(root / 'events' if parallel.is_first() else None)
         stack.callback(events.close)
         rows = [
-            (Round(configs.for_round(config, number), root, number, events, place), name)
+            (Round(configs.for_round(config, number), root, number, events, store), name)
             for number, name in order(config, names)
         ]
 
         def after(root: pathlib.Path) -> None:
             report.attempt(root)
-            if place:
-                place.push(must=True)
+            if store:
+                store.push(must=True)
 
         run_stages(rows, after)
     if parallel.is_first():
@@ -107,29 +107,38 @@ def order(config: ConfigDict, names: Sequence[str]) -> list[tuple[int, str]]:
     names: the stages of all rounds; a round's `stages` in the schedule leaves some of them out.
     """
     first = max(1, config.first_round)
-    rows = []
-    if 'bootstrap' in names and config.bootstrap.demonstrations:
-        rows.append((0, 'bootstrap'))
-    # A policy that came out of this workdir was evaluated by the round that made it.
-    starts_here = first == 1 or config.policy.path != configs.PREVIOUS
-    evaluates = 'eval' in names and bool(config.eval.benchmarks)
+    rows, starts = [], [(0, 'eval')]
     other = config.base.path not in ('', config.policy.path) or config.bootstrap.demonstrations
-    starts = [(0, 'eval')]
     if config.base.path not in ('', sources.TINY) and other:
         starts.insert(0, (0, stages.BASE))
-    if evaluates and config.first_round == 0:
-        rows += starts
+    if 'bootstrap' in names and config.bootstrap.demonstrations:
+        rows.append((0, 'bootstrap'))
+    if config.first_round == 0 and 'eval' in names and config.eval.benchmarks:
+        rows, starts = rows + starts, []
+    elif first > 1 and config.policy.path == configs.PREVIOUS:
+        starts = []  # the round that made the policy has evaluated it
     for number in range(first, config.last_round + 1):
-        own = config.schedule.get(f'round{number}', {}).get('stages')
-        for name in [name for name in names if not own or name in configs.stages_of(own)]:
-            if name == 'eval' and evaluates:
-                before = starts if number == first and starts_here else []
-                rows += [row for row in before if row not in rows] + [(number, name)]
-            elif name == 'synthesize' and not configs.for_round(config, number).synthesize.problems:
-                continue
-            elif name not in ('bootstrap', 'eval'):
-                rows.append((number, name))
+        for name in _stages_of_round(config, number, names):
+            if name == 'eval' and number == first:
+                rows += starts
+            rows.append((number, name))
     return rows
+
+
+def _stages_of_round(config: ConfigDict, number: int, names: Sequence[str]) -> list[str]:
+    """Those of `names` that a round from 1 on runs.
+
+    Not those that its schedule leaves out, nor those without benchmarks or problems to write; the
+    bootstrap is a stage of round 0.
+    """
+    own = config.schedule.get(f'round{number}', {}).get('stages')
+    chosen = configs.stages_of(own) if own else names
+    idle = {'bootstrap'}
+    if not config.eval.benchmarks:
+        idle.add('eval')
+    if 'synthesize' in names and not configs.for_round(config, number).synthesize.problems:
+        idle.add('synthesize')
+    return [name for name in names if name in chosen and name not in idle]
 
 
 def stage_of(round_: Round, name: str) -> ledger.Stage:
@@ -162,6 +171,7 @@ def run_stage(
         changed = stage.drop_if_stale()
         if changed:
             print(f'{label}: done again, {changed} is new', flush=True)
+    # All look at what the first has left of it, and none begins while another still looks.
     parallel.barrier(f'{label} begins')
     done = stage.done
     parallel.barrier(f'{label} is looked up')
@@ -332,10 +342,12 @@ def evaluate(round_: Round, stage: ledger.Stage, line: Line) -> Figures:
         run_search=searching.evaluating(round_, base, line.say),
         leases=round_.config.job.leases,
     )
-    for name, row in results['benchmarks'].items():
-        for strategy, figures in {} if base else row['strategies'].items():
-            round_.events.add(f'eval/{name}/{strategy}', figures, round_.number)
-    return results['benchmarks']
+    benchmarks = results['benchmarks']
+    if not base:
+        for name, row in benchmarks.items():
+            for strategy, figures in row['strategies'].items():
+                round_.events.add(f'eval/{name}/{strategy}', figures, round_.number)
+    return benchmarks
 
 
 def export(round_: Round, stage: ledger.Stage, line: Line) -> Figures:

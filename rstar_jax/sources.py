@@ -80,9 +80,8 @@ class Round:
 
     def later(self, stage: str) -> list[pathlib.Path]:
         """The folders that there are of a stage of later rounds, in the order of these."""
-        numbers = (path.parent.name[5:] for path in self.root.glob(f'round*/{stage}'))
-        found = sorted(int(number) for number in numbers if number.isdigit())
-        return [self.root / f'round{n}' / stage for n in found if n > self.number]
+        later = [folder / stage for n, folder in ledger.rounds(self.root) if n > self.number]
+        return [folder for folder in later if folder.exists()]
 
 
 def problems(round_: Round) -> list[dict[str, Any]]:

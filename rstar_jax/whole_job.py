@@ -153,15 +153,13 @@ def table(rows: dict[str, float], chips: int) -> Iterator[str]:
 
 def statistics(workdir: pathlib.Path) -> tuple[int, Statistics]:
     """(round, what its trees and examples are like) of the last round that has curated."""
-    rounds = (path for path in workdir.glob('round*') if path.name[5:].isdigit())
-    marks = (path / 'curate' / 'done.json' for path in rounds)
-    done = sorted(filter(pathlib.Path.exists, marks), key=_number)
+    done = [row for row in ledger.rounds(workdir) if (row[1] / 'curate' / 'done.json').exists()]
     if not done:
         raise UserError(
             f'--workdir={workdir}: holds no round that has curated: plan from a small run, of some '
             'hundred problems with the settings of the whole one'
         )
-    folder = done[-1].parents[1]
+    number, folder = done[-1]
     settings = (ledger.read_json(workdir / 'config.json') or {}).get(folder.name, {})
     counters, longest = [], 0
     first: list[int] | None = None  # what all prompts begin with
@@ -189,7 +187,7 @@ def statistics(workdir: pathlib.Path) -> tuple[int, Statistics]:
     def mean(name: str) -> float:
         return sum(row.get(name, 0.0) for row in counters) / trees
 
-    curated = ledger.read_json(done[-1])
+    curated = ledger.read_json(folder / 'curate' / 'done.json')
     figures = curated['figures']
     problems = figures.get('problems') or len(searched)  # examples out of files: none
     examples, tokens = {}, {}
@@ -201,7 +199,7 @@ def statistics(workdir: pathlib.Path) -> tuple[int, Statistics]:
             seen = told['examples'] * settings[f'training.{section}.epochs']
             tokens[kind] = told['tokens'] / seen
     sampled = mean('sampled_tokens')
-    return int(folder.name.removeprefix('round')), Statistics(
+    return number, Statistics(
         sampled=sampled,
         path=longest - len(first or ()),
         read=max(0.0, mean('policy_computed') - sampled),
@@ -237,10 +235,6 @@ def _longest_path(record: search.Record) -> int:
     for tokens, parent in zip(record.tokens, record.parent.tolist()):
         ends.append(len(tokens) + (ends[parent] if parent >= 0 else 0))
     return max(ends)
-
-
-def _number(path: pathlib.Path) -> int:
-    return int(path.parents[1].name.removeprefix('round'))
 
 
 def _evaluated(path: pathlib.Path) -> float:

@@ -123,9 +123,10 @@ class Stage:
         Raises:
           UserError: a setting differs otherwise: the key, both values, and the remedy.
         """
-        made, grown = self.made_with, False
-        made = made and _plain(defaults or {}) | made
-        for key, now in sorted(_plain(self.settings).items() if made else ()):
+        if not (made := self.made_with):
+            return False
+        made, grown = _plain(defaults or {}) | made, False
+        for key, now in sorted(_plain(self.settings).items()):
             old = made.get(key)
             if old == now or (key in self.growing and _same(old, now)):
                 continue

@@ -12,6 +12,7 @@ work is reported.
 
 import dataclasses
 import functools
+import math
 import os
 import pathlib
 import time
@@ -211,9 +212,12 @@ def training_row(name: str, kind: str, plan: trainings.Plan, chip: Chip) -> str:
 
 
 def least_seconds(plan: trainings.Plan, chip: Chip) -> tuple[float, float]:
-    """Of a step of what fits: by FLOPs, by bytes from other chips; the longer one bounds it."""
+    """Of a step of what fits: by FLOPs, by bytes from other chips; the longer one bounds it.
+
+    By bytes it is 0 where the speed of the chip's links is not known, as of those that are no TPU.
+    """
     received = sum(exchange.bytes for exchange in plan.work.exchanged.values())
-    return plan.computed / chip.flops, received / chip.links
+    return plan.computed / chip.flops, received / (chip.links or math.inf)
 
 
 def _training_cells(plan: trainings.Plan, chip: Chip) -> list[str]:

@@ -27,6 +27,7 @@ from rstar_jax import data, ledger, models, parallel, planning, search, sources,
 from rstar_jax.errors import UserError
 from rstar_jax.models.checkpoint import default_dtype
 from rstar_jax.parallel.chips import Chip, find_chip, here
+from rstar_jax.parallel.memory import GIB
 from rstar_jax.progress import percent
 from rstar_jax.search.engine import sizes, state
 from rstar_jax.training import planning as trainings
@@ -255,7 +256,7 @@ def compiled(
     found: Statistics,
     chips: Sequence[Any],
     memory: float,
-    shape: Any,
+    shape: models.Config,
     stages: Sequence[str],
 ) -> Plans:
     """Compiles the search and the trainings for the chips, described ones or those at hand.
@@ -289,7 +290,7 @@ def compiled(
             section, default, shape, mesh, memory, round(found.tokens[kind])
         )
         if made[section].work is None:
-            raise UserError(f'--plan: {section} does not fit into {memory / 2**30:g} GiB')
+            raise UserError(f'--plan: {section} does not fit into {memory / GIB:g} GiB')
     trunk = models.decoder.abstract_params(shape, headless=True)
     return Plans(one, made, sum(x.size for x in jax.tree.leaves(trunk)))
 
@@ -307,8 +308,7 @@ def limits(plans: Plans, chips: Sequence[Any], chip: Chip) -> Speed:
         read = len(chips) * chip.flops / (2 * plans.parameters)
     steps = {}
     for section, one in plans.trainings.items():
-        received = sum(exchange.bytes for exchange in one.work.exchanged.values())
-        computing = max(one.computed / chip.flops, received / (chip.links or math.inf))
+        computing = max(planning.least_seconds(one, chip))
         # Parameters and moments are read and written.
         steps[section] = computing + 2 * one.held / chip.bandwidth
     return Speed(decoded, read, steps)

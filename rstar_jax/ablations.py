@@ -76,6 +76,9 @@ class Variant:
     settings: Mapping[str, Any]
 
 
+ITSELF = Variant(RUN, 1, {}, (), {})  # the run, in which nothing differs; its row is of round 1
+
+
 @dataclasses.dataclass(frozen=True)
 class Row:
     """One number: of which variant, of which strategy of its evaluation, chosen how."""
@@ -258,10 +261,8 @@ class Seed:
                 link.symlink_to(os.path.relpath(self.root / target, link.parent))
         rounds.run_stages([(round_, name) for name in variant.stages])
 
-    def round(self, variant: Variant | None) -> Round:
-        """The round of a variant; for None, the first one of the run itself."""
-        if variant is None:
-            return Round(configs.for_round(self.config, 1), self.root / RUN, 1, Events(None))
+    def round(self, variant: Variant) -> Round:
+        """The round of a variant."""
         config = configs.copy(self.config)
         configs.command_line_wins(config, variant.settings)
         configs.update(config, variant.settings)
@@ -277,15 +278,17 @@ class Seed:
 
     def rows(self, groups: Sequence[str]) -> Iterator[Figures]:
         """The rows of the groups whose variants are complete."""
-        found = {variant.name: variant for variant in self.variants(groups)}
+        found = {variant.name: variant for variant in (ITSELF, *self.variants(groups))}
         for row in rows_of(self.config):
-            number = found[row.variant].round if row.variant in found else 1
-            done = self.root / row.variant / f'round{number}' / 'eval' / 'done.json'
-            if row.group in groups and row not in self._rows and done.exists():
+            if row.group not in groups:
+                continue
+            variant = found[row.variant]
+            done = self.root / variant.name / f'round{variant.round}' / 'eval' / 'done.json'
+            if row not in self._rows and done.exists():
                 name = {'group': row.group, 'row': row.name, 'seed': self.seed}
                 samples = found.get(MANY if row.group == 'rollouts' else PLAIN)
                 samples = samples and self.round(samples)
-                self._rows[row] = name | _figures(row, self.round(found.get(row.variant)), samples)
+                self._rows[row] = name | _figures(row, self.round(variant), samples)
             if row in self._rows:
                 yield self._rows[row]
 

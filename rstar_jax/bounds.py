@@ -4,7 +4,8 @@ import operator
 from typing import Any
 
 from rstar_jax.errors import UserError
-from rstar_jax.keys import EVAL_SEARCH, TRAININGS
+from rstar_jax.keys import EVAL_SEARCH
+from rstar_jax.stages import TRAININGS
 
 AT_LEAST: dict[str, float] = {
     'seed': 0,

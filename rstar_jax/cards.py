@@ -72,7 +72,8 @@ def origin_of(path: str | pathlib.Path) -> Origin:
     """Reads what is known of a round's folder or of a model in it; an empty Origin elsewhere."""
     path = pathlib.Path(path).absolute()
     for folder in (path, *path.parents):
-        if re.fullmatch(r'round\d+', folder.name) and (folder.parent / 'config.json').is_file():
+        number = ledger.round_number(folder.name)
+        if number is not None and (folder.parent / 'config.json').is_file():
             break
     else:
         return Origin()
@@ -83,7 +84,7 @@ def origin_of(path: str | pathlib.Path) -> Origin:
         for name, where in (('start', folder.parent / 'round0'), ('round', folder))
     }
     return Origin(
-        int(folder.name.removeprefix('round')),
+        number,
         ledger.read_json(folder.parent / 'config.json'),
         {name: row['figures'] for name, row in done.items() if row},
         {name: row['benchmarks'] for name, row in results.items() if row},

@@ -21,7 +21,8 @@ from ml_collections import ConfigDict
 
 from rstar_jax import bounds
 from rstar_jax.errors import UserError
-from rstar_jax.keys import ABLATIONS, KEYS, PRESETS, PREVIOUS, ROUNDS, STAGES, STRATEGIES
+from rstar_jax.keys import ABLATIONS, KEYS, PRESETS, PREVIOUS, ROUNDS, STRATEGIES
+from rstar_jax.stages import STAGES
 
 # A setting's kind, and what is said of a value that is of another.
 NEEDED = {

@@ -20,12 +20,12 @@ import dataclasses
 import importlib.util
 import json
 import pathlib
-import re
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from rstar_jax import ledger
 from rstar_jax.errors import UserError
 
 PROBE = 'Ann has 12 apples. Then Ann finds 7. How many apples are there?'
@@ -57,9 +57,9 @@ def kind_of(path: str | pathlib.Path) -> str:
         return json.loads((folder / 'model.json').read_text(encoding='utf-8'))['kind']
     if any((folder / name).is_file() for name in ('value_head.bin', 'value_head.safetensors')):
         return 'ppm'
-    if re.fullmatch(r'round\d+', folder.absolute().name) and folder.is_dir():
+    if ledger.round_number(folder.absolute().name) is not None and folder.is_dir():
         return 'round'
-    if any(path.is_dir() for path in folder.glob('round[0-9]*')):
+    if ledger.rounds(folder):
         return 'run'
     return 'policy'  # what else `models.load` reads, or says what is wrong with
 
@@ -164,10 +164,11 @@ def _has_model(source: pathlib.Path) -> bool:
 
 
 def _last_round(workdir: pathlib.Path) -> pathlib.Path:
-    done = [path.parents[1] for path in workdir.glob('round[0-9]*/policy/done.json')]
+    folders = [folder for _, folder in ledger.rounds(workdir)]
+    done = [folder for folder in folders if (folder / 'policy' / 'done.json').exists()]
     if not done:
         raise UserError(f'{workdir}: none of its rounds has a finished policy; name a round')
-    return max(done, key=lambda path: int(path.name.removeprefix('round')))
+    return done[-1]
 
 
 def largest_difference(exported: Exported) -> float | None:

@@ -7,8 +7,9 @@ says.
 
 from typing import Any
 
+from rstar_jax.stages import STAGES
+
 PREVIOUS = 'previous'
-STAGES = ('bootstrap', 'synthesize', 'search', 'curate', 'sft', 'ppm', 'eval', 'export')
 ABLATIONS = ('data', 'judge', 'strength', 'form', 'rollouts')
 STRATEGIES = ('greedy', 'sampled', 'unguided', 'mcts', 'puct', 'beam', 'dvts')  # of an evaluation
 
@@ -238,7 +239,7 @@ EVAL_SEARCH = (
 for _key in EVAL_SEARCH:
     KEYS[f'eval.{_key}'] = (KEYS[f'search.{_key}'][0], f'as search.{_key}')
 
-# The trainings have the same keys; TRAININGS says what differs.
+# The trainings have the same keys; TRAINING_CHANGES says which defaults differ.
 TRAINING_KEYS: dict[str, tuple[Any, str]] = {
     'epochs': (2, 'passes over the examples'),
     'batch_size': (128, 'examples in one step of the optimiser'),
@@ -316,12 +317,12 @@ PPM_KEYS: dict[str, tuple[Any, str]] = {
     'dropout': (0.1, 'on what the scalar head reads'),
     'held_out': (0.1, 'share of the problems that are not trained on but measured'),
 }
-TRAININGS: dict[str, dict[str, Any]] = {
+TRAINING_CHANGES: dict[str, dict[str, Any]] = {
     'bootstrap': {'epochs': 1, 'batch_size': 32, 'length': 512, 'learning_rate': 3e-3},
     'sft': {},
     'ppm': {'epochs': 1, 'batch_size': 512, 'length': 2048, 'micro_batch': 2},
 }
-for _name, _changes in TRAININGS.items():
+for _name, _changes in TRAINING_CHANGES.items():
     for _key, (_value, _meaning) in TRAINING_KEYS.items():
         KEYS[f'training.{_name}.{_key}'] = (_changes.get(_key, _value), _meaning)
 for _name in ('bootstrap', 'sft'):

@@ -14,6 +14,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import re
 import shutil
 import tempfile
 import time
@@ -48,6 +49,19 @@ def read_json(path: pathlib.Path) -> Any:
         raise UserError(
             f'{path}: not JSON ({error}): delete it, or use another --workdir'
         ) from None
+
+
+def round_number(name: str) -> int | None:
+    """'round12' -> 12; None for what is no round's name."""
+    found = re.fullmatch(r'round(\d+)', name)
+    return int(found[1]) if found else None
+
+
+def rounds(workdir: pathlib.Path) -> list[tuple[int, pathlib.Path]]:
+    """(number, folder) of each round that a workdir has, by number; none where it is no folder."""
+    folders = [path for path in workdir.glob('round*') if path.is_dir()]
+    numbers = [round_number(path.name) for path in folders]
+    return sorted((n, path) for n, path in zip(numbers, folders) if n is not None)
 
 
 @dataclasses.dataclass
@@ -109,9 +123,10 @@ class Stage:
         Raises:
           UserError: a setting differs otherwise: the key, both values, and the remedy.
         """
-        made, grown = self.made_with, False
-        made = made and _plain(defaults or {}) | made
-        for key, now in sorted(_plain(self.settings).items() if made else ()):
+        if not (made := self.made_with):
+            return False
+        made, grown = _plain(defaults or {}) | made, False
+        for key, now in sorted(_plain(self.settings).items()):
             old = made.get(key)
             if old == now or (key in self.growing and _same(old, now)):
                 continue
@@ -231,8 +246,8 @@ def check(
     for stage in grown:
         stage.reopen()
     own = {stage.folder for stage, *_ in rows}
-    rounds = {(stage.folder.parent.parent, label): settings for stage, label, _, settings in rows}
-    for (workdir, label), settings in rounds.items():
+    asked = {(stage.folder.parent.parent, label): settings for stage, label, _, settings in rows}
+    for (workdir, label), settings in asked.items():
         others: dict[str, Any] = {}
         for begun in sorted((workdir / label).glob('*/begun.json')):
             others |= {} if begun.parent in own else Stage(begun.parent).made_with

@@ -12,6 +12,7 @@ work is reported.
 
 import dataclasses
 import functools
+import math
 import os
 import pathlib
 import time
@@ -28,12 +29,13 @@ from ml_collections import ConfigDict
 
 from rstar_jax import ledger, models, parallel, search, sources, training
 from rstar_jax.errors import UserError
-from rstar_jax.keys import PREVIOUS, STAGES
+from rstar_jax.keys import PREVIOUS
 from rstar_jax.models import heads, published, sharding
 from rstar_jax.parallel.chips import CHIPS, Chip, find_chip
 from rstar_jax.parallel.memory import GIB
 from rstar_jax.search import tree
 from rstar_jax.search.engine import devices, memory, programs, sampling, sizes, state
+from rstar_jax.stages import STAGES
 from rstar_jax.training import planning as trainings
 
 # The compiler's library asks for a TPU's host, and says at length that there is none.
@@ -210,9 +212,12 @@ def training_row(name: str, kind: str, plan: trainings.Plan, chip: Chip) -> str:
 
 
 def least_seconds(plan: trainings.Plan, chip: Chip) -> tuple[float, float]:
-    """Of a step of what fits: by FLOPs, by bytes from other chips; the longer one bounds it."""
+    """Of a step of what fits: by FLOPs, by bytes from other chips; the longer one bounds it.
+
+    By bytes it is 0 where the speed of the chip's links is not known, as of those that are no TPU.
+    """
     received = sum(exchange.bytes for exchange in plan.work.exchanged.values())
-    return plan.computed / chip.flops, received / chip.links
+    return plan.computed / chip.flops, received / (chip.links or math.inf)
 
 
 def _training_cells(plan: trainings.Plan, chip: Chip) -> list[str]:

@@ -7,18 +7,10 @@ models' paths, stages that others are made from, settings that only make sense t
 import pathlib
 from collections.abc import Sequence
 
-from rstar_jax import data, searching, sources, training
+from rstar_jax import data, searching, sources, stages, training
 from rstar_jax.errors import UserError
 from rstar_jax.sources import Round
 
-# Folders of its round that a stage cannot do without, and the stages that make them.
-NEEDED = {
-    'curate': ('search',),
-    'sft': ('curate',),
-    'ppm': ('curate', 'policy'),
-    'eval': ('policy',),
-    'export': ('policy',),
-}
 _selected: dict[str, list[str]] = {}  # told of the problems in this check, by their settings
 
 
@@ -35,11 +27,13 @@ def check(rows: Sequence[tuple[Round, str]]) -> list[str]:
     _selected.clear()
     made: set[pathlib.Path] = set()
     for round_, name in rows:
-        needed = () if name == 'curate' and _given(round_) else NEEDED.get(name, ())
+        needed = stages.KINDS[name].needs
+        if not round_.number or (name == 'curate' and _given(round_)):
+            needed = ()
         # Of a curation that is complete, its folder says what there is.
         if name in ('sft', 'ppm') and _given(round_) and round_.folder_of('curate') in made:
             _needs_examples(round_, name)
-        for folder in needed if round_.number else ():
+        for folder in needed:
             _need(round_.folder / folder, made, f'round {round_.number} {name}')
         if name in round_.config.training:
             _training(round_, name)
@@ -174,5 +168,5 @@ CHECKS = {
     'curate': _curate,
     'sft': _sft,
     'eval': _eval,
-    'base': _base,
+    stages.BASE: _base,
 }

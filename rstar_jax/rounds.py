@@ -35,6 +35,7 @@ from rstar_jax import (
     search,
     searching,
     sources,
+    stages,
     summary,
     synthesis,
     training,
@@ -46,39 +47,6 @@ from rstar_jax.progress import Events, Line, clock, of_search, of_training
 from rstar_jax.sources import Round
 
 Figures = dict[str, Any]
-
-INPUTS = {
-    'search': ('synthesize',),
-    'sft': ('curate',),
-    'ppm': ('curate', 'policy'),
-    'eval': ('policy', 'ppm'),
-    'export': ('policy', 'ppm'),
-}
-# The config keys that bind a stage once it has begun: those that its results depend on.
-BINDING = {
-    'bootstrap': ('seed', 'policy.path', 'bootstrap', 'training.bootstrap'),
-    'synthesize': ('seed', 'policy', 'data', 'search', 'execution', 'synthesize'),
-    'search': ('seed', 'policy', 'ppm', 'data', 'synthesize', 'search', 'execution'),
-    'curate': ('curate', 'data.overlap'),
-    'sft': ('seed', 'base', 'training.sft'),
-    'ppm': ('seed', 'training.ppm'),
-    'eval': ('seed', 'eval', 'execution', 'policy.dtype', 'search.one_size'),
-    'export': (),
-}
-BASE = 'base'  # its evaluation is a stage of round 0, and lies in a folder of this name
-BINDING[BASE] = (*BINDING['eval'], 'base.path')
-BINDING_START = ('policy', 'ppm', 'search.prompt')  # and the evaluation of round 0
-# What may be raised or added to: the stage goes on then.
-GROWING = dict.fromkeys(('eval', BASE), ('eval.strategies', 'eval.benchmarks', 'eval.limit'))
-GROWING['search'] = ('data.limit',)
-KINDS = 'bootstrap', 'sft', 'ppm'
-# Of these sections, but what is made is the same whatever they are.
-UNBOUND = (
-    *('data.folder', 'eval.folder', 'policy.requests', 'policy.seconds'),
-    *(f'search.{key}' for key in ('slots', 'trees_in_flight', 'chunk', 'tensor')),
-    *(f'execution.{key}' for key in ('isolation', 'workers')),
-    *(f'training.{k}.{key}' for k in KINDS for key in ('form', 'log_every', 'checkpoint_minutes')),
-)
 
 
 def run(config: ConfigDict, workdir: str, names: Sequence[str]) -> None:
@@ -94,20 +62,20 @@ def run(config: ConfigDict, workdir: str, names: Sequence[str]) -> None:
             stack.enter_context(ledger.lock(root))
         if place:
             place.begin()
-            place = place if parallel.is_first() else None
-        if place:
-            stack.callback(place.push)
+        store = place if parallel.is_first() else None  # for the one process that writes to it
+        if store:
+            stack.callback(store.push)
         events = Events(root / 'events' if parallel.is_first() else None)
         stack.callback(events.close)
         rows = [
-            (Round(configs.for_round(config, number), root, number, events, place), name)
+            (Round(configs.for_round(config, number), root, number, events, store), name)
             for number, name in order(config, names)
         ]
 
         def after(root: pathlib.Path) -> None:
             report.attempt(root)
-            if place:
-                place.push(must=True)
+            if store:
+                store.push(must=True)
 
         run_stages(rows, after)
     if parallel.is_first():
@@ -139,49 +107,54 @@ def order(config: ConfigDict, names: Sequence[str]) -> list[tuple[int, str]]:
     names: the stages of all rounds; a round's `stages` in the schedule leaves some of them out.
     """
     first = max(1, config.first_round)
-    rows = []
+    rows, starts = [], [(0, 'eval')]
+    other = config.base.path not in ('', config.policy.path) or config.bootstrap.demonstrations
+    if config.base.path not in ('', sources.TINY) and other:
+        starts.insert(0, (0, stages.BASE))
     if 'bootstrap' in names and config.bootstrap.demonstrations:
         rows.append((0, 'bootstrap'))
-    # A policy that came out of this workdir was evaluated by the round that made it.
-    starts_here = first == 1 or config.policy.path != configs.PREVIOUS
-    evaluates = 'eval' in names and bool(config.eval.benchmarks)
-    other = config.base.path not in ('', config.policy.path) or config.bootstrap.demonstrations
-    starts = [(0, 'eval')]
-    if config.base.path not in ('', sources.TINY) and other:
-        starts.insert(0, (0, BASE))
-    if evaluates and config.first_round == 0:
-        rows += starts
+    if config.first_round == 0 and 'eval' in names and config.eval.benchmarks:
+        rows, starts = rows + starts, []
+    elif first > 1 and config.policy.path == configs.PREVIOUS:
+        starts = []  # the round that made the policy has evaluated it
     for number in range(first, config.last_round + 1):
-        own = config.schedule.get(f'round{number}', {}).get('stages')
-        for name in [name for name in names if not own or name in configs.stages_of(own)]:
-            if name == 'eval' and evaluates:
-                before = starts if number == first and starts_here else []
-                rows += [row for row in before if row not in rows] + [(number, name)]
-            elif name == 'synthesize' and not configs.for_round(config, number).synthesize.problems:
-                continue
-            elif name not in ('bootstrap', 'eval'):
-                rows.append((number, name))
+        for name in _stages_of_round(config, number, names):
+            if name == 'eval' and number == first:
+                rows += starts
+            rows.append((number, name))
     return rows
+
+
+def _stages_of_round(config: ConfigDict, number: int, names: Sequence[str]) -> list[str]:
+    """Those of `names` that a round from 1 on runs.
+
+    Not those that its schedule leaves out, nor those without benchmarks or problems to write; the
+    bootstrap is a stage of round 0.
+    """
+    own = config.schedule.get(f'round{number}', {}).get('stages')
+    chosen = configs.stages_of(own) if own else names
+    idle = {'bootstrap'}
+    if not config.eval.benchmarks:
+        idle.add('eval')
+    if 'synthesize' in names and not configs.for_round(config, number).synthesize.problems:
+        idle.add('synthesize')
+    return [name for name in names if name in chosen and name not in idle]
 
 
 def stage_of(round_: Round, name: str) -> ledger.Stage:
     """The bookkeeping of one stage."""
-    inputs = [round_.folder / folder for folder in INPUTS.get(name, ())]
+    kind = stages.KINDS[name]
+    inputs, binds = [round_.folder / folder for folder in (*kind.needs, *kind.uses)], kind.binds
     if name == 'curate':
         inputs = _searches(round_)
-    folder, binding, growing = round_.folder_of(name), BINDING[name], GROWING.get(name, ())
-    if name == BASE:
-        folder, inputs = round_.root / BASE / 'eval', [pathlib.Path(round_.config.base.path)]
+    elif name == stages.BASE:
+        inputs = [pathlib.Path(round_.config.base.path)]
     if name in ('search', 'synthesize') or (name == 'eval' and not round_.number):
-        named = [sources.searching_path(round_, kind) for kind in ('policy', 'ppm')]
+        named = [sources.searching_path(round_, model) for model in ('policy', 'ppm')]
         inputs += [pathlib.Path(path) for path in named if path]
-        binding += BINDING_START if name == 'eval' else ()
-    prefixes = tuple(f'{prefix}.' for prefix in binding)
-    settings = configs.flatten(round_.config)
-    settings = {
-        k: v for k, v in settings.items() if k not in UNBOUND and f'{k}.'.startswith(prefixes)
-    }
-    stage = ledger.Stage(folder, settings, tuple(inputs), growing=growing)
+        binds += stages.BINDS_START if name == 'eval' else ()
+    settings = stages.bound(configs.flatten(round_.config), binds)
+    stage = ledger.Stage(round_.folder_of(name), settings, tuple(inputs), growing=kind.grows)
     if name == 'search':
         stage.precious = True
         stage.followers = tuple(f for f in round_.later('search') if ledger.Stage(f).binding)
@@ -193,11 +166,12 @@ def run_stage(
 ) -> None:
     """Runs one stage unless it is complete, and keeps its time and figures."""
     stage, label = stage_of(round_, name), f'round {round_.number} {name}'
-    label = f'{BASE} eval' if name == BASE else label
+    label = f'{name} eval' if name == stages.BASE else label
     if parallel.is_first():
         changed = stage.drop_if_stale()
         if changed:
             print(f'{label}: done again, {changed} is new', flush=True)
+    # All look at what the first has left of it, and none begins while another still looks.
     parallel.barrier(f'{label} begins')
     done = stage.done
     parallel.barrier(f'{label} is looked up')
@@ -354,7 +328,7 @@ def evaluate(round_: Round, stage: ledger.Stage, line: Line) -> Figures:
         round_.beat(stage)
         line.show(*of_search(now, f'{now["benchmark"]}, {now["kind"]}: '))
 
-    base = stage.folder.parent.name == BASE
+    base = stage.folder.parent.name == stages.BASE
     policy, judge = sources.evaluated_models(round_, base)
     results = evals.run(
         policy,
@@ -368,10 +342,12 @@ def evaluate(round_: Round, stage: ledger.Stage, line: Line) -> Figures:
         run_search=searching.evaluating(round_, base, line.say),
         leases=round_.config.job.leases,
     )
-    for name, row in results['benchmarks'].items():
-        for strategy, figures in {} if base else row['strategies'].items():
-            round_.events.add(f'eval/{name}/{strategy}', figures, round_.number)
-    return results['benchmarks']
+    benchmarks = results['benchmarks']
+    if not base:
+        for name, row in benchmarks.items():
+            for strategy, figures in row['strategies'].items():
+                round_.events.add(f'eval/{name}/{strategy}', figures, round_.number)
+    return benchmarks
 
 
 def export(round_: Round, stage: ledger.Stage, line: Line) -> Figures:
@@ -395,6 +371,6 @@ STAGES: dict[str, Callable[[Round, ledger.Stage, Line], Figures]] = {
     'sft': sft,
     'ppm': ppm,
     'eval': evaluate,
-    BASE: evaluate,
+    stages.BASE: evaluate,
     'export': export,
 }

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from rstar_jax import configs, data, evals, ledger, models, parallel, search, synthesis
+from rstar_jax import configs, data, evals, ledger, models, parallel, search, stages, synthesis
 from rstar_jax.data import arithmetic, files
 from rstar_jax.data.overlap import Overlap
 from rstar_jax.errors import UserError
@@ -36,7 +36,6 @@ EXECUTION = {
 }
 TINY = 'tiny'
 NONE = 'none'
-FOLDERS = {'bootstrap': 'policy', 'sft': 'policy'}  # other stages lie in a folder of their name
 SEEDS_APART = 1_000_003  # of the searches of two rounds
 
 
@@ -76,13 +75,13 @@ class Round:
 
     def folder_of(self, stage: str) -> pathlib.Path:
         """Where what a stage makes goes."""
-        return self.folder / FOLDERS.get(stage, stage)
+        root = self.root / stages.BASE if stage == stages.BASE else self.folder
+        return root / stages.KINDS[stage].folder
 
     def later(self, stage: str) -> list[pathlib.Path]:
         """The folders that there are of a stage of later rounds, in the order of these."""
-        numbers = (path.parent.name[5:] for path in self.root.glob(f'round*/{stage}'))
-        found = sorted(int(number) for number in numbers if number.isdigit())
-        return [self.root / f'round{n}' / stage for n in found if n > self.number]
+        later = [folder / stage for n, folder in ledger.rounds(self.root) if n > self.number]
+        return [folder for folder in later if folder.exists()]
 
 
 def problems(round_: Round) -> list[dict[str, Any]]:

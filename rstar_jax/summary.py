@@ -19,7 +19,8 @@ def show(root: pathlib.Path, stream=None) -> None:
     for rows in (tables.strategies(made.results), tables.judges(made.results)):
         if rows:
             parts += ['', progress.table(rows, right=range(3, len(rows[0])))]
-    for group, title in made.ablations['titles'].items() if made.ablations else ():
+    titles = made.ablations['titles'] if made.ablations else {}
+    for group, title in titles.items():
         rows = tables.ablations(made.ablations, group)
         if rows:
             parts += ['', title, '', progress.table(rows, right=range(1, len(rows[0])))]

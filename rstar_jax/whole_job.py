@@ -27,6 +27,7 @@ from rstar_jax import data, ledger, models, parallel, planning, search, sources,
 from rstar_jax.errors import UserError
 from rstar_jax.models.checkpoint import default_dtype
 from rstar_jax.parallel.chips import Chip, find_chip, here
+from rstar_jax.parallel.memory import GIB
 from rstar_jax.progress import percent
 from rstar_jax.search.engine import sizes, state
 from rstar_jax.training import planning as trainings
@@ -153,15 +154,13 @@ def table(rows: dict[str, float], chips: int) -> Iterator[str]:
 
 def statistics(workdir: pathlib.Path) -> tuple[int, Statistics]:
     """(round, what its trees and examples are like) of the last round that has curated."""
-    rounds = (path for path in workdir.glob('round*') if path.name[5:].isdigit())
-    marks = (path / 'curate' / 'done.json' for path in rounds)
-    done = sorted(filter(pathlib.Path.exists, marks), key=_number)
+    done = [row for row in ledger.rounds(workdir) if (row[1] / 'curate' / 'done.json').exists()]
     if not done:
         raise UserError(
             f'--workdir={workdir}: holds no round that has curated: plan from a small run, of some '
             'hundred problems with the settings of the whole one'
         )
-    folder = done[-1].parents[1]
+    number, folder = done[-1]
     settings = (ledger.read_json(workdir / 'config.json') or {}).get(folder.name, {})
     counters, longest = [], 0
     first: list[int] | None = None  # what all prompts begin with
@@ -189,7 +188,7 @@ def statistics(workdir: pathlib.Path) -> tuple[int, Statistics]:
     def mean(name: str) -> float:
         return sum(row.get(name, 0.0) for row in counters) / trees
 
-    curated = ledger.read_json(done[-1])
+    curated = ledger.read_json(folder / 'curate' / 'done.json')
     figures = curated['figures']
     problems = figures.get('problems') or len(searched)  # examples out of files: none
     examples, tokens = {}, {}
@@ -201,7 +200,7 @@ def statistics(workdir: pathlib.Path) -> tuple[int, Statistics]:
             seen = told['examples'] * settings[f'training.{section}.epochs']
             tokens[kind] = told['tokens'] / seen
     sampled = mean('sampled_tokens')
-    return int(folder.name.removeprefix('round')), Statistics(
+    return number, Statistics(
         sampled=sampled,
         path=longest - len(first or ()),
         read=max(0.0, mean('policy_computed') - sampled),
@@ -239,10 +238,6 @@ def _longest_path(record: search.Record) -> int:
     return max(ends)
 
 
-def _number(path: pathlib.Path) -> int:
-    return int(path.parents[1].name.removeprefix('round'))
-
-
 def _evaluated(path: pathlib.Path) -> float:
     """Tokens of an evaluation, 0 where there was none."""
     if not path.exists():
@@ -261,7 +256,7 @@ def compiled(
     found: Statistics,
     chips: Sequence[Any],
     memory: float,
-    shape: Any,
+    shape: models.Config,
     stages: Sequence[str],
 ) -> Plans:
     """Compiles the search and the trainings for the chips, described ones or those at hand.
@@ -295,7 +290,7 @@ def compiled(
             section, default, shape, mesh, memory, round(found.tokens[kind])
         )
         if made[section].work is None:
-            raise UserError(f'--plan: {section} does not fit into {memory / 2**30:g} GiB')
+            raise UserError(f'--plan: {section} does not fit into {memory / GIB:g} GiB')
     trunk = models.decoder.abstract_params(shape, headless=True)
     return Plans(one, made, sum(x.size for x in jax.tree.leaves(trunk)))
 
@@ -313,8 +308,7 @@ def limits(plans: Plans, chips: Sequence[Any], chip: Chip) -> Speed:
         read = len(chips) * chip.flops / (2 * plans.parameters)
     steps = {}
     for section, one in plans.trainings.items():
-        received = sum(exchange.bytes for exchange in one.work.exchanged.values())
-        computing = max(one.computed / chip.flops, received / (chip.links or math.inf))
+        computing = max(planning.least_seconds(one, chip))
         # Parameters and moments are read and written.
         steps[section] = computing + 2 * one.held / chip.bandwidth
     return Speed(decoded, read, steps)

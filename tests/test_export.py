@@ -292,6 +292,7 @@ def test_mistakes(arguments, message, tmp_path, monkeypatch, capsys):
 
 def test_a_run_without_anything_to_export(tmp_path):
     (tmp_path / 'round1.log').touch()
+    ledger.write_json(tmp_path / 'round1_old' / 'policy' / 'done.json', {})
     assert export.kind_of(tmp_path) == 'policy'
     (tmp_path / 'round1').mkdir()
     assert export.kind_of(tmp_path) == 'run'

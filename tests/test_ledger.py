@@ -197,6 +197,14 @@ def test_a_broken_file_is_a_user_error(tmp_path):
         ledger.check([stage(tmp_path / 'round1' / 'search', {})[1]])
 
 
+def test_rounds_are_folders_with_a_number(tmp_path):
+    for name in ('round10', 'round2', 'round0', 'round1_old', 'round3-old', 'rounds', 'round'):
+        (tmp_path / name).mkdir()
+    (tmp_path / 'round4').write_text('')
+    assert ledger.rounds(tmp_path) == [(n, tmp_path / f'round{n}') for n in (0, 2, 10)]
+    assert ledger.rounds(tmp_path / 'missing') == []
+
+
 def test_two_processes_do_not_share_a_workdir(tmp_path):
     program = (
         'import pathlib, sys; from rstar_jax import ledger\n'

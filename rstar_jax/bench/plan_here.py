@@ -140,7 +140,8 @@ def _run(
     config: Any, workdir: pathlib.Path, stages: Sequence[str], look: Callable[[], None]
 ) -> dict[str, float]:
     """Runs a round's stages -> seconds of each, and of compiling."""
-    from rstar_jax import ledger, parallel, rounds, sources, whole_job
+    from rstar_jax import ledger, parallel, rounds, whole_job
+    from rstar_jax.stages import KINDS
 
     seconds = {'compile': 0.0}
     for name in stages:
@@ -149,7 +150,7 @@ def _run(
         rounds.run(config, str(workdir), (name,))
         compiling = parallel.compile_seconds() - compiling
         seconds['compile'] += compiling
-        folder = workdir / 'round1' / sources.FOLDERS.get(name, name)
+        folder = workdir / 'round1' / KINDS[name].folder
         done = ledger.read_json(folder / 'done.json')
         seconds[name] = done['seconds'] - compiling
         if name in whole_job.SECTIONS:  # several programs are compiled side by side

@@ -101,13 +101,15 @@ def notes(rows: Sequence[Figures], ours: Mapping[str, str]) -> dict[str, list[st
 def _against_all(group: str, ours: str, names: Sequence[str], found) -> Iterator[str]:
     mine, beaten = found[group, ours], False
     for name in names:
+        if name == ours:
+            continue
         other = found[group, name]
         pairs = [('for as many tokens', mine, other)]
         if all('in_time' in row for row in (*mine, *other)):
             pairs.append(
                 ('in the same time', *([r | r['in_time'] for r in x] for x in (mine, other)))
             )
-        for how, a, b in pairs if name != ours else ():
+        for how, a, b in pairs:
             text = _loses(a, b)
             if text:
                 beaten = True

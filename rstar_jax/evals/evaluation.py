@@ -58,7 +58,7 @@ from typing import Any
 
 import jax
 
-from rstar_jax import bounds, parallel, search
+from rstar_jax import bounds, ledger, parallel, search
 from rstar_jax.data import files
 from rstar_jax.data.trees import TreeStore
 from rstar_jax.errors import UserError
@@ -67,10 +67,11 @@ from rstar_jax.evals.figures import GREEDY, Outcome, Problem, Run, flops_of, gra
 from rstar_jax.search.record import Record
 
 Progress = Callable[[dict[str, Any]], None]
-SearchConfig = search.Config
+SearchConfig = search.Config  # within Config `search` is a field
 SAMPLED, UNGUIDED = 'sampled', 'unguided'
 GUIDED = bounds.CHOICES['search.strategy']
 STRATEGIES = (GREEDY, SAMPLED, UNGUIDED, *GUIDED)
+COSTS = ('tokens', 'seconds', 'flops')
 KEPT_SECONDS = 1.0  # between two writes of the seconds that an evaluation took
 
 
@@ -219,7 +220,7 @@ class _Task:
         kind: str,
         policy: Any,
         ppm: Any,
-        config: search.Config,
+        config: SearchConfig,
         trees: int,
         found: _Outcomes,
         seconds: float = 0.0,
@@ -292,7 +293,7 @@ class _Clock:
     def __init__(self, path: pathlib.Path | None, before: float):
         self._path, self._before = path, before
         if path is not None and path.exists():
-            self._before = float(next(iter(files.read_json_items(path)))[1]['seconds'])
+            self._before = float(ledger.read_json(path)['seconds'])
         self._begin = self._end = self._kept = self._now()
 
     @staticmethod
@@ -356,9 +357,6 @@ def _evaluate(task: _Task, policy: Any, ppm: Any, config: Config) -> dict[str, A
         'judge': judging and judging['judge'],
         'strategies': strategies,
     }
-
-
-COSTS = ('tokens', 'seconds', 'flops')
 
 
 def _of_problem(found: _Outcomes, problem: Problem, trees: int) -> list[Outcome]:

@@ -60,7 +60,16 @@ class Outcome:
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """What one strategy gave on one benchmark: the trees of each problem, as they are numbered."""
+    """What one strategy gave on one benchmark.
+
+    Attributes:
+      name: of the strategy.
+      trees: of each problem, as they are numbered.
+      scored: whether a PPM scored the trees.
+      top: how many of a problem's trees vote in the majority, where they are scored.
+      seconds: of all problems together.
+      flops: likewise; None where they are not known.
+    """
 
     name: str
     trees: list[list[Outcome]]

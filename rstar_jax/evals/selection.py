@@ -8,12 +8,11 @@ Answers are grouped by mathematical equivalence, not by spelling: 1/2 and 0.5 vo
 
 import collections
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from rstar_jax import grading
 
 Candidate = tuple[str, float]  # an answer ('' where the tree found none) and its score in [-1, 1]
-Classes = Callable[[list[str]], list[int]]
 
 MODES = ('best', 'majority', 'weighted', 'pooled', 'any')
 
@@ -29,21 +28,21 @@ def best(candidates: Sequence[Candidate]) -> str:
     return ranked[0][0] if ranked else ''
 
 
-def majority(candidates: Sequence[Candidate], top: int, classes: Classes | None = None) -> str:
+def majority(candidates: Sequence[Candidate], top: int) -> str:
     """Returns the commonest answer among the `top` highest scores.
 
     Of equally common answers the one whose best score is higher wins.
     """
-    return _vote([(answer, 1.0) for answer, _ in _ranked(candidates)[:top]], classes)
+    return _vote([(answer, 1.0) for answer, _ in _ranked(candidates)[:top]])
 
 
-def weighted(candidates: Sequence[Candidate], classes: Classes | None = None) -> str:
+def weighted(candidates: Sequence[Candidate]) -> str:
     """Returns the answer with the largest sum of weights, (1 + score) / 2 for each trajectory.
 
     Scores lie in [-1, 1]. Shifted, a trajectory that the PPM dislikes counts for little; as they
     are, many of them would count against the answer that they share.
     """
-    return _vote([(answer, (1 + score) / 2) for answer, score in _ranked(candidates)], classes)
+    return _vote([(answer, (1 + score) / 2) for answer, score in _ranked(candidates)])
 
 
 def answers(candidates: Sequence[Candidate]) -> list[str]:
@@ -57,10 +56,10 @@ def _ranked(candidates: Sequence[Candidate]) -> list[Candidate]:
     return sorted(found, key=lambda candidate: -candidate[1])
 
 
-def _vote(votes: list[Candidate], classes: Classes | None) -> str:
+def _vote(votes: list[Candidate]) -> str:
     if not votes:
         return ''
-    groups = (classes or grading.classes)([answer for answer, _ in votes])
+    groups = grading.classes([answer for answer, _ in votes])
     sums: dict[int, float] = collections.defaultdict(float)
     for group, (_, weight) in zip(groups, votes):
         sums[group] += weight

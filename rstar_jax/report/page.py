@@ -173,8 +173,10 @@ def _better(parts: Sequence[Part], accuracy: Sequence[Plot]) -> str:
 
 def _ablations(part: Part) -> str:
     made = part.run.ablations
+    if not made:
+        return ''
     bodies = []
-    for group, title in made['titles'].items() if made else ():
+    for group, title in made['titles'].items():
         rows = tables.ablations(made, group)
         if rows:
             bodies.append(f'<h3>{_text(title)}</h3>')

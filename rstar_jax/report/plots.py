@@ -171,7 +171,8 @@ def _round_name(number: int) -> str:
 def ablations(run: Run, folder: pathlib.Path) -> dict[str, Plot]:
     """{group: its rows beside each other}; of the rollouts, a curve over tokens."""
     made = {}
-    for group, title in run.ablations['titles'].items() if run.ablations else ():
+    titles = run.ablations['titles'] if run.ablations else {}
+    for group, title in titles.items():
         lines = [line for line in run.ablations['table'] if line['group'] == group]
         if not lines:
             continue

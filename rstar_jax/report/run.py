@@ -4,28 +4,15 @@ import dataclasses
 import json
 import os
 import pathlib
-import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from rstar_jax import ledger
 from rstar_jax.errors import UserError
+from rstar_jax.stages import BASE, KINDS, STAGES, TRAININGS
 
 Results = dict[str, Any]
 Figures = dict[str, Any]
-
-STAGES = (  # name, folder
-    ('bootstrap', 'policy'),
-    ('synthesize', 'synthesize'),
-    ('search', 'search'),
-    ('curate', 'curate'),
-    ('sft', 'policy'),
-    ('ppm', 'ppm'),
-    ('eval', 'eval'),
-    ('export', 'export'),
-)
-BASE = 'base'  # the evaluation of the model that rounds train from; a stage of round 0
-TRAININGS = ('bootstrap', 'sft', 'ppm')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +21,7 @@ class Stage:
 
     Attributes:
       round: its number.
-      name: one of STAGES, or BASE.
+      name: one of `stages.KINDS`.
       folder: where its results lie.
       seconds: spent on it so far.
       figures: what it made; None while it is not complete.
@@ -77,7 +64,7 @@ class Run:
     @property
     def newest(self) -> Mapping[str, Any]:
         """The settings of the last round; empty where there are none."""
-        return self.settings[max(self.settings, key=_number)] if self.settings else {}
+        return self.settings[max(self.settings, key=ledger.round_number)] if self.settings else {}
 
     @property
     def complete(self) -> bool:
@@ -88,7 +75,8 @@ class Run:
         if not asked:
             return True
         last = self.stages[-1]
-        return (last.round, last.name) == (max(map(_number, self.settings)), asked.split(',')[-1])
+        newest = max(map(ledger.round_number, self.settings))
+        return (last.round, last.name) == (newest, asked.split(',')[-1])
 
     @property
     def current(self) -> Stage | None:
@@ -99,11 +87,6 @@ class Run:
         """One stage, where it has begun."""
         found = (s for s in self.stages if (s.round, s.name) == (number, name))
         return next(found, None)
-
-
-def _number(name: str) -> int:
-    """'round12' -> 12."""
-    return int(name.removeprefix('round'))
 
 
 def read(workdir: str | os.PathLike) -> Run:
@@ -119,7 +102,7 @@ def read(workdir: str | os.PathLike) -> Run:
             f'{root / "config.json"}: not the settings of a run; expected the --workdir of '
             'python -m rstar_jax.main'
         )
-    rounds = _rounds(root)
+    rounds = ledger.rounds(root)
     ablations = ledger.read_json(root / 'ablations.json')
     if not (rounds or settings or ablations or (root / 'solve').is_dir()):
         raise UserError(
@@ -127,7 +110,7 @@ def read(workdir: str | os.PathLike) -> Run:
             'config.json'
         )
     stages = [stage for number, path in rounds for stage in _stages(number, path)]
-    stages += _stage(0, BASE, root / BASE / 'eval')
+    stages += _stage(0, BASE, root / BASE / KINDS[BASE].folder)
     stages.sort(key=lambda stage: stage.round)
     trainings = {
         (stage.round, stage.name): _lines(stage.folder / 'metrics.jsonl')
@@ -151,7 +134,7 @@ def read(workdir: str | os.PathLike) -> Run:
 
 def _of_rounds(settings: Any) -> bool:
     return isinstance(settings, dict) and all(
-        re.fullmatch(r'round\d+', name) and isinstance(keys, dict)
+        ledger.round_number(name) is not None and isinstance(keys, dict)
         for name, keys in settings.items()
     )
 
@@ -163,7 +146,7 @@ def read_results(root: pathlib.Path) -> list[Results]:
       UserError: one of them is not the results of an evaluation.
     """
     found = []
-    for number, folder in [(None, root / BASE), *_rounds(root)]:
+    for number, folder in [(None, root / BASE), *ledger.rounds(root)]:
         path = folder / 'eval' / 'results.json'
         if not path.exists():
             continue
@@ -180,13 +163,9 @@ def read_results(root: pathlib.Path) -> list[Results]:
     return found
 
 
-def _rounds(root: pathlib.Path) -> list[tuple[int, pathlib.Path]]:
-    found = [(int(path.name[5:]), path) for path in root.glob('round*') if path.name[5:].isdigit()]
-    return sorted(found)
-
-
 def _stages(number: int, path: pathlib.Path) -> Iterator[Stage]:
-    for name, folder in STAGES:
+    for name in STAGES:
+        folder = KINDS[name].folder
         if (name == 'bootstrap') == (number == 0) or folder != 'policy':
             yield from _stage(number, name, path / folder)
 

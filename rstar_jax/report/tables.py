@@ -9,7 +9,8 @@ from typing import Any
 
 from rstar_jax.evals import metrics, selection
 from rstar_jax.progress import clock, percent
-from rstar_jax.report.run import BASE, Figures, Results, Run
+from rstar_jax.report.run import Figures, Results, Run
+from rstar_jax.stages import BASE
 
 Rows = list[list[str]]
 

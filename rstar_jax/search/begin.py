@@ -89,8 +89,9 @@ def run(
         workers = workers or stack.enter_context(Workers.start(config))
         totals = Totals(total, expander.counters, progress)
         loop = Loop(wanted, make, expander, config, workers, totals, flights)
-        for record in earlier if config.in_order else ():
-            loop.spending.add(record)
+        if config.in_order:
+            for record in earlier:
+                loop.spending.add(record)
         yield from loop.run()
 
 

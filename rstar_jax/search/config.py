@@ -108,7 +108,7 @@ class Config:
                 f'{self.rollouts} (beams: width={self.width}) and max_depth={self.max_depth}: '
                 f'lower one of them, a tree has at most {MOST_NODES:,} nodes'
             )
-        steps.prompt('', self.prompt)
+        steps.prompt('', self.prompt)  # raises where there is no such prompt
 
     @property
     def first_answer_only(self) -> bool:

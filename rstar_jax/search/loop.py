@@ -55,7 +55,7 @@ class Loop:
     ):
         """Args:
         make: turns an Item into a HostTree.
-        leases, expander, config, workers, flights: as for `run`.
+        leases, expander, config, workers, flights: as for `begin.run`.
         totals: are told.
         """
         self.expander, self.config = expander, config

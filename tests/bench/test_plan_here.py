@@ -5,10 +5,11 @@ import pathlib
 
 import pytest
 
-from rstar_jax import ledger, parallel, planning, rounds, sources, whole_job
+from rstar_jax import ledger, parallel, planning, rounds, whole_job
 from rstar_jax.bench import plan_here
 from rstar_jax.errors import UserError
 from rstar_jax.parallel import chips
+from rstar_jax.stages import KINDS
 from tests.test_whole_job import FOUND
 
 SECONDS = {'search': 130.0, 'curate': 1.0, 'sft': 50.0, 'ppm': 50.0}
@@ -24,7 +25,7 @@ def test_a_small_run_is_the_plan_of_other_problems(monkeypatch, tmp_path):
         given = json.loads(pathlib.Path(config.data.problems).read_text())
         ran.append((name, [problem['index'] for problem in given]))
         compiled[0] += 10
-        folder = pathlib.Path(workdir) / 'round1' / sources.FOLDERS.get(name, name)
+        folder = pathlib.Path(workdir) / 'round1' / KINDS[name].folder
         figures = {'tokens': 4000, 'tokens_per_second': 200.0}
         ledger.write_json(folder / 'done.json', {'seconds': SECONDS[name], 'figures': figures})
 

@@ -13,7 +13,7 @@ Score: not measured yet. The paper, round 4 of Qwen2.5-Math-7B, MATH-500 / AIME 
 Results: WORKDIR/round0/eval/results.json. A model that was not trained on the step form needs
 --config.eval.prompt=few_shot. Without a PPM, or beside it, there are plain samples and a search
 that nothing guides: --config.eval.strategies=greedy,sampled,unguided,mcts. Every model needs a
-workdir of its own.
+workdir of its own; without --workdir it is runs/evaluate/MODEL.
 """
 
 from ml_collections import ConfigDict

@@ -141,7 +141,7 @@ def _run(arguments: list[str]) -> int:
         return 0
 
     if not (workdir or config.question or config.serve.port):
-        raise UserError('--workdir: needs a folder for what the run makes')
+        workdir = _default_workdir(config, stages)
 
     from rstar_jax import parallel, places, rounds, solve
 
@@ -166,6 +166,19 @@ def _run(arguments: list[str]) -> int:
         _check_work(config, stages, rounds.order(config, stages))
         rounds.run(config, workdir, stages)
     return 0
+
+
+def _default_workdir(config: ConfigDict, stages: Sequence[str]) -> str:
+    """A folder for the evaluation of a model, by the model's path.
+
+    Raises UserError: something else is to be run, which names its own.
+    """
+    if config.last_round or list(stages) != ['eval'] or not config.policy.path:
+        raise UserError('--workdir: needs a folder for what the run makes')
+    name = re.sub(r'[^\w.-]+', '-', config.policy.path).strip('-.')
+    workdir = os.path.join('runs', 'evaluate', name)
+    print(f'--workdir={workdir}', flush=True)
+    return workdir
 
 
 # What some stages do nothing without.

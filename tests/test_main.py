@@ -98,6 +98,17 @@ def test_a_wrong_command_line_is_one_line(capsys, arguments, message):
     assert message in failing(capsys, *arguments)
 
 
+def test_an_evaluation_has_a_folder_by_its_model(monkeypatch, capsys):
+    asked = []
+    monkeypatch.setattr(rounds, 'run', lambda config, workdir, stages: asked.append(workdir))
+    evaluate = f'--config={QUICKSTART.replace("quickstart", "evaluate")}'
+    model = '--config.policy.path=runs/full/round4/policy'
+    assert main.main([evaluate, model]) == 0
+    assert asked == ['runs/evaluate/runs-full-round4-policy']
+    assert capsys.readouterr().out == f'--workdir={asked[0]}\n'
+    assert '--workdir: needs' in failing(capsys, evaluate, model, '--config.last_round=1')
+
+
 def test_paths_may_begin_with_the_home_folder(monkeypatch, tmp_path):
     asked = []
     monkeypatch.setenv('HOME', str(tmp_path))

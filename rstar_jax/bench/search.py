@@ -12,6 +12,9 @@ is the policy's decoder with a random value head: its scores mean nothing, its w
     device_wait_share          time in which nothing is left to decode until some program has run
     tree_ops_share             time in walk, expansion and backup, by the calls with no chunk ahead
     device_memory_growth       bytes on the device at the end / after a tenth of the trees
+    peak_over_plan             most bytes in use beside the weights / the memory plan's most; on CPUs
+                               the process's, so what compiling takes is among them
+    processor_use              processor time of this process / the time of all cores
     compiles_after_warmup      in the measured search, after one over --warmup other problems;
     compiles_beside            in its time, in a thread
     ratio_vs_plain_loop        trees a minute against `_plain_loop`, same problems, same run;
@@ -24,6 +27,7 @@ import collections
 import contextlib
 import functools
 import math
+import os
 import tempfile
 import time
 from collections.abc import Iterator
@@ -164,10 +168,11 @@ class _Run:
         mesh = parallel.local_mesh(devices=jax.local_devices()[:1])
         compiler.COMPILER.wait()  # what the search before has left
         with _compiling() as (spans, beside):
-            start = time.perf_counter()
+            start, busy = time.perf_counter(), time.process_time()
             settings = {'seed': seed, 'config': config, 'tokenizer': policy.tokenizer}
             self.trees = [begin.new_tree(problem, 0, **settings) for problem in problems]
             template = begin.template(config, policy.tokenizer)
+            peak = parallel.memory.watch_peak(mesh)
             expander = kind.expander(policy, scorer, config, mesh, len(problems), template)
             numbers = [(number,) for number in range(len(problems))]
             show = line and functools.partial(_show, line)
@@ -189,6 +194,9 @@ class _Run:
                 self.records[record.key] = record
                 self.held.append(sum(x.nbytes for x in jax.live_arrays()))
             self.seconds = time.perf_counter() - start
+        self.busy = (time.process_time() - busy) / (self.seconds * (os.cpu_count() or 1))
+        plan = getattr(expander, 'plan', None)
+        self.over_plan = peak() / plan.most if plan else math.nan
         self.compiling = _covered(spans)
         self.seconds -= self.compiling
         self.compiled, self.beside = (
@@ -257,8 +265,10 @@ class _Run:
             'slot_use': self.counters['live_slot_steps'] / self.counters['slot_steps'],
             'device_wait_share': self._share('waiting'),
             'tree_ops_share': self._share('trees'),
+            'peak_over_plan': self.over_plan,
+            'processor_use': self.busy,
             'device_memory_growth': self.held[-1] / self.held[len(self.held) // 10],
-            'sampled_per_second': self.counters['sampled'] / self.seconds,
+            'tokens_per_second': self.counters['sampled'] / self.seconds,
             'seconds': self.seconds,
             'sampled_tokens': self.counters['sampled'],
             'unique_tokens': self.unique(),

@@ -9,7 +9,9 @@ the answers (`visit_count` 2: a score in [-1, 1] and the reward) still tells, be
 outweighs the score: the sign of the sum is the reward's. `value` by itself never tells: it holds
 the PPM score, or the first backed-up value, as the maker likes. Anything else, such as a tree
 searched at test time, whose answers were rewarded with PPM scores, is refused, unless the caller
-grades the answers anew. Records carry the grader's verdict, which is taken as it is.
+grades the answers anew. Records carry the grader's verdict, which is taken as it is;
+one of a search without the ground truth has none, and all its answers count as wrong unless `grade`
+is given.
 """
 
 import dataclasses
@@ -109,7 +111,7 @@ def annotate(tree: dict[str, Any] | Record, grade: Grade | None = None) -> Annot
         rewards: for trees that were searched without the ground truth.
 
     Raises:
-      UserError: the tree is malformed, or nothing in it says which answers are right.
+      UserError: the tree is malformed, or an interchange tree does not say which answers are right.
     """
     if isinstance(tree, Record):
         return _from_record(tree, grade)

@@ -68,7 +68,7 @@ def curate(
       problem, problems in the order of their first tree.
 
     Raises:
-      UserError: a malformed tree, or one whose answers were not graded.
+      UserError: a malformed tree, or one of interchange form whose answers were not graded.
     """
     rules_ = Rules(final_step_pairs, **rules)
     counts = Counts() if counts is None else counts

@@ -6,7 +6,7 @@ import gc
 import math
 import os
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -51,6 +51,34 @@ def free_bytes(mesh: Mesh) -> int:
         return max(0, min(free)) // len(local)
     stats = [device.memory_stats() or {} for device in local]
     return min(s.get('bytes_limit', 0) - s.get('bytes_in_use', 0) for s in stats)
+
+
+def watch_peak(mesh: Mesh) -> Callable[[], int]:
+    """Returns what tells the most bytes in use on this host's fullest device, beside those of now.
+
+    On CPUs of the process (Linux). On accelerators the most since it began: what was more before
+    is told, too.
+    """
+    local = list(mesh.local_devices)
+    if local[0].platform == 'cpu':
+        with contextlib.suppress(OSError):  # the peak is forgotten
+            pathlib.Path('/proc/self/clear_refs').write_text('5')
+        before = _process_bytes('VmRSS')
+        return lambda: _process_bytes('VmHWM') - before
+
+    def used(name: str) -> list[int]:
+        return [(device.memory_stats() or {}).get(name, 0) for device in local]
+
+    in_use = used('bytes_in_use')
+    return lambda: max(a - b for a, b in zip(used('peak_bytes_in_use'), in_use))
+
+
+def _process_bytes(name: str) -> int:
+    try:
+        status = pathlib.Path('/proc/self/status').read_text(encoding='ascii')
+    except OSError:  # no Linux
+        return 0
+    return int(status.partition(f'{name}:')[2].split()[0]) * 1024
 
 
 def _groups() -> Iterator[tuple[int, int]]:

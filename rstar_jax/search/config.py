@@ -6,7 +6,7 @@ from collections.abc import Collection
 from rstar_jax import bounds, steps
 from rstar_jax.errors import UserError
 
-MOST_NODES = 1 << 20  # of a tree: some 50 MB of arrays; the paper's largest have 33 thousand
+MOST_NODES = 1 << 20  # of a tree: some 50 MB of arrays; the paper's largest have 16 thousand
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,21 +17,21 @@ class Config:
       rollouts: walks from the root of one tree.
       candidates: steps sampled at each node (n).
       max_depth: moves of one rollout; children deeper than this end as TOO_DEEP.
+      exploration: c of UCT.
+      error_threshold: consecutive steps with code errors that end a branch.
+      use_ground_truth: the reward of an answer is +1 or -1 by the ground truth (making training
+        data); otherwise it is the PPM's score (test time).
+      prompt: 'sft' or 'few_shot'.
+      step_tokens: longest step, in tokens (T).
+      temperature: of sampling; 0 takes the likeliest token.
       strategy: 'mcts', 'puct', 'beam' or 'dvts', see `strategies`.
       width: beams of beam search and DVTS.
       stop_reward: a tree is finished with its first answer of this reward: 1 while making training
         data, the first right one; at test time, a score that is good enough. 2 is never reached.
-      exploration: c of UCT.
-      error_threshold: consecutive steps with code errors that end a branch.
       failed_steps: 'again', the code of a failed step is run again with that of each step behind
         it, down to the end of the program, so that its error counts again (released code); 'once',
         a step fails by its own code alone. It matters where error_threshold is above 1.
-      use_ground_truth: the reward of an answer is +1 or -1 by the ground truth (making training
-        data); otherwise it is the PPM's score (test time).
-      prompt: 'sft' or 'few_shot'.
       examples: of the few-shot prompt: 'fixed', in one order, or 'shuffled', by the tree.
-      step_tokens: longest step, in tokens (T).
-      temperature: of sampling; 0 takes the likeliest token.
       top_k, top_p, min_p: which tokens may be sampled at all, see `sampling.Settings`; the paper
         samples from the whole distribution.
       repetition: a step is stopped when so many tokens in a row each were the same as the one some
@@ -63,17 +63,17 @@ class Config:
     rollouts: int = 48
     candidates: int = 12
     max_depth: int = 16
+    exploration: float = 2.0
+    error_threshold: int = 1
+    use_ground_truth: bool = True
+    prompt: str = 'sft'
+    step_tokens: int = 256
+    temperature: float = 1.0
     strategy: str = 'mcts'
     width: int = 8
     stop_reward: float = 2.0
-    exploration: float = 2.0
-    error_threshold: int = 1
     failed_steps: str = 'again'
-    use_ground_truth: bool = True
-    prompt: str = 'sft'
     examples: str = 'fixed'
-    step_tokens: int = 256
-    temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
     min_p: float = 0.0

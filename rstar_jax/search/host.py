@@ -191,4 +191,5 @@ class HostTree:
             },
             likelihood=None if np.isnan(likelihood).any() else likelihood,
             cut=np.array([node.step.kind in marks.CUT for node in self.nodes], bool),
+            seed=int(self.seed),
         )

@@ -55,6 +55,7 @@ class Record:
         under the temperature of the sampling; None where it is not known.
       cut: bool[N], whether a step was stopped: at its longest, or as it repeated itself; None where
         it is not known.
+      seed: of the search, from which every sample's key is made; None where it is not known.
     """
 
     problem: dict[str, Any]
@@ -76,6 +77,7 @@ class Record:
     counters: dict[str, float]
     likelihood: np.ndarray | None = None
     cut: np.ndarray | None = None
+    seed: int | None = None
 
     @property
     def key(self) -> tuple[int, int]:

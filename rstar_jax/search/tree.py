@@ -6,7 +6,7 @@ them, backs up their rewards and walks on by UCT to the next node that has no ch
     host: candidates -> Expansion --advance--> Tree with a new cursor, path from root to cursor
 
 Every function works on G trees at once, written with explicit gathers and scatters (a vmapped
-while loop would select over whole arrays in each of its turns). Semantics: paper section 3.1 and
+while loop would select over whole arrays in each of its turns). Semantics: paper section 3.2 and
 the released code; UCT(s) = Q(s) + c sqrt(ln N(parent) / N(s)).
 """
 

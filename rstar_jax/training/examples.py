@@ -1,6 +1,8 @@
 """From texts to packing.Examples: what is tokenized how, and what is learnt at which token.
 
-The prompt is encoded by itself, as the search does before it samples, and the rest by itself.
+The prompt is encoded by itself, as the search does before it samples, and the rest by itself: what
+a policy spelt in another way than its tokenizer would (`tot` + `al`) is learnt in the tokenizer's,
+for examples are texts, as those of other makers are.
 Sequences longer than `length` are dropped and counted, never cut: a cut solution has no answer, a
 cut step no end.
 """

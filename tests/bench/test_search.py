@@ -60,6 +60,7 @@ def test_tokens_are_counted(runs):
         assert figures['ppm_tokens_per_unique'] >= 1
         assert figures['trees_per_minute'] > 0
         assert 0 < figures['slot_use'] <= 1
+        assert 0 < figures['processor_use'] <= 1
     # Every prompt again for every step, every partial solution again for every score.
     for name in ('policy_computed', 'ppm_computed'):
         assert plain.counters[name] > ours.counters[name]

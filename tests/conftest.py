@@ -16,10 +16,10 @@ if importlib.metadata.version('jaxlib').startswith('0.10.'):
     _FLAGS += ['--xla_cpu_use_fusion_emitters=false', '--xla_cpu_parallel_codegen_split_count=1']
 os.environ['XLA_FLAGS'] = ' '.join([os.environ.get('XLA_FLAGS', ''), *_FLAGS])
 os.environ['JAX_DISABLE_MOST_OPTIMIZATIONS'] = '1'
-# A program is compiled once by this process and all that it starts; a worker of pytest-xdist has a
-# folder of its own, for JAX writes into it without a lock.
-COMPILED = tempfile.mkdtemp(prefix='rstar-compiled-')
-os.environ['JAX_COMPILATION_CACHE_DIR'] = COMPILED
+# A program is compiled once by the workers of pytest-xdist and all that they start. JAX writes into
+# the folder without a lock: what is read half written is compiled again.
+COMPILED = os.environ.get('RSTAR_TESTS_COMPILED') or tempfile.mkdtemp(prefix='rstar-compiled-')
+os.environ['RSTAR_TESTS_COMPILED'] = os.environ['JAX_COMPILATION_CACHE_DIR'] = COMPILED
 os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
 os.environ['JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES'] = '-1'
 os.environ.setdefault('HF_HUB_OFFLINE', '1')
@@ -31,7 +31,8 @@ REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 
 
 def pytest_unconfigure():
-    shutil.rmtree(COMPILED, ignore_errors=True)
+    if 'PYTEST_XDIST_WORKER' not in os.environ:
+        shutil.rmtree(COMPILED, ignore_errors=True)
 
 
 def pytest_collection_modifyitems(items):

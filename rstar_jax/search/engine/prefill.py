@@ -51,12 +51,12 @@ def forward(
             own_mask = own_mask & (own[None, None, :] > own[None, :, None] - window)
         own_mask = jnp.repeat(own_mask, group, axis=1)
         present = before[:, 0] > 0 if mixed else None
-        near = two_part.prefix_bias(shared, group, positions, window, present)
-        return two_part.bias(path_mask[:, None]), two_part.bias(own_mask[:, None]), near
+        to_prefix = two_part.prefix_bias(shared, group, positions, window, present)
+        return two_part.bias(path_mask[:, None]), two_part.bias(own_mask[:, None]), to_prefix
 
     def attend(q, k, v, cache, window=None):
-        first, (path_k, path_v) = cache
-        path_bias, own_bias, first_bias = biases(window)
+        prefix_kv, (path_k, path_v) = cache
+        path_bias, own_bias, prefix_bias = biases(window)
         queries = two_part.by_key_head(q, k.shape[2])
         k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)
         path_kv = [decoders.of_bits(x[trees]) for x in (path_k, path_v)]
@@ -65,7 +65,8 @@ def forward(
             two_part.attend(queries, k, v, own_bias),
         ]
         if shared:
-            parts.append(two_part.attend_shared(queries, *map(decoders.of_bits, first), first_bias))
+            prefix_kv = map(decoders.of_bits, prefix_kv)
+            parts.append(two_part.attend_shared(queries, *prefix_kv, prefix_bias))
         out = two_part.merge(*parts).astype(q.dtype)
         own_kv = as_stored(k, path_k.dtype), as_stored(v, path_k.dtype)
         return two_part.by_position(out, length), own_kv

@@ -1,8 +1,8 @@
 """Files that are either whole or absent: ArrayRecord, JSON and JSONL, written beside and renamed.
 
-Everything the project stores goes through `replacing`: the content is written under a temporary
-name, flushed to the disk, and only then takes its final name. A process killed at any moment, or a
-machine that loses power, leaves the old file or the new one, never half of either.
+Trees, examples and what is exported go through `replacing`: the content is written under a
+temporary name, flushed to the disk, and only then takes its final name. A process killed at any
+moment, or a machine that loses power, leaves the old file or the new one, never half of either.
 """
 
 import contextlib

@@ -20,14 +20,14 @@ def forward(
       prefix: per layer, keys and values [1,K,P,d] in front of paths; P may be 0.
       path: whose keys and values [G,K,S,d] the rows continue.
       trees: i32[R], each row's tree. Rows without tokens may name any.
-      tokens: i32[R,C].
+      tokens: i32[R,T].
       counts: i32[R], tokens of each row; 0 for none.
       starts: i32[R], how much of its path a row continues.
       mixed: whether some paths have no prefix in front of them.
 
     Returns:
       The hidden state behind each row's last token [R,D], and per layer the rows' own keys and
-      values [R,K,C,d].
+      values [R,K,T,d].
     """
     network = decoders.bind(config, params)
     length = tokens.shape[1]
@@ -126,11 +126,18 @@ def score(
 
     Args:
       params: {'decoder', 'value_head'}.
-      cells_kv: per layer, keys and values of the scored steps [C,K,T,d]; those of the rows'
-        steps are written to i32[R] `cells`, as far as they fit.
+      prefix: as for `forward`.
+      path: the trees' paths [G,K,S,d]; a step continues the whole of its own.
+      cells_kv: per layer, keys and values [C,K,M,d] of the steps that were scored.
+      trees: i32[R], each step's tree.
+      cells: i32[R], where in `cells_kv` the first M positions of each step are put.
+      tokens: i32[R,T], the steps. Rows in use come first.
+      counts: i32[R], tokens of each row; 0 for none.
+      squash: a name in `heads.SQUASHES`.
+      mixed: as for `forward`.
 
     Returns:
-      cells_kv, and f32[R] scores in [-1, 1].
+      cells_kv, and f32[R] scores, in [-1, 1] where they are squashed.
     """
     starts = path.length[jnp.minimum(trees, path.length.shape[0] - 1)]
     rows = trees, tokens, counts, starts

@@ -141,8 +141,7 @@ def _trainings(
 
     @functools.cache
     def compiled(kind: str, shape: models.Config) -> trainings.Plan:
-        settings = training.default_sft() if kind == 'sft' else training.default_ppm()
-        settings.update(config.training[kind])
+        settings = training.settings(kind, config.training[kind])
         return trainings.plan(kind, settings, shape, mesh, chip.memory)
 
     for name, shape in models_of(config.base.path or config.policy.path).items():

@@ -284,16 +284,14 @@ def compiled(
             raise UserError('--plan: the search does not fit into the chips of a host')
     made = {}
     mesh = parallel.global_mesh(devices=chips)
-    for section, default in (('sft', training.default_sft()), ('ppm', training.default_ppm())):
+    for section in ('sft', 'ppm'):
         kind = SECTIONS[section][1]
         if section not in stages or kind not in found.tokens:
             continue
-        default.update(config.training[section])
+        how = training.settings(section, config.training[section])
         if processor:
-            default.dtype = default.dtype or default_dtype()
-        made[section] = trainings.plan(
-            section, default, shape, mesh, memory, round(found.tokens[kind])
-        )
+            how.dtype = how.dtype or default_dtype()
+        made[section] = trainings.plan(section, how, shape, mesh, memory, round(found.tokens[kind]))
         if made[section].work is None:
             raise UserError(f'--plan: {section} does not fit into {memory / 2**30:g} GiB')
     trunk = models.decoder.abstract_params(shape, headless=True)

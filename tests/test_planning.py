@@ -189,9 +189,7 @@ TRAINED = models.Config('qwen2', 1024, 256, 512, 2, 4, 2, 64, qkv_bias=True)
 
 
 def settings_of(kind, **changes):
-    settings = training.default_sft() if kind == 'sft' else training.default_ppm()
-    settings.update(changes)
-    return settings
+    return training.settings(kind, changes)
 
 
 def small(kind, **changes):

@@ -129,8 +129,7 @@ def _given(model: str, problems: str, count: int, dtype: str) -> tuple[models.Po
     if model:
         return models.load(model, dtype or None), data.load_problems(problems, count)
     world = arithmetic.world(DEMONSTRATIONS, train=count, test=0)
-    settings = training.default_sft()
-    settings.update(TRAINING)
+    settings = training.settings('sft', TRAINING)
     with tempfile.TemporaryDirectory() as folder:
         start = tiny.policy(arithmetic.vocabulary())
         policy, _ = training.sft(start, world.demonstrations, settings, folder)

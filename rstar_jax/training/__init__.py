@@ -1,7 +1,7 @@
 """Training of the policy (SFT) and of reward models, out of a round's examples.
 
-    policy, metrics = training.sft(policy, examples, training.default_sft(), directory)
-    ppm, metrics = training.ppm(policy, examples, training.default_ppm(), directory)
+    policy, metrics = training.sft(policy, examples, training.settings('sft'), directory)
+    ppm, metrics = training.ppm(policy, examples, training.settings('ppm'), directory)
 
 Both go on where they were stopped, and return at once when `directory` holds their result.
 """
@@ -10,7 +10,7 @@ import dataclasses
 import json
 import os
 import pathlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from rstar_jax import interrupts, steps
@@ -30,6 +30,18 @@ LOSSES = {
     'pqm': ('trajectories', 'q_values'),
     'prm': ('trajectories', 'step_labels'),
 }
+
+
+def settings(kind: str, given: Mapping[str, Any] | None = None) -> 'ConfigDict':
+    """The settings of one training: its defaults, changed by what is given.
+
+    Args:
+      kind: 'sft' or 'bootstrap', as of `default_sft`; 'ppm', as of `default_ppm`.
+      given: some of them, or a config's whole section.
+    """
+    made = {'bootstrap': default_sft, 'sft': default_sft, 'ppm': default_ppm}[kind]()
+    made.update(given or {})
+    return made
 
 
 def default_sft() -> 'ConfigDict':
@@ -395,4 +407,4 @@ def _delete_all_but(params, kept) -> None:
             leaf.delete()
 
 
-__all__ = ['default_ppm', 'default_sft', 'ppm', 'sft', 'start_dtype']
+__all__ = ['default_ppm', 'default_sft', 'ppm', 'settings', 'sft', 'start_dtype']

@@ -28,6 +28,7 @@ from rstar_jax.errors import UserError
 from rstar_jax.models.checkpoint import default_dtype
 from rstar_jax.parallel.chips import Chip, find_chip, here
 from rstar_jax.progress import percent
+from rstar_jax.search import planning as searches
 from rstar_jax.search.engine import sizes, state
 from rstar_jax.training import planning as trainings
 
@@ -85,7 +86,7 @@ class Plans:
     """Of the search and of the trainings, by their section. parameters: of a model, without the
     output: known tokens need none."""
 
-    search: planning.Plan | None
+    search: searches.Plan | None
     trainings: dict[str, trainings.Plan]
     parameters: int
 
@@ -273,13 +274,13 @@ def compiled(
         settings = sources.search_config(config)
         longest = min(settings.path_tokens, sizes.path_room(found.path, settings.path_tokens))
         settings = dataclasses.replace(settings, path_tokens=longest)
-        dtypes = planning.DTYPE, planning.DTYPE
+        dtypes = searches.DTYPE, searches.DTYPE
         if processor:
             dtype = jnp.dtype(config.policy.dtype or default_dtype())
             dtypes = dtype, state.cache_dtype('cpu', dtype)
         trees = -(-problems * _first_trees(config, found) // len(chips))
         host = planning.host_chips(chips)
-        one = planning.plan_model(settings, host, memory, shape, trees, *dtypes)
+        one = searches.plan(settings, host, memory, shape, trees, *dtypes)
         if one is None:
             raise UserError('--plan: the search does not fit into the chips of a host')
     made = {}

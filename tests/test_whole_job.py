@@ -6,7 +6,6 @@ import jax
 import pytest
 
 from rstar_jax import configs, data, ledger, models, planning, whole_job
-from rstar_jax.data import files
 from rstar_jax.errors import UserError
 from rstar_jax.parallel import chips
 from rstar_jax.search import planning as searches
@@ -91,7 +90,7 @@ def test_a_small_run_tells_what_trees_are_like(tmp_path):
     ledger.write_json(round_ / 'policy' / 'done.json', trained)
     ledger.write_json(tmp_path / 'config.json', {'round2': {'training.sft.epochs': 3}})
     row = {'problems': 10, 'strategies': {'greedy': {'tokens_per_problem': 7.0}}}
-    files.write_json(round_ / 'eval' / 'results.json', {'benchmarks': {'sums': row}})
+    ledger.write_json(round_ / 'eval' / 'results.json', {'benchmarks': {'sums': row}})
     ledger.write_json(tmp_path / 'round3-old' / 'curate' / 'done.json', {})  # no round
     number, found = whole_job.statistics(tmp_path)
     assert number == 2

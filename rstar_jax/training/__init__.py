@@ -13,7 +13,7 @@ import pathlib
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from rstar_jax import interrupts, steps
+from rstar_jax import atomic, interrupts, steps
 from rstar_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -392,7 +392,9 @@ def _finished(
     if trained is not None:
         lora.save(model, trained, config.lora, new_rows, directory / 'adapter')
     checkpoints.save_model(model, directory)
-    checkpoints.write_json(done, {'fingerprint': name, 'metrics': metrics})
+    if parallel.is_first():
+        about = {'fingerprint': name, 'metrics': metrics}
+        atomic.write_text(done, json.dumps(about, indent=1))
     checkpoints.delete_states(directory)
     parallel.barrier('the model is on disk')
     return model, metrics

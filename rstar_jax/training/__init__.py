@@ -283,15 +283,17 @@ def ppm(
         number of trajectories; of pqm as well).
 
     Raises:
-      UserError: as `sft`; or config.loss is none of LOSSES.
+      UserError: as `sft`; or config.loss is none of LOSSES, config.squash no such.
     """
     from rstar_jax import models
     from rstar_jax.training import examples as encoding
-    from rstar_jax.training import trainer
+    from rstar_jax.training import losses, trainer
 
     check_network(config)
     if config.loss not in LOSSES:
         raise UserError(f'loss={config.loss!r}: expected one of {", ".join(LOSSES)}')
+    if config.squash not in losses.LOGIT:
+        raise UserError(f'squash={config.squash!r}: expected one of {", ".join(losses.LOGIT)}')
     kind, encoder = LOSSES[config.loss]
     model = models.init_ppm(policy, config.seed, config.squash)
     if release:

@@ -19,16 +19,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import orbax.checkpoint as ocp
 from jax.sharding import Mesh
 
-from rstar_jax import atomic, models
+from rstar_jax import atomic, models, parallel
 from rstar_jax.errors import UserError
 from rstar_jax.models import decoder as decoders
 from rstar_jax.models import heads, sharding
 
-AXES = ('data', 'fsdp', 'tensor')
 KEPT = 1  # states on disk; a new one is whole before the old one goes
 
 
@@ -115,7 +113,7 @@ def _restore(like: Any) -> ocp.args.PyTreeRestore:
 
 def one_device() -> Mesh:
     """The mesh of the first device alone."""
-    return Mesh(np.array(jax.local_devices()[:1]).reshape(1, 1, 1), AXES)
+    return parallel.global_mesh(devices=jax.local_devices()[:1])
 
 
 def abstract(state: Any) -> Any:

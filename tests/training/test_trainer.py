@@ -462,6 +462,8 @@ def test_what_does_not_fit_is_dropped_and_counted(policy, tmp_path):
         training.sft(policy, sft_examples(2), sft_settings(schedule='step'), tmp_path)
     with pytest.raises(UserError, match="^loss='dpo': expected one of pairwise, orm, pqm, prm$"):
         training.ppm(policy, [], ppm_settings(loss='dpo'), tmp_path)
+    with pytest.raises(UserError, match="^squash='none': expected one of tanh, tanh5$"):
+        training.ppm(policy, [], ppm_settings(squash='none'), tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ class Model:
 
     Attributes:
       config: models.Config, params: on the devices.
-      prefix: keys and values of `begin`, what all prompts of a template begin with.
+      prefix: keys and values of `prefix_tokens`, with which all prompts of a template begin.
       path: state.Path of the rows, with room for `capacity` tokens each.
       needed: tokens of the longest path.
       mixed: whether some row's prompt begins otherwise; then it lies in the path as a whole.
@@ -49,7 +49,7 @@ class Model:
         self.cell_tokens = cell_tokens
         self.capacity = self.needed = 0
         self.path: Any = None
-        self.prefix, self.begin = self.empty(1, 0), []
+        self.prefix, self.prefix_tokens = self.empty(1, 0), []
 
     @property
     def decoder_params(self) -> Any:
@@ -89,18 +89,18 @@ class Model:
         while self.manager.segments:
             self.prefill()
         cut = programs.FIRST_PATH.on(self.mesh, positions=len(tokens))
-        self.prefix, self.begin = cut(self.path), tokens
+        self.prefix, self.prefix_tokens = cut(self.path), tokens
         self._shared[:] = len(tokens)
         self.path, self.capacity = None, 0
 
     @property
     def mixed(self) -> bool:
-        return bool((self._shared != len(self.begin)).any())
+        return bool((self._shared != len(self.prefix_tokens)).any())
 
     def start(self, row: int, tree: HostTree) -> None:
         """Begins a tree in a row."""
-        alike = tree.nodes[0].tokens[: len(self.begin)] == self.begin
-        shared = len(self.begin) if alike else 0
+        alike = tree.nodes[0].tokens[: len(self.prefix_tokens)] == self.prefix_tokens
+        shared = len(self.prefix_tokens) if alike else 0
         self.manager.start(row, shared, len(tree.nodes))
         if self._shared[row] != shared:
             self._shared[row] = shared

@@ -12,7 +12,6 @@ that was made from results which have been made anew since is done again.
 import contextlib
 import dataclasses
 import json
-import os
 import pathlib
 import re
 import shutil
@@ -22,21 +21,15 @@ import uuid
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
+from rstar_jax import atomic
 from rstar_jax.errors import UserError
 
 BEAT_SECONDS = 10.0
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:
-    """Writes atomically: after a crash the file is the old one or the new one, whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
-    with open(temporary, 'w', encoding='utf-8') as file:
-        json.dump(value, file, indent=1)
-        file.write('\n')
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    """Writes atomically, in lines that people can read."""
+    atomic.write_json(path, value, indent=1)
 
 
 def read_json(path: pathlib.Path) -> Any:

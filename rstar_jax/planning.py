@@ -1,8 +1,7 @@
 """Plans without hardware: a run's own functions compiled for a TPU slice.
 
     --plan=TOPOLOGY[,TOPOLOGY] -> the chips of a slice, described
-        search     those of one host -> mesh (data, tensor) -> shapes of the search's state
-                   -> decode and score, compiled -> memory a chip, trees that fit, limits
+        search     those of one host -> search.planning -> memory a chip, trees that fit, limits
         sft, ppm   all of them -> training.planning -> memory a chip, does it fit, limits
 
 A search has the policy and the PPM, of one shape, both in memory; paths are planned at their
@@ -10,31 +9,23 @@ longest (`search.path_tokens`), trainings at rows of `length`. What the compiler
 work is reported.
 """
 
-import dataclasses
 import functools
 import math
 import os
 import pathlib
-import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
-from rstar_jax import ledger, models, parallel, search, sources, training
+from rstar_jax import ledger, models, parallel, sources, training
 from rstar_jax.errors import UserError
 from rstar_jax.keys import PREVIOUS
-from rstar_jax.models import heads, published, sharding
+from rstar_jax.models import published
 from rstar_jax.parallel.chips import CHIPS, Chip, find_chip
 from rstar_jax.parallel.memory import GIB
-from rstar_jax.search import tree
-from rstar_jax.search.engine import devices, memory, programs, sampling, sizes, state
+from rstar_jax.search import planning as searches
 from rstar_jax.stages import STAGES
 from rstar_jax.training import planning as trainings
 
@@ -47,42 +38,6 @@ QUIET = {
     'TPU_STDERR_LOG_LEVEL': '3',
     'TPU_MIN_LOG_LEVEL': '3',
 }
-DTYPE = jnp.dtype(jnp.bfloat16)
-MANY = 1 << 30  # trees to search in all: as many as one likes
-NEAR = 0.8  # of the best speed, see `plan_model`
-MEASURED = 4  # decode steps that are measured at once
-MARK_STATES = 64  # of the automaton that finds the stop marks: a few dozen in real tokenizers
-
-
-@dataclasses.dataclass(frozen=True)
-class Plan:
-    """One model's plan; bytes, FLOPs and seconds are of one chip.
-
-    tensor: chips that share the weights; groups: of them on a host. trees: in flight on each group,
-    as the search would choose, and compiled; most: that would fit. weights: bytes of both models.
-    planned: bytes that the search counts with at most, weights included. decode, score: bytes in
-    use while decoding and while scoring, the other model's and the trees' included, by the
-    compiler. tree: bytes that one more tree takes. flops, traffic: of one decode step of all
-    `slots`, as the compiler counts them, bytes read and written; floor: bytes that it must read,
-    weights and caches once. step: seconds of one, measured; 0 where the chips are not at hand.
-    seconds: of compiling both functions side by side.
-    """
-
-    tensor: int
-    groups: int
-    slots: int
-    trees: int
-    most: int
-    weights: int
-    planned: int
-    tree: int
-    decode: int
-    score: int
-    flops: float
-    traffic: float
-    floor: int
-    step: float
-    seconds: float
 
 
 def plan(config: ConfigDict, topologies: str, stages: Sequence[str] = STAGES) -> Iterator[str]:
@@ -126,7 +81,7 @@ def _searches(config: ConfigDict, chips: Sequence[Any], chip: Chip) -> Iterator[
     )
     yield ROW.format(*HEADER)
     # Models of one shape need one plan.
-    compiled = functools.cache(functools.partial(plan_model, settings, chips, chip.memory))
+    compiled = functools.cache(functools.partial(searches.plan, settings, chips, chip.memory))
     for name, shape in models_of(config.policy.path, config.base.path).items():
         yield ROW.format(name, *_cells(compiled(shape), chip))
     yield f'\n{NOTES}\n'
@@ -143,8 +98,7 @@ def _trainings(
 
     @functools.cache
     def compiled(kind: str, shape: models.Config) -> trainings.Plan:
-        settings = training.default_sft() if kind == 'sft' else training.default_ppm()
-        settings.update(config.training[kind])
+        settings = training.settings(kind, config.training[kind])
         return trainings.plan(kind, settings, shape, mesh, chip.memory)
 
     for name, shape in models_of(config.base.path or config.policy.path).items():
@@ -175,7 +129,7 @@ side by side. GFLOP, MB: a token and chip, by the compiler's count. tokens/s: th
 those FLOPs, and by reading weights and caches once a step."""
 
 
-def _cells(plan: Plan | None, chip: Chip) -> list[str]:
+def _cells(plan: searches.Plan | None, chip: Chip) -> list[str]:
     if plan is None:
         return ['does not fit', *[''] * (len(HEADER) - 2)]
     sequences = plan.groups * plan.slots
@@ -279,207 +233,3 @@ def slice_chips(topology: str) -> list[Any]:
 def host_chips(chips: Sequence[Any]) -> list[Any]:
     """Those of a slice's chips that its first host drives: a search needs no others."""
     return [chip for chip in chips if chip.process_index == chips[0].process_index]
-
-
-def plan_model(
-    settings: search.Config,
-    chips: Sequence[Any],
-    bytes_of_chip: float,
-    shape: models.Config,
-    trees: int = MANY,
-    dtype: jnp.dtype = DTYPE,
-    kv_dtype: jnp.dtype = DTYPE,
-) -> Plan | None:
-    """The plan for policy and PPM of one shape on one host's chips; None where no tree fits.
-
-    trees: that each group has to search in all. dtype, kv_dtype: of weights, and of caches.
-
-    Larger groups read the weights for more sequences at once, smaller ones exchange less: takes the
-    fewest chips a group, `settings.tensor` or more, whose limit by reading is near the best.
-    """
-    groups = []
-    for tensor in range(settings.tensor, len(chips) + 1):
-        if len(chips) % tensor == 0:
-            mesh = parallel.local_mesh(tensor, chips)
-            group = _State(settings, mesh, shape, dtype, kv_dtype)
-            if group.choose(bytes_of_chip, trees):
-                groups.append(group)
-    best = max((group.speed() for group in groups), default=0.0)
-    return next((group.plan() for group in groups if group.speed() >= NEAR * best), None)
-
-
-class _State:
-    """Shapes of what a search has on the devices, in their sharding."""
-
-    def __init__(
-        self, settings: search.Config, mesh, shape: models.Config, dtype=DTYPE, kv_dtype=DTYPE
-    ):
-        self.settings, self.mesh, self.shape = settings, mesh, shape
-        self.dtype, self.kv_dtype = dtype, kv_dtype
-        self.step = settings.step_tokens
-        self.scored = self.step + sizes.OUTPUT_ROOM
-        self.longest = sizes.path_room(settings.path_tokens, settings.path_tokens)
-        trunk = models.decoder.abstract_params(shape, dtype, headless=True)
-        head = jax.eval_shape(lambda: heads.init_value_head(shape.embed_dim, jax.random.key(0)))
-        self.policy = self._params(models.decoder.abstract_params(shape, dtype))
-        self.ppm = self._params({'decoder': trunk, 'value_head': head})
-        self.weights = parallel.bytes_on_a_device((self.policy, self.ppm))
-
-    def choose(self, bytes_of_chip: float, trees: int = MANY) -> bool:
-        """Takes the engine's own choice of trees and slots; False where not one tree fits."""
-        self.free = int(bytes_of_chip - self.weights)
-        kinds = self.shape, self.dtype, self.kv_dtype
-        networks = [
-            memory.Network(*kinds, self.step),
-            memory.Network(*kinds, self.scored, scores=True),
-        ]
-        limits = sizes.default_slots(self.mesh), self.free
-        try:
-            self.chosen = memory.plan(self.settings, networks, self.mesh, trees, *limits)
-        except UserError:
-            return False
-        return True
-
-    def speed(self) -> float:
-        """Sequences that a host decodes for a byte that each chip reads."""
-        slots = self.mesh.shape['data'] * self.chosen.slots
-        return slots / self.floor(self.chosen.trees, self.chosen.slots)
-
-    def plan(self) -> Plan:
-        """What was chosen, compiled."""
-        chosen, free = self.chosen, self.free
-        trees, slots = chosen.trees, chosen.slots
-        start = time.perf_counter()
-        lowered = self._decode(trees, slots), self._score(trees)
-        with ThreadPoolExecutor() as threads:  # the compiler uses one core for each
-            decoding, scoring = threads.map(lambda x: x.compile(), lowered)
-        seconds = time.perf_counter() - start
-        cost, held = decoding.cost_analysis(), self.resident(chosen)
-        room = memory.MARGIN * free - chosen.prefill - slots * chosen.slot
-        return Plan(
-            tensor=self.mesh.shape['tensor'],
-            groups=self.mesh.shape['data'],
-            slots=slots,
-            trees=trees,
-            most=int(room // chosen.tree),
-            weights=self.weights,
-            planned=self.weights + chosen.most,
-            tree=chosen.tree,
-            decode=held + _temporary(decoding),
-            score=held + _temporary(scoring),
-            flops=cost['flops'],
-            traffic=cost['bytes accessed'],
-            floor=self.floor(trees, slots),
-            step=self._measure(decoding, trees, slots) if self._at_hand() else 0.0,
-            seconds=seconds,
-        )
-
-    def resident(self, chosen: memory.Plan) -> int:
-        """Bytes a chip of all that stays in memory with what was chosen."""
-        trees = chosen.trees
-        nodes = devices.shapes(self.mesh, tree.init, trees, self.settings.nodes)
-        kept = self._made(state.empty_kv, trees, memory.kept_room(chosen.kept), self.dtype)
-        arrays = self._stops(), nodes, *self._policy(trees, chosen.slots), *self._ppm(trees)
-        return self.weights + parallel.bytes_on_a_device((arrays, kept, kept))
-
-    def floor(self, trees: int, slots: int) -> int:
-        """Bytes a chip that a decode step reads, were everything read once."""
-        _, path, _, slot = self._policy(trees, slots)
-        rows = ('embed',) if 'output' in self.policy else ()  # of the table a few rows are read
-        weights = {name: part for name, part in self.policy.items() if name not in rows}
-        return parallel.bytes_on_a_device((weights, path.kv, slot.kv))
-
-    def _decode(self, trees: int, slots: int) -> jax.stages.Lowered:
-        f = programs.DECODE.on(
-            self.mesh,
-            config=self.shape,
-            candidates=self.settings.candidates,
-            near=sizes.near(self.mesh),
-        )
-        how = jax.tree.map(lambda x: self._whole((), x.dtype), sampling.Settings.of(self.settings))
-        iterations = self._whole((2,), jnp.int32)
-        return f.lower(*self._decoded(trees, slots), how, iterations)
-
-    def _decoded(self, trees: int, slots: int) -> tuple:
-        """What `decode.decode` takes, without settings and iterations."""
-        return self.policy, self._stops(), *self._policy(trees, slots)
-
-    def _at_hand(self) -> bool:
-        return self.mesh.devices.flat[0] in jax.local_devices()
-
-    def _measure(self, decode: jax.stages.Compiled, trees: int, slots: int) -> float:
-        """Seconds of a decode step in which every slot is written to."""
-
-        def zeros(shape: jax.ShapeDtypeStruct) -> jax.Array:
-            return jnp.zeros(shape.shape, shape.dtype, device=shape.sharding)
-
-        # Zeros are slots that write the first cell, and weights take no longer for being others.
-        held = jax.tree.map(zeros, self._decoded(trees, slots))
-        arrays, how = list(held), sampling.Settings.of(self.settings)
-        count = max(1, min(MEASURED, self.step // 3))  # no step ends within three calls
-
-        def run() -> None:
-            *arrays[-2:], done = decode(*arrays, how, np.full(2, count, np.int32))
-            done.block_until_ready()
-
-        run()
-        return min(_seconds(run), _seconds(run)) / count
-
-    def _score(self, trees: int) -> jax.stages.Lowered:
-        f = programs.SCORE.on(self.mesh, config=self.shape, squash='tanh')
-        integers = devices.shapes(self.mesh, jnp.zeros, 1, jnp.int32)
-        length = sizes.largest_call(self.mesh, self.settings, scored=True)
-        tokens = devices.shapes(self.mesh, jnp.zeros, (1, length), jnp.int32)
-        prefix, path, cells = self._ppm(trees)
-        return f.lower(self.ppm, prefix, path, cells, integers, integers, tokens, integers)
-
-    def _policy(self, trees: int, slots: int) -> tuple:
-        """prefix, path, cells and slots, as `decode.decode` takes them."""
-        cells, kinds = trees * self.settings.candidates, (self.dtype, self.kv_dtype)
-        return (
-            self._made(state.empty_kv, 1, 0, self.kv_dtype),
-            self._made(state.empty_path, trees, self.longest, *kinds),
-            self._made(state.empty_cells, cells, self.step, *kinds),
-            self._made(state.empty_slots, slots, self.step, *kinds),
-        )
-
-    def _ppm(self, trees: int) -> tuple:
-        """prefix, path and the cells' keys and values, as `prefill.score` takes them."""
-        cells = trees * self.settings.candidates
-        return (
-            self._made(state.empty_kv, 1, 0, self.kv_dtype),
-            self._made(state.empty_path, trees, self.longest, self.dtype, self.kv_dtype),
-            self._made(state.empty_kv, cells, self.scored, self.kv_dtype),
-        )
-
-    def _made(self, f: Callable, rows: int, positions: int, *dtypes: jnp.dtype) -> Any:
-        return devices.shapes(self.mesh, f, self.shape, rows, positions, *dtypes)
-
-    def _stops(self) -> state.Stops:
-        table = self._whole((MARK_STATES, self.shape.vocab_size), jnp.uint8)
-        return state.Stops(
-            table, self._whole((MARK_STATES,), jnp.uint8), self._whole((), jnp.int32)
-        )
-
-    def _params(self, shapes: Any) -> Any:
-        places = sharding.shardings(shapes, self.mesh, self.shape)
-        return jax.tree.map(_placed, shapes, places)
-
-    def _whole(self, shape: tuple, dtype: Any) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(self.mesh, P()))
-
-
-def _seconds(run: Callable[[], None]) -> float:
-    start = time.perf_counter()
-    run()
-    return time.perf_counter() - start
-
-
-def _placed(shape: jax.ShapeDtypeStruct, where: NamedSharding) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=where)
-
-
-def _temporary(compiled: jax.stages.Compiled) -> int:
-    """Bytes a chip that a compiled function needs beyond its arguments."""
-    arguments = compiled.memory_analysis().argument_size_in_bytes
-    return parallel.bytes_of_program(compiled) - arguments

@@ -302,8 +302,7 @@ def _train(
 ) -> Figures:
     """Trains from `policy` by the settings training.NAME; takes its arrays over."""
     is_ppm = name == 'ppm'
-    settings = training.default_ppm() if is_ppm else training.default_sft()
-    settings.update(round_.config.training[name])
+    settings = training.settings(name, round_.config.training[name])
     settings.seed = round_.config.seed
 
     def tell(now: dict[str, float]) -> None:

@@ -29,6 +29,7 @@ from rstar_jax.models.checkpoint import default_dtype
 from rstar_jax.parallel.chips import Chip, find_chip, here
 from rstar_jax.parallel.memory import GIB
 from rstar_jax.progress import percent
+from rstar_jax.search import planning as searches
 from rstar_jax.search.engine import sizes, state
 from rstar_jax.training import planning as trainings
 
@@ -86,7 +87,7 @@ class Plans:
     """Of the search and of the trainings, by their section. parameters: of a model, without the
     output: known tokens need none."""
 
-    search: planning.Plan | None
+    search: searches.Plan | None
     trainings: dict[str, trainings.Plan]
     parameters: int
 
@@ -268,27 +269,25 @@ def compiled(
         settings = sources.search_config(config)
         longest = min(settings.path_tokens, sizes.path_room(found.path, settings.path_tokens))
         settings = dataclasses.replace(settings, path_tokens=longest)
-        dtypes = planning.DTYPE, planning.DTYPE
+        dtypes = searches.DTYPE, searches.DTYPE
         if processor:
             dtype = jnp.dtype(config.policy.dtype or default_dtype())
             dtypes = dtype, state.cache_dtype('cpu', dtype)
         trees = -(-problems * _first_trees(config, found) // len(chips))
         host = planning.host_chips(chips)
-        one = planning.plan_model(settings, host, memory, shape, trees, *dtypes)
+        one = searches.plan(settings, host, memory, shape, trees, *dtypes)
         if one is None:
             raise UserError('--plan: the search does not fit into the chips of a host')
     made = {}
     mesh = parallel.global_mesh(devices=chips)
-    for section, default in (('sft', training.default_sft()), ('ppm', training.default_ppm())):
+    for section in ('sft', 'ppm'):
         kind = SECTIONS[section][1]
         if section not in stages or kind not in found.tokens:
             continue
-        default.update(config.training[section])
+        how = training.settings(section, config.training[section])
         if processor:
-            default.dtype = default.dtype or default_dtype()
-        made[section] = trainings.plan(
-            section, default, shape, mesh, memory, round(found.tokens[kind])
-        )
+            how.dtype = how.dtype or default_dtype()
+        made[section] = trainings.plan(section, how, shape, mesh, memory, round(found.tokens[kind]))
         if made[section].work is None:
             raise UserError(f'--plan: {section} does not fit into {memory / GIB:g} GiB')
     trunk = models.decoder.abstract_params(shape, headless=True)

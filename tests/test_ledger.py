@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from rstar_jax import ledger
+from rstar_jax import atomic, ledger
 from rstar_jax.errors import UserError
 
 
@@ -28,7 +28,7 @@ def test_a_finished_stage_says_what_it_made(tmp_path):
     stage.finish({'trees': 3})
     assert stage.done['figures'] == {'trees': 3}
     assert 0 <= stage.done['seconds'] < 5
-    assert not list(tmp_path.rglob('*.tmp'))
+    assert not list(tmp_path.rglob(f'{atomic.TEMPORARY}*'))
 
 
 def test_seconds_of_a_killed_run_are_counted(tmp_path, monkeypatch):

@@ -11,8 +11,7 @@ import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from rstar_jax import data, ledger, main, places
-from rstar_jax.data import files
+from rstar_jax import atomic, data, ledger, main, places
 from rstar_jax.errors import UserError
 from tests.evals.trees import tree
 
@@ -201,7 +200,7 @@ def _raise(error):
 
 def test_trees_survive_20_writes_that_fail(tmp_path, monkeypatch):
     """A full disk now and then: what was stored stays whole, the rest comes with the next write."""
-    chance, failures, sync = random.Random(1), [], files.sync
+    chance, failures, sync = random.Random(1), [], atomic.sync
 
     def failing(path):
         if len(failures) < 20 and chance.random() < 0.5:
@@ -209,7 +208,7 @@ def test_trees_survive_20_writes_that_fail(tmp_path, monkeypatch):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
         sync(path)
 
-    monkeypatch.setattr(files, 'sync', failing)
+    monkeypatch.setattr(atomic, 'sync', failing)
     stored = set()
     for i in range(60):
         problem = {'index': i, 'question': f'q{i}', 'answer': '1'}

@@ -18,6 +18,7 @@ from rstar_jax.errors import UserError
 from rstar_jax.models import published, tiny
 from rstar_jax.parallel import collectives
 from rstar_jax.parallel.mesh import GLOBAL_AXES
+from rstar_jax.search import planning as searches
 from rstar_jax.search import tree
 from rstar_jax.search.engine import copies, devices, memory, sizes, state
 from rstar_jax.training import attention, checkpoints, recompute, step
@@ -32,7 +33,7 @@ CHOSEN = memory.Plan(trees=6, slots=8, kept=1024, tree=0, slot=0, prefill=0, tok
 
 @pytest.fixture(scope='module')
 def ample():
-    return planning.plan_model(SETTINGS, jax.devices()[:2], 1e9, SHAPE)
+    return searches.plan(SETTINGS, jax.devices()[:2], 1e9, SHAPE)
 
 
 def test_sizes_are_those_of_the_arrays(ample):
@@ -56,10 +57,10 @@ def test_sizes_are_those_of_the_arrays(ample):
         devices.make(mesh, tree.init, 6, SETTINGS.nodes),
     ]
     held = sum(leaf.nbytes for leaf in jax.tree.leaves(made))
-    held += planning.MARK_STATES * (SHAPE.vocab_size + 1) + 4
+    held += searches.MARK_STATES * (SHAPE.vocab_size + 1) + 4
     assert (ample.tensor, ample.trees, ample.slots) == (1, 6, 8)
     assert min(ample.decode, ample.score) > held
-    assert planning._State(SETTINGS, mesh, SHAPE).resident(CHOSEN) == held
+    assert searches.Group(SETTINGS, mesh, SHAPE).resident(CHOSEN) == held
     assert ample.weights == sum(x.nbytes for x in jax.tree.leaves(made[:2]))
     # The products of one step of 8 sequences, embedding look-up left out.
     products = sum(x.size for x in jax.tree.leaves(params) if x.ndim == 2)
@@ -90,7 +91,7 @@ class Compiled:
 
 
 def test_all_slots_write_in_the_step_that_is_measured():
-    planned = planning._State(SETTINGS, parallel.local_mesh(devices=jax.devices()[:2]), SHAPE)
+    planned = searches.Group(SETTINGS, parallel.local_mesh(devices=jax.devices()[:2]), SHAPE)
     assert planned.choose(1e9)
     compiled, done = planned._decode(6, 8).compile(), []
 
@@ -104,16 +105,16 @@ def test_all_slots_write_in_the_step_that_is_measured():
 
 
 def test_little_memory_means_fewer_trees_then_more_chips_then_none(monkeypatch, ample):
-    monkeypatch.setattr(planning._State, '_decode', lambda *_: Compiled())
-    monkeypatch.setattr(planning._State, '_score', lambda *_: Compiled())
-    monkeypatch.setattr(planning._State, '_measure', lambda *_: 1.0)
+    monkeypatch.setattr(searches.Group, '_decode', lambda *_: Compiled())
+    monkeypatch.setattr(searches.Group, '_score', lambda *_: Compiled())
+    monkeypatch.setattr(searches.Group, '_measure', lambda *_: 1.0)
     monkeypatch.setattr(sizes, 'largest_call', lambda *_, **__: 1)  # its need would hide the trees'
 
     def plan(memory):
-        return planning.plan_model(SETTINGS, jax.devices()[:2], memory, SHAPE)
+        return searches.plan(SETTINGS, jax.devices()[:2], memory, SHAPE)
 
     one, two = (
-        planning._State(SETTINGS, parallel.local_mesh(n, jax.devices()[:n]), SHAPE) for n in (1, 2)
+        searches.Group(SETTINGS, parallel.local_mesh(n, jax.devices()[:n]), SHAPE) for n in (1, 2)
     )
     found = [plan(one.weights + room) for room in range(-60_000, 1_000_000, 60_000)]
     trees = {(made.tensor, made.trees) for made in found if made}
@@ -129,12 +130,12 @@ def test_weights_that_leave_room_for_one_tree_are_shared(monkeypatch):
     monkeypatch.setattr(sizes, 'largest_call', lambda *_, **__: 1)
     heavy = SHAPE.replace(mlp_dim=4096)
     meshes = [parallel.local_mesh(n, jax.devices()[:2]) for n in (1, 2)]
-    one, two = (planning._State(SETTINGS, mesh, heavy) for mesh in meshes)
+    one, two = (searches.Group(SETTINGS, mesh, heavy) for mesh in meshes)
     planned = []
     for room in (450_000, 540_000):
         assert one.choose(one.weights + room) and two.choose(one.weights + room)
         planned.append((one.chosen.trees, two.chosen.trees))
-        made = planning.plan_model(SETTINGS, jax.devices()[:2], one.weights + room, heavy)
+        made = searches.plan(SETTINGS, jax.devices()[:2], one.weights + room, heavy)
         planned.append((made.tensor, made.groups, made.trees))
     # One tree has no use for all slots; two have, and then the smaller groups are as fast.
     assert planned == [(1, 6), (2, 1, 6), (2, 6), (1, 2, 2)]
@@ -142,12 +143,12 @@ def test_weights_that_leave_room_for_one_tree_are_shared(monkeypatch):
 
 def test_keys_and_values_are_cut_over_tensor():
     one, two = (
-        planning._State(SETTINGS, parallel.local_mesh(n, jax.devices()[:n]), SHAPE) for n in (1, 2)
+        searches.Group(SETTINGS, parallel.local_mesh(n, jax.devices()[:n]), SHAPE) for n in (1, 2)
     )
     kv = [group._policy(3, 8)[1].kv for group in (one, two)]
     one, two = map(parallel.bytes_on_a_device, kv)
     assert one == 2 * two
-    four = planning._State(SETTINGS, parallel.local_mesh(4, jax.devices()[:4]), SHAPE)
+    four = searches.Group(SETTINGS, parallel.local_mesh(4, jax.devices()[:4]), SHAPE)
     assert parallel.bytes_on_a_device(four._policy(3, 8)[1].kv) == one  # 2 heads, 4 chips
 
 
@@ -158,7 +159,7 @@ def test_the_table_has_a_row_for_each_model(monkeypatch, ample):
 
     monkeypatch.setattr(planning, 'slice_chips', lambda topology: [Chip()] * 4)
     monkeypatch.setattr(
-        planning, 'plan_model', lambda settings, *_: ample if settings.tensor == 1 else None
+        searches, 'plan', lambda settings, *_: ample if settings.tensor == 1 else None
     )
     config = configs.default()
     lines = list(planning.plan(config, 'v5e:2x4', ['search']))
@@ -189,9 +190,7 @@ TRAINED = models.Config('qwen2', 1024, 256, 512, 2, 4, 2, 64, qkv_bias=True)
 
 
 def settings_of(kind, **changes):
-    settings = training.default_sft() if kind == 'sft' else training.default_ppm()
-    settings.update(changes)
-    return settings
+    return training.settings(kind, changes)
 
 
 def small(kind, **changes):
@@ -466,7 +465,7 @@ def test_a_real_slice(monkeypatch):
     chips = planning.host_chips(planning.slice_chips('v5e:2x4'))
     assert {chip.device_kind for chip in chips} == {'TPU v5 lite'}
     assert len(planning.slice_chips('v5e:1x1')) == 1
-    made = planning.plan_model(SETTINGS, chips, planning.CHIPS['TPU v5 lite'].memory, SHAPE)
+    made = searches.plan(SETTINGS, chips, planning.CHIPS['TPU v5 lite'].memory, SHAPE)
     assert made.trees == 6 and np.isfinite(made.flops)
 
 

@@ -40,8 +40,7 @@ def run(arguments):
         {'query': ' '.join((words[i % 24], words[i % 23])), 'response': f'<code>{words[i % 7]}'}
         for i in range(4 * count + 1)
     ]
-    settings = training.default_sft()
-    settings.update(dict(
+    settings = training.settings('sft', dict(
         epochs=1, batch_size=4, length=128, learning_rate=1e-2, held_out=1e-3, form=0.0,
         measure_every=2, dtype='float32',
     ))

@@ -17,7 +17,7 @@ def test_what_is_told_of_later_passes_follows_what_was_told_before(monkeypatch, 
     def searcher(*_):
         def run(problems, *models, leases, **given):
             return search.run(
-                problems, expander=search.scripted(random_texts, random_score), **given
+                problems, expander=search.Scripted(random_texts, random_score), **given
             )
 
         return run, None, None

@@ -78,7 +78,7 @@ def served(live, config):
 @pytest.fixture(scope='module')
 def live(workers):
     slow.set()
-    expander = search.scripted(texts, score, trees=4)
+    expander = search.Scripted(texts, score, trees=4)
     return search.Live(config=CONFIG, trees=4, workers=workers, expander=expander)
 
 
@@ -276,7 +276,7 @@ def test_a_failure_of_the_server_is_told_in_the_same_form(client, live, monkeypa
 
 def test_trees_are_those_of_a_search_of_its_own(workers):
     found = {}
-    expander = search.scripted(texts, score, trees=4)
+    expander = search.Scripted(texts, score, trees=4)
     live = search.Live(config=CONFIG, trees=4, workers=workers, expander=expander)
     both = threading.Semaphore(0)
 
@@ -295,7 +295,7 @@ def test_trees_are_those_of_a_search_of_its_own(workers):
             search.run(
                 [problem],
                 config=CONFIG,
-                expander=search.scripted(texts, score),
+                expander=search.Scripted(texts, score),
                 trees=2,
                 workers=workers,
             )
@@ -308,7 +308,7 @@ def test_a_search_that_fails_tells_who_waits(workers, config):
     def broken(question, prefix, n):
         raise ValueError('broken')
 
-    expander = search.scripted(broken, score, trees=4)
+    expander = search.Scripted(broken, score, trees=4)
     live = search.Live(config=CONFIG, trees=4, workers=workers, expander=expander)
     with served(live, config) as url, openai.OpenAI(base_url=url, api_key='-', max_retries=0) as c:
         with pytest.raises(openai.InternalServerError, match='the search has ended: broken'):
@@ -326,7 +326,7 @@ def test_answers_that_agree_end_a_request(workers, config):
     def two(question, prefix, n):
         return ['<answer>\\boxed{2}.<end_of_answer>'] * n
 
-    expander = search.scripted(two, trees=4)
+    expander = search.Scripted(two, trees=4)
     live = search.Live(config=settings, trees=4, workers=workers, expander=expander)
     with served(live, config) as url, openai.OpenAI(base_url=url, api_key='-', timeout=60) as c:
         for stream in (False, True):

@@ -67,7 +67,7 @@ def run_search(problems, *, config, seed, trees, skip, leases, calls=None):
 
     return SEARCH(
         problems,
-        expander=search.scripted(texts),
+        expander=search.Scripted(texts),
         config=config,
         seed=seed,
         trees=trees,

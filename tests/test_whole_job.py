@@ -6,9 +6,9 @@ import jax
 import pytest
 
 from rstar_jax import configs, data, ledger, models, planning, whole_job
-from rstar_jax.data import files
 from rstar_jax.errors import UserError
 from rstar_jax.parallel import chips
+from rstar_jax.search import planning as searches
 from rstar_jax.training import planning as trainings
 from tests.evals.trees import tree
 
@@ -90,7 +90,7 @@ def test_a_small_run_tells_what_trees_are_like(tmp_path):
     ledger.write_json(round_ / 'policy' / 'done.json', trained)
     ledger.write_json(tmp_path / 'config.json', {'round2': {'training.sft.epochs': 3}})
     row = {'problems': 10, 'strategies': {'greedy': {'tokens_per_problem': 7.0}}}
-    files.write_json(round_ / 'eval' / 'results.json', {'benchmarks': {'sums': row}})
+    ledger.write_json(round_ / 'eval' / 'results.json', {'benchmarks': {'sums': row}})
     ledger.write_json(tmp_path / 'round3-old' / 'curate' / 'done.json', {})  # no round
     number, found = whole_job.statistics(tmp_path)
     assert number == 2
@@ -136,8 +136,8 @@ def test_further_trees_of_unsolved_problems_are_no_part_of_the_means(
 
 def plans(mesh):
     """A search and a training whose limits are easy to compute with."""
-    search = planning.Plan(
-        **{field.name: 1 for field in dataclasses.fields(planning.Plan)}
+    search = searches.Plan(
+        **{field.name: 1 for field in dataclasses.fields(searches.Plan)}
         | {'groups': 4, 'slots': 8, 'weights': 4e9, 'flops': 1e12, 'floor': 1e9, 'step': 0.0}
     )
     work = trainings.Work(exchanged={}, seconds=0.0)
@@ -153,7 +153,7 @@ def test_speeds_follow_from_the_plans_limits(monkeypatch, platform, step):
     asked = {}
     search, training = plans(whole_job.parallel.global_mesh(devices=jax.devices()[:8]))
 
-    def plan_model(settings, host, memory, shape, trees, *dtypes):
+    def plan_search(settings, host, memory, shape, trees, *dtypes):
         asked['search'] = settings.path_tokens, len(host), trees, dtypes
         return search
 
@@ -161,7 +161,7 @@ def test_speeds_follow_from_the_plans_limits(monkeypatch, platform, step):
         asked[kind] = size
         return training
 
-    monkeypatch.setattr(planning, 'plan_model', plan_model)
+    monkeypatch.setattr(searches, 'plan', plan_search)
     monkeypatch.setattr(planning, 'host_chips', lambda chips: chips[:4])
     monkeypatch.setattr(trainings, 'plan', plan)
     monkeypatch.setattr(whole_job.parallel, 'global_mesh', lambda devices: None)
@@ -186,7 +186,7 @@ def test_speeds_follow_from_the_plans_limits(monkeypatch, platform, step):
     whole_job.compiled(several, 3600, FOUND, devices, 2**34, SHAPE, ('search',))
     assert asked['search'][2] == 900
     if platform == 'tpu':
-        assert dtype == kv_dtype == planning.DTYPE
+        assert dtype == kv_dtype == searches.DTYPE
     else:  # the machine's own; of bfloat16 the bits
         assert (dtype.name, kv_dtype.name) in {('bfloat16', 'uint16'), ('float32', 'float32')}
 

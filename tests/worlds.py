@@ -74,11 +74,9 @@ def make(folder: pathlib.Path) -> None:
     for problem in problems:
         for comment, value in (('add it up', problem['answer']), ('wild guess here', '0')):
             examples.append({'query': problem['question'], 'response': solution(comment, value)})
-    settings = training.default_sft()
-    settings.update(
-        {'epochs': 150, 'batch_size': 8, 'length': 128, 'micro_batch': 8, 'learning_rate': 3e-3}
-        | {'dtype': 'float32'}
-    )
+    changes = {'epochs': 150, 'batch_size': 8, 'length': 128, 'micro_batch': 8}
+    changes |= {'learning_rate': 3e-3, 'dtype': 'float32'}
+    settings = training.settings('sft', changes)
     texts = [text for e in examples for text in e.values()]
     policy = tiny.policy(arithmetic.vocabulary() + texts)
     training.sft(policy, examples, settings, folder / 'policy')

@@ -33,16 +33,9 @@ class Claim:
         """As `training.sft` and `training.ppm` take them."""
         from rstar_jax import training
 
-        settings = training.default_sft() if self.kind == 'sft' else training.default_ppm()
         size, length = BATCH[self.kind]
-        settings.update(
-            batch_size=size,
-            length=length,
-            micro_batch=1,
-            lora=self.lora,
-            dtype='bfloat16',
-        )
-        return settings
+        changes = {'batch_size': size, 'length': length, 'micro_batch': 1, 'lora': self.lora}
+        return training.settings(self.kind, changes | {'dtype': 'bfloat16'})
 
 
 SLICES_7B = 'v5e:4x4', 'v6e:2x4', 'v5p:2x2x1'

@@ -12,8 +12,8 @@ is the policy's decoder with a random value head: its scores mean nothing, its w
     device_wait_share          time in which nothing is left to decode until some program has run
     tree_ops_share             time in walk, expansion and backup, by the calls with no chunk ahead
     device_memory_growth       bytes on the device at the end / after a tenth of the trees
-    peak_over_plan             most bytes in use beside the weights / the memory plan's most; on CPUs
-                               the process's, so what compiling takes is among them
+    peak_over_plan             most bytes in use beside the weights / the memory plan's most; on
+                               CPUs the process's, so what compiling takes is among them
     processor_use              processor time of this process / the time of all cores
     compiles_after_warmup      in the measured search, after one over --warmup other problems;
     compiles_beside            in its time, in a thread
@@ -133,8 +133,7 @@ def _given(model: str, problems: str, count: int, dtype: str) -> tuple[models.Po
     if model:
         return models.load(model, dtype or None), data.load_problems(problems, count)
     world = arithmetic.world(DEMONSTRATIONS, train=count, test=0)
-    settings = training.default_sft()
-    settings.update(TRAINING)
+    settings = training.settings('sft', TRAINING)
     with tempfile.TemporaryDirectory() as folder:
         start = tiny.policy(arithmetic.vocabulary())
         policy, _ = training.sft(start, world.demonstrations, settings, folder)

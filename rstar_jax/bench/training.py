@@ -93,12 +93,10 @@ class _Task:
     def settings(self, loss: str, rank: int = 0):
         from rstar_jax import training
 
-        settings = training.default_sft() if loss == 'sft' else training.default_ppm()
         changes = {'dtype': self.dtype, 'length': LENGTH, 'micro_batch': 1, 'lora': rank}
         if loss != 'sft':
             changes |= {'dropout': 0.0, 'squash': 'tanh5'}
-        settings.update(changes)
-        return settings
+        return training.settings('sft' if loss == 'sft' else 'ppm', changes)
 
     def model(self, loss: str):
         """A Policy or a PPM, random, its values about 1: with a new head all losses are log 2."""

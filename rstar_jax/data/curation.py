@@ -28,8 +28,8 @@ import pathlib
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from rstar_jax import steps
-from rstar_jax.data import examples, files
+from rstar_jax import atomic, steps
+from rstar_jax.data import examples
 from rstar_jax.data.annotated import (
     MILLION,
     Annotated,
@@ -117,7 +117,7 @@ def curate_to(
             for kind, made in problem.finish(rules_, counts).items():
                 for example in made:
                     writers[kind].write(example)
-    files.write_json(pathlib.Path(directory) / 'counts.json', counts)
+    atomic.write_json(pathlib.Path(directory) / 'counts.json', counts, ensure_ascii=False)
     return counts
 
 

@@ -15,6 +15,7 @@ import pathlib
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, overload
 
+from rstar_jax import atomic
 from rstar_jax.data import files
 from rstar_jax.errors import UserError
 
@@ -106,14 +107,14 @@ class ExampleWriter:
 
     def _next_file(self) -> None:
         self._end_file()
-        name = f'{files.TEMPORARY}{os.getpid()}-{self._kind}-{len(self._parts):05d}.part'
+        name = f'{atomic.TEMPORARY}{os.getpid()}-{self._kind}-{len(self._parts):05d}.part'
         self._parts.append(self.directory / name)
         self._writer = files.RecordWriter(self._parts[-1])
 
     def _end_file(self) -> None:
         if self._writer is not None:
             self._writer.close()
-            files.sync(self._parts[-1])
+            atomic.sync(self._parts[-1])
 
     def _publish(self) -> None:
         number = len(self._parts)
@@ -125,7 +126,7 @@ class ExampleWriter:
                 old.unlink()
         for part, name in zip(self._parts, names):
             part.replace(self.directory / name)
-        files.sync(self.directory)
+        atomic.sync(self.directory)
 
 
 def store_examples(

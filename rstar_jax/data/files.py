@@ -1,8 +1,7 @@
-"""Files that are either whole or absent: ArrayRecord, JSON and JSONL, written beside and renamed.
+"""Files of records: ArrayRecord, JSON lists and JSONL.
 
-Everything the project stores goes through `replacing`: the content is written under a temporary
-name, flushed to the disk, and only then takes its final name. A process killed at any moment, or a
-machine that loses power, leaves the old file or the new one, never half of either.
+JSON is written whole or not at all. An ArrayRecord file is written under a temporary name, in a
+block of `atomic.replacing` or until its whole set is there.
 """
 
 import contextlib
@@ -14,6 +13,7 @@ from typing import Any
 
 from array_record.python import array_record_module
 
+from rstar_jax import atomic
 from rstar_jax.errors import UserError
 
 # One record a group: any record can be read alone. zstd 3 writes faster than the
@@ -22,36 +22,6 @@ WRITER_OPTIONS = 'group_size:1,zstd:3'
 READER_OPTIONS = 'readahead_buffer_size:0,max_parallelism:0'
 READER_BUFFER = 1 << 16
 READ_AT_ONCE = 64
-
-# With the ending '.part' no pattern for finished files (`*.array_record`) matches these names.
-TEMPORARY = '.writing-'
-
-
-def sync(path: pathlib.Path) -> None:
-    """Flushes a file, or the names in a folder, to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-@contextlib.contextmanager
-def replacing(path: str | os.PathLike, tag: str = '') -> Iterator[pathlib.Path]:
-    """Gives a temporary path that becomes `path`, durably, when the block ends without an error.
-
-    `tag` goes into the temporary name, so that leftovers of a killed process can be told apart.
-    """
-    path = pathlib.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.parent / f'{TEMPORARY}{tag}{os.getpid()}-{path.name}.part'
-    try:
-        yield temporary
-        sync(temporary)
-        temporary.replace(path)
-        sync(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 class RecordWriter:
@@ -127,16 +97,10 @@ class RecordReader:
         self._reader.close()
 
 
-def write_json(path: str | os.PathLike, value: Any) -> None:
-    """Writes one JSON value, atomically."""
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(value, ensure_ascii=False) + '\n', encoding='utf-8')
-
-
 def write_json_items(path: str | os.PathLike, items: Iterable[Any], as_list: bool) -> int:
     """Writes items as they come, as a JSON list or as JSONL, atomically; returns their number."""
     count = 0
-    with replacing(path) as temporary, temporary.open('w', encoding='utf-8') as file:
+    with atomic.replacing(path) as temporary, temporary.open('w', encoding='utf-8') as file:
         for item in items:
             if as_list:
                 file.write(',\n' if count else '[\n')

@@ -10,6 +10,7 @@ import shutil
 import time
 from collections.abc import Container
 
+from rstar_jax import atomic
 from rstar_jax.data import files
 from rstar_jax.search import flight
 
@@ -61,7 +62,7 @@ class Flights:
             return
         older = {key: data for key, data in self._mine.items() if key not in self._done}
         self._mine = older | trees
-        with files.replacing(self._path) as temporary, files.RecordWriter(temporary) as out:
+        with atomic.replacing(self._path) as temporary, files.RecordWriter(temporary) as out:
             for data in self._mine.values():
                 out.write(data)
 

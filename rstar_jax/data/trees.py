@@ -23,6 +23,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import IO
 
+from rstar_jax import atomic
 from rstar_jax.data import files
 from rstar_jax.errors import UserError
 from rstar_jax.search.record import Record
@@ -139,7 +140,7 @@ class TreeStore:
             self._where[key] = (shard.name, position)
 
     def _write(self, path: pathlib.Path, records: Iterable[bytes]) -> None:
-        with files.replacing(path, self._tag) as temporary, files.RecordWriter(temporary) as out:
+        with atomic.replacing(path, self._tag) as temporary, files.RecordWriter(temporary) as out:
             for record in records:
                 out.write(record)
 
@@ -223,7 +224,7 @@ class TreeStore:
 
     def _sweep(self) -> None:
         """Removes what a killed process of this writer left half done."""
-        for path in self.directory.glob(f'{files.TEMPORARY}{self._tag}*'):
+        for path in self.directory.glob(f'{atomic.TEMPORARY}{self._tag}*'):
             path.unlink(missing_ok=True)
         for path in self.directory.glob(f'shard-{self._writer}-*.keys'):
             if not path.with_suffix(SUFFIX).exists():
@@ -292,5 +293,5 @@ def in_order(stores: Sequence[TreeStore]) -> Iterator[Record]:
 
 
 def _write_keys(shard: pathlib.Path, keys: list[Key], tag: str) -> None:
-    with files.replacing(shard.with_suffix('.keys'), tag) as temporary:
+    with atomic.replacing(shard.with_suffix('.keys'), tag) as temporary:
         temporary.write_text(json.dumps(keys), encoding='utf-8')

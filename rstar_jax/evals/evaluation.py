@@ -58,8 +58,7 @@ from typing import Any
 
 import jax
 
-from rstar_jax import bounds, ledger, parallel, search
-from rstar_jax.data import files
+from rstar_jax import atomic, bounds, ledger, parallel, search
 from rstar_jax.data.trees import TreeStore
 from rstar_jax.errors import UserError
 from rstar_jax.evals import selection
@@ -157,7 +156,7 @@ def run(
             benchmarks[name] = _evaluate(task, policy, ppm, config)
     results = {'round': round_number, 'benchmarks': benchmarks}
     if folder is not None and parallel.is_first():
-        files.write_json(folder / 'results.json', results)
+        atomic.write_json(folder / 'results.json', results, ensure_ascii=False)
     return results
 
 
@@ -308,7 +307,7 @@ class _Clock:
     def keep(self) -> None:
         self._kept = self._end
         if self._path is not None:
-            files.write_json(self._path, {'seconds': self.seconds})
+            atomic.write_json(self._path, {'seconds': self.seconds})
 
     @property
     def seconds(self) -> float:

@@ -70,7 +70,10 @@ def causal(
 
 
 def full(segment_ids: jax.Array | None = None, lengths: jax.Array | None = None) -> Callable:
-    """The attention function for whole texts without a cache (training, scoring)."""
+    """The attention function for whole texts without a cache.
+
+    For scoring, by `kernels.full`; training has its own for packed rows, `training.attention`.
+    """
 
     def attend(q, k, v, cache=None, window=None):
         out = causal(q, k, v, segment_ids=segment_ids, lengths=lengths, window=window)

@@ -1,6 +1,7 @@
 """Models in and out of files: Hugging Face folders, hub names and GGUF files.
 
-A folder is complete when its config.json is there: that file is written last.
+A folder is complete when its config.json is there: that file is written last, when all others are
+on the disk.
 """
 
 import contextlib
@@ -15,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rstar_jax import atomic
 from rstar_jax.errors import UserError
 from rstar_jax.models import families, sharding, tokenizer, torch_file, weights
 from rstar_jax.models.config import Config
@@ -110,11 +112,9 @@ def save_ppm(ppm: PPM, directory: str | pathlib.Path, *, shard_bytes: int = SHAR
     and says so, which is right, as a PPM does not use it. Errors as of `save`.
     """
     _check_wide(ppm)
-    folder = pathlib.Path(directory)
     head = {name: weights.to_host(tensor) for name, tensor in ppm.params['value_head'].items()}
-    if jax.process_index() == 0:
-        write_value_head(head, folder)
-    _write(folder, ppm, ppm.params['decoder'], shard_bytes, {SQUASH_KEY: ppm.squash})
+    extra = {SQUASH_KEY: ppm.squash}
+    _write(pathlib.Path(directory), ppm, ppm.params['decoder'], shard_bytes, extra, head)
 
 
 def write_value_head(head: dict[str, np.ndarray], folder: pathlib.Path) -> None:
@@ -246,8 +246,7 @@ def _check_wide(model: Policy | PPM) -> None:
         raise UserError('a model in 8 bits is for searching only: save it before models.quantized')
 
 
-def _write(folder, model, params, shard_bytes, extra):
-    folder = pathlib.Path(folder)
+def _write(folder, model, params, shard_bytes, extra, head=None):
     dtype = jnp.dtype(params['embed']['weight'].dtype).name
     if folder.is_file():
         raise UserError(f'{folder}: is a file; a model is saved into a folder')
@@ -255,6 +254,9 @@ def _write(folder, model, params, shard_bytes, extra):
     if first:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / 'config.json').unlink(missing_ok=True)
+        atomic.sync(folder)
+        if head is not None:
+            write_value_head(head, folder)
     weights.save_safetensors(params, model.config, folder, shard_bytes, write=first)
     if not first:
         return
@@ -265,11 +267,6 @@ def _write(folder, model, params, shard_bytes, extra):
     # Only of the ends of a text is the config the whole truth: see `_with_ends`.
     said = {k: v for k, v in model.generation.items() if v is not None and k != 'eos_token_id'}
     generation = {**model.generation, **ends, **said}
-    _write_json(folder / 'generation_config.json', generation)
-    _write_json(folder / 'config.json', {**config, **extra})
-
-
-def _write_json(path: pathlib.Path, values: dict[str, Any]) -> None:
-    temporary = path.with_name(f'.{path.name}.tmp')
-    temporary.write_text(json.dumps(values, indent=2) + '\n', encoding='utf-8')
-    temporary.replace(path)
+    atomic.write_json(folder / 'generation_config.json', generation, indent=2)
+    atomic.sync_all(folder)
+    atomic.write_json(folder / 'config.json', {**config, **extra}, indent=2)

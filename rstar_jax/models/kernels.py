@@ -39,40 +39,34 @@ def choose(length: int, head_dim: int, dtype: jnp.dtype, backend: str | None = N
 
 
 def full(
-    segment_ids: jax.Array | None = None,
     lengths: jax.Array | None = None,
     kernel: str | None = None,
     interpret: bool = False,
 ) -> Callable:
     """The decoder's `attend` for texts [B, T] without a cache; see `attention.full`.
 
-    segment_ids: i32[B, T]; lengths: i32[B]. kernel: 'plain', 'cudnn', 'splash'; None = `choose`.
-    interpret: run splash without a TPU (slow; for tests).
+    lengths: i32[B]. kernel: 'plain', 'cudnn', 'splash'; None = `choose`. interpret: run splash
+    without a TPU (slow; for tests).
     """
 
     def attend(q, k, v, cache=None, window=None):
         chosen = kernel or choose(q.shape[-3], q.shape[-1], q.dtype)
         if chosen == 'splash':
-            out = _splash(q, k, v, segment_ids, lengths, window, interpret)
+            out = _splash(q, k, v, lengths, window, interpret)
         elif chosen == 'cudnn':
-            out = _cudnn(q, k, v, segment_ids, lengths, window)
+            out = _cudnn(q, k, v, lengths, window)
         else:
-            plain = attention.full(segment_ids, lengths)
-            out, _ = plain(q, k, v, window=window)
+            out, _ = attention.full(lengths=lengths)(q, k, v, window=window)
         return out, cache
 
     return attend
 
 
-def _cudnn(q, k, v, segment_ids, lengths, window, implementation='cudnn'):
-    mask = None
-    if segment_ids is not None:
-        mask = (segment_ids[:, :, None] == segment_ids[:, None, :])[:, None]
+def _cudnn(q, k, v, lengths, window, implementation='cudnn'):
     return jax.nn.dot_product_attention(
         q,
         k,
         v,
-        mask=mask,
         is_causal=True,
         query_seq_lengths=lengths,
         key_value_seq_lengths=lengths,
@@ -81,23 +75,21 @@ def _cudnn(q, k, v, segment_ids, lengths, window, implementation='cudnn'):
     )
 
 
-def _splash(q, k, v, segment_ids, lengths, window, interpret):
+def _splash(q, k, v, lengths, window, interpret):
     from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
     batch, length, heads, dim = q.shape
-    if segment_ids is None:
-        segment_ids = jnp.zeros((batch, length), jnp.int32)
+    ids = jnp.zeros((batch, length), jnp.int32)
     if lengths is not None:  # padding becomes a segment of its own
-        segment_ids = jnp.where(jnp.arange(length) < lengths[:, None], segment_ids, -1)
+        ids = jnp.where(jnp.arange(length) < lengths[:, None], ids, -1)
     pad = [(0, 0)] * 3 + [(0, -dim % LANES)]
     scaled = (q.astype(jnp.float32) * dim**-0.5).astype(q.dtype)
     q, k, v = (jnp.pad(x, pad).swapaxes(1, 2) for x in (scaled, k, v))
     run = _splash_kernel(length, heads // k.shape[1], window, interpret)
     q = q.reshape(batch, k.shape[1], heads // k.shape[1], length, -1)
-    ids = splash.SegmentIds(segment_ids, segment_ids)
     # Over kv heads (each with its group of query heads), then over rows.
     grouped = jax.vmap(run, in_axes=(0, 0, 0, None))
-    out = jax.vmap(grouped)(q, k, v, ids)
+    out = jax.vmap(grouped)(q, k, v, splash.SegmentIds(ids, ids))
     return out.reshape(batch, heads, length, -1).swapaxes(1, 2)[..., :dim]
 
 

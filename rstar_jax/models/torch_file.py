@@ -15,6 +15,7 @@ import zipfile
 import ml_dtypes
 import numpy as np
 
+from rstar_jax import atomic
 from rstar_jax.errors import UserError
 
 STORAGES = {
@@ -96,14 +97,12 @@ def save(tensors: dict[str, np.ndarray], path: pathlib.Path) -> None:
             pickle.REDUCE,
         ]
     body += [pickle.SETITEMS, pickle.STOP]
-    temporary = path.with_name(f'.{path.name}.tmp')
-    with zipfile.ZipFile(temporary, 'w') as archive:
+    with atomic.replacing(path) as temporary, zipfile.ZipFile(temporary, 'w') as archive:
         archive.writestr('archive/data.pkl', b''.join(body))
         archive.writestr('archive/byteorder', 'little')
         for key, tensor in enumerate(tensors.values()):
             archive.writestr(f'archive/data/{key}', np.asarray(tensor, '<f4').tobytes())
         archive.writestr('archive/version', '3\n')
-    temporary.replace(path)
 
 
 def _text(text: str) -> bytes:

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-_MASKED = -1e30
+from rstar_jax.models.attention import MASKED
 
 
 class Part(NamedTuple):
@@ -35,7 +35,7 @@ class Part(NamedTuple):
 
 def bias(mask: jax.Array) -> jax.Array:
     """f32 of a mask's shape, to be added to scores: where it is False there is no weight."""
-    return jnp.where(mask, 0.0, _MASKED)
+    return jnp.where(mask, 0.0, MASKED)
 
 
 def attend(q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array | None) -> Part:
@@ -102,7 +102,7 @@ def gather(part: Part, of: jax.Array) -> Part:
     places that are looked up have no fixed order on GPUs.
     """
     wide = [1] * (part.top.ndim - 1)
-    top = jnp.where(of.reshape(*of.shape, *wide), part.top, _MASKED).max(axis=1)
+    top = jnp.where(of.reshape(*of.shape, *wide), part.top, MASKED).max(axis=1)
     scale = jnp.exp(part.top - top[of.argmax(axis=0)])
     scale = jnp.where(of.any(axis=0).reshape(-1, *wide), scale, 0.0)
 

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rstar_jax import atomic
 from rstar_jax.errors import UserError
 from rstar_jax.models import decoder
 from rstar_jax.models.config import Config
@@ -267,7 +268,7 @@ def save_safetensors(
     if len(shards) > 1:
         text = json.dumps({'metadata': {'total_size': total}, 'weight_map': index}, indent=1)
         written.add('model.safetensors.index.json')
-        (folder / 'model.safetensors.index.json').write_text(text)
+        atomic.write_text(folder / 'model.safetensors.index.json', text)
     for old in [*folder.glob('model*.safetensors'), *folder.glob('model.safetensors.index.json')]:
         if old.name not in written:
             old.unlink()

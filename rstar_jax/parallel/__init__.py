@@ -2,8 +2,8 @@
 
 from rstar_jax.parallel.chips import peak_flops, platform
 from rstar_jax.parallel.compiled import compile_seconds, keep_compiled
-from rstar_jax.parallel.hosts import barrier, end, greatest, initialise, is_first, take
-from rstar_jax.parallel.leases import COUNTER, STATIC, Table, dealt
+from rstar_jax.parallel.hosts import barrier, greatest, initialise, is_first
+from rstar_jax.parallel.leases import COUNTER, Table, dealt
 from rstar_jax.parallel.memory import (
     bytes_of_program,
     bytes_on_a_device,
@@ -17,7 +17,6 @@ from rstar_jax.parallel.roll import free_port
 
 __all__ = [
     'COUNTER',
-    'STATIC',
     'Table',
     'barrier',
     'bytes_of_program',
@@ -25,7 +24,6 @@ __all__ = [
     'compile_seconds',
     'dealt',
     'device_bytes',
-    'end',
     'free_bytes',
     'free_port',
     'give_memory_back',
@@ -37,6 +35,5 @@ __all__ = [
     'local_mesh',
     'peak_flops',
     'platform',
-    'take',
     'trim',
 ]

@@ -17,6 +17,7 @@ import pathlib
 from collections.abc import Collection
 from typing import TYPE_CHECKING
 
+from rstar_jax import atomic
 from rstar_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ def write(
     for one, part in zip(runs, parts):
         folder = one.root / 'report'
         written.append(folder / 'index.html')
-        _replace(written[-1], page.page([part], plots.accuracy([one], folder)))
+        atomic.write_text(written[-1], page.page([part], plots.accuracy([one], folder)))
     if other is None:
         return written[0]
     folder, name = runs[0].root / 'report', f'against-{runs[1].name}'
@@ -67,7 +68,7 @@ def write(
         dataclasses.replace(parts[1], prefix='b-', beside=f'{beside}/'),
     ]
     path = folder / f'{name}.html'
-    _replace(path, page.page(both, plots.accuracy(runs, folder, f'{name}-')))
+    atomic.write_text(path, page.page(both, plots.accuracy(runs, folder, f'{name}-')))
     return path
 
 
@@ -98,10 +99,3 @@ def _part(run: Run, most: int | None, problems: Collection[int]) -> Part:
         learning.values(samples, folder),
         plots.ablations(run, folder),
     )
-
-
-def _replace(path: pathlib.Path, text: str) -> None:
-    from rstar_jax.data import files
-
-    with files.replacing(path) as temporary:
-        temporary.write_text(text, encoding='utf-8')

@@ -20,7 +20,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from rstar_jax.data import files
+from rstar_jax import atomic
 
 COLOURS = {
     'ink': '#1f2933',
@@ -109,7 +109,7 @@ def draw(
         text = io.StringIO()
         # Without a date: the same run gives the same page.
         figure.savefig(text, format='svg', transparent=True, metadata={'Date': None})
-        with files.replacing(path) as temporary:
+        with atomic.replacing(path) as temporary:
             figure.savefig(temporary, format='png', dpi=DPI, facecolor=COLOURS['card'])
     plot = Plot(name, title, note, _inline(text.getvalue(), title))
     _drawn[path] = told, plot

@@ -17,7 +17,7 @@ from rstar_jax.search.expander import Expander
 from rstar_jax.search.host import Step
 from rstar_jax.search.live import Job, Live
 from rstar_jax.search.record import Record, Status
-from rstar_jax.search.scripted import Scripted as scripted
+from rstar_jax.search.scripted import Scripted
 
 __all__ = [
     'Config',
@@ -26,6 +26,7 @@ __all__ = [
     'Job',
     'Live',
     'Record',
+    'Scripted',
     'Status',
     'Step',
     'Workers',
@@ -33,6 +34,5 @@ __all__ = [
     'items',
     'run',
     'sampled',
-    'scripted',
     'trees_for',
 ]

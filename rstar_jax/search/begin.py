@@ -48,7 +48,7 @@ def run(
       policy: models.Policy that writes the steps; or give `expander`.
       ppm: models.PPM that scores them, or None.
       config: what is searched.
-      expander: writes the steps in place of models, such as `scripted(...)`.
+      expander: writes the steps in place of models, such as `Scripted(...)`.
       seed: of the sampling. A tree is the same for the same seed, problem index and tree number,
         whatever else is searched beside it.
       trees: trees to grow for each problem, numbered from 0.

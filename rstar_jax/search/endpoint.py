@@ -189,9 +189,9 @@ class Remote(Expander):
         for model in self.models:
             model.make_room(model.cells)
             model.copy_steps()
-            while model.ledger.segments:
+            while model.manager.segments:
                 model.prefill()
-                if not model.ledger.segments:
+                if not model.manager.segments:
                     model.copy_steps()  # for those whose prompt has just been computed
         return bool(self._waiting) or None
 

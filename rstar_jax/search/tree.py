@@ -169,12 +169,12 @@ def fresh(nodes: int) -> Tree:
 
 def reset(tree: Tree, rows: jax.Array) -> Tree:
     """Puts a fresh root in the trees of `rows` (bool[G])."""
-    fresh = init(*tree.parent.shape)
+    roots = init(*tree.parent.shape)
 
     def choose(new, old):
         return jnp.where(rows.reshape(-1, *[1] * (old.ndim - 1)), new, old)
 
-    return jax.tree.map(choose, fresh, tree)
+    return jax.tree.map(choose, roots, tree)
 
 
 def uct(value_sum, visits, prior, parent_visits, rules: Rules) -> jax.Array:

@@ -19,16 +19,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import orbax.checkpoint as ocp
 from jax.sharding import Mesh
 
-from rstar_jax import models
+from rstar_jax import atomic, models, parallel
 from rstar_jax.errors import UserError
 from rstar_jax.models import decoder as decoders
 from rstar_jax.models import heads, sharding
 
-AXES = ('data', 'fsdp', 'tensor')
 KEPT = 1  # states on disk; a new one is whole before the old one goes
 
 
@@ -115,7 +113,7 @@ def _restore(like: Any) -> ocp.args.PyTreeRestore:
 
 def one_device() -> Mesh:
     """The mesh of the first device alone."""
-    return Mesh(np.array(jax.local_devices()[:1]).reshape(1, 1, 1), AXES)
+    return parallel.global_mesh(devices=jax.local_devices()[:1])
 
 
 def abstract(state: Any) -> Any:
@@ -132,18 +130,6 @@ def delete_states(directory: str | os.PathLike) -> None:
             shutil.rmtree(pathlib.Path(directory) / folder, ignore_errors=True)
 
 
-def write_json(path: pathlib.Path, value: Any) -> None:
-    """Writes a JSON file that is there whole or not at all; on the first host only."""
-    if jax.process_index():
-        return
-    temporary = path.with_name(path.name + '.tmp')
-    with open(temporary, 'w', encoding='utf-8') as file:
-        json.dump(value, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-
-
 def save_model(model, directory: str | os.PathLike) -> None:
     """Writes a Policy or a PPM: parameters by orbax, config and tokenizer beside them."""
     directory = pathlib.Path(directory).resolve()
@@ -151,10 +137,9 @@ def save_model(model, directory: str | os.PathLike) -> None:
     marker = directory / 'model.json'
     if jax.process_index() == 0:
         marker.unlink(missing_ok=True)
+        atomic.sync(directory)
     with ocp.Checkpointer(_handler()) as checkpointer:
         checkpointer.save(directory / 'params', ocp.args.PyTreeSave(model.params), force=True)
-    if jax.process_index() == 0:
-        model.tokenizer.save_pretrained(directory / 'tokenizer')
     about = {
         'kind': 'policy',
         'config': model.config.to_dict(),
@@ -162,7 +147,10 @@ def save_model(model, directory: str | os.PathLike) -> None:
     }
     if isinstance(model, models.PPM):
         about |= {'kind': 'ppm', 'squash': model.squash}
-    write_json(marker, about)
+    if jax.process_index() == 0:
+        model.tokenizer.save_pretrained(directory / 'tokenizer')
+        atomic.sync_all(directory / 'tokenizer')
+        atomic.write_text(marker, json.dumps(about, indent=1))
 
 
 def load_policy(directory: str | os.PathLike, dtype: str = 'float32', mesh=None) -> models.Policy:

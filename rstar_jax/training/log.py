@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from absl import logging
 
-from rstar_jax import parallel
+from rstar_jax import atomic, parallel
 from rstar_jax.training import flops
 from rstar_jax.training.dtypes import compute_dtype
 from rstar_jax.training.step import Compiled
@@ -158,7 +158,4 @@ class Log:
     def _write(self) -> None:
         """Writes metrics.jsonl anew, atomically."""
         if parallel.is_first():
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            temporary = self.path.with_suffix('.tmp')
-            temporary.write_text(''.join(json.dumps(line) + '\n' for line in self.lines), 'utf-8')
-            temporary.replace(self.path)
+            atomic.write_text(self.path, ''.join(json.dumps(line) + '\n' for line in self.lines))

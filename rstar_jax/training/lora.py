@@ -12,7 +12,6 @@ table's `weight` and, for the rate of what stands there, its `rms`; the trained 
 `value_head`. `joined` makes one tree of the two, which is what the losses take.
 """
 
-import json
 import pathlib
 import re
 from collections.abc import Sequence
@@ -24,6 +23,7 @@ import numpy as np
 import scipy.linalg
 from flax import nnx
 
+from rstar_jax import atomic
 from rstar_jax.models import checkpoint, weights
 from rstar_jax.models import decoder as decoders
 
@@ -221,5 +221,5 @@ def save(model, trained: Params, rank: int, rows: Sequence[int], directory: path
     if head:
         checkpoint.write_value_head(head, directory)
     model.tokenizer.save_pretrained(directory)
-    text = json.dumps(about, indent=2) + '\n'
-    (directory / 'adapter_config.json').write_text(text, encoding='utf-8')
+    atomic.sync_all(directory)
+    atomic.write_json(directory / 'adapter_config.json', about, indent=2)

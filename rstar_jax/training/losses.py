@@ -30,10 +30,9 @@ CHUNK_TOKENS = 256  # tokens whose logits [tokens, V] are in a device's memory a
 
 # What the released code trains on, by how the value is squashed in use: it squashes by
 # tanh(r / 5) in use only, the paper by tanh in both.
-TRAINED_ON = {'tanh': 'tanh', 'tanh5': 'none', 'none': 'none'}
-# sigmoid(LOGIT * r) is (1 + tanh(r)) / 2, (1 + tanh(r / 5)) / 2; a value that is not squashed is
-# the logit itself.
-LOGIT = {'tanh': 2.0, 'tanh5': 0.4, 'none': 1.0}
+TRAINED_ON = {'tanh': 'tanh', 'tanh5': 'none'}
+# sigmoid(LOGIT * r) is (1 + tanh(r)) / 2, (1 + tanh(r / 5)) / 2.
+LOGIT = {'tanh': 2.0, 'tanh5': 0.4}
 
 
 def hidden_states(config, params, batch, settings) -> jax.Array:

@@ -21,12 +21,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from rstar_jax import models, parallel, steps, training
+from rstar_jax import models, parallel, steps
 from rstar_jax.models import heads, sharding, weights
 from rstar_jax.parallel import collectives
 from rstar_jax.parallel.memory import GIB
 from rstar_jax.training import (
     attention,
+    defaults,
     examples,
     kernels,
     layers,
@@ -171,7 +172,7 @@ class Training:
         example = packing.Example((nothing,), (0,), pairs=pair)
         fields = examples.SFT_FIELDS
         if self.loss != 'sft':
-            fields = FIELDS[training.LOSSES[self.loss][0]]
+            fields = FIELDS[defaults.LOSSES[self.loss][0]]
         empty = packing.Micro(rows, length, [[]])
         return packing.fill(empty, [(example, packing.layout([nothing], [0]))], fields)
 

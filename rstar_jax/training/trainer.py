@@ -162,7 +162,9 @@ def train(
             kept = stack.enter_context(checkpoints.States(directory, 'best'))
             best = _Best(kept, name, directory)
         work = flops.work(config, loss, settings.lora)
-        run = _Run(compiled, encoded, steps, settings, directory, progress, measure, best, work)
+        sizes = [len(chosen) for _, chosen in steps]
+        log = Log(directory, sizes, compiled, settings, work, progress)
+        run = _Run(compiled, encoded, steps, settings, log, measure, best)
         state, found = compiled.init(params, release), states.newest()
         parallel.give_memory_back()  # what loading has left
         if found is None:
@@ -181,7 +183,7 @@ def train(
         after, more = run.measured, {}
         if best is not None:
             more['best_step'], trained, after = best.choose(len(steps), trained, after)
-    metrics = run.log.summary() | about['metrics'] | _named(after, 'after') | more
+    metrics = log.summary() | about['metrics'] | _named(after, 'after') | more
     low_rank = layers.unstack(trained) if settings.lora else None
     return compiled.whole(trained), low_rank, metrics
 
@@ -262,27 +264,21 @@ def fingerprint(params, encoded: Encoded, indices: Sequence[int], loss: str, set
 
 
 class _Run:
-    """The loop over steps.
-
-    Attributes:
-      log: what is told.
-      measured: what was found after the last step.
-    """
+    """The loop over steps; `measured` is what was found after the last one."""
 
     def __init__(
-        self, compiled, encoded, steps, settings, directory, progress, measure, best, work
+        self, compiled: Compiled, encoded: Encoded, steps, settings, log: Log, measure, best
     ):
-        self._compiled, self._encoded, self._all = compiled, encoded, steps
-        self._settings, self._evaluate, self._best = settings, measure, best
-        sizes = [len(indices) for _, indices in steps]
-        self.log = Log(directory, sizes, compiled, settings, work, progress)
+        """steps: as of `order`. measure: as of `train`. best: a _Best, or None: not kept."""
+        self._compiled, self._encoded, self._steps = compiled, encoded, steps
+        self._settings, self._log, self._measure, self._best = settings, log, measure, best
         self.measured: dict[str, Any] = {}
         self._saved = time.monotonic()
 
     def prepare(self, state, start: int) -> None:
         """Compiles what the first steps need, and tells the memory that they will take."""
         calls = {}
-        for number in range(start, min(start + LOOKED, len(self._all))):
+        for number in range(start, min(start + LOOKED, len(self._steps))):
             batches = self._micros(number).batches
             name = 'step' if len(batches) == 1 else 'accumulate'
             calls |= {(name, batch['tokens'].shape): (name, batch) for batch in batches}
@@ -304,52 +300,52 @@ class _Run:
         """Takes the steps from `start` on; returns the last state."""
         done = start
         try:
-            self.log.resume(start)
-            self._measure(start, state['params'])  # where it was stopped before that
+            self._log.resume(start)
+            self._measure_if_due(start, state['params'])  # where it was stopped before that
             upcoming = self._micros(start)
-            for number in range(start, len(self._all)):
+            for number in range(start, len(self._steps)):
                 micros = upcoming
                 state, sums, norm = self._step(state, number, micros)
                 upcoming = self._micros(number + 1)  # while the device is still busy
                 self._finish(number, micros, sums, norm)
                 done = number + 1
-                self._measure(done, state['params'])
-                if done < len(self._all) and self._due():
+                self._measure_if_due(done, state['params'])
+                if done < len(self._steps) and self._due():
                     states.save(done, state, about)
                     self._saved = time.monotonic()
                 _stop_if_asked()
         except interrupts.Stopped as stopped:
             states.save(done, state, about)
-            where = f' at step {done} of {len(self._all)}: state saved'
+            where = f' at step {done} of {len(self._steps)}: state saved'
             raise interrupts.Stopped(stopped.number, where) from None
         return state
 
-    def _measure(self, step: int, params) -> None:
+    def _measure_if_due(self, step: int, params) -> None:
         """Measures where that is due after `step` steps, and adds it to the step's line."""
-        every, last = self._settings.measure_every, step == len(self._all)
-        due = every and step and step % every == 0 and 'held_out_loss' not in self.log.lines[-1]
-        if self._evaluate is None or not (due or last):
+        every, last = self._settings.measure_every, step == len(self._steps)
+        due = every and step and step % every == 0 and 'held_out_loss' not in self._log.lines[-1]
+        if self._measure is None or not (due or last):
             return
-        with self.log.aside():
-            found = self._evaluate(self._compiled, params)
-        self.log.amend(found)
+        with self._log.aside():
+            found = self._measure(self._compiled, params)
+        self._log.amend(found)
         if last:
             self.measured = found
         elif self._best is not None:
             self._best.offer(step, params, found)
 
     def _micros(self, number: int) -> Micros | None:
-        if number >= len(self._all):
+        if number >= len(self._steps):
             return None
-        return Micros(self._encoded, self._all[number][1], self._settings, self._compiled.mesh)
+        return Micros(self._encoded, self._steps[number][1], self._settings, self._compiled.mesh)
 
     def _step(self, state, number: int, micros: Micros):
         """Starts one step on the device -> (state, metric sums, gradient norm)."""
         compiled, params = self._compiled, state['params']
         scale = 1 / max(micros.weight, 1e-9)
         if len(micros.batches) == 1:
-            self.log.count(micros.tokens[0], micros.targets[0])
-            self.log.tell(number)
+            self._log.count(micros.tokens[0], micros.targets[0])
+            self._log.tell(number)
             return compiled.step(state, micros.batches[0], scale, (number, 0))
         grads, sums, last = compiled.zeros(params), {}, None
         scale = compiled.scale_of(state, scale)
@@ -359,8 +355,8 @@ class _Run:
             # One micro batch waits in the device's queue while another is computed, no more.
             jax.block_until_ready(last)
             last = new
-            self.log.count(micros.tokens[i], micros.targets[i])
-            self.log.tell(number, i / len(micros.batches))
+            self._log.count(micros.tokens[i], micros.targets[i])
+            self._log.tell(number, i / len(micros.batches))
         state, norm = compiled.update(state, grads)
         return state, sums, norm
 
@@ -372,21 +368,21 @@ class _Run:
         for name in ('loss', 'grad_norm'):
             if not math.isfinite(found.get(name, 0.0)):
                 raise UserError(
-                    f'step {number + 1} of {len(self._all)}: {name} is {found[name]}; lower '
+                    f'step {number + 1} of {len(self._steps)}: {name} is {found[name]}; lower '
                     f'learning_rate (now {self._settings.learning_rate:g}), and look for the cause '
-                    f'in {self.log.path}'
+                    f'in {self._log.path}'
                 )
-        line = {'step': number + 1, 'epoch': self._all[number][0]}
+        line = {'step': number + 1, 'epoch': self._steps[number][0]}
         line |= {'learning_rate': self._compiled.learning_rate(number)} | found
         line |= {'tokens': sum(micros.tokens), 'micro_batches': len(micros.batches)}
-        self.log.add(line, micros.alone, micros.places)
+        self._log.add(line, micros.alone, micros.places)
 
     def _norm(self, norm: float) -> dict[str, float | bool]:
         """What the log says of the gradients' norm: where the loss is scaled, a step without a
         finite one was left out."""
         if math.isfinite(norm) or not self._compiled.scales:
             return {'grad_norm': norm}
-        latest = [line.get('left_out') for line in self.log.lines[-MOST_LEFT_OUT:]]
+        latest = [line.get('left_out') for line in self._log.lines[-MOST_LEFT_OUT:]]
         if latest.count(True) == MOST_LEFT_OUT:
             raise UserError(
                 f'training: the gradients of {MOST_LEFT_OUT} steps in a row are not finite in '

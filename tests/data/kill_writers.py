@@ -16,7 +16,7 @@ import traceback
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
 
-from rstar_jax import data
+from rstar_jax import atomic, data
 from rstar_jax.data import files
 from tests.data import samples
 
@@ -39,7 +39,7 @@ def read(directory, at_least):
     for record in records:
         index, tree = record.key
         assert samples.same(record, samples.grown(index * 2 + tree, index, tree, size=8))
-    assert not list(pathlib.Path(directory).glob(f'{files.TEMPORARY}*'))
+    assert not list(pathlib.Path(directory).glob(f'{atomic.TEMPORARY}*'))
     stored = [
         samples.Record.from_bytes(content).key
         for path in pathlib.Path(directory).glob('*.array_record')
@@ -79,7 +79,7 @@ def main(directory, times):
         os.close(read_end)
         stored += told.count(b'a')
         merging += told.count(b'm') > told.count(b'e')
-        leftovers += len(list(pathlib.Path(directory).glob(f'{files.TEMPORARY}*')))
+        leftovers += len(list(pathlib.Path(directory).glob(f'{atomic.TEMPORARY}*')))
         reader = forked(read, directory, stored)
         assert os.waitpid(reader, 0)[1] == 0, 'what was read back is not what was stored'
     total = read(directory, stored)

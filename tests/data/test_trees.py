@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from rstar_jax import data
+from rstar_jax import atomic, data
 from rstar_jax.data import files
 from rstar_jax.errors import UserError
 from tests.data import samples
@@ -66,7 +66,7 @@ def test_crash_between_shard_and_removal_of_its_parts(tmp_path):
         store.merge()
     for name, content in saved.items():
         (tmp_path / name).write_bytes(content)
-    (tmp_path / f'{files.TEMPORARY}0-77-tree-0-9-9.array_record.part').write_bytes(b'half')
+    (tmp_path / f'{atomic.TEMPORARY}0-77-tree-0-9-9.array_record.part').write_bytes(b'half')
     (tmp_path / 'shard-0-000009.keys').write_text('[[1, 1]]')
     check(tmp_path, expected)
     assert names(tmp_path) == ['shard-0-000000.array_record', 'shard-0-000000.keys']
@@ -173,7 +173,7 @@ def test_second_process_may_not_write_and_removes_nothing(tmp_path):
     process.start()
     try:
         assert ready.wait(60)
-        making = tmp_path / f'{files.TEMPORARY}0-1-tree-0-5-0.array_record.part'
+        making = tmp_path / f'{atomic.TEMPORARY}0-1-tree-0-5-0.array_record.part'
         making.write_bytes(b'')
         store = data.TreeStore(tmp_path)
         assert store.keys() == {(0, 0)} and making.exists()
@@ -211,7 +211,7 @@ def test_a_reader_leaves_everything_as_it_is(tmp_path):
         for record in expected.values():
             writer.append(record)
     next(tmp_path.glob('*.keys')).unlink()
-    (tmp_path / f'{files.TEMPORARY}0-77-tree.part').write_bytes(b'half')
+    (tmp_path / f'{atomic.TEMPORARY}0-77-tree.part').write_bytes(b'half')
     before = sorted(path.name for path in tmp_path.iterdir())
     with data.TreeStore(tmp_path, writer=None) as reader:
         assert [record.key for record in reader] == sorted(expected)

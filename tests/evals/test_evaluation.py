@@ -305,7 +305,7 @@ def test_trees_that_are_not_wanted_any_more_are_left_out(tmp_path, stored, limit
         number = int(question.split()[-1])
         return [f'<answer>\\boxed{{{number}}}.<end_of_answer>'] * n
 
-    class Counting(search.scripted):
+    class Counting(search.Scripted):
         def collect(self, running):
             steps = super().collect(running)
             return [dataclasses.replace(step, sampled=3) for step in steps]

@@ -19,7 +19,6 @@ def inputs(length=256, heads=4, kv_heads=2, dim=24):
 CASES = {
     'causal': {},
     'lengths': {'lengths': jnp.array([256, 100])},
-    'segments': {'segment_ids': jnp.repeat(jnp.array([[1, 1, 2, 3], [1, 2, 2, 2]]), 64, axis=1)},
 }
 
 
@@ -39,7 +38,7 @@ def test_splash(case, window):
 def test_arguments_of_the_gpu_kernel(case, window):
     """The same call with its XLA implementation, which runs here."""
     q, k, v = inputs()
-    given = {'segment_ids': None, 'lengths': None} | CASES[case]
+    given = {'lengths': None} | CASES[case]
     ours = kernels._cudnn(q, k, v, **given, window=window, implementation='xla')
     expected, _ = attention.full(**CASES[case])(q, k, v, window=window)
     for row, length in enumerate(CASES[case].get('lengths', [256, 256])):

@@ -6,8 +6,9 @@ import jax
 import numpy as np
 import pytest
 
-from rstar_jax import models, parallel, planning, search
+from rstar_jax import models, parallel, search
 from rstar_jax.parallel import collectives
+from rstar_jax.search import planning as searches
 
 SHAPE = models.Config(
     family='qwen2',
@@ -54,9 +55,9 @@ def test_no_collective_of_the_decode_loop_leaves_its_group(tensor):
         tensor=tensor,
     )
     mesh = parallel.local_mesh(tensor, jax.devices())
-    state = planning._State(settings, mesh, SHAPE)
-    assert state.choose(2**33)
-    text = state._decode(state.chosen.trees, state.chosen.slots).compile().as_text()
+    group = searches.Group(settings, mesh, SHAPE)
+    assert group.choose(2**33)
+    text = group._decode(group.chosen.trees, group.chosen.slots).compile().as_text()
     assert ' while(' in text
     found = [line for line in text.splitlines() if COLLECTIVE.search(line)]
     assert bool(found) == (tensor > 1)

@@ -129,7 +129,7 @@ def test_training_and_saving(folder, mesh, sizes, watched, tmp_path):
     shape = dict(micro_batch=1, batch_size=8, held_out=0.3, epochs=2, checkpoint_minutes=0)
     with watched(most):
         policy = sources.load_policy(folder / 'hf', 'float32', mesh)
-        config = training_program.settings(training.default_sft(), form=0.0, **shape)
+        config = training_program.settings('sft', form=0.0, **shape)
         data = [*training_program.examples(random), *training_program.examples(random)]
         policy, _ = training.sft(policy, data, config, tmp_path / 'policy', mesh=mesh, release=True)
     with watched(largest + BATCHES):
@@ -137,7 +137,7 @@ def test_training_and_saving(folder, mesh, sizes, watched, tmp_path):
     del policy
     with watched(most):
         policy = sources.load_policy(tmp_path / 'policy', 'float32', mesh)
-        config = training_program.settings(training.default_ppm(), **shape)
+        config = training_program.settings('ppm', **shape)
         ppm, _ = training.ppm(
             policy, training_program.pairs(random), config, tmp_path / 'ppm', mesh=mesh,
             release=True,

@@ -28,10 +28,9 @@ def pairs(rng):
         yield {'prompt': prompt, **sides, 'pos_count': 1, 'neg_count': 1}
 
 
-def settings(default, **changes):
+def settings(kind, **changes):
     shape = dict(epochs=2, batch_size=4, length=192, learning_rate=1e-3, held_out=0.3)
-    default.update({'dtype': 'float32'} | shape | changes)
-    return default
+    return training.settings(kind, {'dtype': 'float32'} | shape | changes)
 
 
 def check(params, mesh) -> None:
@@ -48,14 +47,14 @@ def main(folder: pathlib.Path, out: pathlib.Path) -> None:
         rng = np.random.default_rng(0)
         policy = sources.load_policy(folder / name, 'float32', mesh)
         check(policy.params, mesh)
-        sft = settings(training.default_sft(), form=0.0)
+        sft = settings('sft', form=0.0)
         policy, _ = training.sft(policy, examples(rng), sft, out / name, mesh=mesh, release=True)
         check(policy.params, mesh)
         del policy
     # From here on it is the same, whatever it began with.
     policy = sources.load_policy(out / 'hf', 'float32', mesh)
     check(policy.params, mesh)
-    ppm_settings = settings(training.default_ppm(), batch_size=2)
+    ppm_settings = settings('ppm', batch_size=2)
     ppm, _ = training.ppm(policy, pairs(rng), ppm_settings, out / 'ppm', mesh=mesh, release=True)
     check(ppm.params, mesh)
     policy = checkpoints.load_policy(out / 'hf', mesh=mesh)

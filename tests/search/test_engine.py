@@ -12,7 +12,7 @@ from rstar_jax import models, parallel, search
 from rstar_jax.models import tiny
 from rstar_jax.search import begin, totals
 from rstar_jax.search.engine import Engine, copies, devices, local, memory, sizes, state
-from rstar_jax.search.engine.ledger import Ledger
+from rstar_jax.search.engine.kv_cache import CacheManager
 from tests.search import favoured
 from tests.search.naive import Naive
 
@@ -228,7 +228,7 @@ def test_trees_of_one_problem_compute_its_prompt_once(policy, ppm, workers, monk
         return [sum(r.counters[name] for r in records.values()) for name in names], sum(prompts)
 
     once, prompts = computed(grow(policy, ppm, workers, PROBLEMS[:2], config, trees=4))
-    monkeypatch.setattr(Ledger, '_has', lambda *_: False)
+    monkeypatch.setattr(CacheManager, '_has', lambda *_: False)
     each, _ = computed(grow(policy, ppm, workers, PROBLEMS[:2], config, trees=4))
     for less, more in zip(once, each, strict=True):
         assert more - less > 0.6 * prompts  # six of eight, and of them all but the last token

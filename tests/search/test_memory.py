@@ -122,7 +122,7 @@ def test_paths_that_grow_take_no_room_for_two_of_each(mesh, monkeypatch):
     chosen = dataclasses.replace(plan(mesh, 2**32, monkeypatch), trees=8, kept=0)
     policy.prepare(chosen, collections.Counter())
     policy.reserve(300)
-    policy.ledger.compute(3, 0, [5, 6, 7])
+    policy.manager.compute(3, 0, [5, 6, 7])
     policy.prefill()
     keys = np.asarray(policy.path.kv[1][0][3, :, :3])
     before, live, grow = held(), [], programs.GROW

@@ -95,7 +95,7 @@ def test_random_searches_equal_the_reference(settings, workers):
     scored = settings.pop('scored', False)
     config = search.Config(**{'candidates': 4, **settings})
     score = random_score if scored else None
-    expander = search.scripted(random_texts, score, trees=64)
+    expander = search.Scripted(random_texts, score, trees=64)
     records = list(search.run(_problems(200), expander=expander, config=config, workers=workers))
     assert sorted(r.key for r in records) == [(i, 0) for i in range(200)]
 
@@ -133,7 +133,7 @@ def _grow(workers, script, score=None, truth='1', **settings):
         for i, question in enumerate(('wrong', 'q', 'stuck'))
     ]
     records = search.run(
-        problems, expander=search.scripted(texts, score), config=config, workers=workers
+        problems, expander=search.Scripted(texts, score), config=config, workers=workers
     )
     return {r.problem['question']: r for r in records}['q']
 
@@ -305,7 +305,7 @@ def test_a_policy_that_writes_no_mark_is_found_out_after_the_first_trees(workers
         return ['', 'The answer is', 'x = (', 'y'][:n]
 
     config = search.Config(rollouts=2, candidates=4)
-    expander = search.scripted(texts, trees=4)
+    expander = search.Scripted(texts, trees=4)
     records = search.run(_problems(100), expander=expander, config=config, workers=workers)
     message = (
         "^search: of the first 32 candidates none ends in a mark .*; the first is ''.*few_shot"
@@ -316,7 +316,7 @@ def test_a_policy_that_writes_no_mark_is_found_out_after_the_first_trees(workers
 
     # One mark is enough, and so is a tree that grows without any.
     for good in ('x = 1\n<end_of_step>', 'x = 1', 'It is \\boxed{7}'):
-        expander = search.scripted(lambda q, p, n, good=good: [good if q == 'q1' else ''] * n)
+        expander = search.Scripted(lambda q, p, n, good=good: [good if q == 'q1' else ''] * n)
         records = search.run(_problems(30), expander=expander, config=config, workers=workers)
         assert len(list(records)) == 30
 
@@ -336,7 +336,7 @@ def test_a_problem_is_done_when_its_answers_agree(workers):
         config = search.Config(
             rollouts=1, candidates=1, max_depth=2, use_ground_truth=False, agree=agree
         )
-        expander = search.scripted(texts, trees=8 if agree else 1)
+        expander = search.Scripted(texts, trees=8 if agree else 1)
         records = search.run(
             _problems(2), expander=expander, config=config, workers=workers, trees=5
         )
@@ -356,7 +356,7 @@ def test_a_tree_ends_when_its_answers_agree(workers):
     sizes = []
     for agree in (0, 2):
         config = search.Config(agree=agree, **settings)
-        expander = search.scripted(texts)
+        expander = search.Scripted(texts)
         (record,) = search.run(_problems(1), expander=expander, config=config, workers=workers)
         sizes.append(len(record.texts))
     assert sizes == [11, 5]  # two of each expansion; the second one brings the second answer

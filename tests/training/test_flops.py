@@ -17,8 +17,8 @@ TOKENS = 128  # one full row, one chunk of logits: no padding, and loops of one 
 
 def batch_of(loss):
     """A micro batch of one row without padding, as the trainer makes it -> (Micros, settings)."""
-    settings = training.default_ppm() if loss == 'pairwise' else training.default_sft()
-    settings.update(length=TOKENS, micro_batch=1, seed=0)
+    changes = {'length': TOKENS, 'micro_batch': 1, 'seed': 0}
+    settings = training.settings('ppm' if loss == 'pairwise' else 'sft', changes)
     tokens = np.random.default_rng(0).integers(1, 256, TOKENS).astype(np.int32)
     if loss == 'sft':
         encoded = Encoded(SFT_FIELDS, TOKENS)

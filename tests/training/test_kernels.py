@@ -143,8 +143,7 @@ def test_products_of_the_kernel_are_those_that_are_planned(monkeypatch):
     made = products(jax.make_jaxpr(jax.grad(read, (0, 1, 2)))(*shapes).jaxpr)
     assert made == {'fwd': 2, 'dq': 3, 'dkv': 4}
     monkeypatch.setattr(kernels, 'chosen', lambda choice, *_: choice)
-    settings, computed = training.default_sft(), {}
-    settings.dtype = 'bfloat16'
+    settings, computed = training.settings('sft', {'dtype': 'bfloat16'}), {}
     for settings.attention in ('splash', 'loop'):
         computed[settings.attention] = planning.products(CONFIG, settings, 'sft', 2, 1024)[1]
     one = 2 * 2 * planning._pairs(CONFIG, 1024)[1] * CONFIG.num_heads * CONFIG.head_dim
@@ -198,8 +197,7 @@ def test_where_a_kernel_is_chosen(monkeypatch, changed, name):
 
 def test_what_computes_the_attention_is_told(monkeypatch):
     monkeypatch.setattr(parallel, 'platform', lambda: 'tpu')
-    settings = training.default_sft()
-    settings.dtype = 'bfloat16'
+    settings = training.settings('sft', {'dtype': 'bfloat16'})
     compiled = step.Compiled(CONFIG, settings, 'sft', checkpoints.one_device(), 1)
     assert compiled.attention([256, 256, 512]) == 'splash'
     assert (

@@ -85,11 +85,10 @@ def encoded_for(loss, tokenizer, length=128):
 
 
 def settings(loss='sft', **changes):
-    config = training.default_sft() if loss == 'sft' else training.default_ppm()
     shape = {'batch_size': 4, 'length': 128, 'learning_rate': 1e-2, 'lora': RANK, 'held_out': 0.0}
     shape['dtype'] = 'float32'
-    config.update(shape | ({'form': 0.0} if loss == 'sft' else {'dropout': 0.0}) | changes)
-    return config
+    kind, own = ('sft', {'form': 0.0}) if loss == 'sft' else ('ppm', {'dropout': 0.0})
+    return training.settings(kind, shape | own | changes)
 
 
 def close(a, b, tolerance=1e-5):

@@ -40,10 +40,8 @@ def test_steps_that_are_not_finite_are_left_out_and_halve_the_factor(monkeypatch
 
 
 def settings(dtype, **changes):
-    config = training.default_sft()
     shape = dict(dtype=dtype, length=128, batch_size=2, learning_rate=1e-3)
-    config.update(shape | changes)
-    return config
+    return training.settings('sft', shape | changes)
 
 
 def encoded():

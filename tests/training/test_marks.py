@@ -61,10 +61,8 @@ def solutions(count):
 
 
 def settings(**changes):
-    config = training.default_sft()
     shape = {'dtype': 'float32', 'batch_size': 4, 'length': 256, 'held_out': 0.1}
-    config.update(shape | changes)
-    return config
+    return training.settings('sft', shape | changes)
 
 
 def predicted(policy, example):

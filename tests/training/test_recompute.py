@@ -53,8 +53,7 @@ def test_recomputed_layers_take_little_memory(optimiser, monkeypatch):
 
 
 def test_a_training_takes_half_of_what_its_device_has_left():
-    mesh, settings = checkpoints.one_device(), training.default_sft()
-    settings.dtype = 'float32'
+    mesh, settings = checkpoints.one_device(), training.settings('sft', {'dtype': 'float32'})
     params = decoders.init_params(SHAPE, jax.random.key(0))
     held = 4 * sum(x.nbytes for x in jax.tree.leaves(params))  # moments and gradients too
     need = recompute.kept_bytes(SHAPE, ROWS, LENGTH, 4)

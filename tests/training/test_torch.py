@@ -81,11 +81,10 @@ def test_twenty_steps_of_sft_are_those_of_torch(network, tmp_path):
     """The losses to 1e-5; each tensor to 1e-4 of the way that it went (norm by norm)."""
     theirs, policy = network
     data = list(sums(40))
-    config = training.default_sft()
-    config.update(
+    config = training.settings('sft', dict(
         epochs=EPOCHS, batch_size=BATCH, length=160, micro_batch=1, learning_rate=RATE,
         weight_decay=DECAY, grad_clip=CLIP, dtype='float32', marks='text', held_out=0.0, form=0.0,
-    )  # fmt: skip
+    ))  # fmt: skip
     trained, metrics = training.sft(policy, data, config, tmp_path / 'ours')
     log = [json.loads(line) for line in (tmp_path / 'ours' / 'metrics.jsonl').open()]
     assert metrics['steps'] == len(log) == 20 and metrics['dropped'] == 0
@@ -123,8 +122,8 @@ def test_loss_and_gradients_of_packed_pairs_are_those_of_torch(network, tmp_path
         for i in range(3)
         for j in range(2)
     ]
-    config = training.default_ppm()
-    config.update(length=128, micro_batch=1, dtype='float32', dropout=0.0, squash=squash)
+    changes = dict(length=128, micro_batch=1, dtype='float32', dropout=0.0, squash=squash)
+    config = training.settings('ppm', changes)
     encoded = examples.pairs(data, policy.tokenizer, config.length)
     mesh = checkpoints.one_device()
     compiled = trainer.Compiled(policy.config, config, 'pairwise', mesh, 2)

@@ -15,7 +15,7 @@ import pytest
 from rstar_jax import interrupts, models, parallel, steps, training
 from rstar_jax.errors import UserError
 from rstar_jax.parallel import global_mesh
-from rstar_jax.training import checkpoints, examples, layers, trainer
+from rstar_jax.training import checkpoints, examples, fit, layers, trainer
 from tests.training.words import (
     close,
     log_of,
@@ -416,7 +416,7 @@ def test_what_does_not_fit_is_refused_before_the_first_step(policy, tmp_path, mo
 
 
 def test_ppm_learns_a_planted_preference(policy, tmp_path, monkeypatch):
-    monkeypatch.setattr(training, 'PPM_HELD_OUT', 10)
+    monkeypatch.setattr(fit, 'PPM_HELD_OUT', 10)
     settings = ppm_settings(epochs=4, learning_rate=1e-2, held_out=0.5)
     trajectories = trajectory_examples()
     ppm, metrics = training.ppm(
@@ -462,6 +462,8 @@ def test_what_does_not_fit_is_dropped_and_counted(policy, tmp_path):
         training.sft(policy, sft_examples(2), sft_settings(schedule='step'), tmp_path)
     with pytest.raises(UserError, match="^loss='dpo': expected one of pairwise, orm, pqm, prm$"):
         training.ppm(policy, [], ppm_settings(loss='dpo'), tmp_path)
+    with pytest.raises(UserError, match="^squash='none': expected one of tanh, tanh5$"):
+        training.ppm(policy, [], ppm_settings(squash='none'), tmp_path)
 
 
 @pytest.mark.parametrize(

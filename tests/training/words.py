@@ -81,17 +81,13 @@ def trajectory_examples():
 
 
 def sft_settings(**changes):
-    config = training.default_sft()
     shape = dict(epochs=2, batch_size=4, length=128, learning_rate=1e-2, held_out=0.0, form=0.0)
-    config.update({'dtype': 'float32'} | shape | changes)
-    return config
+    return training.settings('sft', {'dtype': 'float32'} | shape | changes)
 
 
 def ppm_settings(**changes):
-    config = training.default_ppm()
     shape = dict(epochs=3, batch_size=16, length=96, learning_rate=3e-3)
-    config.update({'dtype': 'float32'} | shape | changes)
-    return config
+    return training.settings('ppm', {'dtype': 'float32'} | shape | changes)
 
 
 def same(a, b):

@@ -241,12 +241,13 @@ def _run_token(
             path_mask = path_mask & (at > reach)
             path_mask = jnp.repeat(path_mask, group, axis=1)
         present = before > 0 if mixed else None
-        near = two_part.prefix_bias(shared, group, position[:, None], window, present)
-        return two_part.bias(path_mask[:, None]), two_part.bias(step_mask[:, None, None]), near
+        to_prefix = two_part.prefix_bias(shared, group, position[:, None], window, present)
+        to_path = two_part.bias(path_mask[:, None])
+        return to_path, two_part.bias(step_mask[:, None, None]), to_prefix
 
     def attend(q, k, v, cache, window=None):
-        first, (path_k, path_v), (step_k, step_v) = cache
-        path_bias, step_bias, first_bias = biases(window)
+        prefix_kv, (path_k, path_v), (step_k, step_v) = cache
+        path_bias, step_bias, prefix_bias = biases(window)
         dims = slice(q.shape[-1])
         step_k = step_k.at[rows, :, own, dims].set(as_stored(k[:, 0], step_k.dtype))
         step_v = step_v.at[rows, :, own, dims].set(as_stored(v[:, 0], step_v.dtype))
@@ -256,7 +257,8 @@ def _run_token(
             _step_part(queries, step_k, step_v, step_bias, own, near),
         ]
         if shared:
-            parts.append(two_part.attend_shared(queries, *map(decoders.of_bits, first), first_bias))
+            prefix_kv = map(decoders.of_bits, prefix_kv)
+            parts.append(two_part.attend_shared(queries, *prefix_kv, prefix_bias))
         out = two_part.merge(*parts).astype(q.dtype)
         return two_part.by_position(out, 1), (*cache[:2], (step_k, step_v))
 
@@ -302,8 +304,8 @@ def _step_part(queries, step_k, step_v, bias, own, near: int | None) -> two_part
     """
     if near is None or near >= step_k.shape[2]:
         return two_part.attend(queries, decoders.of_bits(step_k), decoders.of_bits(step_v), bias)
-    first = (decoders.of_bits(x[:, :, :near]) for x in (step_k, step_v))
-    part = two_part.attend(queries, *first, bias[..., :near])
+    near_kv = (decoders.of_bits(x[:, :, :near]) for x in (step_k, step_v))
+    part = two_part.attend(queries, *near_kv, bias[..., :near])
     rows = own.shape[0]
     some = -(-rows // 4)
     order = jnp.pad(jnp.argsort(own < near, stable=True), (0, some), constant_values=rows)
@@ -311,8 +313,8 @@ def _step_part(queries, step_k, step_v, bias, own, near: int | None) -> two_part
     def add(i, part):
         at = jax.lax.dynamic_slice(order, (i * some,), (some,))
         read = jnp.minimum(at, rows - 1)
-        far = (decoders.of_bits(x[read, :, near:]) for x in (step_k, step_v))
-        far = two_part.attend(queries[read], *far, bias[read, ..., near:])
+        far_kv = (decoders.of_bits(x[read, :, near:]) for x in (step_k, step_v))
+        far = two_part.attend(queries[read], *far_kv, bias[read, ..., near:])
         joined = two_part.join(two_part.Part(*(x[read] for x in part)), far)
         return two_part.Part(*(x.at[at].set(y, mode='drop') for x, y in zip(part, joined)))
 

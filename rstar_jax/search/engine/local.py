@@ -3,7 +3,7 @@
 The loop says which node of which tree is to be expanded; the engine brings that tree's path up to
 date, opens its cells, decodes in chunks, and hands over steps as they end:
 
-    start, expand  -> the ledgers: what is to be copied and computed; then opened cells
+    start, expand  -> the managers: what is to be copied and computed; then opened cells
     dispatch       -> those and one chunk of decoding, left running on the devices
     collect        -> steps that ended
     scores         -> PPM scores of steps behind the current paths
@@ -208,7 +208,7 @@ class Engine(Expander):
     # --- within a chunk ---
 
     def _open_if_ready(self, row: int) -> None:
-        if row not in self.opening or any(model.ledger.waits(row) for model in self.models):
+        if row not in self.opening or any(model.manager.waits(row) for model in self.models):
             return
         tree, n = self.opening.pop(row), self.config.candidates
         for candidate in range(n):
@@ -227,7 +227,7 @@ class Engine(Expander):
         most = max(1, tokens // sizes.prefill_budget(self.mesh))
         for model in self.models:
             calls = 0
-            while model.ledger.segments and (calls < most or self._wanted() < self.plan.slots):
+            while model.manager.segments and (calls < most or self._wanted() < self.plan.slots):
                 for row in model.prefill():
                     self._open_if_ready(row)
                 calls += 1
@@ -312,7 +312,7 @@ class Engine(Expander):
         """Blocks that the paths take which a chunk may need, on the device with the most."""
         busy = self._busy().reshape(self.rows, -1).any(axis=1)
         counts = [
-            -(-self.policy.ledger.length(row) // BLOCK) if wanted else 0
+            -(-self.policy.manager.length(row) // BLOCK) if wanted else 0
             for row, wanted in enumerate(busy.tolist())
         ]
         most = sizes.most_paths(self.plan.slots)

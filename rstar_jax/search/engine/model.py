@@ -1,7 +1,7 @@
 """One model on this host's devices: its weights, and the paths of all trees in flight.
 
-`Ledger` says what is to be copied and computed, what is here does so. A `Scorer` is the PPM: beside
-its paths it has the cells of the steps that it has scored.
+`CacheManager` says what is to be copied and computed, what is here does so. A `Scorer` is the PPM:
+beside its paths it has the cells of the steps that it has scored.
 """
 
 import collections
@@ -13,7 +13,7 @@ import numpy as np
 from rstar_jax.models import rope, sharding
 from rstar_jax.search.config import Config
 from rstar_jax.search.engine import copies, devices, memory, programs, sizes, state
-from rstar_jax.search.engine.ledger import Batch, Ledger
+from rstar_jax.search.engine.kv_cache import Batch, CacheManager
 from rstar_jax.search.expander import Scores
 from rstar_jax.search.host import HostTree, Node
 from rstar_jax.steps import marks
@@ -24,11 +24,11 @@ class Model:
 
     Attributes:
       config: models.Config, params: on the devices.
-      prefix: keys and values of `begin`, what all prompts of a template begin with.
+      prefix: keys and values of `prefix_tokens`, with which all prompts of a template begin.
       path: state.Path of the rows, with room for `capacity` tokens each.
       needed: tokens of the longest path.
       mixed: whether some row's prompt begins otherwise; then it lies in the path as a whole.
-      ledger: after `prepare`.
+      manager: of where keys and values lie, after `prepare`.
     """
 
     def __init__(self, name: str, mesh, settings: Config, config, params, cell_tokens: int):
@@ -49,7 +49,7 @@ class Model:
         self.cell_tokens = cell_tokens
         self.capacity = self.needed = 0
         self.path: Any = None
-        self.prefix, self.begin = self.empty(1, 0), []
+        self.prefix, self.prefix_tokens = self.empty(1, 0), []
 
     @property
     def decoder_params(self) -> Any:
@@ -67,11 +67,10 @@ class Model:
     def prepare(self, plan: memory.Plan, counters: collections.Counter) -> None:
         """Makes room for the trees of a plan."""
         self.width, self.counters = plan.trees, counters
-        count = self.mesh.shape['data']
-        candidates = self.settings.candidates
+        count, candidates = self.mesh.shape['data'], self.settings.candidates
         # With one size, a token's rounding must not depend on whether it is computed alone.
         prompts = not self.settings.one_size
-        self.ledger = Ledger(count, plan.trees, candidates, plan.kept, self.in_cell, prompts)
+        self.manager = CacheManager(count, plan.trees, candidates, plan.kept, self.in_cell, prompts)
         self.kept = self.empty(plan.trees, memory.kept_room(plan.kept))
         self._shared = np.zeros(count * plan.trees, np.int32)
 
@@ -85,24 +84,24 @@ class Model:
     def share(self, tokens: list[int]) -> None:
         """Computes what all prompts begin with; before any tree."""
         self.reserve(len(tokens))
-        for device in range(self.ledger.devices):
-            self.ledger.compute(device * self.width, 0, tokens)
-        while self.ledger.segments:
+        for device in range(self.manager.devices):
+            self.manager.compute(device * self.width, 0, tokens)
+        while self.manager.segments:
             self.prefill()
         cut = programs.FIRST_PATH.on(self.mesh, positions=len(tokens))
-        self.prefix, self.begin = cut(self.path), tokens
+        self.prefix, self.prefix_tokens = cut(self.path), tokens
         self._shared[:] = len(tokens)
         self.path, self.capacity = None, 0
 
     @property
     def mixed(self) -> bool:
-        return bool((self._shared != len(self.begin)).any())
+        return bool((self._shared != len(self.prefix_tokens)).any())
 
     def start(self, row: int, tree: HostTree) -> None:
         """Begins a tree in a row."""
-        alike = tree.nodes[0].tokens[: len(self.begin)] == self.begin
-        shared = len(self.begin) if alike else 0
-        self.ledger.start(row, shared, len(tree.nodes))
+        alike = tree.nodes[0].tokens[: len(self.prefix_tokens)] == self.prefix_tokens
+        shared = len(self.prefix_tokens) if alike else 0
+        self.manager.start(row, shared, len(tree.nodes))
         if self._shared[row] != shared:
             self._shared[row] = shared
             self._place_shared()
@@ -113,8 +112,8 @@ class Model:
 
     def walk(self, row: int, tree: HostTree) -> None:
         """Has a row's path brought to the cursor of its tree."""
-        tree.computed[self.name] += self.ledger.walk(row, tree.nodes, tree.path)
-        self.needed = max(self.needed, self.ledger.length(row))
+        tree.computed[self.name] += self.manager.walk(row, tree.nodes, tree.path)
+        self.needed = max(self.needed, self.manager.length(row))
 
     @property
     def needs_room(self) -> bool:
@@ -155,29 +154,29 @@ class Model:
         self.path = path.replace(kv=jax.tree.unflatten(shape, arrays))
 
     def copy_steps(self, cells_kv: state.KeysValues, hidden: jax.Array | None) -> None:
-        """Does the copies that the ledger asks for among cells, paths and what is kept."""
-        self.ledger.release()
+        """Does the copies that the manager asks for among cells, paths and what is kept."""
+        self.manager.release()
         copy, append = programs.COPY.on(self.mesh), programs.APPEND.on(self.mesh)
-        for places in self._places(self.ledger.born):
+        for places in self._places(self.manager.born):
             self.kept = copy(self.kept, cells_kv, *places)
-        for places in self._places(self.ledger.left):
+        for places in self._places(self.manager.left):
             self.kept = copy(self.kept, self.path.kv, *places)
-        for rows, sources, counts in self._places(self.ledger.repeated):
+        for rows, sources, counts in self._places(self.manager.repeated):
             repeat = programs.REPEAT.on(self.mesh)
             self.path = self.path.replace(kv=repeat(self.path.kv, rows, sources, counts))
-        for places in self._places(self.ledger.recalled):
+        for places in self._places(self.manager.recalled):
             self.path = self.path.replace(kv=copy(self.path.kv, self.kept, *places))
-        for places in self._places(self.ledger.appends):
+        for places in self._places(self.manager.appends):
             self.path = append(self.path, cells_kv, hidden, *places)
 
     def _places(self, queue: list):
-        for packed in self.ledger.packed(queue):
+        for packed in self.manager.packed(queue):
             yield devices.split(self.mesh, list(packed))
 
     def prefill(self) -> list[int]:
-        """Computes some of what the ledger asks for; returns the rows of which all is computed."""
+        """Computes some of what the manager asks for; returns the rows of which all is computed."""
         lengths = sizes.PREFILL_LENGTHS[-1:] if self.settings.one_size else sizes.PREFILL_LENGTHS
-        batch, done = self.ledger.take(sizes.prefill_budget(self.mesh), lengths)
+        batch, done = self.manager.take(sizes.prefill_budget(self.mesh), lengths)
         self.counters[f'{self.name}_computed'] += int(batch.counts.sum())
         extend = programs.EXTEND.on(self.mesh, config=self.config, mixed=self.mixed)
         rows = devices.split(self.mesh, [batch.trees, batch.tokens, batch.counts, batch.starts])
@@ -209,7 +208,7 @@ class Scorer(Model):
 
         Steps of like length are batched together, and their keys and values kept in their cells.
         """
-        n, count_devices = self.settings.candidates, self.ledger.devices
+        n, count_devices = self.settings.candidates, self.manager.devices
         order = sorted(range(len(requests)), key=lambda i: len(requests[i][1].tokens))
         queues: list[list[int]] = [[] for _ in range(count_devices)]
         for i in order:

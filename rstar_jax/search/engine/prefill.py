@@ -20,14 +20,14 @@ def forward(
       prefix: per layer, keys and values [1,K,P,d] in front of paths; P may be 0.
       path: whose keys and values [G,K,S,d] the rows continue.
       trees: i32[R], each row's tree. Rows without tokens may name any.
-      tokens: i32[R,C].
+      tokens: i32[R,T].
       counts: i32[R], tokens of each row; 0 for none.
       starts: i32[R], how much of its path a row continues.
       mixed: whether some paths have no prefix in front of them.
 
     Returns:
       The hidden state behind each row's last token [R,D], and per layer the rows' own keys and
-      values [R,K,C,d].
+      values [R,K,T,d].
     """
     network = decoders.bind(config, params)
     length = tokens.shape[1]
@@ -51,12 +51,12 @@ def forward(
             own_mask = own_mask & (own[None, None, :] > own[None, :, None] - window)
         own_mask = jnp.repeat(own_mask, group, axis=1)
         present = before[:, 0] > 0 if mixed else None
-        near = two_part.prefix_bias(shared, group, positions, window, present)
-        return two_part.bias(path_mask[:, None]), two_part.bias(own_mask[:, None]), near
+        to_prefix = two_part.prefix_bias(shared, group, positions, window, present)
+        return two_part.bias(path_mask[:, None]), two_part.bias(own_mask[:, None]), to_prefix
 
     def attend(q, k, v, cache, window=None):
-        first, (path_k, path_v) = cache
-        path_bias, own_bias, first_bias = biases(window)
+        prefix_kv, (path_k, path_v) = cache
+        path_bias, own_bias, prefix_bias = biases(window)
         queries = two_part.by_key_head(q, k.shape[2])
         k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)
         path_kv = [decoders.of_bits(x[trees]) for x in (path_k, path_v)]
@@ -65,7 +65,8 @@ def forward(
             two_part.attend(queries, k, v, own_bias),
         ]
         if shared:
-            parts.append(two_part.attend_shared(queries, *map(decoders.of_bits, first), first_bias))
+            prefix_kv = map(decoders.of_bits, prefix_kv)
+            parts.append(two_part.attend_shared(queries, *prefix_kv, prefix_bias))
         out = two_part.merge(*parts).astype(q.dtype)
         own_kv = as_stored(k, path_k.dtype), as_stored(v, path_k.dtype)
         return two_part.by_position(out, length), own_kv
@@ -125,11 +126,18 @@ def score(
 
     Args:
       params: {'decoder', 'value_head'}.
-      cells_kv: per layer, keys and values of the scored steps [C,K,T,d]; those of the rows'
-        steps are written to i32[R] `cells`, as far as they fit.
+      prefix: as for `forward`.
+      path: the trees' paths [G,K,S,d]; a step continues the whole of its own.
+      cells_kv: per layer, keys and values [C,K,M,d] of the steps that were scored.
+      trees: i32[R], each step's tree.
+      cells: i32[R], where in `cells_kv` the first M positions of each step are put.
+      tokens: i32[R,T], the steps. Rows in use come first.
+      counts: i32[R], tokens of each row; 0 for none.
+      squash: a name in `heads.SQUASHES`.
+      mixed: as for `forward`.
 
     Returns:
-      cells_kv, and f32[R] scores in [-1, 1].
+      cells_kv, and f32[R] scores, in [-1, 1] where they are squashed.
     """
     starts = path.length[jnp.minimum(trees, path.length.shape[0] - 1)]
     rows = trees, tokens, counts, starts

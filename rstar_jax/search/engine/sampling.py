@@ -106,18 +106,18 @@ def sample(logits: jax.Array, u: jax.Array, settings: Settings) -> tuple[jax.Arr
 def _filter(weights: jax.Array, settings: Settings) -> jax.Array:
     """Takes their weight from the tokens that may not be drawn; the likeliest has weight 1."""
 
-    def likeliest(weights):
+    def top_k(weights):
         return _cut(weights, jnp.ones_like, settings.top_k.astype(jnp.float32))
 
-    def nucleus(weights):
+    def top_p(weights):
         total = _summed(weights)
         return _cut(weights, lambda weights: weights, settings.top_p * total)
 
     def unchanged(weights):
         return weights
 
-    weights = jax.lax.cond(settings.top_k > 0, likeliest, unchanged, weights)
-    weights = jax.lax.cond(settings.top_p < 1, nucleus, unchanged, weights)
+    weights = jax.lax.cond(settings.top_k > 0, top_k, unchanged, weights)
+    weights = jax.lax.cond(settings.top_p < 1, top_p, unchanged, weights)
     return jnp.where(weights >= settings.min_p, weights, 0.0)
 
 

@@ -1,4 +1,4 @@
-"""The ledger on lists of tokens: whatever the walk, each path holds what its nodes say."""
+"""The KV cache manager on lists of tokens: after any walk a path holds what its nodes say."""
 
 import dataclasses
 import random
@@ -6,7 +6,7 @@ import random
 import numpy as np
 import pytest
 
-from rstar_jax.search.engine.ledger import Ledger
+from rstar_jax.search.engine.kv_cache import CacheManager
 
 DEVICES, WIDTH, CANDIDATES = 2, 3, 4
 NOTHING = -1
@@ -22,10 +22,10 @@ class Node:
 
 
 class Machine:
-    """The devices' memory, a token a position, and what the ledger's queues do to it."""
+    """The devices' memory, a token a position, and what the manager's queues do to it."""
 
-    def __init__(self, ledger, room):
-        self.ledger = ledger
+    def __init__(self, manager, room):
+        self.manager = manager
         self.paths = [[NOTHING] * 400 for _ in range(DEVICES * WIDTH)]
         self.kept = [[NOTHING] * room for _ in range(DEVICES * WIDTH)]
         self.cells = [[] for _ in range(DEVICES * WIDTH * CANDIDATES)]
@@ -34,33 +34,33 @@ class Machine:
     def run(self):
         """All copies, then all that is to be computed, in small pieces; until nothing is left."""
         done = self._turn()
-        while self.ledger.segments or self.ledger._following:
+        while self.manager.segments or self.manager._following:
             done |= self._turn()
         return done
 
     def _turn(self):
-        ledger = self.ledger
-        ledger.release()
-        self.copied += len(ledger.repeated)
+        manager = self.manager
+        manager.release()
+        self.copied += len(manager.repeated)
         for queue, source, target in (
-            (ledger.born, self.cells, self.kept),
-            (ledger.left, self.paths, self.kept),
-            (ledger.repeated, self.paths, self.paths),
-            (ledger.recalled, self.kept, self.paths),
+            (manager.born, self.cells, self.kept),
+            (manager.left, self.paths, self.kept),
+            (manager.repeated, self.paths, self.paths),
+            (manager.recalled, self.kept, self.paths),
         ):
-            for packed in ledger.packed(queue):
+            for packed in manager.packed(queue):
                 for device, place, at, *entry in self._entries(packed):
                     row = device * WIDTH + place
                     offset, start, count = entry if len(entry) == 3 else (0, 0, *entry)
                     at += device * len(source) // DEVICES
                     target[row][offset : offset + count] = source[at][start : start + count]
-        for packed in ledger.packed(ledger.appends):
+        for packed in manager.packed(manager.appends):
             for device, place, cell, start, count in self._entries(packed):
                 tokens = self.cells[device * WIDTH * CANDIDATES + cell][:count]
                 self.paths[device * WIDTH + place][start : start + count] = tokens
         done = set()
-        while ledger.segments:
-            batch, finished = ledger.take(8, (4, 8))
+        while manager.segments:
+            batch, finished = manager.take(8, (4, 8))
             assert batch.tokens.shape[1] in (4, 8) and batch.tokens.size <= 8 * DEVICES
             for entry, (tree, start, count) in enumerate(
                 zip(batch.trees, batch.starts, batch.counts)
@@ -103,8 +103,8 @@ def to_root(nodes, node):
 def test_random_walks(keeps, shared, prompts):
     """Of few prompts; now and then one that does not begin as all others."""
     rng = random.Random(keeps + shared)
-    ledger = Ledger(DEVICES, WIDTH, CANDIDATES, keeps, lambda node: node.in_cell, prompts)
-    machine = Machine(ledger, keeps)
+    manager = CacheManager(DEVICES, WIDTH, CANDIDATES, keeps, lambda node: node.in_cell, prompts)
+    machine = Machine(manager, keeps)
     asked = [[rng.randrange(1000) for _ in range(shared + rng.randint(1, 20))] for _ in range(5)]
     trees, computed, again, front = {}, 0, 0, {}
     for _ in range(400):
@@ -113,7 +113,7 @@ def test_random_walks(keeps, shared, prompts):
             if row not in trees or rng.random() < 0.05:
                 trees[row] = [Node(-1, rng.choice(asked), -1, 0)], [0], {0}
                 front[row] = shared if rng.random() < 0.8 else 0
-                ledger.start(row, front[row])
+                manager.start(row, front[row])
                 path = [0]
             else:
                 nodes, path, visited = trees[row]
@@ -132,11 +132,11 @@ def test_random_walks(keeps, shared, prompts):
                 again += sum(len(nodes[i].tokens) for i in path if i in visited)
                 trees[row] = nodes, path, visited | set(path)
             nodes, path, _ = trees[row]
-            count = ledger.walk(row, nodes, path)
+            count = manager.walk(row, nodes, path)
             computed += count
-            assert ledger.waits(row) == (count > 0)
-            assert ledger.length(row) == sum(len(nodes[i].tokens) for i in path) - front[row]
-        waiting = {row for row in trees if ledger.waits(row)}
+            assert manager.waits(row) == (count > 0)
+            assert manager.length(row) == sum(len(nodes[i].tokens) for i in path) - front[row]
+        waiting = {row for row in trees if manager.waits(row)}
         assert machine.run() == waiting
         for row, (nodes, path, _) in trees.items():
             tokens = [token for i in path for token in nodes[i].tokens][front[row] :]
@@ -146,62 +146,62 @@ def test_random_walks(keeps, shared, prompts):
 
 def test_a_prompt_of_another_tree_is_computed_once():
     """But for its last token; on another device as a whole."""
-    ledger = Ledger(2, 2, 2, 0, lambda node: node.in_cell)
+    manager = CacheManager(2, 2, 2, 0, lambda node: node.in_cell)
     nodes = [Node(-1, [1, 2, 3, 4], -1, 0)]
 
     def begin(row):
-        ledger.start(row)
-        return ledger.walk(row, nodes, [0])
+        manager.start(row)
+        return manager.walk(row, nodes, [0])
 
     assert [begin(row) for row in (0, 1, 2)] == [4, 1, 4]
-    assert ledger.waits(1) and ledger.repeated == []
-    ledger.release()
-    assert ledger.repeated == []  # it is not there yet
-    while ledger.segments:
-        ledger.take(8, (4, 8))
-    ledger.release()
-    assert ledger.repeated == [(1, 0, 4)]
-    assert [segment.tokens for segment in ledger.segments] == [[4]]
-    ledger.take(8, (4, 8))
-    assert not ledger.waits(1)
-    assert begin(1) == 1 and ledger.repeated == [(1, 0, 4)]  # it lies in the row itself
-    ledger.repeated.clear()
-    assert begin(1) == 1 and ledger.repeated == [(1, 0, 4)]  # while its last token is computed
+    assert manager.waits(1) and manager.repeated == []
+    manager.release()
+    assert manager.repeated == []  # it is not there yet
+    while manager.segments:
+        manager.take(8, (4, 8))
+    manager.release()
+    assert manager.repeated == [(1, 0, 4)]
+    assert [segment.tokens for segment in manager.segments] == [[4]]
+    manager.take(8, (4, 8))
+    assert not manager.waits(1)
+    assert begin(1) == 1 and manager.repeated == [(1, 0, 4)]  # it lies in the row itself
+    manager.repeated.clear()
+    assert begin(1) == 1 and manager.repeated == [(1, 0, 4)]  # while its last token is computed
 
 
 def test_the_tree_that_was_to_compute_a_prompt_ends_before():
-    ledger = Ledger(1, 2, 2, 0, lambda node: node.in_cell)
+    manager = CacheManager(1, 2, 2, 0, lambda node: node.in_cell)
     nodes = [Node(-1, [1, 2, 3, 4], -1, 0)]
     for row in (0, 1):
-        ledger.start(row)
-        ledger.walk(row, nodes, [0])
-    ledger.segments.clear()
-    ledger.start(0)
-    ledger.release()
-    assert ledger.waits(1)
-    assert [(s.row, s.start, s.tokens) for s in ledger.segments] == [(1, 0, [1, 2, 3, 4])]
+        manager.start(row)
+        manager.walk(row, nodes, [0])
+    manager.segments.clear()
+    manager.start(0)
+    manager.release()
+    assert manager.waits(1)
+    assert [(s.row, s.start, s.tokens) for s in manager.segments] == [(1, 0, [1, 2, 3, 4])]
 
 
 def test_what_is_kept_is_not_computed_again():
     """A walk to a sibling, and back: the last token alone, whatever has been left."""
-    ledger = Ledger(1, 1, 2, 100, lambda node: node.in_cell)
+    manager = CacheManager(1, 1, 2, 100, lambda node: node.in_cell)
     nodes = [Node(-1, [1, 2, 3], -1, 0)]
-    assert ledger.walk(0, nodes, [0]) == 3
+    assert manager.walk(0, nodes, [0]) == 3
     nodes += [Node(0, [4, 5, 6, 7], 0, 2), Node(0, [8, 9], 1, 2)]
-    assert ledger.walk(0, nodes, [0, 1]) == 2  # two of four were in the cell
+    assert manager.walk(0, nodes, [0, 1]) == 2  # two of four were in the cell
     nodes += [Node(1, [10], 0, 1), Node(1, [11], 1, 1)]
-    assert ledger.walk(0, nodes, [0, 2]) == 1
+    assert manager.walk(0, nodes, [0, 2]) == 1
     nodes += [Node(2, [12], 0, 1)]
-    assert ledger.walk(0, nodes, [0, 1, 3]) == 1
-    nothing = Ledger(1, 1, 2, 0, lambda node: node.in_cell)
+    assert manager.walk(0, nodes, [0, 1, 3]) == 1
+    nothing = CacheManager(1, 1, 2, 0, lambda node: node.in_cell)
     nothing.walk(0, nodes, [0, 2])
     assert nothing.walk(0, nodes, [0, 1, 3]) == 5
 
 
 def test_a_full_store_keeps_no_more():
-    ledger = Ledger(1, 1, 4, 5, lambda node: node.in_cell)
+    manager = CacheManager(1, 1, 4, 5, lambda node: node.in_cell)
     nodes = [Node(-1, [1], -1, 0)]
-    ledger.walk(0, nodes, [0])
+    manager.walk(0, nodes, [0])
     nodes += [Node(0, [2, 3, 4], 0, 3), Node(0, [5, 6, 7], 1, 3), Node(0, [8, 9], 2, 2)]
-    ledger.walk(0, nodes, [0, 1])
-    assert [(offset, count) for *_, offset, _, count in ledger.born] == [(0, 3), (3, 2)]
+    manager.walk(0, nodes, [0, 1])
+    assert [(offset, count) for *_, offset, _, count in manager.born] == [(0, 3), (3, 2)]

@@ -1,4 +1,4 @@
-"""Which tokens of which tree lie where on the devices, for one model; no array is touched here.
+"""The KV cache manager: which tokens of which tree lie where, for one model. It touches no array.
 
     walk(row, ...)   the tree goes on to another node. What its path lacks is brought in:
         the step just born      -> appended, from its cell
@@ -68,8 +68,8 @@ class Batch:
         self.tokens[at, : len(tokens)] = tokens
 
 
-class Ledger:
-    """The book of one model over all rows of a host. Rows are trees in flight.
+class CacheManager:
+    """The KV cache manager of one model, for all rows of a host. Rows are trees in flight.
 
     Attributes:
       born, left, recalled: copies from cells, from paths, and into paths, in this order:

@@ -1,0 +1,68 @@
+"""Files that are whole or absent: written beside, flushed to the disk, renamed.
+
+A process killed at any moment, or a machine that loses power, leaves the old file or the new one,
+never half of either. What says that a whole folder is complete is removed before the folder changes
+(`sync` makes that last), and written after `sync_all`.
+"""
+
+import contextlib
+import errno
+import json
+import os
+import pathlib
+from collections.abc import Iterator
+from typing import Any
+
+# With the ending '.part' no pattern for finished files (`*.array_record`) matches these names.
+TEMPORARY = '.writing-'
+
+
+def sync(path: pathlib.Path) -> None:
+    """Flushes a file, or the names in a folder, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # a file system that cannot do that, as SMB with folders
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def sync_all(folder: pathlib.Path) -> None:
+    """Flushes the files in a folder, and their names, to the disk."""
+    for path in folder.iterdir():
+        if path.is_file():
+            sync(path)
+    sync(folder)
+
+
+@contextlib.contextmanager
+def replacing(path: str | os.PathLike, tag: str = '') -> Iterator[pathlib.Path]:
+    """Gives a temporary path that becomes `path`, durably, when the block ends without an error.
+
+    `tag` goes into the temporary name, so that leftovers of a killed process can be told apart.
+    """
+    path = pathlib.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.parent / f'{TEMPORARY}{tag}{os.getpid()}-{path.name}.part'
+    try:
+        yield temporary
+        sync(temporary)
+        temporary.replace(path)
+        sync(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: str | os.PathLike, text: str) -> None:
+    """Writes a file in UTF-8."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding='utf-8')
+
+
+def write_json(
+    path: str | os.PathLike, value: Any, indent: int | None = None, *, ensure_ascii: bool = True
+) -> None:
+    """Writes one JSON value and a line's end; indent, ensure_ascii: as of `json.dumps`."""
+    write_text(path, json.dumps(value, indent=indent, ensure_ascii=ensure_ascii) + '\n')

@@ -1,0 +1,274 @@
+"""What a search takes on a host's chips: its own functions, compiled from shapes alone.
+
+    settings, shape of the model, chips -> groups of chips that share the weights
+        -> trees and slots, as the engine chooses them -> decode and score, compiled
+        -> memory a chip, trees that fit, work of a decode step
+
+Policy and PPM are of one shape, both in memory; paths are planned at their longest.
+"""
+
+import dataclasses
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from rstar_jax import models, parallel
+from rstar_jax.errors import UserError
+from rstar_jax.models import heads, sharding
+from rstar_jax.search import tree
+from rstar_jax.search.config import Config
+from rstar_jax.search.engine import devices, memory, programs, sampling, sizes, state
+
+DTYPE = jnp.dtype(jnp.bfloat16)  # of weights and caches: plans are for TPUs
+MANY = 1 << 30  # trees to search in all: as many as one likes
+NEAR = 0.8  # of the best speed, see `plan`
+MEASURED = 4  # decode steps that are measured at once
+MARK_STATES = 64  # of the automaton that finds the stop marks: a few dozen in real tokenizers
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """One model's plan; bytes, FLOPs and seconds are of one chip.
+
+    tensor: chips that share the weights; groups: of them on a host. trees: in flight on each group,
+    as the search would choose, and compiled; most: that would fit. weights: bytes of both models.
+    planned: bytes that the search counts with at most, weights included. decode, score: bytes in
+    use while decoding and while scoring, the other model's and the trees' included, by the
+    compiler. tree: bytes that one more tree takes. flops, traffic: of one decode step of all
+    `slots`, as the compiler counts them, bytes read and written; floor: bytes that it must read,
+    weights and caches once. step: seconds of one, measured; 0 where the chips are not at hand.
+    seconds: of compiling both functions side by side.
+    """
+
+    tensor: int
+    groups: int
+    slots: int
+    trees: int
+    most: int
+    weights: int
+    planned: int
+    tree: int
+    decode: int
+    score: int
+    flops: float
+    traffic: float
+    floor: int
+    step: float
+    seconds: float
+
+
+def plan(
+    settings: Config,
+    chips: Sequence[Any],
+    bytes_of_chip: float,
+    shape: models.Config,
+    trees: int = MANY,
+    dtype: jnp.dtype = DTYPE,
+    kv_dtype: jnp.dtype = DTYPE,
+) -> Plan | None:
+    """The plan for policy and PPM of one shape on one host's chips; None where no tree fits.
+
+    trees: that each group has to search in all. dtype, kv_dtype: of weights, and of caches.
+
+    Larger groups read the weights for more sequences at once, smaller ones exchange less: takes the
+    fewest chips a group, `settings.tensor` or more, whose limit by reading is near the best.
+    """
+    groups = []
+    for tensor in range(settings.tensor, len(chips) + 1):
+        if len(chips) % tensor == 0:
+            mesh = parallel.local_mesh(tensor, chips)
+            group = Group(settings, mesh, shape, dtype, kv_dtype)
+            if group.choose(bytes_of_chip, trees):
+                groups.append(group)
+    best = max((group.speed() for group in groups), default=0.0)
+    return next((group.plan() for group in groups if group.speed() >= NEAR * best), None)
+
+
+class Group:
+    """One choice of how many chips share the weights: a search's arrays as shapes, in their places.
+
+    Attributes:
+      weights: bytes a chip, of policy and PPM.
+      free: bytes a chip beside them, and chosen: trees and slots; both after `choose`.
+    """
+
+    def __init__(self, settings: Config, mesh, shape: models.Config, dtype=DTYPE, kv_dtype=DTYPE):
+        """mesh: local mesh (data, tensor); `tensor` chips share the weights."""
+        self.settings, self.mesh, self.shape = settings, mesh, shape
+        self.dtype, self.kv_dtype = dtype, kv_dtype
+        self.step = settings.step_tokens
+        self.scored = self.step + sizes.OUTPUT_ROOM
+        self.longest = sizes.path_room(settings.path_tokens, settings.path_tokens)
+        trunk = models.decoder.abstract_params(shape, dtype, headless=True)
+        head = jax.eval_shape(lambda: heads.init_value_head(shape.embed_dim, jax.random.key(0)))
+        self.policy = self._params(models.decoder.abstract_params(shape, dtype))
+        self.ppm = self._params({'decoder': trunk, 'value_head': head})
+        self.weights = parallel.bytes_on_a_device((self.policy, self.ppm))
+        self.free = 0
+        self.chosen: memory.Plan | None = None
+
+    def choose(self, bytes_of_chip: float, trees: int = MANY) -> bool:
+        """Takes the engine's own choice of trees and slots; False where not one tree fits."""
+        self.free = int(bytes_of_chip - self.weights)
+        kinds = self.shape, self.dtype, self.kv_dtype
+        networks = [
+            memory.Network(*kinds, self.step),
+            memory.Network(*kinds, self.scored, scores=True),
+        ]
+        limits = sizes.default_slots(self.mesh), self.free
+        try:
+            self.chosen = memory.plan(self.settings, networks, self.mesh, trees, *limits)
+        except UserError:
+            return False
+        return True
+
+    def speed(self) -> float:
+        """Sequences that a host decodes for a byte that each chip reads."""
+        slots = self.mesh.shape['data'] * self.chosen.slots
+        return slots / self.floor(self.chosen.trees, self.chosen.slots)
+
+    def plan(self) -> Plan:
+        """What was chosen, compiled."""
+        chosen, free = self.chosen, self.free
+        trees, slots = chosen.trees, chosen.slots
+        start = time.perf_counter()
+        lowered = self._decode(trees, slots), self._score(trees)
+        with ThreadPoolExecutor() as threads:  # the compiler uses one core for each
+            decoding, scoring = threads.map(lambda x: x.compile(), lowered)
+        seconds = time.perf_counter() - start
+        cost, held = decoding.cost_analysis(), self.resident(chosen)
+        room = memory.MARGIN * free - chosen.prefill - slots * chosen.slot
+        return Plan(
+            tensor=self.mesh.shape['tensor'],
+            groups=self.mesh.shape['data'],
+            slots=slots,
+            trees=trees,
+            most=int(room // chosen.tree),
+            weights=self.weights,
+            planned=self.weights + chosen.most,
+            tree=chosen.tree,
+            decode=held + _temporary(decoding),
+            score=held + _temporary(scoring),
+            flops=cost['flops'],
+            traffic=cost['bytes accessed'],
+            floor=self.floor(trees, slots),
+            step=self._measure(decoding, trees, slots) if self._at_hand() else 0.0,
+            seconds=seconds,
+        )
+
+    def resident(self, chosen: memory.Plan) -> int:
+        """Bytes a chip of all that stays in memory with what was chosen."""
+        trees = chosen.trees
+        nodes = devices.shapes(self.mesh, tree.init, trees, self.settings.nodes)
+        kept = self._made(state.empty_kv, trees, memory.kept_room(chosen.kept), self.kv_dtype)
+        arrays = self._stops(), nodes, *self._policy(trees, chosen.slots), *self._ppm(trees)
+        return self.weights + parallel.bytes_on_a_device((arrays, kept, kept))
+
+    def floor(self, trees: int, slots: int) -> int:
+        """Bytes a chip that a decode step reads, were everything read once."""
+        _, path, _, slot = self._policy(trees, slots)
+        rows = ('embed',) if 'output' in self.policy else ()  # of the table a few rows are read
+        weights = {name: part for name, part in self.policy.items() if name not in rows}
+        return parallel.bytes_on_a_device((weights, path.kv, slot.kv))
+
+    def _decode(self, trees: int, slots: int) -> jax.stages.Lowered:
+        f = programs.DECODE.on(
+            self.mesh,
+            config=self.shape,
+            candidates=self.settings.candidates,
+            near=sizes.near(self.mesh),
+        )
+        how = jax.tree.map(lambda x: self._whole((), x.dtype), sampling.Settings.of(self.settings))
+        iterations = self._whole((2,), jnp.int32)
+        return f.lower(*self._decoded(trees, slots), how, iterations)
+
+    def _decoded(self, trees: int, slots: int) -> tuple:
+        """What `decode.decode` takes, without settings and iterations."""
+        return self.policy, self._stops(), *self._policy(trees, slots)
+
+    def _at_hand(self) -> bool:
+        return self.mesh.devices.flat[0] in jax.local_devices()
+
+    def _measure(self, decode: jax.stages.Compiled, trees: int, slots: int) -> float:
+        """Seconds of a decode step in which every slot is written to."""
+
+        def zeros(shape: jax.ShapeDtypeStruct) -> jax.Array:
+            return jnp.zeros(shape.shape, shape.dtype, device=shape.sharding)
+
+        # Zeros are slots that write the first cell, and weights take no longer for being others.
+        held = jax.tree.map(zeros, self._decoded(trees, slots))
+        arrays, how = list(held), sampling.Settings.of(self.settings)
+        count = max(1, min(MEASURED, self.step // 3))  # no step ends within three calls
+
+        def run() -> None:
+            *arrays[-2:], done = decode(*arrays, how, np.full(2, count, np.int32))
+            done.block_until_ready()
+
+        run()
+        return min(_seconds(run), _seconds(run)) / count
+
+    def _score(self, trees: int) -> jax.stages.Lowered:
+        f = programs.SCORE.on(self.mesh, config=self.shape, squash='tanh')
+        integers = devices.shapes(self.mesh, jnp.zeros, 1, jnp.int32)
+        length = sizes.largest_call(self.mesh, self.settings, scored=True)
+        tokens = devices.shapes(self.mesh, jnp.zeros, (1, length), jnp.int32)
+        prefix, path, cells = self._ppm(trees)
+        return f.lower(self.ppm, prefix, path, cells, integers, integers, tokens, integers)
+
+    def _policy(self, trees: int, slots: int) -> tuple:
+        """prefix, path, cells and slots, as `decode.decode` takes them."""
+        cells, kinds = trees * self.settings.candidates, (self.dtype, self.kv_dtype)
+        return (
+            self._made(state.empty_kv, 1, 0, self.kv_dtype),
+            self._made(state.empty_path, trees, self.longest, *kinds),
+            self._made(state.empty_cells, cells, self.step, *kinds),
+            self._made(state.empty_slots, slots, self.step, *kinds),
+        )
+
+    def _ppm(self, trees: int) -> tuple:
+        """prefix, path and the cells' keys and values, as `prefill.score` takes them."""
+        cells = trees * self.settings.candidates
+        return (
+            self._made(state.empty_kv, 1, 0, self.kv_dtype),
+            self._made(state.empty_path, trees, self.longest, self.dtype, self.kv_dtype),
+            self._made(state.empty_kv, cells, self.scored, self.kv_dtype),
+        )
+
+    def _made(self, f: Callable, rows: int, positions: int, *dtypes: jnp.dtype) -> Any:
+        return devices.shapes(self.mesh, f, self.shape, rows, positions, *dtypes)
+
+    def _stops(self) -> state.Stops:
+        table = self._whole((MARK_STATES, self.shape.vocab_size), jnp.uint8)
+        return state.Stops(
+            table, self._whole((MARK_STATES,), jnp.uint8), self._whole((), jnp.int32)
+        )
+
+    def _params(self, shapes: Any) -> Any:
+        places = sharding.shardings(shapes, self.mesh, self.shape)
+        return jax.tree.map(_placed, shapes, places)
+
+    def _whole(self, shape: tuple, dtype: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(self.mesh, P()))
+
+
+def _seconds(run: Callable[[], None]) -> float:
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+def _placed(shape: jax.ShapeDtypeStruct, where: NamedSharding) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=where)
+
+
+def _temporary(compiled: jax.stages.Compiled) -> int:
+    """Bytes a chip that a compiled function needs beyond its arguments."""
+    arguments = compiled.memory_analysis().argument_size_in_bytes
+    return parallel.bytes_of_program(compiled) - arguments

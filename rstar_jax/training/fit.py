@@ -1,0 +1,303 @@
+"""The trainings: of a policy on solutions (SFT), of a reward model on pairs or trajectories.
+
+    examples -> encoded, some held out -> trainer.train -> adapter, model, training.json
+
+A directory that has training.json is not trained in again: that file is written last.
+"""
+
+import dataclasses
+import json
+import os
+import pathlib
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+
+from rstar_jax import atomic, interrupts, models, parallel, steps
+from rstar_jax.errors import UserError
+from rstar_jax.training import checkpoints, dtypes, kernels, lora, losses, trainer
+from rstar_jax.training import examples as encoding
+from rstar_jax.training.defaults import LOSSES
+
+HELD_OUT = 128  # problems that an SFT measures, at most
+PPM_HELD_OUT = 2000  # and a PPM's training
+
+
+def start_dtype(config) -> str:
+    """The dtype to load the policy in that a training starts from: with LoRA the network's.
+
+    For one in float16 it is float32, as models are not loaded in float16; the training narrows it.
+    """
+    narrow = config.lora and dtypes.compute_dtype(config) == 'bfloat16'
+    return 'bfloat16' if narrow else 'float32'
+
+
+def sft(
+    policy: models.Policy,
+    examples: Iterable[dict[str, Any]],
+    config,
+    directory: str | os.PathLike,
+    *,
+    mesh=None,
+    progress=None,
+    release: bool = False,
+) -> tuple[models.Policy, dict[str, Any]]:
+    """Trains a policy on {query, response}: next token, on the response only.
+
+    Args:
+      policy: where to start; stays as it is. The tokens of the step language are added.
+      config: attributes as in `defaults.default_sft`.
+      directory: gets the states while training, then the model (checkpoints.load_policy), and
+        metrics.jsonl: loss, learning rate, norm of the gradients and tokens of each step, and what
+        the held-out gave after it where it was measured. With config.lora it gets the adapter in
+        PEFT's form in adapter/ (lora.save) as well.
+      mesh: with axes (data, fsdp, tensor), see models.sharding; None = the first device.
+      progress: called with a dict of numbers after each micro batch: step, steps, loss,
+        tokens_per_second, mfu, seconds, seconds_left; after a step with the line of metrics.jsonl,
+        and after a measurement with what it gave.
+      release: takes the arrays of `policy` over: memory for a model less.
+
+    Returns:
+      (policy with float32 parameters, low-rank parts merged into them, metrics): steps, loss_first,
+      loss_last (means over the first and last tenth of the steps), examples, dropped, tokens,
+      tokens_per_second, mfu (share of the devices' peak, see training.flops), padding_share,
+      shared_prefix_tokens_share (tokens computed by tokens of the sequences one by one), seconds,
+      compiles, compile_seconds. On held-out problems (on the examples themselves where there is but
+      one problem): held_out, held_out_loss_before and _after, and form_before and _after, {mark:
+      [places where it is likeliest, places where it is due]}, counted in the mark's tokens;
+      examples.MARKS are the names. With keep='best', best_step and, in `_after`, what was measured
+      there.
+
+    Raises:
+      UserError: no usable example, a loss that is not finite (names the step), or `directory` has
+        another training; or the form was not learnt (config.form): the policy is in `directory`.
+      Stopped: by Ctrl-C or SIGTERM in a block of interrupts.Interrupts, when the step in progress
+        has ended and its state is on disk.
+    """
+    check_network(config)
+    if config.marks not in ('tokens', 'text'):
+        raise UserError(f'marks={config.marks!r}: expected tokens or text')
+    new = []
+    if config.marks == 'tokens':
+        new, start = models.new_tokens(policy, steps.SFT_TOKENS), policy
+        policy = models.add_tokens(start, new)
+        if release:
+            _delete_all_but(start.params, policy.params)
+    encoded = encoding.sft(examples, policy.tokenizer, config.length)
+    # It learns to end its texts by this token, whatever ended those of its start.
+    ends = dict.fromkeys((*policy.config.eos_ids, policy.tokenizer.eos_token_id))
+    policy = dataclasses.replace(policy, config=policy.config.replace(eos_ids=tuple(ends)))
+    chosen, held_out = encoding.hold_out(encoded, config.held_out, config.seed, HELD_OUT)
+    _check_keep(config, held_out)
+
+    def measure(compiled, params) -> dict[str, Any]:
+        found = trainer.evaluate(compiled, params, encoded, held_out or chosen[:HELD_OUT], config)
+        counts = zip(found['marks_first'].tolist(), found['marks_due'].tolist())
+        form = dict(zip((None, *encoding.MARKS), counts))
+        form = {mark: [int(n) for n in form[mark]] for mark in encoding.MARKS if form[mark][1]}
+        return {'held_out_loss': found['loss'], 'form': form}
+
+    policy, metrics = _finished(
+        policy,
+        encoded,
+        chosen,
+        loss='sft',
+        config=config,
+        directory=directory,
+        mesh=mesh,
+        progress=progress,
+        measure=measure,
+        new_rows=policy.tokenizer.convert_tokens_to_ids(new),
+        release=release,
+    )
+    _check_form(metrics['form_after'], config.form, directory)
+    return policy, metrics | {'held_out': len(held_out)}
+
+
+def check_network(config) -> None:
+    """Raises UserError, beginning with the setting's name: what this host cannot train by."""
+    if config.lora < 0:
+        raise UserError(f'lora={config.lora}: expected a rank, as 16, or 0 to train all weights')
+    kernels.check(config.attention, dtypes.compute_dtype(config))
+    if config.moments not in ('float32', 'bfloat16'):
+        raise UserError(f'moments={config.moments!r}: expected float32 or bfloat16')
+
+
+def _check_keep(config, held_out: list[int]) -> None:
+    """Raises UserError where there is nothing to tell the best parameters by."""
+    if config.keep not in ('last', 'best'):
+        raise UserError(f'keep={config.keep!r}: expected last or best')
+    if config.keep == 'best' and config.measure_every < 1:
+        raise UserError('keep=best: needs measure_every, the steps between two measurements')
+    if config.keep == 'best' and not held_out:
+        raise UserError('keep=best: no problem is held out to measure: raise held_out')
+
+
+def _check_form(form: dict[str, list[int]], least: float, directory: str | os.PathLike) -> None:
+    """Raises UserError where some mark that the policy has to write was not learnt."""
+    shares = {mark: n / due for mark, (n, due) in form.items() if mark not in steps.OUTPUT_MARKS}
+    mark = min(shares, key=shares.get)
+    if shares[mark] < least:
+        raise UserError(
+            f'{directory}: this policy has not learnt the step form: {mark} is its likeliest token '
+            f'in {form[mark][0]} of the {form[mark][1]} measured places where it is due; form='
+            f'{least:g} asks for more: raise epochs, learning_rate or marks_rate of the training '
+            'and delete the folder, or go on with it by form=0'
+        )
+
+
+def ppm(
+    policy: models.Policy,
+    examples: Iterable[dict[str, Any]],
+    config,
+    directory: str | os.PathLike,
+    *,
+    trajectories: Iterable[dict[str, Any]] = (),
+    mesh=None,
+    progress=None,
+    release: bool = False,
+) -> tuple[models.PPM, dict[str, float]]:
+    """Trains a reward model that starts as `policy` with a scalar head.
+
+    Args:
+      examples: what config.loss learns from: 'pairwise', {prompt, pos, neg, pos_count, neg_count};
+        'orm', {query, steps, correct}; 'pqm', {query, steps, values}; 'prm', {query, steps,
+        labels}. An ORM in the ranking form is 'pairwise' on pairs of whole trajectories.
+      config: attributes as in `defaults.default_ppm`. With 'pairwise' a step's line in
+        metrics.jsonl tells of its pairs accuracy, the share ranked rightly, margin, the mean of
+        r(pos) - r(neg), and level, the mean value in use.
+      trajectories: {query, steps, correct}; those of held-out problems give answer_accuracy.
+      The others are those of `sft`.
+
+    Returns:
+      (PPM with float32 parameters, metrics): those of `sft`, and on held-out problems, each with
+      _before and _after:
+      held_out_loss;
+      answer_accuracy, by which judges of all losses can be compared: of all pairs of a right and a
+        wrong trajectory of the same problem (answer_pairs, their number; no figure without any) the
+        share in which the right one has the higher value at its last token;
+      pair_accuracy (pairwise), the share of the pairs (held_out_pairs, their number) whose better
+        side has the higher value;
+      accuracy (orm, prm), the share of targets on whose side of 0 the value is (held_out, the
+        number of trajectories; of pqm as well).
+
+    Raises:
+      UserError: as `sft`; or config.loss is none of LOSSES, config.squash no such.
+    """
+    check_network(config)
+    if config.loss not in LOSSES:
+        raise UserError(f'loss={config.loss!r}: expected one of {", ".join(LOSSES)}')
+    if config.squash not in losses.LOGIT:
+        raise UserError(f'squash={config.squash!r}: expected one of {", ".join(losses.LOGIT)}')
+    kind, encoder = LOSSES[config.loss]
+    model = models.init_ppm(policy, config.seed, config.squash)
+    if release:
+        _delete_all_but(policy.params, model.params)
+    encoded = getattr(encoding, encoder)(examples, model.tokenizer, config.length)
+    chosen, held_out = encoding.hold_out(encoded, config.held_out, config.seed, PPM_HELD_OUT)
+    _check_keep(config, held_out)
+    answers = encoding.answer_pairs(
+        trajectories,
+        {encoded.questions[i] for i in held_out},
+        model.tokenizer,
+        config.length,
+    )
+
+    def measure(compiled, params) -> dict[str, float]:
+        if not held_out:
+            return {}
+        found = trainer.evaluate(compiled, params, encoded, held_out, config)
+        named = {'held_out_loss': found['loss']}
+        if 'pairs' in found:
+            named['pair_accuracy'] = found['pairs_right'] / found['pairs']
+        elif 'accuracy' in found:
+            named['accuracy'] = found['accuracy']
+        if len(answers):
+            every = range(len(answers))
+            found = trainer.evaluate(compiled, params, answers, every, config, 'pairwise')
+            named['answer_accuracy'] = found['pairs_right'] / found['pairs']
+        return named
+
+    held = sum(encoded.counts[i] for i in held_out)
+    name = 'held_out_pairs' if kind == 'pairs' else 'held_out'
+    model, metrics = _finished(
+        model,
+        encoded,
+        chosen,
+        loss=config.loss,
+        config=config,
+        directory=directory,
+        mesh=mesh,
+        progress=progress,
+        measure=measure,
+        release=release,
+    )
+    pairs = sum(answers.counts)
+    return model, metrics | {name: held, 'answer_pairs': pairs}
+
+
+@interrupts.held()  # what was begun is saved first
+def _finished(
+    model,
+    encoded,
+    chosen,
+    *,
+    loss,
+    config,
+    directory,
+    mesh,
+    progress,
+    measure,
+    new_rows=(),
+    release,
+) -> tuple[Any, dict[str, Any]]:
+    """Trains `model` and puts the result on disk; or reads it where that was done before."""
+    directory = pathlib.Path(directory)
+    done = directory / 'training.json'  # written last
+    name = trainer.fingerprint(model.params, encoded, chosen, loss, config)
+    if done.exists():
+        about = json.loads(done.read_text(encoding='utf-8'))
+        if about['fingerprint'] != name:
+            raise UserError(
+                f'{directory}: holds what another training made (other settings, examples or start)'
+                '; remove it or choose another directory'
+            )
+        load = checkpoints.load_ppm if isinstance(model, models.PPM) else checkpoints.load_policy
+        return load(directory, mesh=mesh), about['metrics']
+    params, trained, metrics = trainer.train(
+        model.config,
+        model.params,
+        encoded,
+        chosen,
+        loss,
+        config,
+        directory,
+        name=name,
+        mesh=mesh,
+        progress=progress,
+        measure=measure,
+        new_rows=new_rows,
+        release=release,
+    )
+    metrics |= {
+        'examples': sum(encoded.counts[i] for i in chosen),
+        'dropped': encoded.dropped,
+    }
+    model = dataclasses.replace(model, params=params)
+    if trained is not None:
+        lora.save(model, trained, config.lora, new_rows, directory / 'adapter')
+    checkpoints.save_model(model, directory)
+    if parallel.is_first():
+        about = {'fingerprint': name, 'metrics': metrics}
+        atomic.write_text(done, json.dumps(about, indent=1))
+    checkpoints.delete_states(directory)
+    parallel.barrier('the model is on disk')
+    return model, metrics
+
+
+def _delete_all_but(params, kept) -> None:
+    kept = {id(leaf) for leaf in jax.tree.leaves(kept)}
+    for leaf in jax.tree.leaves(params):
+        if id(leaf) not in kept:
+            leaf.delete()

@@ -145,5 +145,9 @@ def sampled(config: Config) -> Config:
 
 
 def greedy(config: Config) -> Config:
-    """Returns the settings of a policy on its own: one candidate, one rollout, temperature 0."""
+    """Returns the settings of a policy on its own: one candidate, one rollout, temperature 0.
+
+    Each step is run by itself, as while searching; the released code's greedy solution stops
+    behind whole programs alone, so there a loop may go on past the end of a step.
+    """
     return dataclasses.replace(sampled(config), temperature=0.0, use_ground_truth=False)

@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 import numpy as np
-from scipy import stats
+import scipy  # whose parts are imported when they are first used
 
 RESAMPLES = 2000
 
@@ -24,7 +24,7 @@ def mcnemar(before: Collection, after: Collection) -> tuple[int, int, float]:
     won, lost = len(set(after) - set(before)), len(set(before) - set(after))
     if not won + lost:
         return 0, 0, 1.0
-    return won, lost, float(stats.binomtest(won, won + lost).pvalue)
+    return won, lost, float(scipy.stats.binomtest(won, won + lost).pvalue)
 
 
 def interval95(flags: Sequence[bool]) -> list[float]:
@@ -35,7 +35,7 @@ def interval95(flags: Sequence[bool]) -> list[float]:
     """
     if not len(flags):
         return [0.0, 1.0]
-    found = stats.binomtest(sum(map(bool, flags)), len(flags))
+    found = scipy.stats.binomtest(sum(map(bool, flags)), len(flags))
     return [float(end) for end in found.proportion_ci(0.95, method='wilson')]
 
 
@@ -58,7 +58,7 @@ def ranked_rightly(
     won, pairs = [], []
     for values, flags in zip(scores, right, strict=True):
         flags = np.asarray(flags, bool)
-        ranks = stats.rankdata(np.asarray(values, np.float64)) if len(flags) else np.zeros(0)
+        ranks = scipy.stats.rankdata(np.asarray(values, np.float64)) if len(flags) else np.zeros(0)
         good = int(flags.sum())
         if count := good * (len(flags) - good):
             # Mann and Whitney (1947): ranks of tied scores are their mean, so that ties count half.

@@ -43,8 +43,9 @@ class Assumed:
 
     decode: share of a decode step's speed, at its limits or as measured. prefill: of the chips'
     FLOP/s, when paths are read in and steps scored. train: of the speed of an optimiser step at its
-    limits. idle: of the hosts' time until the last tree is done (`python -m rstar_jax.bench
-    leases`). start: seconds of a stage before its first step: models read, programs compiled.
+    limits. idle: of the hosts' time until the last tree is done, at least (`python -m
+    rstar_jax.bench leases`). start: seconds of a stage before its first step: models read, programs
+    compiled.
     """
 
     decode: float = 0.5
@@ -55,8 +56,8 @@ class Assumed:
 
 
 # Of a processor, against its measured limits (`python -m rstar_jax.bench plan_here`): it does not
-# read and compute at once, and the few trees of a small job leave more slots idle in the end.
-PROCESSOR = Assumed(decode=1.0, prefill=0.4, train=0.45, idle=0.1, start=60.0)
+# read and compute at once.
+PROCESSOR = Assumed(decode=1.0, prefill=0.4, train=0.45, start=60.0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +68,8 @@ class Statistics:
     prompts begin with. read, scored: tokens of a tree that policy and PPM are run on besides
     sampling. solved: share of the problems. examples: that are trained on, of a problem, by kind
     ('sft', 'pairs'); tokens: of one. curate: seconds of a problem. evaluated: tokens that an
-    evaluation samples in all. trees: how many these are means of.
+    evaluation samples in all. trees: how many these are means of. longest: time that the longest
+    tree took / that a tree took.
     """
 
     sampled: float
@@ -80,6 +82,7 @@ class Statistics:
     curate: float
     evaluated: float
     trees: int
+    longest: float = 1.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,11 +98,13 @@ class Plans:
 @dataclasses.dataclass(frozen=True)
 class Speed:
     """Of all chips at their limits. decoded, read: tokens a second that are sampled, and of known
-    ones. steps: kind -> seconds of an optimiser step of usual examples."""
+    ones. steps: kind -> seconds of an optimiser step of usual examples. flight: trees that are
+    searched at once."""
 
     decoded: float
     read: float
     steps: dict[str, float]
+    flight: int = 0
 
 
 def plan(
@@ -189,6 +194,7 @@ def statistics(workdir: pathlib.Path) -> tuple[int, Statistics]:
     def mean(name: str) -> float:
         return sum(row.get(name, 0.0) for row in counters) / trees
 
+    seconds = [row.get('seconds', 0.0) for row in counters]
     curated = ledger.read_json(folder / 'curate' / 'done.json')
     figures = curated['figures']
     problems = figures.get('problems') or len(searched)  # examples out of files: none
@@ -212,6 +218,7 @@ def statistics(workdir: pathlib.Path) -> tuple[int, Statistics]:
         curate=curated['seconds'] / problems,
         evaluated=_evaluated(folder / 'eval' / 'results.json'),
         trees=trees,
+        longest=max(seconds) / mean('seconds') if any(seconds) else 1.0,
     )
 
 
@@ -298,19 +305,20 @@ def limits(plans: Plans, chips: Sequence[Any], chip: Chip) -> Speed:
     """What the chips do at most, each of them like `chip`."""
     # A processor reads and computes by turns.
     both = sum if _platform(chips) == 'cpu' else max
-    decoded = read = 0.0
+    decoded, read, flight = 0.0, 0.0, 0
     if (search := plans.search) is not None:
         least = both([search.flops / chip.flops, search.floor / chip.bandwidth])
         step = search.step or least
         hosts = len(chips) // (search.groups * search.tensor)
         decoded = hosts * search.groups * search.slots / step
+        flight = hosts * search.groups * search.trees
         read = len(chips) * chip.flops / (2 * plans.parameters)
     steps = {}
     for section, one in plans.trainings.items():
         computing = max(planning.least_seconds(one, chip))
         # Parameters and moments are read and written.
         steps[section] = computing + 2 * one.held / chip.bandwidth
-    return Speed(decoded, read, steps)
+    return Speed(decoded, read, steps, flight)
 
 
 def hours(
@@ -324,7 +332,8 @@ def hours(
     """Hours of each stage of a round.
 
     Trees of `search.more_rollouts` are those of the problems that are not solved, as long as the
-    first ones by their rollouts.
+    first ones by their rollouts. When no tree is left to begin, those in flight end one by one, and
+    what they leave idle until the longest is done comes on top.
     """
     trees = problems * _first_trees(config, found)
     unsolved = problems * (1 - found.solved)
@@ -333,7 +342,8 @@ def hours(
     if 'search' in stages:
         tree = found.sampled / (assumed.decode * speed.decoded)
         tree += (found.read + found.scored) / (assumed.prefill * speed.read)
-        rows['search'] = assumed.start + trees * tree / (1 - assumed.idle)
+        last = min(trees, speed.flight) * (found.longest - 1)
+        rows['search'] = assumed.start + max(trees / (1 - assumed.idle), trees + last) * tree
     if 'curate' in stages:
         rows['curate'] = problems * found.curate
     for section, seconds in speed.steps.items():

@@ -38,9 +38,9 @@ def config(**changes):
     return made
 
 
-def hours(config, **changes):
+def hours(config, speed=SPEED, **changes):
     found = dataclasses.replace(FOUND, **changes)
-    return whole_job.hours(config, 3600, found, SPEED, ASSUMED, configs.STAGES)
+    return whole_job.hours(config, 3600, found, speed, ASSUMED, configs.STAGES)
 
 
 def test_hours_follow_from_tokens_and_limits():
@@ -60,6 +60,9 @@ def test_more_trees_and_harder_problems_take_longer():
     more = config(rollouts=16, more_rollouts=(64, 128))
     assert hours(more)['search'] == pytest.approx(once * (1 + 0.25 * (4 + 8)))
     assert hours(more, solved=1.0)['search'] == pytest.approx(once)
+    # The last trees in flight end one by one, the longest after three times the mean.
+    speed = dataclasses.replace(SPEED, flight=360)
+    assert hours(config(), speed, longest=3.0)['search'] == pytest.approx(1.2 * once)
     assert hours(config(trees=8, mean_tokens=3100))['search'] == pytest.approx(3 * once)
     assert 'eval' not in hours(config(), evaluated=0.0)
 
@@ -76,8 +79,8 @@ def test_shares_and_chip_hours_add_up():
 def test_a_small_run_tells_what_trees_are_like(tmp_path):
     round_ = tmp_path / 'round2'
     with data.TreeStore(round_ / 'search') as store:
-        for index, counters in enumerate([(100.0, 130.0, 90.0), (300.0, 310.0, 110.0)]):
-            names = 'sampled_tokens', 'policy_computed', 'ppm_computed'
+        for index, counters in enumerate([(100.0, 130.0, 90.0, 10.0), (300.0, 310.0, 110.0, 40.0)]):
+            names = 'sampled_tokens', 'policy_computed', 'ppm_computed', 'seconds'
             problem = {'index': index, 'question': 'q', 'answer': '1'}
             record = tree(problem, 0, [('1', 0.5, index == 1)])
             # The prompts begin alike; the longest path is 2 + 2 * 3 more.
@@ -105,6 +108,7 @@ def test_a_small_run_tells_what_trees_are_like(tmp_path):
         curate=2.5,
         evaluated=70.0,
         trees=2,
+        longest=1.6,
     )
 
 

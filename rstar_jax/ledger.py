@@ -6,7 +6,8 @@
     roundK/STAGE/done.json   written when it is complete: its id, seconds, figures for the table
 
 A stage with a done.json is skipped. A stage that has begun under other settings is an error, one
-that was made from results which have been made anew since is done again.
+that was made from results which have been made anew since is done again. Of several processes, all
+in one workdir, the first one writes these files.
 """
 
 import contextlib
@@ -14,6 +15,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import secrets
 import shutil
 import tempfile
 import time
@@ -21,6 +23,7 @@ import uuid
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
+from rstar_jax import parallel
 from rstar_jax.errors import UserError
 
 BEAT_SECONDS = 10.0
@@ -29,13 +32,16 @@ BEAT_SECONDS = 10.0
 def write_json(path: pathlib.Path, value: Any) -> None:
     """Writes atomically: after a crash the file is the old one or the new one, whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
-    with open(temporary, 'w', encoding='utf-8') as file:
-        json.dump(value, file, indent=1)
-        file.write('\n')
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    temporary = path.with_name(f'.{path.name}.{secrets.token_hex(8)}.tmp')
+    try:
+        with open(temporary, 'w', encoding='utf-8') as file:
+            json.dump(value, file, indent=1)
+            file.write('\n')
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def read_json(path: pathlib.Path) -> Any:
@@ -183,6 +189,8 @@ class Stage:
         write_json(self.folder / 'done.json', done)
 
     def _write(self, seconds: float) -> None:
+        if not parallel.is_first():
+            return
         begun = {
             'inputs': self._inputs,
             'settings': dict(self.settings),
@@ -218,7 +226,8 @@ def check(
 ) -> None:
     """Compares what is to be done with what is there; reopens what goes on; writes config.json.
 
-    There the settings of a round are the new ones, but for those that bind another stage of it.
+    There the settings of a round are the new ones, but for those that bind another stage of it. All
+    processes of a job call this, and find that file written when it returns.
 
     Args:
       rows: the stages to be done: (stage, 'round3', 'search', all of the round's settings).
@@ -228,8 +237,14 @@ def check(
       UserError: see `Stage.grows`; nothing has changed then.
     """
     grown = [stage for stage, label, name, _ in rows if stage.grows(f'{label}, {name}', defaults)]
-    for stage in grown:
-        stage.reopen()
+    if parallel.is_first():
+        for stage in grown:
+            stage.reopen()
+        _keep_settings(rows)
+    parallel.barrier('settings are kept')
+
+
+def _keep_settings(rows: Collection[tuple[Stage, str, str, Mapping[str, Any]]]) -> None:
     own = {stage.folder for stage, *_ in rows}
     rounds = {(stage.folder.parent.parent, label): settings for stage, label, _, settings in rows}
     for (workdir, label), settings in rounds.items():

@@ -9,6 +9,7 @@ import contextlib
 import json
 import os
 import pathlib
+import secrets
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -44,7 +45,7 @@ def replacing(path: str | os.PathLike, tag: str = '') -> Iterator[pathlib.Path]:
     """
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.parent / f'{TEMPORARY}{tag}{os.getpid()}-{path.name}.part'
+    temporary = path.parent / f'{TEMPORARY}{tag}{secrets.token_hex(8)}-{path.name}.part'
     try:
         yield temporary
         sync(temporary)

@@ -1,19 +1,21 @@
 """Finished search trees on disk: appended as they finish, never half written, never read twice.
 
     tree-W-INDEX-TREE.array_record   one tree, as soon as it has finished (W: the writing process)
-    shard-W-NUMBER.array_record      many trees: of one second, or merged out of such parts
+    shard-W-NUMBER.array_record      several trees: of one second, or merged out of smaller files
     shard-W-NUMBER.keys              the (index, tree) of the shard's records, in their order
 
 Files are made once a second at most: where small trees end by the dozen, making, flushing and
-deleting a file for each takes longer than the search. When enough parts have gathered they are
-merged: the shard takes its final name before the first part goes, so a crash leaves at most both,
-and then the shard counts and the parts are removed on the next open. Names of parts and `.keys`
-files tell what is stored without reading it; a lost `.keys` file is made again from its shard.
+deleting a file for each takes longer than the search. Where small files hold enough trees, and as
+the store is closed, they are merged: the shard takes its final name before the first of them goes,
+so a crash leaves at most both, and then the writer's latest shard counts, and what is in it is
+removed on the next open. Names of parts and `.keys` files tell what is stored without reading it; a
+lost `.keys` file is made again from its shard.
 """
 
 import collections
 import fcntl
 import heapq
+import itertools
 import json
 import math
 import os
@@ -31,6 +33,7 @@ Key = tuple[int, int]
 
 SUFFIX = '.array_record'
 OPEN_READERS = 8
+STALE_SECONDS = 60.0  # in which a shared disk has told all machines that a file is gone
 
 
 class TreeStore:
@@ -44,7 +47,7 @@ class TreeStore:
 
     Attributes:
       directory: the folder; made if absent.
-      shard_trees: how many parts are merged into a shard.
+      shard_trees: how many trees a file holds that is not merged any more.
       seconds: trees that are appended sooner after a write wait for the next one in memory; a
         killed process loses them. 0: every tree is on the disk when `append` returns.
     """
@@ -65,7 +68,7 @@ class TreeStore:
         self._writer = writer
         self._lock: IO[str] | None = None
         self._where: dict[Key, tuple[str, int]] = {}
-        self._parts: list[tuple[Key, pathlib.Path]] = []
+        self._small: dict[str, list[Key]] = {}  # this writer's files that are to be merged
         self._readers: collections.OrderedDict[str, files.RecordReader] = collections.OrderedDict()
         if writer is None:
             self._scan()
@@ -75,7 +78,7 @@ class TreeStore:
         if self._take_lock():
             self._sweep()
             self._scan()
-            self._remove_merged_parts()
+            self._remove_merged()
             self._release_lock()
         else:
             self._scan()
@@ -107,25 +110,32 @@ class TreeStore:
             ((key, record),) = self._waiting.items()
             path = self.directory / f'tree-{self._writer}-{key[0]}-{key[1]}{SUFFIX}'
             self._write(path, [record.to_bytes()])
-            self._where[key] = (path.name, 0)
-            self._parts.append((key, path))
+            self._stored(path.name, keys)
         elif keys:
             self._write_shard(keys, (self._waiting[key].to_bytes() for key in keys))
         self._waiting.clear()
         self._written = time.monotonic()
-        if len(self._parts) >= self.shard_trees:
+        if sum(map(len, self._small.values())) >= self.shard_trees:
             self.merge()
 
     def merge(self) -> None:
-        """Merges the parts that this writer has into a shard. Safe to be killed in."""
-        if not self._parts or not self._take_lock():
+        """Merges this writer's small files into a shard that need not grow any more.
+
+        An earlier version has left many: what is enough for a shard is taken at a time. Safe to be
+        killed in.
+        """
+        if len(self._small) < 2 or not self._take_lock():
             return
-        parts = sorted(self._parts)
-        self._write_shard([key for key, _ in parts], (self._read(p.name, 0) for _, p in parts))
-        self._parts = []
-        for _, path in parts:
-            self._forget_reader(path.name)
-            path.unlink(missing_ok=True)
+        sizes = itertools.accumulate(map(len, self._small.values()), initial=0)
+        small = [name for name, before in zip(self._small, sizes) if before < self.shard_trees]
+        keys = sorted(key for name in small for key in self._small[name] if self._in(name, key))
+        if keys:
+            self._write_shard(keys, (self._read(*self._where[key]) for key in keys))
+        for name in small:
+            self._remove(name)
+
+    def _in(self, name: str, key: Key) -> bool:
+        return self._where[key][0] == name
 
     def _write_shard(self, keys: list[Key], records: Iterable[bytes]) -> None:
         if self._number is None:  # looked up once: a folder may hold very many
@@ -135,8 +145,13 @@ class TreeStore:
         _write_keys(shard, keys, self._tag)
         self._write(shard, records)
         self._number += 1
+        self._stored(shard.name, keys)
+
+    def _stored(self, name: str, keys: list[Key]) -> None:
         for position, key in enumerate(keys):
-            self._where[key] = (shard.name, position)
+            self._where[key] = (name, position)
+        if len(keys) < self.shard_trees:
+            self._small[name] = keys
 
     def _write(self, path: pathlib.Path, records: Iterable[bytes]) -> None:
         with files.replacing(path, self._tag) as temporary, files.RecordWriter(temporary) as out:
@@ -174,8 +189,13 @@ class TreeStore:
         self._scan()
 
     def close(self) -> None:
-        """Writes what waits, closes open files and lets others write. The store stays usable."""
+        """Writes what waits, closes open files and lets others write. The store stays usable.
+
+        What this process has written is merged.
+        """
         self.flush()
+        if self._lock is not None:
+            self.merge()
         while self._readers:
             self._forget_reader(next(iter(self._readers)))
         self._release_lock()
@@ -194,21 +214,34 @@ class TreeStore:
         return self.directory.glob(f'shard-{self._writer}-*{SUFFIX}')
 
     def _scan(self) -> None:
-        """Finds out which trees are stored where. A tree found twice counts in a shard."""
-        paths = sorted(self.directory.glob('*' + SUFFIX))
+        """Finds out which trees are stored where; anew where files are merged meanwhile."""
+        end = time.monotonic() + STALE_SECONDS
+        while True:
+            try:
+                return self._look()
+            except FileNotFoundError:
+                if time.monotonic() > end:
+                    raise
+                time.sleep(0.1)
+
+    def _look(self) -> None:
+        """A tree found twice counts in a shard, the latest of its writer."""
         found: dict[Key, tuple[str, int]] = {}
-        parts = []
-        for path in paths:
+        small, parts = {}, []
+        for path in sorted(self.directory.glob('*' + SUFFIX), key=_latest_first):
             match = re.fullmatch(r'tree-(\d+)-(-?\d+)-(\d+)', path.stem)
             if match:
-                parts.append((int(match[1]), (int(match[2]), int(match[3])), path))
-                continue
-            for position, key in enumerate(self._keys_of(path)):
-                found.setdefault(key, (path.name, position))
-        self._parts = [(key, path) for writer, key, path in parts if writer == self._writer]
-        for _, key, path in parts:
-            found.setdefault(key, (path.name, 0))
-        self._where = found
+                keys = [(int(match[2]), int(match[3]))]
+                parts.append((keys[0], path.name))
+            else:
+                keys = self._keys_of(path)
+                for position, key in enumerate(keys):
+                    found.setdefault(key, (path.name, position))
+            if path.name.split('-')[1:2] == [str(self._writer)] and len(keys) < self.shard_trees:
+                small[path.name] = keys
+        for key, name in parts:
+            found.setdefault(key, (name, 0))
+        self._where, self._small = found, small
 
     def _keys_of(self, shard: pathlib.Path) -> list[Key]:
         path = shard.with_suffix('.keys')
@@ -229,14 +262,18 @@ class TreeStore:
             if not path.with_suffix(SUFFIX).exists():
                 path.unlink(missing_ok=True)
 
-    def _remove_merged_parts(self) -> None:
-        left = []
-        for key, path in self._parts:
-            if self._where[key][0] == path.name:
-                left.append((key, path))
-            else:
-                path.unlink(missing_ok=True)
-        self._parts = left
+    def _remove_merged(self) -> None:
+        """Removes the small files of which every tree is in a later shard."""
+        for name, keys in list(self._small.items()):
+            if not any(self._in(name, key) for key in keys):
+                self._remove(name)
+
+    def _remove(self, name: str) -> None:
+        del self._small[name]
+        self._forget_reader(name)
+        path = self.directory / name
+        path.unlink(missing_ok=True)
+        path.with_suffix('.keys').unlink(missing_ok=True)
 
     def _read(self, name: str, position: int) -> bytes:
         if name not in self._readers:
@@ -289,6 +326,12 @@ def in_order(stores: Sequence[TreeStore]) -> Iterator[Record]:
     streams = [keyed(number) for number in range(len(stores))]
     for _, record in heapq.merge(*streams, key=lambda item: item[0]):
         yield record
+
+
+def _latest_first(path: pathlib.Path) -> tuple[str, int]:
+    """Sorts shards: writer by writer, and of each the latest first."""
+    match = re.fullmatch(r'shard-(\d+)-(\d+)', path.stem)
+    return (match[1], -int(match[2])) if match else (path.stem, 0)
 
 
 def _write_keys(shard: pathlib.Path, keys: list[Key], tag: str) -> None:

@@ -2,7 +2,7 @@
 
     tree-W-INDEX-TREE.array_record   one tree, as soon as it has finished (W: the writing process)
     shard-W-NUMBER.array_record      several trees: of one second, or merged out of smaller files
-    shard-W-NUMBER.keys              the (index, tree) of the shard's records, in their order
+    shard-W-NUMBER.keys              [index, tree, solved, nodes, sampled tokens] of each of them
 
 Files are made once a second at most: where small trees end by the dozen, making, flushing and
 deleting a file for each takes longer than the search. Where small files hold enough trees, and as
@@ -21,9 +21,10 @@ import math
 import os
 import pathlib
 import re
+import resource
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from typing import IO
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import IO, NamedTuple
 
 from rstar_jax.data import files
 from rstar_jax.errors import UserError
@@ -32,8 +33,32 @@ from rstar_jax.search.record import Record
 Key = tuple[int, int]
 
 SUFFIX = '.array_record'
-OPEN_READERS = 8
+OPEN_READERS = 8, 512  # of a store, at least and at most
 STALE_SECONDS = 60.0  # in which a shared disk has told all machines that a file is gone
+
+
+class Facts(NamedTuple):
+    """What is known of a stored tree without reading it.
+
+    tokens: sampled.
+    """
+
+    solved: bool
+    nodes: int
+    tokens: float
+
+    @classmethod
+    def of(cls, record: Record) -> 'Facts':
+        tokens = record.counters.get('sampled_tokens', 0.0)
+        return cls(record.solved, len(record.texts), float(tokens))
+
+
+class _Place(NamedTuple):
+    """Where a tree is stored; facts are None where they are not known."""
+
+    name: str
+    position: int
+    facts: Facts | None
 
 
 class TreeStore:
@@ -67,7 +92,7 @@ class TreeStore:
         self._number: int | None = None  # of the next shard, while this process may write
         self._writer = writer
         self._lock: IO[str] | None = None
-        self._where: dict[Key, tuple[str, int]] = {}
+        self._where: dict[Key, _Place] = {}
         self._small: dict[str, list[Key]] = {}  # this writer's files that are to be merged
         self._readers: collections.OrderedDict[str, files.RecordReader] = collections.OrderedDict()
         if writer is None:
@@ -105,14 +130,15 @@ class TreeStore:
 
     def flush(self) -> None:
         """Writes the trees that wait in memory."""
-        keys = sorted(self._waiting)
-        if len(keys) == 1:
-            ((key, record),) = self._waiting.items()
-            path = self.directory / f'tree-{self._writer}-{key[0]}-{key[1]}{SUFFIX}'
-            self._write(path, [record.to_bytes()])
-            self._stored(path.name, keys)
-        elif keys:
-            self._write_shard(keys, (self._waiting[key].to_bytes() for key in keys))
+        rows = {key: Facts.of(self._waiting[key]) for key in sorted(self._waiting)}
+        records = (self._waiting[key].to_bytes() for key in rows)
+        if len(rows) == 1:
+            ((index, tree),) = rows
+            path = self.directory / f'tree-{self._writer}-{index}-{tree}{SUFFIX}'
+            self._write(path, records)
+            self._stored(path.name, rows)
+        elif rows:
+            self._write_shard(rows, records)
         self._waiting.clear()
         self._written = time.monotonic()
         if sum(map(len, self._small.values())) >= self.shard_trees:
@@ -130,28 +156,29 @@ class TreeStore:
         small = [name for name, before in zip(self._small, sizes) if before < self.shard_trees]
         keys = sorted(key for name in small for key in self._small[name] if self._in(name, key))
         if keys:
-            self._write_shard(keys, (self._read(*self._where[key]) for key in keys))
+            rows = {key: self._where[key].facts or Facts.of(self[key]) for key in keys}
+            self._write_shard(rows, (self._read(self._where[key]) for key in keys))
         for name in small:
             self._remove(name)
 
     def _in(self, name: str, key: Key) -> bool:
-        return self._where[key][0] == name
+        return self._where[key].name == name
 
-    def _write_shard(self, keys: list[Key], records: Iterable[bytes]) -> None:
+    def _write_shard(self, rows: Mapping[Key, Facts], records: Iterable[bytes]) -> None:
         if self._number is None:  # looked up once: a folder may hold very many
             numbers = (int(path.stem.split('-')[2]) for path in self._own_shards())
             self._number = 1 + max(numbers, default=-1)
         shard = self.directory / f'shard-{self._writer}-{self._number:06d}{SUFFIX}'
-        _write_keys(shard, keys, self._tag)
+        _write_keys(shard, rows, self._tag)
         self._write(shard, records)
         self._number += 1
-        self._stored(shard.name, keys)
+        self._stored(shard.name, rows)
 
-    def _stored(self, name: str, keys: list[Key]) -> None:
-        for position, key in enumerate(keys):
-            self._where[key] = (name, position)
-        if len(keys) < self.shard_trees:
-            self._small[name] = keys
+    def _stored(self, name: str, rows: Mapping[Key, Facts]) -> None:
+        for position, (key, facts) in enumerate(rows.items()):
+            self._where[key] = _Place(name, position, facts)
+        if len(rows) < self.shard_trees:
+            self._small[name] = list(rows)
 
     def _write(self, path: pathlib.Path, records: Iterable[bytes]) -> None:
         with files.replacing(path, self._tag) as temporary, files.RecordWriter(temporary) as out:
@@ -173,15 +200,35 @@ class TreeStore:
         if key in self._waiting:
             return self._waiting[key]
         try:
-            data = self._read(*self._where[key])
+            data = self._read(self._where[key])
         except FileNotFoundError:  # merged by its writer since this store was opened
             self._scan()
-            data = self._read(*self._where[key])
+            data = self._read(self._where[key])
         return Record.from_bytes(data)
 
     def __iter__(self) -> Iterator[Record]:
         for key in sorted(self.keys()):
             yield self[key]
+
+    def unordered(self, keys: Iterable[Key] | None = None) -> Iterator[Record]:
+        """The trees, or those of `keys`, as they lie in the files: each of these is opened once."""
+        keys = self.keys() if keys is None else keys
+        for key in sorted(keys, key=lambda key: self._where.get(key, ('', 0))[:2]):
+            yield self[key]
+
+    def facts(self) -> Iterator[tuple[Key, Facts]]:
+        """What is known of each tree, in no order.
+
+        Few are read for it: parts that were there on opening, shards that an earlier version wrote.
+        """
+        unknown = []
+        for key, place in self._where.items():
+            if place.facts is None:
+                unknown.append(key)
+            else:
+                yield key, place.facts
+        for record in self.unordered([*unknown, *self._waiting]):
+            yield record.key, Facts.of(record)
 
     def refresh(self) -> None:
         """Writes what waits, and looks for what other processes have stored since."""
@@ -226,7 +273,7 @@ class TreeStore:
 
     def _look(self) -> None:
         """A tree found twice counts in a shard, the latest of its writer."""
-        found: dict[Key, tuple[str, int]] = {}
+        found: dict[Key, _Place] = {}
         small, parts = {}, []
         for path in sorted(self.directory.glob('*' + SUFFIX), key=_latest_first):
             match = re.fullmatch(r'tree-(\d+)-(-?\d+)-(\d+)', path.stem)
@@ -234,25 +281,29 @@ class TreeStore:
                 keys = [(int(match[2]), int(match[3]))]
                 parts.append((keys[0], path.name))
             else:
-                keys = self._keys_of(path)
-                for position, key in enumerate(keys):
-                    found.setdefault(key, (path.name, position))
+                rows = self._rows_of(path)
+                keys = [key for key, _ in rows]
+                for position, (key, facts) in enumerate(rows):
+                    found.setdefault(key, _Place(path.name, position, facts))
             if path.name.split('-')[1:2] == [str(self._writer)] and len(keys) < self.shard_trees:
                 small[path.name] = keys
         for key, name in parts:
-            found.setdefault(key, (name, 0))
+            found.setdefault(key, _Place(name, 0, None))
         self._where, self._small = found, small
 
-    def _keys_of(self, shard: pathlib.Path) -> list[Key]:
+    def _rows_of(self, shard: pathlib.Path) -> list[tuple[Key, Facts | None]]:
+        """The keys of its records, and facts where it is known what they hold."""
         path = shard.with_suffix('.keys')
         if path.exists():
-            return [(index, tree) for index, tree in json.loads(path.read_text(encoding='utf-8'))]
+            rows = json.loads(path.read_text(encoding='utf-8'))
+            return [((i, tree), Facts(*facts) if facts else None) for i, tree, *facts in rows]
         reader = files.RecordReader(shard)
-        keys = [Record.from_bytes(data).key for data in reader]
+        records = map(Record.from_bytes, reader)
+        rows = {record.key: Facts.of(record) for record in records}
         reader.close()
         if self._lock is not None:
-            _write_keys(shard, keys, self._tag)
-        return keys
+            _write_keys(shard, rows, self._tag)
+        return list(rows.items())
 
     def _sweep(self) -> None:
         """Removes what a killed process of this writer left half done."""
@@ -275,9 +326,10 @@ class TreeStore:
         path.unlink(missing_ok=True)
         path.with_suffix('.keys').unlink(missing_ok=True)
 
-    def _read(self, name: str, position: int) -> bytes:
+    def _read(self, place: _Place) -> bytes:
+        name, position, _ = place
         if name not in self._readers:
-            while len(self._readers) >= OPEN_READERS:
+            while len(self._readers) >= _open_readers():
                 self._forget_reader(next(iter(self._readers)))
             self._readers[name] = files.RecordReader(self.directory / name)
         self._readers.move_to_end(name)
@@ -334,6 +386,14 @@ def _latest_first(path: pathlib.Path) -> tuple[str, int]:
     return (match[1], -int(match[2])) if match else (path.stem, 0)
 
 
-def _write_keys(shard: pathlib.Path, keys: list[Key], tag: str) -> None:
+def _open_readers() -> int:
+    """Files that a store holds open: what the system allows, with room for other stores' files."""
+    least, most = OPEN_READERS
+    allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return most if allowed == resource.RLIM_INFINITY else min(most, max(least, allowed // 8))
+
+
+def _write_keys(shard: pathlib.Path, rows: Mapping[Key, Facts], tag: str) -> None:
+    told = [[*key, *facts] for key, facts in rows.items()]
     with files.replacing(shard.with_suffix('.keys'), tag) as temporary:
-        temporary.write_text(json.dumps(keys), encoding='utf-8')
+        temporary.write_text(json.dumps(told), encoding='utf-8')

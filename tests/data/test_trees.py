@@ -1,6 +1,8 @@
+import dataclasses
 import json
 import multiprocessing
 import pathlib
+import resource
 import subprocess
 import sys
 
@@ -152,17 +154,87 @@ def test_crash_between_shard_and_removal_of_smaller_ones(tmp_path, left):
 
 def test_a_merge_while_the_folder_is_looked_through(tmp_path, monkeypatch):
     store, expected = batched(tmp_path, [1, 2, 3], 9)
-    look, merges = data.TreeStore._keys_of, []
+    look, merges = data.TreeStore._rows_of, []
 
-    def keys_of(self, shard):
+    def rows_of(self, shard):
         if not merges:
             merges.append(store.merge())
         return look(self, shard)
 
-    monkeypatch.setattr(data.TreeStore, '_keys_of', keys_of)
+    monkeypatch.setattr(data.TreeStore, '_rows_of', rows_of)
     reader = data.TreeStore(tmp_path, writer=None)
     assert merges and reader.keys() == set(expected)
     assert [r.key for r in reader] == sorted(expected)
+
+
+def told(records):
+    """What `facts` is to tell of them."""
+    tokens = {r.key: r.counters.get('sampled_tokens', 0.0) for r in records}
+    return {r.key: (r.solved, len(r.texts), tokens[r.key]) for r in records}
+
+
+def spent(keys):
+    """Trees that tell of the tokens sampled for them; some hold no right answer."""
+    return {
+        key: dataclasses.replace(
+            samples.grown(hash(key), *key, size=4), counters={'sampled_tokens': 10.0 * sum(key)}
+        )
+        for key in keys
+    }
+
+
+def test_facts_of_stored_trees_are_known_without_reading_them(tmp_path, monkeypatch):
+    expected = spent([(i, t) for i in range(9) for t in range(2)])
+    with data.TreeStore(tmp_path, shard_trees=4, seconds=0) as store:
+        for record in expected.values():
+            store.append(record)
+        assert dict(store.facts()) == told(expected.values())
+    monkeypatch.setattr(files, 'RecordReader', lambda path: 1 / 0)
+    store = data.TreeStore(tmp_path)
+    assert dict(store.facts()) == told(expected.values())
+    store.append(more := spent([(9, 0)])[9, 0])
+    store.append(waiting := spent([(10, 0)])[10, 0])
+    assert dict(store.facts()) == told([*expected.values(), more, waiting])
+    assert len({facts[0] for facts in dict(store.facts()).values()}) == 2
+
+
+def test_facts_of_what_an_earlier_version_stored(tmp_path):
+    """Its .keys files have none; shards that are merged get them."""
+    store, expected = batched(tmp_path, [1, 2, 3], 9)
+    store._lock.close()  # as by SIGKILL
+    for path in tmp_path.glob('*.keys'):
+        path.write_text(json.dumps([row[:2] for row in json.loads(path.read_text())]))
+    check(tmp_path, expected)
+    with data.TreeStore(tmp_path, shard_trees=9) as store:
+        assert dict(store.facts()) == told(expected.values())
+        expected |= trees([(7, 0)])
+        store.append(expected[7, 0])
+    (path,) = tmp_path.glob('*.keys')
+    rows = {(index, tree): tuple(facts) for index, tree, *facts in json.loads(path.read_text())}
+    assert rows == told(expected.values())
+
+
+def test_trees_without_an_order_are_read_file_by_file(tmp_path, monkeypatch):
+    expected = trees([(i, t) for t in range(3) for i in range(20)])
+    with data.TreeStore(tmp_path, shard_trees=3, seconds=0) as store:
+        for record in expected.values():
+            store.append(record)
+    opened, reader = [], files.RecordReader
+    monkeypatch.setattr(files, 'RecordReader', lambda path: opened.append(path) or reader(path))
+    monkeypatch.setattr('rstar_jax.data.trees._open_readers', lambda: 1)
+    with data.TreeStore(tmp_path) as store:
+        assert {r.key for r in store.unordered()} == set(expected)
+        assert len(opened) == 20
+        some = [(19, 2), (0, 0), (0, 1)]
+        assert {r.key for r in store.unordered(some)} == set(some)
+
+
+@pytest.mark.parametrize(
+    ('allowed', 'readers'), [(64, 8), (1024, 128), (1 << 20, 512), (resource.RLIM_INFINITY, 512)]
+)
+def test_so_many_files_are_held_open_as_the_system_allows(tmp_path, monkeypatch, allowed, readers):
+    monkeypatch.setattr(resource, 'getrlimit', lambda kind: (allowed, allowed))
+    assert data.trees._open_readers() == readers
 
 
 def test_lost_keys_file_is_made_again(tmp_path):

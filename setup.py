@@ -18,6 +18,7 @@ CORE = [
     'math-verify[antlr4-13-2]>=0.8,<1',
     'matplotlib>=3.9',
     'ml_collections>=1.0',
+    'msgpack>=1',
     'numpy>=2',
     'optax>=0.2.5',
     'orbax-checkpoint>=0.11.20',

@@ -10,6 +10,7 @@ import errno
 import json
 import os
 import pathlib
+import secrets
 from collections.abc import Iterator
 from typing import Any
 
@@ -41,11 +42,12 @@ def sync_all(folder: pathlib.Path) -> None:
 def replacing(path: str | os.PathLike, tag: str = '') -> Iterator[pathlib.Path]:
     """Gives a temporary path that becomes `path`, durably, when the block ends without an error.
 
-    `tag` goes into the temporary name, so that leftovers of a killed process can be told apart.
+    `tag` goes into the temporary name, so that leftovers of a killed process can be told apart. In
+    containers processes of several hosts have one number, hence random characters.
     """
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.parent / f'{TEMPORARY}{tag}{os.getpid()}-{path.name}.part'
+    temporary = path.parent / f'{TEMPORARY}{tag}{secrets.token_hex(8)}-{path.name}.part'
     try:
         yield temporary
         sync(temporary)

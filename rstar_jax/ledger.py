@@ -6,7 +6,8 @@
     roundK/STAGE/done.json   written when it is complete: its id, seconds, figures for the table
 
 A stage with a done.json is skipped. A stage that has begun under other settings is an error, one
-that was made from results which have been made anew since is done again.
+that was made from results which have been made anew since is done again. Of several processes, all
+in one workdir, the first one writes these files.
 """
 
 import contextlib
@@ -191,6 +192,10 @@ class Stage:
         write_json(self.folder / 'done.json', done)
 
     def _write(self, seconds: float) -> None:
+        from rstar_jax import parallel  # the report reads workdirs without JAX
+
+        if not parallel.is_first():
+            return
         begun = {
             'inputs': self._inputs,
             'settings': dict(self.settings),
@@ -226,7 +231,8 @@ def check(
 ) -> None:
     """Compares what is to be done with what is there; reopens what goes on; writes config.json.
 
-    There the settings of a round are the new ones, but for those that bind another stage of it.
+    There the settings of a round are the new ones, but for those that bind another stage of it. All
+    processes of a job call this, and find that file written when it returns.
 
     Args:
       rows: the stages to be done: (stage, 'round3', 'search', all of the round's settings).
@@ -235,9 +241,17 @@ def check(
     Raises:
       UserError: see `Stage.grows`; nothing has changed then.
     """
+    from rstar_jax import parallel
+
     grown = [stage for stage, label, name, _ in rows if stage.grows(f'{label}, {name}', defaults)]
-    for stage in grown:
-        stage.reopen()
+    if parallel.is_first():
+        for stage in grown:
+            stage.reopen()
+        _keep_settings(rows)
+    parallel.barrier('settings are kept')
+
+
+def _keep_settings(rows: Collection[tuple[Stage, str, str, Mapping[str, Any]]]) -> None:
     own = {stage.folder for stage, *_ in rows}
     asked = {(stage.folder.parent.parent, label): settings for stage, label, _, settings in rows}
     for (workdir, label), settings in asked.items():

@@ -17,7 +17,7 @@ RAY = 'ray'  # --config.job.leases
 
 
 def search_trees(round_: Round, stage: ledger.Stage, line: Line) -> dict[str, Any]:
-    """Searches every problem's trees that are not yet on disk."""
+    """Searches every problem's trees that are not yet on disk; the first process has figures."""
     config = round_.config
     problems, _, read = sources.split_problems(round_)
     line.say(data.told(read))
@@ -41,7 +41,7 @@ def search_trees(round_: Round, stage: ledger.Stage, line: Line) -> dict[str, An
                 seed=sources.search_seed(round_),
                 trees=trees.stop,
                 skip=frozenset(store.keys() | before),
-                earlier=store,
+                earlier=store.unordered(),
                 progress=tell,
                 leases=_leases(round_, settings, todo, trees),
                 flights=flights,
@@ -49,8 +49,9 @@ def search_trees(round_: Round, stage: ledger.Stage, line: Line) -> dict[str, An
             with contextlib.closing(records):
                 for record in records:
                     store.append(record)
-        if parallel.is_first():
-            flights.forget()
+        if not parallel.is_first():
+            return {}
+        flights.forget()
         return {**_tree_figures(store, stage.seconds), 'read': dict(read)}
 
 
@@ -63,13 +64,12 @@ def passes(
     _meet(store)
     if config.search.mean_tokens:
         own = {problem['index'] for problem in problems}
-        found = (r for r in store if r.tree == 0 and r.problem['index'] in own)
-        first = [r.counters['sampled_tokens'] for r in found]
+        first = [x.tokens for (index, tree), x in store.facts() if tree == 0 and index in own]
         trees = search.trees_for(config.search.mean_tokens, first)
         yield config.search.rollouts, range(1, trees), problems
         _meet(store)
     for number, rollouts in enumerate(config.search.more_rollouts, start=trees):
-        solved = {r.problem['index'] for r in store if r.tree < number and r.solved}
+        solved = {index for (index, tree), x in store.facts() if tree < number and x.solved}
         todo = [problem for problem in problems if problem['index'] not in solved]
         if todo:
             yield rollouts, range(number, number + 1), todo
@@ -78,19 +78,20 @@ def passes(
 
 def _meet(store: data.TreeStore) -> None:
     """Waits for all processes; then each knows of the trees that the others have found."""
-    store.refresh()
+    store.flush()
+    store.merge()
     parallel.barrier('searched')
     store.refresh()
 
 
 def _tree_figures(store: data.TreeStore, seconds: float) -> dict[str, Any]:
     problems, solved, nodes, tokens = set(), set(), 0, 0
-    for record in store:
-        problems.add(record.problem['index'])
-        if record.solved:
-            solved.add(record.problem['index'])
-        nodes += len(record.texts)
-        tokens += record.counters.get('sampled_tokens', 0)
+    for (index, _), facts in store.facts():
+        problems.add(index)
+        if facts.solved:
+            solved.add(index)
+        nodes += facts.nodes
+        tokens += facts.tokens
     return {
         'trees': len(store),
         'problems': len(problems),

@@ -14,7 +14,7 @@ import functools
 import pathlib
 import random
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 
@@ -24,6 +24,7 @@ from rstar_jax.errors import UserError
 
 Problem = dict[str, Any]
 Search = Callable[..., Iterable[search.Record]]
+T = TypeVar('T')
 
 FILE = 'problems.json'
 ROUND_INDEX = 1_000_000_000  # indices of a round's synthetic problems begin at so many times it
@@ -82,27 +83,32 @@ def synthesize(
       number: of the round; with `seed` it decides what is shown.
 
     Returns:
-      The problems, and counts: written, dropped for which reason, kept.
+      The problems, and counts: written, dropped for which reason, kept. Of several processes the
+      first one has them; the others return no problems.
     """
     settings = dataclasses.replace(search.sampled(settings), use_ground_truth=False, tokens=0)
-    sample = functools.partial(_trees, run_search=run_search, seed=seed, leases=leases)
+    sample = functools.partial(_sample, run_search=run_search, seed=seed, leases=leases)
     prompts = [_prompt(known, config, f'{seed} {number} {i}') for i in range(config.problems)]
     writing = dataclasses.replace(settings, prompt='whole', step_tokens=config.tokens)
-    texts = sample(prompts, writing, folder / 'written', 1)
+    sample(prompts, writing, folder / 'written', 1)
+    texts = _read(prompts, folder / 'written', 1, written)
     counts: collections.Counter = collections.Counter(written=len(prompts))
     drafts: list[Problem] = []
     for prompt in prompts:
-        question = written(texts[prompt['index'], 0])
+        question = texts[prompt['index'], 0]
         reason = _refused(question, overlap)
         counts[reason or 'new'] += 1
         if not reason:
             draft = {'index': ROUND_INDEX * number + prompt['index'], 'question': question}
             drafts.append({**draft, 'answer': '', 'source': 'synthetic', 'synthetic': True})
             overlap.add('new', draft)
-    trees = sample(drafts, settings, folder / 'solved', config.samples)
+    sample(drafts, settings, folder / 'solved', config.samples)
+    if not parallel.is_first():
+        return [], counts
+    answers = _read(drafts, folder / 'solved', config.samples, lambda tree: tree.best_answer()[0])
     kept = []
     for draft in drafts:
-        tried = (trees[draft['index'], tree].best_answer()[0] for tree in range(config.samples))
+        tried = (answers[draft['index'], tree] for tree in range(config.samples))
         answer, votes = agreed([answer for answer in tried if answer])
         counts['answers differ' if votes < config.agree else 'kept'] += 1
         if votes >= config.agree:
@@ -128,7 +134,7 @@ def written(tree: search.Record) -> str:
 
 
 def _prompt(known: Sequence[Problem], config: Config, key: str) -> Problem:
-    chosen = random.Random(key).sample(list(known), min(config.shown, len(known)))
+    chosen = random.Random(key).sample(known, min(config.shown, len(known)))
     text = steps.writing_prompt([problem['question'] for problem in chosen])
     return {'index': int(key.split()[-1]), 'question': text, 'answer': ''}
 
@@ -144,7 +150,7 @@ def _refused(question: str, overlap: Overlap) -> str:
     return f'like one in {place}' if place else ''
 
 
-def _trees(
+def _sample(
     problems: Sequence[Problem],
     config: search.Config,
     folder: pathlib.Path,
@@ -153,8 +159,8 @@ def _trees(
     run_search: Search,
     seed: int,
     leases: str,
-) -> dict[tuple[int, int], search.Record]:
-    """All trees of the problems; those that are not stored yet are searched, and stored.
+) -> None:
+    """Searches and stores the problems' trees that are not stored yet.
 
     Of several processes each searches its share.
     """
@@ -175,5 +181,12 @@ def _trees(
             for record in found:
                 store.append(record)
     parallel.barrier(f'{folder.name}: all is sampled')
+
+
+def _read(
+    problems: Sequence[Problem], folder: pathlib.Path, trees: int, of: Callable[[search.Record], T]
+) -> dict[tuple[int, int], T]:
+    """`of` each tree of the problems: whole ones would not fit."""
+    wanted = [(problem['index'], tree) for problem in problems for tree in range(trees)]
     with data.TreeStore(folder, writer=jax.process_index()) as store:
-        return {key: store[key] for key in sorted(wanted)}
+        return {record.key: of(record) for record in store.unordered(wanted)}

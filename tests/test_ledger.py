@@ -1,6 +1,7 @@
 """The workdir's bookkeeping: completion, settings that bind, inputs that are new, the lock."""
 
 import json
+import os
 import pathlib
 import subprocess
 import sys
@@ -231,3 +232,45 @@ def test_a_workdir_that_cannot_be_made_is_a_user_error(tmp_path):
     (tmp_path / 'file').write_text('')
     with pytest.raises(UserError, match='cannot be written'), ledger.lock(tmp_path / 'file' / 'w'):
         pass
+
+
+def test_of_several_processes_the_first_one_writes(tmp_path, monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(ledger.time, 'monotonic', lambda: now[0])
+    search, row = stage(tmp_path / 'round1' / 'search', {'seed': 0})
+    monkeypatch.setattr(ledger.parallel, 'is_first', lambda: False)
+    ledger.check([row])
+    search.begin()
+    now[0] += 60
+    search.beat()
+    assert search.seconds == 60
+    assert not list(tmp_path.iterdir())
+    monkeypatch.setattr(ledger.parallel, 'is_first', lambda: True)
+    ledger.check([row])
+    search.begin()
+    assert (tmp_path / 'config.json').exists() and search.begun
+
+
+@pytest.mark.parametrize('write', [ledger.write_json, atomic.write_json])
+def test_writers_of_one_file_may_have_the_same_process_id(tmp_path, monkeypatch, write):
+    """As on hosts that each run a container: one writes all of it while the other is at work."""
+    path, names = tmp_path / 'begun.json', []
+    monkeypatch.setattr(os, 'getpid', lambda: 1)
+
+    def meanwhile(_):
+        names.append([x.name for x in tmp_path.iterdir() if x.name.startswith('.')])
+        if len(names) == 1:
+            write(path, 'other')
+            assert ledger.read_json(path) == 'other'
+
+    monkeypatch.setattr(os, 'fsync', meanwhile)
+    write(path, 'one')
+    assert ledger.read_json(path) == 'one'
+    assert [len(found) for found in names[:2]] == [1, 2]
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_cannot_be_written_leaves_nothing(tmp_path):
+    with pytest.raises(TypeError):
+        ledger.write_json(tmp_path / 'done.json', {'figures': object()})
+    assert not list(tmp_path.iterdir())

@@ -326,7 +326,7 @@ def test_two_processes_go_on_where_one_stopped(world, finished, tmp_path):
     assert two['greedy_solved'] == one['greedy_solved']
     assert two['search'].keys() == one['search'].keys()
     greedy = tmp_path / 'run' / 'round1' / 'eval' / 'problems' / 'greedy'
-    writers = {path.name.split('-')[1] for path in greedy.glob('tree-*')}
+    writers = {path.name.split('-')[1] for path in greedy.glob('*.array_record')}
     assert writers == {'0', '1'}
     tokens, lengths = np.arange(3, 43)[None], np.array([40])
     one, two = (

@@ -4,6 +4,7 @@ import collections
 import dataclasses
 import functools
 import json
+import weakref
 
 import pytest
 
@@ -153,6 +154,42 @@ def test_prompts_show_some_known_problems_and_differ():
         assert sum(p['question'] + steps.ANSWER_END in prompt for p in KNOWN) == 2
         assert prompt.endswith('Problem:')
     assert prompts[3] == synthesis._prompt(KNOWN, config, '0 1 3')['question']
+
+
+def test_many_known_problems_are_not_copied_for_each_prompt():
+    class Known(list):
+        def __iter__(self):
+            raise AssertionError('looked through')
+
+    known, config = [KNOWN[i % 5] for i in range(999)], synthesis.Config(problems=1)
+    assert synthesis._prompt(Known(known), config, '0 1 0') == synthesis._prompt(
+        known, config, '0 1 0'
+    )
+
+
+def test_what_is_read_of_the_trees_is_kept_alone(tmp_path, monkeypatch):
+    alive, counts = weakref.WeakSet(), []
+    read, agreed = search.Record.from_bytes, synthesis.agreed
+
+    def reading(data):
+        alive.add(record := read(data))
+        counts.append(len(alive))
+        return record
+
+    monkeypatch.setattr(search.Record, 'from_bytes', reading)
+    monkeypatch.setattr(synthesis, 'agreed', lambda said: counts.append(len(alive)) or agreed(said))
+    made, _ = synthesize(tmp_path)
+    assert len(made) == 2 and len(counts) > 9 + 30 and max(counts) < 4
+
+
+def test_of_several_processes_the_first_one_counts_votes(tmp_path, monkeypatch):
+    whole, _ = synthesize(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(synthesis.parallel, 'is_first', lambda: False)
+        patch.setattr(synthesis, 'agreed', lambda answers: 1 / 0)
+        made, counts = synthesize(tmp_path)
+    assert made == [] and counts['new'] == 3
+    assert synthesize(tmp_path)[0] == whole != []
 
 
 def round_of(tmp_path, number: int, **changes) -> Round:

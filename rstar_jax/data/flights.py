@@ -4,22 +4,34 @@ flights/W.array_record     the trees that process W had in flight when it last w
                            that it found in its file and nobody has finished yet
 """
 
+import contextlib
+import itertools
 import os
 import pathlib
 import shutil
 import time
 from collections.abc import Container
+from typing import NamedTuple
 
 from rstar_jax import atomic
 from rstar_jax.data import files
 from rstar_jax.search import flight
 
 
+class _Place(NamedTuple):
+    """Where a tree lies, and how many rollouts of it are done."""
+
+    path: pathlib.Path
+    position: int
+    rollouts: int
+
+
 class Flights:
     """The `search.flight.Flights` of one process.
 
     Args:
-      directory: of all processes; what any of them has left there is found.
+      directory: of all processes; what any of them has left there is found. Of others' trees only
+        the places are kept in memory.
       writer: this process's number.
       seconds: between two writes; 0 never writes, but goes on from what is there.
       done: has the keys of the finished trees.
@@ -34,27 +46,29 @@ class Flights:
     ):
         self._directory, self._seconds, self._done = pathlib.Path(directory), seconds, done
         self._path = self._directory / f'{writer}.array_record'
-        self._found: dict[flight.Key, bytes] = {}
+        self._found: dict[flight.Key, _Place] = {}
         self._mine: dict[flight.Key, bytes] = {}
         self._written = time.monotonic()
-        rollouts: dict[flight.Key, int] = {}
         for path in sorted(self._directory.glob('*.array_record')):
             reader = files.RecordReader(path)
-            for data in reader:
-                key, count = flight.key_of(data)
+            for position, data in enumerate(reader):
+                key, rollouts = flight.key_of(data)
                 if key in done:
                     continue
                 if path == self._path:
                     self._mine[key] = data
-                if count >= rollouts.get(key, 0):
-                    rollouts[key], self._found[key] = count, data
+                if key not in self._found or rollouts >= self._found[key].rollouts:
+                    self._found[key] = _Place(path, position, rollouts)
             reader.close()
 
     def due(self) -> bool:
         return 0 < self._seconds <= time.monotonic() - self._written
 
     def find(self, key: flight.Key) -> bytes | None:
-        return self._found.pop(key, None)
+        place = self._found.pop(key, None)
+        if place is None:
+            return None
+        return self._mine.get(key) if place.path == self._path else _read(key, place)
 
     def keep(self, trees: dict[flight.Key, bytes]) -> None:
         self._written = time.monotonic()
@@ -69,3 +83,15 @@ class Flights:
     def forget(self) -> None:
         """Deletes what all processes have kept here: every tree is finished."""
         shutil.rmtree(self._directory, ignore_errors=True)
+
+
+def _read(key: flight.Key, place: _Place) -> bytes | None:
+    """Another process's tree: elsewhere in its file, or gone, where that is a later one by now."""
+    try:
+        reader = files.RecordReader(place.path)
+    except FileNotFoundError:
+        return None
+    with contextlib.closing(reader):
+        there = [reader[place.position]] if place.position < len(reader) else []
+        trees = itertools.chain(there, reader)
+        return next((data for data in trees if flight.key_of(data)[0] == key), None)

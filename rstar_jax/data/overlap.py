@@ -2,9 +2,11 @@
 
 Problems overlap where they share `length` words in a row (n-grams, with 13 as in the analysis of
 GPT-3, arXiv 2005.14165, appendix C), or are the same but for spelling. A word is a run of letters
-or a run of digits, in any case.
+or a run of digits, in any case. Kept are hashes of the n-grams: a training set has tens of
+millions.
 """
 
+import hashlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -22,7 +24,7 @@ class Overlap:
 
     def __init__(self, benchmarks: Mapping[str, Iterable[Mapping[str, Any]]], length: int):
         self._length = length
-        self._known: dict[tuple[str, ...], str] = {}
+        self._known: dict[bytes, str] = {}
         for name, problems in benchmarks.items():
             for problem in problems:
                 self.add(name, problem)
@@ -49,8 +51,9 @@ class Overlap:
                 found[problem['index']] = name
         return kept, found
 
-    def _grams(self, question: str) -> Iterable[tuple[str, ...]]:
-        """All runs of `length` words; the whole where it is shorter."""
+    def _grams(self, question: str) -> Iterable[bytes]:
+        """Hashes of all runs of `length` words, the same on all hosts; of the whole if shorter."""
         words = WORD.findall(question.lower())
         last = max(1, len(words) - self._length + 1)
-        return (tuple(words[i : i + self._length]) for i in range(last))
+        runs = (' '.join(words[i : i + self._length]) for i in range(last))
+        return (hashlib.blake2b(run.encode(), digest_size=8).digest() for run in runs)

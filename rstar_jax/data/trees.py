@@ -1,27 +1,30 @@
 """Finished search trees on disk: appended as they finish, never half written, never read twice.
 
     tree-W-INDEX-TREE.array_record   one tree, as soon as it has finished (W: the writing process)
-    shard-W-NUMBER.array_record      many trees: of one second, or merged out of such parts
-    shard-W-NUMBER.keys              the (index, tree) of the shard's records, in their order
+    shard-W-NUMBER.array_record      several trees: of one second, or merged out of smaller files
+    shard-W-NUMBER.keys              [index, tree, solved, nodes, sampled tokens] of each of them
 
 Files are made once a second at most: where small trees end by the dozen, making, flushing and
-deleting a file for each takes longer than the search. When enough parts have gathered they are
-merged: the shard takes its final name before the first part goes, so a crash leaves at most both,
-and then the shard counts and the parts are removed on the next open. Names of parts and `.keys`
-files tell what is stored without reading it; a lost `.keys` file is made again from its shard.
+deleting a file for each takes longer than the search. Where small files hold enough trees, and as
+the store is closed, they are merged: the shard takes its final name before the first of them goes,
+so a crash leaves at most both, and then the writer's latest shard counts, and what is in it is
+removed on the next open. Names of parts and `.keys` files tell what is stored without reading it; a
+lost `.keys` file is made again from its shard.
 """
 
 import collections
 import fcntl
 import heapq
+import itertools
 import json
 import math
 import os
 import pathlib
 import re
+import resource
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from typing import IO
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import IO, NamedTuple
 
 from rstar_jax import atomic
 from rstar_jax.data import files
@@ -31,7 +34,32 @@ from rstar_jax.search.record import Record
 Key = tuple[int, int]
 
 SUFFIX = '.array_record'
-OPEN_READERS = 8
+OPEN_READERS = 8, 512  # of a store, at least and at most
+STALE_SECONDS = 60.0  # in which a shared disk has told all machines that a file is gone
+
+
+class Facts(NamedTuple):
+    """What is known of a stored tree without reading it.
+
+    tokens: sampled.
+    """
+
+    solved: bool
+    nodes: int
+    tokens: float
+
+    @classmethod
+    def of(cls, record: Record) -> 'Facts':
+        tokens = record.counters.get('sampled_tokens', 0.0)
+        return cls(record.solved, len(record.texts), float(tokens))
+
+
+class _Place(NamedTuple):
+    """Where a tree is stored; facts are None where they are not known."""
+
+    name: str
+    position: int
+    facts: Facts | None
 
 
 class TreeStore:
@@ -45,7 +73,7 @@ class TreeStore:
 
     Attributes:
       directory: the folder; made if absent.
-      shard_trees: how many parts are merged into a shard.
+      shard_trees: how many trees a file holds that is not merged any more.
       seconds: trees that are appended sooner after a write wait for the next one in memory; a
         killed process loses them. 0: every tree is on the disk when `append` returns.
     """
@@ -65,8 +93,8 @@ class TreeStore:
         self._number: int | None = None  # of the next shard, while this process may write
         self._writer = writer
         self._lock: IO[str] | None = None
-        self._where: dict[Key, tuple[str, int]] = {}
-        self._parts: list[tuple[Key, pathlib.Path]] = []
+        self._where: dict[Key, _Place] = {}
+        self._small: dict[str, list[Key]] = {}  # this writer's files that are to be merged
         self._readers: collections.OrderedDict[str, files.RecordReader] = collections.OrderedDict()
         if writer is None:
             self._scan()
@@ -76,7 +104,7 @@ class TreeStore:
         if self._take_lock():
             self._sweep()
             self._scan()
-            self._remove_merged_parts()
+            self._remove_merged()
             self._release_lock()
         else:
             self._scan()
@@ -103,41 +131,55 @@ class TreeStore:
 
     def flush(self) -> None:
         """Writes the trees that wait in memory."""
-        keys = sorted(self._waiting)
-        if len(keys) == 1:
-            ((key, record),) = self._waiting.items()
-            path = self.directory / f'tree-{self._writer}-{key[0]}-{key[1]}{SUFFIX}'
-            self._write(path, [record.to_bytes()])
-            self._where[key] = (path.name, 0)
-            self._parts.append((key, path))
-        elif keys:
-            self._write_shard(keys, (self._waiting[key].to_bytes() for key in keys))
+        rows = {key: Facts.of(self._waiting[key]) for key in sorted(self._waiting)}
+        records = (self._waiting[key].to_bytes() for key in rows)
+        if len(rows) == 1:
+            ((index, tree),) = rows
+            path = self.directory / f'tree-{self._writer}-{index}-{tree}{SUFFIX}'
+            self._write(path, records)
+            self._stored(path.name, rows)
+        elif rows:
+            self._write_shard(rows, records)
         self._waiting.clear()
         self._written = time.monotonic()
-        if len(self._parts) >= self.shard_trees:
+        if sum(map(len, self._small.values())) >= self.shard_trees:
             self.merge()
 
     def merge(self) -> None:
-        """Merges the parts that this writer has into a shard. Safe to be killed in."""
-        if not self._parts or not self._take_lock():
-            return
-        parts = sorted(self._parts)
-        self._write_shard([key for key, _ in parts], (self._read(p.name, 0) for _, p in parts))
-        self._parts = []
-        for _, path in parts:
-            self._forget_reader(path.name)
-            path.unlink(missing_ok=True)
+        """Merges this writer's small files into a shard that need not grow any more.
 
-    def _write_shard(self, keys: list[Key], records: Iterable[bytes]) -> None:
+        An earlier version has left many: what is enough for a shard is taken at a time. Safe to be
+        killed in.
+        """
+        if len(self._small) < 2 or not self._take_lock():
+            return
+        sizes = itertools.accumulate(map(len, self._small.values()), initial=0)
+        small = [name for name, before in zip(self._small, sizes) if before < self.shard_trees]
+        keys = sorted(key for name in small for key in self._small[name] if self._in(name, key))
+        if keys:
+            rows = {key: self._where[key].facts or Facts.of(self[key]) for key in keys}
+            self._write_shard(rows, (self._read(self._where[key]) for key in keys))
+        for name in small:
+            self._remove(name)
+
+    def _in(self, name: str, key: Key) -> bool:
+        return self._where[key].name == name
+
+    def _write_shard(self, rows: Mapping[Key, Facts], records: Iterable[bytes]) -> None:
         if self._number is None:  # looked up once: a folder may hold very many
             numbers = (int(path.stem.split('-')[2]) for path in self._own_shards())
             self._number = 1 + max(numbers, default=-1)
         shard = self.directory / f'shard-{self._writer}-{self._number:06d}{SUFFIX}'
-        _write_keys(shard, keys, self._tag)
+        _write_keys(shard, rows, self._tag)
         self._write(shard, records)
         self._number += 1
-        for position, key in enumerate(keys):
-            self._where[key] = (shard.name, position)
+        self._stored(shard.name, rows)
+
+    def _stored(self, name: str, rows: Mapping[Key, Facts]) -> None:
+        for position, (key, facts) in enumerate(rows.items()):
+            self._where[key] = _Place(name, position, facts)
+        if len(rows) < self.shard_trees:
+            self._small[name] = list(rows)
 
     def _write(self, path: pathlib.Path, records: Iterable[bytes]) -> None:
         with atomic.replacing(path, self._tag) as temporary, files.RecordWriter(temporary) as out:
@@ -159,15 +201,35 @@ class TreeStore:
         if key in self._waiting:
             return self._waiting[key]
         try:
-            data = self._read(*self._where[key])
+            data = self._read(self._where[key])
         except FileNotFoundError:  # merged by its writer since this store was opened
             self._scan()
-            data = self._read(*self._where[key])
+            data = self._read(self._where[key])
         return Record.from_bytes(data)
 
     def __iter__(self) -> Iterator[Record]:
         for key in sorted(self.keys()):
             yield self[key]
+
+    def unordered(self, keys: Iterable[Key] | None = None) -> Iterator[Record]:
+        """The trees, or those of `keys`, as they lie in the files: each of these is opened once."""
+        keys = self.keys() if keys is None else keys
+        for key in sorted(keys, key=lambda key: self._where.get(key, ('', 0))[:2]):
+            yield self[key]
+
+    def facts(self) -> Iterator[tuple[Key, Facts]]:
+        """What is known of each tree, in no order.
+
+        Few are read for it: parts that were there on opening, shards that an earlier version wrote.
+        """
+        unknown = []
+        for key, place in self._where.items():
+            if place.facts is None:
+                unknown.append(key)
+            else:
+                yield key, place.facts
+        for record in self.unordered([*unknown, *self._waiting]):
+            yield record.key, Facts.of(record)
 
     def refresh(self) -> None:
         """Writes what waits, and looks for what other processes have stored since."""
@@ -175,8 +237,13 @@ class TreeStore:
         self._scan()
 
     def close(self) -> None:
-        """Writes what waits, closes open files and lets others write. The store stays usable."""
+        """Writes what waits, closes open files and lets others write. The store stays usable.
+
+        What this process has written is merged.
+        """
         self.flush()
+        if self._lock is not None:
+            self.merge()
         while self._readers:
             self._forget_reader(next(iter(self._readers)))
         self._release_lock()
@@ -195,32 +262,49 @@ class TreeStore:
         return self.directory.glob(f'shard-{self._writer}-*{SUFFIX}')
 
     def _scan(self) -> None:
-        """Finds out which trees are stored where. A tree found twice counts in a shard."""
-        paths = sorted(self.directory.glob('*' + SUFFIX))
-        found: dict[Key, tuple[str, int]] = {}
-        parts = []
-        for path in paths:
+        """Finds out which trees are stored where; anew where files are merged meanwhile."""
+        end = time.monotonic() + STALE_SECONDS
+        while True:
+            try:
+                return self._look()
+            except FileNotFoundError:
+                if time.monotonic() > end:
+                    raise
+                time.sleep(0.1)
+
+    def _look(self) -> None:
+        """A tree found twice counts in a shard, the latest of its writer."""
+        found: dict[Key, _Place] = {}
+        small, parts = {}, []
+        for path in sorted(self.directory.glob('*' + SUFFIX), key=_latest_first):
             match = re.fullmatch(r'tree-(\d+)-(-?\d+)-(\d+)', path.stem)
             if match:
-                parts.append((int(match[1]), (int(match[2]), int(match[3])), path))
-                continue
-            for position, key in enumerate(self._keys_of(path)):
-                found.setdefault(key, (path.name, position))
-        self._parts = [(key, path) for writer, key, path in parts if writer == self._writer]
-        for _, key, path in parts:
-            found.setdefault(key, (path.name, 0))
-        self._where = found
+                keys = [(int(match[2]), int(match[3]))]
+                parts.append((keys[0], path.name))
+            else:
+                rows = self._rows_of(path)
+                keys = [key for key, _ in rows]
+                for position, (key, facts) in enumerate(rows):
+                    found.setdefault(key, _Place(path.name, position, facts))
+            if path.name.split('-')[1:2] == [str(self._writer)] and len(keys) < self.shard_trees:
+                small[path.name] = keys
+        for key, name in parts:
+            found.setdefault(key, _Place(name, 0, None))
+        self._where, self._small = found, small
 
-    def _keys_of(self, shard: pathlib.Path) -> list[Key]:
+    def _rows_of(self, shard: pathlib.Path) -> list[tuple[Key, Facts | None]]:
+        """The keys of its records, and facts where it is known what they hold."""
         path = shard.with_suffix('.keys')
         if path.exists():
-            return [(index, tree) for index, tree in json.loads(path.read_text(encoding='utf-8'))]
+            rows = json.loads(path.read_text(encoding='utf-8'))
+            return [((i, tree), Facts(*facts) if facts else None) for i, tree, *facts in rows]
         reader = files.RecordReader(shard)
-        keys = [Record.from_bytes(data).key for data in reader]
+        records = map(Record.from_bytes, reader)
+        rows = {record.key: Facts.of(record) for record in records}
         reader.close()
         if self._lock is not None:
-            _write_keys(shard, keys, self._tag)
-        return keys
+            _write_keys(shard, rows, self._tag)
+        return list(rows.items())
 
     def _sweep(self) -> None:
         """Removes what a killed process of this writer left half done."""
@@ -230,18 +314,23 @@ class TreeStore:
             if not path.with_suffix(SUFFIX).exists():
                 path.unlink(missing_ok=True)
 
-    def _remove_merged_parts(self) -> None:
-        left = []
-        for key, path in self._parts:
-            if self._where[key][0] == path.name:
-                left.append((key, path))
-            else:
-                path.unlink(missing_ok=True)
-        self._parts = left
+    def _remove_merged(self) -> None:
+        """Removes the small files of which every tree is in a later shard."""
+        for name, keys in list(self._small.items()):
+            if not any(self._in(name, key) for key in keys):
+                self._remove(name)
 
-    def _read(self, name: str, position: int) -> bytes:
+    def _remove(self, name: str) -> None:
+        del self._small[name]
+        self._forget_reader(name)
+        path = self.directory / name
+        path.unlink(missing_ok=True)
+        path.with_suffix('.keys').unlink(missing_ok=True)
+
+    def _read(self, place: _Place) -> bytes:
+        name, position, _ = place
         if name not in self._readers:
-            while len(self._readers) >= OPEN_READERS:
+            while len(self._readers) >= _open_readers():
                 self._forget_reader(next(iter(self._readers)))
             self._readers[name] = files.RecordReader(self.directory / name)
         self._readers.move_to_end(name)
@@ -292,6 +381,20 @@ def in_order(stores: Sequence[TreeStore]) -> Iterator[Record]:
         yield record
 
 
-def _write_keys(shard: pathlib.Path, keys: list[Key], tag: str) -> None:
+def _latest_first(path: pathlib.Path) -> tuple[str, int]:
+    """Sorts shards: writer by writer, and of each the latest first."""
+    match = re.fullmatch(r'shard-(\d+)-(\d+)', path.stem)
+    return (match[1], -int(match[2])) if match else (path.stem, 0)
+
+
+def _open_readers() -> int:
+    """Files that a store holds open: what the system allows, with room for other stores' files."""
+    least, most = OPEN_READERS
+    allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return most if allowed == resource.RLIM_INFINITY else min(most, max(least, allowed // 8))
+
+
+def _write_keys(shard: pathlib.Path, rows: Mapping[Key, Facts], tag: str) -> None:
+    told = [[*key, *facts] for key, facts in rows.items()]
     with atomic.replacing(shard.with_suffix('.keys'), tag) as temporary:
-        temporary.write_text(json.dumps(keys), encoding='utf-8')
+        temporary.write_text(json.dumps(told), encoding='utf-8')

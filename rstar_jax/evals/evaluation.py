@@ -134,13 +134,15 @@ def run(
         that its rounds train from.
       directory: finished trees are kept here, in NAME/STRATEGY, and so is results.json when all is
         done; what is there already is not searched again. Several processes share the problems
-        out, and read what the others found there. None keeps all in memory, of each process alone.
+        out; the first one reads what the others found there. None keeps all in memory, of each
+        process alone.
       progress: gets what `search.run` reports, with `benchmark` and `kind` (the strategy).
       run_search: stands in for `search.run`.
       leases: how several processes share the trees out, see `parallel.dealt`.
 
     Returns:
-      The content of results.json, see the module's text.
+      The content of results.json, see the module's text; of the processes that share a directory,
+      all but the first return no benchmarks.
 
     Raises:
       UserError: a benchmark without problems, or as `search.run`.
@@ -153,7 +155,8 @@ def run(
             if not problems:
                 raise UserError(f'benchmark {name}: has no problems')
             task = _Task(name, list(problems), seed, folder, progress, run_search, leases)
-            benchmarks[name] = _evaluate(task, policy, ppm, config)
+            if figures := _evaluate(task, policy, ppm, config):
+                benchmarks[name] = figures
     results = {'round': round_number, 'benchmarks': benchmarks}
     if folder is not None and parallel.is_first():
         atomic.write_json(folder / 'results.json', results, ensure_ascii=False)
@@ -214,6 +217,11 @@ class _Task:
     run_search: Callable[..., Iterable[Record]]
     leases: str
 
+    @property
+    def whole(self) -> bool:
+        """Whether this process gets to know all trees, and so has the figures."""
+        return self.folder is None or parallel.is_first()
+
     def trees(
         self,
         kind: str,
@@ -226,13 +234,14 @@ class _Task:
     ) -> float:
         """Adds to `found` what is stored, and searches the rest; returns the seconds all took.
 
-        Of several processes each searches its share of the problems.
+        Of several processes each searches its share of the problems; `found` is for those that get
+        to know all trees.
 
         seconds: that what is in `found` took.
         """
         wanted = {(p['index'], tree) for p in self.problems for tree in range(trees)}
         with contextlib.ExitStack() as stack:
-            store, path, leases = None, None, None
+            store, path, leases, done = None, None, None, set(found)
             if self.folder is not None:
                 store = stack.enter_context(self._store(kind))
                 one = 1 if config.in_order else trees  # in order, one stands for all of a problem
@@ -240,9 +249,10 @@ class _Task:
                 place = '/'.join(self.folder.parts[-2:])  # hosts may mount it elsewhere
                 leases = parallel.dealt(items, f'{place} {self.name} {kind} {trees}', self.leases)
                 path = store.directory / 'seconds.json' if parallel.is_first() else None
-                for key in sorted((store.keys() & wanted) - found.keys()):
+                done |= store.keys() & wanted
+                for key in sorted(done - found.keys()) if self.whole else ():
                     found[key] = Outcome.of(store[key])
-            if wanted <= found.keys():
+            if wanted <= done:
                 clock = _Clock(path, seconds)
             else:
                 run = self.run_search(
@@ -252,8 +262,8 @@ class _Task:
                     config=config,
                     seed=self.seed,
                     trees=trees,
-                    skip=frozenset(found),
-                    earlier=() if store is None else (store[key] for key in list(found)),
+                    skip=frozenset(done),
+                    earlier=() if store is None else (store[key] for key in sorted(done)),
                     progress=self._report(kind),
                     leases=leases,
                 )
@@ -262,10 +272,11 @@ class _Task:
                 for record in run:
                     if store is not None:
                         store.append(record)
-                    found[record.key] = Outcome.of(record)
+                    if self.whole:
+                        found[record.key] = Outcome.of(record)
                     clock.tick()
         parallel.barrier(f'{self.name}, {kind}: searched')
-        if self.folder is not None and (others := wanted - found.keys()):
+        if self.folder is not None and self.whole and (others := wanted - found.keys()):
             with self._store(kind) as store:
                 theirs = {key: Outcome.of(store[key]) for key in sorted(others & store.keys())}
             found |= theirs
@@ -314,7 +325,8 @@ class _Clock:
         return self._before + self._end - self._begin
 
 
-def _evaluate(task: _Task, policy: Any, ppm: Any, config: Config) -> dict[str, Any]:
+def _evaluate(task: _Task, policy: Any, ppm: Any, config: Config) -> dict[str, Any] | None:
+    """The figures of a benchmark, on the processes that get to know all trees."""
     runs = []
     for name in dict.fromkeys((GREEDY, *config.strategies)):
         settings, judge, trees = _settings(name, config, ppm)
@@ -326,8 +338,10 @@ def _evaluate(task: _Task, policy: Any, ppm: Any, config: Config) -> dict[str, A
         seconds = search_trees(1 if budget else trees, found)
         if budget:
             first = [outcome.tokens for (_, tree), outcome in found.items() if tree == 0]
-            trees = search.trees_for(budget, first)
+            trees = parallel.greatest(search.trees_for(budget, first) if task.whole else 0)
             seconds = search_trees(trees, found, seconds)
+        if not task.whole:
+            continue
         runs.append(
             Run(
                 name,
@@ -338,6 +352,8 @@ def _evaluate(task: _Task, policy: Any, ppm: Any, config: Config) -> dict[str, A
                 flops_of(found.values(), policy, judge),
             )
         )
+    if not task.whole:
+        return None
     verdicts = grade(task.problems, runs)
     strategies = {run.name: run.figures(task.problems, verdicts) for run in runs}
     alone = strategies[GREEDY]

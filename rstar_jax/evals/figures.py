@@ -17,7 +17,7 @@ Verdicts = dict[tuple[int, str], bool]
 GREEDY = 'greedy'
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class Answer:
     """An answer, the PPM's score of it (or nan) and the log-likelihood of its trajectory."""
 
@@ -26,7 +26,7 @@ class Answer:
     likelihood: float
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class Outcome:
     """What the figures need of a tree: whole ones, t for each of many problems, would not fit.
 

@@ -6,6 +6,7 @@ cleaned answer (`normalise.clean`) -> split_unit(), number(), words()
 
 from __future__ import annotations
 
+import functools
 import re
 from dataclasses import dataclass
 from fractions import Fraction
@@ -48,7 +49,11 @@ _REPEATING = re.compile(r'([+-]?)(\d*)\.(\d*)\\(?:overline|bar)\{(\d+)\}')
 _MIXED = re.compile(rf'([+-]?)({_INT})(?:\\frac\{{({_INT})\}}\{{({_INT})\}}|[ +]({_INT})/({_INT}))')
 
 
-@dataclass(frozen=True)
+# One answer is compared with many, as by a vote of a problem's trees.
+_kept = functools.lru_cache(maxsize=20_000)
+
+
+@dataclass(frozen=True, slots=True)
 class Number:
     """A plain number: exact value, and how many significant digits a decimal spelling shows."""
 
@@ -58,6 +63,7 @@ class Number:
     places: int = 0
 
 
+@_kept
 def split_unit(text: str) -> tuple[str, str]:
     """(value, unit) of a cleaned scalar: currency signs, percent, degrees, units in words.
 
@@ -122,6 +128,7 @@ def squeezed(text: str) -> str:
     return re.sub(r'(?<!\d)\s+|\s+(?!\d)', '', text)
 
 
+@_kept
 def number(text: str) -> Number | None:
     """A cleaned scalar without unit as an exact number, where it is a plain one."""
     text = text.strip()
@@ -184,6 +191,7 @@ def same_number(a: Number, b: Number) -> bool:
     return False
 
 
+@_kept
 def words(text: str) -> str | None:
     """The lower-case words of a cleaned text answer ('\\text{Evelyn}', 'no solution'), or None."""
     inside = re.fullmatch(r'\\text\{([^{}]*)\}', text)

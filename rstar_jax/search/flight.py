@@ -5,9 +5,11 @@ follow from their place in the tree.
 """
 
 import dataclasses
+import io
 import time
 from typing import Any, Protocol
 
+import msgpack
 import numpy as np
 from flax import serialization
 
@@ -58,12 +60,18 @@ def pack(tree: HostTree, arrays: trees_lib.Tree) -> bytes:
 def _packed_node(node: Node) -> dict[str, Any]:
     fields = {f.name: getattr(node, f.name) for f in dataclasses.fields(node)}
     fields = {name: value for name, value in fields.items() if name not in PENDING}
-    return {**fields, 'step': dataclasses.asdict(node.step), 'status': int(node.status)}
+    return {**fields, 'step': dict(vars(node.step)), 'status': int(node.status)}
 
 
 def key_of(data: bytes) -> tuple[Key, int]:
-    """Which tree it is, and how many rollouts of it are done."""
-    fields = serialization.msgpack_restore(data)
+    """Which tree it is, and how many rollouts of it are done; nothing else is decoded."""
+    unpacker, fields = msgpack.Unpacker(io.BytesIO(data), max_buffer_size=len(data)), {}
+    for _ in range(unpacker.read_map_header()):
+        name = unpacker.unpack()
+        if name in ('index', 'number', 'host'):
+            fields[name] = unpacker.unpack()
+        else:
+            unpacker.skip()
     return (fields['index'], fields['number']), fields['host']['rollouts']
 
 

@@ -1,8 +1,9 @@
 """Kills writing processes at random moments: `python kill_writers.py DIRECTORY TIMES`.
 
-Each round forks a writer that appends trees (merging every 4) and tells a pipe when one is stored;
-kills it with SIGKILL; and lets a forked reader check that everything told is there, whole, and
-once. Prints figures as JSON. Not a test by itself: test_trees.py runs it.
+Each round forks a writer that appends trees, writes one or several at a time (merging where files
+hold 4) and tells a pipe what is stored; kills it with SIGKILL; and lets a forked reader check that
+everything told is there, whole, and once. Prints figures as JSON. Not a test by itself:
+test_trees.py runs it.
 """
 
 import json
@@ -22,14 +23,18 @@ from tests.data import samples
 
 
 def write(directory, pipe):
-    store = data.TreeStore(directory, shard_trees=4, seconds=0)
+    store = data.TreeStore(directory, shard_trees=4, seconds=1e9)
     merge = store.merge
     store.merge = lambda: (os.write(pipe, b'm'), merge(), os.write(pipe, b'e'))
-    todo = (key for key in ((i, t) for i in range(10**6) for t in range(2)))
-    for key in todo:
+    rng, waiting = random.Random(len(store)), 0
+    for key in ((i, t) for i in range(10**6) for t in range(2)):
         if key not in store:
             store.append(samples.grown(key[0] * 2 + key[1], *key, size=8))
-            os.write(pipe, b'a')
+            waiting += 1
+            if rng.random() < 0.6:
+                store.flush()
+                os.write(pipe, b'a' * waiting)
+                waiting = 0
 
 
 def read(directory, at_least):

@@ -25,6 +25,14 @@ def test_so_many_words_in_a_row_are_an_overlap():
     assert overlap.find(LONG.replace('17', '18')) == 'long'  # 13 words behind the number
 
 
+def test_what_is_kept_of_so_many_words_is_small():
+    """And the same on all hosts, so that they leave out the same problems."""
+    assert Overlap({'short': BENCHMARKS['short']}, 13)._known == {
+        bytes.fromhex('90e08d00cb43e096'): 'short'
+    }
+    assert {len(gram) for gram in Overlap(BENCHMARKS, 13)._known} == {8}
+
+
 def test_problems_are_split_and_counted_by_index():
     problems = [
         {'index': 4, 'question': 'What is 1+1?'},

@@ -1,6 +1,8 @@
+import dataclasses
 import json
 import multiprocessing
 import pathlib
+import resource
 import subprocess
 import sys
 
@@ -37,8 +39,10 @@ def test_append_merge_and_read_back(tmp_path):
             assert samples.same(store[record.key], record)
             assert not store.append(record)
         assert [r.key for r in store] == sorted(expected)
-    assert len(names(tmp_path, 'shard-*.array_record')) == 2
-    assert len(names(tmp_path, 'tree-*.array_record')) == 2
+        assert len(names(tmp_path, 'shard-*.array_record')) == 2
+        assert len(names(tmp_path, 'tree-*.array_record')) == 2
+    assert len(names(tmp_path, 'shard-*.array_record')) == 3
+    assert not names(tmp_path, 'tree-*')
     check(tmp_path, expected)
     with pytest.raises(KeyError):
         store[99, 0]
@@ -70,6 +74,167 @@ def test_crash_between_shard_and_removal_of_its_parts(tmp_path):
     (tmp_path / 'shard-0-000009.keys').write_text('[[1, 1]]')
     check(tmp_path, expected)
     assert names(tmp_path) == ['shard-0-000000.array_record', 'shard-0-000000.keys']
+
+
+def batched(directory, counts, shard_trees):
+    """A store that has written so many trees at a time, and those trees."""
+    expected = trees([(i, t) for i, count in enumerate(counts) for t in range(count)])
+    store, records = data.TreeStore(directory, shard_trees=shard_trees, seconds=1e9), []
+    for record in expected.values():
+        records.append(record)
+        store.append(record)
+        if len(records) == sum(counts[: record.key[0] + 1]):
+            store.flush()
+    return store, expected
+
+
+def test_small_shards_are_merged_with_others(tmp_path):
+    """Of the first batch one tree is written at once; eight of nine are a whole shard."""
+    store, expected = batched(tmp_path, [2, 1, 3, 2, 3, 9, 1, 2], 8)
+    sizes = [len(files.RecordReader(path)) for path in sorted(tmp_path.glob('shard-*'))[::2]]
+    assert sizes == [8, 3, 8, 2]
+    store.close()
+    shards = names(tmp_path, '*.array_record')
+    assert [len(files.RecordReader(tmp_path / name)) for name in shards] == [8, 8, 7]
+    assert len(names(tmp_path)) == 2 * len(shards)
+    check(tmp_path, expected)
+    with data.TreeStore(tmp_path, shard_trees=8) as again:  # which goes on with the last
+        for record in (more := trees([(20, 0), (20, 1)])).values():
+            again.append(record)
+    shards = names(tmp_path, '*.array_record')
+    assert [len(files.RecordReader(tmp_path / name)) for name in shards] == [8, 8, 8, 1]
+    check(tmp_path, expected | more)
+
+
+def test_a_closed_store_that_wrote_nothing_is_as_it_was(tmp_path):
+    store, _ = batched(tmp_path, [1, 2, 2], 8)
+    store._lock.close()  # as by SIGKILL
+    before = names(tmp_path)
+    assert len(before) > 3
+    with data.TreeStore(tmp_path) as store:
+        list(store)
+    assert names(tmp_path) == before
+
+
+def test_many_small_files_are_merged_bit_by_bit(tmp_path):
+    expected = trees([(i, 0) for i in range(11)])
+    store = data.TreeStore(tmp_path, shard_trees=100, seconds=0)
+    for record in list(expected.values())[:10]:
+        store.append(record)
+    store._lock.close()  # as by SIGKILL
+    with data.TreeStore(tmp_path, shard_trees=3, seconds=0) as store:
+        store.append(expected[10, 0])
+    sizes = [len(files.RecordReader(path)) for path in tmp_path.glob('*.array_record')]
+    assert sorted(sizes) == [1, 1, 3, 3, 3]
+    check(tmp_path, expected)
+
+
+@pytest.mark.parametrize('left', [1, 2, 3, 4, 5])
+def test_crash_between_shard_and_removal_of_smaller_ones(tmp_path, left):
+    store, expected = batched(tmp_path, [1, 2, 1, 3], 9)
+    paths = [tmp_path / name for name in names(tmp_path)]
+    assert [path.name for path in paths] == [
+        'shard-0-000000.array_record',
+        'shard-0-000000.keys',
+        'shard-0-000001.array_record',
+        'shard-0-000001.keys',
+        'tree-0-0-0.array_record',
+        'tree-0-2-0.array_record',
+    ]
+    saved = {path: path.read_bytes() for path in paths}
+    store.close()
+    merged = names(tmp_path)
+    for path in paths[-left:]:  # a .keys file may be left alone
+        path.write_bytes(saved[path])
+    reader = data.TreeStore(tmp_path, writer=None)
+    assert [r.key for r in reader] == sorted(expected)
+    check(tmp_path, expected)
+    assert names(tmp_path) == merged == ['shard-0-000002.array_record', 'shard-0-000002.keys']
+
+
+def test_a_merge_while_the_folder_is_looked_through(tmp_path, monkeypatch):
+    store, expected = batched(tmp_path, [1, 2, 3], 9)
+    look, merges = data.TreeStore._rows_of, []
+
+    def rows_of(self, shard):
+        if not merges:
+            merges.append(store.merge())
+        return look(self, shard)
+
+    monkeypatch.setattr(data.TreeStore, '_rows_of', rows_of)
+    reader = data.TreeStore(tmp_path, writer=None)
+    assert merges and reader.keys() == set(expected)
+    assert [r.key for r in reader] == sorted(expected)
+
+
+def told(records):
+    """What `facts` is to tell of them."""
+    tokens = {r.key: r.counters.get('sampled_tokens', 0.0) for r in records}
+    return {r.key: (r.solved, len(r.texts), tokens[r.key]) for r in records}
+
+
+def spent(keys):
+    """Trees that tell of the tokens sampled for them; some hold no right answer."""
+    return {
+        key: dataclasses.replace(
+            samples.grown(hash(key), *key, size=4), counters={'sampled_tokens': 10.0 * sum(key)}
+        )
+        for key in keys
+    }
+
+
+def test_facts_of_stored_trees_are_known_without_reading_them(tmp_path, monkeypatch):
+    expected = spent([(i, t) for i in range(9) for t in range(2)])
+    with data.TreeStore(tmp_path, shard_trees=4, seconds=0) as store:
+        for record in expected.values():
+            store.append(record)
+        assert dict(store.facts()) == told(expected.values())
+    monkeypatch.setattr(files, 'RecordReader', lambda path: 1 / 0)
+    store = data.TreeStore(tmp_path)
+    assert dict(store.facts()) == told(expected.values())
+    store.append(more := spent([(9, 0)])[9, 0])
+    store.append(waiting := spent([(10, 0)])[10, 0])
+    assert dict(store.facts()) == told([*expected.values(), more, waiting])
+    assert len({facts[0] for facts in dict(store.facts()).values()}) == 2
+
+
+def test_facts_of_what_an_earlier_version_stored(tmp_path):
+    """Its .keys files have none; shards that are merged get them."""
+    store, expected = batched(tmp_path, [1, 2, 3], 9)
+    store._lock.close()  # as by SIGKILL
+    for path in tmp_path.glob('*.keys'):
+        path.write_text(json.dumps([row[:2] for row in json.loads(path.read_text())]))
+    check(tmp_path, expected)
+    with data.TreeStore(tmp_path, shard_trees=9) as store:
+        assert dict(store.facts()) == told(expected.values())
+        expected |= trees([(7, 0)])
+        store.append(expected[7, 0])
+    (path,) = tmp_path.glob('*.keys')
+    rows = {(index, tree): tuple(facts) for index, tree, *facts in json.loads(path.read_text())}
+    assert rows == told(expected.values())
+
+
+def test_trees_without_an_order_are_read_file_by_file(tmp_path, monkeypatch):
+    expected = trees([(i, t) for t in range(3) for i in range(20)])
+    with data.TreeStore(tmp_path, shard_trees=3, seconds=0) as store:
+        for record in expected.values():
+            store.append(record)
+    opened, reader = [], files.RecordReader
+    monkeypatch.setattr(files, 'RecordReader', lambda path: opened.append(path) or reader(path))
+    monkeypatch.setattr('rstar_jax.data.trees._open_readers', lambda: 1)
+    with data.TreeStore(tmp_path) as store:
+        assert {r.key for r in store.unordered()} == set(expected)
+        assert len(opened) == 20
+        some = [(19, 2), (0, 0), (0, 1)]
+        assert {r.key for r in store.unordered(some)} == set(some)
+
+
+@pytest.mark.parametrize(
+    ('allowed', 'readers'), [(64, 8), (1024, 128), (1 << 20, 512), (resource.RLIM_INFINITY, 512)]
+)
+def test_so_many_files_are_held_open_as_the_system_allows(tmp_path, monkeypatch, allowed, readers):
+    monkeypatch.setattr(resource, 'getrlimit', lambda kind: (allowed, allowed))
+    assert data.trees._open_readers() == readers
 
 
 def test_lost_keys_file_is_made_again(tmp_path):
@@ -118,10 +283,7 @@ def test_trees_that_end_together_are_written_together(tmp_path):
         assert store.keys() == set(expected) and len(store) == 5 and (2, 0) in store
         assert [r.key for r in store] == sorted(expected)
     check(tmp_path, expected)
-    assert {p.name for p in tmp_path.glob('*.array_record')} == {
-        'tree-0-4-0.array_record',
-        'shard-0-000000.array_record',
-    }
+    assert names(tmp_path, '*.array_record') == ['shard-0-000001.array_record']
 
 
 def test_what_could_not_be_written_still_waits(tmp_path, monkeypatch):
@@ -219,10 +381,11 @@ def test_a_reader_leaves_everything_as_it_is(tmp_path):
         assert sorted(path.name for path in tmp_path.iterdir()) == before
         more = trees([(9, 0)])
         with data.TreeStore(
-            tmp_path, shard_trees=2, seconds=0
+            tmp_path, shard_trees=4, seconds=0
         ) as writer:  # merges, removes what was merged
             assert writer.append(more[9, 0])
             writer.merge()
+            assert not (tmp_path / 'shard-0-000001.array_record').exists()
             assert [record.key for record in reader] == sorted(expected)
     assert len(data.TreeStore(tmp_path / 'none', writer=None)) == 0
     assert not (tmp_path / 'none').exists()

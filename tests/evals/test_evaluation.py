@@ -356,6 +356,21 @@ def test_progress_names_benchmark_and_kind():
     assert seen[0]['trees_done'] == 0
 
 
+def test_of_processes_that_share_a_directory_the_first_has_the_figures(tmp_path, monkeypatch):
+    """Others read and grade nothing; how many trees a budget buys they are told."""
+    config = dataclasses.replace(CONFIG, strategies=('sampled',), mean_tokens=70)
+    told, other, first = [], Searcher(), Searcher()
+    with monkeypatch.context() as patch:
+        patch.setattr(evals.evaluation.parallel, 'is_first', lambda: False)
+        patch.setattr(evals.evaluation.parallel, 'greatest', lambda n: told.append(n) or 2)
+        patch.setattr(evals.evaluation, 'grade', lambda *_: 1 / 0)
+        patch.setattr(TreeStore, '__getitem__', lambda self, key: 1 / 0)
+        assert evaluate(other, tmp_path, config=config) == {'round': 0, 'benchmarks': {}}
+    assert told == [0] and len(other.made) == 4 * (1 + 2)
+    rows = evaluate(first, tmp_path, config=config)['benchmarks']['sums']['strategies']
+    assert rows['sampled']['trajectories'] == 2 and not first.calls
+
+
 def test_mistakes_are_one_line():
     with pytest.raises(UserError, match='benchmark none: has no problems'):
         evals.run(POLICY, None, {'none': []}, CONFIG)

@@ -6,6 +6,7 @@ import pytest
 
 from rstar_jax import grading
 from rstar_jax.errors import UserError
+from rstar_jax.grading import plain
 
 
 @pytest.fixture(scope='module')
@@ -171,6 +172,15 @@ def test_an_error_of_one_of_several_comparisons_is_told(grader, monkeypatch):
     asked[1].set_exception(UserError('no worker starts'))
     with pytest.raises(UserError, match='no worker starts'):
         whole.result(0)
+
+
+def test_an_answer_that_is_compared_with_many_is_taken_apart_once():
+    parts = plain.split_unit, plain.number, plain.words
+    before = [part.cache_info().misses for part in parts]
+    answers = [f'{8000 + i}.5' for i in range(40)]
+    assert sum(plain.verdict(one, two) for one in answers for two in answers) == 40
+    misses = [part.cache_info().misses - old for part, old in zip(parts, before)]
+    assert 0 < max(misses) <= len(answers)
 
 
 def test_hopeless_pairs_end_in_time(grader):

@@ -265,22 +265,46 @@ def test_a_killed_tree_of_64_rollouts_loses_the_last_interval_at_most(tmp_path):
         assert_same(parts[3, 0], whole[3, 0])
 
 
-def test_a_file_of_another_process_is_read_and_outdone_by_what_went_further(tmp_path):
-    def tree(index, rollouts):
-        tree = HostTree({'index': index}, 0, 0, '', [Node()], rollouts=rollouts)
-        return flight.pack(tree, jax.tree.map(np.array, flight.trees_lib.fresh(8)))
+def packed(index, rollouts):
+    tree = HostTree({'index': index}, 0, 0, '', [Node()], rollouts=rollouts)
+    return flight.pack(tree, jax.tree.map(np.array, flight.trees_lib.fresh(8)))
 
+
+def test_which_tree_it_is_is_told_without_its_nodes(monkeypatch):
+    monkeypatch.setattr(dataclasses, 'asdict', lambda step: 1 / 0)  # slow
+    data = packed(3, 5)
+    (node,) = serialization.msgpack_restore(data)['nodes']
+    assert node['step'] == vars(Node().step)
+    monkeypatch.setattr(flight.serialization, 'msgpack_restore', lambda data: 1 / 0)
+    assert flight.key_of(data) == ((3, 0), 5)
+
+
+def test_what_another_process_keeps_is_read_when_it_is_asked_for(tmp_path):
+    one, two = (data.Flights(tmp_path, number, 1.0, ()) for number in range(2))
+    two.keep({(i, 0): packed(i, 1) for i in range(4)})
+    one = data.Flights(tmp_path, 0, 1.0, ())
+    assert flight.key_of(one.find((3, 0))) == ((3, 0), 1)
+    assert one.find((3, 0)) is None
+    two = data.Flights(tmp_path, 1, 1.0, {(1, 0)})
+    two.keep({(2, 0): packed(2, 7)})  # the one in front of it is done
+    assert flight.key_of(one.find((2, 0))) == ((2, 0), 7)
+    assert one.find((1, 0)) is None
+    two.forget()
+    assert one.find((0, 0)) is None
+
+
+def test_a_file_of_another_process_is_read_and_outdone_by_what_went_further(tmp_path):
     done = set()
     one, two = (data.Flights(tmp_path, number, 1.0, done) for number in range(2))
-    one.keep({(1, 0): tree(1, 3), (2, 0): tree(2, 5), (3, 0): tree(3, 1)})
-    two.keep({(2, 0): tree(2, 2), (4, 0): tree(4, 9)})
+    one.keep({(1, 0): packed(1, 3), (2, 0): packed(2, 5), (3, 0): packed(3, 1)})
+    two.keep({(2, 0): packed(2, 2), (4, 0): packed(4, 9)})
     done.add((3, 0))
     one = data.Flights(tmp_path, 0, 1.0, done)
     found = {key: flight.key_of(one.find((key, 0)))[1] for key in (1, 2, 4)}
     assert found == {1: 3, 2: 5, 4: 9}
     assert one.find((3, 0)) is None
     # Killed before it came to the trees of its file again, it still has them.
-    one.keep({(5, 0): tree(5, 1)})
+    one.keep({(5, 0): packed(5, 1)})
     again = data.Flights(tmp_path, 1, 1.0, done)
     assert all(again.find((key, 0)) is not None for key in (1, 2, 4, 5))
     again.forget()

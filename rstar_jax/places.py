@@ -9,8 +9,9 @@ What is pushed while the run goes on is sent by a thread: a 7B training's state 
 hour. It sends the folder as it was when the push began.
 
 Files are whole or absent in both places. What says that others are whole (MARKERS) is removed from
-the store before these change and written after them, so whenever a machine is lost, the store holds
-what a run can go on from. What cannot be written is told in a line and tried again.
+the store before these change and written after them, and a training's state goes when the next
+one, or the model, is whole there: so whenever a machine is lost, the store holds what a run can go
+on from. What cannot be written is told in a line and tried again.
 
 Of several processes the first one does all this, for the folder that all of them work in.
 """
@@ -23,6 +24,7 @@ import pathlib
 import secrets
 import shutil
 import time
+from collections.abc import Collection
 from typing import Any
 
 from rstar_jax import ledger, parallel
@@ -194,14 +196,19 @@ class Place:
         changed = [name for name, about in here.items() if known.get(name) != about]
         gone = [name for name in known if name not in here]
         markers = [name for name in changed if _is_marker(name)]
-        steps = [
+        there_is = [name for name in here if _is_marker(name)]
+        old = {name for name in gone if _replaced(name, there_is)}
+        gone = [name for name in gone if name not in old]
+        first = [
             *((self._remove, name) for name in [*gone, *markers] if _is_marker(name)),
             *((self._send, name) for name in changed if not _is_marker(name)),
             *((self._remove, name) for name in gone if not _is_marker(name)),
         ]
-        self._do(steps, here, known, failed)
-        if not failed:
-            self._do([(self._send, name) for name in markers], here, known, failed)
+        then = [(self._send, name) for name in markers]
+        last = [(self._remove, name) for name in sorted(old, key=_is_marker, reverse=True)]
+        for steps in (first, then, last):
+            if not failed:
+                self._do(steps, here, known, failed)
         self._write_known(known)
         shutil.rmtree(self.folder / SENDING, ignore_errors=True)
         for name, reason in failed.items():
@@ -254,6 +261,12 @@ class Place:
 
 def _is_marker(name: str) -> bool:
     return name.rpartition('/')[2] in MARKERS
+
+
+def _replaced(name: str, markers: Collection[str]) -> bool:
+    """Whether a file that is gone was of a state whose stage has a newer one, or its model."""
+    *stage, kind = name.split('/')[:3]
+    return kind in STATES and any(marker.split('/')[:2] == stage for marker in markers)
 
 
 def _about(path: pathlib.Path) -> list[int] | None:

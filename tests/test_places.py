@@ -242,6 +242,46 @@ def test_a_checkpoint_that_is_not_whole_is_not_taken_up(tmp_path, store):
     assert [path.name for path in (other.folder / 'round1/policy/state').iterdir()] == ['4']
 
 
+@pytest.mark.parametrize('next_one', ['state', 'model', 'another training'])
+def test_a_state_stays_until_what_comes_of_it_is_whole(tmp_path, store, monkeypatch, next_one):
+    place = places.Place(URL, tmp_path)
+    place.pull()
+    first = make_state(tmp_path, 4)
+    place.push(must=True)
+    stage = first.parents[1]
+    shutil.rmtree(first if next_one == 'state' else stage)
+    if next_one == 'state':
+        make_state(tmp_path, 8)
+    elif next_one == 'model':
+        (stage / 'params').mkdir(parents=True)
+        (stage / 'params' / 'data').write_text('x')
+        ledger.write_json(stage / 'model.json', {})
+    else:
+        ledger.write_json(stage / 'begun.json', {})
+    whole = {
+        'round1/policy/state/4/': {'d/data', '_CHECKPOINT_METADATA'},
+        'round1/policy/state/8/': {'d/data', '_CHECKPOINT_METADATA'},
+        'round1/policy/': {'params/data', 'model.json'},
+    }
+    found = []
+
+    def watched(change):
+        def changing(self, *arguments, **options):
+            change(self, *arguments, **options)
+            names = held(store).keys()
+            found.append(any(names >= {f'{at}{x}' for x in files} for at, files in whole.items()))
+
+        return changing
+
+    for name in ('put_file', 'rm_file'):
+        monkeypatch.setattr(MemoryFileSystem, name, watched(getattr(MemoryFileSystem, name)))
+    place.push(must=True)
+    assert held(store) == on_disk(tmp_path)
+    # The state of another training goes first.
+    assert len(found) > 2 and all(found) != (next_one == 'another training')
+    assert found[0] != (next_one == 'another training')
+
+
 def test_stores_that_cannot_be_reached_are_one_line(tmp_path):
     with pytest.raises(UserError, match='--workdir=nosuch://bucket/run: '):
         places.Place('nosuch://bucket/run')

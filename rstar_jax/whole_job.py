@@ -93,11 +93,12 @@ class Plans:
 @dataclasses.dataclass(frozen=True)
 class Speed:
     """Of all chips at their limits. decoded, read: tokens a second that are sampled, and of known
-    ones. steps: kind -> seconds of an optimiser step of usual examples."""
+    ones. steps: kind -> seconds of an optimiser step of usual examples. hosts: that curate."""
 
     decoded: float
     read: float
     steps: dict[str, float]
+    hosts: int
 
 
 def plan(
@@ -317,7 +318,7 @@ def limits(plans: Plans, chips: Sequence[Any], chip: Chip) -> Speed:
         computing = max(one.computed / chip.flops, received / (chip.links or math.inf))
         # Parameters and moments are read and written.
         steps[section] = computing + 2 * one.held / chip.bandwidth
-    return Speed(decoded, read, steps)
+    return Speed(decoded, read, steps, len({chip.process_index for chip in chips}))
 
 
 def hours(
@@ -342,7 +343,7 @@ def hours(
         tree += (found.read + found.scored) / (assumed.prefill * speed.read)
         rows['search'] = assumed.start + trees * tree / (1 - assumed.idle)
     if 'curate' in stages:
-        rows['curate'] = problems * found.curate
+        rows['curate'] = problems * found.curate / speed.hosts
     for section, seconds in speed.steps.items():
         settings = config.training[section]
         examples = problems * found.examples[SECTIONS[section][1]]

@@ -2,7 +2,15 @@
 
 from rstar_jax.parallel.chips import peak_flops, platform
 from rstar_jax.parallel.compiled import compile_seconds, keep_compiled
-from rstar_jax.parallel.hosts import barrier, end, greatest, initialise, is_first, take
+from rstar_jax.parallel.hosts import (
+    barrier,
+    end,
+    gathered,
+    greatest,
+    initialise,
+    is_first,
+    take,
+)
 from rstar_jax.parallel.leases import COUNTER, STATIC, Table, dealt
 from rstar_jax.parallel.memory import (
     bytes_of_program,
@@ -28,6 +36,7 @@ __all__ = [
     'end',
     'free_bytes',
     'free_port',
+    'gathered',
     'give_memory_back',
     'global_mesh',
     'greatest',

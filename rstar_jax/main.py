@@ -149,8 +149,8 @@ def _run(arguments: list[str]) -> int:
         _check_store(config, workdir)
     if values.stages and (config.question or config.serve.port):
         raise UserError(f'--stages={values.stages}: a question is answered, no round is run')
-    parallel.keep_compiled(config.compiled)
     parallel.initialise(seconds=config.job.start_seconds)
+    parallel.keep_compiled(config.compiled)
     if config.serve.port:
         from rstar_jax import serve
 

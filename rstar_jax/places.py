@@ -5,13 +5,18 @@ A run works in a folder of this machine; this module keeps the store the same:
     pull    as a run begins: what the store has and the folder has not
     push    every PUSH_SECONDS, after each stage and at the end: what is new, changed or gone
 
+What is pushed while the run goes on is sent by a thread: a 7B training's state takes it half an
+hour. It sends the folder as it was when the push began.
+
 Files are whole or absent in both places. What says that others are whole (MARKERS) is removed from
-the store before these change and written after them, so whenever a machine is lost, the store holds
-what a run can go on from. What cannot be written is told in a line and tried again.
+the store before these change and written after them, and a training's state goes when the next
+one, or the model, is whole there: so whenever a machine is lost, the store holds what a run can go
+on from. What cannot be written is told in a line and tried again.
 
 Of several processes the first one does all this, for the folder that all of them work in.
 """
 
+import concurrent.futures
 import contextlib
 import hashlib
 import os
@@ -19,6 +24,7 @@ import pathlib
 import secrets
 import shutil
 import time
+from collections.abc import Collection
 from typing import Any
 
 from rstar_jax import ledger, parallel
@@ -32,6 +38,7 @@ STATES = ('state', 'best')  # folders of checkpoints, which are whole with their
 SMALL = 1 << 20  # bytes; of larger files another machine makes none of the same name and size
 KNOWN = '.store.json'  # what the store holds: {name: [size, time of change]}
 SHARED = '.shared.json'  # what the first process writes to see whether all work in its folder
+SENDING = '.sending'  # links to the files of a push: there even when the run has deleted them
 
 
 def is_url(workdir: str) -> bool:
@@ -71,6 +78,8 @@ class Place:
             ) from None
         self.folder = pathlib.Path(folder or cache / 'rstar_jax' / 'runs' / name)
         self._pushed = time.monotonic()
+        self._thread = concurrent.futures.ThreadPoolExecutor(1)
+        self._running: concurrent.futures.Future | None = None
 
     def begin(self) -> None:
         """Pulls; returns, on all processes, when they may work in the folder.
@@ -133,25 +142,25 @@ class Place:
                     shutil.rmtree(state)
 
     def push_if_due(self) -> None:
-        """Pushes, unless it is too soon."""
-        if time.monotonic() - self._pushed >= PUSH_SECONDS:
-            self.push()
+        """Begins a push in the background, unless one goes on or it is too soon."""
+        if self._running is not None and self._running.done():
+            self._wait()
+        if self._running is None and time.monotonic() - self._pushed >= PUSH_SECONDS:
+            self._running = self._thread.submit(self._push, self._begin_push())
 
     def push(self, must: bool = False) -> None:
-        """Makes the store what the folder is.
+        """Makes the store what the folder is, behind a push that goes on.
 
         must: tries again, and raises UserError where something still cannot be written.
         """
+        self._wait()
         failed: dict[str, str] = {}
         for attempt in range(TRIES if must else 1):
             if attempt:
                 time.sleep(WAIT)
-            failed = self._push()
-            for name, reason in failed.items():
-                print(f'{self.url}/{name}: not written ({reason}); tried again', flush=True)
+            failed = self._push(self._begin_push())
             if not failed:
                 break
-        self._pushed = time.monotonic()
         if failed and must:
             name, reason = next(iter(failed.items()))
             raise UserError(
@@ -159,21 +168,52 @@ class Place:
                 'run the same command again on this machine'
             )
 
-    def _push(self) -> dict[str, str]:
-        """One attempt; returns {name: reason} of what was not written."""
-        here, known, failed = self._here(), self._known(), {}
+    def _wait(self) -> None:
+        """Returns when no push goes on; raises what has ended one, as a full disk here."""
+        if self._running is not None:
+            concurrent.futures.wait([self._running])
+            ended, self._running = self._running, None
+            ended.result()
+
+    def _begin_push(self) -> dict[str, list[int]]:
+        """What the folder holds now; the files to send are linked into SENDING.
+
+        Else training would delete a state before it is sent, and the store would never hold one.
+        """
+        here, known = self._here(), self._known()
+        shutil.rmtree(self.folder / SENDING, ignore_errors=True)
+        for name in here:
+            if known.get(name) != here[name]:
+                link = self.folder / SENDING / name
+                with contextlib.suppress(OSError):  # gone already; a file system without links
+                    link.parent.mkdir(parents=True, exist_ok=True)
+                    link.hardlink_to(self.folder / name)
+        return here
+
+    def _push(self, here: dict[str, list[int]]) -> dict[str, str]:
+        """One attempt; tells and returns {name: reason} of what was not written."""
+        known, failed = self._known(), {}
         changed = [name for name, about in here.items() if known.get(name) != about]
         gone = [name for name in known if name not in here]
         markers = [name for name in changed if _is_marker(name)]
-        steps = [
+        there_is = [name for name in here if _is_marker(name)]
+        old = {name for name in gone if _replaced(name, there_is)}
+        gone = [name for name in gone if name not in old]
+        first = [
             *((self._remove, name) for name in [*gone, *markers] if _is_marker(name)),
             *((self._send, name) for name in changed if not _is_marker(name)),
             *((self._remove, name) for name in gone if not _is_marker(name)),
         ]
-        self._do(steps, here, known, failed)
-        if not failed:
-            self._do([(self._send, name) for name in markers], here, known, failed)
+        then = [(self._send, name) for name in markers]
+        last = [(self._remove, name) for name in sorted(old, key=_is_marker, reverse=True)]
+        for steps in (first, then, last):
+            if not failed:
+                self._do(steps, here, known, failed)
         self._write_known(known)
+        shutil.rmtree(self.folder / SENDING, ignore_errors=True)
+        for name, reason in failed.items():
+            print(f'{self.url}/{name}: not written ({reason}); tried again', flush=True)
+        self._pushed = time.monotonic()
         return failed
 
     def _do(self, steps: list, here: dict, known: dict, failed: dict[str, str]) -> None:
@@ -181,7 +221,7 @@ class Place:
             try:
                 step(name)
             except Exception as error:  # each store has errors of its own
-                if step == self._remove or (self.folder / name).exists():
+                if step == self._remove or self._to_send(name).exists():
                     failed[name] = _line(error)
                 continue
             known.pop(name, None)
@@ -190,7 +230,11 @@ class Place:
 
     def _send(self, name: str) -> None:
         """A store's objects appear when they are whole."""
-        self._store.put_file(str(self.folder / name), f'{self._root}/{name}')
+        self._store.put_file(str(self._to_send(name)), f'{self._root}/{name}')
+
+    def _to_send(self, name: str) -> pathlib.Path:
+        link = self.folder / SENDING / name
+        return link if link.exists() else self.folder / name
 
     def _remove(self, name: str) -> None:
         with contextlib.suppress(FileNotFoundError):
@@ -217,6 +261,12 @@ class Place:
 
 def _is_marker(name: str) -> bool:
     return name.rpartition('/')[2] in MARKERS
+
+
+def _replaced(name: str, markers: Collection[str]) -> bool:
+    """Whether a file that is gone was of a state whose stage has a newer one, or its model."""
+    *stage, kind = name.split('/')[:3]
+    return kind in STATES and any(marker.split('/')[:2] == stage for marker in markers)
 
 
 def _about(path: pathlib.Path) -> list[int] | None:

@@ -17,7 +17,7 @@ skipped, an incomplete one goes on (`ledger`), so killing a run loses at most wh
 import contextlib
 import functools
 import pathlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -25,6 +25,7 @@ from ml_collections import ConfigDict
 
 from rstar_jax import (
     configs,
+    curating,
     data,
     evals,
     ledger,
@@ -146,7 +147,7 @@ def stage_of(round_: Round, name: str) -> ledger.Stage:
     kind = stages.KINDS[name]
     inputs, binds = [round_.folder / folder for folder in (*kind.needs, *kind.uses)], kind.binds
     if name == 'curate':
-        inputs = _searches(round_)
+        inputs = curating.searches(round_)
     elif name == stages.BASE:
         inputs = [pathlib.Path(round_.config.base.path)]
     if name in ('search', 'synthesize') or (name == 'eval' and not round_.number):
@@ -225,45 +226,6 @@ def synthesize(round_: Round, stage: ledger.Stage, line: Line) -> Figures:
     if parallel.is_first():
         data.export_problems(made, stage.folder / synthesis.FILE)
     return dict(counts)
-
-
-def curate(round_: Round, stage: ledger.Stage, line: Line) -> Figures:
-    """Makes SFT examples, preference pairs and trajectories out of the round's trees.
-
-    With curate.rounds=all those of the rounds before it are among them.
-
-    Or takes those of files, where the config names some: then it needs no trees.
-    """
-    rules = round_.config.curate.to_dict()
-    del rules['rounds']
-    given = {kind: rules.pop(kind) for kind in ('sft', 'pairs')}
-    if not parallel.is_first():
-        return {}
-    if any(given.values()):
-        return data.store_given(given, stage.folder)
-    overlap, left_out = sources.overlap(round_), set()
-
-    def kept(trees: Iterable[search.Record]) -> Iterator[search.Record]:
-        """Those of problems that are in no benchmark, of one that was named later included."""
-        for tree in trees:
-            if overlap.find(tree.problem['question']):
-                left_out.add(tree.problem['index'])
-            else:
-                yield tree
-
-    with contextlib.ExitStack() as stack:
-        stores = [stack.enter_context(data.TreeStore(folder)) for folder in _searches(round_)]
-        if not len(stores[-1]):
-            raise UserError(f'{stores[-1].directory}: holds no trees: run the search stage first')
-        counts = data.curate_to(kept(data.in_order(stores)), stage.folder, **rules)
-        return {**counts, 'overlapping': len(left_out)}
-
-
-def _searches(round_: Round) -> list[pathlib.Path]:
-    """The folders of the trees that the round's examples come from, its own last."""
-    first = 1 if round_.config.curate.rounds == 'all' else round_.number
-    folders = [round_.root / f'round{n}' / 'search' for n in range(first, round_.number)]
-    return [*filter(pathlib.Path.is_dir, folders), round_.folder / 'search']
 
 
 def sft(round_: Round, stage: ledger.Stage, line: Line) -> Figures:
@@ -366,7 +328,7 @@ STAGES: dict[str, Callable[[Round, ledger.Stage, Line], Figures]] = {
     'bootstrap': bootstrap,
     'synthesize': synthesize,
     'search': searching.search_trees,
-    'curate': curate,
+    'curate': curating.curate,
     'sft': sft,
     'ppm': ppm,
     'eval': evaluate,

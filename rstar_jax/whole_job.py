@@ -98,12 +98,13 @@ class Plans:
 @dataclasses.dataclass(frozen=True)
 class Speed:
     """Of all chips at their limits. decoded, read: tokens a second that are sampled, and of known
-    ones. steps: kind -> seconds of an optimiser step of usual examples. flight: trees that are
-    searched at once."""
+    ones. steps: kind -> seconds of an optimiser step of usual examples. hosts: that curate.
+    flight: trees that are searched at once."""
 
     decoded: float
     read: float
     steps: dict[str, float]
+    hosts: int = 1
     flight: int = 0
 
 
@@ -305,11 +306,10 @@ def limits(plans: Plans, chips: Sequence[Any], chip: Chip) -> Speed:
     """What the chips do at most, each of them like `chip`."""
     # A processor reads and computes by turns.
     both = sum if _platform(chips) == 'cpu' else max
-    decoded, read, flight = 0.0, 0.0, 0
+    hosts, decoded, read, flight = len({chip.process_index for chip in chips}), 0.0, 0.0, 0
     if (search := plans.search) is not None:
         least = both([search.flops / chip.flops, search.floor / chip.bandwidth])
         step = search.step or least
-        hosts = len(chips) // (search.groups * search.tensor)
         decoded = hosts * search.groups * search.slots / step
         flight = hosts * search.groups * search.trees
         read = len(chips) * chip.flops / (2 * plans.parameters)
@@ -318,7 +318,7 @@ def limits(plans: Plans, chips: Sequence[Any], chip: Chip) -> Speed:
         computing = max(planning.least_seconds(one, chip))
         # Parameters and moments are read and written.
         steps[section] = computing + 2 * one.held / chip.bandwidth
-    return Speed(decoded, read, steps, flight)
+    return Speed(decoded, read, steps, hosts, flight)
 
 
 def hours(
@@ -345,7 +345,7 @@ def hours(
         last = min(trees, speed.flight) * (found.longest - 1)
         rows['search'] = assumed.start + max(trees / (1 - assumed.idle), trees + last) * tree
     if 'curate' in stages:
-        rows['curate'] = problems * found.curate
+        rows['curate'] = problems * found.curate / speed.hosts
     for section, seconds in speed.steps.items():
         settings = config.training[section]
         examples = problems * found.examples[SECTIONS[section][1]]

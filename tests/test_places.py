@@ -1,11 +1,13 @@
 """Workdirs in an object store, and disks that are full: told in a line, and nothing is broken."""
 
+import concurrent.futures
 import errno
 import json
 import os
 import pathlib
 import random
 import shutil
+import threading
 
 import fsspec
 import pytest
@@ -43,6 +45,14 @@ def grow(folder, numbers) -> None:
         for i in numbers:
             problem = {'index': i, 'question': f'q{i}', 'answer': '1'}
             trees.append(tree(problem, 0, [('1', 0.5, True)]))
+
+
+def make_state(folder, step) -> pathlib.Path:
+    made = folder / 'round1' / 'policy' / 'state' / f'{step}'
+    (made / 'd').mkdir(parents=True)
+    (made / 'd' / 'data').write_text(f'{step}')
+    (made / '_CHECKPOINT_METADATA').write_text('{}')
+    return made
 
 
 def test_a_run_goes_on_on_another_machine(tmp_path, store):
@@ -84,8 +94,78 @@ def test_what_was_not_pushed_yet_is_kept_and_pushed(tmp_path, store):
     }
 
 
-def test_writes_that_fail_are_told_and_break_nothing(tmp_path, store, monkeypatch, capsys):
-    """After each of 20 failures, the store is something that a run can go on from."""
+def test_a_run_goes_on_while_its_state_is_sent(tmp_path, store, monkeypatch):
+    """What arrives is the state of when the push began, though it has been deleted since."""
+    monkeypatch.setattr(places, 'PUSH_SECONDS', 0.0)
+    begun, going_on, put_file = threading.Event(), threading.Event(), MemoryFileSystem.put_file
+
+    def slow(self, *arguments, **options):
+        begun.set()
+        assert going_on.wait(10)
+        return put_file(self, *arguments, **options)
+
+    monkeypatch.setattr(MemoryFileSystem, 'put_file', slow)
+    place = places.Place(URL, tmp_path)
+    place.pull()
+    first = make_state(tmp_path, 4)
+    expected = on_disk(tmp_path)
+    place.push_if_due()
+    assert begun.wait(10)
+    shutil.rmtree(first)
+    make_state(tmp_path, 8)
+    place.push_if_due()  # one goes on
+    assert not held(store)
+    going_on.set()
+    concurrent.futures.wait([place._running])
+    assert held(store) == expected
+    place.push(must=True)
+    assert held(store) == on_disk(tmp_path) != expected
+    assert not (tmp_path / places.SENDING).exists()
+
+
+def test_a_push_that_must_succeed_waits_for_one_that_goes_on(tmp_path, store, monkeypatch):
+    monkeypatch.setattr(places, 'PUSH_SECONDS', 0.0)
+    going_on, sent, put_file = threading.Event(), [], MemoryFileSystem.put_file
+
+    def slow(self, local, remote, **options):
+        assert going_on.wait(10)
+        sent.append(remote)
+        return put_file(self, local, remote, **options)
+
+    monkeypatch.setattr(MemoryFileSystem, 'put_file', slow)
+    place = places.Place(URL, tmp_path)
+    place.pull()
+    make_state(tmp_path, 4)
+    place.push_if_due()
+    threading.Timer(0.2, going_on.set).start()
+    place.push(must=True)
+    assert held(store) == on_disk(tmp_path)
+    assert len(sent) == len(set(sent)) == 2  # by the first push, all of it
+
+
+def test_what_ends_a_push_in_the_background_ends_the_run(tmp_path, monkeypatch):
+    def full(path, value):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    monkeypatch.setattr(places, 'PUSH_SECONDS', 0.0)
+    place = places.Place(URL, tmp_path)
+    place.pull()
+    monkeypatch.setattr(places.ledger, 'write_json', full)
+    for then in (place.push_if_due, place.push):
+        place.push_if_due()
+        concurrent.futures.wait([place._running])
+        with pytest.raises(OSError, match='No space left'):
+            then()
+
+
+@pytest.mark.parametrize('background', [False, True])
+def test_writes_that_fail_are_told_and_break_nothing(
+    tmp_path, store, monkeypatch, capsys, background
+):
+    """After each of 20 failures, the store is something that a run can go on from.
+
+    background: the search goes on while the store is written to.
+    """
     chance, left = random.Random(0), 20
     failures = []
 
@@ -100,6 +180,7 @@ def test_writes_that_fail_are_told_and_break_nothing(tmp_path, store, monkeypatc
 
     monkeypatch.setattr(MemoryFileSystem, 'put_file', failing(MemoryFileSystem.put_file))
     monkeypatch.setattr(MemoryFileSystem, 'rm_file', failing(MemoryFileSystem.rm_file))
+    monkeypatch.setattr(places, 'PUSH_SECONDS', 0.0)
     place = places.Place(URL, tmp_path / 'run')
     place.pull()
     search = place.folder / 'round1' / 'search'
@@ -109,7 +190,12 @@ def test_writes_that_fail_are_told_and_break_nothing(tmp_path, store, monkeypatc
         grow(search, range(3 * step))
         ledger.write_json(search / 'done.json', {'id': f'{step:09}'})
         before = len(failures)
-        place.push()
+        if background:
+            place.push_if_due()
+            grow(search, range(3 * step + 2))
+            concurrent.futures.wait([place._running])
+        else:
+            place.push()
         told = capsys.readouterr().out.splitlines()
         assert len(told) == len(failures) - before
         assert all('not written ([Errno 5] the store is not there); tried' in x for x in told)
@@ -144,11 +230,8 @@ def test_a_push_that_must_succeed_ends_the_run_with_a_line(tmp_path, monkeypatch
 def test_a_checkpoint_that_is_not_whole_is_not_taken_up(tmp_path, store):
     place = places.Place(URL, tmp_path / 'one')
     place.pull()
-    state = place.folder / 'round1' / 'policy' / 'state'
     for step in (4, 8):
-        (state / f'{step}' / 'd').mkdir(parents=True)
-        (state / f'{step}' / 'd' / 'data').write_text('x')
-        (state / f'{step}' / '_CHECKPOINT_METADATA').write_text('{}')
+        state = make_state(place.folder, step).parent
     (state / '9.orbax-checkpoint-tmp').mkdir()
     (state / '9.orbax-checkpoint-tmp' / 'data').write_text('x')
     place.push()
@@ -156,6 +239,46 @@ def test_a_checkpoint_that_is_not_whole_is_not_taken_up(tmp_path, store):
     other = places.Place(URL, tmp_path / 'two')
     other.pull()
     assert [path.name for path in (other.folder / 'round1/policy/state').iterdir()] == ['4']
+
+
+@pytest.mark.parametrize('next_one', ['state', 'model', 'another training'])
+def test_a_state_stays_until_what_comes_of_it_is_whole(tmp_path, store, monkeypatch, next_one):
+    place = places.Place(URL, tmp_path)
+    place.pull()
+    first = make_state(tmp_path, 4)
+    place.push(must=True)
+    stage = first.parents[1]
+    shutil.rmtree(first if next_one == 'state' else stage)
+    if next_one == 'state':
+        make_state(tmp_path, 8)
+    elif next_one == 'model':
+        (stage / 'params').mkdir(parents=True)
+        (stage / 'params' / 'data').write_text('x')
+        ledger.write_json(stage / 'model.json', {})
+    else:
+        ledger.write_json(stage / 'begun.json', {})
+    whole = {
+        'round1/policy/state/4/': {'d/data', '_CHECKPOINT_METADATA'},
+        'round1/policy/state/8/': {'d/data', '_CHECKPOINT_METADATA'},
+        'round1/policy/': {'params/data', 'model.json'},
+    }
+    found = []
+
+    def watched(change):
+        def changing(self, *arguments, **options):
+            change(self, *arguments, **options)
+            names = held(store).keys()
+            found.append(any(names >= {f'{at}{x}' for x in files} for at, files in whole.items()))
+
+        return changing
+
+    for name in ('put_file', 'rm_file'):
+        monkeypatch.setattr(MemoryFileSystem, name, watched(getattr(MemoryFileSystem, name)))
+    place.push(must=True)
+    assert held(store) == on_disk(tmp_path)
+    # The state of another training goes first.
+    assert len(found) > 2 and all(found) != (next_one == 'another training')
+    assert found[0] != (next_one == 'another training')
 
 
 def test_stores_that_cannot_be_reached_are_one_line(tmp_path):

@@ -14,7 +14,7 @@ from rstar_jax import (
     ledger,
     main,
 )
-from rstar_jax.data import arithmetic
+from rstar_jax.data import arithmetic, examples
 from tests.parallel import processes
 from tests.search import test_engine
 from tests.worlds import REPOSITORY, command, run, trees
@@ -39,6 +39,17 @@ def test_four_processes_make_what_one_makes(world, tmp_path, monkeypatch):
     ):
         # Shapes differ, and so does rounding; what was drawn does not.
         test_engine.assert_same(*({r.key: r for r in store} for store in (ours, theirs)), False)
+        config, _ = main.parse(str(world / 'config.py'), [])
+        rules = config.curate.to_dict()
+        rules = {key: rules[key] for key in rules.keys() - {'rounds', 'sft', 'pairs'}}
+        alone = tmp_path / 'alone'
+        counts = data.curate_to(theirs, alone, **rules)
+    together = four / 'round1' / 'curate'
+    texts = [(folder / 'counts.json').read_text() for folder in (alone, together)]
+    assert counts['pairs'] and texts[0] == texts[1]
+    for kind in examples.KINDS:
+        made = [list(data.load_examples(folder, kind)) for folder in (alone, together)]
+        assert made[0] == made[1]
     for stage in ('policy', 'ppm'):
         losses = [
             [

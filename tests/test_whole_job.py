@@ -26,7 +26,7 @@ FOUND = whole_job.Statistics(
     evaluated=36e6,
     trees=64,
 )
-SPEED = whole_job.Speed(decoded=2e5, read=5e5, steps={'sft': 2.0, 'ppm': 1.0})
+SPEED = whole_job.Speed(decoded=2e5, read=5e5, steps={'sft': 2.0, 'ppm': 1.0}, hosts=4)
 
 
 def config(**changes):
@@ -47,7 +47,7 @@ def test_hours_follow_from_tokens_and_limits():
     rows = hours(config())
     # 3600 trees of 1000 tokens at half of 2e5 a second, and 1000 read or scored at half of 5e5.
     assert rows['search'] == pytest.approx(1000 / 1e5 + 1000 / 2.5e5)
-    assert rows['curate'] == pytest.approx(0.01)
+    assert rows['curate'] == pytest.approx(0.01 / 4)
     # Two passes over 2 examples of each problem in batches of 128; steps take twice their limit.
     assert rows['sft'] == pytest.approx(2 * 57 * 2.0 * 2 / 3600)
     assert rows['ppm'] == pytest.approx(22 * 1.0 * 2 / 3600)
@@ -181,6 +181,7 @@ def test_speeds_follow_from_the_plans_limits(monkeypatch, platform, step):
     measured = dataclasses.replace(made, search=dataclasses.replace(search, step=0.5))
     assert whole_job.limits(measured, devices, chip).decoded == pytest.approx(2 * 4 * 8 / 0.5)
     assert speed.read == pytest.approx(8 * 1e14 / 2 / made.parameters)
+    assert speed.hosts == 1
     # 2e12 FLOPs, and a GB read and written.
     assert speed.steps == pytest.approx({'sft': 0.022, 'ppm': 0.022})
     assert asked['sft'] == 500 and asked['ppm'] == 250

@@ -7,7 +7,7 @@ function over lists. Interchange formats: `export_*`, `import_*`.
 """
 
 from rstar_jax.data.annotated import Annotated, Trajectory, annotate
-from rstar_jax.data.curation import curate, curate_to
+from rstar_jax.data.curation import curate, curate_to, join
 from rstar_jax.data.examples import Examples, load_examples, store_examples
 from rstar_jax.data.flights import Flights
 from rstar_jax.data.interchange import (
@@ -56,6 +56,7 @@ __all__ = [
     'import_trl_preference',
     'import_trl_stepwise',
     'in_order',
+    'join',
     'load_examples',
     'load_problems',
     'pair_weight',

@@ -23,9 +23,10 @@ import bisect
 import contextlib
 import dataclasses
 import hashlib
+import json
 import os
 import pathlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from rstar_jax import atomic, steps
@@ -42,6 +43,7 @@ from rstar_jax.data.pairs import Counts, Example, Rules, pairs_of
 from rstar_jax.errors import UserError
 from rstar_jax.search.record import Record
 
+COUNTS = 'counts.json'
 OUTCOMES = 4  # right trajectories of a problem for reward models, and wrong ones, at most
 
 
@@ -117,7 +119,23 @@ def curate_to(
             for kind, made in problem.finish(rules_, counts).items():
                 for example in made:
                     writers[kind].write(example)
-    atomic.write_json(pathlib.Path(directory) / 'counts.json', counts, ensure_ascii=False)
+    atomic.write_json(pathlib.Path(directory) / COUNTS, counts, ensure_ascii=False)
+    return counts
+
+
+def join(parts: Sequence[pathlib.Path], directory: pathlib.Path) -> Counts:
+    """Moves what `curate_to` has made of some problems after the others into one folder.
+
+    There it is what `curate_to` makes of all of them, but for how many files it lies in.
+    """
+    counts: Counts = Counts()
+    for part in parts:
+        for name, number in json.loads((part / COUNTS).read_text(encoding='utf-8')).items():
+            counts[name] += number
+    for kind in examples.KINDS:
+        made = [path for part in parts for path in examples.files_of(part, kind)]
+        examples.publish(directory, kind, made)
+    atomic.write_json(directory / COUNTS, counts, ensure_ascii=False)
     return counts
 
 

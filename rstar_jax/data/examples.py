@@ -98,7 +98,7 @@ class ExampleWriter:
                 if self._writer is None:
                     self._next_file()
                 self._end_file()
-                self._publish()
+                publish(self.directory, self._kind, self._parts)
             elif self._writer is not None:
                 self._writer.close()
         finally:
@@ -116,17 +116,19 @@ class ExampleWriter:
             self._writer.close()
             atomic.sync(self._parts[-1])
 
-    def _publish(self) -> None:
-        number = len(self._parts)
-        names = [f'{self._kind}-{i:05d}-of-{number:05d}.array_record' for i in range(number)]
-        # Old files go first, lest old and new together look like a whole set; a single file takes
-        # the place of a single one at once.
-        for old in _files_of(self.directory, self._kind):
-            if number > 1 or old.name != names[0]:
-                old.unlink()
-        for part, name in zip(self._parts, names):
-            part.replace(self.directory / name)
-        atomic.sync(self.directory)
+
+def publish(directory: pathlib.Path, kind: str, parts: Sequence[pathlib.Path]) -> None:
+    """Makes files the set of a kind in a folder, in their order, by new names."""
+    number = len(parts)
+    names = [f'{kind}-{i:05d}-of-{number:05d}.array_record' for i in range(number)]
+    # Old files go first, lest old and new together look like a whole set; a single file takes
+    # the place of a single one at once.
+    for old in files_of(directory, kind):
+        if number > 1 or old.name != names[0]:
+            old.unlink()
+    for part, name in zip(parts, names):
+        part.replace(directory / name)
+    atomic.sync(directory)
 
 
 def store_examples(
@@ -152,7 +154,7 @@ def load_examples(directory: str | os.PathLike, kind: str) -> Examples:
     Raises:
       UserError: nothing of this kind is there, or not all of its files are.
     """
-    paths = _files_of(_checked(directory, kind), kind)
+    paths = files_of(_checked(directory, kind), kind)
     if not paths:
         raise UserError(f'{directory}: no {kind}*.array_record here; the curate stage makes them')
     number = int(paths[0].stem.rpartition('-')[2])
@@ -171,5 +173,6 @@ def _checked(directory: str | os.PathLike, kind: str) -> pathlib.Path:
     return pathlib.Path(directory)
 
 
-def _files_of(directory: pathlib.Path, kind: str) -> list[pathlib.Path]:
+def files_of(directory: pathlib.Path, kind: str) -> list[pathlib.Path]:
+    """The files of a kind in a folder, in their order."""
     return sorted(directory.glob(f'{kind}-[0-9]*-of-[0-9]*.array_record'))

@@ -369,12 +369,19 @@ class TreeStore:
             self._lock = None
 
 
-def in_order(stores: Sequence[TreeStore]) -> Iterator[Record]:
-    """The trees of several stores, those of one problem together, in the order of the stores."""
+def in_order(
+    stores: Sequence[TreeStore], first: float = -math.inf, end: float = math.inf
+) -> Iterator[Record]:
+    """The trees of several stores, those of one problem together, in the order of the stores.
+
+    first, end: of problems with an index from `first` on and below `end`.
+    """
 
     def keyed(number: int) -> Iterator[tuple[tuple[int, str, int], Record]]:
-        for record in stores[number]:
-            yield (record.problem['index'], record.problem['question'], number), record
+        for key in sorted(stores[number].keys()):
+            if first <= key[0] < end:
+                record = stores[number][key]
+                yield (record.problem['index'], record.problem['question'], number), record
 
     streams = [keyed(number) for number in range(len(stores))]
     for _, record in heapq.merge(*streams, key=lambda item: item[0]):

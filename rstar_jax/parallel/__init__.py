@@ -2,7 +2,7 @@
 
 from rstar_jax.parallel.chips import peak_flops, platform
 from rstar_jax.parallel.compiled import compile_seconds, keep_compiled
-from rstar_jax.parallel.hosts import barrier, greatest, initialise, is_first
+from rstar_jax.parallel.hosts import barrier, gathered, greatest, initialise, is_first
 from rstar_jax.parallel.leases import COUNTER, Table, dealt
 from rstar_jax.parallel.memory import (
     bytes_of_program,
@@ -26,6 +26,7 @@ __all__ = [
     'device_bytes',
     'free_bytes',
     'free_port',
+    'gathered',
     'give_memory_back',
     'global_mesh',
     'greatest',

@@ -1,14 +1,16 @@
 """Compiled programs on disk: what one run has compiled, no later run compiles again."""
 
 import contextlib
+import functools
 import hashlib
+import inspect
 import os
 import pathlib
 import platform
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import jax
 
@@ -29,7 +31,11 @@ COMPILING = (
 
 
 def keep_compiled(where: str) -> None:
-    """Turns JAX's compilation cache on.
+    """Turns JAX's compilation cache on; comes behind `initialise`.
+
+    JAX has the first process alone write. What others compile for their own devices, as a search's
+    programs, has another name there than the first one's, so each has a folder in it. On GPUs the
+    names are alike, and all read what the first has written.
 
     where: a folder; 'auto', one in the user's cache folder; 'off'. A folder that the environment
     gives JAX (JAX_COMPILATION_CACHE_DIR) goes before 'auto'.
@@ -44,8 +50,12 @@ def keep_compiled(where: str) -> None:
         return
     if not where:
         raise UserError(f'--config.compiled=: needs a folder, {AUTO} or {OFF}')
+    number = jax.process_index() if jax.distributed.is_initialized() else 0
+    apart = number and jax.default_backend() != 'gpu' and _writes_too()
     try:
         folder = _default_folder() if where == AUTO else pathlib.Path(where).expanduser()
+        if apart:
+            folder /= f'process{number}'
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
     except (OSError, RuntimeError) as error:
@@ -59,6 +69,29 @@ def keep_compiled(where: str) -> None:
     jax.config.update('jax_compilation_cache_dir', str(folder))
     jax.config.update('jax_compilation_cache_max_size', MOST_BYTES)
     jax.config.update('jax_persistent_cache_min_compile_time_secs', LEAST_SECONDS)
+
+
+def _writes_too() -> bool:
+    """Has JAX write what this process compiles; False where a later JAX hides how it does."""
+    try:
+        from jax._src import compilation_cache, compiler
+
+        put = compilation_cache.put_executable_and_time
+        compiler._cache_write = functools.partial(_write, put, compiler._cache_write)
+    except (ImportError, AttributeError):
+        return False
+    return True
+
+
+def _write(put: Callable, theirs: Callable, *args: object, **named: object) -> None:
+    """In place of `compiler._cache_write`, `theirs`, which writes for the first process alone."""
+    theirs(*args, **named)
+    # What cannot be written is compiled again.
+    with contextlib.suppress(Exception):
+        of = inspect.signature(theirs).bind(*args, **named).arguments
+        seconds = of['compile_time_secs']
+        if seconds >= LEAST_SECONDS and not of.get('host_callbacks'):
+            put(of['cache_key'], of['module_name'], of['executable'], of['backend'], int(seconds))
 
 
 _seconds = 0.0

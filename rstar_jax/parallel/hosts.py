@@ -162,10 +162,15 @@ def barrier(name: str) -> None:
         multihost_utils.sync_global_devices(name)
 
 
+def gathered(number: int) -> list[int]:
+    """The numbers that the processes call this with, each of them once, in their order."""
+    if jax.process_count() == 1:
+        return [number]
+    from jax.experimental import multihost_utils
+
+    return multihost_utils.process_allgather(np.int32(number)).tolist()
+
+
 def greatest(number: int) -> int:
     """The greatest of the numbers that the processes call this with, each of them once."""
-    if jax.process_count() > 1:
-        from jax.experimental import multihost_utils
-
-        number = int(multihost_utils.process_allgather(np.int32(number)).max())
-    return number
+    return max(gathered(number))

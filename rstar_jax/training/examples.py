@@ -9,9 +9,10 @@ cut step no end.
 
 import collections
 import hashlib
+import os
 import re
 import sys
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,7 @@ PAIR_FIELDS: dict[str, Any] = {}
 END_OF_TEXT = 'end of text'
 MARKS = (*steps.TEMPLATE_MARKS, END_OF_TEXT)
 
+CORES = 'TOKENIZERS_PARALLELISM'  # a variable that tokenizers reads at each call
 READ = 1024  # texts (groups of pairs) that are tokenised at once in the first pass
 GROUP_PAIRS = 8  # pairs of one prefix that are kept together in a batch
 
@@ -129,7 +131,8 @@ def sft(examples: Iterable[dict[str, Any]], tokenizer, length: int) -> Encoded:
     def encode(texts):
         prompts = _encode(tokenizer, [steps.prompt(_text(e, 'query')) for e in texts], first=True)
         responses = [_text(e, 'response') for e in texts]
-        coded = tokenizer(responses, add_special_tokens=False, return_offsets_mapping=True)
+        options = {'add_special_tokens': False, 'return_offsets_mapping': True}
+        coded = _tokenized(tokenizer, responses, **options)
         parts = zip(prompts, responses, coded['input_ids'], coded['offset_mapping'])
         return [_answered(*part, end) for part in parts]
 
@@ -354,7 +357,24 @@ def _encode(tokenizer, texts: list[str], first: bool = False) -> list[list[int]]
     """first: the texts begin a sequence, so a tokenizer that writes a BOS token does."""
     if not texts:
         return []
-    return tokenizer(texts, add_special_tokens=first)['input_ids']
+    return _tokenized(tokenizer, texts, add_special_tokens=first)['input_ids']
+
+
+def _tokenized(tokenizer, texts: list[str], **options: bool) -> Mapping[str, list]:
+    """What the tokenizer gives for texts, which it takes on all cores.
+
+    Elsewhere it takes one core (main.py): a search has texts one by one, for which threads cost
+    more than they give, and a process that is forked later could wait for them for ever.
+    """
+    before = os.environ.get(CORES)
+    os.environ[CORES] = 'true'
+    try:
+        return tokenizer(texts, **options)
+    finally:
+        if before is None:
+            del os.environ[CORES]
+        else:
+            os.environ[CORES] = before
 
 
 def _text(example: dict[str, Any], key: str) -> str:

@@ -19,6 +19,7 @@ from rstar_jax.training.step import Compiled
 
 Progress = Callable[[dict[str, float]], None]
 
+WRITE_SECONDS = 1.0  # between writes: at every step they would be the step's time on a shared disk
 TOLD = ('loss', 'accuracy', 'margin')  # of the latest step, until the next one ends
 
 
@@ -27,7 +28,7 @@ class Log:
 
     Attributes:
       path: of metrics.jsonl.
-      lines: what it holds, one a step.
+      lines: what it holds, one a step; on disk within WRITE_SECONDS, or as `flush` is called.
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class Log:
         """
         self.path = pathlib.Path(directory) / 'metrics.jsonl'
         self.lines: list[dict[str, Any]] = []
+        self._on_disk, self._written = 0, -math.inf  # number of lines, time of the latest write
         self._sizes, self._compiled, self._work, self._progress = sizes, compiled, work, progress
         self._peak = parallel.peak_flops(compiled.mesh, compute_dtype(settings))
         self._every = settings.log_every
@@ -71,17 +73,23 @@ class Log:
         self._counts['flops'] += self._work.of(tokens, targets)
 
     def add(self, line: dict[str, Any], alone: int, places: int) -> None:
-        """Writes and tells the line of a step that has ended.
+        """Keeps and tells the line of a step that has ended.
 
         alone: its tokens, had every sequence been run by itself. places: padding included.
         """
         self._counts['tokens_alone'] += alone
         self._counts['places'] += places
         self.lines.append(line)
-        if parallel.is_first():
-            with open(self.path, 'a', encoding='utf-8') as file:
-                file.write(json.dumps(line) + '\n')
+        if time.monotonic() - self._written >= WRITE_SECONDS:
+            self.flush()
         self.tell(line['step'], 0, line)
+
+    def flush(self) -> None:
+        """Writes what is not on disk yet: before a state is saved, and at the end."""
+        if parallel.is_first() and self._on_disk < len(self.lines):
+            with open(self.path, 'a', encoding='utf-8') as file:
+                file.write(_text(self.lines[self._on_disk :]))
+        self._on_disk, self._written = len(self.lines), time.monotonic()
 
     def amend(self, found: dict[str, Any]) -> None:
         """Adds what was measured after the latest step to its line."""
@@ -158,4 +166,9 @@ class Log:
     def _write(self) -> None:
         """Writes metrics.jsonl anew, atomically."""
         if parallel.is_first():
-            atomic.write_text(self.path, ''.join(json.dumps(line) + '\n' for line in self.lines))
+            atomic.write_text(self.path, _text(self.lines))
+        self._on_disk, self._written = len(self.lines), time.monotonic()
+
+
+def _text(lines: Sequence[dict[str, Any]]) -> str:
+    return ''.join(json.dumps(line) + '\n' for line in lines)

@@ -80,21 +80,22 @@ def evaluate(
     sums: dict[str, Any] = {}
     weight = 0.0
     for start in range(0, len(indices), settings.batch_size):
-        micros = Micros(
-            encoded, indices[start : start + settings.batch_size], settings, compiled.mesh
-        )
+        part = indices[start : start + settings.batch_size]
+        micros = Micros(encoded, part, settings, compiled.mesh)
         weight += micros.weight
         for batch in micros.batches:
-            _stop_if_asked()
+            _agreed()
             for name, value in compiled.evaluate(params, batch, loss).items():
                 sums[name] = sums.get(name, 0) + np.asarray(value, np.float64)
     return {name: value / weight if name in MEANS else value for name, value in sums.items()}
 
 
-def _stop_if_asked() -> None:
-    """Raises Stopped if any process was asked to end; they have to come here together."""
-    if number := parallel.greatest(interrupts.asked()):
+def _agreed(save: bool = False) -> bool:
+    """Whether the first process wants to save; Stopped if any was asked to end. For all at once."""
+    number = parallel.greatest(interrupts.asked() or int(save and parallel.is_first()))
+    if number > 1:  # a signal
         raise interrupts.Stopped(number)
+    return bool(number)
 
 
 def train(
@@ -164,6 +165,7 @@ def train(
         work = flops.work(config, loss, settings.lora)
         sizes = [len(chosen) for _, chosen in steps]
         log = Log(directory, sizes, compiled, settings, work, progress)
+        stack.callback(log.flush)
         run = _Run(compiled, encoded, steps, settings, log, measure, best)
         state, found = compiled.init(params, release), states.newest()
         parallel.give_memory_back()  # what loading has left
@@ -310,11 +312,13 @@ class _Run:
                 self._finish(number, micros, sums, norm)
                 done = number + 1
                 self._measure_if_due(done, state['params'])
-                if done < len(self._steps) and self._due():
+                due = time.monotonic() - self._saved >= 60 * self._settings.checkpoint_minutes
+                if _agreed(due) and done < len(self._steps):
+                    self.log.flush()  # first: who goes on from a state reads the lines before it
                     states.save(done, state, about)
                     self._saved = time.monotonic()
-                _stop_if_asked()
         except interrupts.Stopped as stopped:
+            self.log.flush()
             states.save(done, state, about)
             where = f' at step {done} of {len(self._steps)}: state saved'
             raise interrupts.Stopped(stopped.number, where) from None
@@ -362,6 +366,7 @@ class _Run:
 
     def _finish(self, number: int, micros: Micros, sums, norm) -> None:
         """Waits for a step; checks, writes and tells its metrics."""
+        sums, norm = jax.device_get((sums, norm))
         found = {name: float(value) for name, value in sums.items()}
         found = {n: v / max(micros.weight, 1e-9) if n in MEANS else v for n, v in found.items()}
         found |= self._norm(float(norm))
@@ -389,8 +394,3 @@ class _Run:
                 'float16: train with dtype=float32'
             )
         return {'left_out': True}
-
-    def _due(self) -> bool:
-        """Whether to save now: by the clock of the first process, for all of them."""
-        due = time.monotonic() - self._saved >= 60 * self._settings.checkpoint_minutes
-        return bool(parallel.greatest(due and parallel.is_first()))

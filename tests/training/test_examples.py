@@ -1,6 +1,7 @@
 """From texts to what is learnt at which token, and that the losses of trajectories are learnt."""
 
 import gc
+import os
 
 import jax.numpy as jnp
 import numpy as np
@@ -193,3 +194,39 @@ def test_of_stored_examples_those_of_one_step_are_in_memory(
     assert sum(encoded.counts) == len(texts) - encoded.dropped
     micros = trainer.Micros(encoded, step, sft_settings(), checkpoints.one_device())
     assert sum(micros.tokens) > 0 and alive() == before + len(taken) + len(every)
+
+
+@pytest.mark.parametrize('before', ['false', None])
+def test_all_cores_tokenise_but_for_trainings_alone(policy, monkeypatch, before):
+    """A process that is forked later would wait for the threads of the others for ever."""
+    if before is None:
+        monkeypatch.delenv(examples.CORES, raising=False)
+    else:
+        monkeypatch.setenv(examples.CORES, before)
+    tokenizer, seen = policy.tokenizer, []
+
+    def watched(texts, **options):
+        seen.append((os.environ[examples.CORES], len(texts)))
+        return tokenizer(texts, **options)
+
+    watched.eos_token_id = tokenizer.eos_token_id
+    for encoder, source in (
+        (examples.sft, sft_examples(4)),
+        (examples.pairs, pair_examples(2)),
+        (examples.q_values, trajectory_examples()[:4]),
+    ):
+        found = encoder(source, watched, 128).digests
+        assert len(found) > 1 and found == encoder(source, tokenizer, 128).digests
+    assert {value for value, _ in seen} == {'true'} and min(count for _, count in seen) > 1
+    assert os.environ.get(examples.CORES) == before
+    with pytest.raises(KeyError, match='broken'):
+        examples.sft(sft_examples(1), _broken(tokenizer), 128)
+    assert os.environ.get(examples.CORES) == before
+
+
+def _broken(tokenizer):
+    def broken(texts, **options):
+        raise KeyError('broken')
+
+    broken.eos_token_id = tokenizer.eos_token_id
+    return broken

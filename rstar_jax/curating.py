@@ -1,0 +1,93 @@
+"""The stage curate: training data out of a round's trees, by all processes of a job.
+
+    trees, ordered by problem -> as many runs of problems as there are processes
+        -> each run's examples and counts, in curate/partK -> joined, in their order
+
+So the examples, their order and counts.json are the same whatever the number of processes.
+"""
+
+import contextlib
+import itertools
+import math
+import pathlib
+import shutil
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import jax
+
+from rstar_jax import data, ledger, parallel, search, sources
+from rstar_jax.errors import UserError
+from rstar_jax.progress import Line
+from rstar_jax.sources import Round
+
+
+def curate(round_: Round, stage: ledger.Stage, line: Line) -> dict[str, Any]:
+    """Makes SFT examples, preference pairs and trajectories out of the round's trees.
+
+    With curate.rounds=all those of the rounds before it are among them.
+
+    Or takes those of files, where the config names some: then it needs no trees.
+    """
+    rules = round_.config.curate.to_dict()
+    del rules['rounds']
+    given = {kind: rules.pop(kind) for kind in ('sft', 'pairs')}
+    if any(given.values()):
+        return data.store_given(given, stage.folder) if parallel.is_first() else {}
+    overlap, left_out = sources.overlap(round_), set()
+
+    def kept(trees: Iterable[search.Record]) -> Iterator[search.Record]:
+        """Those of problems that are in no benchmark, of one that was named later included."""
+        for tree in trees:
+            if overlap.find(tree.problem['question']):
+                left_out.add(tree.problem['index'])
+            else:
+                yield tree
+
+    counts: dict[str, int] = {}
+    writer = 0 if parallel.is_first() else None
+    with contextlib.ExitStack() as stack:
+        stores = [stack.enter_context(data.TreeStore(path, writer)) for path in searches(round_)]
+        shares, number = _shares(stores), jax.process_index()
+        folders = [stage.folder / f'part{n:05d}' for n in range(len(shares))]
+        if len(shares) == 1:
+            folders = [stage.folder]
+        if number < len(shares):
+            if not len(stores[-1]):
+                raise UserError(
+                    f'{stores[-1].directory}: holds no trees: run the search stage first'
+                )
+            trees = data.in_order(stores, *shares[number])
+            counts = data.curate_to(kept(trees), folders[number], **rules)
+    overlapping = sum(parallel.gathered(len(left_out)))
+    if parallel.is_first():
+        if len(shares) > 1:
+            counts = data.join(folders, stage.folder)
+        for folder in stage.folder.glob(
+            'part*'
+        ):  # of a run that was killed, by more processes, too
+            shutil.rmtree(folder)
+    return {**counts, 'overlapping': overlapping}
+
+
+def _shares(stores: Sequence[data.TreeStore]) -> list[tuple[float, float]]:
+    """What each process curates: problems with an index from the first number on, below the other.
+
+    One share, the first process's, where not all see the same trees: a shared disk may tell late
+    of files that others have made.
+    """
+    keys = [sorted(store.keys()) for store in stores]
+    seen = zlib.crc32(repr(keys).encode()) >> 1
+    count = jax.process_count() if len(set(parallel.gathered(seen))) == 1 else 1
+    indices = sorted(index for part in keys for index, _ in part)
+    bounds = [indices[n * len(indices) // count] for n in range(1, count)] if indices else []
+    bounds = [-math.inf, *bounds, math.inf]
+    return list(itertools.pairwise(bounds))
+
+
+def searches(round_: Round) -> list[pathlib.Path]:
+    """The folders of the trees that the round's examples come from, its own last."""
+    first = 1 if round_.config.curate.rounds == 'all' else round_.number
+    folders = [round_.root / f'round{n}' / 'search' for n in range(first, round_.number)]
+    return [*filter(pathlib.Path.is_dir, folders), round_.folder / 'search']

@@ -1,0 +1,81 @@
+"""The stage curate: several processes make of a round's trees what one makes."""
+
+import json
+import types
+
+import jax
+import pytest
+
+from rstar_jax import configs, curating, data, ledger, parallel, sources
+from rstar_jax.data import examples
+from rstar_jax.progress import Events
+from rstar_jax.sources import Round
+from tests.data import samples
+
+PROBLEMS = 20
+
+
+@pytest.fixture
+def make(tmp_path, monkeypatch):
+    """Makes the stage in a new folder by so many processes, one after the other, the first last."""
+    names = [samples.grown(0, index=i).problem['question'] for i in (0, 7, 18)]
+    overlap = types.SimpleNamespace(find=names.__contains__)
+    monkeypatch.setattr(sources, 'overlap', lambda round_: overlap)
+
+    def make(count, alike=True, before=()):
+        config = configs.default()
+        config.curate.rounds = 'all'
+        round_ = Round(config, tmp_path / f'{count}{alike}', 2, Events(None))
+        for number, trees in ((1, 3), (2, 2)):
+            with data.TreeStore(round_.root / f'round{number}' / 'search', shard_trees=8) as store:
+                for i in range(PROBLEMS * trees):
+                    index = i % (PROBLEMS - number)
+                    store.append(samples.grown(number * 100 + i, index, i // (PROBLEMS - number)))
+        stage = ledger.Stage(round_.folder / 'curate')
+        for name in before:
+            (stage.folder / name).mkdir(parents=True)
+        told = [], []
+        for number in reversed(range(count)):
+            columns = iter(told)
+
+            def gathered(value, columns=columns):
+                column = next(columns)
+                column.append(value)
+                return column if alike or column is told[1] else [value, value + 1]
+
+            with monkeypatch.context() as process:
+                process.setattr(jax, 'process_index', lambda number=number: number)
+                process.setattr(jax, 'process_count', lambda: count)
+                process.setattr(parallel, 'gathered', gathered)
+                figures = curating.curate(round_, stage, None)
+        return stage.folder, figures
+
+    return make
+
+
+def contents(folder):
+    found = {kind: list(data.load_examples(folder, kind)) for kind in examples.KINDS}
+    return found, (folder / 'counts.json').read_bytes()
+
+
+@pytest.mark.parametrize('count', [2, 3, 50])
+def test_several_processes_make_what_one_makes(make, count):
+    """Also where there are more of them than problems, and where some have fallen before."""
+    alone, expected = make(1)
+    together, figures = make(count, before=['part00000', 'part00099'])
+    assert figures == expected and figures['overlapping'] == 3 and figures['pairs'] > 20
+    assert contents(together) == contents(alone)
+    assert not list(together.glob('part*'))
+    assert len(list(together.glob('pairs-*'))) == count
+
+
+def test_the_first_process_curates_alone_where_others_see_other_trees(make):
+    alone, expected = make(1)
+    together, figures = make(2, alike=False)
+    assert figures == expected and contents(together) == contents(alone)
+    assert len(list(together.glob('pairs-*'))) == 1
+
+
+def test_counts_are_numbers_by_name(make):
+    folder, figures = make(3)
+    assert json.loads((folder / 'counts.json').read_text()) | {'overlapping': 3} == figures

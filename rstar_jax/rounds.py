@@ -62,7 +62,7 @@ BINDING = {
     'curate': ('curate', 'data.overlap'),
     'sft': ('seed', 'base', 'training.sft'),
     'ppm': ('seed', 'training.ppm'),
-    'eval': ('seed', 'eval', 'execution', 'policy.dtype', 'search.one_size'),
+    'eval': ('seed', 'eval', 'execution', 'policy.dtype', 'policy.weights', 'search.one_size'),
     'export': (),
 }
 BASE = 'base'  # its evaluation is a stage of round 0, and lies in a folder of this name

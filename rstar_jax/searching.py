@@ -107,7 +107,7 @@ def _searcher(round_: Round, flights: data.Flights, say: Callable[[str], None]) 
     flights: keeps trees in flight. say: gets a line that stays.
     """
     if round_.config.job.leases == RAY:
-        run = on_ray(round_.config, round_.config.policy.weights, say, flights)
+        run = on_ray(round_.config, say, flights)
         return run, *(sources.searching_path(round_, kind) for kind in ('policy', 'ppm'))
     return search.run, sources.searching_policy(round_), sources.searching_ppm(round_)
 
@@ -129,8 +129,7 @@ def evaluating(round_: Round, base: bool, say: Callable[[str], None]) -> Callabl
     if round_.config.job.leases != RAY:
         return None
     policy, ppm = sources.evaluated_paths(round_, base)
-    weights = '' if base or round_.number else round_.config.policy.weights
-    run = on_ray(round_.config, weights, say)
+    run = on_ray(round_.config, say)
 
     def stand_in(problems, _, judge, **given):
         """Whether the PPM guides a strategy, the evaluation knows."""
@@ -141,13 +140,12 @@ def evaluating(round_: Round, base: bool, say: Callable[[str], None]) -> Callabl
 
 def on_ray(
     settings: ConfigDict,
-    weights: str,
     say: Callable[[str], None],
     flights: data.Flights | None = None,
 ) -> Callable[..., Iterator[Record]]:
     """`search.run` by workers on Ray, for models by the paths that these can read.
 
-    settings: the round's. weights: '' or int8. flights, say: as of `_searcher`.
+    settings: the round's. flights, say: as of `_searcher`.
     """
     if jax.process_count() > 1:
         raise UserError(
@@ -165,7 +163,7 @@ def on_ray(
             policy=sources.endpoint(settings) if sources.is_endpoint(policy) else str(policy),
             ppm=None if ppm is None else str(ppm),
             dtype=settings.policy.dtype,
-            weights=weights,
+            weights=settings.policy.weights,
             config=config,
             seed=seed,
             trees=trees,

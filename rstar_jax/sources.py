@@ -269,9 +269,10 @@ def evaluated_models(round_: Round, base: bool = False) -> tuple[models.Policy, 
     """
     if round_.number == 0 and not base:
         return searching_policy(round_), searching_ppm(round_)
-    how = round_.config.policy.dtype, searching_mesh(round_.config)
-    policy, ppm = evaluated_paths(round_, base)
-    return load_policy(policy, *how), None if ppm is None else load_ppm(ppm, *how)
+    config, (policy, ppm) = round_.config, evaluated_paths(round_, base)
+    how, weights = (config.policy.dtype, searching_mesh(config)), config.policy.weights
+    made = narrowed(weights, load_policy(policy, *how))
+    return made, None if ppm is None else narrowed(weights, load_ppm(ppm, *how))
 
 
 def evaluated_paths(

@@ -241,7 +241,7 @@ def test_each_worker_asks_the_server_that_has_the_policy(monkeypatch, tmp_path):
     monkeypatch.setattr(searching.ray_team, 'team', team)
     monkeypatch.setattr(elastic.parallel, 'keep_compiled', lambda where: None)
     monkeypatch.setattr(elastic.search, 'run', searched)
-    run = searching.on_ray(config, '', print)
+    run = searching.on_ray(config, print)
     problems = [problem for problem, _ in ITEMS]
     with pytest.raises(UserError, match='enough'):
         list(

@@ -1,8 +1,10 @@
-"""A round's search: its passes, and what is told of them."""
+"""A round's search: its passes, and what is told of them; the models of an evaluation."""
 
 import collections
 
-from rstar_jax import configs, data, ledger, search, searching, sources
+import pytest
+
+from rstar_jax import configs, data, ledger, rounds, search, searching, sources
 from tests.search.test_scripted import random_score, random_texts
 
 PROBLEMS = [{'index': i, 'question': f'q{i}', 'answer': str(i % 3)} for i in range(8)]
@@ -39,3 +41,31 @@ def test_what_is_told_of_later_passes_follows_what_was_told_before(monkeypatch, 
         assert figures['trees'] == len(store) > len(PROBLEMS)
     assert steps == sorted(steps)
     assert steps[-1] == figures['trees']
+
+
+@pytest.mark.parametrize(('number', 'base'), [(0, False), (0, True), (1, False)])
+def test_all_that_is_measured_is_in_8_bits_as_what_searches(monkeypatch, tmp_path, number, base):
+    config = configs.default()
+    config.policy.path, config.ppm.path, config.base.path = 'instruct', 'judge', 'base'
+    config.policy.weights = 'int8'
+    for name in ('policy', 'ppm'):
+        for file in ('model.json', 'done.json'):
+            ledger.write_json(tmp_path / 'round1' / name / file, {'kind': name, 'id': name})
+    for name in ('load_policy', 'load_ppm'):
+        monkeypatch.setattr(sources, name, lambda path, dtype, mesh: str(path))
+    monkeypatch.setattr(sources.models, 'quantized', lambda model: f'{model} in 8 bits')
+    round_ = sources.Round(config, tmp_path, number, None)
+    policy, ppm = sources.evaluated_models(round_, base)
+    assert policy.endswith(' in 8 bits') and (base or ppm.endswith(' in 8 bits'))
+    stage = rounds.stage_of(round_, rounds.BASE if base else 'eval')
+    assert stage.settings['policy.weights'] == 'int8'
+
+    def job(*, weights, **_):
+        raise RuntimeError(f'weights={weights}')
+
+    monkeypatch.setattr(searching.elastic, 'Job', job)
+    config.job.leases = 'ray'
+    run = searching.evaluating(round_, base, print)
+    given = {'config': search.Config(), 'seed': 0, 'trees': 1, 'skip': (), 'progress': None}
+    with pytest.raises(RuntimeError, match='weights=int8'):
+        next(run(PROBLEMS, policy, ppm, **given))

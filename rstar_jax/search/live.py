@@ -90,7 +90,7 @@ class Live:
           UserError: the question is too long, or the search has ended.
         """
         tokens = self._tokens(question)
-        room = self.config.path_tokens - self.config.step_tokens
+        room = self.config.prompt_tokens
         if len(tokens) > room:
             raise UserError(
                 f'the question has {len(tokens)} tokens with its prompt, at most {room} fit'

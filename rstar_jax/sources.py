@@ -235,7 +235,7 @@ def searching_ppm(round_: Round) -> models.PPM | None:
 def searching_path(round_: Round, kind: str) -> str | pathlib.Path | None:
     """Where the policy or the PPM of the round's search is, or will be; None for no PPM."""
     path = round_.config[kind].path
-    if path == configs.PREVIOUS or (kind == 'policy' and _bootstrapped(round_.config)):
+    if path == configs.PREVIOUS or (kind == 'policy' and round_.config.bootstrap.demonstrations):
         return round_.before / kind
     return None if kind == 'ppm' and path in (NONE, '') else path
 
@@ -327,7 +327,7 @@ def base_path(round_: Round) -> str | pathlib.Path:
     """
     config = round_.config
     start = round_.root / 'round0' / 'policy'
-    if config.base.path in ('', TINY) and (_bootstrapped(config) or holds_model(start)):
+    if config.base.path in ('', TINY) and (config.bootstrap.demonstrations or holds_model(start)):
         return start
     first = (ledger.read_json(round_.root / 'config.json') or {}).get('round1', {})
     named = config.base.path, config.policy.path, first.get('base.path'), first.get('policy.path')
@@ -365,6 +365,8 @@ def check_model(path: str | pathlib.Path, kind: str, flag: str) -> None:
         models.read_config(path)
     except UserError as error:
         raise UserError(f'{flag}={path}: {error}') from None
+    if kind == 'policy' and models.is_ppm(path):
+        raise UserError(f'{flag}={path}: holds a ppm, not a policy')
     local = pathlib.Path(path)
     if kind == 'ppm' and local.exists() and not list(local.glob('value_head.*')):
         raise UserError(f'{flag}={path}: a policy, not a PPM: has no value_head.bin')
@@ -384,10 +386,6 @@ def load_ppm(path: str | pathlib.Path, dtype: str, mesh=None) -> models.PPM:
     if holds_model(path):
         return checkpoints.load_ppm(path, dtype or default_dtype(), mesh)
     return models.load_ppm(path, dtype or None, mesh=mesh)
-
-
-def _bootstrapped(config: ConfigDict) -> bool:
-    return config.bootstrap.demonstrations > 0
 
 
 def finished(folder: pathlib.Path, what: str, flag: str) -> None:

@@ -84,6 +84,18 @@ def test_a_policy_is_no_ppm(world, tmp_path, capsys):
     assert 'a policy, not a PPM: has no value_head.bin' in capsys.readouterr().err
 
 
+def test_a_ppm_is_no_policy(world, tmp_path, capsys):
+    """Though a policy with tied embeddings has the same weights."""
+    ppm = models.init_ppm(checkpoints.load_policy(world / 'policy'))
+    models.save_ppm(ppm, tmp_path / 'ppm')
+    for file in ('value_head.bin', 'value_head.safetensors', None):
+        flag = f'--config.policy.path={tmp_path / "ppm"}'
+        assert main.main(command(world, tmp_path / 'run', flag)[3:]) == 2
+        assert capsys.readouterr().err == f'error: {flag}: holds a ppm, not a policy\n'
+        if file:
+            (tmp_path / 'ppm' / file).unlink()
+
+
 def test_a_trained_policy_is_no_ppm(world, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv('HOME', str(world.parent))
     for path in (world / 'policy', f'~/{world.name}/policy'):

@@ -85,17 +85,19 @@ class Round:
         return [self.root / f'round{n}' / stage for n in found if n > self.number]
 
 
-def problems(round_: Round) -> list[dict[str, Any]]:
-    """The problems that the round searches: {index, question, answer}."""
-    return split_problems(round_)[0]
+def problems(round_: Round, own: bool = True) -> list[dict[str, Any]]:
+    """The problems that the round searches: {index, question, answer}; see `split_problems`."""
+    return split_problems(round_, own)[0]
 
 
 def split_problems(
-    round_: Round,
+    round_: Round, own: bool = True
 ) -> tuple[list[dict[str, Any]], dict[int, str], collections.Counter]:
     """The problems that the round searches, {index: benchmark} of those left out of them, counts.
 
     Counted is how many were read, used, and dropped for which reason; see data.load_problems.
+
+    own: with the problems that the round itself has written.
     """
     config = round_.config
     path = config.data.problems
@@ -117,7 +119,7 @@ def split_problems(
             counts=counts,
         )
     kept, left_out = overlap(round_).split(found)
-    made = synthetic(round_)
+    made = synthetic(round_, round_.number + own)
     counts['rows'] += len(made)
     if not kept:
         raise UserError(
@@ -131,10 +133,10 @@ def split_problems(
     return kept, left_out, counts
 
 
-def synthetic(round_: Round) -> list[dict[str, Any]]:
-    """The problems that policies have written, in this round and those before it."""
+def synthetic(round_: Round, end: int) -> list[dict[str, Any]]:
+    """The problems that policies have written, in the rounds before number `end`."""
     found = []
-    for number in range(1, round_.number + 1):
+    for number in range(1, end):
         made = round_.root / f'round{number}' / 'synthesize' / synthesis.FILE
         if made.exists():
             found += [problem for _, problem in files.read_json_items(made)]

@@ -57,10 +57,10 @@ def kind_of(path: str | pathlib.Path) -> str:
         return json.loads((folder / 'model.json').read_text(encoding='utf-8'))['kind']
     if any((folder / name).is_file() for name in ('value_head.bin', 'value_head.safetensors')):
         return 'ppm'
+    if any(path.is_dir() for path in folder.glob('round[0-9]*')):  # whatever its own name
+        return 'run'
     if re.fullmatch(r'round\d+', folder.absolute().name) and folder.is_dir():
         return 'round'
-    if any(path.is_dir() for path in folder.glob('round[0-9]*')):
-        return 'run'
     return 'policy'  # what else `models.load` reads, or says what is wrong with
 
 

@@ -26,7 +26,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
-from rstar_jax import ledger, models, parallel, search, sources, training
+from rstar_jax import models, parallel, search, sources, training
 from rstar_jax.errors import UserError
 from rstar_jax.keys import PREVIOUS, STAGES
 from rstar_jax.models import heads, published, sharding
@@ -242,11 +242,8 @@ def models_of(path: str, base: str = '') -> dict[str, models.Config]:
     if path in ('', PREVIOUS, sources.TINY):
         return {name: published.SHAPES[name] for name in published.PAPER}
     folder = pathlib.Path(os.path.expanduser(path))
-    if sources.holds_model(folder):  # that a training wrote
-        about = ledger.read_json(folder / 'model.json')
-        return {folder.name: models.Config.from_dict(about['config'])}
     if folder.exists():
-        return {folder.name: models.read_config(folder)}
+        return {folder.name: sources.config_of(folder)}
     return {published.find(path) or path: published.shape(path)}
 
 

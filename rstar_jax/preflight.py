@@ -91,7 +91,12 @@ def _searching_models(round_: Round, made: set[pathlib.Path]) -> None:
             continue
         shown = f'{flag}={round_.config[kind].path}' if isinstance(path, pathlib.Path) else flag
         _model(path, kind, shown, made)
-    sources.searching_mesh(round_.config)
+    _mesh(round_)
+
+
+def _mesh(round_: Round) -> None:
+    if round_.config.job.leases != searching.RAY:  # its workers have devices of their own
+        sources.searching_mesh(round_.config)
 
 
 def _training(round_: Round, name: str) -> None:
@@ -155,15 +160,15 @@ def _sft(round_: Round, made: set[pathlib.Path]) -> list[str]:
 
 def _eval(round_: Round, made: set[pathlib.Path]) -> list[str]:
     sources.benchmarks(round_)
-    sources.evaluation_config(round_)
-    sources.searching_mesh(round_.config)
+    searching.evaluation_config(round_)
+    _mesh(round_)
     if not round_.number:
         _searching_models(round_, made)
     return []
 
 
 def _base(round_: Round, made: set[pathlib.Path]) -> list[str]:
-    sources.evaluation_config(round_, base=True)
+    searching.evaluation_config(round_, base=True)
     return _sft(round_, made)
 
 

@@ -301,7 +301,7 @@ def sft(round_: Round, stage: ledger.Stage, line: Line) -> Figures:
             'problem: raise --config.search.rollouts or candidates, or use a stronger policy'
         )
     dtype = training.start_dtype(round_.config.training.sft)
-    policy = sources.base_policy(round_, dtype, _training_mesh())
+    policy = sources.load_policy(sources.base_path(round_), dtype, _training_mesh())
     return _train(round_, stage, line, 'sft', policy, examples)
 
 
@@ -355,12 +355,12 @@ def evaluate(round_: Round, stage: ledger.Stage, line: Line) -> Figures:
         line.show(*of_search(now, f'{now["benchmark"]}, {now["kind"]}: '))
 
     base = stage.folder.parent.name == BASE
-    policy, judge = sources.evaluated_models(round_, base)
+    policy, judge = searching.evaluated_models(round_, base)
     results = evals.run(
         policy,
         judge,
         sources.benchmarks(round_),
-        sources.evaluation_config(round_, base),
+        searching.evaluation_config(round_, base),
         round_.config.seed,
         round_number=None if base else round_.number,
         directory=stage.folder,

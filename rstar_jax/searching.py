@@ -1,14 +1,17 @@
 """Searches of a round and of its evaluation: by this job's processes, or by workers on Ray."""
 
 import contextlib
+import pathlib
+import types
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 from ml_collections import ConfigDict
 
-from rstar_jax import data, elastic, ledger, parallel, ray_team, search, sources
+from rstar_jax import configs, data, elastic, evals, ledger, parallel, ray_team, search, sources
 from rstar_jax.errors import UserError
+from rstar_jax.keys import EVAL_SEARCH
 from rstar_jax.progress import Line, of_search
 from rstar_jax.search import Record
 from rstar_jax.sources import Round
@@ -121,14 +124,78 @@ def _leases(round_: Round, config: search.Config, problems: list[dict], trees: r
     return parallel.dealt(search.items(problems, dealt), name, round_.config.job.leases)
 
 
+def evaluated_models(round_: Round, base: bool = False) -> tuple[Any, Any]:
+    """What an evaluation measures: the models that the round made, of round 0 what it is given.
+
+    Where workers on Ray load them, they have nothing here but `config`.
+
+    base: the model that the rounds train from instead.
+    """
+    config = round_.config
+    if config.job.leases == RAY:
+        return tuple(_shape(config, path) for path in evaluated_paths(round_, base))
+    if round_.number == 0 and not base:
+        return sources.searching_policy(round_), sources.searching_ppm(round_)
+    how, weights = (config.policy.dtype, sources.searching_mesh(config)), config.policy.weights
+    policy, ppm = evaluated_paths(round_, base)
+    made = sources.narrowed(weights, sources.load_policy(policy, *how))
+    return made, None if ppm is None else sources.narrowed(weights, sources.load_ppm(ppm, *how))
+
+
+def _shape(config: ConfigDict, path: str | pathlib.Path | None) -> Any:
+    """What stands for the model at a path; None for no PPM."""
+    if sources.is_endpoint(path):
+        return sources.endpoint(config)
+    return None if path is None else types.SimpleNamespace(config=sources.config_of(path))
+
+
+def evaluated_paths(
+    round_: Round, base: bool = False
+) -> tuple[str | pathlib.Path | None, str | pathlib.Path | None]:
+    """Where these models are: policy and PPM, None for no PPM."""
+    if base:
+        return sources.base_path(round_), None
+    if round_.number == 0:
+        return sources.searching_path(round_, 'policy'), sources.searching_path(round_, 'ppm')
+    policy, ppm = round_.folder / 'policy', round_.folder / 'ppm'
+    sources.finished(policy, 'policy', f'round {round_.number} eval')
+    return policy, ppm if sources.holds_model(ppm) else None
+
+
+def evaluation_config(round_: Round, base: bool = False) -> evals.Config:
+    """How an evaluation searches: by its own settings, whatever the round's search has.
+
+    What a round has trained knows the step form without examples.
+
+    base: of the model that the rounds train from.
+    """
+    config, settings = round_.config, round_.config.eval
+    prompt = settings.prompt or ('few_shot' if base else config.search.prompt)
+    own = {key: settings[key] for key in ('rollouts', 'candidates', *EVAL_SEARCH)}
+    return evals.Config(
+        sources.search_config(
+            config,
+            strategy='mcts',
+            prompt='sft' if round_.number else prompt,
+            use_ground_truth=False,
+            **own,
+        ),
+        strategies=configs.strategies_of(settings.strategies),
+        trajectories=settings.trajectories,
+        samples=settings.samples,
+        mean_tokens=settings.mean_tokens,
+        top=settings.top,
+    )
+
+
 def evaluating(round_: Round, base: bool, say: Callable[[str], None]) -> Callable | None:
-    """What stands in for `search.run` in an evaluation, as of `sources.evaluated_models`.
+    """What stands in for `search.run` in an evaluation of `evaluated_models`.
 
     None where this job's processes share it out.
     """
     if round_.config.job.leases != RAY:
         return None
-    policy, ppm = sources.evaluated_paths(round_, base)
+    policy, ppm = evaluated_paths(round_, base)
     run = on_ray(round_.config, say)
 
     def stand_in(problems, _, judge, **given):

@@ -17,7 +17,6 @@ from rstar_jax import configs, data, evals, ledger, models, parallel, search, sy
 from rstar_jax.data import arithmetic, files
 from rstar_jax.data.overlap import Overlap
 from rstar_jax.errors import UserError
-from rstar_jax.keys import EVAL_SEARCH
 from rstar_jax.models import tiny
 from rstar_jax.models.checkpoint import default_dtype
 from rstar_jax.places import Place
@@ -264,65 +263,8 @@ def benchmarks(round_: Round) -> dict[str, list[dict[str, Any]]]:
     return evals.benchmarks.load(settings.benchmarks, settings.folder, settings.limit, builtin)
 
 
-def evaluated_models(round_: Round, base: bool = False) -> tuple[models.Policy, models.PPM | None]:
-    """What an evaluation measures: the models that the round made, of round 0 what it is given.
-
-    base: the model that the rounds train from instead.
-    """
-    if round_.number == 0 and not base:
-        return searching_policy(round_), searching_ppm(round_)
-    config, (policy, ppm) = round_.config, evaluated_paths(round_, base)
-    how, weights = (config.policy.dtype, searching_mesh(config)), config.policy.weights
-    made = narrowed(weights, load_policy(policy, *how))
-    return made, None if ppm is None else narrowed(weights, load_ppm(ppm, *how))
-
-
-def evaluated_paths(
-    round_: Round, base: bool = False
-) -> tuple[str | pathlib.Path | None, str | pathlib.Path | None]:
-    """Where these models are: policy and PPM, None for no PPM."""
-    if base:
-        return base_path(round_), None
-    if round_.number == 0:
-        return searching_path(round_, 'policy'), searching_path(round_, 'ppm')
-    policy, ppm = round_.folder / 'policy', round_.folder / 'ppm'
-    finished(policy, 'policy', f'round {round_.number} eval')
-    return policy, ppm if holds_model(ppm) else None
-
-
-def evaluation_config(round_: Round, base: bool = False) -> evals.Config:
-    """How an evaluation searches: by its own settings, whatever the round's search has.
-
-    What a round has trained knows the step form without examples.
-
-    base: of the model that the rounds train from.
-    """
-    config, settings = round_.config, round_.config.eval
-    prompt = settings.prompt or ('few_shot' if base else config.search.prompt)
-    own = {key: settings[key] for key in ('rollouts', 'candidates', *EVAL_SEARCH)}
-    return evals.Config(
-        search_config(
-            config,
-            strategy='mcts',
-            prompt='sft' if round_.number else prompt,
-            use_ground_truth=False,
-            **own,
-        ),
-        strategies=configs.strategies_of(settings.strategies),
-        trajectories=settings.trajectories,
-        samples=settings.samples,
-        mean_tokens=settings.mean_tokens,
-        top=settings.top,
-    )
-
-
-def base_policy(round_: Round, dtype: str, mesh=None) -> models.Policy:
-    """The model that SFT starts from: base.path, or else the policy of the first round."""
-    return load_policy(base_path(round_), dtype, mesh)
-
-
 def base_path(round_: Round) -> str | pathlib.Path:
-    """Where the model that SFT starts from is, or will be.
+    """Where the model that SFT starts from is, or will be: base.path, or the run's first policy.
 
     Raises:
       UserError: nothing names one.
@@ -342,6 +284,14 @@ def base_path(round_: Round) -> str | pathlib.Path:
 def holds_model(path: str | pathlib.Path) -> bool:
     """Whether a training stage has written its model there."""
     return (pathlib.Path(path) / 'model.json').is_file()
+
+
+def config_of(path: str | pathlib.Path) -> models.Config:
+    """The shape of a model, without its weights."""
+    if holds_model(path):
+        about = ledger.read_json(pathlib.Path(path) / 'model.json')
+        return models.Config.from_dict(about['config'])
+    return models.read_config(path)
 
 
 def check_model(path: str | pathlib.Path, kind: str, flag: str) -> None:

@@ -14,6 +14,7 @@ from rstar_jax import (
     keys,
     main,
     search,
+    searching,
     sources,
     synthesis,
     training,
@@ -78,7 +79,7 @@ def test_every_form_of_a_search_that_is_compared_is_an_evaluations():
 
 def evaluation(config, number: int = 1) -> evals.Config:
     round_ = configs.for_round(config, number)
-    return sources.evaluation_config(sources.Round(round_, pathlib.Path(), number, None))
+    return searching.evaluation_config(sources.Round(round_, pathlib.Path(), number, None))
 
 
 def test_an_evaluation_is_the_same_in_every_round_whatever_is_searched():

@@ -77,6 +77,14 @@ def test_what_a_later_stage_lacks_is_told_before_the_first(world, tmp_path, caps
     assert not list((tmp_path / 'run').glob('round*'))
 
 
+def test_devices_of_workers_on_ray_are_not_looked_for_here(world, tmp_path, capsys):
+    flags = '--config.job.leases=ray', '--config.search.tensor=3', '--config.data.problems=no.json'
+    assert main.main(command(world, tmp_path / 'run', *flags)[3:]) == 2
+    assert 'no.json: no such file' in capsys.readouterr().err
+    round_ = Round(main.parse(str(world / 'config.py'), flags[:2])[0], tmp_path, 1, Events(None))
+    assert preflight._eval(round_, set()) == []
+
+
 def test_a_policy_is_no_ppm(world, tmp_path, capsys):
     models.save(checkpoints.load_policy(world / 'policy'), tmp_path / 'policy')
     flag = f'--config.ppm.path={tmp_path / "policy"}'

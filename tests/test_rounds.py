@@ -20,6 +20,7 @@ from rstar_jax import (
     models,
     rounds,
     search,
+    searching,
     sources,
     steps,
 )
@@ -236,7 +237,7 @@ def test_a_ppm_of_any_loss_guides_the_search(world, finished, tmp_path, monkeypa
     assert figures['examples'] + figures['held_out'] == curated['trajectories'] > 4
     assert figures['loss_last'] < figures['loss_first']
     assert 0 <= figures['answer_accuracy_after'] <= 1 <= figures['answer_pairs']
-    policy, ppm = sources.evaluated_models(round_)
+    policy, ppm = searching.evaluated_models(round_)
     problems = json.loads((world / 'problems.json').read_text())[:1]
     for record in search.run(problems, policy, ppm, config=sources.search_config(config)):
         scored = np.nonzero(~np.isnan(record.score))[0]

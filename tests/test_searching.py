@@ -55,7 +55,7 @@ def test_all_that_is_measured_is_in_8_bits_as_what_searches(monkeypatch, tmp_pat
         monkeypatch.setattr(sources, name, lambda path, dtype, mesh: str(path))
     monkeypatch.setattr(sources.models, 'quantized', lambda model: f'{model} in 8 bits')
     round_ = sources.Round(config, tmp_path, number, None)
-    policy, ppm = sources.evaluated_models(round_, base)
+    policy, ppm = searching.evaluated_models(round_, base)
     assert policy.endswith(' in 8 bits') and (base or ppm.endswith(' in 8 bits'))
     stage = rounds.stage_of(round_, rounds.BASE if base else 'eval')
     assert stage.settings['policy.weights'] == 'int8'

@@ -32,6 +32,7 @@ def search_trees(round_: Round, stage: ledger.Stage, line: Line) -> dict[str, An
 
     number = jax.process_index()
     with data.TreeStore(stage.folder, writer=number) as store:
+        _check_problems(problems, store, config.data.problems)
         flights = data.Flights(stage.folder / 'flights', number, config.job.keep_seconds, store)
         run, *models = _searcher(round_, flights, line.say)
         for rollouts, trees, todo in passes(config, problems, store):
@@ -55,6 +56,19 @@ def search_trees(round_: Round, stage: ledger.Stage, line: Line) -> dict[str, An
         if parallel.is_first():
             flights.forget()
         return {**_tree_figures(store, stage.seconds), 'read': dict(read)}
+
+
+def _check_problems(problems: list[dict], store: data.TreeStore, path: str) -> None:
+    """Raises UserError where a stored tree is of another problem than has its index now."""
+    questions = {problem['index']: problem['question'] for problem in problems}
+    for index, tree in sorted(store.keys()) if parallel.is_first() else ():
+        now = questions.get(index) if tree == 0 else None
+        if now not in (None, store[index, tree].problem['question']):
+            raise UserError(
+                f'--config.data.problems={path}: problem {index} is another than the one that '
+                f'{store.directory} has trees of: put the old file back, use another --workdir, '
+                'or delete the folder'
+            )
 
 
 def passes(

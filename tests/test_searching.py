@@ -1,10 +1,13 @@
 """A round's search: its passes, and what is told of them; the models of an evaluation."""
 
 import collections
+import dataclasses
 
 import pytest
 
 from rstar_jax import configs, data, ledger, rounds, search, searching, sources
+from rstar_jax.errors import UserError
+from tests.data import samples
 from tests.search.test_scripted import random_score, random_texts
 
 PROBLEMS = [{'index': i, 'question': f'q{i}', 'answer': str(i % 3)} for i in range(8)]
@@ -41,6 +44,16 @@ def test_what_is_told_of_later_passes_follows_what_was_told_before(monkeypatch, 
         assert figures['trees'] == len(store) > len(PROBLEMS)
     assert steps == sorted(steps)
     assert steps[-1] == figures['trees']
+
+
+def test_a_search_does_not_go_on_with_other_problems(tmp_path):
+    with data.TreeStore(tmp_path) as store:
+        store.append(dataclasses.replace(samples.grown(0), problem=PROBLEMS[3]))
+        searching._check_problems(PROBLEMS, store, 'some.json')
+        searching._check_problems(PROBLEMS[:3], store, 'some.json')  # it is not searched any more
+        other = {**PROBLEMS[3], 'question': 'another'}
+        with pytest.raises(UserError, match=r'some.json: problem 3 is another than the one that'):
+            searching._check_problems([*PROBLEMS[:3], other], store, 'some.json')
 
 
 @pytest.mark.parametrize(('number', 'base'), [(0, False), (0, True), (1, False)])

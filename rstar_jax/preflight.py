@@ -4,8 +4,9 @@ Looked at is what the stages that are not complete will need: files of problems 
 models' paths, stages that others are made from, settings that only make sense together.
 """
 
+import contextlib
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from rstar_jax import data, searching, sources, training
 from rstar_jax.errors import UserError
@@ -19,7 +20,8 @@ NEEDED = {
     'eval': ('policy',),
     'export': ('policy',),
 }
-_selected: dict[str, list[str]] = {}  # told of the problems in this check, by their settings
+# Of the problems in this check, by their settings: how many are used, {index: benchmark} of others.
+_selected: dict[str, tuple[int, dict[int, str]]] = {}
 
 
 def check(rows: Sequence[tuple[Round, str]]) -> list[str]:
@@ -127,22 +129,26 @@ def _synthesize(round_: Round, made: set[pathlib.Path]) -> list[str]:
 def _search(round_: Round, made: set[pathlib.Path]) -> list[str]:
     sources.search_config(round_.config)
     _searching_models(round_, made)
-    names = ('benchmarks', 'folder', 'limit')
-    key = repr((round_.config.data, [round_.config.eval[name] for name in names]))
-    if key not in _selected:  # many problems take a minute to read: not in every round again
-        _selected[key] = _left_out(round_)
+    kept, left_out = _split(round_)
+    if not left_out:
+        return []
+    return [
+        f'data: {len(left_out):,} of {kept + len(left_out):,} problems are left out, as they '
+        f'overlap with {_names(left_out.values())} (--config.data.overlap=0 keeps them)'
+    ]
+
+
+def _split(round_: Round) -> tuple[int, dict[int, str]]:
+    """See `_selected`: many problems take a minute to read, so not in every round again."""
+    key = repr((round_.config.data, round_.config.eval.benchmarks, round_.config.eval.folder))
+    if key not in _selected:
+        kept, left_out, _ = sources.split_problems(round_)
+        _selected[key] = len(kept), left_out
     return _selected[key]
 
 
-def _left_out(round_: Round) -> list[str]:
-    kept, left_out, _ = sources.split_problems(round_)
-    if not left_out:
-        return []
-    names = ', '.join(sorted(set(left_out.values())))
-    return [
-        f'data: {len(left_out):,} of {len(kept) + len(left_out):,} problems are left out, as they '
-        f'overlap with {names} (--config.data.overlap=0 keeps them)'
-    ]
+def _names(benchmarks: Iterable[str]) -> str:
+    return ', '.join(sorted(set(benchmarks)))
 
 
 def _curate(round_: Round, made: set[pathlib.Path]) -> list[str]:
@@ -164,7 +170,24 @@ def _eval(round_: Round, made: set[pathlib.Path]) -> list[str]:
     _mesh(round_)
     if not round_.number:
         _searching_models(round_, made)
-    return []
+        return []
+    return _learnt(round_, made)
+
+
+def _learnt(round_: Round, made: set[pathlib.Path]) -> list[str]:
+    """What is told of a complete search of problems that are in a benchmark named since."""
+    folder, found = round_.folder_of('search'), {}
+    if folder not in made and (folder / 'done.json').exists():
+        with contextlib.suppress(UserError):  # the problems may be gone since
+            _, left_out = _split(round_)
+            trees = data.TreeStore(folder, writer=None).keys()
+            found = {index: left_out[index] for index, _ in trees if index in left_out}
+    if not found:
+        return []
+    return [
+        f'round {round_.number} eval: of the problems that were searched, and may have been '
+        f'trained on, {len(found):,} overlap with {_names(found.values())}'
+    ]
 
 
 def _base(round_: Round, made: set[pathlib.Path]) -> list[str]:

@@ -230,7 +230,7 @@ def synthesize(round_: Round, stage: ledger.Stage, line: Line) -> Figures:
     config = round_.config
     known = sources.problems(round_, own=False)  # a killed run may have written its own
     length = config.data.overlap or synthesis.WHOLE
-    others = sources.benchmarks(round_) if config.eval.benchmarks else {}
+    others = sources.benchmarks(round_, whole=True) if config.eval.benchmarks else {}
     overlap = Overlap({'training': known, **others}, length)
 
     def tell(now: dict[str, float]) -> None:

@@ -156,7 +156,7 @@ def overlap(round_: Round) -> Overlap:
     if not config.data.overlap or not config.eval.benchmarks:
         return Overlap({}, 1)
     try:
-        found = benchmarks(round_)
+        found = benchmarks(round_, whole=True)
     except UserError as error:
         raise UserError(
             f'{error} (looked for in the training problems; not with --config.data.overlap=0)'
@@ -256,11 +256,12 @@ def first_policy(config: ConfigDict, dtype: str, mesh=None) -> models.Policy:
     return load_policy(config.policy.path, dtype, mesh)
 
 
-def benchmarks(round_: Round) -> dict[str, list[dict[str, Any]]]:
-    """The problems to evaluate on, by the name of their benchmark."""
+def benchmarks(round_: Round, whole: bool = False) -> dict[str, list[dict[str, Any]]]:
+    """The problems to evaluate on, by the name of their benchmark; whole: beyond eval.limit too."""
     settings = round_.config.eval
     builtin = {ARITHMETIC: world(round_.config).test}
-    return evals.benchmarks.load(settings.benchmarks, settings.folder, settings.limit, builtin)
+    limit = None if whole else settings.limit
+    return evals.benchmarks.load(settings.benchmarks, settings.folder, limit, builtin)
 
 
 def base_path(round_: Round) -> str | pathlib.Path:

@@ -364,8 +364,10 @@ def test_killed_at_random_moments_it_ends_the_same(world, finished, tmp_path):
 
 def test_what_overlaps_with_a_benchmark_is_not_trained_on(world, finished, tmp_path):
     problems = json.loads((world / 'problems.json').read_text())
-    (tmp_path / 'test.json').write_text(json.dumps(problems[1:2]))
+    first = {'index': 0, 'question': 'Who reads this far?', 'answer': '0'}
+    (tmp_path / 'test.json').write_text(json.dumps([first, *problems[1:2]]))
     flags = [f'eval.benchmarks={tmp_path / "test.json"}', 'data.overlap=13']
+    flags.append('eval.limit=1')  # the others may be evaluated later
     flags.append(f'data.problems={world / "problems.json"}')
     config, _ = main.parse(str(world / 'config.py'), [f'--config.{flag}' for flag in flags])
     shutil.copytree(finished[0] / 'round1' / 'search', tmp_path / 'round1' / 'search')
@@ -379,6 +381,11 @@ def test_what_overlaps_with_a_benchmark_is_not_trained_on(world, finished, tmp_p
         'keeps them)'
     ]
     # Its trees are there, from a time when that benchmark was not evaluated.
+    assert rounds.preflight._eval(round_, set()) == [
+        'round 1 eval: of the problems that were searched, and may have been trained on, 1 overlap '
+        'with test'
+    ]
+    assert rounds.preflight._eval(round_, {round_.folder / 'search'}) == []
     rounds.run_stage(round_, 'curate')
     assert ledger.read_json(tmp_path / 'round1' / 'curate' / 'done.json')['figures'][
         'overlapping'

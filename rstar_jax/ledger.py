@@ -142,12 +142,16 @@ class Stage:
                 found[f'{folder.parent.name}/{folder.name}'] = done['id']
         return found
 
+    @property
+    def changed(self) -> list[str]:
+        """Inputs that have been made anew since the stage was made from them."""
+        begun = read_json(self.folder / 'begun.json') if self.binding else None
+        recorded = begun['inputs'] if begun else {}
+        return [name for name, key in self._inputs.items() if recorded.get(name, key) != key]
+
     def drop_if_stale(self) -> str | None:
         """Deletes the results where an input has been made anew since; returns which one."""
-        if not self.begun or not self.binding:
-            return None
-        recorded = read_json(self.folder / 'begun.json')['inputs']
-        changed = [name for name, key in self._inputs.items() if recorded.get(name, key) != key]
+        changed = self.changed
         if not changed:
             return None
         if self.precious:

@@ -169,6 +169,8 @@ def stage_of(round_: Round, name: str) -> ledger.Stage:
     inputs = [round_.folder / folder for folder in INPUTS.get(name, ())]
     if name == 'curate':
         inputs = _searches(round_)
+    if name in ('eval', 'export') and not sources.own_ppm(round_):
+        del inputs[1:]
     folder, binding, growing = round_.folder_of(name), BINDING[name], GROWING.get(name, ())
     if name == BASE:
         folder, inputs = round_.root / BASE / 'eval', [pathlib.Path(round_.config.base.path)]
@@ -221,8 +223,7 @@ def bootstrap(round_: Round, stage: ledger.Stage, line: Line) -> Figures:
     config = round_.config
     dtype = training.start_dtype(config.training.bootstrap)
     policy = sources.first_policy(config, dtype, _training_mesh())
-    examples = sources.world(config).demonstrations
-    return _train(round_, stage, line, 'bootstrap', policy, examples)
+    return _train(round_, stage, line, 'bootstrap', policy, sources.world(config).demonstrations)
 
 
 def synthesize(round_: Round, stage: ledger.Stage, line: Line) -> Figures:
@@ -355,7 +356,7 @@ def evaluate(round_: Round, stage: ledger.Stage, line: Line) -> Figures:
         line.show(*of_search(now, f'{now["benchmark"]}, {now["kind"]}: '))
 
     base = stage.folder.parent.name == BASE
-    policy, judge = searching.evaluated_models(round_, base)
+    policy, judge = searching.evaluated_models(round_, base, line.say)
     results = evals.run(
         policy,
         judge,
@@ -378,12 +379,11 @@ def export(round_: Round, stage: ledger.Stage, line: Line) -> Figures:
     """Writes what the round trained as Hugging Face directories."""
     made, folder, mesh = {}, round_.folder, _training_mesh()
     sources.finished(folder / 'policy', 'policy', f'round {round_.number} export')
-    for name in ('policy', 'ppm'):
-        if sources.holds_model(folder / name):
-            title = f'{round_.root.absolute().name}-round{round_.number}-{name}'
-            exporting.export_model(folder / name, stage.folder / name, mesh=mesh, name=title)
-            made[name] = name
-            parallel.give_memory_back()
+    for part in filter(None, (folder / 'policy', sources.own_ppm(round_, line.say))):
+        title = f'{round_.root.absolute().name}-round{round_.number}-{part.name}'
+        exporting.export_model(part, stage.folder / part.name, mesh=mesh, name=title)
+        made[part.name] = part.name
+        parallel.give_memory_back()
     return made
 
 

@@ -138,20 +138,22 @@ def _leases(round_: Round, config: search.Config, problems: list[dict], trees: r
     return parallel.dealt(search.items(problems, dealt), name, round_.config.job.leases)
 
 
-def evaluated_models(round_: Round, base: bool = False) -> tuple[Any, Any]:
+def evaluated_models(
+    round_: Round, base: bool = False, say: Callable[[str], None] = print
+) -> tuple[Any, Any]:
     """What an evaluation measures: the models that the round made, of round 0 what it is given.
 
     Where workers on Ray load them, they have nothing here but `config`.
 
-    base: the model that the rounds train from instead.
+    base: the model that the rounds train from instead. say: as of `sources.own_ppm`.
     """
     config = round_.config
     if config.job.leases == RAY:
-        return tuple(_shape(config, path) for path in evaluated_paths(round_, base))
+        return tuple(_shape(config, path) for path in evaluated_paths(round_, base, say))
     if round_.number == 0 and not base:
         return sources.searching_policy(round_), sources.searching_ppm(round_)
     how, weights = (config.policy.dtype, sources.searching_mesh(config)), config.policy.weights
-    policy, ppm = evaluated_paths(round_, base)
+    policy, ppm = evaluated_paths(round_, base, say)
     made = sources.narrowed(weights, sources.load_policy(policy, *how))
     return made, None if ppm is None else sources.narrowed(weights, sources.load_ppm(ppm, *how))
 
@@ -164,16 +166,15 @@ def _shape(config: ConfigDict, path: str | pathlib.Path | None) -> Any:
 
 
 def evaluated_paths(
-    round_: Round, base: bool = False
+    round_: Round, base: bool = False, say: Callable[[str], None] = lambda text: None
 ) -> tuple[str | pathlib.Path | None, str | pathlib.Path | None]:
     """Where these models are: policy and PPM, None for no PPM."""
     if base:
         return sources.base_path(round_), None
     if round_.number == 0:
         return sources.searching_path(round_, 'policy'), sources.searching_path(round_, 'ppm')
-    policy, ppm = round_.folder / 'policy', round_.folder / 'ppm'
-    sources.finished(policy, 'policy', f'round {round_.number} eval')
-    return policy, ppm if sources.holds_model(ppm) else None
+    sources.finished(round_.folder / 'policy', 'policy', f'round {round_.number} eval')
+    return round_.folder / 'policy', sources.own_ppm(round_, say)
 
 
 def evaluation_config(round_: Round, base: bool = False) -> evals.Config:

@@ -8,6 +8,7 @@ A policy that only searches may be served elsewhere: http://HOST:PORT/v1.
 import collections
 import dataclasses
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -293,6 +294,20 @@ def config_of(path: str | pathlib.Path) -> models.Config:
         about = ledger.read_json(pathlib.Path(path) / 'model.json')
         return models.Config.from_dict(about['config'])
     return models.read_config(path)
+
+
+def own_ppm(round_: Round, say: Callable[[str], None] = lambda text: None) -> pathlib.Path | None:
+    """The PPM that the round has trained from its policy, or None.
+
+    say: gets a line where there is one of an older policy.
+    """
+    policy, ppm = round_.folder / 'policy', round_.folder / 'ppm'
+    if not holds_model(ppm):
+        return None
+    if ledger.Stage(ppm, inputs=(policy,)).changed:
+        say(f'{ppm} is left out, it was trained from an older policy: --stages=ppm makes it anew')
+        return None
+    return ppm
 
 
 def check_model(path: str | pathlib.Path, kind: str, flag: str) -> None:

@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import types
 
 import pytest
 
@@ -54,6 +55,35 @@ def test_a_search_does_not_go_on_with_other_problems(tmp_path):
         other = {**PROBLEMS[3], 'question': 'another'}
         with pytest.raises(UserError, match=r'some.json: problem 3 is another than the one that'):
             searching._check_problems([*PROBLEMS[:3], other], store, 'some.json')
+
+
+def test_a_ppm_of_an_older_policy_is_left_out(monkeypatch, tmp_path):
+    round_ = sources.Round(configs.default(), tmp_path, 1, None)
+    policy, ppm = (rounds.stage_of(round_, name) for name in ('sft', 'ppm'))
+    for stage in (policy, ppm):
+        stage.begin()
+        ledger.write_json(stage.folder / 'model.json', {})
+        stage.finish({})
+    exported, told = [], []
+
+    def export(path, folder, **_):
+        assert folder.name == path.name
+        exported.append(path.name)
+
+    monkeypatch.setattr(rounds.exporting, 'export_model', export)
+    stage = rounds.stage_of(round_, 'export')
+    line = types.SimpleNamespace(say=told.append)
+    assert searching.evaluated_paths(round_) == (policy.folder, ppm.folder)
+    assert rounds.stage_of(round_, 'eval').inputs == (policy.folder, ppm.folder)
+    assert rounds.export(round_, stage, line) == {'policy': 'policy', 'ppm': 'ppm'} and not told
+    policy.finish({})  # anew
+    assert searching.evaluated_paths(round_, False, told.append) == (policy.folder, None)
+    assert rounds.stage_of(round_, 'eval').inputs == (policy.folder,)
+    assert rounds.export(round_, stage, line) == {'policy': 'policy'}
+    assert told == 2 * [
+        f'{ppm.folder} is left out, it was trained from an older policy: --stages=ppm makes it anew'
+    ]
+    assert exported == ['policy', 'ppm', 'policy']
 
 
 @pytest.mark.parametrize(('number', 'base'), [(0, False), (0, True), (1, False)])

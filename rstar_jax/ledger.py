@@ -6,7 +6,8 @@
     roundK/STAGE/done.json   written when it is complete: its id, seconds, figures for the table
 
 A stage with a done.json is skipped. A stage that has begun under other settings is an error, one
-that was made from results which have been made anew since is done again.
+that was made from results which have been made anew since is done again, and one that was made
+without what its round has made since goes on.
 """
 
 import contextlib
@@ -18,7 +19,7 @@ import shutil
 import tempfile
 import time
 import uuid
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 from rstar_jax.errors import UserError
@@ -58,7 +59,8 @@ class Stage:
       folder: where the stage's results and its begun.json and done.json lie.
       settings: what it makes depends on these, {'search.rollouts': 8, ...}.
       inputs: the folders of the stages it is made from.
-      precious: whether results made from something older are an error instead of being deleted.
+      precious: whether results made from something older, or without what is there now, are an
+        error instead of being made again.
       growing: of the settings, those that may grow, numbers (0 is the most) or lists by commas: the
         stage goes on then.
       followers: precious stages that were made from what this one makes; with some, nothing grows.
@@ -134,33 +136,40 @@ class Stage:
         (self.folder / 'done.json').unlink(missing_ok=True)
 
     @property
-    def _inputs(self) -> dict[str, str]:
-        found = {}
-        for folder in self.inputs:
-            done = read_json(folder / 'done.json')
-            if done is not None:
-                found[f'{folder.parent.name}/{folder.name}'] = done['id']
-        return found
+    def _recorded(self) -> dict[str, str]:
+        """The inputs that what there is was made from."""
+        begun = read_json(self.folder / 'begun.json') if self.binding else None
+        return begun['inputs'] if begun else {}
 
     @property
     def changed(self) -> list[str]:
         """Inputs that have been made anew since the stage was made from them."""
-        begun = read_json(self.folder / 'begun.json') if self.binding else None
-        recorded = begun['inputs'] if begun else {}
-        return [name for name, key in self._inputs.items() if recorded.get(name, key) != key]
+        recorded = self._recorded
+        return [name for name, key in _ids(self.inputs).items() if recorded.get(name, key) != key]
+
+    @property
+    def added(self) -> list[str]:
+        """Inputs of the same round that came after the stage was complete."""
+        own = [folder for folder in self.inputs if folder.parent == self.folder.parent]
+        return [name for name in _ids(own) if name not in self._recorded] if self.done else []
 
     def drop_if_stale(self) -> str | None:
-        """Deletes the results where an input has been made anew since; returns which one."""
-        changed = self.changed
-        if not changed:
+        """Deletes the results where an input is new since; returns which one.
+
+        Where it is one that they were made without, the stage goes on with them.
+        """
+        changed, added = self.changed, self.added
+        if not changed and not added:
             return None
         if self.precious:
+            how = f'from an older {changed[0]}' if changed else f'without {added[0]}'
             raise UserError(
-                f'{self.folder}: made from an older {changed[0]}: delete the folder, or use '
-                'another --workdir'
+                f'{self.folder}: made {how}: delete the folder, or use another --workdir'
             )
-        shutil.rmtree(self.folder)
-        return changed[0]
+        if changed:
+            shutil.rmtree(self.folder)
+        self.reopen()
+        return [*changed, *added][0]
 
     def begin(self) -> None:
         """Starts the clock and records what the stage is made from."""
@@ -188,11 +197,22 @@ class Stage:
 
     def _write(self, seconds: float) -> None:
         begun = {
-            'inputs': self._inputs,
+            'inputs': _ids(self.inputs),
             'settings': dict(self.settings),
             'seconds': round(seconds, 3),
         }
         write_json(self.folder / 'begun.json', begun)
+
+
+def _name(folder: pathlib.Path) -> str:
+    """What a stage is called where it is an input: round1/policy."""
+    return f'{folder.parent.name}/{folder.name}'
+
+
+def _ids(folders: Iterable[pathlib.Path]) -> dict[str, str]:
+    """{name: id} of those of the stages that are complete."""
+    done = {_name(folder): read_json(folder / 'done.json') for folder in folders}
+    return {name: found['id'] for name, found in done.items() if found is not None}
 
 
 def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -37,9 +37,9 @@ def check(rows: Sequence[tuple[Round, str]]) -> list[str]:
     _selected.clear()
     made: set[pathlib.Path] = set()
     for round_, name in rows:
-        needed = () if name == 'curate' and _given(round_) else NEEDED.get(name, ())
+        needed = () if name == 'curate' and given(round_) else NEEDED.get(name, ())
         # Of a curation that is complete, its folder says what there is.
-        if name in ('sft', 'ppm') and _given(round_) and round_.folder_of('curate') in made:
+        if name in ('sft', 'ppm') and given(round_) and round_.folder_of('curate') in made:
             _needs_examples(round_, name)
         for folder in needed if round_.number else ():
             _need(round_.folder / folder, made, f'round {round_.number} {name}')
@@ -50,7 +50,7 @@ def check(rows: Sequence[tuple[Round, str]]) -> list[str]:
     return list(dict.fromkeys(told))
 
 
-def _given(round_: Round) -> bool:
+def given(round_: Round) -> bool:
     """Whether training examples come from files, in place of trees."""
     return bool(round_.config.curate.sft or round_.config.curate.pairs)
 

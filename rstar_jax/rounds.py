@@ -168,7 +168,7 @@ def stage_of(round_: Round, name: str) -> ledger.Stage:
     """The bookkeeping of one stage."""
     inputs = [round_.folder / folder for folder in INPUTS.get(name, ())]
     if name == 'curate':
-        inputs = _searches(round_)
+        inputs = [] if preflight.given(round_) else _searches(round_)
     if name in ('eval', 'export') and not sources.own_ppm(round_):
         del inputs[1:]
     folder, binding, growing = round_.folder_of(name), BINDING[name], GROWING.get(name, ())

@@ -65,10 +65,23 @@ def test_precious_results_are_not_deleted(tmp_path):
     assert search.done
 
 
-def test_an_input_that_was_not_there_before_changes_nothing(tmp_path):
-    stage = finished(tmp_path / 'eval', inputs=(tmp_path / 'ppm',))
-    finished(tmp_path / 'ppm')
-    assert stage.drop_if_stale() is None
+def test_an_input_that_was_not_there_before_reopens_what_is_of_its_round(tmp_path):
+    names = [tmp_path / 'round1' / name for name in ('eval', 'ppm', 'search', 'synthesize')]
+    evaluation = finished(names[0], inputs=(names[1], tmp_path / 'model'))
+    (names[0] / 'tree').write_text('')
+    finished(tmp_path / 'model')
+    assert evaluation.drop_if_stale() is None
+    finished(names[1])
+    assert evaluation.drop_if_stale() == 'round1/ppm'
+    assert not evaluation.done and evaluation.binding
+    assert evaluation.drop_if_stale() is None  # it goes on
+    evaluation.begin()
+    evaluation.finish({})
+    assert evaluation.drop_if_stale() is None
+    search = finished(names[2], inputs=(names[3],), precious=True)
+    finished(names[3])
+    with pytest.raises(UserError, match='made without round1/synthesize: delete the folder, or'):
+        search.drop_if_stale()
 
 
 def test_an_input_may_be_a_model_in_one_file(tmp_path):

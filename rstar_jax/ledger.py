@@ -245,13 +245,16 @@ def check(
     There the settings of a round are the new ones, but for those that bind another stage of it.
 
     Args:
-      rows: the stages to be done: (stage, 'round3', 'search', all of the round's settings).
+      rows: the stages to be done, in their order: (stage, 'round3', 'search', all of the round's
+        settings).
       defaults: see `Stage.grows`.
 
     Raises:
-      UserError: see `Stage.grows`; nothing has changed then.
+      UserError: see `Stage.grows`; or precious results would be older than what they come from, all
+        of which are named. Nothing has changed then.
     """
     grown = [stage for stage, label, name, _ in rows if stage.grows(f'{label}, {name}', defaults)]
+    _check_precious([stage for stage, *_ in rows], {stage.folder for stage in grown})
     for stage in grown:
         stage.reopen()
     own = {stage.folder for stage, *_ in rows}
@@ -262,6 +265,31 @@ def check(
             others |= {} if begun.parent in own else Stage(begun.parent).made_with
         path = workdir / 'config.json'
         write_json(path, {**(read_json(path) or {}), label: {**settings, **others}})
+
+
+def _check_precious(stages: Iterable[Stage], made: set[pathlib.Path]) -> None:
+    """Raises UserError where precious results will not be those of what they were made from.
+
+    made: the stages that will be done, to which those that follow from them are added.
+    """
+    old: dict[pathlib.Path, str] = {}
+    for stage in stages:
+        done, recorded = stage.done is not None, stage._recorded
+        fresh = [*stage.changed, *stage.added]
+        for folder in stage.inputs:
+            own = done and folder.parent == stage.folder.parent
+            if folder in made and (own or _name(folder) in recorded):
+                fresh.append(_name(folder))
+        if fresh and stage.precious and stage.binding:
+            old[stage.folder] = fresh[0]
+        if fresh or not done:
+            made.add(stage.folder)
+    if old:
+        what = 'the folder' if len(old) == 1 else 'these folders'
+        raise UserError(
+            f'{", ".join(map(str, old))}: older than {next(iter(old.values()))} is or will be: '
+            f'delete {what}, or use another --workdir'
+        )
 
 
 def check_writable(workdir: pathlib.Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -202,6 +203,41 @@ def test_what_grows_reopens_the_stage(tmp_path):
         check(9)
     make(0, 'greedy,mcts')
     assert check(0, 'mcts, greedy').done
+
+
+def test_what_would_be_older_than_its_source_is_told_first(tmp_path):
+    """All that is, through any number of stages."""
+
+    def check(*left_out):
+        rows, before = [], ()
+        for number in (1, 2, 3):
+            for name in ('search', 'curate', 'policy'):
+                folder, precious = tmp_path / f'round{number}' / name, name == 'search'
+                _, row = stage(folder, {}, inputs=before, precious=precious)
+                rows += [] if row[1:3] in left_out else [row]
+                before = (folder,)
+        ledger.check(rows)
+        return [made for made, *_ in rows]
+
+    for made in check()[:-2]:
+        made.begin()
+        (made.folder / 'made').write_text('')
+        made.finish({})
+    check()  # two are left to be done
+    (tmp_path / 'round1' / 'curate' / 'done.json').unlink()
+    for _ in range(2):
+        with pytest.raises(UserError) as error:
+            check()
+        assert str(error.value) == (
+            f'{tmp_path}/round2/search, {tmp_path}/round3/search: older than round1/policy is or '
+            'will be: delete these folders, or use another --workdir'
+        )
+    check(('round1', 'curate'))  # which is not done now
+    shutil.rmtree(tmp_path / 'round2' / 'search')
+    with pytest.raises(UserError, match='^.*round3/search: older than round2/policy is or will be'):
+        check(('round1', 'curate'))
+    shutil.rmtree(tmp_path / 'round3' / 'search')
+    check()
 
 
 def test_a_broken_file_is_a_user_error(tmp_path):

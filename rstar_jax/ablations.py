@@ -255,10 +255,12 @@ class Seed:
                 greedy = pathlib.PurePath('eval', name, 'greedy')
                 shared[f'round{variant.round}/{greedy}'] = f'{policy.rpartition("/")[0]}/{greedy}'
         for place, target in shared.items():
-            link = root / place
-            link.parent.mkdir(parents=True, exist_ok=True)
-            if not link.is_symlink():
-                link.symlink_to(os.path.relpath(self.root / target, link.parent))
+            link, there = root / place, self.root / target
+            if link.is_symlink() and not link.exists():
+                link.unlink()
+            if there.exists() and not link.exists():  # not every round is evaluated
+                link.parent.mkdir(parents=True, exist_ok=True)
+                link.symlink_to(os.path.relpath(there, link.parent))
         rounds.run_stages([(round_, name) for name in variant.stages])
 
     def round(self, variant: Variant) -> Round:

@@ -332,6 +332,11 @@ def _validate_together(config: ConfigDict, prefix: str) -> None:
                 f'--config.{prefix}training.{name}.keep=best: needs --config.training.{name}.'
                 'measure_every, the steps between two measurements'
             )
+        if section.keep == 'best' and not section.held_out:
+            raise UserError(
+                f'--config.{prefix}training.{name}.keep=best: needs --config.training.{name}.'
+                'held_out, the share of the problems that is measured'
+            )
 
 
 def _scheduled(name: str) -> list[str]:

@@ -64,9 +64,8 @@ def curate(round_: Round, stage: ledger.Stage, line: Line) -> dict[str, Any]:
     if parallel.is_first():
         if len(shares) > 1:
             counts = data.join(folders, stage.folder)
-        for folder in stage.folder.glob(
-            'part*'
-        ):  # of a run that was killed, by more processes, too
+        # A run that was killed, of more processes, has left some, too.
+        for folder in stage.folder.glob('part*'):
             shutil.rmtree(folder)
     return {**counts, 'overlapping': overlapping}
 

@@ -57,10 +57,10 @@ def kind_of(path: str | pathlib.Path) -> str:
         return json.loads((folder / 'model.json').read_text(encoding='utf-8'))['kind']
     if any((folder / name).is_file() for name in ('value_head.bin', 'value_head.safetensors')):
         return 'ppm'
+    if ledger.rounds(folder):  # whatever its own name
+        return 'run'
     if ledger.round_number(folder.absolute().name) is not None and folder.is_dir():
         return 'round'
-    if ledger.rounds(folder):
-        return 'run'
     return 'policy'  # what else `models.load` reads, or says what is wrong with
 
 

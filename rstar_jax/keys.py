@@ -37,7 +37,7 @@ KEYS: dict[str, tuple[Any, str]] = {
     ),
     'policy.weights': (
         '',
-        'int8: policy and PPM in 8 bits while searching; empty: as policy.dtype',
+        'int8: policy and PPM in 8 bits while searching and evaluating; empty: as policy.dtype',
     ),
     'policy.model': ('', "the server's name for the model, where policy.path is a server"),
     'policy.requests': (32, 'requests in flight to that server at once'),

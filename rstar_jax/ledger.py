@@ -6,8 +6,9 @@
     roundK/STAGE/done.json   written when it is complete: its id, seconds, figures for the table
 
 A stage with a done.json is skipped. A stage that has begun under other settings is an error, one
-that was made from results which have been made anew since is done again. Of several processes, all
-in one workdir, the first one writes these files.
+that was made from results which have been made anew since is done again, and one that was made
+without what its round has made since goes on. Of several processes, all in one workdir, the first
+one writes these files.
 """
 
 import contextlib
@@ -19,7 +20,7 @@ import shutil
 import tempfile
 import time
 import uuid
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 from rstar_jax import atomic
@@ -66,7 +67,8 @@ class Stage:
       folder: where the stage's results and its begun.json and done.json lie.
       settings: what it makes depends on these, {'search.rollouts': 8, ...}.
       inputs: the folders of the stages it is made from.
-      precious: whether results made from something older are an error instead of being deleted.
+      precious: whether results made from something older, or without what is there now, are an
+        error instead of being made again.
       growing: of the settings, those that may grow, numbers (0 is the most) or lists by commas: the
         stage goes on then.
       followers: precious stages that were made from what this one makes; with some, nothing grows.
@@ -143,29 +145,40 @@ class Stage:
         (self.folder / 'done.json').unlink(missing_ok=True)
 
     @property
-    def _inputs(self) -> dict[str, str]:
-        found = {}
-        for folder in self.inputs:
-            done = read_json(folder / 'done.json')
-            if done is not None:
-                found[f'{folder.parent.name}/{folder.name}'] = done['id']
-        return found
+    def _recorded(self) -> dict[str, str]:
+        """The inputs that what there is was made from."""
+        begun = read_json(self.folder / 'begun.json') if self.binding else None
+        return begun['inputs'] if begun else {}
+
+    @property
+    def changed(self) -> list[str]:
+        """Inputs that have been made anew since the stage was made from them."""
+        recorded = self._recorded
+        return [name for name, key in _ids(self.inputs).items() if recorded.get(name, key) != key]
+
+    @property
+    def added(self) -> list[str]:
+        """Inputs of the same round that came after the stage was complete."""
+        own = [folder for folder in self.inputs if folder.parent == self.folder.parent]
+        return [name for name in _ids(own) if name not in self._recorded] if self.done else []
 
     def drop_if_stale(self) -> str | None:
-        """Deletes the results where an input has been made anew since; returns which one."""
-        if not self.begun or not self.binding:
-            return None
-        recorded = read_json(self.folder / 'begun.json')['inputs']
-        changed = [name for name, key in self._inputs.items() if recorded.get(name, key) != key]
-        if not changed:
+        """Deletes the results where an input is new since; returns which one.
+
+        Where it is one that they were made without, the stage goes on with them.
+        """
+        changed, added = self.changed, self.added
+        if not changed and not added:
             return None
         if self.precious:
+            how = f'from an older {changed[0]}' if changed else f'without {added[0]}'
             raise UserError(
-                f'{self.folder}: made from an older {changed[0]}: delete the folder, or use '
-                'another --workdir'
+                f'{self.folder}: made {how}: delete the folder, or use another --workdir'
             )
-        shutil.rmtree(self.folder)
-        return changed[0]
+        if changed:
+            shutil.rmtree(self.folder)
+        self.reopen()
+        return [*changed, *added][0]
 
     def begin(self) -> None:
         """Starts the clock and records what the stage is made from."""
@@ -197,11 +210,22 @@ class Stage:
         if not parallel.is_first():
             return
         begun = {
-            'inputs': self._inputs,
+            'inputs': _ids(self.inputs),
             'settings': dict(self.settings),
             'seconds': round(seconds, 3),
         }
         write_json(self.folder / 'begun.json', begun)
+
+
+def _name(folder: pathlib.Path) -> str:
+    """What a stage is called where it is an input: round1/policy."""
+    return f'{folder.parent.name}/{folder.name}'
+
+
+def _ids(folders: Iterable[pathlib.Path]) -> dict[str, str]:
+    """{name: id} of those of the stages that are complete."""
+    done = {_name(folder): read_json(folder / 'done.json') for folder in folders}
+    return {name: found['id'] for name, found in done.items() if found is not None}
 
 
 def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -235,15 +259,18 @@ def check(
     processes of a job call this, and find that file written when it returns.
 
     Args:
-      rows: the stages to be done: (stage, 'round3', 'search', all of the round's settings).
+      rows: the stages to be done, in their order: (stage, 'round3', 'search', all of the round's
+        settings).
       defaults: see `Stage.grows`.
 
     Raises:
-      UserError: see `Stage.grows`; nothing has changed then.
+      UserError: see `Stage.grows`; or precious results would be older than what they come from, all
+        of which are named. Nothing has changed then.
     """
     from rstar_jax import parallel
 
     grown = [stage for stage, label, name, _ in rows if stage.grows(f'{label}, {name}', defaults)]
+    _check_precious([stage for stage, *_ in rows], {stage.folder for stage in grown})
     if parallel.is_first():
         for stage in grown:
             stage.reopen()
@@ -260,6 +287,31 @@ def _keep_settings(rows: Collection[tuple[Stage, str, str, Mapping[str, Any]]]) 
             others |= {} if begun.parent in own else Stage(begun.parent).made_with
         path = workdir / 'config.json'
         write_json(path, {**(read_json(path) or {}), label: {**settings, **others}})
+
+
+def _check_precious(stages: Iterable[Stage], made: set[pathlib.Path]) -> None:
+    """Raises UserError where precious results will not be those of what they were made from.
+
+    made: the stages that will be done, to which those that follow from them are added.
+    """
+    old: dict[pathlib.Path, str] = {}
+    for stage in stages:
+        done, recorded = stage.done is not None, stage._recorded
+        fresh = [*stage.changed, *stage.added]
+        for folder in stage.inputs:
+            own = done and folder.parent == stage.folder.parent
+            if folder in made and (own or _name(folder) in recorded):
+                fresh.append(_name(folder))
+        if fresh and stage.precious and stage.binding:
+            old[stage.folder] = fresh[0]
+        if fresh or not done:
+            made.add(stage.folder)
+    if old:
+        what = 'the folder' if len(old) == 1 else 'these folders'
+        raise UserError(
+            f'{", ".join(map(str, old))}: older than {next(iter(old.values()))} is or will be: '
+            f'delete {what}, or use another --workdir'
+        )
 
 
 def check_writable(workdir: pathlib.Path) -> None:

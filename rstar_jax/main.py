@@ -208,7 +208,14 @@ def _check_ablations(config: ConfigDict, stages: str) -> None:
         raise UserError('--config.eval.benchmarks=: ablations compare what is right of some')
     if config.first_round > 1:
         raise UserError(f'--config.first_round={config.first_round}: ablations begin with round 1')
-
+    for number in range(1, config.last_round + 1):
+        settings = configs.for_round(config, number).eval
+        for key in ('tokens', 'agree'):
+            if settings[key]:
+                raise UserError(
+                    f'--config.eval.{key}={settings[key]}: ablations need as many trees of each '
+                    f'problem: set it to 0 in round {number}'
+                )
     if stages:
         raise UserError(
             f'--stages={stages}: ablations run all; --config.stages says which the rounds have, '

@@ -19,7 +19,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from rstar_jax import ledger, models, parallel, sources, training
+from rstar_jax import models, parallel, sources, training
 from rstar_jax.errors import UserError
 from rstar_jax.keys import PREVIOUS
 from rstar_jax.models import published
@@ -201,11 +201,8 @@ def models_of(path: str, base: str = '') -> dict[str, models.Config]:
     if path in ('', PREVIOUS, sources.TINY):
         return {name: published.SHAPES[name] for name in published.PAPER}
     folder = pathlib.Path(os.path.expanduser(path))
-    if sources.holds_model(folder):  # that a training wrote
-        about = ledger.read_json(folder / 'model.json')
-        return {folder.name: models.Config.from_dict(about['config'])}
     if folder.exists():
-        return {folder.name: models.read_config(folder)}
+        return {folder.name: sources.config_of(folder)}
     return {published.find(path) or path: published.shape(path)}
 
 

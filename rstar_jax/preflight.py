@@ -4,14 +4,16 @@ Looked at is what the stages that are not complete will need: files of problems 
 models' paths, stages that others are made from, settings that only make sense together.
 """
 
+import contextlib
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from rstar_jax import data, searching, sources, stages, training
 from rstar_jax.errors import UserError
 from rstar_jax.sources import Round
 
-_selected: dict[str, list[str]] = {}  # told of the problems in this check, by their settings
+# Of the problems in this check, by their settings: how many are used, {index: benchmark} of others.
+_selected: dict[str, tuple[int, dict[int, str]]] = {}
 
 
 def check(rows: Sequence[tuple[Round, str]]) -> list[str]:
@@ -28,10 +30,10 @@ def check(rows: Sequence[tuple[Round, str]]) -> list[str]:
     made: set[pathlib.Path] = set()
     for round_, name in rows:
         needed = stages.KINDS[name].needs
-        if not round_.number or (name == 'curate' and _given(round_)):
+        if not round_.number or (name == 'curate' and given(round_)):
             needed = ()
         # Of a curation that is complete, its folder says what there is.
-        if name in ('sft', 'ppm') and _given(round_) and round_.folder_of('curate') in made:
+        if name in ('sft', 'ppm') and given(round_) and round_.folder_of('curate') in made:
             _needs_examples(round_, name)
         for folder in needed:
             _need(round_.folder / folder, made, f'round {round_.number} {name}')
@@ -42,7 +44,7 @@ def check(rows: Sequence[tuple[Round, str]]) -> list[str]:
     return list(dict.fromkeys(told))
 
 
-def _given(round_: Round) -> bool:
+def given(round_: Round) -> bool:
     """Whether training examples come from files, in place of trees."""
     return bool(round_.config.curate.sft or round_.config.curate.pairs)
 
@@ -85,7 +87,12 @@ def _searching_models(round_: Round, made: set[pathlib.Path]) -> None:
             continue
         shown = f'{flag}={round_.config[kind].path}' if isinstance(path, pathlib.Path) else flag
         _model(path, kind, shown, made)
-    sources.searching_mesh(round_.config)
+    _mesh(round_)
+
+
+def _mesh(round_: Round) -> None:
+    if round_.config.job.leases != searching.RAY:  # its workers have devices of their own
+        sources.searching_mesh(round_.config)
 
 
 def _training(round_: Round, name: str) -> None:
@@ -116,22 +123,26 @@ def _synthesize(round_: Round, made: set[pathlib.Path]) -> list[str]:
 def _search(round_: Round, made: set[pathlib.Path]) -> list[str]:
     sources.search_config(round_.config)
     _searching_models(round_, made)
-    names = ('benchmarks', 'folder', 'limit')
-    key = repr((round_.config.data, [round_.config.eval[name] for name in names]))
-    if key not in _selected:  # many problems take a minute to read: not in every round again
-        _selected[key] = _left_out(round_)
+    kept, left_out = _split(round_)
+    if not left_out:
+        return []
+    return [
+        f'data: {len(left_out):,} of {kept + len(left_out):,} problems are left out, as they '
+        f'overlap with {_names(left_out.values())} (--config.data.overlap=0 keeps them)'
+    ]
+
+
+def _split(round_: Round) -> tuple[int, dict[int, str]]:
+    """See `_selected`: many problems take a minute to read, so not in every round again."""
+    key = repr((round_.config.data, round_.config.eval.benchmarks, round_.config.eval.folder))
+    if key not in _selected:
+        kept, left_out, _ = sources.split_problems(round_)
+        _selected[key] = len(kept), left_out
     return _selected[key]
 
 
-def _left_out(round_: Round) -> list[str]:
-    kept, left_out, _ = sources.split_problems(round_)
-    if not left_out:
-        return []
-    names = ', '.join(sorted(set(left_out.values())))
-    return [
-        f'data: {len(left_out):,} of {len(kept) + len(left_out):,} problems are left out, as they '
-        f'overlap with {names} (--config.data.overlap=0 keeps them)'
-    ]
+def _names(benchmarks: Iterable[str]) -> str:
+    return ', '.join(sorted(set(benchmarks)))
 
 
 def _curate(round_: Round, made: set[pathlib.Path]) -> list[str]:
@@ -149,15 +160,32 @@ def _sft(round_: Round, made: set[pathlib.Path]) -> list[str]:
 
 def _eval(round_: Round, made: set[pathlib.Path]) -> list[str]:
     sources.benchmarks(round_)
-    sources.evaluation_config(round_)
-    sources.searching_mesh(round_.config)
+    searching.evaluation_config(round_)
+    _mesh(round_)
     if not round_.number:
         _searching_models(round_, made)
-    return []
+        return []
+    return _learnt(round_, made)
+
+
+def _learnt(round_: Round, made: set[pathlib.Path]) -> list[str]:
+    """What is told of a complete search of problems that are in a benchmark named since."""
+    folder, found = round_.folder_of('search'), {}
+    if folder not in made and (folder / 'done.json').exists():
+        with contextlib.suppress(UserError):  # the problems may be gone since
+            _, left_out = _split(round_)
+            trees = data.TreeStore(folder, writer=None).keys()
+            found = {index: left_out[index] for index, _ in trees if index in left_out}
+    if not found:
+        return []
+    return [
+        f'round {round_.number} eval: of the problems that were searched, and may have been '
+        f'trained on, {len(found):,} overlap with {_names(found.values())}'
+    ]
 
 
 def _base(round_: Round, made: set[pathlib.Path]) -> list[str]:
-    sources.evaluation_config(round_, base=True)
+    searching.evaluation_config(round_, base=True)
     return _sft(round_, made)
 
 

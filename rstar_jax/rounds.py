@@ -147,9 +147,11 @@ def stage_of(round_: Round, name: str) -> ledger.Stage:
     kind = stages.KINDS[name]
     inputs, binds = [round_.folder / folder for folder in (*kind.needs, *kind.uses)], kind.binds
     if name == 'curate':
-        inputs = curating.searches(round_)
+        inputs = [] if preflight.given(round_) else curating.searches(round_)
     elif name == stages.BASE:
         inputs = [pathlib.Path(round_.config.base.path)]
+    elif name in ('eval', 'export') and not sources.own_ppm(round_):
+        inputs = inputs[:1]
     if name in ('search', 'synthesize') or (name == 'eval' and not round_.number):
         named = [sources.searching_path(round_, model) for model in ('policy', 'ppm')]
         inputs += [pathlib.Path(path) for path in named if path]
@@ -196,16 +198,15 @@ def bootstrap(round_: Round, stage: ledger.Stage, line: Line) -> Figures:
     config = round_.config
     dtype = training.start_dtype(config.training.bootstrap)
     policy = sources.first_policy(config, dtype, _training_mesh())
-    examples = sources.world(config).demonstrations
-    return _train(round_, stage, line, 'bootstrap', policy, examples)
+    return _train(round_, stage, line, 'bootstrap', policy, sources.world(config).demonstrations)
 
 
 def synthesize(round_: Round, stage: ledger.Stage, line: Line) -> Figures:
     """Has the policy write problems and answer them; keeps those whose answer is certain enough."""
     config = round_.config
-    known = sources.problems(round_)
+    known = sources.problems(round_, own=False)  # a killed run may have written its own
     length = config.data.overlap or synthesis.WHOLE
-    others = sources.benchmarks(round_) if config.eval.benchmarks else {}
+    others = sources.benchmarks(round_, whole=True) if config.eval.benchmarks else {}
     overlap = Overlap({'training': known, **others}, length)
 
     def tell(now: dict[str, float]) -> None:
@@ -237,7 +238,7 @@ def sft(round_: Round, stage: ledger.Stage, line: Line) -> Figures:
             'problem: raise --config.search.rollouts or candidates, or use a stronger policy'
         )
     dtype = training.start_dtype(round_.config.training.sft)
-    policy = sources.base_policy(round_, dtype, _training_mesh())
+    policy = sources.load_policy(sources.base_path(round_), dtype, _training_mesh())
     return _train(round_, stage, line, 'sft', policy, examples)
 
 
@@ -290,12 +291,12 @@ def evaluate(round_: Round, stage: ledger.Stage, line: Line) -> Figures:
         line.show(*of_search(now, f'{now["benchmark"]}, {now["kind"]}: '))
 
     base = stage.folder.parent.name == stages.BASE
-    policy, judge = sources.evaluated_models(round_, base)
+    policy, judge = searching.evaluated_models(round_, base, line.say)
     results = evals.run(
         policy,
         judge,
         sources.benchmarks(round_),
-        sources.evaluation_config(round_, base),
+        searching.evaluation_config(round_, base),
         round_.config.seed,
         round_number=None if base else round_.number,
         directory=stage.folder,
@@ -315,12 +316,11 @@ def export(round_: Round, stage: ledger.Stage, line: Line) -> Figures:
     """Writes what the round trained as Hugging Face directories."""
     made, folder, mesh = {}, round_.folder, _training_mesh()
     sources.finished(folder / 'policy', 'policy', f'round {round_.number} export')
-    for name in ('policy', 'ppm'):
-        if sources.holds_model(folder / name):
-            title = f'{round_.root.absolute().name}-round{round_.number}-{name}'
-            exporting.export_model(folder / name, stage.folder / name, mesh=mesh, name=title)
-            made[name] = name
-            parallel.give_memory_back()
+    for part in filter(None, (folder / 'policy', sources.own_ppm(round_, line.say))):
+        title = f'{round_.root.absolute().name}-round{round_.number}-{part.name}'
+        exporting.export_model(part, stage.folder / part.name, mesh=mesh, name=title)
+        made[part.name] = part.name
+        parallel.give_memory_back()
     return made
 
 

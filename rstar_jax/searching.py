@@ -1,14 +1,17 @@
 """Searches of a round and of its evaluation: by this job's processes, or by workers on Ray."""
 
 import contextlib
+import pathlib
+import types
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 from ml_collections import ConfigDict
 
-from rstar_jax import data, elastic, ledger, parallel, ray_team, search, sources
+from rstar_jax import configs, data, elastic, evals, ledger, parallel, ray_team, search, sources
 from rstar_jax.errors import UserError
+from rstar_jax.keys import EVAL_SEARCH
 from rstar_jax.progress import Line, of_search
 from rstar_jax.search import Record
 from rstar_jax.sources import Round
@@ -29,6 +32,7 @@ def search_trees(round_: Round, stage: ledger.Stage, line: Line) -> dict[str, An
 
     number = jax.process_index()
     with data.TreeStore(stage.folder, writer=number) as store:
+        _check_problems(problems, store, config.data.problems)
         flights = data.Flights(stage.folder / 'flights', number, config.job.keep_seconds, store)
         run, *models = _searcher(round_, flights, line.say)
         for rollouts, trees, todo in passes(config, problems, store):
@@ -53,6 +57,19 @@ def search_trees(round_: Round, stage: ledger.Stage, line: Line) -> dict[str, An
             return {}
         flights.forget()
         return {**_tree_figures(store, stage.seconds), 'read': dict(read)}
+
+
+def _check_problems(problems: list[dict], store: data.TreeStore, path: str) -> None:
+    """Raises UserError where a stored tree is of another problem than has its index now."""
+    questions = {problem['index']: problem['question'] for problem in problems}
+    for index, tree in sorted(store.keys()) if parallel.is_first() else ():
+        now = questions.get(index) if tree == 0 else None
+        if now not in (None, store[index, tree].problem['question']):
+            raise UserError(
+                f'--config.data.problems={path}: problem {index} is another than the one that '
+                f'{store.directory} has trees of: put the old file back, use another --workdir, '
+                'or delete the folder'
+            )
 
 
 def passes(
@@ -108,7 +125,7 @@ def _searcher(round_: Round, flights: data.Flights, say: Callable[[str], None]) 
     flights: keeps trees in flight. say: gets a line that stays.
     """
     if round_.config.job.leases == RAY:
-        run = on_ray(round_.config, round_.config.policy.weights, say, flights)
+        run = on_ray(round_.config, say, flights)
         return run, *(sources.searching_path(round_, kind) for kind in ('policy', 'ppm'))
     return search.run, sources.searching_policy(round_), sources.searching_ppm(round_)
 
@@ -122,16 +139,80 @@ def _leases(round_: Round, config: search.Config, problems: list[dict], trees: r
     return parallel.dealt(search.items(problems, dealt), name, round_.config.job.leases)
 
 
+def evaluated_models(
+    round_: Round, base: bool = False, say: Callable[[str], None] = print
+) -> tuple[Any, Any]:
+    """What an evaluation measures: the models that the round made, of round 0 what it is given.
+
+    Where workers on Ray load them, they have nothing here but `config`.
+
+    base: the model that the rounds train from instead. say: as of `sources.own_ppm`.
+    """
+    config = round_.config
+    if config.job.leases == RAY:
+        return tuple(_shape(config, path) for path in evaluated_paths(round_, base, say))
+    if round_.number == 0 and not base:
+        return sources.searching_policy(round_), sources.searching_ppm(round_)
+    how, weights = (config.policy.dtype, sources.searching_mesh(config)), config.policy.weights
+    policy, ppm = evaluated_paths(round_, base, say)
+    made = sources.narrowed(weights, sources.load_policy(policy, *how))
+    return made, None if ppm is None else sources.narrowed(weights, sources.load_ppm(ppm, *how))
+
+
+def _shape(config: ConfigDict, path: str | pathlib.Path | None) -> Any:
+    """What stands for the model at a path; None for no PPM."""
+    if sources.is_endpoint(path):
+        return sources.endpoint(config)
+    return None if path is None else types.SimpleNamespace(config=sources.config_of(path))
+
+
+def evaluated_paths(
+    round_: Round, base: bool = False, say: Callable[[str], None] = lambda text: None
+) -> tuple[str | pathlib.Path | None, str | pathlib.Path | None]:
+    """Where these models are: policy and PPM, None for no PPM."""
+    if base:
+        return sources.base_path(round_), None
+    if round_.number == 0:
+        return sources.searching_path(round_, 'policy'), sources.searching_path(round_, 'ppm')
+    sources.finished(round_.folder / 'policy', 'policy', f'round {round_.number} eval')
+    return round_.folder / 'policy', sources.own_ppm(round_, say)
+
+
+def evaluation_config(round_: Round, base: bool = False) -> evals.Config:
+    """How an evaluation searches: by its own settings, whatever the round's search has.
+
+    What a round has trained knows the step form without examples.
+
+    base: of the model that the rounds train from.
+    """
+    config, settings = round_.config, round_.config.eval
+    prompt = settings.prompt or ('few_shot' if base else config.search.prompt)
+    own = {key: settings[key] for key in ('rollouts', 'candidates', *EVAL_SEARCH)}
+    return evals.Config(
+        sources.search_config(
+            config,
+            strategy='mcts',
+            prompt='sft' if round_.number else prompt,
+            use_ground_truth=False,
+            **own,
+        ),
+        strategies=configs.strategies_of(settings.strategies),
+        trajectories=settings.trajectories,
+        samples=settings.samples,
+        mean_tokens=settings.mean_tokens,
+        top=settings.top,
+    )
+
+
 def evaluating(round_: Round, base: bool, say: Callable[[str], None]) -> Callable | None:
-    """What stands in for `search.run` in an evaluation, as of `sources.evaluated_models`.
+    """What stands in for `search.run` in an evaluation of `evaluated_models`.
 
     None where this job's processes share it out.
     """
     if round_.config.job.leases != RAY:
         return None
-    policy, ppm = sources.evaluated_paths(round_, base)
-    weights = '' if base or round_.number else round_.config.policy.weights
-    run = on_ray(round_.config, weights, say)
+    policy, ppm = evaluated_paths(round_, base)
+    run = on_ray(round_.config, say)
 
     def stand_in(problems, _, judge, **given):
         """Whether the PPM guides a strategy, the evaluation knows."""
@@ -142,13 +223,12 @@ def evaluating(round_: Round, base: bool, say: Callable[[str], None]) -> Callabl
 
 def on_ray(
     settings: ConfigDict,
-    weights: str,
     say: Callable[[str], None],
     flights: data.Flights | None = None,
 ) -> Callable[..., Iterator[Record]]:
     """`search.run` by workers on Ray, for models by the paths that these can read.
 
-    settings: the round's. weights: '' or int8. flights, say: as of `_searcher`.
+    settings: the round's. flights, say: as of `_searcher`.
     """
     if jax.process_count() > 1:
         raise UserError(
@@ -166,7 +246,7 @@ def on_ray(
             policy=sources.endpoint(settings) if sources.is_endpoint(policy) else str(policy),
             ppm=None if ppm is None else str(ppm),
             dtype=settings.policy.dtype,
-            weights=weights,
+            weights=settings.policy.weights,
             config=config,
             seed=seed,
             trees=trees,

@@ -8,6 +8,7 @@ A policy that only searches may be served elsewhere: http://HOST:PORT/v1.
 import collections
 import dataclasses
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -17,7 +18,6 @@ from rstar_jax import configs, data, evals, ledger, models, parallel, search, st
 from rstar_jax.data import arithmetic, files
 from rstar_jax.data.overlap import Overlap
 from rstar_jax.errors import UserError
-from rstar_jax.keys import EVAL_SEARCH
 from rstar_jax.models import tiny
 from rstar_jax.models.checkpoint import default_dtype
 from rstar_jax.places import Place
@@ -84,17 +84,19 @@ class Round:
         return [folder for folder in later if folder.exists()]
 
 
-def problems(round_: Round) -> list[dict[str, Any]]:
-    """The problems that the round searches: {index, question, answer}."""
-    return split_problems(round_)[0]
+def problems(round_: Round, own: bool = True) -> list[dict[str, Any]]:
+    """The problems that the round searches: {index, question, answer}; see `split_problems`."""
+    return split_problems(round_, own)[0]
 
 
 def split_problems(
-    round_: Round,
+    round_: Round, own: bool = True
 ) -> tuple[list[dict[str, Any]], dict[int, str], collections.Counter]:
     """The problems that the round searches, {index: benchmark} of those left out of them, counts.
 
     Counted is how many were read, used, and dropped for which reason; see data.load_problems.
+
+    own: with the problems that the round itself has written.
     """
     config = round_.config
     path = config.data.problems
@@ -116,7 +118,7 @@ def split_problems(
             counts=counts,
         )
     kept, left_out = overlap(round_).split(found)
-    made = synthetic(round_)
+    made = synthetic(round_, round_.number + own)
     counts['rows'] += len(made)
     if not kept:
         raise UserError(
@@ -130,10 +132,10 @@ def split_problems(
     return kept, left_out, counts
 
 
-def synthetic(round_: Round) -> list[dict[str, Any]]:
-    """The problems that policies have written, in this round and those before it."""
+def synthetic(round_: Round, end: int) -> list[dict[str, Any]]:
+    """The problems that policies have written, in the rounds before number `end`."""
     found = []
-    for number in range(1, round_.number + 1):
+    for number in range(1, end):
         made = round_.root / f'round{number}' / 'synthesize' / synthesis.FILE
         if made.exists():
             found += [problem for _, problem in files.read_json_items(made)]
@@ -154,7 +156,7 @@ def overlap(round_: Round) -> Overlap:
     if not config.data.overlap or not config.eval.benchmarks:
         return Overlap({}, 1)
     try:
-        found = benchmarks(round_)
+        found = benchmarks(round_, whole=True)
     except UserError as error:
         raise UserError(
             f'{error} (looked for in the training problems; not with --config.data.overlap=0)'
@@ -234,7 +236,7 @@ def searching_ppm(round_: Round) -> models.PPM | None:
 def searching_path(round_: Round, kind: str) -> str | pathlib.Path | None:
     """Where the policy or the PPM of the round's search is, or will be; None for no PPM."""
     path = round_.config[kind].path
-    if path == configs.PREVIOUS or (kind == 'policy' and _bootstrapped(round_.config)):
+    if path == configs.PREVIOUS or (kind == 'policy' and round_.config.bootstrap.demonstrations):
         return round_.before / kind
     return None if kind == 'ppm' and path in (NONE, '') else path
 
@@ -254,78 +256,23 @@ def first_policy(config: ConfigDict, dtype: str, mesh=None) -> models.Policy:
     return load_policy(config.policy.path, dtype, mesh)
 
 
-def benchmarks(round_: Round) -> dict[str, list[dict[str, Any]]]:
-    """The problems to evaluate on, by the name of their benchmark."""
+def benchmarks(round_: Round, whole: bool = False) -> dict[str, list[dict[str, Any]]]:
+    """The problems to evaluate on, by the name of their benchmark; whole: beyond eval.limit too."""
     settings = round_.config.eval
     builtin = {ARITHMETIC: world(round_.config).test}
-    return evals.benchmarks.load(settings.benchmarks, settings.folder, settings.limit, builtin)
-
-
-def evaluated_models(round_: Round, base: bool = False) -> tuple[models.Policy, models.PPM | None]:
-    """What an evaluation measures: the models that the round made, of round 0 what it is given.
-
-    base: the model that the rounds train from instead.
-    """
-    if round_.number == 0 and not base:
-        return searching_policy(round_), searching_ppm(round_)
-    how = round_.config.policy.dtype, searching_mesh(round_.config)
-    policy, ppm = evaluated_paths(round_, base)
-    return load_policy(policy, *how), None if ppm is None else load_ppm(ppm, *how)
-
-
-def evaluated_paths(
-    round_: Round, base: bool = False
-) -> tuple[str | pathlib.Path | None, str | pathlib.Path | None]:
-    """Where these models are: policy and PPM, None for no PPM."""
-    if base:
-        return base_path(round_), None
-    if round_.number == 0:
-        return searching_path(round_, 'policy'), searching_path(round_, 'ppm')
-    policy, ppm = round_.folder / 'policy', round_.folder / 'ppm'
-    finished(policy, 'policy', f'round {round_.number} eval')
-    return policy, ppm if holds_model(ppm) else None
-
-
-def evaluation_config(round_: Round, base: bool = False) -> evals.Config:
-    """How an evaluation searches: by its own settings, whatever the round's search has.
-
-    What a round has trained knows the step form without examples.
-
-    base: of the model that the rounds train from.
-    """
-    config, settings = round_.config, round_.config.eval
-    prompt = settings.prompt or ('few_shot' if base else config.search.prompt)
-    own = {key: settings[key] for key in ('rollouts', 'candidates', *EVAL_SEARCH)}
-    return evals.Config(
-        search_config(
-            config,
-            strategy='mcts',
-            prompt='sft' if round_.number else prompt,
-            use_ground_truth=False,
-            **own,
-        ),
-        strategies=configs.strategies_of(settings.strategies),
-        trajectories=settings.trajectories,
-        samples=settings.samples,
-        mean_tokens=settings.mean_tokens,
-        top=settings.top,
-    )
-
-
-def base_policy(round_: Round, dtype: str, mesh=None) -> models.Policy:
-    """The model that SFT starts from: base.path, or else the policy of the first round."""
-    return load_policy(base_path(round_), dtype, mesh)
+    limit = None if whole else settings.limit
+    return evals.benchmarks.load(settings.benchmarks, settings.folder, limit, builtin)
 
 
 def base_path(round_: Round) -> str | pathlib.Path:
-    """Where the model that SFT starts from is, or will be.
+    """Where the model that SFT starts from is, or will be: base.path, or the run's first policy.
 
     Raises:
       UserError: nothing names one.
     """
     config = round_.config
     start = round_.root / 'round0' / 'policy'
-    if config.base.path in ('', TINY) and (_bootstrapped(config) or holds_model(start)):
+    if config.base.path in ('', TINY) and (config.bootstrap.demonstrations or holds_model(start)):
         return start
     first = (ledger.read_json(round_.root / 'config.json') or {}).get('round1', {})
     named = config.base.path, config.policy.path, first.get('base.path'), first.get('policy.path')
@@ -338,6 +285,28 @@ def base_path(round_: Round) -> str | pathlib.Path:
 def holds_model(path: str | pathlib.Path) -> bool:
     """Whether a training stage has written its model there."""
     return (pathlib.Path(path) / 'model.json').is_file()
+
+
+def config_of(path: str | pathlib.Path) -> models.Config:
+    """The shape of a model, without its weights."""
+    if holds_model(path):
+        about = ledger.read_json(pathlib.Path(path) / 'model.json')
+        return models.Config.from_dict(about['config'])
+    return models.read_config(path)
+
+
+def own_ppm(round_: Round, say: Callable[[str], None] = lambda text: None) -> pathlib.Path | None:
+    """The PPM that the round has trained from its policy, or None.
+
+    say: gets a line where there is one of an older policy.
+    """
+    policy, ppm = round_.folder / 'policy', round_.folder / 'ppm'
+    if not holds_model(ppm):
+        return None
+    if ledger.Stage(ppm, inputs=(policy,)).changed:
+        say(f'{ppm} is left out, it was trained from an older policy: --stages=ppm makes it anew')
+        return None
+    return ppm
 
 
 def check_model(path: str | pathlib.Path, kind: str, flag: str) -> None:
@@ -363,6 +332,8 @@ def check_model(path: str | pathlib.Path, kind: str, flag: str) -> None:
         models.read_config(path)
     except UserError as error:
         raise UserError(f'{flag}={path}: {error}') from None
+    if kind == 'policy' and models.is_ppm(path):
+        raise UserError(f'{flag}={path}: holds a ppm, not a policy')
     local = pathlib.Path(path)
     if kind == 'ppm' and local.exists() and not list(local.glob('value_head.*')):
         raise UserError(f'{flag}={path}: a policy, not a PPM: has no value_head.bin')
@@ -382,10 +353,6 @@ def load_ppm(path: str | pathlib.Path, dtype: str, mesh=None) -> models.PPM:
     if holds_model(path):
         return checkpoints.load_ppm(path, dtype or default_dtype(), mesh)
     return models.load_ppm(path, dtype or None, mesh=mesh)
-
-
-def _bootstrapped(config: ConfigDict) -> bool:
-    return config.bootstrap.demonstrations > 0
 
 
 def finished(folder: pathlib.Path, what: str, flag: str) -> None:

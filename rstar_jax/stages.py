@@ -33,7 +33,7 @@ _EVAL = Kind(
     'eval',
     needs=('policy',),
     uses=('ppm',),
-    binds=('seed', 'eval', 'execution', 'policy.dtype', 'search.one_size'),
+    binds=('seed', 'eval', 'execution', 'policy.dtype', 'policy.weights', 'search.one_size'),
     grows=('eval.strategies', 'eval.benchmarks', 'eval.limit'),
 )
 # In the order in which they run. `rounds.stage_of` adds what depends on the settings: the models of

@@ -45,6 +45,7 @@ class World:
             if name == 'search':
                 return {'tokens': 4000, 'problems': 10, 'trees': 20}
             if name == 'eval':
+                (stage.folder / 'arithmetic' / 'greedy').mkdir(parents=True, exist_ok=True)
                 rows = self.evaluated(round_)
                 ledger.write_json(stage.folder / 'results.json', {'round': 1, 'benchmarks': rows})
             return {}
@@ -209,6 +210,18 @@ def test_groups_run_alone(world, tmp_path, monkeypatch):
     ablations.run(small(1, 'strength,form'), str(tmp_path))
     assert {row[1] for row in world.ran} == {'run', 'ppm1', 'ppm2', 'plain', 'searches'}
     assert list(ledger.read_json(tmp_path / 'ablations.json')['titles']) == ['strength', 'form']
+
+
+def test_what_a_round_without_an_evaluation_lacks_is_not_shared(world, tmp_path, monkeypatch):
+    monkeypatch.setattr(ablations.report, 'write', lambda root: None)
+    greedy = tmp_path / 'seed0' / 'ppm1' / 'round1' / 'eval' / 'arithmetic' / 'greedy'
+    greedy.parent.mkdir(parents=True)
+    greedy.symlink_to('nowhere')  # as an earlier version left it
+    stages = 'search,curate,sft,ppm'
+    config = configs.schedule(small(1, 'strength,form'), {1: {'stages': stages}})
+    ablations.run(config, str(tmp_path))
+    assert greedy.is_dir() and not greedy.is_symlink()
+    assert greedy.parents[4].joinpath('plain/round2/eval/arithmetic/greedy').is_symlink()
 
 
 def test_without_a_judge_there_is_nothing_to_compare(tmp_path):

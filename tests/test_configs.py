@@ -14,6 +14,7 @@ from rstar_jax import (
     keys,
     main,
     search,
+    searching,
     sources,
     synthesis,
     training,
@@ -78,7 +79,7 @@ def test_every_form_of_a_search_that_is_compared_is_an_evaluations():
 
 def evaluation(config, number: int = 1) -> evals.Config:
     round_ = configs.for_round(config, number)
-    return sources.evaluation_config(sources.Round(round_, pathlib.Path(), number, None))
+    return searching.evaluation_config(sources.Round(round_, pathlib.Path(), number, None))
 
 
 def test_an_evaluation_is_the_same_in_every_round_whatever_is_searched():
@@ -233,6 +234,9 @@ def test_a_value_that_cannot_be_meant_is_refused(flag, message):
     assert str(error.value).startswith('--config.') and '\n' not in str(error.value)
 
 
+UNMEASURED = {'keep': 'best', 'measure_every': 5, 'held_out': 0.0}
+
+
 @pytest.mark.parametrize(
     ('name', 'values', 'message'),
     [
@@ -243,7 +247,12 @@ def test_a_value_that_cannot_be_meant_is_refused(flag, message):
         (2, {'search.more_rollouts': 3}, 'round2.search.more_rollouts=3: needs a list'),
         (2, {'stages': ('search',)}, 'round2.stages=.*: needs a text'),
         (2, {'search.step_tokens': 5000}, 'round2.search.step_tokens=5000: one step needs to fit'),
-        (2, {'training.sft.keep': 'best'}, 'round2.training.sft.keep=best: needs'),
+        (2, {'training.sft.keep': 'best'}, 'round2.training.sft.keep=best: needs.*measure_every'),
+        (
+            2,
+            {f'training.ppm.{k}': v for k, v in UNMEASURED.items()},
+            'round2.training.ppm.keep=best: needs --config.training.ppm.held_out, the share',
+        ),
         (2, {'last_round': 3}, 'round2.last_round=3: is of the whole run: set --config.last_round'),
         ('_2', {'search.rollouts': 3}, 'config.schedule.round_2: no round; expected round1'),
         (0, {'search.rollouts': 3}, 'config.schedule.round0: no round; expected round1'),

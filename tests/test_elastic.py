@@ -7,12 +7,13 @@ import time
 import jax
 import pytest
 
-from rstar_jax import configs, data, elastic, evals, models, search, searching, sources
+from rstar_jax import configs, data, elastic, evals, ledger, models, search, searching, sources
 from rstar_jax.data import arithmetic
 from rstar_jax.errors import UserError
 from rstar_jax.models import tiny
 from rstar_jax.progress import Events
 from rstar_jax.search import begin
+from rstar_jax.training import checkpoints
 from tests.search.test_flight import assert_same
 from tests.search.test_scripted import random_score, random_texts
 
@@ -241,7 +242,7 @@ def test_each_worker_asks_the_server_that_has_the_policy(monkeypatch, tmp_path):
     monkeypatch.setattr(searching.ray_team, 'team', team)
     monkeypatch.setattr(elastic.parallel, 'keep_compiled', lambda where: None)
     monkeypatch.setattr(elastic.search, 'run', searched)
-    run = searching.on_ray(config, '', print)
+    run = searching.on_ray(config, print)
     problems = [problem for problem, _ in ITEMS]
     with pytest.raises(UserError, match='enough'):
         list(
@@ -303,6 +304,28 @@ def test_an_evaluation_by_workers_is_that_of_one_process(monkeypatch, tmp_path):
         del figures['seconds_per_problem'], many[name]['seconds_per_problem']
         assert many[name] == figures
         assert figures['tokens_per_problem'] > 4
+
+
+def test_who_deals_to_workers_reads_no_weights(monkeypatch, tmp_path):
+    policy = tiny.policy(arithmetic.vocabulary())
+    models.save(policy, tmp_path / 'policy')
+    made = tmp_path / 'round1'
+    checkpoints.save_model(policy, made / 'policy')
+    checkpoints.save_model(models.init_ppm(policy), made / 'ppm')
+    ledger.write_json(made / 'policy' / 'done.json', {'id': 'made'})
+    for name in ('load_policy', 'load_ppm'):
+        monkeypatch.setattr(sources, name, None)
+    config = configs.default()
+    config.policy.path = config.base.path = str(tmp_path / 'policy')
+    config.job.leases = 'ray'
+    for number, base in ((0, False), (0, True), (1, False)):
+        round_ = sources.Round(config, tmp_path, number, None)
+        shape, judge = searching.evaluated_models(round_, base)
+        assert shape.config == policy.config and (judge is None) == (number == 0)
+        assert evals.figures.flops_of([], shape, judge) == 0
+    config.policy.path = 'http://127.0.0.1:1/v1'
+    shape, _ = searching.evaluated_models(sources.Round(config, tmp_path, 0, None))
+    assert isinstance(shape, search.Endpoint)
 
 
 def test_what_ray_cannot_do_is_one_line(monkeypatch, tmp_path):

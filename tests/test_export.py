@@ -300,3 +300,9 @@ def test_a_run_without_anything_to_export(tmp_path):
         export.export(str(tmp_path), str(tmp_path / 'out'))
     with pytest.raises(UserError, match='holds no finished policy'):
         export.export(str(tmp_path / 'round1'), str(tmp_path / 'out'))
+
+
+def test_a_workdir_that_is_called_as_a_round_is_a_run(tmp_path):
+    (tmp_path / 'round3' / 'round1').mkdir(parents=True)
+    assert export.kind_of(tmp_path / 'round3') == 'run'
+    assert export.kind_of(tmp_path / 'round3' / 'round1') == 'round'

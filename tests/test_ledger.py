@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -66,10 +67,23 @@ def test_precious_results_are_not_deleted(tmp_path):
     assert search.done
 
 
-def test_an_input_that_was_not_there_before_changes_nothing(tmp_path):
-    stage = finished(tmp_path / 'eval', inputs=(tmp_path / 'ppm',))
-    finished(tmp_path / 'ppm')
-    assert stage.drop_if_stale() is None
+def test_an_input_that_was_not_there_before_reopens_what_is_of_its_round(tmp_path):
+    names = [tmp_path / 'round1' / name for name in ('eval', 'ppm', 'search', 'synthesize')]
+    evaluation = finished(names[0], inputs=(names[1], tmp_path / 'model'))
+    (names[0] / 'tree').write_text('')
+    finished(tmp_path / 'model')
+    assert evaluation.drop_if_stale() is None
+    finished(names[1])
+    assert evaluation.drop_if_stale() == 'round1/ppm'
+    assert not evaluation.done and evaluation.binding
+    assert evaluation.drop_if_stale() is None  # it goes on
+    evaluation.begin()
+    evaluation.finish({})
+    assert evaluation.drop_if_stale() is None
+    search = finished(names[2], inputs=(names[3],), precious=True)
+    finished(names[3])
+    with pytest.raises(UserError, match='made without round1/synthesize: delete the folder, or'):
+        search.drop_if_stale()
 
 
 def test_an_input_may_be_a_model_in_one_file(tmp_path):
@@ -190,6 +204,41 @@ def test_what_grows_reopens_the_stage(tmp_path):
         check(9)
     make(0, 'greedy,mcts')
     assert check(0, 'mcts, greedy').done
+
+
+def test_what_would_be_older_than_its_source_is_told_first(tmp_path):
+    """All that is, through any number of stages."""
+
+    def check(*left_out):
+        rows, before = [], ()
+        for number in (1, 2, 3):
+            for name in ('search', 'curate', 'policy'):
+                folder, precious = tmp_path / f'round{number}' / name, name == 'search'
+                _, row = stage(folder, {}, inputs=before, precious=precious)
+                rows += [] if row[1:3] in left_out else [row]
+                before = (folder,)
+        ledger.check(rows)
+        return [made for made, *_ in rows]
+
+    for made in check()[:-2]:
+        made.begin()
+        (made.folder / 'made').write_text('')
+        made.finish({})
+    check()  # two are left to be done
+    (tmp_path / 'round1' / 'curate' / 'done.json').unlink()
+    for _ in range(2):
+        with pytest.raises(UserError) as error:
+            check()
+        assert str(error.value) == (
+            f'{tmp_path}/round2/search, {tmp_path}/round3/search: older than round1/policy is or '
+            'will be: delete these folders, or use another --workdir'
+        )
+    check(('round1', 'curate'))  # which is not done now
+    shutil.rmtree(tmp_path / 'round2' / 'search')
+    with pytest.raises(UserError, match='^.*round3/search: older than round2/policy is or will be'):
+        check(('round1', 'curate'))
+    shutil.rmtree(tmp_path / 'round3' / 'search')
+    check()
 
 
 def test_a_broken_file_is_a_user_error(tmp_path):

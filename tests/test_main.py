@@ -90,6 +90,10 @@ def failing(capsys, *arguments: str) -> str:
             ['--config=experiments/ablations.py', '--workdir=x', '--config.first_round=2'],
             '--config.first_round=2: ablations begin with round 1',
         ),
+        (
+            ['--config=experiments/ablations.py', '--workdir=x', '--config.eval.agree=2'],
+            '--config.eval.agree=2: ablations need as many trees of each problem',
+        ),
     ],
 )
 def test_a_wrong_command_line_is_one_line(capsys, arguments, message):

@@ -168,6 +168,9 @@ def test_later_trees_are_for_problems_still_unsolved(tmp_path, monkeypatch):
         def __contains__(self, key):
             return key in self.trees
 
+        def __getitem__(self, key):
+            return self.trees[key]
+
         def keys(self):
             return set(self.trees)
 

@@ -77,11 +77,31 @@ def test_what_a_later_stage_lacks_is_told_before_the_first(world, tmp_path, caps
     assert not list((tmp_path / 'run').glob('round*'))
 
 
+def test_devices_of_workers_on_ray_are_not_looked_for_here(world, tmp_path, capsys):
+    flags = '--config.job.leases=ray', '--config.search.tensor=3', '--config.data.problems=no.json'
+    assert main.main(command(world, tmp_path / 'run', *flags)[3:]) == 2
+    assert 'no.json: no such file' in capsys.readouterr().err
+    round_ = Round(main.parse(str(world / 'config.py'), flags[:2])[0], tmp_path, 1, Events(None))
+    assert preflight._eval(round_, set()) == []
+
+
 def test_a_policy_is_no_ppm(world, tmp_path, capsys):
     models.save(checkpoints.load_policy(world / 'policy'), tmp_path / 'policy')
     flag = f'--config.ppm.path={tmp_path / "policy"}'
     assert main.main(command(world, tmp_path / 'run', flag)[3:]) == 2
     assert 'a policy, not a PPM: has no value_head.bin' in capsys.readouterr().err
+
+
+def test_a_ppm_is_no_policy(world, tmp_path, capsys):
+    """Though a policy with tied embeddings has the same weights."""
+    ppm = models.init_ppm(checkpoints.load_policy(world / 'policy'))
+    models.save_ppm(ppm, tmp_path / 'ppm')
+    for file in ('value_head.bin', 'value_head.safetensors', None):
+        flag = f'--config.policy.path={tmp_path / "ppm"}'
+        assert main.main(command(world, tmp_path / 'run', flag)[3:]) == 2
+        assert capsys.readouterr().err == f'error: {flag}: holds a ppm, not a policy\n'
+        if file:
+            (tmp_path / 'ppm' / file).unlink()
 
 
 def test_a_trained_policy_is_no_ppm(world, tmp_path, capsys, monkeypatch):

@@ -20,6 +20,7 @@ from rstar_jax import (
     models,
     rounds,
     search,
+    searching,
     sources,
     steps,
 )
@@ -236,7 +237,7 @@ def test_a_ppm_of_any_loss_guides_the_search(world, finished, tmp_path, monkeypa
     assert figures['examples'] + figures['held_out'] == curated['trajectories'] > 4
     assert figures['loss_last'] < figures['loss_first']
     assert 0 <= figures['answer_accuracy_after'] <= 1 <= figures['answer_pairs']
-    policy, ppm = sources.evaluated_models(round_)
+    policy, ppm = searching.evaluated_models(round_)
     problems = json.loads((world / 'problems.json').read_text())[:1]
     for record in search.run(problems, policy, ppm, config=sources.search_config(config)):
         scored = np.nonzero(~np.isnan(record.score))[0]
@@ -363,8 +364,10 @@ def test_killed_at_random_moments_it_ends_the_same(world, finished, tmp_path):
 
 def test_what_overlaps_with_a_benchmark_is_not_trained_on(world, finished, tmp_path):
     problems = json.loads((world / 'problems.json').read_text())
-    (tmp_path / 'test.json').write_text(json.dumps(problems[1:2]))
+    first = {'index': 0, 'question': 'Who reads this far?', 'answer': '0'}
+    (tmp_path / 'test.json').write_text(json.dumps([first, *problems[1:2]]))
     flags = [f'eval.benchmarks={tmp_path / "test.json"}', 'data.overlap=13']
+    flags.append('eval.limit=1')  # the others may be evaluated later
     flags.append(f'data.problems={world / "problems.json"}')
     config, _ = main.parse(str(world / 'config.py'), [f'--config.{flag}' for flag in flags])
     shutil.copytree(finished[0] / 'round1' / 'search', tmp_path / 'round1' / 'search')
@@ -378,6 +381,11 @@ def test_what_overlaps_with_a_benchmark_is_not_trained_on(world, finished, tmp_p
         'keeps them)'
     ]
     # Its trees are there, from a time when that benchmark was not evaluated.
+    assert rounds.preflight._eval(round_, set()) == [
+        'round 1 eval: of the problems that were searched, and may have been trained on, 1 overlap '
+        'with test'
+    ]
+    assert rounds.preflight._eval(round_, {round_.folder / 'search'}) == []
     rounds.run_stage(round_, 'curate')
     assert ledger.read_json(tmp_path / 'round1' / 'curate' / 'done.json')['figures'][
         'overlapping'

@@ -215,6 +215,10 @@ def test_the_search_takes_them_beside_the_known_ones(tmp_path, monkeypatch):
     figures = rounds.synthesize(first, stage, Line('synthesize'))
     assert figures['kept'] == 3 and figures['like one in training'] == 1  # there is no benchmark
     assert [p['index'] for p in sources.problems(first)][:5] == [0, 1, 2, 3, 4]
+    # Killed before it was marked complete, it makes the same of what it has sampled.
+    before = (stage.folder / synthesis.FILE).read_text()
+    assert rounds.synthesize(first, stage, Line('synthesize')) == figures
+    assert (stage.folder / synthesis.FILE).read_text() == before
     for number in (1, 2):
         kept, _, counts = sources.split_problems(round_of(tmp_path, number))
         assert len(kept) == counts['used'] == counts['rows'] == 8

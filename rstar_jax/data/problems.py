@@ -177,14 +177,25 @@ def problem_of(row: dict[str, Any], place: str, position: int) -> Problem | None
         raise UserError(f'{place}: problem without an answer; {_found(row)}')
     problem = {'index': index, 'question': question, 'answer': answer}
     if solution is None and 'question' in row and 'answer' in row:
-        return {**row, **problem}
+        return {**{key: value for key, value in row.items() if _can_be_kept(value)}, **problem}
     for label, keys in LABELS.items():
         found = next((row[key] for key in keys if row.get(key) not in (None, '')), None)
-        if isinstance(found, str | int | float):
+        if isinstance(found, str | int | float) and _can_be_kept(found):
             problem[label] = found
     if isinstance(row.get('synthetic'), bool):
         problem['synthetic'] = row['synthetic']
     return problem
+
+
+def _can_be_kept(value: Any) -> bool:
+    """Whether a tree can be stored with it: no date, no integer beyond 64 bits."""
+    if isinstance(value, list):
+        return all(map(_can_be_kept, value))
+    if isinstance(value, dict):
+        return all(isinstance(k, str) and _can_be_kept(v) for k, v in value.items())
+    if isinstance(value, int):
+        return -(2**63) <= value < 2**63
+    return value is None or isinstance(value, str | float)
 
 
 def export_problems(problems: Iterable[Problem], path: str | os.PathLike) -> int:

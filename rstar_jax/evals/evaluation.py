@@ -53,7 +53,7 @@ import math
 import os
 import pathlib
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from typing import Any
 
 import jax
@@ -250,8 +250,8 @@ class _Task:
                 leases = parallel.dealt(items, f'{place} {self.name} {kind} {trees}', self.leases)
                 path = store.directory / 'seconds.json' if parallel.is_first() else None
                 done |= store.keys() & wanted
-                for key in sorted(done - found.keys()) if self.whole else ():
-                    found[key] = Outcome.of(store[key])
+                if self.whole:
+                    found |= self._stored(store, done - found.keys())
             if wanted <= done:
                 clock = _Clock(path, seconds)
             else:
@@ -278,12 +278,31 @@ class _Task:
         parallel.barrier(f'{self.name}, {kind}: searched')
         if self.folder is not None and self.whole and (others := wanted - found.keys()):
             with self._store(kind) as store:
-                theirs = {key: Outcome.of(store[key]) for key in sorted(others & store.keys())}
+                theirs = self._stored(store, others)
             found |= theirs
             if theirs:  # which were under way for as long as this process has waited
                 clock.tick()
                 clock.keep()
         return clock.seconds
+
+    def _stored(self, store: TreeStore, wanted: Set[tuple[int, int]]) -> _Outcomes:
+        """What is stored of the wanted trees.
+
+        Raises:
+          UserError: a tree is of another problem than the one that has its index now.
+        """
+        questions = {problem['index']: problem['question'] for problem in self.problems}
+        found = {}
+        for key in sorted(store.keys() & wanted):
+            record = store[key]
+            if record.problem['question'] != questions[key[0]]:
+                raise UserError(
+                    f'benchmark {self.name}: its problem {key[0]} is another than the one that '
+                    f'{store.directory} has trees of: put the old file back, use another '
+                    f'--workdir, or delete {store.directory.parent}'
+                )
+            found[key] = Outcome.of(record)
+        return found
 
     def _store(self, kind: str) -> TreeStore:
         return TreeStore(self.folder / self.name / kind, writer=jax.process_index())

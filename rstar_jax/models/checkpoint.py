@@ -51,8 +51,8 @@ def load(
 
     dtype: 'float32' or 'bfloat16'; None = `default_dtype()`.
     mesh: lay the parameters out over it (see `sharding`); None = the default device.
-    Raises UserError: no such path, architecture not supported, damaged files, no tokenizer; all
-    faults of the weights in one.
+    Raises UserError: no such path, a PPM, architecture not supported, damaged files, no tokenizer;
+    all faults of the weights in one.
     """
     config, params, made, generation = _read(path_or_name, dtype, mesh, headless=False)
     return Policy(config, made, params, generation)
@@ -62,6 +62,14 @@ def read_config(path_or_name: str | pathlib.Path) -> Config:
     """The shape of a model as `load` would read it; errors as there."""
     path = _find(path_or_name)
     return GGUFFile(path).config if path.suffix == '.gguf' else _folder_config(path)
+
+
+def is_ppm(path_or_name: str | pathlib.Path) -> bool:
+    """Whether what `load` or `load_ppm` would read is a PPM; errors as of `read_config`."""
+    path = _find(path_or_name)
+    if path.suffix == '.gguf':
+        return False
+    return any(path.glob('value_head.*')) or SQUASH_KEY in _json(path / 'config.json')
 
 
 def save(policy: Policy, directory: str | pathlib.Path, *, shard_bytes: int = SHARD_BYTES) -> None:
@@ -135,6 +143,8 @@ def _read(path_or_name, dtype, mesh, headless):
     if dtype not in ('float32', 'bfloat16'):
         raise UserError(f'dtype={dtype!r}: expected float32 or bfloat16')
     path = _find(path_or_name)
+    if not headless and is_ppm(path):
+        raise UserError(f'{path}: holds a ppm, not a policy')
     generation: dict[str, Any] = {}
     if path.suffix == '.gguf':
         source = GGUFFile(path)

@@ -112,11 +112,23 @@ def tokenizer_of(policy, ppm):
 
 
 def make_expander(policy, ppm, config: Config, mesh, total: int) -> Expander:
-    """What writes the steps for a policy; mesh: as of `run`; total: trees to search in all."""
+    """What writes the steps for a policy; mesh: as of `run`; total: trees to search in all.
+
+    Raises:
+      UserError: paths are so short that no step fits behind any prompt.
+    """
     mesh = mesh or parallel.local_mesh(tensor=config.tensor)
     if isinstance(policy, Endpoint):
         return Remote(policy, ppm, config, mesh, total)
-    return Engine(policy, ppm, config, mesh, total, template(config, policy.tokenizer))
+    prompts = template(config, policy.tokenizer)
+    shortest = min(map(len, prompts))
+    if shortest > config.prompt_tokens:
+        raise UserError(
+            f'path_tokens={config.path_tokens}: a prompt has {shortest} tokens, more with a longer '
+            f'question, which leaves no room for a step of step_tokens={config.step_tokens}: raise '
+            'path_tokens of search or eval, or lower step_tokens'
+        )
+    return Engine(policy, ppm, config, mesh, total, prompts)
 
 
 def template(config: Config, tokenizer) -> list[list[int]]:

@@ -115,6 +115,11 @@ class Config:
         return self.answers_kept == 'first'
 
     @property
+    def prompt_tokens(self) -> int:
+        """Longest prompt that leaves room for a step; a text that is all in one may be shorter."""
+        return self.path_tokens - (self.step_tokens if self.prompt != 'whole' else 0)
+
+    @property
     def in_order(self) -> bool:
         """Whether a problem's trees grow one after another, as one decides about the next."""
         return bool(self.tokens or self.agree)

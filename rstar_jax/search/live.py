@@ -18,6 +18,7 @@ from rstar_jax.search.config import Config
 from rstar_jax.search.host import HostTree
 from rstar_jax.search.loop import Loop
 from rstar_jax.search.record import Record
+from rstar_jax.search.spending import JOB
 from rstar_jax.search.totals import Totals
 
 
@@ -90,7 +91,7 @@ class Live:
           UserError: the question is too long, or the search has ended.
         """
         tokens = self._tokens(question)
-        room = self.config.path_tokens - self.config.step_tokens
+        room = self.config.prompt_tokens
         if len(tokens) > room:
             raise UserError(
                 f'the question has {len(tokens)} tokens with its prompt, at most {room} fit'
@@ -107,7 +108,7 @@ class Live:
         ended: BaseException = UserError('the search has ended')
         try:
             for record in self._loop.run():
-                job = self._jobs[record.problem['job']]
+                job = self._jobs[record.problem[JOB]]
                 job.done(record)
         except BaseException as error:
             ended = error
@@ -140,13 +141,13 @@ class Live:
                 return None
             number = next(self._numbers)
             self._jobs[number] = job
-            problem = {'index': 0, 'question': job.question, 'answer': '', 'job': number}
+            problem = {'index': 0, 'question': job.question, 'answer': '', JOB: number}
             fresh += [(problem, tree) for tree in range(job.trees)]
         return fresh
 
     def make(self, problem: dict[str, Any], tree: int) -> HostTree:
         """The host's side of a tree, about to be put into a row."""
-        seed = self._jobs[problem['job']].seed
+        seed = self._jobs[problem[JOB]].seed
         return new_tree(problem, tree, seed=seed, config=self.config, tokenizer=self._tokenizer)
 
     def _tokens(self, question: str) -> list[int]:
@@ -169,12 +170,12 @@ class _Endless(Loop):
         problems = [problem for problem, _ in self.queue]
         problems += [tree.problem for tree in self.growing.values()]
         problems += [tree.problem for tree, _ in self.finished]
-        for number in self._jobs.keys() - {problem['job'] for problem in problems}:
+        for number in self._jobs.keys() - {problem[JOB] for problem in problems}:
             self.spending.forget(number)
             self._jobs.pop(number).done(None)
         fresh = self._live.incoming(wait=not problems)
         if fresh is None:
             return False
         queue = [*fresh[::-1], *self.queue]  # the next one is the last
-        self.queue = [item for item in queue if not self._jobs[item[0]['job']].cancelled]
+        self.queue = [item for item in queue if not self._jobs[item[0][JOB]].cancelled]
         return True

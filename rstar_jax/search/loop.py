@@ -23,7 +23,7 @@ from rstar_jax import steps
 from rstar_jax.errors import UserError
 from rstar_jax.search import flight
 from rstar_jax.search import tree as trees_lib
-from rstar_jax.search.children import Judge, Workers
+from rstar_jax.search.children import Judge, Workers, announce
 from rstar_jax.search.config import Config
 from rstar_jax.search.engine import devices, programs
 from rstar_jax.search.expander import Expander
@@ -66,6 +66,7 @@ class Loop:
         self.make = make
         self.queue: list[Item] = []  # the next one is the last
         self.growing: dict[int, HostTree] = {}
+        self.crowded = 0  # trees that have ended whose prompts leave no room for a step
         self.chunks: collections.deque[Any] = collections.deque()  # under way, the oldest first
         # What `grow` has asked for and `walk_on` reads; what `walk_on` ended and `finish` reads.
         self.grown: tuple | None = None
@@ -97,6 +98,11 @@ class Loop:
                 with contextlib.suppress(RuntimeError):  # in a call that had the arrays donated
                     self.keep_flights()
         self.tell(final=True)
+        if self.crowded:
+            announce(
+                f'search: in {self.crowded} of {self.totals.done} trees the prompt leaves no room '
+                f'for a step in path_tokens={self.config.path_tokens}: raise it'
+            )
 
     def turn(self) -> Iterator[Record]:
         """One look at a chunk, and what follows from it."""
@@ -261,6 +267,7 @@ class Loop:
             tree, arrays = self.finished.pop(0)
             record = tree.record(jax.device_get(arrays))
             self.totals.finished(record)
+            self.crowded += len(tree.nodes[0].tokens) > self.config.prompt_tokens
             self.spending.add(record)
             yield record
 

@@ -13,10 +13,12 @@ from rstar_jax.search.config import Config
 from rstar_jax.search.host import HostTree, Node
 from rstar_jax.search.record import Record, Status
 
+JOB = '\0job'  # of a problem in a Live search; no row of a data set has such a field
+
 
 def name_of(problem: dict[str, Any]) -> Hashable:
     """What tells a problem from others; in a Live search all have one index."""
-    return problem.get('job', problem['index'])
+    return problem.get(JOB, problem['index'])
 
 
 class Spending:

@@ -1,9 +1,14 @@
+import dataclasses
+import datetime
+import decimal
 import json
 
 import pytest
 
-from rstar_jax import data
+from rstar_jax import data, search
+from rstar_jax.data import problems
 from rstar_jax.errors import UserError
+from tests.data import samples
 
 
 def write(path, text):
@@ -19,6 +24,20 @@ def test_json_list_keeps_index_and_other_fields(tmp_path):
     path = write(tmp_path / 'p.json', json.dumps(problems, indent=4))
     assert data.load_problems(path) == problems
     assert data.load_problems(path, limit=1) == problems[:1]
+
+
+def test_fields_that_no_tree_can_be_stored_with_are_left_out():
+    kept = {'a': 2**63 - 1, 'b': [1.5, None, {'c': True}], 'job': 3}
+    date = datetime.date(2024, 1, 1)
+    others = {'date': date, 'price': decimal.Decimal('1.5'), 'deep': [{'when': date}]}
+    others |= {'map': [('x', 1)], 'bytes': b'x', 'huge': 2**63}
+    asked = {'question': 'a?', 'answer': '1'}
+    problem = problems.problem_of({**asked, **kept, **others}, 'here', 0)
+    assert problem == {'index': 0, **asked, **kept}
+    record = dataclasses.replace(samples.grown(0), problem=problem)
+    assert search.Record.from_bytes(record.to_bytes()).problem == problem
+    row = {'problem': 'b?', 'answer': '2', 'level': 10**30, 'type': 'Algebra'}
+    assert problems.problem_of(row, 'here', 0).keys() == {'index', 'question', 'answer', 'type'}
 
 
 def test_jsonl_and_gsm8k_answers(tmp_path):

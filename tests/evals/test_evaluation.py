@@ -264,6 +264,21 @@ def test_a_killed_evaluation_goes_on(tmp_path, lifetime):
     assert written['benchmarks']['sums']['search'] == results['benchmarks']['sums']['search']
 
 
+def test_trees_of_other_problems_are_not_taken_for_answers(tmp_path):
+    """The benchmark's file has been changed; by new answers they are graded."""
+    evaluate(Searcher(), tmp_path)
+
+    def again(**changes):
+        problems = [*PROBLEMS[:2], {**PROBLEMS[2], **changes}, PROBLEMS[3]]
+        run = {'directory': tmp_path, 'run_search': Searcher(0)}
+        return evals.run(POLICY, PPM, {'sums': problems}, CONFIG, 7, **run)
+
+    assert again(answer='4')['benchmarks']['sums']['greedy_solved'] == [10]
+    message = f'benchmark sums: its problem 12 is another .*or delete {tmp_path / "sums"}$'
+    with pytest.raises(UserError, match=message):
+        again(question='another')
+
+
 def test_seconds_of_a_killed_run_count(tmp_path):
     evaluate(Searcher(), tmp_path)
     place = tmp_path / 'sums' / 'mcts' / 'seconds.json'

@@ -404,6 +404,10 @@ def test_wrong_arguments(qwen, tmp_path):
         models.load(qwen, 'int8')
     with pytest.raises(UserError, match='no value head: expected value_head.bin'):
         models.load_ppm(qwen)
+    folder = shutil.copytree(qwen, tmp_path / 'judge')
+    (folder / 'value_head.bin').write_bytes(b'')
+    with pytest.raises(UserError, match='judge: holds a ppm, not a policy'):
+        models.load(folder)
     with pytest.raises(UserError, match='expected a Hugging Face folder'):
         models.load(qwen / 'config.json')
     with pytest.raises(UserError, match='is a file'):

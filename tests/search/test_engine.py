@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from rstar_jax import models, parallel, search
+from rstar_jax.errors import UserError
 from rstar_jax.models import tiny
 from rstar_jax.search import begin, totals
 from rstar_jax.search.engine import Engine, copies, devices, local, memory, sizes, state
@@ -176,6 +177,19 @@ def test_with_one_size_no_bit_changes(policy, ppm, workers):
     long = whole[8, 0]  # is longer than paths may be: it ends at once, and makes none longer
     assert len(long.tokens[0]) > config.path_tokens
     assert len(long.texts) == 1
+
+
+def test_a_prompt_that_leaves_no_room_for_a_step_is_told(policy, workers, capsys):
+    """Before the search, where there is room behind none; else how many there were."""
+    with pytest.raises(UserError, match=r'^path_tokens=80: a prompt has \d+ tokens.*raise path'):
+        grow(policy, None, workers, config=dataclasses.replace(CONFIG, path_tokens=80))
+    whole = dataclasses.replace(CONFIG, prompt='whole')  # no step comes behind the first
+    assert whole.prompt_tokens == CONFIG.path_tokens
+    config = dataclasses.replace(CONFIG, path_tokens=256, rollouts=1)
+    long = {'index': 8, 'question': 'Tom has 2 apples. ' * 40, 'answer': '2'}
+    grow(policy, None, workers, config=config, problems=[*PROBLEMS, long])
+    told = 'search: in 1 of 4 trees the prompt leaves no room for a step in path_tokens=256: raise'
+    assert told in capsys.readouterr().out
 
 
 @pytest.mark.parametrize('windows', [(), (None, 9)])

@@ -338,7 +338,11 @@ def test_a_problem_is_done_when_its_answers_agree(workers):
         )
         expander = search.Scripted(texts, trees=8 if agree else 1)
         records = search.run(
-            _problems(2), expander=expander, config=config, workers=workers, trees=5
+            [{**problem, 'job': 7} for problem in _problems(2)],  # a field like any other
+            expander=expander,
+            config=config,
+            workers=workers,
+            trees=5,
         )
         found = collections.Counter(record.problem['index'] for record in records)
         assert [found[0], found[1]] == expected, agree

@@ -284,7 +284,6 @@ def compiled(
         if one is None:
             raise UserError('--plan: the search does not fit into the chips of a host')
     made = {}
-    mesh = parallel.global_mesh(devices=chips)
     for section, default in (('sft', training.default_sft()), ('ppm', training.default_ppm())):
         kind = SECTIONS[section][1]
         if section not in stages or kind not in found.tokens:
@@ -292,6 +291,7 @@ def compiled(
         default.update(config.training[section])
         if processor:
             default.dtype = default.dtype or default_dtype()
+        mesh = parallel.training_mesh(default.batch_size, shape, chips)
         made[section] = trainings.plan(
             section, default, shape, mesh, memory, round(found.tokens[kind])
         )

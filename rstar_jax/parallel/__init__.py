@@ -20,7 +20,7 @@ from rstar_jax.parallel.memory import (
     give_memory_back,
     trim,
 )
-from rstar_jax.parallel.mesh import global_mesh, local_mesh
+from rstar_jax.parallel.mesh import global_mesh, local_mesh, training_mesh
 from rstar_jax.parallel.roll import free_port
 
 __all__ = [
@@ -47,5 +47,6 @@ __all__ = [
     'peak_flops',
     'platform',
     'take',
+    'training_mesh',
     'trim',
 ]

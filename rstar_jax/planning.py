@@ -90,7 +90,6 @@ def _searches(config: ConfigDict, chips: Sequence[Any], chip: Chip) -> Iterator[
 def _trainings(
     config: ConfigDict, kinds: Sequence[str], chips: Sequence[Any], chip: Chip
 ) -> Iterator[str]:
-    mesh = parallel.global_mesh(devices=chips)
     kinds = [kind for kind in kinds if kind != 'search']
     for kind in kinds:
         yield f'{kind}: {_settings_line(config.training[kind])}'
@@ -99,6 +98,7 @@ def _trainings(
     @functools.cache
     def compiled(kind: str, shape: models.Config) -> trainings.Plan:
         settings = training.settings(kind, config.training[kind])
+        mesh = parallel.training_mesh(settings.batch_size, shape, chips)
         return trainings.plan(kind, settings, shape, mesh, chip.memory)
 
     for name, shape in models_of(config.base.path or config.policy.path).items():
@@ -146,13 +146,14 @@ def _cells(plan: searches.Plan | None, chip: Chip) -> list[str]:
     ]
 
 
-TRAINING_ROW = '{:18} {:5} {:>4} {:>12} {:>6} {:>6}  {:12} {:12} {:>4} {:>7}  {}'
+TRAINING_ROW = '{:18} {:5} {:>6} {:>12} {:>6} {:>6}  {:12} {:12} {:>4} {:>7}  {}'
 TRAINING_HEAD = TRAINING_ROW.format(
     *('model', 'stage', 'fsdp', 'micros', 'held', 'peak', 'PFLOP', 'seconds', 'MFU', 'compile'),
     'received, GB',
 )
 TRAINING_NOTES = """\
-Of a chip and one optimiser step. fsdp: chips that parameters, moments and gradients are cut over.
+Of a chip and one optimiser step. fsdp: chips that parameters, moments and gradients are cut over;
+x those that a row's heads are cut over as well, where there are more chips than examples.
 micros: micro batches, rows on all chips x tokens. held: GiB of parameters, moments and frozen
 weights; peak: GiB in use, by the compiler. PFLOP: of the products, each once; with what is computed
 again or masked. seconds: at least, by FLOPs (the second), by bytes from other chips.
@@ -176,7 +177,8 @@ def least_seconds(plan: trainings.Plan, chip: Chip) -> tuple[float, float]:
 
 def _training_cells(plan: trainings.Plan, chip: Chip) -> list[str]:
     micros = ' + '.join(f'{n} x {rows}x{length}' for (rows, length), n in plan.micros.items())
-    about = [str(plan.mesh['fsdp']), micros, f'{plan.held / GIB:.2f}', f'{plan.peak / GIB:.2f}']
+    fsdp = 'x'.join(str(n) for n in (plan.mesh['fsdp'], plan.mesh['tensor']) if n > 1) or '1'
+    about = [fsdp, micros, f'{plan.held / GIB:.2f}', f'{plan.peak / GIB:.2f}']
     work = plan.work
     if work is None:
         return [*about, f'does not fit into {chip.memory / GIB:g} GiB', '', '', '', '']

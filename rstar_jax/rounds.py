@@ -29,6 +29,7 @@ from rstar_jax import (
     data,
     evals,
     ledger,
+    models,
     parallel,
     places,
     preflight,
@@ -197,8 +198,10 @@ def bootstrap(round_: Round, stage: ledger.Stage, line: Line) -> Figures:
     """Trains the run's first policy on demonstrations."""
     config = round_.config
     dtype = training.start_dtype(config.training.bootstrap)
-    policy = sources.first_policy(config, dtype, _training_mesh())
-    return _train(round_, stage, line, 'bootstrap', policy, sources.world(config).demonstrations)
+    mesh = _training_mesh(round_, 'bootstrap', config.policy.path)
+    policy = sources.first_policy(config, dtype, mesh)
+    examples = sources.world(config).demonstrations
+    return _train(round_, stage, line, 'bootstrap', policy, examples, mesh=mesh)
 
 
 def synthesize(round_: Round, stage: ledger.Stage, line: Line) -> Figures:
@@ -238,8 +241,10 @@ def sft(round_: Round, stage: ledger.Stage, line: Line) -> Figures:
             'problem: raise --config.search.rollouts or candidates, or use a stronger policy'
         )
     dtype = training.start_dtype(round_.config.training.sft)
-    policy = sources.load_policy(sources.base_path(round_), dtype, _training_mesh())
-    return _train(round_, stage, line, 'sft', policy, examples)
+    path = sources.base_path(round_)
+    mesh = _training_mesh(round_, 'sft', path)
+    policy = sources.load_policy(path, dtype, mesh)
+    return _train(round_, stage, line, 'sft', policy, examples, mesh=mesh)
 
 
 def ppm(round_: Round, stage: ledger.Stage, line: Line) -> Figures:
@@ -254,10 +259,12 @@ def ppm(round_: Round, stage: ledger.Stage, line: Line) -> Figures:
         )
     sources.finished(round_.folder / 'policy', 'policy', stage.folder.name)
     dtype = training.start_dtype(round_.config.training.ppm)
-    policy = sources.load_policy(round_.folder / 'policy', dtype, _training_mesh())
+    mesh = _training_mesh(round_, 'ppm', round_.folder / 'policy')
+    policy = sources.load_policy(round_.folder / 'policy', dtype, mesh)
     whole = any(folder.glob('trajectories-*'))  # an earlier version wrote pairs only
     trajectories = data.load_examples(folder, 'trajectories') if whole else ()
-    return _train(round_, stage, line, 'ppm', policy, examples, trajectories=trajectories)
+    more = {'trajectories': trajectories, 'mesh': mesh}
+    return _train(round_, stage, line, 'ppm', policy, examples, **more)
 
 
 def _train(
@@ -273,14 +280,24 @@ def _train(
         line.show(*of_training(now))
         round_.events.add(f'round{round_.number}/{stage.folder.name}', now, int(now['step']))
 
-    how = {'mesh': _training_mesh(), 'progress': tell, 'release': True}
+    how = {'progress': tell, 'release': True}
     train = training.ppm if is_ppm else training.sft
     _, figures = train(policy, examples, settings, stage.folder, **how, **more)
     return figures
 
 
-def _training_mesh() -> jax.sharding.Mesh | None:
-    return parallel.global_mesh() if jax.device_count() > 1 else None
+def _training_mesh(round_: Round, name: str, path: str | pathlib.Path) -> jax.sharding.Mesh | None:
+    """Of the training NAME of a model at a path; None for one device."""
+    if jax.device_count() == 1:
+        return None
+    model = None
+    if sources.holds_model(path):
+        model = models.Config.from_dict(
+            ledger.read_json(pathlib.Path(path) / 'model.json')['config']
+        )
+    elif path != sources.TINY:
+        model = models.read_config(path)
+    return parallel.training_mesh(round_.config.training[name].batch_size, model)
 
 
 def evaluate(round_: Round, stage: ledger.Stage, line: Line) -> Figures:
@@ -314,7 +331,8 @@ def evaluate(round_: Round, stage: ledger.Stage, line: Line) -> Figures:
 
 def export(round_: Round, stage: ledger.Stage, line: Line) -> Figures:
     """Writes what the round trained as Hugging Face directories."""
-    made, folder, mesh = {}, round_.folder, _training_mesh()
+    made, folder = {}, round_.folder
+    mesh = parallel.global_mesh() if jax.device_count() > 1 else None
     sources.finished(folder / 'policy', 'policy', f'round {round_.number} export')
     for part in filter(None, (folder / 'policy', sources.own_ppm(round_, line.say))):
         title = f'{round_.root.absolute().name}-round{round_.number}-{part.name}'

@@ -287,7 +287,6 @@ def compiled(
         if one is None:
             raise UserError('--plan: the search does not fit into the chips of a host')
     made = {}
-    mesh = parallel.global_mesh(devices=chips)
     for section in ('sft', 'ppm'):
         kind = SECTIONS[section][1]
         if section not in stages or kind not in found.tokens:
@@ -295,6 +294,7 @@ def compiled(
         how = training.settings(section, config.training[section])
         if processor:
             how.dtype = how.dtype or default_dtype()
+        mesh = parallel.training_mesh(how.batch_size, shape, chips)
         made[section] = trainings.plan(section, how, shape, mesh, memory, round(found.tokens[kind]))
         if made[section].work is None:
             raise UserError(f'--plan: {section} does not fit into {memory / GIB:g} GiB')

@@ -11,6 +11,7 @@ from rstar_jax import (
     data,
     ledger,
     main,
+    models,
     report,
     rounds,
     search,
@@ -21,7 +22,9 @@ from rstar_jax import (
 from rstar_jax.errors import UserError
 from rstar_jax.progress import Events, Line
 from rstar_jax.sources import Round
+from rstar_jax.training import checkpoints
 from tests.evals.trees import tree as tree_of
+from tests.training import words
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
 
@@ -218,6 +221,22 @@ def test_every_round_searches_by_a_seed_of_its_own():
         for n in range(1, 5)
     ]
     assert seeds[0] == 7 and len(set(seeds)) == 4
+
+
+def test_a_training_has_a_row_for_each_example_where_its_heads_let_it(tmp_path):
+    """On the eight devices of the tests."""
+    policy = words.policy()  # of 4 heads, 2 of keys
+    models.save(policy, tmp_path / 'hf')
+    checkpoints.save_model(policy, tmp_path / 'own')
+    round_ = Round(configs.default(), tmp_path, 1, Events(None))
+    for batch_size, path, sizes in (
+        (4, tmp_path / 'hf', (1, 4, 2)),
+        (1, str(tmp_path / 'own'), (1, 4, 2)),
+        (8, tmp_path / 'own', (1, 8, 1)),
+        (4, sources.TINY, (1, 8, 1)),
+    ):
+        round_.config.training.sft.batch_size = batch_size
+        assert rounds._training_mesh(round_, 'sft', path).devices.shape == sizes
 
 
 def test_a_raised_limit_extends_the_search(world, tmp_path, monkeypatch):

@@ -393,26 +393,31 @@ def test_the_table_of_trainings(monkeypatch):
         held=5 * GIB,
         work=trainings.Work({'all-gather': collectives.Exchange(5, 4e11)}, 77.0),
     )
-    asked = []
+    asked, meshes = [], []
 
     def plan(kind, settings, shape, mesh, memory):
         asked.append((kind, settings.lora, settings.length, memory))
         return fits if kind == 'sft' else dataclasses.replace(fits, peak=20 * GIB, work=None)
 
     monkeypatch.setattr(planning, 'slice_chips', lambda topology: [Chip()] * 8)
-    monkeypatch.setattr(parallel, 'global_mesh', lambda devices: None)
+    monkeypatch.setattr(parallel, 'training_mesh', lambda *asked: meshes.append(asked))
     monkeypatch.setattr(trainings, 'plan', plan)
     config = configs.default()
     config.base.path = 'Qwen/Qwen2.5-Math-7B'
     config.training.sft.lora = 16
     lines = list(planning.plan(config, 'v5e:2x4,v6e:2x4', ['sft', 'ppm']))
     assert asked == 2 * [('sft', 16, 4096, 15.75 * GIB), ('ppm', 0, 2048, 15.75 * GIB)]
+    shape = published.SHAPES['qwen2.5-math-7b']
+    assert [row[:2] for row in meshes] == 2 * [(128, shape), (512, shape)]
     sft, ppm, *_ = (line for line in lines if line.startswith('qwen2.5-math-7b '))
     assert sft.split()[:8] == ['qwen2.5-math-7b', 'sft', '8', '16', 'x', '8x4096', '5.00', '9.00']
     # Two seconds by FLOPs, of which one is needed, two by what is received.
     assert ' 0.20, 0.39 ' in sft and ' 2.00, 2.00 ' in sft and ' 50% ' in sft
     assert sft.endswith('77  all-gather 400.0')
     assert '5.00  20.00  does not fit into 15.75 GiB' in ppm
+    cut = dataclasses.replace(fits, mesh={'data': 1, 'fsdp': 256, 'tensor': 4})
+    row = planning.training_row('m', 'sft', cut, planning.CHIPS['TPU v5 lite'])
+    assert row.split()[2] == '256x4'
     assert any(line.startswith('sft: LoRA of rank 16, bfloat16, ') for line in lines)
     with pytest.raises(UserError, match='--stages=eval: a plan needs search, sft or ppm'):
         next(planning.plan(config, 'v5e:2x4', ['eval']))

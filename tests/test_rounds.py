@@ -228,7 +228,7 @@ def ppm_stage(world, finished, root: pathlib.Path, *flags: str) -> tuple[Round, 
 
 @pytest.mark.parametrize('loss', ['orm', 'pqm', 'prm'])
 def test_a_ppm_of_any_loss_guides_the_search(world, finished, tmp_path, monkeypatch, loss):
-    monkeypatch.setattr(rounds, '_training_mesh', lambda: None)  # the real one is of 8 devices here
+    monkeypatch.setattr(rounds, '_training_mesh', lambda *_: None)  # the real one has 8 devices
     flags = f'training.ppm.loss={loss}', 'training.ppm.held_out=0.5', 'training.ppm.epochs=4'
     round_, config = ppm_stage(world, finished, tmp_path, *flags)
     rounds.run_stage(round_, 'ppm')

@@ -168,7 +168,7 @@ def test_speeds_follow_from_the_plans_limits(monkeypatch, platform, step):
     monkeypatch.setattr(searches, 'plan', plan_search)
     monkeypatch.setattr(planning, 'host_chips', lambda chips: chips[:4])
     monkeypatch.setattr(trainings, 'plan', plan)
-    monkeypatch.setattr(whole_job.parallel, 'global_mesh', lambda devices: None)
+    monkeypatch.setattr(whole_job.parallel, 'training_mesh', lambda *_: None)
     monkeypatch.setattr(whole_job, '_platform', lambda chips: platform)
     made = whole_job.compiled(config(), 3600, FOUND, devices, 2**34, SHAPE, configs.STAGES)
     params = models.decoder.init_params(SHAPE, jax.random.key(0))

@@ -74,9 +74,10 @@ def _planned(claim: Claim) -> dict[str, float]:
     from rstar_jax.training import planning as trainings
 
     chips = planning.slice_chips(claim.topology)
-    chip, mesh = find_chip(chips[0].device_kind), parallel.global_mesh(devices=chips)
+    chip, settings = find_chip(chips[0].device_kind), claim.settings()
     shape = published.SHAPES[claim.model]
-    plan = trainings.plan(claim.kind, claim.settings(), shape, mesh, chip.memory)
+    mesh = parallel.training_mesh(settings.batch_size, shape, chips)
+    plan = trainings.plan(claim.kind, settings, shape, mesh, chip.memory)
     row = planning.training_row(claim.model, claim.kind, plan, chip)
     print(f'{claim.topology:8} {claim.how:8} {row}', flush=True)
     if plan.work is None:

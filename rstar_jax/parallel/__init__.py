@@ -12,7 +12,7 @@ from rstar_jax.parallel.memory import (
     give_memory_back,
     trim,
 )
-from rstar_jax.parallel.mesh import global_mesh, local_mesh
+from rstar_jax.parallel.mesh import global_mesh, local_mesh, training_mesh
 from rstar_jax.parallel.roll import free_port
 
 __all__ = [
@@ -36,5 +36,6 @@ __all__ = [
     'local_mesh',
     'peak_flops',
     'platform',
+    'training_mesh',
     'trim',
 ]

@@ -2,11 +2,13 @@
 
 While searching, a host drives only its own devices: `local_mesh` has the axes (data, tensor), and
 each of its `data` rows runs its own trees. Training uses one `global_mesh` over every device of
-every host, axes (data, fsdp, tensor); where these are several TPU slices, `data` goes over them.
+every host, axes (data, fsdp, tensor), as `training_mesh` chooses them; where these are several TPU
+slices, `data` goes over them.
 """
 
 import collections
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -58,6 +60,27 @@ def global_mesh(
         return Mesh(mesh_utils.create_device_mesh(shape, devices), GLOBAL_AXES)
     grid = mesh_utils.create_hybrid_device_mesh(shape, (len(slices), 1, 1), devices)
     return Mesh(grid, GLOBAL_AXES)
+
+
+def training_mesh(
+    examples: int, model: Any = None, devices: Sequence[jax.Device] | None = None
+) -> Mesh:
+    """The global mesh for steps of so many examples.
+
+    Each of data x fsdp computes a row of tokens at least: where these are more than the examples,
+    most rows are padding (a step of 128 on 1,024 chips: 29 times its tokens). So `tensor` is
+    doubled while they are more, as far as it divides the model's heads and a host's devices: what
+    it exchanges in every layer stays in a host.
+
+    model: its config; None = one that `tensor` does not cut.
+    """
+    devices = list(jax.devices() if devices is None else devices)
+    host = min(collections.Counter(device.process_index for device in devices).values())
+    parts = (host, model.num_heads, model.num_kv_heads) if model is not None else (1,)
+    tensor = 1
+    while len(devices) // tensor > examples and not any(n % (2 * tensor) for n in parts):
+        tensor *= 2
+    return global_mesh(tensor=tensor, devices=devices)
 
 
 def _divides(name: str, size: int, count: int, what: str) -> None:

@@ -20,7 +20,7 @@ def planned(monkeypatch):
     """What `trainings.plan` is called with; it returns planned[0]."""
     chip = types.SimpleNamespace(device_kind='TPU v5 lite', process_index=0)
     monkeypatch.setattr(planning, 'slice_chips', lambda topology: [chip])
-    monkeypatch.setattr(parallel, 'global_mesh', lambda devices: None)
+    monkeypatch.setattr(parallel, 'training_mesh', lambda *_: None)
     calls = [FITS]
 
     def plan(kind, settings, shape, mesh, memory):

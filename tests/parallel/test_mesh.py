@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from rstar_jax import parallel
+from rstar_jax import models, parallel
 from rstar_jax.errors import UserError
 
 
@@ -93,6 +93,34 @@ def test_data_goes_over_the_slices_of_a_tpu_and_nothing_else_does():
     assert parallel.global_mesh(devices=chips(8)).devices.shape == (1, 8, 1)
     hosts = chips(16, platform='gpu', device_kind='NVIDIA H100')
     assert parallel.global_mesh(devices=hosts).devices.shape == (1, 16, 1)
+
+
+@pytest.mark.parametrize(
+    ('examples', 'heads', 'shape'),
+    [
+        (1024, (28, 4), (1, 1024, 1)),
+        (512, (28, 4), (1, 512, 2)),
+        (128, (28, 4), (1, 256, 4)),  # not beyond a host
+        (300, (28, 4), (1, 256, 4)),
+        (128, (12, 2), (1, 512, 2)),
+        (128, (14, 2), (1, 512, 2)),
+        (128, (9, 3), (1, 1024, 1)),
+        (128, None, (1, 1024, 1)),
+    ],
+)
+def test_a_mesh_has_no_more_rows_than_a_step_has_examples(examples, heads, shape):
+    """Where a host of 4 and the heads let it."""
+    hosts = [Chip(i, 0, 'gpu', 'NVIDIA H100', process_index=i // 4) for i in range(1024)]
+    model = None
+    if heads is not None:
+        model = models.Config('qwen2', 64, 32, 64, 1, *heads, 16)
+    assert parallel.training_mesh(examples, model, hosts).devices.shape == shape
+
+
+def test_the_mesh_of_few_examples_goes_over_slices():
+    model = models.Config('qwen2', 64, 32, 64, 1, 8, 8, 16)
+    assert parallel.training_mesh(4, model, chips(16)).devices.shape == (2, 2, 4)
+    assert parallel.training_mesh(4, model).devices.shape == (1, 4, 2)  # of this machine
 
 
 def test_sizes_that_do_not_divide_a_slice_are_user_errors():

@@ -7,7 +7,7 @@ function over lists. Interchange formats: `export_*`, `import_*`.
 """
 
 from rstar_jax.data.annotated import Annotated, Trajectory, annotate
-from rstar_jax.data.curation import curate, curate_to, join
+from rstar_jax.data.curation import curate, curate_to, in_order, join
 from rstar_jax.data.examples import Examples, load_examples, store_examples
 from rstar_jax.data.flights import Flights
 from rstar_jax.data.interchange import (
@@ -29,7 +29,7 @@ from rstar_jax.data.interchange import (
 )
 from rstar_jax.data.pairs import Rules, pair_weight, split_prompt
 from rstar_jax.data.problems import Selection, export_problems, load_problems, told
-from rstar_jax.data.trees import TreeStore, in_order
+from rstar_jax.data.trees import TreeStore
 
 __all__ = [
     'IMPORTS',

@@ -23,7 +23,9 @@ import bisect
 import contextlib
 import dataclasses
 import hashlib
+import heapq
 import json
+import math
 import os
 import pathlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -40,11 +42,31 @@ from rstar_jax.data.annotated import (
     leading,
 )
 from rstar_jax.data.pairs import Counts, Example, Rules, pairs_of
+from rstar_jax.data.trees import TreeStore
 from rstar_jax.errors import UserError
 from rstar_jax.search.record import Record
 
 COUNTS = 'counts.json'
 OUTCOMES = 4  # right trajectories of a problem for reward models, and wrong ones, at most
+
+
+def in_order(
+    stores: Sequence[TreeStore], first: float = -math.inf, end: float = math.inf
+) -> Iterator[Record]:
+    """The trees of several stores, those of one problem together, in the order of the stores.
+
+    first, end: of problems with an index from `first` on and below `end`.
+    """
+
+    def keyed(number: int) -> Iterator[tuple[tuple[int, str, int], Record]]:
+        for key in sorted(stores[number].keys()):
+            if first <= key[0] < end:
+                record = stores[number][key]
+                yield (record.problem['index'], record.problem['question'], number), record
+
+    streams = [keyed(number) for number in range(len(stores))]
+    for _, record in heapq.merge(*streams, key=lambda item: item[0]):
+        yield record
 
 
 def curate(

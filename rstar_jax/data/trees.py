@@ -14,7 +14,6 @@ lost `.keys` file is made again from its shard.
 
 import collections
 import fcntl
-import heapq
 import itertools
 import json
 import math
@@ -23,7 +22,7 @@ import pathlib
 import re
 import resource
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from typing import IO, NamedTuple
 
 from rstar_jax import atomic
@@ -367,25 +366,6 @@ class TreeStore:
         if self._lock is not None:
             self._lock.close()
             self._lock = None
-
-
-def in_order(
-    stores: Sequence[TreeStore], first: float = -math.inf, end: float = math.inf
-) -> Iterator[Record]:
-    """The trees of several stores, those of one problem together, in the order of the stores.
-
-    first, end: of problems with an index from `first` on and below `end`.
-    """
-
-    def keyed(number: int) -> Iterator[tuple[tuple[int, str, int], Record]]:
-        for key in sorted(stores[number].keys()):
-            if first <= key[0] < end:
-                record = stores[number][key]
-                yield (record.problem['index'], record.problem['question'], number), record
-
-    streams = [keyed(number) for number in range(len(stores))]
-    for _, record in heapq.merge(*streams, key=lambda item: item[0]):
-        yield record
 
 
 def _latest_first(path: pathlib.Path) -> tuple[str, int]:

@@ -52,16 +52,16 @@ import functools
 import math
 import os
 import pathlib
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from typing import Any
 
 import jax
 
-from rstar_jax import atomic, bounds, ledger, parallel, search
+from rstar_jax import atomic, bounds, parallel, search
 from rstar_jax.data.trees import TreeStore
 from rstar_jax.errors import UserError
 from rstar_jax.evals import selection
+from rstar_jax.evals.clock import Clock
 from rstar_jax.evals.figures import GREEDY, Outcome, Problem, Run, flops_of, grade
 from rstar_jax.search.record import Record
 
@@ -71,7 +71,6 @@ SAMPLED, UNGUIDED = 'sampled', 'unguided'
 GUIDED = bounds.CHOICES['search.strategy']
 STRATEGIES = (GREEDY, SAMPLED, UNGUIDED, *GUIDED)
 COSTS = ('tokens', 'seconds', 'flops')
-KEPT_SECONDS = 1.0  # between two writes of the seconds that an evaluation took
 
 
 @dataclasses.dataclass(frozen=True)
@@ -253,7 +252,7 @@ class _Task:
                 if self.whole:
                     found |= self._stored(store, done - found.keys())
             if wanted <= done:
-                clock = _Clock(path, seconds)
+                clock = Clock(path, seconds)
             else:
                 run = self.run_search(
                     self.problems,
@@ -267,7 +266,7 @@ class _Task:
                     progress=self._report(kind),
                     leases=leases,
                 )
-                clock = _Clock(path, seconds)
+                clock = Clock(path, seconds)
                 stack.callback(clock.keep)
                 for record in run:
                     if store is not None:
@@ -311,37 +310,6 @@ class _Task:
         if self.progress is None:
             return None
         return lambda figures: self.progress({'benchmark': self.name, 'kind': kind, **figures})
-
-
-class _Clock:
-    """Seconds spent, those of runs that were killed included, as of their last finished tree.
-
-    Compilation is left out: it depends on what was compiled before, not on what is measured.
-    """
-
-    def __init__(self, path: pathlib.Path | None, before: float):
-        self._path, self._before = path, before
-        if path is not None and path.exists():
-            self._before = float(ledger.read_json(path)['seconds'])
-        self._begin = self._end = self._kept = self._now()
-
-    @staticmethod
-    def _now() -> float:
-        return time.monotonic() - parallel.compile_seconds()
-
-    def tick(self) -> None:
-        self._end = max(self._end, self._now())
-        if self._end - self._kept >= KEPT_SECONDS:
-            self.keep()
-
-    def keep(self) -> None:
-        self._kept = self._end
-        if self._path is not None:
-            atomic.write_json(self._path, {'seconds': self.seconds})
-
-    @property
-    def seconds(self) -> float:
-        return self._before + self._end - self._begin
 
 
 def _evaluate(task: _Task, policy: Any, ppm: Any, config: Config) -> dict[str, Any] | None:

@@ -61,10 +61,11 @@ def search_trees(round_: Round, stage: ledger.Stage, line: Line) -> dict[str, An
 
 def _check_problems(problems: list[dict], store: data.TreeStore, path: str) -> None:
     """Raises UserError where a stored tree is of another problem than has its index now."""
-    questions = {problem['index']: problem['question'] for problem in problems}
-    for index, tree in sorted(store.keys()) if parallel.is_first() else ():
-        now = questions.get(index) if tree == 0 else None
-        if now not in (None, store[index, tree].problem['question']):
+    if not parallel.is_first():
+        return
+    now = {problem['index']: data.question_id(problem['question']) for problem in problems}
+    for (index, _), facts in store.facts():
+        if now.get(index, facts.question) != facts.question:
             raise UserError(
                 f'--config.data.problems={path}: problem {index} is another than the one that '
                 f'{store.directory} has trees of: put the old file back, use another --workdir, '

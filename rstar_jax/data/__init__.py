@@ -29,7 +29,7 @@ from rstar_jax.data.interchange import (
 )
 from rstar_jax.data.pairs import Rules, pair_weight, split_prompt
 from rstar_jax.data.problems import Selection, export_problems, load_problems, told
-from rstar_jax.data.trees import TreeStore
+from rstar_jax.data.trees import TreeStore, question_id
 
 __all__ = [
     'IMPORTS',
@@ -60,6 +60,7 @@ __all__ = [
     'load_examples',
     'load_problems',
     'pair_weight',
+    'question_id',
     'split_prompt',
     'stepwise',
     'store_examples',

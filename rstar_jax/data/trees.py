@@ -2,7 +2,7 @@
 
     tree-W-INDEX-TREE.array_record   one tree, as soon as it has finished (W: the writing process)
     shard-W-NUMBER.array_record      several trees: of one second, or merged out of smaller files
-    shard-W-NUMBER.keys              [index, tree, solved, nodes, sampled tokens] of each of them
+    shard-W-NUMBER.keys              [index, tree, *Facts] of each of them
 
 Files are made once a second at most: where small trees end by the dozen, making, flushing and
 deleting a file for each takes longer than the search. Where small files hold enough trees, and as
@@ -22,6 +22,7 @@ import pathlib
 import re
 import resource
 import time
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from typing import IO, NamedTuple
 
@@ -40,17 +41,24 @@ STALE_SECONDS = 60.0  # in which a shared disk has told all machines that a file
 class Facts(NamedTuple):
     """What is known of a stored tree without reading it.
 
-    tokens: sampled.
+    tokens: sampled. question: `question_id` of its problem.
     """
 
     solved: bool
     nodes: int
     tokens: float
+    question: int
 
     @classmethod
     def of(cls, record: Record) -> 'Facts':
         tokens = record.counters.get('sampled_tokens', 0.0)
-        return cls(record.solved, len(record.texts), float(tokens))
+        question = question_id(record.problem['question'])
+        return cls(record.solved, len(record.texts), float(tokens), question)
+
+
+def question_id(question: str) -> int:
+    """A number that other questions hardly have."""
+    return zlib.crc32(question.encode())
 
 
 class _Place(NamedTuple):

@@ -1,6 +1,7 @@
 """Searches of a round and of its evaluation: by this job's processes, or by workers on Ray."""
 
 import contextlib
+import math
 import pathlib
 import types
 from collections.abc import Callable, Iterator
@@ -24,8 +25,11 @@ def search_trees(round_: Round, stage: ledger.Stage, line: Line) -> dict[str, An
     config = round_.config
     problems, _, read = sources.split_problems(round_)
     line.say(data.told(read))
+    latest: dict[str, float] = {}
+    use: list[float] = []  # of the slots, in each pass
 
     def tell(now: dict[str, float]) -> None:
+        latest.update(now)
         round_.beat(stage)
         line.show(*of_search(now, solved=True))
         round_.events.add(f'round{round_.number}/search', now, len(store))
@@ -53,10 +57,12 @@ def search_trees(round_: Round, stage: ledger.Stage, line: Line) -> dict[str, An
             with contextlib.closing(records):
                 for record in records:
                     store.append(record)
+            use.append(latest.get('slot_use', math.nan))
         if not parallel.is_first():
             return {}
         flights.forget()
-        return {**_tree_figures(store, stage.seconds), 'read': dict(read)}
+        figures = {**_tree_figures(store, stage.seconds), 'read': dict(read)}
+        return figures if math.isnan(use[0]) else {**figures, 'slot_use': use[0]}
 
 
 def _check_problems(problems: list[dict], store: data.TreeStore, path: str) -> None:

@@ -68,8 +68,8 @@ class Statistics:
     prompts begin with. read, scored: tokens of a tree that policy and PPM are run on besides
     sampling. solved: share of the problems. examples: that are trained on, of a problem, by kind
     ('sft', 'pairs'); tokens: of one. curate: seconds of a problem. evaluated: tokens that an
-    evaluation samples in all. trees: how many these are means of. longest: time that the longest
-    tree took / that a tree took.
+    evaluation samples in all. trees: how many these are means of. slot_use: share of the slots'
+    steps in which something was written, to the end of the last tree.
     """
 
     sampled: float
@@ -82,7 +82,7 @@ class Statistics:
     curate: float
     evaluated: float
     trees: int
-    longest: float = 1.0
+    slot_use: float = 1.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -195,7 +195,7 @@ def statistics(workdir: pathlib.Path) -> tuple[int, Statistics]:
     def mean(name: str) -> float:
         return sum(row.get(name, 0.0) for row in counters) / trees
 
-    seconds = [row.get('seconds', 0.0) for row in counters]
+    searching = (ledger.read_json(folder / 'search' / 'done.json') or {}).get('figures', {})
     curated = ledger.read_json(folder / 'curate' / 'done.json')
     figures = curated['figures']
     problems = figures.get('problems') or len(searched)  # examples out of files: none
@@ -219,7 +219,7 @@ def statistics(workdir: pathlib.Path) -> tuple[int, Statistics]:
         curate=curated['seconds'] / problems,
         evaluated=_evaluated(folder / 'eval' / 'results.json'),
         trees=trees,
-        longest=max(seconds) / mean('seconds') if any(seconds) else 1.0,
+        slot_use=searching.get('slot_use', 1.0),
     )
 
 
@@ -306,18 +306,19 @@ def limits(plans: Plans, chips: Sequence[Any], chip: Chip) -> Speed:
     """What the chips do at most, each of them like `chip`."""
     # A processor reads and computes by turns.
     both = sum if _platform(chips) == 'cpu' else max
-    hosts, decoded, read, flight = len({chip.process_index for chip in chips}), 0.0, 0.0, 0
+    decoded, read, flight = 0.0, 0.0, 0
     if (search := plans.search) is not None:
         least = both([search.flops / chip.flops, search.floor / chip.bandwidth])
         step = search.step or least
-        decoded = hosts * search.groups * search.slots / step
-        flight = hosts * search.groups * search.trees
+        groups = len(chips) // search.tensor
+        decoded, flight = groups * search.slots / step, groups * search.trees
         read = len(chips) * chip.flops / (2 * plans.parameters)
     steps = {}
     for section, one in plans.trainings.items():
         computing = max(planning.least_seconds(one, chip))
         # Parameters and moments are read and written.
         steps[section] = computing + 2 * one.held / chip.bandwidth
+    hosts = len({chip.process_index for chip in chips})
     return Speed(decoded, read, steps, hosts, flight)
 
 
@@ -333,7 +334,7 @@ def hours(
 
     Trees of `search.more_rollouts` are those of the problems that are not solved, as long as the
     first ones by their rollouts. When no tree is left to begin, those in flight end one by one, and
-    what they leave idle until the longest is done comes on top.
+    leave as many slots idle as those of the small run did.
     """
     trees = problems * _first_trees(config, found)
     unsolved = problems * (1 - found.solved)
@@ -342,7 +343,8 @@ def hours(
     if 'search' in stages:
         tree = found.sampled / (assumed.decode * speed.decoded)
         tree += (found.read + found.scored) / (assumed.prefill * speed.read)
-        last = min(trees, speed.flight) * (found.longest - 1)
+        waves = max(1.0, found.trees / max(speed.flight, 1))  # of the small run
+        last = min(trees, speed.flight) * (1 / found.slot_use - 1) * waves
         rows['search'] = assumed.start + max(trees / (1 - assumed.idle), trees + last) * tree
     if 'curate' in stages:
         rows['curate'] = problems * found.curate / speed.hosts

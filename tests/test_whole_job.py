@@ -60,9 +60,13 @@ def test_more_trees_and_harder_problems_take_longer():
     more = config(rollouts=16, more_rollouts=(64, 128))
     assert hours(more)['search'] == pytest.approx(once * (1 + 0.25 * (4 + 8)))
     assert hours(more, solved=1.0)['search'] == pytest.approx(once)
-    # The last trees in flight end one by one, the longest after three times the mean.
+    # The last 360 trees in flight end one by one, and leave a third of the slots idle meanwhile.
     speed = dataclasses.replace(SPEED, flight=360)
-    assert hours(config(), speed, longest=3.0)['search'] == pytest.approx(1.2 * once)
+    assert hours(config(), speed, slot_use=2 / 3)['search'] == pytest.approx(1.05 * once)
+    # 64 trees are four waves of 16: all that was idle was so in the last one.
+    speed = dataclasses.replace(SPEED, flight=16)
+    few = hours(config(), speed, slot_use=2 / 3)['search']
+    assert few == pytest.approx(once * (1 + 16 * 0.5 * 4 / 3600))
     assert hours(config(trees=8, mean_tokens=3100))['search'] == pytest.approx(3 * once)
     assert 'eval' not in hours(config(), evaluated=0.0)
 
@@ -79,14 +83,15 @@ def test_shares_and_chip_hours_add_up():
 def test_a_small_run_tells_what_trees_are_like(tmp_path):
     round_ = tmp_path / 'round2'
     with data.TreeStore(round_ / 'search') as store:
-        for index, counters in enumerate([(100.0, 130.0, 90.0, 10.0), (300.0, 310.0, 110.0, 40.0)]):
-            names = 'sampled_tokens', 'policy_computed', 'ppm_computed', 'seconds'
+        for index, counters in enumerate([(100.0, 130.0, 90.0), (300.0, 310.0, 110.0)]):
+            names = 'sampled_tokens', 'policy_computed', 'ppm_computed'
             problem = {'index': index, 'question': 'q', 'answer': '1'}
             record = tree(problem, 0, [('1', 0.5, index == 1)])
             # The prompts begin alike; the longest path is 2 + 2 * 3 more.
             tokens = [[1, 2, 3, 10 + index, 20], *[[7] * (2 + index)] * (len(record.texts) - 1)]
             about = {'counters': dict(zip(names, counters)), 'tokens': tokens}
             store.append(dataclasses.replace(record, **about))
+    ledger.write_json(round_ / 'search' / 'done.json', {'figures': {'slot_use': 0.8}})
     figures = {'problems': 2, 'sft': 4, 'pairs': 0}
     ledger.write_json(round_ / 'curate' / 'done.json', {'seconds': 5.0, 'figures': figures})
     trained = {'figures': {'tokens': 900, 'examples': 3, 'held_out': 1}}
@@ -108,7 +113,7 @@ def test_a_small_run_tells_what_trees_are_like(tmp_path):
         curate=2.5,
         evaluated=70.0,
         trees=2,
-        longest=1.6,
+        slot_use=0.8,
     )
 
 

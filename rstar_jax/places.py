@@ -199,14 +199,14 @@ class Place:
         there_is = [name for name in here if _is_marker(name)]
         old = {name for name in gone if _replaced(name, there_is)}
         gone = [name for name in gone if name not in old]
-        first = [
-            *((self._remove, name) for name in [*gone, *markers] if _is_marker(name)),
+        unmark = [(self._remove, name) for name in [*gone, *markers] if _is_marker(name)]
+        change = [
             *((self._send, name) for name in changed if not _is_marker(name)),
             *((self._remove, name) for name in gone if not _is_marker(name)),
         ]
-        then = [(self._send, name) for name in markers]
-        last = [(self._remove, name) for name in sorted(old, key=_is_marker, reverse=True)]
-        for steps in (first, then, last):
+        mark = [(self._send, name) for name in markers]
+        old_ones = [(self._remove, name) for name in sorted(old, key=_is_marker, reverse=True)]
+        for steps in (unmark, change, mark, old_ones):
             if not failed:
                 self._do(steps, here, known, failed)
         self._write_known(known)

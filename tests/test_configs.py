@@ -134,6 +134,7 @@ DIFFERENCES = [
     (['training.ppm.epochs'], (1,), (2,)),
     (['training.ppm.squash'], ('tanh',), ('tanh5',)),
     (['curate.final_step_pairs'], ('trajectories',), ('steps',)),
+    (['curate.synthetic_correct'], (0.5,), (0.0,)),
     (['search.answers_kept', 'eval.answers_kept'], ('all', 'all'), ('first', 'first')),
     (['search.unvisited_value', 'eval.unvisited_value'], (10.0, 10.0), (0.0, 0.0)),
     (['search.failed_steps', 'eval.failed_steps'], ('once', 'once'), ('again', 'again')),

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from rstar_jax import atomic, ledger
+from rstar_jax import atomic, ledger, parallel
 from rstar_jax.errors import UserError
 
 
@@ -287,14 +287,14 @@ def test_of_several_processes_the_first_one_writes(tmp_path, monkeypatch):
     now = [100.0]
     monkeypatch.setattr(ledger.time, 'monotonic', lambda: now[0])
     search, row = stage(tmp_path / 'round1' / 'search', {'seed': 0})
-    monkeypatch.setattr(ledger.parallel, 'is_first', lambda: False)
+    monkeypatch.setattr(parallel, 'is_first', lambda: False)
     ledger.check([row])
     search.begin()
     now[0] += 60
     search.beat()
     assert search.seconds == 60
     assert not list(tmp_path.iterdir())
-    monkeypatch.setattr(ledger.parallel, 'is_first', lambda: True)
+    monkeypatch.setattr(parallel, 'is_first', lambda: True)
     ledger.check([row])
     search.begin()
     assert (tmp_path / 'config.json').exists() and search.begun

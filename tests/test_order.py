@@ -19,6 +19,7 @@ from rstar_jax import (
     sources,
     summary,
 )
+from rstar_jax.data.trees import Facts
 from rstar_jax.errors import UserError
 from rstar_jax.progress import Events, Line
 from rstar_jax.sources import Round
@@ -119,17 +120,15 @@ def test_a_budget_of_tokens_is_spent_on_all_problems_alike(monkeypatch):
     monkeypatch.setattr(searching, '_meet', lambda store: None)
 
     def tree(index, tree, tokens, solved=False):
-        counters = {'sampled_tokens': tokens}
-        return types.SimpleNamespace(
-            problem={'index': index}, tree=tree, counters=counters, solved=solved
-        )
+        return (index, tree), Facts(solved, 1, tokens, 0)
 
     config = configs.default()
     config.search.mean_tokens, config.search.more_rollouts, config.search.rollouts = 250, (64,), 8
     problems = [{'index': i} for i in range(3)]
     # 100 tokens a tree on average; another's trees, and later ones, do not count.
-    store = [tree(0, 0, 50.0), tree(1, 0, 150.0, True), tree(2, 0, 100.0)]
-    store += [tree(9, 0, 5.0), tree(0, 1, 5.0)]
+    stored = [tree(0, 0, 50.0), tree(1, 0, 150.0, True), tree(2, 0, 100.0)]
+    stored += [tree(9, 0, 5.0), tree(0, 1, 5.0)]
+    store = types.SimpleNamespace(facts=lambda: stored)
     made = searching.passes(config, problems, store)
     assert [(rollouts, list(trees), len(todo)) for rollouts, trees, todo in made] == [
         (8, [0], 3), (8, [1], 3), (64, [2], 2),
@@ -177,8 +176,15 @@ def test_later_trees_are_for_problems_still_unsolved(tmp_path, monkeypatch):
         def keys(self):
             return set(self.trees)
 
+        unordered = __iter__
+
+        def facts(self):
+            return [(key, Facts.of(tree)) for key, tree in self.trees.items()]
+
         def refresh(self):
             pass
+
+        flush = merge = refresh
 
         def append(self, tree):
             assert tree.key not in self.trees

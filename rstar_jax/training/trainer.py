@@ -314,11 +314,11 @@ class _Run:
                 self._measure_if_due(done, state['params'])
                 due = time.monotonic() - self._saved >= 60 * self._settings.checkpoint_minutes
                 if _agreed(due) and done < len(self._steps):
-                    self.log.flush()  # first: who goes on from a state reads the lines before it
+                    self._log.flush()  # first: who goes on from a state reads the lines before it
                     states.save(done, state, about)
                     self._saved = time.monotonic()
         except interrupts.Stopped as stopped:
-            self.log.flush()
+            self._log.flush()
             states.save(done, state, about)
             where = f' at step {done} of {len(self._steps)}: state saved'
             raise interrupts.Stopped(stopped.number, where) from None

@@ -29,7 +29,6 @@ from rstar_jax import (
     data,
     evals,
     ledger,
-    models,
     parallel,
     places,
     preflight,
@@ -290,13 +289,7 @@ def _training_mesh(round_: Round, name: str, path: str | pathlib.Path) -> jax.sh
     """Of the training NAME of a model at a path; None for one device."""
     if jax.device_count() == 1:
         return None
-    model = None
-    if sources.holds_model(path):
-        model = models.Config.from_dict(
-            ledger.read_json(pathlib.Path(path) / 'model.json')['config']
-        )
-    elif path != sources.TINY:
-        model = models.read_config(path)
+    model = None if path == sources.TINY else sources.config_of(path)
     return parallel.training_mesh(round_.config.training[name].batch_size, model)
 
 

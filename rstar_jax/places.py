@@ -200,13 +200,11 @@ class Place:
         old = {name for name in gone if _replaced(name, there_is)}
         gone = [name for name in gone if name not in old]
         unmark = [(self._remove, name) for name in [*gone, *markers] if _is_marker(name)]
-        change = [
-            *((self._send, name) for name in changed if not _is_marker(name)),
-            *((self._remove, name) for name in gone if not _is_marker(name)),
-        ]
+        send = [(self._send, name) for name in changed if not _is_marker(name)]
+        remove = [(self._remove, name) for name in gone if not _is_marker(name)]
         mark = [(self._send, name) for name in markers]
         old_ones = [(self._remove, name) for name in sorted(old, key=_is_marker, reverse=True)]
-        for steps in (unmark, change, mark, old_ones):
+        for steps in (unmark, send, remove, mark, old_ones):  # what is gone may be in what is sent
             if not failed:
                 self._do(steps, here, known, failed)
         self._write_known(known)

@@ -171,7 +171,7 @@ def test_writes_that_fail_are_told_and_break_nothing(
 
     def failing(write):
         def attempt(self, *arguments, **options):
-            if len(failures) < left and chance.random() < 0.4:
+            if len(failures) < left and chance.random() < 0.2:
                 failures.append(arguments)
                 raise OSError(errno.EIO, 'the store is not there')
             return write(self, *arguments, **options)
@@ -211,6 +211,29 @@ def test_writes_that_fail_are_told_and_break_nothing(
     monkeypatch.setattr(places, 'WAIT', 0.0)
     place.push(must=True)
     assert stored and held(store) == on_disk(place.folder)
+
+
+def test_merged_trees_stay_until_their_shard_is_there(tmp_path, store, monkeypatch, capsys):
+    place = places.Place(URL, tmp_path / 'run')
+    place.pull()
+    search = place.folder / 'round1' / 'search'
+    grow(search, [0])
+    place.push()
+    grow(search, [1])  # merges
+    send = MemoryFileSystem.put_file
+
+    def failing(self, here, there):
+        if 'shard-' in there:
+            raise OSError(errno.EIO, 'the store is not there')
+        send(self, here, there)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MemoryFileSystem, 'put_file', failing)
+        place.push()
+    assert capsys.readouterr().out
+    assert 'round1/search/tree-0-0-0.array_record' in held(store)
+    place.push(must=True)
+    assert held(store) == on_disk(place.folder)
 
 
 def test_a_push_that_must_succeed_ends_the_run_with_a_line(tmp_path, monkeypatch, capsys):

@@ -339,7 +339,8 @@ def test_two_processes_go_on_where_one_stopped(world, finished, tmp_path):
 
 def test_killed_at_random_moments_it_ends_the_same(world, finished, tmp_path):
     """A whole round of real processes: models bit by bit, examples, trees and results."""
-    seconds = sum(ledger.read_json(path)['seconds'] for path in kills._done(finished[0]))
+    # Half of what was measured: the machine may have had other work then.
+    seconds = sum(ledger.read_json(path)['seconds'] for path in kills._done(finished[0])) / 2
     moments, parts = random.Random(3), tmp_path / 'parts'
     lines = kills.killed(command(world, parts), 3, seconds, moments, processes.environment_of(1))
     assert len(lines) >= 2, lines

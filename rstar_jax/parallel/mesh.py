@@ -57,8 +57,12 @@ def global_mesh(
     _divides('fsdp', fsdp, rest, f'{what} left beside tensor={tensor}')
     shape = rest // fsdp, fsdp, tensor
     if len(slices) == 1:
-        return Mesh(mesh_utils.create_device_mesh(shape, devices), GLOBAL_AXES)
-    grid = mesh_utils.create_hybrid_device_mesh(shape, (len(slices), 1, 1), devices)
+        grid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+        return Mesh(grid, GLOBAL_AXES)
+    between = len(slices), 1, 1
+    grid = mesh_utils.create_hybrid_device_mesh(
+        shape, between, devices, allow_split_physical_axes=True
+    )
     return Mesh(grid, GLOBAL_AXES)
 
 
@@ -70,7 +74,7 @@ def training_mesh(
     Each of data x fsdp computes a row of tokens at least: where these are more than the examples,
     most rows are padding (a step of 128 on 1,024 chips: 29 times its tokens). So `tensor` is
     doubled while they are more, as far as it divides the model's heads and a host's devices: what
-    it exchanges in every layer stays in a host.
+    is exchanged in every layer goes between neighbours.
 
     model: its config; None = one that `tensor` does not cut.
     """

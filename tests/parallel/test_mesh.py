@@ -80,6 +80,14 @@ class Chip:
         return self.id % 2, self.id % 8 // 2, 0
 
 
+class Torus(Chip):
+    """Of a slice of 16 x 16."""
+
+    @property
+    def coords(self):
+        return self.id % 16, self.id // 16, 0
+
+
 def chips(count, **changes):
     return [Chip(i, i // 8, **changes) for i in range(count)]
 
@@ -121,6 +129,17 @@ def test_the_mesh_of_few_examples_goes_over_slices():
     model = models.Config('qwen2', 64, 32, 64, 1, 8, 8, 16)
     assert parallel.training_mesh(4, model, chips(16)).devices.shape == (2, 2, 4)
     assert parallel.training_mesh(4, model).devices.shape == (1, 4, 2)  # of this machine
+
+
+@pytest.mark.parametrize('tensor', [2, 4])
+def test_devices_of_a_row_are_neighbours_in_a_torus(tensor):
+    """Whose sides no axis of the mesh has."""
+    side = [Torus(i, 0) for i in range(256)]
+    mesh = parallel.global_mesh(tensor=tensor, devices=side)
+    assert mesh.devices.shape == (1, 256 // tensor, tensor)
+    for row in mesh.devices.reshape(-1, tensor):
+        x, y, _ = np.array([chip.coords for chip in row]).T
+        assert np.ptp(x) + np.ptp(y) == tensor - 1
 
 
 def test_sizes_that_do_not_divide_a_slice_are_user_errors():

@@ -171,10 +171,12 @@ def _run(arguments: list[str]) -> int:
 def _default_workdir(config: ConfigDict, stages: Sequence[str]) -> str:
     """A folder for the evaluation of a model, by the model's path.
 
-    Raises UserError: something else is to be run, which names its own.
+    Raises UserError: something else is to be run, which names its own; no model is named.
     """
-    if config.last_round or list(stages) != ['eval'] or not config.policy.path:
+    if config.last_round or list(stages) != ['eval']:
         raise UserError('--workdir: needs a folder for what the run makes')
+    if not config.policy.path:
+        raise UserError('--config.policy.path=: needs the model that is evaluated')
     name = re.sub(r'[^\w.-]+', '-', config.policy.path).strip('-.')
     workdir = os.path.join('runs', 'evaluate', name)
     print(f'--workdir={workdir}', flush=True)

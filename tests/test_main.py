@@ -111,6 +111,7 @@ def test_an_evaluation_has_a_folder_by_its_model(monkeypatch, capsys):
     assert asked == ['runs/evaluate/runs-full-round4-policy']
     assert capsys.readouterr().out == f'--workdir={asked[0]}\n'
     assert '--workdir: needs' in failing(capsys, evaluate, model, '--config.last_round=1')
+    assert '--config.policy.path=: needs the model' in failing(capsys, evaluate)
 
 
 def test_paths_may_begin_with_the_home_folder(monkeypatch, tmp_path):

@@ -4,6 +4,7 @@ A GGUF file holds vocabulary, merges and kinds of token, but names the splitting
 words only by a word ('smollm', 'qwen2', 'llama-bpe'); the patterns behind those words are here.
 """
 
+import copy
 import pathlib
 from typing import Any
 
@@ -52,6 +53,44 @@ def load(folder: pathlib.Path) -> Any:
 def rows(tokenizer: Any) -> int:
     """Rows of an embedding that holds all entries: more than these where ids are left out."""
     return max(tokenizer.get_vocab().values(), default=-1) + 1
+
+
+def continuing(tokenizer: Any) -> Any:
+    """The tokenizer for texts that go on where others end: one that puts no space before them.
+
+    SentencePiece's kind (Llama 2, Phi-3) puts one before a text and behind each special token. What
+    is sampled, read as text and encoded again for the next round would gain one each time.
+    """
+    from tokenizers import normalizers, pre_tokenizers
+
+    def spaces(backend):
+        parts = (*_parts(backend.normalizer), *_parts(backend.pre_tokenizer))
+        kinds = (normalizers.Prepend, pre_tokenizers.Metaspace, pre_tokenizers.ByteLevel)
+        return [part for part in parts if isinstance(part, kinds)]
+
+    def adds(part):
+        scheme = getattr(part, 'prepend_scheme', 'never')
+        added = isinstance(part, normalizers.Prepend) or scheme != 'never'
+        return added or getattr(part, 'add_prefix_space', False)
+
+    if not any(map(adds, spaces(tokenizer.backend_tokenizer))):
+        return tokenizer
+    made = copy.deepcopy(tokenizer)
+    for part in spaces(made.backend_tokenizer):
+        if isinstance(part, normalizers.Prepend):
+            part.prepend = ''
+        elif isinstance(part, pre_tokenizers.Metaspace):
+            part.prepend_scheme = 'never'
+        else:
+            part.add_prefix_space = False
+    return made
+
+
+def _parts(steps: Any) -> list[Any]:
+    """The steps of a tokenizers' normalizer or pre_tokenizer; none of None."""
+    if type(steps).__name__ == 'Sequence':
+        return list(steps)
+    return [] if steps is None else [steps]
 
 
 def from_gguf(fields: dict[str, Any], where: str) -> Any:

@@ -23,6 +23,7 @@ from typing import Any
 
 from rstar_jax import parallel, steps
 from rstar_jax.errors import UserError
+from rstar_jax.models import tokenizer
 from rstar_jax.search.config import Config
 from rstar_jax.search.engine import memory, sampling
 from rstar_jax.search.engine.model import Scorer
@@ -135,11 +136,12 @@ class Remote(Expander):
         self.counters: collections.Counter = collections.Counter()
         wanted = -(-TREES_FOR_REQUESTS * policy.requests // config.candidates)
         config = dataclasses.replace(config, trees_in_flight=config.trees_in_flight or wanted)
-        self.scores, self.models, self._tokenizer = None, [], None
+        self.scores, self.models, self._continuing = None, [], None
         self.mesh = parallel.local_mesh(devices=mesh.devices.flat[:1]) if ppm is None else mesh
         self.width = min(config.trees_in_flight, total)
         if ppm is not None:
-            scorer, self._tokenizer = Scorer(mesh, config, ppm), ppm.tokenizer
+            scorer = Scorer(mesh, config, ppm)
+            self._continuing = tokenizer.continuing(ppm.tokenizer)
             self.scores, self.models = scorer.scores, [scorer]
             of_each = -(-total // mesh.shape['data'])
             plan = memory.plan(config, [scorer.network], mesh, of_each, policy.requests)
@@ -207,9 +209,9 @@ class Remote(Expander):
         return found
 
     def encode(self, text: str) -> list[int]:
-        if self._tokenizer is None:
+        if self._continuing is None:
             return []
-        return self._tokenizer.encode(text, add_special_tokens=False)
+        return self._continuing.encode(text, add_special_tokens=False)
 
     def _taken(self, request: _Request, answer: Step | Exception) -> list[Step]:
         """The steps that an answer makes known: itself, and those that cannot matter any more."""

@@ -19,6 +19,7 @@ import numpy as np
 
 from rstar_jax import steps
 from rstar_jax.errors import UserError
+from rstar_jax.models.tokenizer import continuing
 from rstar_jax.training import packing
 from rstar_jax.training.packing import Example
 
@@ -132,7 +133,7 @@ def sft(examples: Iterable[dict[str, Any]], tokenizer, length: int) -> Encoded:
         prompts = _encode(tokenizer, [steps.prompt(_text(e, 'query')) for e in texts], first=True)
         responses = [_text(e, 'response') for e in texts]
         options = {'add_special_tokens': False, 'return_offsets_mapping': True}
-        coded = _tokenized(tokenizer, responses, **options)
+        coded = _tokenized(continuing(tokenizer), responses, **options)
         parts = zip(prompts, responses, coded['input_ids'], coded['offset_mapping'])
         return [_answered(*part, end) for part in parts]
 
@@ -357,6 +358,7 @@ def _encode(tokenizer, texts: list[str], first: bool = False) -> list[list[int]]
     """first: the texts begin a sequence, so a tokenizer that writes a BOS token does."""
     if not texts:
         return []
+    tokenizer = tokenizer if first else continuing(tokenizer)
     return _tokenized(tokenizer, texts, add_special_tokens=first)['input_ids']
 
 

@@ -60,13 +60,14 @@ class Engine(Expander):
                 f'policy and PPM have different tokenizers ({len(policy.tokenizer)} and '
                 f'{len(ppm.tokenizer)} tokens): use a PPM that was trained from this policy'
             )
-        self.config, self.mesh, self.tokenizer = config, mesh, policy.tokenizer
+        self.config, self.mesh = config, mesh
+        self.continuing = tokenizer.continuing(policy.tokenizer)
         self.devices = mesh.shape['data']
-        self.texts = steps.token_bytes(self.tokenizer, policy.config.vocab_size)
+        self.texts = steps.token_bytes(policy.tokenizer, policy.config.vocab_size)
         table = steps.mark_table(
-            self.texts, steps.stops(config.prompt), steps.eos_ids(self.tokenizer)
+            self.texts, steps.stops(config.prompt), steps.eos_ids(policy.tokenizer)
         )
-        vocab = np.int32(min(policy.config.vocab_size, tokenizer.rows(self.tokenizer)))
+        vocab = np.int32(min(policy.config.vocab_size, tokenizer.rows(policy.tokenizer)))
         self.stops = devices.everywhere(mesh, state.Stops(table.next, table.kind, vocab))
         self.policy = Model(
             'policy', mesh, config, policy.config, policy.params, config.step_tokens
@@ -199,7 +200,7 @@ class Engine(Expander):
         return ended
 
     def encode(self, text: str) -> list[int]:
-        return self.tokenizer.encode(text, add_special_tokens=False)
+        return self.continuing.encode(text, add_special_tokens=False)
 
     def decode(self, tokens: list[int]) -> str:
         """The text of sampled tokens."""

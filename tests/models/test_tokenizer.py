@@ -1,0 +1,68 @@
+"""Texts that go on where others end, in tokenizers that put a space before each text."""
+
+import copy
+
+import pytest
+from tokenizers import normalizers, pre_tokenizers
+
+from rstar_jax import steps
+from rstar_jax.models import tiny
+from rstar_jax.models import tokenizer as tokenizers
+from rstar_jax.training import examples
+
+RESPONSE = (
+    '<code>\n# Step 1: a cab\nb = 2\n<end_of_step>\nprint(b)\n<end_of_code>\n'
+    '<output>2<end_of_output>'
+)
+
+
+def sentencepiece(kind):
+    """One with byte fallback, as of Llama 2 and Phi-3, that knows the marks."""
+    pieces = ['\u2581', *'abcdefghijklmnopqrstuvwxyz', '\u2581a', 'ab', '\u2581cab', 'ca']
+    whole = ['<unk>', '<s>', '</s>']
+    fields = {
+        'tokenizer.ggml.model': 'llama',
+        'tokenizer.ggml.tokens': [*whole, *(f'<0x{i:02X}>' for i in range(256)), *pieces],
+        'tokenizer.ggml.token_type': [tokenizers.CONTROL] * 3 + [6] * 256 + [1] * len(pieces),
+        'tokenizer.ggml.scores': [0.0] * 259 + [-float(i) for i in range(len(pieces))],
+        'tokenizer.ggml.bos_token_id': 1,
+        'tokenizer.ggml.eos_token_id': 2,
+    }
+    made = tokenizers.from_gguf(fields, 'here')
+    backend = made.backend_tokenizer
+    if kind == 'metaspace':  # as transformers writes those that are not "legacy"
+        backend.normalizer = normalizers.Sequence([])
+        backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme='first', split=False)
+    made.add_special_tokens({'additional_special_tokens': list(steps.TEMPLATE_MARKS)})
+    return made
+
+
+@pytest.mark.parametrize('kind', ['prepend', 'metaspace'])
+def test_what_goes_on_is_read_as_it_was_written(kind):
+    tokenizer = sentencepiece(kind)
+    table = steps.token_bytes(tokenizer, len(tokenizer))
+
+    def text(ids):
+        return b''.join(table[i] for i in ids).decode()
+
+    before = copy.deepcopy(tokenizer)
+    assert text(tokenizer('cab')['input_ids']) == '<s> cab'  # the space is there where texts begin
+    (encoded,) = examples.sft([{'query': 'a', 'response': RESPONSE}], tokenizer, 1024).take()
+    (ids,), (field,) = encoded.sequences, encoded.fields
+    prompt = tokenizer(steps.prompt('a'))['input_ids']
+    assert ids[: len(prompt)].tolist() == prompt
+    assert text(ids[len(prompt) :]) == RESPONSE + '</s>'
+    assert text(field['targets'][field['weights'] > 0]) == RESPONSE + '</s>'
+    pair = {'prompt': steps.prompt('a'), 'pos': RESPONSE, 'neg': '<code>\nab'}
+    (encoded,) = examples.pairs([pair], tokenizer, 1024).take()
+    assert {text(side[len(prompt) :]) for side in encoded.sequences} == {RESPONSE, '<code>\nab'}
+    going_on = tokenizers.continuing(tokenizer)
+    assert text(going_on.encode('<output>', add_special_tokens=False)) == '<output>'
+    assert text(going_on.encode('ab', add_special_tokens=False)) == 'ab'
+    again = tokenizer('cab<code>ab')['input_ids']
+    assert again == before('cab<code>ab')['input_ids']  # it is left as it was
+
+
+def test_one_that_puts_no_space_is_taken_as_it_is():
+    made = tiny.tokenizer(['a b'])
+    assert tokenizers.continuing(made) is made

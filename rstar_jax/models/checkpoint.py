@@ -265,6 +265,8 @@ def _write(folder, model, params, shard_bytes, extra, head=None):
         folder.mkdir(parents=True, exist_ok=True)
         (folder / 'config.json').unlink(missing_ok=True)
         atomic.sync(folder)
+        for stale in folder.glob('value_head.*'):
+            stale.unlink()
         if head is not None:
             write_value_head(head, folder)
     weights.save_safetensors(params, model.config, folder, shard_bytes, write=first)

@@ -227,6 +227,10 @@ def test_ppm_round_trip(qwen, tmp_path):
     for name, tensor in decoder.state_dict().items():
         assert torch.equal(tensor, expected[name]), name
 
+    models.save(models.load(qwen, 'float32'), tmp_path / 'ppm')  # over it
+    assert not models.is_ppm(tmp_path / 'ppm')
+    assert 'output' in models.load(tmp_path / 'ppm', 'float32').params
+
 
 def test_ppm_of_the_released_code(qwen, tmp_path):
     """A causal model's folder with its language head, and value_head.bin written by torch."""

@@ -158,7 +158,7 @@ def test_few_blocks_of_paths_are_read_few_ways():
     assert sizes.block_sizes(48, 768 + 32) == [4, 18, 72, 144, None]
     assert sizes.block_sizes(3, 256 + 32) == [1, None]
     assert sizes.block_sizes(1, 100) == [None]
-    assert sizes.slot_sizes(64) == [4, 8, 16, 32, 64] and sizes.slot_sizes(3) == [1, 3]
+    assert sizes.slot_sizes(64) == [8, 16, 32, 64] and sizes.slot_sizes(3) == [3]
 
 
 class Account:

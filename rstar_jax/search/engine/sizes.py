@@ -10,6 +10,8 @@ SCORE_LENGTHS = (32, 64, 128)
 PATH_ROOMS = (256, 512, 768, 1024, 1536, 2048, 3072, 4096)
 # Positions of a step that every slot attends to, where longer ones are looked at for few slots.
 NEAR = 64
+# A decode step of fewer slots takes hardly less time: devices' products pad to so many rows.
+FEWEST_SLOTS = 8
 # Room behind a step's tokens for the executor's output, in the PPM's cells.
 OUTPUT_ROOM = 64
 # Longest step with its executor output (1,024 characters), where one shape must fit all.
@@ -75,7 +77,7 @@ def most_paths(slots: int) -> int:
 
 def slot_sizes(slots: int) -> list[int]:
     """Compiled numbers of slots, ascending: all, and fewer for when trees run out."""
-    return sorted({max(1, slots >> shift) for shift in range(5)})
+    return sorted({max(min(slots, FEWEST_SLOTS), slots >> shift) for shift in range(5)})
 
 
 def block_sizes(paths: int, room: int) -> list[int | None]:

@@ -57,7 +57,7 @@ class Assumed:
 
 # Of a processor, against its measured limits (`python -m rstar_jax.bench plan_here`): it does not
 # read and compute at once.
-PROCESSOR = Assumed(decode=1.0, prefill=0.4, train=0.45, start=60.0)
+PROCESSOR = Assumed(decode=1.0, prefill=0.4, train=0.55, start=60.0)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -36,8 +36,10 @@ def pytest_unconfigure():
 
 
 def pytest_collection_modifyitems(items):
-    # Whole rounds by real processes take longest: begun first, no worker is left alone with one.
-    items.sort(key=lambda item: item.path.parent != REPOSITORY / 'tests')
+    # The longest files first, whole rounds by real processes and trainings: at the end no worker is
+    # left alone with one.
+    first = [REPOSITORY / 'tests', REPOSITORY / 'tests' / 'training']
+    items.sort(key=lambda item: first.index(item.path.parent) if item.path.parent in first else 2)
 
 
 @pytest.fixture(scope='module', autouse=True)

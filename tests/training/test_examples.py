@@ -210,6 +210,7 @@ def test_all_cores_tokenise_but_for_trainings_alone(policy, monkeypatch, before)
         return tokenizer(texts, **options)
 
     watched.eos_token_id = tokenizer.eos_token_id
+    watched.backend_tokenizer = tokenizer.backend_tokenizer
     for encoder, source in (
         (examples.sft, sft_examples(4)),
         (examples.pairs, pair_examples(2)),

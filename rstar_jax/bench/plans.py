@@ -2,7 +2,7 @@
 
 One row for each of CLAIMS, in the form of `--plan` (rstar_jax.planning), with the compiler's
 collectives and what they bring to a chip. An error where one does not fit: the log and the README
-say that it does. Needs the extra `plan`; a 7B model's row takes minutes on two cores.
+say that it does. Needs the extra `plan`; a row takes about a minute on two cores.
 """
 
 import dataclasses

@@ -249,8 +249,9 @@ def _run_token(
         prefix_kv, (path_k, path_v), (step_k, step_v) = cache
         path_bias, step_bias, prefix_bias = biases(window)
         dims = slice(q.shape[-1])
-        step_k = step_k.at[rows, :, own, dims].set(as_stored(k[:, 0], step_k.dtype))
-        step_v = step_v.at[rows, :, own, dims].set(as_stored(v[:, 0], step_v.dtype))
+        at = rows[:, None], jnp.arange(k.shape[2]), own[:, None], dims
+        step_k = step_k.at[at].set(as_stored(k[:, 0], step_k.dtype))
+        step_v = step_v.at[at].set(as_stored(v[:, 0], step_v.dtype))
         queries = two_part.by_key_head(q, k.shape[2])
         parts = [
             _path_part(queries, cell, slot_of_cell, path_k, path_v, path_bias, used),

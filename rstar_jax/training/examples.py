@@ -129,11 +129,13 @@ def sft(examples: Iterable[dict[str, Any]], tokenizer, length: int) -> Encoded:
             'the tokenizer has no eos_token: SFT cannot teach where a text ends; set it'
         )
 
+    going_on = continuing(tokenizer)
+
     def encode(texts):
         prompts = _encode(tokenizer, [steps.prompt(_text(e, 'query')) for e in texts], first=True)
         responses = [_text(e, 'response') for e in texts]
         options = {'add_special_tokens': False, 'return_offsets_mapping': True}
-        coded = _tokenized(continuing(tokenizer), responses, **options)
+        coded = _tokenized(going_on, responses, **options)
         parts = zip(prompts, responses, coded['input_ids'], coded['offset_mapping'])
         return [_answered(*part, end) for part in parts]
 
@@ -169,10 +171,12 @@ def pairs(examples: Iterable[dict[str, Any]], tokenizer, length: int) -> Encoded
     `prompt` is the SFT prompt of the question and the prefix; a bare question is put into the SFT
     prompt. A single pair may fill up to twice `length` where its two texts share little.
     """
-    source = _source(examples)
+    source, going_on = _source(examples), continuing(tokenizer)
 
     def read(groups: Sequence[Sequence[int]]) -> list[list[tuple]]:
-        ready = iter(_sides([source[place] for group in groups for place in group], tokenizer))
+        ready = iter(
+            _sides([source[place] for group in groups for place in group], tokenizer, going_on)
+        )
         return [[next(ready) for _ in group] for group in groups]
 
     encoded = Encoded(
@@ -195,13 +199,13 @@ def pairs(examples: Iterable[dict[str, Any]], tokenizer, length: int) -> Encoded
     return encoded
 
 
-def _sides(examples: Sequence[dict[str, Any]], tokenizer) -> list[tuple]:
-    """(preferred sequence, rejected sequence, weight) of each pair."""
+def _sides(examples: Sequence[dict[str, Any]], tokenizer, going_on) -> list[tuple]:
+    """(preferred sequence, rejected sequence, weight) of each pair; going_on: see `continuing`."""
     texts = [text for e in examples for text in (_text(e, 'pos'), _text(e, 'neg'))]
     prompts = [_parts(_text(e, 'prompt')) for e in examples]
     rest = [prefix for _, prefix in prompts for _ in range(2)]
     heads = _encode(tokenizer, [head for head, _ in prompts], first=True)
-    tails = _encode(tokenizer, [prefix + text for prefix, text in zip(rest, texts)])
+    tails = _encode(going_on, [prefix + text for prefix, text in zip(rest, texts)])
     made = []
     for i, example in enumerate(examples):
         sides = [np.array([*heads[i], *tails[2 * i + side]], np.int32) for side in (0, 1)]
@@ -274,12 +278,14 @@ def _valued(
 ) -> Encoded:
     """targets: of {query, steps} what each step's last token is to learn, None: nothing."""
 
+    going_on = continuing(tokenizer)
+
     def question(text):
         return steps.prompt(_text(text, 'query'))
 
     def encode(texts):
         prompts = _encode(tokenizer, list(map(question, texts)), first=True)
-        parts = iter(_encode(tokenizer, [t for e in texts for t in _field(e, 'steps', list)]))
+        parts = iter(_encode(going_on, [t for e in texts for t in _field(e, 'steps', list)]))
         return [
             _judged(text, prompt, [next(parts) for _ in text['steps']], targets(text))
             for text, prompt in zip(texts, prompts)
@@ -358,7 +364,6 @@ def _encode(tokenizer, texts: list[str], first: bool = False) -> list[list[int]]
     """first: the texts begin a sequence, so a tokenizer that writes a BOS token does."""
     if not texts:
         return []
-    tokenizer = tokenizer if first else continuing(tokenizer)
     return _tokenized(tokenizer, texts, add_special_tokens=first)['input_ids']
 
 

@@ -11,6 +11,7 @@ import pytest
 from rstar_jax import parallel, search
 from rstar_jax.parallel import compiled
 from rstar_jax.search.engine import compiler
+from rstar_jax.search.engine import sizes as slot_sizes
 from rstar_jax.search.engine.compiler import Compiler, Size
 from tests.search import favoured, test_engine
 
@@ -20,6 +21,14 @@ PROBLEMS = [
     for i, question in enumerate(['Tom has 2 apples.', 'Anna and Tom', '7 boxes of 5', 'Anna'])
 ]
 HEARD = '/jax/core/compile/backend_compile_duration'
+
+
+@pytest.fixture(scope='module', autouse=True)
+def _sizes_of_few_slots():
+    """So that searches of a few slots go through several sizes."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(slot_sizes, 'FEWEST_SLOTS', 1)
+        yield
 
 
 class Step:

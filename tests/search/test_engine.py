@@ -37,6 +37,14 @@ def one_device():
     return parallel.local_mesh(devices=jax.devices()[:1])
 
 
+@pytest.fixture(scope='module', autouse=True)
+def _sizes_of_few_slots():
+    """So that searches of a few slots go through several sizes."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sizes, 'FEWEST_SLOTS', 1)
+        yield
+
+
 @pytest.fixture(scope='module')
 def workers():
     with search.Workers.start(CONFIG) as started:

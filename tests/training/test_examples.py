@@ -230,4 +230,5 @@ def _broken(tokenizer):
         raise KeyError('broken')
 
     broken.eos_token_id = tokenizer.eos_token_id
+    broken.backend_tokenizer = tokenizer.backend_tokenizer
     return broken

@@ -14,7 +14,6 @@ of decoding.
 import dataclasses
 import itertools
 import json
-import math
 import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -351,7 +350,7 @@ def hours(
     for section, seconds in speed.steps.items():
         settings = config.training[section]
         examples = problems * found.examples[SECTIONS[section][1]]
-        steps = settings.epochs * math.ceil(examples / settings.batch_size)
+        steps = settings.epochs * examples / settings.batch_size  # a last one of few is short
         rows[section] = assumed.start + steps * seconds / assumed.train
     if 'eval' in stages and found.evaluated:
         rows['eval'] = assumed.start + found.evaluated / (assumed.decode * speed.decoded)

@@ -49,8 +49,8 @@ def test_hours_follow_from_tokens_and_limits():
     assert rows['search'] == pytest.approx(1000 / 1e5 + 1000 / 2.5e5)
     assert rows['curate'] == pytest.approx(0.01 / 4)
     # Two passes over 2 examples of each problem in batches of 128; steps take twice their limit.
-    assert rows['sft'] == pytest.approx(2 * 57 * 2.0 * 2 / 3600)
-    assert rows['ppm'] == pytest.approx(22 * 1.0 * 2 / 3600)
+    assert rows['sft'] == pytest.approx(2 * 56.25 * 2.0 * 2 / 3600)
+    assert rows['ppm'] == pytest.approx(10800 / 500 * 1.0 * 2 / 3600)
     assert rows['eval'] == pytest.approx(36e6 / 1e5 / 3600)
 
 

@@ -7,6 +7,8 @@ out of what was measured.
 
     STAGE_planned, STAGE_seconds    of search, sft, ppm
     STAGE_ratio                     planned / measured
+    STAGE_knowing                   the same with the statistics of the round itself: how far it is
+                                    off is the planner's error, not the small run's
     gflops, gb_per_second           limits: means of measurements before and after each stage, for
                                     other work on the machine changes them; spread of the FLOP/s
     step_ms                         of decoding all slots, measured at the end
@@ -14,7 +16,8 @@ out of what was measured.
     load                            processes that wanted to run, on average (1 minute)
 
 A model that solves nothing has nothing to be trained on: with --trees, an interchange file, its
-first `small` trees and the next `count` are curated in place of the search's.
+first `small` + `count` trees are curated in place of the search's. What the small run is given is
+drawn from all by `seed`: a plan is as good as the small run is like the whole job.
 """
 
 import dataclasses
@@ -38,6 +41,7 @@ _SEARCH = {
     'step_tokens': 256,
     'answers_kept': 'all',
 }
+_PAIRS = {'final_step_pairs': 'trajectories', 'trajectory_side': 2}  # of steps alone: a handful
 _TRAINING = {'epochs': 1, 'held_out': 0.05, 'measure_every': 0}
 
 
@@ -72,9 +76,12 @@ def run(
     given = list(itertools.islice(data.import_trees(trees), small + count)) if trees else []
     if len(found) < small + count or (trees and len(given) < small + count):
         raise UserError(f'--small={small} --count={count}: the files hold fewer')
+    draw = np.random.default_rng(seed).permutation(small + count)
+    found, given = ([rows[i] for i in draw] if rows else [] for rows in (found, given))
     config = configs.default()
     config.seed, config.policy.path = seed, model
     config.search.update(_SEARCH | {'rollouts': rollouts, 'candidates': candidates})
+    config.curate.update(_PAIRS)
     for section in ('sft', 'ppm'):
         settings = {'batch_size': batch_size, 'length': length, 'lora': lora}
         config.training[section].update(_TRAINING | settings)
@@ -86,26 +93,30 @@ def run(
 
     with tempfile.TemporaryDirectory() as folder:
         parts = {'small': slice(0, small), 'large': slice(small, small + count)}
-        seconds = {}
+        seconds, statistics = {}, {}
         for name, part in parts.items():
             root = pathlib.Path(folder) / name
             limits.clear()
             _give(config, root, found[part], given[part])
             seconds[name] = _run(config, root / 'run', chosen, look)
-        _, statistics = whole_job.statistics(pathlib.Path(folder) / 'small' / 'run')
+            _, statistics[name] = whole_job.statistics(root / 'run')
     (shape,) = planning.models_of(model).values()
-    figures: dict[str, float] = {}
     devices, memory = jax.devices(), limits[0].memory
-    plans = whole_job.compiled(config, count, statistics, devices, memory, shape, chosen)
     chip = dataclasses.replace(limits[0], **_means(limits))
-    speed = whole_job.limits(plans, devices, chip)
     assumed = dataclasses.replace(whole_job.PROCESSOR, start=0.0)
-    hours = whole_job.hours(config, count, statistics, speed, assumed, chosen)
-    for name in sorted(hours.keys() & {'search', 'sft', 'ppm'}, key=STAGES.index):
-        planned, measured = hours[name] * 3600, seconds['large'][name]
+    hours = {}
+    for name, known in statistics.items():
+        plans = whole_job.compiled(config, count, known, devices, memory, shape, chosen)
+        speed = whole_job.limits(plans, devices, chip)
+        hours[name] = whole_job.hours(config, count, known, speed, assumed, chosen)
+    figures: dict[str, float] = {}
+    for name in sorted(hours['small'].keys() & {'search', 'sft', 'ppm'}, key=STAGES.index):
+        planned, measured = hours['small'][name] * 3600, seconds['large'][name]
         figures[f'{name}_planned'] = planned
         figures[f'{name}_seconds'] = measured
         figures[f'{name}_ratio'] = planned / measured
+        if name in hours['large']:
+            figures[f'{name}_knowing'] = hours['large'][name] * 3600 / measured
     figures['gflops'] = chip.flops / 1e9
     figures['gb_per_second'] = chip.bandwidth / 1e9
     figures['gflops_spread'] = float(np.std([one.flops for one in limits]) / chip.flops)
@@ -129,7 +140,7 @@ def _give(config: Any, root: pathlib.Path, problems: list[dict], trees: list[dic
     root.mkdir()
     given = {'problems': problems}
     if trees:
-        given |= zip(('sft', 'pairs'), data.curate(trees))
+        given |= zip(('sft', 'pairs'), data.curate(trees, **_PAIRS))
     for name, rows in given.items():
         path = root / f'{name}.json'
         path.write_text(json.dumps(rows), encoding='utf-8')

@@ -1,8 +1,10 @@
 """The plan against what happens: which problems are searched when, and what is divided by what."""
 
+import dataclasses
 import json
 import pathlib
 
+import numpy as np
 import pytest
 
 from rstar_jax import ledger, parallel, planning, rounds, whole_job
@@ -35,21 +37,22 @@ def test_a_small_run_is_the_plan_of_other_problems(monkeypatch, tmp_path):
     monkeypatch.setattr(parallel, 'compile_seconds', lambda: compiled[0])
     monkeypatch.setattr(chips, 'here', lambda dtype: chip)
     monkeypatch.setattr(planning, 'models_of', lambda path: {'model': None})
-    monkeypatch.setattr(whole_job, 'statistics', lambda workdir: (1, FOUND))
+    known = {'small': FOUND, 'large': dataclasses.replace(FOUND, sampled=3000.0)}
+    monkeypatch.setattr(whole_job, 'statistics', lambda workdir: (1, known[workdir.parent.name]))
     monkeypatch.setattr(whole_job, 'compiled', lambda *_: whole_job.Plans(None, {}, 1))
     monkeypatch.setattr(whole_job, 'limits', lambda *_: speed)
     monkeypatch.setattr(whole_job, 'PROCESSOR', whole_job.Assumed(1.0, 0.5, 0.5, 0.0, 7.0))
     settings = {'model': 'm', 'problems': str(tmp_path / 'problems.json')}
     found = plan_here.run(**settings, small=3, count=6, batch_size=5, trees='')
-    assert ran == [
-        (name, list(part)) for part in (range(3), range(3, 9)) for name in plan_here.STAGES
-    ]
+    drawn = np.random.default_rng(0).permutation(9).tolist()
+    assert ran == [(name, part) for part in (drawn[:3], drawn[3:]) for name in plan_here.STAGES]
     # 6 trees of 1000 tokens at 200 a second, and 1000 at half of 400; compiling is left out.
     assert found['search_planned'] == pytest.approx(6 * (5 + 5))
     assert found['search_seconds'] == 130 - 10
     assert found['search_ratio'] == pytest.approx(60 / 120)
-    # 12 examples in batches of 5: three steps that take twice 3 s; 4000 tokens at 200 a second.
-    assert (found['sft_planned'], found['sft_seconds']) == (pytest.approx(18), 20)
+    assert found['search_knowing'] == pytest.approx(6 * (15 + 5) / 120)
+    # 12 examples in batches of 5: 2.4 steps that take twice 3 s; 4000 tokens at 200 a second.
+    assert (found['sft_planned'], found['sft_seconds']) == (pytest.approx(14.4), 20)
     assert 'ppm_ratio' not in found  # nothing was planned
     assert (found['gflops'], found['gb_per_second']) == (200, 10)
     assert found['compile_seconds'] == 40

@@ -38,7 +38,6 @@ _SEARCH = {
     'prompt': 'few_shot',
     'error_threshold': 2,
     'temperature': 0.7,
-    'step_tokens': 256,
     'answers_kept': 'all',
 }
 _PAIRS = {'final_step_pairs': 'trajectories', 'trajectory_side': 2}  # of steps alone: a handful
@@ -54,6 +53,7 @@ def run(
     count: int = 16,
     rollouts: int = 4,
     candidates: int = 8,
+    step_tokens: int = 256,
     batch_size: int = 4,
     length: int = 1024,
     lora: int = 0,
@@ -80,7 +80,8 @@ def run(
     found, given = ([rows[i] for i in draw] if rows else [] for rows in (found, given))
     config = configs.default()
     config.seed, config.policy.path = seed, model
-    config.search.update(_SEARCH | {'rollouts': rollouts, 'candidates': candidates})
+    searched = {'rollouts': rollouts, 'candidates': candidates, 'step_tokens': step_tokens}
+    config.search.update(_SEARCH | searched)
     config.curate.update(_PAIRS)
     for section in ('sft', 'ppm'):
         settings = {'batch_size': batch_size, 'length': length, 'lora': lora}

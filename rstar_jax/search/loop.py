@@ -136,8 +136,10 @@ class Loop:
         return bool(self.leases is not None or self.queue or self.growing or self.finished)
 
     def tell(self, final: bool = False) -> None:
-        rollouts = sum(tree.rollouts for tree in self.growing.values())
-        self.totals.tick(rollouts / self.config.rollouts, final)
+        most, growing = self.config.rollouts, self.growing.values()
+        last = [] if self.leases is not None or self.queue else growing
+        shares = [(tree.started, (tree.rollouts + 0.5) / (most + 0.5)) for tree in last]
+        self.totals.tick(sum(tree.rollouts for tree in growing) / most, final, shares)
 
     def fill(self) -> None:
         """Puts waiting problems into free rows."""

@@ -1,7 +1,7 @@
 """What a search has done so far, told about once a second."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from rstar_jax.search.record import Record
 
@@ -14,7 +14,8 @@ class Totals:
     """Counts finished trees, and hands the totals to a callback.
 
     The time left goes by the speed since the first step was done: what came before, compiling and
-    prompts, does not come again.
+    prompts, does not come again. The last trees end one by one, so it is at least what the slowest
+    of them takes by its own speed.
     """
 
     def __init__(self, total: int, counters, callback: Callable[[dict[str, float]], None] | None):
@@ -34,8 +35,11 @@ class Totals:
         self.solved += record.solved
         self.nodes += len(record.texts)
 
-    def tick(self, under_way: float, final: bool = False) -> None:
-        """under_way: what is done of the trees in flight, in trees.
+    def tick(
+        self, under_way: float, final: bool = False, last: Iterable[tuple[float, float]] = ()
+    ) -> None:
+        """under_way: what is done of the trees in flight, in trees. last: of those that no other
+        will follow, when each began and what share of it is done, above 0.
 
         Where others search too, a process may get more than its share of all, or less; one that has
         got nothing tells nothing at its end.
@@ -58,11 +62,11 @@ class Totals:
                 'tokens_per_second': sampled / max(seconds, 1e-9),
                 'slot_use': self.counters['live_slot_steps'] / steps if steps else float('nan'),
                 'seconds': seconds,
-                'seconds_left': self._left(now, self.done + under_way),
+                'seconds_left': self._left(now, self.done + under_way, last),
             }
         )
 
-    def _left(self, now: float, done: float) -> float:
+    def _left(self, now: float, done: float, last: Iterable[tuple[float, float]]) -> float:
         """Seconds; nan while nobody can tell."""
         if self._begun is None and done:
             self._begun = now, done
@@ -72,4 +76,5 @@ class Totals:
         if self._begun is None or done < enough or done <= self._begun[1]:
             return float('nan')
         begun, before = self._begun
-        return (self.total - done) * (now - begun) / (done - before)
+        each = [(now - max(start, begun)) * (1 / share - 1) for start, share in last]
+        return max((self.total - done) * (now - begun) / (done - before), *each, 0.0)

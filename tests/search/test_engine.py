@@ -508,3 +508,9 @@ def test_the_time_left_is_told_when_it_is_known(monkeypatch):
         single.tick(done)
     assert np.isnan(told[-2]['seconds_left'])
     assert told[-1]['seconds_left'] == pytest.approx(70)
+    # Of the last two of eight trees one is half done and one, begun 100 s ago, a fifth.
+    tail = totals.Totals(8, collections.Counter(), told.append)
+    for seconds, done, last in [(0, 0.1, []), (200, 6.7, [(6000, 0.5), (6100, 0.2)])]:
+        now[0] = 6000 + seconds
+        tail.tick(done, last=last)
+    assert told[-1]['seconds_left'] == pytest.approx(400)

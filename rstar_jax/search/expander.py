@@ -1,6 +1,7 @@
 """What the search asks of whatever writes the steps: local models, a script, a server."""
 
 import collections
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -23,6 +24,7 @@ class Expander(Protocol):
       counters: totals, such as `sampled` tokens.
       scores: scores in [-1, 1] of (row, child of its cursor); it need not wait for the devices.
         None where nothing is scored.
+      left: trees that still grow, where no other will begin; else inf. The loop sets it.
       plenty: whether more is waiting than one chunk of work takes on: then the next one may begin
         before anybody has looked at what the last one did.
     """
@@ -32,6 +34,7 @@ class Expander(Protocol):
     mesh: Mesh
     counters: collections.Counter
     scores: Callable[[list[tuple[int, Node]]], Scores] | None
+    left: float = math.inf
     plenty: bool = False
 
     def start(self, row: int, tree: HostTree) -> None:

@@ -11,6 +11,7 @@ on the device.
 import collections
 import contextlib
 import itertools
+import math
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, wait
@@ -107,6 +108,8 @@ class Loop:
     def turn(self) -> Iterator[Record]:
         """One look at a chunk, and what follows from it."""
         self.fill()
+        following = self.leases is not None or bool(self.queue)
+        self.expander.left = math.inf if following else len(self.growing)
         while len(self.chunks) < 1 + self.expander.plenty:
             self.chunks.append(self.expander.dispatch())
         chunk = self.chunks.popleft()

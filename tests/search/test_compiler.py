@@ -2,7 +2,9 @@
 
 import collections
 import dataclasses
+import math
 import threading
+import types
 from concurrent import futures
 
 import jax
@@ -10,7 +12,7 @@ import pytest
 
 from rstar_jax import parallel, search
 from rstar_jax.parallel import compiled
-from rstar_jax.search.engine import compiler
+from rstar_jax.search.engine import compiler, local
 from rstar_jax.search.engine import sizes as slot_sizes
 from rstar_jax.search.engine.compiler import Compiler, Size
 from tests.search import favoured, test_engine
@@ -84,6 +86,39 @@ def test_a_better_size_is_used_when_it_is_there(sizes):
     end(made)
     assert choose(made, sizes) == 0
     assert made.ready == {*sizes} and not made.coming
+
+
+def test_the_last_trees_wait_for_no_size_that_serves_them_all(sizes):
+    made = Compiler()
+    assert made.choose(sizes, 0.0, arguments, 1) == 1
+    made.called(sizes[2], 10.0)
+    assert made.choose(sizes, 0.0, arguments, 1) == 2  # but use it where it is compiled
+    made = Compiler()
+    made.expect(sizes, arguments, 1)
+    assert made.coming[0] == sizes[1]
+    end(made)
+
+
+@pytest.mark.parametrize(
+    ('left', 'always'),
+    [(math.inf, (8, None)), (3, (8, None)), (2, (4, 8)), (1, (2, 4)), (0, (2, 2))],
+)
+def test_what_the_trees_that_are_left_may_need_is_enough(monkeypatch, left, always):
+    monkeypatch.setattr(slot_sizes, 'block_sizes', lambda paths, room: [2, 4, 8, None])
+    self = types.SimpleNamespace(
+        config=types.SimpleNamespace(one_size=False, candidates=2),
+        plan=types.SimpleNamespace(slots=8),
+        slot_sizes=[2, 4, 8],
+        width=6,
+        left=left,
+        _size=lambda slots, held, room: (slots, held),
+    )
+    possible, index = local.Engine._possible(self, 512)  # 4 blocks a tree
+    assert possible[index] == always
+    assert possible[0] == (2, 2) and possible[-1] == (8, None)
+    possible, index = local.Engine._possible(self, 512, 8, 8)  # what is running counts, too
+    assert possible == [(8, 8), (8, None)]
+    assert possible[index] == ((8, 8) if left < 3 else (8, None))
 
 
 def test_what_is_expected_is_waited_for(sizes):

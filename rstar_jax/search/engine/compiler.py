@@ -61,16 +61,23 @@ class Compiler:
         self._pool = futures.ThreadPoolExecutor(1, compiled.BESIDE)
 
     @_locked
-    def choose(self, possible: list[Size], wasted: float, arguments: Callable[[Size], Any]) -> int:
-        """Of sizes that will do, smallest first, the index of one that is compiled: or the last.
+    def choose(
+        self,
+        possible: list[Size],
+        wasted: float,
+        arguments: Callable[[Size], Any],
+        always: int = -1,
+    ) -> int:
+        """Of sizes that will do, smallest first, the index of one that is compiled: or `always`.
 
         Args:
+          always: the index of the size that will do whatever comes.
           wasted: seconds since the chunk before was begun, if a smaller size would have done.
           arguments: gives those of a size; arrays' shapes will do.
         """
         self._look()
-        last = len(possible) - 1
-        chosen = next((i for i, size in enumerate(possible) if size in self.ready), last)
+        always %= len(possible)
+        chosen = next((i for i, size in enumerate(possible) if size in self.ready), always)
         for size in possible[:chosen]:
             self.missed[size] += wasted
             if self.missed[size] > WORTH * self.seconds:
@@ -80,11 +87,13 @@ class Compiler:
         return chosen
 
     @_locked
-    def expect(self, possible: list[Size], arguments: Callable[[Size], Any]) -> None:
-        """Has the last of some sizes compiled beside the search, unless another one is ready."""
+    def expect(
+        self, possible: list[Size], arguments: Callable[[Size], Any], always: int = -1
+    ) -> None:
+        """Has the size `always` compiled beside the search, unless another one is ready."""
         self._look()
         if not self.ready.intersection(possible):
-            self._begin(possible[-1], arguments)
+            self._begin(possible[always], arguments)
 
     @_locked
     def called(self, size: Size, seconds: float) -> None:

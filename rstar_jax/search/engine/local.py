@@ -14,6 +14,7 @@ communicates between devices. The `tensor` axis is left to the compiler.
 """
 
 import collections
+import itertools
 import time
 from typing import Any
 
@@ -151,7 +152,7 @@ class Engine(Expander):
         if self.ppm is not None:
             self.ppm.copy_steps()
         if not self.chunks:  # the prompts are computed meanwhile
-            compiler.COMPILER.expect(self._possible(self.policy.capacity), self._shapes)
+            self._expect(self.policy.capacity)
         self._prefill()
         if self.opened.any():
             # Copies, as the device may read the host's arrays later than this line.
@@ -246,21 +247,37 @@ class Engine(Expander):
         )
         return Size(step, slots, room, self.others)
 
-    def _possible(self, room: int, cells: int = 1, blocks: int = 0) -> list[Size]:
-        """The sizes that will do for so many cells and blocks of paths, smallest first."""
+    def _possible(self, room: int, cells: int = 1, blocks: int = 0) -> tuple[list[Size], int]:
+        """The sizes that will do for so many cells and blocks of paths, smallest first.
+
+        And the index of the one that will do for all that the trees in flight, and those that
+        follow them, may need in paths of this room.
+        """
         counts = [None] if self.config.one_size else sizes.block_sizes(self.width, room)
-        return [
-            self._size(slots, held, room)
-            for slots in self.slot_sizes
-            for held in counts
-            if slots >= min(cells, self.plan.slots) and (held is None or held >= blocks)
+        trees = min(self.left, self.width)
+        most = min(trees * self.config.candidates, self.plan.slots), trees * -(-room // BLOCK)
+
+        def enough(slots: int, held: int | None, cells: int, blocks: int) -> bool:
+            return slots >= min(cells, self.plan.slots) and (held is None or held >= blocks)
+
+        possible = [
+            size
+            for size in itertools.product(self.slot_sizes, counts)
+            if enough(*size, cells, blocks)
         ]
+        always = next(i for i, size in enumerate(possible) if enough(*size, *most))
+        return [self._size(*size, room) for size in possible], always
+
+    def _expect(self, room: int) -> None:
+        """Has what paths of this room need compiled beside the search."""
+        possible, always = self._possible(room)
+        compiler.COMPILER.expect(possible, self._shapes, always)
 
     def _look_ahead(self) -> None:
         """Has what paths will need that outgrow their room compiled before they do."""
         room, longest = self.policy.capacity, self.config.path_tokens
         if self.policy.needed > NEARLY * room and room < sizes.path_room(longest, longest):
-            compiler.COMPILER.expect(self._possible(sizes.path_room(room, longest)), self._shapes)
+            self._expect(sizes.path_room(room, longest))
 
     def _arguments(self) -> tuple:
         """Of a chunk of decoding."""
@@ -290,9 +307,9 @@ class Engine(Expander):
 
         By way of all sizes between, as each change of one size to another is compiled.
         """
-        possible = self._possible(self.policy.capacity, cells, blocks)
+        possible, always = self._possible(self.policy.capacity, cells, blocks)
         wasted = 0.0 if self.too_large is None else time.monotonic() - self.too_large
-        chosen = compiler.COMPILER.choose(possible, wasted, self._shapes)
+        chosen = compiler.COMPILER.choose(possible, wasted, self._shapes, always)
         want = self.slot_sizes.index(possible[chosen].slots)
         while want != self.slot_size:
             self.slot_size += 1 if want > self.slot_size else -1

@@ -108,8 +108,7 @@ class Loop:
     def turn(self) -> Iterator[Record]:
         """One look at a chunk, and what follows from it."""
         self.fill()
-        following = self.leases is not None or bool(self.queue)
-        self.expander.left = math.inf if following else len(self.growing)
+        self.expander.left = len(self.growing) if self._ending else math.inf
         while len(self.chunks) < 1 + self.expander.plenty:
             self.chunks.append(self.expander.dispatch())
         chunk = self.chunks.popleft()
@@ -140,9 +139,14 @@ class Loop:
 
     def tell(self, final: bool = False) -> None:
         most, growing = self.config.rollouts, self.growing.values()
-        last = [] if self.leases is not None or self.queue else growing
-        shares = [(tree.started, (tree.rollouts + 0.5) / (most + 0.5)) for tree in last]
+        last = growing if self._ending else ()
+        shares = ((tree.started, (tree.rollouts + 0.5) / (most + 0.5)) for tree in last)
         self.totals.tick(sum(tree.rollouts for tree in growing) / most, final, shares)
+
+    @property
+    def _ending(self) -> bool:
+        """Whether no tree is left to begin."""
+        return self.leases is None and not self.queue
 
     def fill(self) -> None:
         """Puts waiting problems into free rows."""

@@ -54,7 +54,7 @@ def sizes():
 
 
 def choose(made, sizes, wasted=0.0):
-    return made.choose(sizes, wasted, arguments)
+    return made.choose(sizes, wasted, arguments, len(sizes) - 1)
 
 
 def arguments(size):
@@ -123,7 +123,7 @@ def test_what_the_trees_that_are_left_may_need_is_enough(monkeypatch, left, alwa
 
 def test_what_is_expected_is_waited_for(sizes):
     made = Compiler()
-    made.expect(sizes, arguments)
+    made.expect(sizes, arguments, len(sizes) - 1)
     assert made.coming[0] == sizes[-1]
     before, found = parallel.compile_seconds(), []
     waiting = threading.Thread(target=lambda: found.append(choose(made, sizes)))
@@ -135,15 +135,15 @@ def test_what_is_expected_is_waited_for(sizes):
     assert found == [2]
     assert made.ready == {sizes[-1]}
     assert parallel.compile_seconds() >= before + 0.2
-    made.expect(sizes, arguments)
+    made.expect(sizes, arguments, len(sizes) - 1)
     assert not made.coming  # one will do
 
 
 def test_nothing_waits_for_what_another_search_has_left(sizes):
     made = Compiler()
     small, _, large = sizes
-    made.expect([small], arguments)
-    made.expect([large], arguments)
+    made.expect([small], arguments, 0)
+    made.expect([large], arguments, 0)
     assert made.coming[0] == small  # none queues behind it
     assert choose(made, [large]) == 0  # at once: its call compiles
     assert made.coming[0] == small

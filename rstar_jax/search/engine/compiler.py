@@ -66,17 +66,16 @@ class Compiler:
         possible: list[Size],
         wasted: float,
         arguments: Callable[[Size], Any],
-        always: int = -1,
+        always: int,
     ) -> int:
         """Of sizes that will do, smallest first, the index of one that is compiled: or `always`.
 
         Args:
-          always: the index of the size that will do whatever comes.
           wasted: seconds since the chunk before was begun, if a smaller size would have done.
           arguments: gives those of a size; arrays' shapes will do.
+          always: the index of the size that will do whatever comes.
         """
         self._look()
-        always %= len(possible)
         chosen = next((i for i, size in enumerate(possible) if size in self.ready), always)
         for size in possible[:chosen]:
             self.missed[size] += wasted
@@ -87,9 +86,7 @@ class Compiler:
         return chosen
 
     @_locked
-    def expect(
-        self, possible: list[Size], arguments: Callable[[Size], Any], always: int = -1
-    ) -> None:
+    def expect(self, possible: list[Size], arguments: Callable[[Size], Any], always: int) -> None:
         """Has the size `always` compiled beside the search, unless another one is ready."""
         self._look()
         if not self.ready.intersection(possible):

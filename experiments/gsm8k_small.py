@@ -5,15 +5,15 @@
         --config.data.problems=gsm8k_train.jsonl --config.eval.benchmarks=gsm8k_test.json
 
 Hardware: 2 CPU cores with bfloat16 instructions and 16 GiB of memory, or one GPU.
-Time: not measured as a whole. By the speeds in experiments/LOG.md, 2 CPU cores: searches 0:50 and
-1:40, SFTs 0:40 and 1:10, PPM 0:30, evaluations 2:20; a night. On a GPU: not measured.
-Score: Qwen2.5-Coder-0.5B, cut to 157 problems in the first round and 276 in the second: greedy of
-300 test problems 24.3 % [20-29] few-shot, 28.0 % [23-33] and 33.0 % [28-39] after the rounds (41
-problems won and 15 lost, p = 0.0007); 84, 90 and 95 % reach an answer. The PPM puts right answers
-above wrong ones of the same test problem in 70 % [61-79] of the cases (the policy's likelihood in
-58 % [49-67]); one search with it answers 37.3 % (29 won, 16 lost against greedy, p = 0.07), one
-without 32.0 % (p = 0.02 between the two), the majority of 8 samples 36.0 % (16 won, 7 lost),
-weighted by the PPM 36.7 % (18 and 7, p = 0.04).
+Time: not measured as a whole. By the speeds in experiments/LOG.md, 2 CPU cores: searches 1:10 and
+2:20, SFTs 0:40 and 1:10, PPM 0:30, evaluations 4:30; a long night. On a GPU: not measured.
+Score: Qwen2.5-Coder-0.5B, cut to 157 problems in the first round (some of 8 candidates) and 276 in
+the second, 386 different ones: greedy of 300 test problems 24.3 % [20-29] few-shot, 28.0 % [23-33]
+and 33.0 % [28-39] after the rounds (41 problems won and 15 lost, p = 0.0007); 84, 90 and 95 % reach
+an answer. The PPM puts right answers above wrong ones of the same test problem in 70 % [61-79] of
+the cases (the policy's likelihood in 58 % [49-67]); one search with it answers 37.3 % (29 won, 16
+lost against greedy, p = 0.07), one without 32.0 % (p = 0.02 between the two), the majority of 8
+samples 36.0 % (16 won, 7 lost), weighted by the PPM 36.7 % (18 and 7, p = 0.04).
 
 The first round searches 400 problems with the few-shot prompt, the second those and 400 more with
 the policy of the first; examples come from the trees of both. No test problem is searched or

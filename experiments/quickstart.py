@@ -4,7 +4,7 @@
     python -m rstar_jax.main --config=experiments/quickstart.py --workdir=runs/quickstart
 
 Hardware: 2 CPU cores.
-Time: 5:38 by launch/quickstart.sh (EPYC, nothing beside it, nothing compiled before): first policy
+Time: 5:38 to 6:17 by launch/quickstart.sh (EPYC, nothing compiled before); of 5:38 the first policy
     1:11, searches 1:12, SFTs 1:00, PPM 0:52, evaluations 1:02. 2.2 GB of memory.
 Score: greedy on 256 test problems at the start and after the rounds: 35.9, 59.4, 79.7, 80.5 %;
     seeds 5 to 7: 26.2, 55.5, 63.7, 71.5; 36.7, 55.5, 73.0, 78.1; 30.9, 51.2, 59.0, 62.1. Search

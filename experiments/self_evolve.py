@@ -1,6 +1,6 @@
-"""All four rounds of self-evolution in one command, with the paper's settings for each.
+"""All four rounds of self-evolution in one command, with the paper's schedule of rounds.
 
-    python -m rstar_jax.main --config=experiments/self_evolve.py --workdir=runs/full \\
+    python -m rstar_jax.main --config=experiments/self_evolve.py:paper --workdir=runs/full \\
         --config.data.problems=problems.jsonl --config.policy.path=INSTRUCT_MODEL \\
         --config.base.path=Qwen/Qwen2.5-Math-7B
 
@@ -13,7 +13,8 @@ policy.path searches round 1; later rounds search with what the round before tra
 round trains again from base.path. What the rounds have of their own is in config.schedule; a key
 given on the command line, such as --config.search.rollouts=4, holds for all of them.
 
-:paper and :released behind the file's name are those of experiments/round1.py.
+:paper and :released behind the file's name are those of experiments/round1.py: in what else the
+paper and the released code differ, the released code's settings hold unless :paper is given.
 """
 
 from ml_collections import ConfigDict

@@ -77,8 +77,8 @@ KEYS: dict[str, tuple[Any, str]] = {
     ),
     'data.overlap': (
         13,
-        'problems that have so many words in a row in common with one of eval.benchmarks are left '
-        'out, and those that are the same; 0: none is',
+        'leave out problems that share so many consecutive words with one of eval.benchmarks, and '
+        'those that are the same; 0: none is left out',
     ),
     'synthesize.problems': (
         0,

@@ -5,7 +5,7 @@ usage: python -m rstar_jax.main --config=FILE --workdir=DIR [--config.KEY=VALUE 
   --config=FILE            what to run: a file of experiments/ or your own (needed)
   --config.KEY=VALUE       changes one setting; --config=FILE --help lists them all
   --workdir=DIR            where everything that is made goes; the same command goes on from there;
-                           a folder, or of an object store, such as gs://BUCKET/RUN
+                           a folder, or an object store's address, such as gs://BUCKET/RUN
   --stages=A,B             only these stages of: bootstrap, synthesize, search, curate, sft, ppm,
                            eval, export
   --plan=TOPOLOGY[,...]    compile search and trainings for a TPU slice, for example v5e:4x8, and

@@ -69,13 +69,15 @@ def solve(config: ConfigDict, workdir: str = '') -> str:
         f'No answer found in {len(records)} trees. Raise --config.search.rollouts or '
         '--config.search.trees.'
     )
+    shown = records[0].tree
     if found:
-        text = _told(config.question, found, *choose(found))
-    return f'{text}\n\n{_keep(records, round_.root)}' if workdir and records else text
+        chosen, why = choose(found)
+        text, shown = _told(config.question, found, chosen, why), found[chosen][0].tree
+    return f'{text}\n\n{_keep(records, round_.root, shown)}' if workdir else text
 
 
-def _keep(records: list[Record], root: pathlib.Path) -> str:
-    """Puts the trees beside those of earlier questions, and into the page; tells where."""
+def _keep(records: list[Record], root: pathlib.Path, shown: int) -> str:
+    """Puts the trees beside those of earlier questions, and into the page; tells where one is."""
     with data.TreeStore(root / trees.SOLVE) as store:
         earlier = store.keys()
         number = 1 + max((index for index, _ in earlier), default=-1)
@@ -83,7 +85,7 @@ def _keep(records: list[Record], root: pathlib.Path) -> str:
             problem = {**record.problem, 'index': number}
             store.append(dataclasses.replace(record, problem=problem))
     page = report.attempt(root, [number])
-    where = f'{page}#tree={trees.SOLVE}-{number}-{records[0].tree}' if page else store.directory
+    where = f'{page}#tree={trees.SOLVE}-{number}-{shown}' if page else store.directory
     return f'Tree: {where}'
 
 

@@ -59,12 +59,13 @@ def test_a_workdir_that_cannot_be_written_is_told_before_the_search(ask, tmp_pat
 
 
 def test_the_trees_stay_in_the_workdir(ask, tmp_path):
-    for number, (question, answers) in enumerate(
-        [('What is one?', [[('1', 0.5, False)], [('2', 0.1, False)]]), ('What is none?', [[]])]
+    second = [[('2', 0.1, False)], [('1', 0.5, False)]]  # the second tree has the best answer
+    for number, (question, answers, shown) in enumerate(
+        [('What is one?', second, 1), ('What is none?', [[]], 0)]
     ):
         text = ask(question, answers, tmp_path)
         page = tmp_path / 'report' / 'index.html'
-        assert text.endswith(f'\n\nTree: {page}#tree=solve-{number}-0')
+        assert text.endswith(f'\n\nTree: {page}#tree=solve-{number}-{shown}')
         assert question in page.read_text()
     assert 'What is one?' in page.read_text()
     with TreeStore(tmp_path / 'solve', writer=None) as store:

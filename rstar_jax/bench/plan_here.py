@@ -40,7 +40,7 @@ _SEARCH = {
     'temperature': 0.7,
     'answers_kept': 'all',
 }
-_PAIRS = {'final_step_pairs': 'trajectories', 'trajectory_side': 2}  # of steps alone: a handful
+_PAIRS = {'final_step_pairs': 'trajectories', 'trajectory_side': 4}  # of steps alone: a handful
 _TRAINING = {'epochs': 1, 'held_out': 0.05, 'measure_every': 0}
 
 

@@ -31,6 +31,8 @@ def run(
     from rstar_jax import ledger
 
     numbers = [int(count) for count in counts.split(',') if count.isdigit()]
+    if not hasattr(os, 'sched_setaffinity'):
+        raise UserError(f'bench scaling: {sys.platform} keeps no process on one core: use Linux')
     cores = sorted(os.sched_getaffinity(0))
     if not numbers or max(numbers) > len(cores):
         raise UserError(f'--counts={counts}: expected numbers, none above {len(cores)} (cores)')

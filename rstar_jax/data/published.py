@@ -1,4 +1,4 @@
-"""Published problem sets by name: the benchmarks of the paper's tables, and what it trains on."""
+"""Published problem sets by name: benchmarks, the paper's and newer ones, and training sets."""
 
 import dataclasses
 import pathlib

@@ -11,7 +11,7 @@ from rstar_jax.errors import UserError
 
 Problems = list[dict[str, Any]]
 
-# Name -> stems of the file that may hold it; the benchmarks of the paper's tables.
+# Name -> stems of the file that may hold it.
 KNOWN = {name: published.SETS[name].stems for name in published.BENCHMARKS}
 ENDINGS = ('.json', '.jsonl', '.parquet')
 # Configurations of data sets that say nothing of what is in them.
@@ -29,7 +29,8 @@ def load(
     Args:
       benchmarks: names or paths, a sequence or one string with commas. A name's file is looked for
         in `folder`; a path is anything with a separator or an ending, and goes by its stem. Data
-        sets are named as in `data.rows`: 'hf:...', 'tfds:...'.
+        sets are named as in `data.rows`: 'hf:...', 'tfds:...'; of the hub's, 'test' is read where
+        no split is named.
       folder: holds math500.json, gsm8k_test.json, ...; `KNOWN` has the names, and any other file
         there can be named by its stem as well.
       limit: only the first so many problems of each; None or 0, all.
@@ -48,7 +49,9 @@ def load(
     for benchmark in (b.strip() for b in benchmarks if b.strip()):
         if rows.is_named(benchmark):
             name = _name_of(benchmark)
-            problems = load_problems(benchmark, limit or None, folder=folder)
+            whole = '@' in benchmark or not benchmark.startswith(rows.HUB)
+            source = benchmark if whole else f'{benchmark}@test'
+            problems = load_problems(source, limit or None, folder=folder)
         elif builtin and benchmark in builtin:
             name, problems = benchmark, list(builtin[benchmark])[: limit or None]
         else:

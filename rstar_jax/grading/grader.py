@@ -33,6 +33,7 @@ class Grader:
         self.limits = Limits(seconds=seconds, memory_mb=memory_mb)
         self._count = workers
         self._workers: Workers | None = None
+        self._keyless: set[str] = set()  # answers of which no worker found a key within the limits
         self._lock = threading.Lock()
 
     def _ask(self, job: dict) -> Future:
@@ -77,8 +78,10 @@ class Grader:
         distinct = list(dict.fromkeys(cleaned))
         if len(distinct) < 2:
             return [0] * len(cleaned)
-        keys = {text: self._ask({'answer': text}) for text in distinct if _short_enough(text)}
+        asked = [text for text in distinct if _short_enough(text) and text not in self._keyless]
+        keys = {text: self._ask({'answer': text}) for text in asked}
         key_of = {text: (keys[text].result() if text in keys else None) for text in distinct}
+        self._keyless |= {text for text in asked if not key_of[text]}
         groups: dict[str, list[str]] = {}
         for text in distinct:
             name = key_of[text] or f'only:{text}'

@@ -4,7 +4,7 @@
 
 const $ = (selector, within = document) => within.querySelector(selector);
 const trees = new Map(),
-  waiting = new Map(); // name -> packed; name -> what to do once it is there
+  waiting = new Map(); // name -> packed; name -> of its script: {promise, resolve}
 
 const LIST = SOURCES.flatMap(({name, file, label, trees}) =>
   trees.map(([index, tree, solved, nodes, answer, question]) => {
@@ -21,19 +21,29 @@ function tree(name, packed) {
   waiting.get(name)?.resolve();
 }
 
-async function load(name) {
-  if (!trees.has(name)) {
+function fetched(name) {
+  if (trees.has(name)) return undefined;
+  if (!waiting.has(name)) {
     const script = document.createElement('script');
     const file = LIST.find((row) => row.name === name)?.file ?? `trees/${name}.js`;
     script.src = file;
     script.dataset.name = name;
-    const loaded = new Promise((resolve, reject) => {
-      waiting.set(name, {resolve});
-      script.onerror = () => reject(new Error(`${file} is not beside this page`));
+    const asked = {};
+    asked.promise = new Promise((resolve, reject) => {
+      asked.resolve = resolve;
+      script.onerror = () => {
+        waiting.delete(name);
+        reject(new Error(`${decodeURI(file)} is not beside this page`));
+      };
     });
+    waiting.set(name, asked);
     document.head.append(script);
-    await loaded;
   }
+  return waiting.get(name).promise;
+}
+
+async function load(name) {
+  await fetched(name);
   const bytes = Uint8Array.from(atob(trees.get(name)), (c) => c.charCodeAt(0));
   const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream('deflate'));
   return prepare(await new Response(stream).json());
@@ -77,10 +87,12 @@ const view = new TreeView(canvas, tell);
 let matches = [],
   match = -1,
   playing = 0,
-  opener = null;
+  opener = null,
+  opened = 0; // how often a tree was asked for: the last one asked for is shown
 
 async function open(name, node) {
-  const begun = performance.now();
+  const begun = performance.now(),
+    turn = ++opened;
   opener = opener ?? document.activeElement;
   viewer.hidden = false;
   document.body.classList.add('viewing');
@@ -88,6 +100,7 @@ async function open(name, node) {
   try {
     if (viewer.dataset.name !== name) {
       const loaded = await load(name);
+      if (turn !== opened) return;
       stop();
       $('#query').value = '';
       $('#hits').textContent = '';
@@ -99,6 +112,7 @@ async function open(name, node) {
       });
     }
   } catch (error) {
+    if (turn !== opened) return;
     viewer.dataset.name = '';
     view.tree = null;
     $('#question').textContent = $('#panel').textContent = $('#kinds').textContent = '';
@@ -111,6 +125,7 @@ async function open(name, node) {
 }
 
 function close() {
+  opened++;
   stop();
   viewer.hidden = true;
   document.body.classList.remove('viewing');
@@ -186,7 +201,7 @@ function tell(i) {
   const why =
     i &&
     (ENDS[tree.status[i]] ??
-      (tree.kind[i] === 'unvisited' ? 'The search never went into it.' : ''));
+      (tree.kind[i] === 'unexpanded' ? 'The search never expanded it.' : ''));
   const below = tree.children[i].map(
     (j) =>
       `<button class="child" data-node="${j}"><span class="dot ${tree.kind[j]}"></span>` +

@@ -5,6 +5,7 @@ import datetime
 import html
 import json
 import pathlib
+import urllib.parse
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -56,6 +57,7 @@ SECTIONS = (
 def page(parts: Sequence[Part], accuracy: Sequence[Plot]) -> str:
     """The HTML of one run, or of two side by side."""
     title = ' and '.join(part.run.name for part in parts)
+    parts = _listed(parts)
     bodies = {
         'ablations': _each(parts, _ablations),
         'better': _better(parts, accuracy),
@@ -110,6 +112,10 @@ def _asset(name: str) -> str:
 
 def _text(text: str) -> str:
     return html.escape(text)
+
+
+def _address(path: str) -> str:
+    return _text(urllib.parse.quote(path))
 
 
 def _json(value: object) -> str:
@@ -214,7 +220,7 @@ def _found(part: Part) -> str:
 def _plots(plots: Iterable[Plot], beside: str = '') -> str:
     figures = ''.join(
         f'<figure><figcaption><span>{_text(plot.title)}</span>'
-        f'<a href="{_text(beside)}{_text(plot.name)}.png" download>PNG</a></figcaption>{plot.svg}'
+        f'<a href="{_address(f"{beside}{plot.name}.png")}" download>PNG</a></figcaption>{plot.svg}'
         + (f'<p class="note">{_text(plot.note)}</p>' if plot.note else '')
         + '</figure>'
         for plot in plots
@@ -266,12 +272,13 @@ def _trees(parts: Sequence[Part]) -> str:
         note = (
             '<p class="note">Of each search some trees are listed, evenly spaced. To list others, '
             'write the page anew with <code>--trees=NUMBER</code> (or <code>all</code>), or with '
-            '<code>--problems=INDEX,INDEX</code> for all trees of these problems.</p>'
+            '<code>--problems=INDEX,INDEX</code> for all trees of these problems. '
+            f'A page lists {MOST_LISTED:,} trees at most.</p>'
         )
     return f"""<div class="cards">{''.join(cards)}</div>
 <h3>All trees</h3>
-<div class="tools"><input type="search" id="find" placeholder="Search questions and answers"
- aria-label="Search questions and answers">
+<div class="tools"><input type="search" id="find" placeholder="Beginning of a question, answer"
+ aria-label="Search the beginnings of questions, and answers">
 <select id="source" aria-label="Where from"><option value="">everywhere</option>{options}</select>
 <select id="solved" aria-label="Solved or not"><option value="">solved or not</option>
 <option value="1">solved</option><option value="0">not solved</option></select>
@@ -318,23 +325,30 @@ def _source_label(part: Part, sample: Sample, several: bool) -> str:
     return f'{part.run.name}, {sample.source.label}' if several else sample.source.label
 
 
-def _list(parts: Sequence[Part]) -> list[dict[str, object]]:
-    """Sources and their trees as the page's script takes them, the newest searches first."""
+def _listed(parts: Sequence[Part]) -> list[Part]:
+    """The parts with as many trees as a page can list, the newest searches first."""
     made, room = [], MOST_LISTED
     for part in parts:
+        samples = []
         for sample in reversed(part.samples):
-            entries, name = sample.entries[:room], sample.source.name
-            room -= len(entries)
-            rows = [
-                (e.index, e.tree, e.solved, e.nodes, e.answer[:60], e.question[:120])
-                for e in entries
-            ]
-            made.append(
-                {
-                    'name': part.prefix + name,
-                    'file': f'{part.beside}trees/{name}',
-                    'label': _source_label(part, sample, len(parts) > 1),
-                    'trees': rows,
-                }
-            )
+            samples.append(dataclasses.replace(sample, entries=sample.entries[:room]))
+            room -= len(samples[-1].entries)
+        made.append(dataclasses.replace(part, samples=samples[::-1]))
     return made
+
+
+def _list(parts: Sequence[Part]) -> list[dict[str, object]]:
+    """Sources and their trees as the page's script takes them, the newest searches first."""
+    return [
+        {
+            'name': part.prefix + sample.source.name,
+            'file': urllib.parse.quote(f'{part.beside}trees/{sample.source.name}'),
+            'label': _source_label(part, sample, len(parts) > 1),
+            'trees': [
+                (e.index, e.tree, e.solved, e.nodes, e.answer[:60], e.question[:120])
+                for e in sample.entries
+            ],
+        }
+        for part in parts
+        for sample in reversed(part.samples)
+    ]

@@ -9,7 +9,7 @@ const KINDS = {
   wrong: {text: 'wrong', colour: '--red', sign: '✗'},
   answer: {text: 'answer', colour: '--blue', sign: ''},
   error: {text: 'errors', colour: '--amber', sign: '!'},
-  unvisited: {text: 'unvisited', colour: '--paper', sign: ''},
+  unexpanded: {text: 'not expanded', colour: '--paper', sign: ''},
   inner: {text: '', colour: '--muted', sign: ''},
 };
 const ENDS = {
@@ -86,7 +86,7 @@ function prepare(told) {
           ? 'error'
           : children[i].length || i === 0
             ? 'inner'
-            : 'unvisited';
+            : 'unexpanded';
   }
   for (let i = n - 1; i > 0; i--) {
     if (kind[i] === 'right') leads[i] = 1;

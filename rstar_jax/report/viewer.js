@@ -245,7 +245,7 @@ class TreeView {
     } else if (kind === 'wrong') {
       c.rect(x - 0.9 * r, y - 0.9 * r, 1.8 * r, 1.8 * r);
     } else c.arc(x, y, kind === 'right' || i === 0 ? 1.25 * r : r, 0, 2 * Math.PI);
-    if (kind === 'unvisited') {
+    if (kind === 'unexpanded') {
       c.strokeStyle = c.fillStyle;
       c.fillStyle = colour['--card'];
       c.lineWidth = 1.2;

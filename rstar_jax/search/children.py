@@ -74,12 +74,19 @@ class Judge:
         return not any(node.work for node in self._survivors(tree))
 
     def children(self, tree: HostTree) -> list[Node]:
-        """The children of a tree that is ready."""
+        """The children of a tree that is ready; counts what they took."""
         children = self._survivors(tree)
+        kept = set(map(id, children))
+        for node in tree.candidates:
+            if node.run is not None and id(node) not in kept:
+                node.run.cancel()  # it waits for a worker, and nobody for it
+        tree.spent += self._spent(tree)
+        deep = len(tree.path) > self.config.max_depth
         for node in children:
             self._judge(tree, node)
             length = max(tree.path_tokens + len(node.tokens), node.step.context)
-            if node.is_open and length + self.config.step_tokens > self.config.path_tokens:
+            full = length + self.config.step_tokens > self.config.path_tokens
+            if node.is_open and (deep or full):
                 node.status = Status.TOO_DEEP
         means = np.array([node.step.likelihood / max(node.step.sampled, 1) for node in children])
         means = np.nan_to_num(means)  # unknown ones are all alike
@@ -103,6 +110,17 @@ class Judge:
         for node in alive:
             unique.setdefault(node.step.text, node)
         return list(unique.values())
+
+    def _spent(self, tree: HostTree) -> int:
+        """Tokens of the candidates, up to the answer behind which none matters.
+
+        How far others came before it was known depends on what else is searched.
+        """
+        steps = [node.step for node in tree.candidates]
+        if self.config.first_answer_only:
+            answers = [i for i, step in enumerate(steps) if step.kind == marks.ANSWER]
+            steps = steps[: answers[0] + 1] if answers else steps
+        return sum(step.sampled for step in steps)
 
     def _judge(self, tree: HostTree, node: Node) -> None:
         """Fills in what is known of a child now."""

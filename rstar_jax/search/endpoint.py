@@ -32,10 +32,11 @@ from rstar_jax.search.host import HostTree, Step
 from rstar_jax.steps import marks
 
 KEY = 'OPENAI_API_KEY'
+MOMENTS = 0.05  # seconds
 PATIENCE = 600.0  # seconds for which a server may be away, or refuse for its rate limit
 LONGEST_PAUSE = 30.0  # seconds between two tries
 MARKLESS = 32  # so many answers that lack their marks, and no other before, end a search
-TREES_FOR_REQUESTS = 3  # so many times as many candidates are wanted at once as are requested
+REFUSED = 32  # so many questions too long for the server, and no step before, end a search
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,21 +109,19 @@ class Endpoint:
 
 @dataclasses.dataclass(frozen=True)
 class _Request:
-    """A candidate that is wanted; `serial` tells one expansion of a row from the next.
-
-    first: whether it is a first step, behind which nothing was written yet.
-    """
+    """A candidate that is wanted; `serial` tells one expansion of a row from the next."""
 
     row: int
     serial: int
     candidate: int
     prompt: str
     seed: int
-    first: bool
 
 
 class Remote(Expander):
     """Drives an endpoint, and the PPM on this host's devices."""
+
+    room = ' or in the context of the server'
 
     def __init__(self, policy: Endpoint, ppm, config: Config, mesh, total: int):
         """Args:
@@ -134,17 +133,17 @@ class Remote(Expander):
         """
         self.policy, self.config = policy, config
         self.counters: collections.Counter = collections.Counter()
-        wanted = -(-TREES_FOR_REQUESTS * policy.requests // config.candidates)
-        config = dataclasses.replace(config, trees_in_flight=config.trees_in_flight or wanted)
         self.scores, self.models, self._continuing = None, [], None
         self.mesh = parallel.local_mesh(devices=mesh.devices.flat[:1]) if ppm is None else mesh
-        self.width = min(config.trees_in_flight, total)
-        if ppm is not None:
+        if ppm is None:
+            busy = -(-memory.TREES_FOR_SLOTS * policy.requests // config.candidates)
+            self.width = min(config.trees_in_flight or busy, total)
+        else:
             scorer = Scorer(mesh, config, ppm)
             self._continuing = tokenizer.continuing(ppm.tokenizer)
             self.scores, self.models = scorer.scores, [scorer]
-            of_each = -(-total // mesh.shape['data'])
-            plan = memory.plan(config, [scorer.network], mesh, of_each, policy.requests)
+            of_each, requests = (-(-n // mesh.shape['data']) for n in (total, policy.requests))
+            plan = memory.plan(config, [scorer.network], mesh, of_each, requests)
             scorer.prepare(plan, self.counters)
             scorer.reserve(config.path_tokens if config.one_size else 0)
             self.width = plan.trees
@@ -155,6 +154,7 @@ class Remote(Expander):
             'flight'
         )
         self._markless: int | None = 0  # answers so far; None when a mark has come
+        self._refused: set[tuple[int, int]] | None = set()  # questions; None when a step has come
         self._serial = [0] * self.rows
         self._waiting: dict[int, set[int]] = {}  # row -> candidates that have not come
         self._requests: queue.SimpleQueue[_Request | None] = queue.SimpleQueue()
@@ -184,7 +184,7 @@ class Remote(Expander):
             key = sampling.key_of(tree.seed, *tree.key, tree.cursor.tag, candidate)
             seed = int(key[0]) >> 1  # servers take 31 bits at least
             which = row, self._serial[row], candidate
-            self._requests.put(_Request(*which, prompt, seed, first=len(tree.path) == 1))
+            self._requests.put(_Request(*which, prompt, seed))
 
     def dispatch(self) -> Any:
         """Brings the PPM's paths up to date; the requests are on their way already."""
@@ -198,12 +198,12 @@ class Remote(Expander):
         return bool(self._waiting) or None
 
     def collect(self, running: Any) -> list[Step]:
-        """What has come, at least one answer; nothing if none comes within a second."""
+        """What has come; nothing if nothing does within moments, as programs end meanwhile, too."""
         found: list[Step] = []
         if running is None:
             return found
         with contextlib.suppress(queue.Empty):
-            found += self._taken(*self._answers.get(timeout=1.0))
+            found += self._taken(*self._answers.get(timeout=MOMENTS))
             while True:
                 found += self._taken(*self._answers.get_nowait())
         return found
@@ -221,6 +221,7 @@ class Remote(Expander):
         if request.serial != self._serial[request.row] or request.candidate not in waiting:
             return []
         self.counters['sampled'] += answer.sampled
+        self._look_for_steps(request, answer)
         self._look_for_mark(answer)
         found = [answer]
         if self.config.first_answer_only and answer.kind == marks.ANSWER:
@@ -230,6 +231,20 @@ class Remote(Expander):
         if not waiting:
             del self._waiting[request.row]
         return found
+
+    def _look_for_steps(self, request: _Request, answer: Step) -> None:
+        """Raises UserError when the server finds every question too long."""
+        if answer.text:
+            self._refused = None
+        if self._refused is None or not answer.refused:
+            return
+        self._refused.add((request.row, request.serial))
+        if len(self._refused) == REFUSED:
+            raise UserError(
+                f'--config.policy.path={self.policy.url}: the first {REFUSED} questions are too '
+                'long for the context of the server: start it with a longer one (vLLM: '
+                '--max-model-len)'
+            )
 
     def _look_for_mark(self, answer: Step) -> None:
         """Raises UserError when the server cuts off the marks, and does not say which it was."""
@@ -263,8 +278,7 @@ class Remote(Expander):
     def _ask(self, request: _Request) -> Any:
         """One completion; tries again for PATIENCE seconds while the server is away or busy.
 
-        None: the path is longer than the server's context; the candidate ends there. So does a
-        question that is too long by itself, where others have been answered.
+        None: the path is longer than the server's context; the candidate ends there.
 
         Raises UserError: what else is wrong, or when patience ends.
         """
@@ -304,8 +318,7 @@ class Remote(Expander):
                 self._closed.wait(max(pause * random.uniform(0.75, 1.25), _asked_pause(error)))
                 pause = min(2 * pause, LONGEST_PAUSE)
             except openai.OpenAIError as error:
-                too_long = isinstance(error, openai.BadRequestError) and 'context' in str(error)
-                if too_long and (not request.first or self.counters['sampled']):
+                if isinstance(error, openai.BadRequestError) and 'context' in str(error):
                     return None
                 raise self.policy.error(error) from None
 

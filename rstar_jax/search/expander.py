@@ -24,6 +24,7 @@ class Expander(Protocol):
       counters: totals, such as `sampled` tokens.
       scores: scores in [-1, 1] of (row, child of its cursor); it need not wait for the devices.
         None where nothing is scored.
+      room: what else than path_tokens bounds a path, for a message.
       left: trees that still grow, where no other will begin; else inf. The loop sets it.
       plenty: whether more is waiting than one chunk of work takes on: then the next one may begin
         before anybody has looked at what the last one did.
@@ -34,6 +35,7 @@ class Expander(Protocol):
     mesh: Mesh
     counters: collections.Counter
     scores: Callable[[list[tuple[int, Node]]], Scores] | None
+    room: str = ''
     left: float = math.inf
     plenty: bool = False
 

@@ -40,8 +40,7 @@ class Flights(Protocol):
 def pack(tree: HostTree, arrays: trees_lib.Tree) -> bytes:
     """A tree in flight: the host's side, and its row of the arrays, on the host."""
     size = int(arrays.size)
-    host = {f.name: getattr(tree, f.name) for f in dataclasses.fields(tree)}
-    host = {name: value for name, value in host.items() if name not in LEFT_OUT}
+    host = {name: value for name, value in vars(tree).items() if name not in LEFT_OUT}
     host['sampled'] -= sum(node.step.sampled for node in tree.candidates if node is not None)
     held = {f.name: np.asarray(getattr(arrays, f.name)) for f in dataclasses.fields(arrays)}
     index, number = tree.key
@@ -53,13 +52,13 @@ def pack(tree: HostTree, arrays: trees_lib.Tree) -> bytes:
             'nodes': [_packed_node(node) for node in tree.nodes],
             'arrays': {name: x[:size] if x.ndim else x for name, x in held.items()},
             'seconds': time.monotonic() - tree.started,
-        }
+        },
+        in_place=True,
     )
 
 
 def _packed_node(node: Node) -> dict[str, Any]:
-    fields = {f.name: getattr(node, f.name) for f in dataclasses.fields(node)}
-    fields = {name: value for name, value in fields.items() if name not in PENDING}
+    fields = {name: value for name, value in vars(node).items() if name not in PENDING}
     return {**fields, 'step': dict(vars(node.step)), 'status': int(node.status)}
 
 

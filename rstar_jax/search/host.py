@@ -43,6 +43,11 @@ class Step:
     likelihood: float = 0.0
     context: int = 0
 
+    @property
+    def refused(self) -> bool:
+        """Whether there was no room for it where it should have been sampled."""
+        return self.kind == marks.LIMIT and not (self.text or self.sampled)
+
 
 ROOT_STEP = Step(row=-1, candidate=-1, text='', tokens=[], kind=0)
 
@@ -104,7 +109,7 @@ class HostTree:
       nodes: all so far, the root first; its tokens are the prompt's.
       path: the nodes from the root to the cursor, the one that is being expanded.
       candidates: of the cursor; None for those not sampled yet.
-      sampled: tokens so far.
+      sampled: tokens so far; `spent`, those of them that count against a budget.
       computed: known tokens that each model was run on.
       rollouts: done so far.
       tokens_left: that may be sampled.
@@ -119,6 +124,7 @@ class HostTree:
     path: list[int] = dataclasses.field(default_factory=list)
     candidates: list[Node | None] = dataclasses.field(default_factory=list)
     sampled: int = 0
+    spent: int = 0
     computed: dict[str, int] = dataclasses.field(default_factory=lambda: {'policy': 0, 'ppm': 0})
     rollouts: int = 0
     tokens_left: float = math.inf
@@ -185,6 +191,7 @@ class HostTree:
             correct=[node.correct for node in self.nodes],
             counters={
                 'sampled_tokens': float(self.sampled),
+                'spent_tokens': float(self.spent),
                 'policy_computed': float(self.computed['policy'] + self.sampled),
                 'ppm_computed': float(self.computed['ppm']),
                 'seconds': time.monotonic() - self.started,

@@ -73,7 +73,8 @@ class Loop:
         self.grown: tuple | None = None
         self.finished: list[tuple[HostTree, trees_lib.Tree]] = []
         self.markless: list[str] | None = []
-        self.free = list(range(expander.rows))[::-1]
+        # The next one is the last; all devices get a tree before one gets two.
+        self.free = sorted(range(expander.rows), key=lambda row: row % expander.width)[::-1]
         self.rules = trees_lib.Rules.of(config)
         mesh = expander.mesh
         self.arrays = devices.make(mesh, trees_lib.init, expander.width, config.nodes)
@@ -102,7 +103,7 @@ class Loop:
         if self.crowded:
             announce(
                 f'search: in {self.crowded} of {self.totals.done} trees the prompt leaves no room '
-                f'for a step in path_tokens={self.config.path_tokens}: raise it'
+                f'for a step in path_tokens={self.config.path_tokens}{self.expander.room}: raise it'
             )
 
     def turn(self) -> Iterator[Record]:
@@ -276,7 +277,7 @@ class Loop:
             tree, arrays = self.finished.pop(0)
             record = tree.record(jax.device_get(arrays))
             self.totals.finished(record)
-            self.crowded += len(tree.nodes[0].tokens) > self.config.prompt_tokens
+            self.crowded += not tree.sampled and not any(record.texts[1:])
             self.spending.add(record)
             yield record
 
@@ -300,7 +301,7 @@ class Loop:
             ):
                 self.markless = None
                 return
-            self.markless += [node.step.text or '' for node in candidates]
+            self.markless += [node.step.text or '' for node in candidates if not node.step.refused]
         if len(self.markless) >= MARKLESS:
             raise UserError(
                 f'search: of the first {len(self.markless)} candidates none ends in a mark '

@@ -1,7 +1,8 @@
-"""When enough has been searched of a problem: tokens sampled, or answers that agree.
+"""When enough has been searched of a problem: tokens spent, or answers that agree.
 
-A problem's trees grow one after another, so that what ends it does not depend on what else is being
-searched, nor on where a run was stopped and went on.
+A problem's trees grow one after another, and what was sampled in vain behind an answer does not
+count, so that what ends it does not depend on what else is being searched, nor on where a run was
+stopped and went on.
 """
 
 import collections
@@ -35,7 +36,8 @@ class Spending:
         if not self.config.in_order:
             return
         name = name_of(record.problem)
-        self._tokens[name] += int(record.counters['sampled_tokens'])
+        sampled = record.counters['sampled_tokens']  # all that earlier versions counted
+        self._tokens[name] += int(record.counters.get('spent_tokens', sampled))
         self._answers[name] += [record.answers[i] for i in record.answer_nodes]
 
     def forget(self, name: Hashable) -> None:
@@ -54,7 +56,7 @@ class Spending:
 
     def ends(self, tree: HostTree, children: list[Node]) -> bool:
         """Whether a tree in flight is finished with these children."""
-        if tree.sampled >= tree.tokens_left:
+        if tree.spent >= tree.tokens_left:
             return True
         if not self.config.agree or all(node.status != Status.ANSWER for node in children):
             return False

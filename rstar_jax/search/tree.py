@@ -217,8 +217,7 @@ def expand(tree: Tree, expansion: Expansion, rules: Rules) -> Tree:
     new = tree.size[:, None] + jnp.arange(n)
     at = (rows[:, None], jnp.where(jnp.arange(n) < count[:, None], new, nodes))
     depth = tree.depth[rows, cursor] + 1
-    too_deep = (expansion.status == Status.OPEN) & (depth[:, None] > rules.max_depth)
-    status = jnp.where(too_deep, jnp.uint8(Status.TOO_DEEP), expansion.status)
+    status = expansion.status
     is_open, is_answer = status == Status.OPEN, status == Status.ANSWER
     scored = ~jnp.isnan(expansion.score)
     value = jnp.where(is_open, jnp.where(scored, expansion.score, 0.0), NEGATIVE_REWARD)

@@ -53,6 +53,19 @@ def test_data_sets_are_called_by_what_tells_them_apart(monkeypatch, named, name)
     assert benchmarks.load(named) == {name: PROBLEMS}
 
 
+def test_of_the_hub_the_test_split_is_read_unless_another_is_named(monkeypatch):
+    asked = []
+
+    def load(name, *_, **__):
+        asked.append(name)
+        return []
+
+    monkeypatch.setattr(benchmarks, 'load_problems', load)
+    benchmarks.load('hf:openai/gsm8k:main,hf:di-zhang-fdu/AIME_1983_2024@train,tfds:math')
+    named = 'hf:di-zhang-fdu/AIME_1983_2024@train'
+    assert asked == ['hf:openai/gsm8k:main@test', named, 'tfds:math']
+
+
 def test_limit_and_built_in(folder):
     assert benchmarks.load(['math500'], folder, limit=2) == {'math500': PROBLEMS[:2]}
     builtin = {'sums': PROBLEMS}

@@ -219,7 +219,7 @@ def test_kinds_can_be_hidden(watched, record):
     assert f'right {sum(record.correct)}' in [chip.strip() for chip in chips]
     kinds = 'new Set(view.order.map((i) => view.tree.kind[i]))'
     assert watched.page.evaluate(f'{kinds}.size') == 5
-    for key in '234':  # wrong, errors, unvisited
+    for key in '234':  # wrong, errors, not expanded
         watched.page.keyboard.press(key)
     assert watched.page.evaluate(f'[...{kinds}].sort().join()') == 'inner,right'
     rows = watched.page.evaluate('view.order.filter((i) => view.tree.kind[i] === "right").length')

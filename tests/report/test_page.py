@@ -120,6 +120,29 @@ def test_rounds_are_compared_problem_by_problem():
     ]
 
 
+def test_only_problems_that_both_were_asked_are_compared():
+    """eval.limit may differ by round, and the built-in problems do by seed."""
+    asked = {str(i): 1000 + i for i in range(40)}
+
+    def of(number, asked, solved):
+        return results(number, sums=benchmark(0.5) | {'asked': asked, 'greedy_solved': solved})
+
+    few = of(0, dict(list(asked.items())[:10]), [*range(10)])
+    many, again = of(1, asked, [*range(3, 40)]), of(2, asked, [*range(2, 40)])
+    other = of(3, {i: number + 1000 for i, number in asked.items()}, [0])
+    (note,) = tables.compared(few, many, 'a', 'b')
+    assert ', b against a: 0 problems won, 3 lost, of the 10 asked of both: no certain' in note
+    (note,) = tables.compared(many, again, 'a', 'b')
+    assert ', b against a: 1 problems won, 0 lost: no certain difference' in note
+    assert list(tables.compared(again, other, 'a', 'b')) == []
+    policies = [row[2] for row in tables.accuracy([few, many, again, other])[1:]]
+    assert policies == ['start', 'round 1 (lower)', 'round 2', 'round 3']
+    # An earlier version did not keep what was asked.
+    before = results(0, sums=benchmark(0.5) | {'greedy_solved': [*range(10)]})
+    (note,) = tables.compared(before, many, 'a', 'b')
+    assert '30 problems won, 3 lost: better' in note
+
+
 def test_strategies_and_judges_have_tables_of_their_own():
     greedy = {'trajectories': 1, 'greedy': 0.5, 'interval95': {'greedy': [0.4, 0.6]}, 'judge': None,
               'tokens_per_problem': 50.0, 'seconds_per_problem': 0.5,
@@ -213,9 +236,25 @@ def test_the_list_of_very_many_trees_is_small(tmp_path):
     entries = [trees.Entry('', i, 0, 1, 5000, 'x' * 90, 'why ' * 90) for i in range(30_000)]
     sample = trees.Sample(source, 30_000, entries, trees.Steps(), [])
     part = page.Part(run.Run(tmp_path, {}, (), (), {}, {}), [sample, sample], [], [], [], [])
-    made = page._list([part])
+    listed = page._listed([part])
+    made = page._list(listed)
     assert sum(len(row['trees']) for row in made) == page.MOST_LISTED
+    assert [page._counted(sample) for sample in listed[0].samples] == [
+        '0 of 30,000 trees',
+        '20,000 of 30,000 trees',
+    ]
     assert len(json.dumps(made)) < 4_500_000  # of 5 MB for the page
+
+
+def test_links_to_a_run_with_odd_characters_in_its_name(tmp_path):
+    source = trees.Source('round1-search', 'Round 1: search', tmp_path, True, 1)
+    sample = trees.Sample(source, 0, [], trees.Steps(), [])
+    plot = drawing.Plot('loss', 'Loss', '', '<svg></svg>')
+    empty = run.Run(tmp_path, {}, (), (), {}, {})
+    part = page.Part(empty, [sample], [], [], [plot], [], beside='../../a #1 50%/report/')
+    text = page.page([part], [])
+    assert 'href="../../a%20%231%2050%25/report/loss.png"' in text
+    assert '"../../a%20%231%2050%25/report/trees/round1-search"' in text
 
 
 def test_sections_come_in_the_order_of_the_questions(workdir):

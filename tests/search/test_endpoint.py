@@ -132,7 +132,7 @@ def test_a_server_that_cuts_the_marks_off_and_does_not_name_them(server, workers
         grow(search.Endpoint(server.url, 'mute'), workers)
 
 
-def test_a_path_ends_where_there_is_no_room_for_a_step(server, workers):
+def test_a_path_ends_where_there_is_no_room_for_a_step(server, workers, capsys):
     """By the tokens that the server counts; and where its own context ends before."""
     prompt = len(steps.prompt('q1', CONFIG.prompt).split())
     whole, short = (search.Endpoint(server.url, model) for model in ('whole', 'short'))
@@ -156,8 +156,23 @@ def test_a_path_ends_where_there_is_no_room_for_a_step(server, workers):
         if status == Status.UNPARSABLE and not text
     ]
     assert empty
-    with pytest.raises(UserError, match='maximum context length is 30'):
-        grow(short, workers, config=dataclasses.replace(CONFIG, step_tokens=100))
+    capsys.readouterr()
+    grow(short, workers, config=dataclasses.replace(CONFIG, step_tokens=100))
+    assert 'in 12 of 12 trees the prompt leaves no room' in (told := capsys.readouterr().out)
+    assert 'path_tokens=4096 or in the context of the server: raise it' in told
+
+
+def test_questions_that_are_too_long_come_first_and_end_nothing(server, workers):
+    """The longest are begun first, and a search that is started again begins with them again."""
+    long = [{**problem, 'question': 'q1 ' * completions.CONTEXT} for problem in PROBLEMS[:9]]
+    small = dataclasses.replace(CONFIG, step_tokens=10)
+    policy = search.Endpoint(server.url, 'short', requests=4)
+    found = grow(policy, workers, problems=[*long, *PROBLEMS[9:]], config=small)
+    grown = [any(record.texts[1:]) for _, record in sorted(found.items())]
+    assert grown == 9 * [False] + 3 * [True]
+    many = [{**problem, 'index': i} for i in range(40) for problem in long[:1]]
+    with pytest.raises(UserError, match='the first 32 questions are too long .*: start it with'):
+        grow(policy, workers, problems=many, config=small)
 
 
 def test_one_question_that_is_too_long_does_not_end_a_service(server, workers):

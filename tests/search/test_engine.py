@@ -2,7 +2,9 @@
 
 import collections
 import dataclasses
+import gc
 import time
+import weakref
 
 import jax
 import numpy as np
@@ -461,6 +463,35 @@ def test_the_devices_do_not_wait_for_a_slow_host(workers, monkeypatch):
         assert events.index(('sent', number)) < events.index(('waited for', number - 1))
 
 
+def test_a_search_that_has_ended_gives_its_memory_back_at_once(policy, ppm):
+    """Not when Python next looks for cycles: the following search plans with what is free."""
+    gc.disable()
+    try:
+        expander = begin.make_expander(policy, ppm, CONFIG, one_device(), 4)
+        held = [weakref.ref(model) for model in expander.models]
+        expander.close()
+        del expander
+        assert [model() for model in held] == [None, None]
+    finally:
+        gc.enable()
+
+
+def test_every_device_gets_a_tree_before_one_gets_two(policy, workers, monkeypatch):
+    rows = []
+    start = Engine.start
+
+    def started(self, row, tree):
+        rows.append(row // self.width)
+        start(self, row, tree)
+
+    monkeypatch.setattr(Engine, 'start', started)
+    mesh = parallel.local_mesh(devices=jax.local_devices()[:2])
+    config = dataclasses.replace(CONFIG, trees_in_flight=3)
+    grow(policy, None, workers, config=config, mesh=mesh)
+    count = len(PROBLEMS)
+    assert sorted(rows[:count]) == sorted(i % 2 for i in range(count))
+
+
 def test_a_budget_of_tokens_is_spent_tree_by_tree(policy, workers):
     """However many problems are searched at once, and wherever a run was stopped."""
     config = dataclasses.replace(CONFIG, tokens=150)
@@ -469,12 +500,12 @@ def test_a_budget_of_tokens_is_spent_tree_by_tree(policy, workers):
     for problem in PROBLEMS:
         trees = sorted(key[1] for key in whole if key[0] == problem['index'])
         assert trees == list(range(len(trees))) and len(trees) < 9
-        spent = [whole[problem['index'], t].counters['sampled_tokens'] for t in trees]
+        spent = [whole[problem['index'], t].counters['spent_tokens'] for t in trees]
         assert sum(spent[:-1]) < 150 <= sum(spent)
         # No further than the expansion that went beyond it.
         assert sum(spent) < 150 + CONFIG.candidates * CONFIG.step_tokens
         first = plain[problem['index'], 0]
-        if first.counters['sampled_tokens'] < 150:
+        if first.counters['spent_tokens'] < 150:
             assert whole[problem['index'], 0].texts == first.texts
     done = {key: record for key, record in whole.items() if key[1] == 0}
     rest = grow(

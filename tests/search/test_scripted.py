@@ -1,6 +1,7 @@
 """Scripted searches: every rule of the tree, and equality with the plain reference."""
 
 import collections
+import dataclasses
 import functools
 import hashlib
 
@@ -10,6 +11,7 @@ import pytest
 from rstar_jax import search, steps
 from rstar_jax.errors import UserError
 from rstar_jax.search import Status
+from rstar_jax.steps import marks
 from tests.search import reference
 
 
@@ -348,6 +350,44 @@ def test_a_problem_is_done_when_its_answers_agree(workers):
         assert [found[0], found[1]] == expected, agree
     with pytest.raises(UserError, match='agree=2: a search for training data'):
         search.Config(agree=2)
+
+
+def test_what_others_have_sampled_behind_an_answer_is_not_spent(workers):
+    """How far they come until it is known depends on what else is searched."""
+
+    class Sampled(search.Scripted):
+        in_vain = 0  # tokens of each candidate behind the first answer
+
+        def collect(self, running):
+            found, answered = [], set()
+            for step in super().collect(running):
+                tokens = self.in_vain if step.row in answered else 4
+                found.append(dataclasses.replace(step, sampled=tokens))
+                if step.kind == marks.ANSWER:
+                    answered.add(step.row)
+            return found
+
+    config = search.Config(rollouts=4, candidates=4, max_depth=4, tokens=60)
+    made = []
+    for in_vain in (0, 4, 50):
+        expander = Sampled(random_texts)
+        expander.in_vain = in_vain
+        records = search.run(
+            _problems(20), expander=expander, config=config, workers=workers, trees=9
+        )
+        made.append({record.key: record for record in records})
+    for others in made[1:]:
+        assert others.keys() == made[0].keys()
+        for key, record in made[0].items():
+            assert others[key].texts == record.texts
+            assert others[key].counters['spent_tokens'] == record.counters['spent_tokens']
+    tokens = [sum(r.counters['sampled_tokens'] for r in of.values()) for of in made]
+    assert tokens[0] < tokens[1] < tokens[2]  # there were such
+    for problem in _problems(20):
+        spent = [
+            r.counters['spent_tokens'] for key, r in made[0].items() if key[0] == problem['index']
+        ]
+        assert sum(spent) - spent[-1] < 60
 
 
 def test_a_tree_ends_when_its_answers_agree(workers):

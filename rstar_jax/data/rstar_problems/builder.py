@@ -83,7 +83,7 @@ class RstarProblems(tfds.core.GeneratorBasedBuilder):
             raise UserError(
                 f'{rows.TFDS}{self.name}/{self.builder_config.name}: {number} rows came from '
                 f'{self.published.urls[0]}, expected {count}: put a file of the set into the '
-                'folder of --config.data.folder'
+                'folder of --config.data.folder (of a benchmark: --config.eval.folder)'
             )
 
 

@@ -24,6 +24,7 @@ import os
 import pathlib
 import statistics
 import time
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -101,6 +102,7 @@ def variants(config: ConfigDict, tokens: int = 0) -> dict[str, list[Variant]]:
         return {f'round{number}/{name}': f'{RUN}/round{other or number}/{name}' for name in names}
 
     start = of(0, 'policy') if config.bootstrap.demonstrations else {}
+    searched = start | of(1, 'synthesize')  # where the run has written problems
     learn = 'curate', 'sft', 'eval'
     samples = {'strategy': 'mcts', 'candidates': 1, 'rollouts': 1, 'mean_tokens': tokens}
     samples = {f'search.{key}': value for key, value in samples.items()}
@@ -115,7 +117,7 @@ def variants(config: ConfigDict, tokens: int = 0) -> dict[str, list[Variant]]:
     many = few | {'eval.strategies': 'sampled', 'eval.samples': most}
     return {
         'data': [
-            Variant('self-samples', 1, start, ('search', *learn), samples | random),
+            Variant('self-samples', 1, searched, ('search', *learn), samples | random),
             Variant('rejection', 1, from_samples, learn, right),
             Variant('unranked', 1, start | of(1, 'search'), learn, right),
         ],
@@ -321,10 +323,16 @@ def _figures(row: Row, round_: Round, samples: Round | None) -> Figures:
 def _measured(round_: Round, strategy: str, mode: str) -> Figures:
     """What a complete evaluation tells of a strategy, all benchmarks together."""
     results = ledger.read_json(round_.folder / 'eval' / 'results.json')['benchmarks']
-    return comparison.pooled(
+    made = comparison.pooled(
         {name: (row['problems'], row['strategies'][strategy]) for name, row in results.items()},
         mode,
     )
+    if all('asked' in row for row in results.values()):  # not of an earlier version
+        made['asked'] = {
+            name: [zlib.crc32(repr(row['asked']).encode()), row['problems']]
+            for name, row in results.items()
+        }
+    return made
 
 
 def _first(

@@ -7,6 +7,7 @@ So the examples, their order and counts.json are the same whatever the number of
 """
 
 import contextlib
+import functools
 import itertools
 import math
 import pathlib
@@ -29,12 +30,15 @@ def curate(round_: Round, stage: ledger.Stage, line: Line) -> dict[str, Any]:
     With curate.rounds=all those of the rounds before it are among them.
 
     Or takes those of files, where the config names some: then it needs no trees.
+
+    Raises:
+      UserError: there are no trees; all examples of a file are of problems in a benchmark.
     """
     rules = round_.config.curate.to_dict()
     del rules['rounds']
     given = {kind: rules.pop(kind) for kind in ('sft', 'pairs')}
     if any(given.values()):
-        return data.store_given(given, stage.folder) if parallel.is_first() else {}
+        return _given(round_, given, stage.folder) if parallel.is_first() else {}
     overlap, left_out = sources.overlap(round_), set()
 
     def kept(trees: Iterable[search.Record]) -> Iterator[search.Record]:
@@ -68,6 +72,32 @@ def curate(round_: Round, stage: ledger.Stage, line: Line) -> dict[str, Any]:
         for folder in stage.folder.glob('part*'):
             shutil.rmtree(folder)
     return {**counts, 'overlapping': overlapping}
+
+
+def _given(round_: Round, given: dict[str, str], folder: pathlib.Path) -> dict[str, int]:
+    """Stores the examples of files, without those of problems that are in a benchmark.
+
+    given: {kind of examples: file}; '' is an empty set.
+    """
+    counts, left_out = {}, set()
+    find = functools.lru_cache(1000)(sources.overlap(round_).find)  # a problem has many examples
+
+    def kept(kind: str, path: str) -> Iterator[dict[str, Any]]:
+        for example in data.IMPORTS[kind](path):
+            question, _ = data.split_prompt(example['query' if kind == 'sft' else 'prompt'])
+            if find(question):
+                left_out.add(question)
+            else:
+                yield example
+
+    for kind, path in given.items():
+        counts[kind] = data.store_examples(folder, kind, kept(kind, path) if path else ())
+        if path and not counts[kind] and left_out:
+            raise UserError(
+                f'--config.curate.{kind}={path}: every example is of a problem in a benchmark: '
+                'train on others, or on these all the same with --config.data.overlap=0'
+            )
+    return {**counts, 'overlapping': len(left_out)}
 
 
 def _shares(stores: Sequence[data.TreeStore]) -> list[tuple[float, float]]:

@@ -8,7 +8,7 @@ import contextlib
 import pathlib
 from collections.abc import Iterable, Sequence
 
-from rstar_jax import data, searching, sources, stages, training
+from rstar_jax import configs, data, ledger, searching, sources, stages, training
 from rstar_jax.errors import UserError
 from rstar_jax.sources import Round
 
@@ -32,9 +32,8 @@ def check(rows: Sequence[tuple[Round, str]]) -> list[str]:
         needed = stages.KINDS[name].needs
         if not round_.number or (name == 'curate' and given(round_)):
             needed = ()
-        # Of a curation that is complete, its folder says what there is.
-        if name in ('sft', 'ppm') and given(round_) and round_.folder_of('curate') in made:
-            _needs_examples(round_, name)
+        if name in ('sft', 'ppm'):
+            _needs_examples(round_, name, made)
         for folder in needed:
             _need(round_.folder / folder, made, f'round {round_.number} {name}')
         if name in round_.config.training:
@@ -49,20 +48,27 @@ def given(round_: Round) -> bool:
     return bool(round_.config.curate.sft or round_.config.curate.pairs)
 
 
-def _needs_examples(round_: Round, name: str) -> None:
+def _needs_examples(round_: Round, name: str, made: set[pathlib.Path]) -> None:
     """Raises UserError where the files that stand for trees have no examples for a training."""
-    settings = round_.config.curate
-    loss = round_.config.training.ppm.loss
+    folder, loss = round_.folder_of('curate'), round_.config.training.ppm.loss
+    curated = ledger.Stage(folder)
+    complete = folder not in made and curated.done is not None
+    # A complete curation has what it was made from, whatever the config names now.
+    settings = curated.made_with if complete else configs.flatten(round_.config)
+    files = {kind: settings.get(f'curate.{kind}') for kind in ('sft', 'pairs')}
+    if not any(files.values()) or not (complete or folder in made):
+        return
     kind = 'sft' if name == 'sft' else training.LOSSES[loss][0]
     if kind not in ('sft', 'pairs'):
         raise UserError(
             f'--config.training.ppm.loss={loss}: learns from {kind}, which no file holds: use '
             'pairwise, or leave ppm out with --stages'
         )
-    if not settings[kind]:
+    if not (len(data.load_examples(folder, kind)) if complete else files[kind]):
+        remedy = f'name one and delete {folder}' if complete else 'name one'
         raise UserError(
-            f'--config.curate.{kind}=: {name} has nothing to train on, as examples come from '
-            f'files: name one, or leave {name} out with --stages'
+            f'--config.curate.{kind}={files[kind]}: {name} has nothing to train on, as examples '
+            f'come from files: {remedy}, or leave {name} out with --stages'
         )
 
 
@@ -149,6 +155,8 @@ def _curate(round_: Round, made: set[pathlib.Path]) -> list[str]:
     for kind in ('sft', 'pairs'):
         if path := round_.config.curate[kind]:
             next(data.IMPORTS[kind](path), None)
+    if given(round_):
+        sources.overlap(round_)  # the benchmarks can be read
     return []
 
 

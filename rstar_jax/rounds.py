@@ -2,10 +2,10 @@
 
     bootstrap   a first policy out of demonstrations, where the run has them   -> round0/policy
     synthesize  new problems, by the policy, where the run asks for them       -> roundK/synthesize
-    search      problems -> trees, by the policy, guided by the PPM            -> roundK/search
+    search      problems -> trees, by the policy and PPM of the round before   -> roundK/search
     curate      trees -> SFT examples, preference pairs, trajectories          -> roundK/curate
-    sft         base model + SFT examples -> the next policy                   -> roundK/policy
-    ppm         next policy + pairs -> the next process preference model       -> roundK/ppm
+    sft         base model (the same each round) + SFT examples -> policy      -> roundK/policy
+    ppm         that policy + pairs -> process preference model                -> roundK/ppm
     eval        policy alone, and with search, on benchmarks                   -> roundK/eval
     export      policy and PPM as Hugging Face directories                     -> roundK/export
 
@@ -158,6 +158,14 @@ def stage_of(round_: Round, name: str) -> ledger.Stage:
         binds += stages.BINDS_START if name == 'eval' else ()
     settings = stages.bound(configs.flatten(round_.config), binds)
     stage = ledger.Stage(round_.folder_of(name), settings, tuple(inputs), growing=kind.grows)
+    if name == 'sft' and not round_.config.base.path:
+        # Whatever the first policy is, it binds; an earlier version did not say which it was.
+        with contextlib.suppress(UserError):
+            base = sources.base_path(round_)
+            if base == round_.config.policy.path and stage.made_with.get('base.path', base):
+                settings['base.path'] = base
+    if name == 'synthesize' and stage.done is not None and not stage.changed:
+        del settings['data.limit']  # what was written stands, however many problems are searched
     if name == 'search':
         stage.precious = True
         stage.followers = tuple(f for f in round_.later('search') if ledger.Stage(f).binding)

@@ -82,14 +82,22 @@ def _check_problems(problems: list[dict], store: data.TreeStore, path: str) -> N
 def passes(
     config: ConfigDict, problems: list[dict], store: data.TreeStore
 ) -> Iterator[tuple[int, range, list[dict]]]:
-    """(rollouts, numbers of the trees, problems): first all, then those not yet solved."""
+    """(rollouts, numbers of the trees, problems): first all, then those not yet solved.
+
+    How many trees a budget of tokens buys is kept in the store's folder: problems that are added
+    later get as many, and no number stands for trees of two passes.
+    """
     trees = 1 if config.search.mean_tokens else config.search.trees
     yield config.search.rollouts, range(trees), problems
     _meet(store)
     if config.search.mean_tokens:
         own = {problem['index'] for problem in problems}
         first = [x.tokens for (index, tree), x in store.facts() if tree == 0 and index in own]
-        trees = search.trees_for(config.search.mean_tokens, first)
+        kept = store.directory / 'trees.json'
+        trees = (ledger.read_json(kept) or {}).get('trees')
+        trees = trees or search.trees_for(config.search.mean_tokens, first)
+        if parallel.is_first():
+            ledger.write_json(kept, {'trees': trees})
         yield config.search.rollouts, range(1, trees), problems
         _meet(store)
     for number, rollouts in enumerate(config.search.more_rollouts, start=trees):

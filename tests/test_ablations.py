@@ -203,6 +203,36 @@ def test_the_table_has_every_row_and_what_beats_us(world, tmp_path, capsys):
         assert made['titles'][group] in page
 
 
+def test_seeds_that_are_asked_the_same_have_the_same_problems(world, tmp_path, monkeypatch):
+    monkeypatch.setattr(ablations.report, 'write', lambda root: None)
+    evaluated = world.evaluated
+
+    def told(round_):
+        asked = {str(p['index']): round_.config.seed * differ for p in PROBLEMS}
+        return {name: row | {'asked': asked} for name, row in evaluated(round_).items()}
+
+    world.evaluated = told
+    for differ, count in ((0, 10), (1, 20)):
+        ablations.run(small(2, 'form'), str(tmp_path / str(differ)))
+        made = ledger.read_json(tmp_path / str(differ) / 'ablations.json')
+        assert {line['problems'] for line in made['table']} == {count}
+        assert {line['in_time']['problems'] for line in made['table'] if 'in_time' in line} == {
+            count
+        }
+
+
+def test_the_policys_own_samples_are_of_the_problems_that_the_run_has_written(
+    world, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(ablations.report, 'write', lambda root: None)
+    config = small(1, 'data')
+    config.stages = f'bootstrap,synthesize,{config.stages.partition(",")[2]}'
+    config.synthesize.problems = 4
+    ablations.run(config, str(tmp_path))
+    written = tmp_path / 'seed0' / 'self-samples' / 'round1' / 'synthesize'
+    assert written.is_symlink() and (written / 'made').read_text() == 'run synthesize'
+
+
 def test_groups_run_alone(world, tmp_path, monkeypatch):
     monkeypatch.setattr(ablations.report, 'write', lambda root: None)
     ablations.run(small(1, 'strength'), str(tmp_path))

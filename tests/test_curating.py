@@ -6,8 +6,9 @@ import types
 import jax
 import pytest
 
-from rstar_jax import configs, curating, data, ledger, parallel, sources
+from rstar_jax import configs, curating, data, ledger, parallel, sources, steps
 from rstar_jax.data import examples
+from rstar_jax.errors import UserError
 from rstar_jax.progress import Events
 from rstar_jax.sources import Round
 from tests.data import samples
@@ -74,6 +75,36 @@ def test_the_first_process_curates_alone_where_others_see_other_trees(make):
     together, figures = make(2, alike=False)
     assert figures == expected and contents(together) == contents(alone)
     assert len(list(together.glob('pairs-*'))) == 1
+
+
+def test_given_examples_of_a_benchmarks_problems_are_left_out(tmp_path):
+    asked = [f'{word} has {i} eggs and sells two of them. How many are left?' for i, word in
+             enumerate(('Ann', 'Ben', 'Cleo'))]  # fmt: skip
+    problem = {'index': 0, 'question': asked[1], 'answer': '7'}
+    (tmp_path / 'test.json').write_text(json.dumps([problem]))
+    sft = [{'query': question, 'response': 'r'} for question in asked]
+    pairs = [
+        {'prompt': steps.prompt(question) + prefix, 'chosen': 'a', 'rejected': 'b'}
+        for question in (*asked, 'Once there were farmers. ' + asked[1])
+        for prefix in ('', '<code>\n')
+    ]
+    config = configs.default()
+    config.eval.benchmarks = str(tmp_path / 'test.json')
+    for kind, items in (('sft', sft), ('pairs', pairs)):
+        config.curate[kind] = str(tmp_path / f'{kind}.json')
+        ledger.write_json(tmp_path / f'{kind}.json', items)
+    round_ = Round(config, tmp_path, 1, Events(None))
+    stage = ledger.Stage(round_.folder / 'curate')
+    assert curating.curate(round_, stage, None) == {'sft': 2, 'pairs': 4, 'overlapping': 2}
+    assert [e['query'] for e in data.load_examples(stage.folder, 'sft')] == [asked[0], asked[2]]
+    kept = [e['prompt'] for e in data.load_examples(stage.folder, 'pairs')]
+    assert kept == [pairs[i]['prompt'] for i in (0, 1, 4, 5)]
+    config.data.overlap = 0
+    assert curating.curate(round_, stage, None) == {'sft': 3, 'pairs': 8, 'overlapping': 0}
+    config.data.overlap = 13
+    ledger.write_json(tmp_path / 'sft.json', sft[1:2])
+    with pytest.raises(UserError, match='curate.sft=.*sft.json: every example is of a problem in'):
+        curating.curate(round_, stage, None)
 
 
 def test_counts_are_numbers_by_name(make):

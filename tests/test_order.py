@@ -73,6 +73,34 @@ def test_examples_may_come_from_the_trees_of_all_rounds_so_far(tmp_path):
     assert inputs(1) == [pathlib.Path('round1/search')]
 
 
+def test_the_first_policy_binds_where_sft_starts_from_it(tmp_path):
+    def stage(policy, base=''):
+        config = configs.default()
+        config.policy.path, config.base.path = policy, base
+        round_ = sources.Round(configs.for_round(config, 1), tmp_path, 1, None)
+        return rounds.stage_of(round_, 'sft')
+
+    made = stage('instruct')
+    made.begin()
+    (made.folder / 'model.json').write_text('')
+    made.finish({})
+    assert not stage('instruct').grows('round1, sft')
+    assert not stage('other', 'instruct').grows('round1, sft')  # which is now said
+    for again in (stage('other'), stage('instruct', 'other')):
+        with pytest.raises(UserError, match='^--config.base.path=other: .* made with instruct'):
+            again.grows('round1, sft')
+    # An earlier version kept what base.path said.
+    begun = ledger.read_json(made.folder / 'begun.json')
+    begun['settings']['base.path'] = ''
+    ledger.write_json(made.folder / 'begun.json', begun)
+    assert not stage('instruct').grows('round1, sft')
+    # A policy of the workdir may have moved with it.
+    ledger.write_json(tmp_path / 'round0' / 'policy' / 'model.json', {})
+    ledger.write_json(tmp_path / 'config.json', {'round1': {'policy.path': 'instruct'}})
+    for policy in ('instruct', 'previous', 'http://127.0.0.1:1/v1'):
+        assert stage(policy).settings['base.path'] == ''
+
+
 def test_a_bootstrap_comes_first_and_an_evaluation_can_come_alone():
     quickstart = configs.load(str(REPOSITORY / 'experiments' / 'quickstart.py'))
     assert rounds.order(quickstart, configs.STAGES)[0] == (0, 'bootstrap')
@@ -116,7 +144,7 @@ def test_rounds_follow_each_other(tmp_path, monkeypatch):
         rounds.run(config, str(tmp_path), ('search',))
 
 
-def test_a_budget_of_tokens_is_spent_on_all_problems_alike(monkeypatch):
+def test_a_budget_of_tokens_is_spent_on_all_problems_alike(monkeypatch, tmp_path):
     monkeypatch.setattr(searching, '_meet', lambda store: None)
 
     def tree(index, tree, tokens, solved=False):
@@ -128,11 +156,16 @@ def test_a_budget_of_tokens_is_spent_on_all_problems_alike(monkeypatch):
     # 100 tokens a tree on average; another's trees, and later ones, do not count.
     stored = [tree(0, 0, 50.0), tree(1, 0, 150.0, True), tree(2, 0, 100.0)]
     stored += [tree(9, 0, 5.0), tree(0, 1, 5.0)]
-    store = types.SimpleNamespace(facts=lambda: stored)
+    store = types.SimpleNamespace(facts=lambda: stored, directory=tmp_path / 'one')
     made = searching.passes(config, problems, store)
     assert [(rollouts, list(trees), len(todo)) for rollouts, trees, todo in made] == [
         (8, [0], 3), (8, [1], 3), (64, [2], 2),
     ]  # fmt: skip
+    # Further problems, of which a tree takes less, get as many: tree 2 is of the pass behind.
+    stored += [tree(i, 0, 10.0) for i in range(3, 9)] + [tree(2, 2, 90.0, True)]
+    made = searching.passes(config, [{'index': i} for i in range(9)], store)
+    assert [(list(trees), len(todo)) for _, trees, todo in made] == [([0], 9), ([1], 9), ([2], 8)]
+    store.directory = tmp_path / 'other'
     config.search.mean_tokens = 40  # at least one tree
     made = [list(trees) for _, trees, _ in searching.passes(config, problems, store)]
     assert made == [[0], [], [1]]

@@ -5,7 +5,8 @@ import shutil
 
 import pytest
 
-from rstar_jax import configs, ledger, main, models, preflight, rounds, sources
+from rstar_jax import configs, data, ledger, main, models, preflight, rounds, sources
+from rstar_jax.errors import UserError
 from rstar_jax.progress import Events
 from rstar_jax.sources import Round
 from rstar_jax.training import checkpoints
@@ -143,6 +144,29 @@ def test_files_of_examples_are_of_what_is_trained(
     code = main.main([*arguments[3:], *flags])
     assert message in capsys.readouterr().err
     assert code == (2 if message else 0)
+
+
+@pytest.mark.parametrize('named', [True, False])
+def test_a_complete_curation_of_files_without_examples_is_told_first(tmp_path, named):
+    """Whether the command names its file again or not; no search is to blame."""
+    config, path = configs.default(), tmp_path / 'pairs.json'
+    config.policy.path = config.base.path = 'somewhere'
+    ledger.write_json(path, [{'prompt': 'q', 'chosen': 'a', 'rejected': 'b'}])
+    config.curate.pairs = str(path)
+    round_ = Round(config, tmp_path, 1, Events(None))
+    stage = rounds.stage_of(round_, 'curate')
+    stage.begin()
+    stage.finish(rounds.curating.curate(round_, stage, None))
+    config.curate.pairs = str(path) if named else ''
+    message = (
+        f'^--config.curate.sft=: sft has nothing to train on, as examples come from files: name '
+        f'one and delete {stage.folder}, or leave sft out with --stages$'
+    )
+    with pytest.raises(UserError, match=message):
+        preflight.check([(round_, 'sft')])
+    data.store_examples(stage.folder, 'sft', [{'query': 'q', 'response': 'r'}])
+    with pytest.raises(UserError, match='^--config.base.path=somewhere: '):
+        preflight.check([(round_, 'sft')])
 
 
 def test_stages_without_those_that_they_need_are_told_first(world, tmp_path, capsys):

@@ -236,6 +236,26 @@ def test_the_search_takes_them_beside_the_known_ones(tmp_path, monkeypatch):
         search_stage.drop_if_stale()
 
 
+def test_more_problems_may_be_searched_beside_those_that_were_written(tmp_path):
+    """The stage is complete: what it was shown was of fewer. Stopped half-way, it goes on."""
+
+    def stage(limit):
+        settings = {'synthesize.problems': 4, 'policy.path': 'instruct', 'data.limit': limit}
+        return rounds.stage_of(round_of(tmp_path, 1, **settings), 'synthesize')
+
+    first = stage(3)
+    first.begin()
+    (first.folder / 'made').write_text('')
+    with pytest.raises(UserError, match='^--config.data.limit=5: .* was made with 3'):
+        stage(5).grows('round1, synthesize')
+    first.finish({})
+    assert not stage(5).grows('round1, synthesize') and stage(5).done is not None
+    assert stage(5).drop_if_stale() is None
+    other = round_of(tmp_path, 1, **{'synthesize.problems': 5, 'policy.path': 'instruct'})
+    with pytest.raises(UserError, match='^--config.synthesize.problems=5: '):
+        rounds.stage_of(other, 'synthesize').grows('round1, synthesize')
+
+
 def test_the_stage_is_off_unless_asked_for():
     config = configs.default()
     config.policy.path, config.last_round = 'instruct', 2

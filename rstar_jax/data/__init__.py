@@ -24,7 +24,6 @@ from rstar_jax.data.interchange import (
     import_trl_preference,
     import_trl_stepwise,
     stepwise,
-    store_given,
     store_trees,
 )
 from rstar_jax.data.pairs import Rules, pair_weight, split_prompt
@@ -64,7 +63,6 @@ __all__ = [
     'split_prompt',
     'stepwise',
     'store_examples',
-    'store_given',
     'store_trees',
     'told',
 ]

@@ -10,7 +10,7 @@ from typing import Any
 
 from rstar_jax.data import files, rows
 from rstar_jax.data.annotated import Annotated, Grade, annotate, leading
-from rstar_jax.data.examples import KINDS, store_examples
+from rstar_jax.data.examples import KINDS
 from rstar_jax.data.trees import TreeStore
 from rstar_jax.errors import UserError
 from rstar_jax.search.record import Record
@@ -101,26 +101,6 @@ def import_preference(path: Path) -> Iterator[Item]:
                 'expected at least 1 each'
             )
         yield item
-
-
-def store_given(given: dict[str, str], directory: Path) -> dict[str, int]:
-    """Takes training examples out of files, in place of a curation of trees.
-
-    Args:
-      given: kind of examples -> file: 'sft', {query, response}; 'pairs', the released form or
-        TRL's. '' is an empty set.
-      directory: where `load_examples` shall find them.
-
-    Returns:
-      The number of examples of each kind.
-
-    Raises:
-      UserError: a file that is not in its form.
-    """
-    return {
-        kind: store_examples(directory, kind, IMPORTS[kind](path) if path else ())
-        for kind, path in given.items()
-    }
 
 
 def import_pairs(path: Path) -> Iterator[Item]:

@@ -12,7 +12,7 @@ Finished trees go into a TreeStore each, so an evaluation that was killed goes o
 results.json, accuracies in [0, 1], intervals Wilson's:
 
     {"round": k or null, "benchmarks": {NAME: {
-        "problems": n,
+        "problems": n, "asked": {index: hash of its question},
         "greedy": a, "answered": a, "greedy_solved": [index, ...],
         "search": {"trajectories": t, "best": a, "majority": a, "weighted": a,
                    "pooled": a, "any": a} or null,
@@ -58,7 +58,7 @@ from typing import Any
 import jax
 
 from rstar_jax import atomic, bounds, parallel, search
-from rstar_jax.data.trees import TreeStore
+from rstar_jax.data.trees import TreeStore, question_id
 from rstar_jax.errors import UserError
 from rstar_jax.evals import selection
 from rstar_jax.evals.clock import Clock
@@ -350,6 +350,7 @@ def _evaluate(task: _Task, policy: Any, ppm: Any, config: Config) -> dict[str, A
     modes = {mode: guided[mode] for mode in selection.MODES} if guided else {}
     return {
         'problems': len(task.problems),
+        'asked': {str(p['index']): question_id(p['question']) for p in task.problems},
         'greedy': alone[GREEDY],
         'answered': alone['answered'],
         'greedy_solved': alone['solved'][GREEDY],

@@ -131,16 +131,29 @@ class Run:
             [(a, verdicts[i, a.text]) for tree in trees for a in tree.answers if a.text]
             for i, trees in enumerate(self.trees)
         ]
-        right = [[flag for _, flag in answers] for answers in found]
-        made = {'answers': sum(map(len, found)), 'pairs': 0, 'problems': 0, 'interval95': {}}
+        pairs = []
+        for answers in found:
+            right = sum(flag for _, flag in answers)
+            pairs.append(right * (len(answers) - right))
+        made = {
+            'answers': sum(map(len, found)),
+            'pairs': sum(pairs),
+            'problems': sum(map(bool, pairs)),
+            'interval95': {},
+        }
         for key, field in (('auc', 'score'), ('auc_likelihood', 'likelihood')):
-            scores = [[getattr(answer, field) for answer, _ in answers] for answers in found]
-            ranked = metrics.ranked_rightly(scores, right)
-            made['pairs'], made['problems'] = ranked['pairs'], ranked['problems']
-            known = ranked['pairs'] and not math.isnan(ranked['share'])
-            made[key] = ranked['share'] if known else None
-            made[f'{key}_mean'] = ranked['mean'] if known else None
-            if known:
+            # Of some answers a server does not tell the likelihood.
+            known = [
+                [(value, flag) for a, flag in answers if not math.isnan(value := getattr(a, field))]
+                for answers in found
+            ]
+            ranked = metrics.ranked_rightly(
+                [[value for value, _ in answers] for answers in known],
+                [[flag for _, flag in answers] for answers in known],
+            )
+            made[key] = ranked['share'] if ranked['pairs'] else None
+            made[f'{key}_mean'] = ranked['mean'] if ranked['pairs'] else None
+            if ranked['pairs']:
                 made['interval95'][key] = ranked['interval95']
         return made
 

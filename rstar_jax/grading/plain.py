@@ -35,6 +35,7 @@ _CHOICE = re.compile(  # (A) 5, \text{(A)} 5, A. 5
     r'(?:\\text\{\(([A-J])\)\}\s*|\\text\{([A-J])[.):]?\}\s+|\(([A-J])\)\s+|([A-J])[.):]\s+)(.+)'
 )
 _LETTER = re.compile(r'\(?(?:\\text\{\(?)?([A-J])\)?\}?\)?')
+_LETTERS = re.compile(r'\\text\{\(?([A-Za-z]+(?: [A-Za-z]+)*)\)?\.?\}')  # \text{No}, \text{(b)}
 _WHOLE = re.compile(r'[+-]?\d+')
 _INT = r'\d+'
 _DECIMAL = re.compile(r'[+-]?(?:\d+\.?\d*|\.\d+)')
@@ -204,7 +205,7 @@ def words(text: str) -> str | None:
     plain = _HYPHEN.sub(' ', plain)
     if not inside and not re.fullmatch(r"[A-Za-z][A-Za-z' .]*[A-Za-z.]", plain):
         return None
-    wordy = inside or _CAPITALS.fullmatch(plain)
+    wordy = inside or _CAPITALS.fullmatch(plain) or plain.lower() == 'no'
     plain = ' '.join(re.sub(r'[\s.,;:!?"\'_()\[\]]+', ' ', plain.lower()).split())
     plain = re.sub(r'^(?:an?|the) (?=\w{3})', '', plain)
     return plain if plain and (wordy or re.search(r'[a-z]{3}', plain)) else None
@@ -249,10 +250,12 @@ def verdict(answer: str, truth: str) -> bool | None:
         return False
     said = words(answer), words(truth)
     if said[0] is not None and said[1] is not None:
-        if said[0] == said[1]:
+        if said[0] == said[1] or _same_choice(*said, answer + truth):
             return True
         if any(re.search('[a-z]{4}', one) or len(one) == 1 for one in said):
             return False
+    elif _same_letters(answer, truth) or _same_letters(truth, answer):
+        return True
     elif 'A' <= (said[1] or said[0] or '') <= 'Z':  # a choice against something else
         other = answer if said[1] else truth
         letter = said[1] or said[0]
@@ -262,6 +265,25 @@ def verdict(answer: str, truth: str) -> bool | None:
     if one is None or two is None:
         return None
     return same_measure(one, unit_a, two, unit_b)
+
+
+def _same_letters(text: str, other: str) -> bool:
+    """Whether \\text{No} and no are the same, of which a parser would take one for a product.
+
+    A single letter may be a name: it is the same in another case only as a choice, \\text{(b)}.
+    """
+    found = _LETTERS.fullmatch(text)
+    if not found:
+        return False
+    one, two = squeezed(found[1]), squeezed(other).strip('()')
+    if len(one) > 1:
+        return one.lower() == two.lower()
+    return one == two or _same_choice(one, two, text)
+
+
+def _same_choice(one: str, two: str, text: str) -> bool:
+    """Whether two letters are one choice, as the brackets of one tell."""
+    return len(one) == 1 and one.lower() == two.lower() and '(' in text
 
 
 def same_measure(a: Number, unit_a: str, b: Number, unit_b: str) -> bool:

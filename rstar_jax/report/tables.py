@@ -95,12 +95,32 @@ def _with_prefix(count: float) -> str:
 
 def _worse(before: Figures | None, after: Figures) -> str:
     """What stands beside a policy that solves fewer problems alone than the one before it."""
-    if not before or 'greedy_solved' not in before or 'greedy_solved' not in after:
+    solved = _solved(before or {}, after)
+    if solved is None:
         return ''
-    won, lost, chance = metrics.mcnemar(before['greedy_solved'], after['greedy_solved'])
+    won, lost, chance = metrics.mcnemar(*solved[:2])
     if won >= lost:
         return ''
     return ' WORSE than the one before' if chance < 0.05 else ' (lower)'
+
+
+def _solved(before: Figures, after: Figures) -> tuple[list[int], list[int], str] | None:
+    """What two policies solve alone of the problems that both were asked, and how many these are.
+
+    The number is '' where it is all; the whole is None where it is none, or nothing is known. An
+    earlier version did not keep what was asked: then the same indices are the same problems.
+    """
+    solved = [figures.get('greedy_solved') for figures in (before, after)]
+    asked = [figures.get('asked') for figures in (before, after)]
+    if None in solved:
+        return None
+    if None in asked:
+        return *solved, ''
+    both = {int(index) for index, question in asked[0].items() if asked[1].get(index) == question}
+    if not both:
+        return None
+    fewer = f', of the {len(both):,} asked of both' if len(both) < max(map(len, asked)) else ''
+    return *([i for i in one if i in both] for one in solved), fewer
 
 
 def strategies(results: Sequence[Results]) -> Rows:
@@ -201,18 +221,21 @@ def accuracy_notes(results: Sequence[Results]) -> list[str]:
 
 
 def compared(before: Results, after: Results, old: str, new: str) -> Iterator[str]:
-    """What the policy alone has won and lost from `before` to `after`, by benchmark."""
+    """What the policy alone has won and lost from `before` to `after`, by benchmark.
+
+    Of the problems that both were asked; nothing where there are none.
+    """
     for name, figures in after['benchmarks'].items():
-        other = before['benchmarks'].get(name, {})
-        if 'greedy_solved' not in other or 'greedy_solved' not in figures:
+        solved = _solved(before['benchmarks'].get(name, {}), figures)
+        if solved is None:
             continue
-        won, lost, chance = metrics.mcnemar(other['greedy_solved'], figures['greedy_solved'])
+        won, lost, chance = metrics.mcnemar(*solved[:2])
         verdict = 'better' if won > lost else 'WORSE'
         if chance >= 0.05:
             verdict = 'no certain difference'
         yield (
-            f'{name}, policy alone, {new} against {old}: {won} problems won, {lost} lost: '
-            f"{verdict} (p = {chance:.2g}, McNemar's test)"
+            f'{name}, policy alone, {new} against {old}: {won} problems won, {lost} lost'
+            f"{solved[2]}: {verdict} (p = {chance:.2g}, McNemar's test)"
         )
 
 

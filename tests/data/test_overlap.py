@@ -12,8 +12,23 @@ BENCHMARKS = {
 def test_the_same_question_is_found_however_it_is_spelt():
     overlap = Overlap(BENCHMARKS, 13)
     assert overlap.find('what is 1 + 1') == 'short'
-    assert overlap.find('What is $1+1$, doubled?') is None  # shorter than 13 words: all or nothing
+    assert overlap.find('What is $1+1$, doubled?') is None  # shorter than 6 words: all or nothing
     assert overlap.find('') is None
+
+
+def test_a_short_question_is_found_within_a_longer_one():
+    short = r'Simplify $\sqrt{242}$. Express your answer in simplest radical form.'
+    overlap = Overlap({'short': [{'question': short}]}, 13)
+    assert len(overlap._known) == 1  # ten words
+    assert overlap.find(f'Ann has a square. {short} How long is its side?') == 'short'
+    assert overlap.find(short.replace('242', '244') + ' Why?') is None
+    assert overlap.find(short.replace('form.', '')) is None
+    few = Overlap({'few': [{'question': 'Find the sum of the digits.'}]}, 13)  # six words
+    assert few.find('Add 2 and 3. Find the sum of the digits of it.') == 'few'
+    fewer = Overlap({'fewer': [{'question': 'Find the sum of digits.'}]}, 13)
+    assert fewer.find('Add 2 and 3. Find the sum of digits of it.') is None
+    whole = Overlap({'short': [{'question': short}]}, 10**6)  # the same questions alone
+    assert whole.find(f'{short} Why?') is None and whole.find(short) == 'short'
 
 
 def test_so_many_words_in_a_row_are_an_overlap():

@@ -1,5 +1,8 @@
 """Rows of several seeds, pooled and told in words; worked out by hand."""
 
+import itertools
+
+import numpy as np
 import pytest
 
 from rstar_jax.evals import comparison, metrics
@@ -74,6 +77,67 @@ def test_where_the_method_loses_is_said():
     seeds += [row('form', 'beam', 2, [1, 2, 3, 4, 5, 6])]
     (text,) = comparison.notes(seeds, ours)['form']
     assert text.startswith('MCTS LOSES to beam for as many tokens: 30.0 against 60.0 %, 3 problems')
+
+
+def test_a_problem_that_all_seeds_were_asked_counts_once():
+    """Three seeds on a file's ten problems, of which each seed solves the same six."""
+    same, own = {'asked': {'sums': [77, 10]}}, [{'asked': {'sums': [i, 10]}} for i in range(3)]
+    (line,) = comparison.table([row('form', 'a', i, range(6), **same) for i in range(3)])
+    assert (line['problems'], line['right'], line['seeds']) == (10, 0.6, 3)
+    low, high = line['interval95']  # as wide as of ten problems, not of thirty
+    assert 0.2 <= low <= 0.3 and 0.9 >= high >= 0.8
+    (line,) = comparison.table([row('form', 'a', i, range(6), **own[i]) for i in range(3)])
+    assert (line['problems'], line['right']) == (30, 0.6)
+    assert line['interval95'] == metrics.interval95([True] * 18 + [False] * 12)
+    # A problem is what all seeds made of it: one solved once, one twice, one always.
+    made = [row('form', 'a', i, range(i, 3), 4, in_time=dict(solved=[]), **same) for i in range(3)]
+    for seed in made:
+        seed['asked'] = {'sums': [77, 4]}
+    (line,) = comparison.table(made)
+    assert (line['problems'], line['right']) == (4, pytest.approx(6 / 12))
+    rng = np.random.default_rng(1)
+    shares = rng.choice([1 / 3, 2 / 3, 1, 0], size=(20_000, 4)).mean(axis=1)
+    assert line['interval95'] == pytest.approx(np.quantile(shares, [0.025, 0.975]), abs=0.09)
+    assert line['in_time']['interval95'] == metrics.interval95([False] * 4)
+
+
+def test_seeds_that_share_problems_are_no_further_evidence():
+    def loses(seeds, right, more, **asked):
+        rows = [row('form', 'MCTS', seed, right, **asked) for seed in range(seeds)]
+        rows += [row('form', 'beam', seed, more, **asked) for seed in range(seeds)]
+        (text,) = comparison.notes(rows, {'form': 'MCTS'})['form']
+        return text
+
+    # Four of four problems fall alike in one of eight throws of their coins.
+    one = loses(1, range(4), range(8))
+    assert 'below, with no certain' in one and one.endswith("(p = 0.12, McNemar's test)")
+    many = loses(6, range(4), range(8), asked={'sums': [77, 10]})
+    assert 'below, with no certain' in many and '0 problems won, 4 lost (p = 0.1' in many
+    assert many.endswith(', permutation test by problems)')
+    assert 'MCTS LOSES' in loses(6, range(4), range(8))  # each seed has problems of its own
+    clear = loses(2, [], range(8), asked={'sums': [77, 10]})
+    assert 'MCTS LOSES' in clear and '0.0 against 80.0 %, 0 problems won, 8 lost (p = 0.0' in clear
+    # Rows of an earlier version, which did not tell what was asked, among them.
+    rows = [row('form', 'MCTS', 0, [0], asked={'sums': [77, 10]}), row('form', 'beam', 0, [0, 1])]
+    (text,) = comparison.notes(rows, {'form': 'MCTS'})['form']
+    assert '0 problems won, 1 lost (p = 1' in text
+
+
+def test_the_chance_of_differences_is_that_of_all_signs():
+    gaps = [3, -1, 2, 2, 1, -1, 3, 1]
+    signs = np.array(list(itertools.product([-1, 1], repeat=len(gaps))))
+    exact = np.mean(np.abs(signs @ gaps) >= sum(gaps))
+    assert 0.03 < exact < 0.2
+    assert comparison._chance(gaps) == pytest.approx(exact, abs=0.005)
+    assert comparison._chance(gaps) == comparison._chance([-gap for gap in gaps])
+
+
+def test_what_costs_less_is_not_said_to_be_for_as_many_tokens():
+    rows = [row('form', 'MCTS', 0, [0], tokens=400.0), row('form', 'beam', 0, [0, 1], tokens=480.0)]
+    rows.append(row('form', 'greedy', 0, [0, 1, 2], tokens=40.0))
+    beam, greedy = comparison.notes(rows, {'form': 'MCTS'})['form']
+    assert beam.startswith('MCTS is below, with no certain difference, beam for as many tokens: 10')
+    assert greedy.startswith('MCTS is below, with no certain difference, greedy: 10.0 against 30.0')
 
 
 def test_equal_time_is_compared_by_itself():

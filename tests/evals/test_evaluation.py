@@ -2,13 +2,14 @@
 
 import dataclasses
 import json
+import math
 import time
 import types
 
 import pytest
 
 from rstar_jax import evals, models, search
-from rstar_jax.data import TreeStore
+from rstar_jax.data import TreeStore, question_id
 from rstar_jax.errors import UserError
 from rstar_jax.evals import metrics
 from rstar_jax.evals.figures import Answer, Outcome, Run
@@ -110,6 +111,7 @@ def test_results_are_those_worked_out_by_hand():
         'benchmarks': {
             'sums': {
                 'problems': 4,
+                'asked': {str(p['index']): question_id(p['question']) for p in PROBLEMS},
                 'greedy': 0.5,
                 'answered': 0.75,
                 'greedy_solved': [10, 12],
@@ -166,6 +168,24 @@ def test_all_answers_of_a_tree_vote_where_they_are_pooled():
     verdicts = {(0, text): text != '6' for text, _ in scored}
     found = run.figures([{'index': 0}], verdicts)
     assert (found['majority'], found['pooled']) == (0.0, 1.0)
+
+
+def test_an_answer_of_unknown_likelihood_is_left_out_of_that_figure_alone(monkeypatch):
+    """As of a server that does not tell it of each; of none, nothing is resampled."""
+    monkeypatch.setitem(LIKELIHOOD, '8', math.nan)
+    judge = evaluate(Searcher())['benchmarks']['sums']['judge']
+    assert (judge['answers'], judge['pairs'], judge['problems']) == (20, 21, 3)
+    assert judge['auc'] == pytest.approx(19 / 21)
+    # 6 of 8 and all 5 as before; of the second problem 6 pairs are left, all ranked rightly.
+    assert judge['auc_likelihood'] == pytest.approx(17 / 19)
+    assert judge['auc_likelihood_mean'] == pytest.approx((6 / 8 + 1 + 1) / 3)
+    answers = tuple(Answer(text, score, math.nan) for text, score in (('6', 0.2), ('5', 0.1)))
+    run = Run('mcts', [[Outcome(('6', 0.2), answers, 9.0, (9.0, 9.0))]], True, 1, 1.0, None)
+    drawn = []
+    monkeypatch.setattr(metrics, '_bootstrap', lambda won, pairs: drawn.append(won) or [0, 1])
+    judge = run.figures([{'index': 0}], {(0, '6'): True, (0, '5'): False})['judge']
+    assert (judge['pairs'], judge['auc'], judge['auc_likelihood']) == (1, 1.0, None)
+    assert list(judge['interval95']) == ['auc'] and len(drawn) == 1
 
 
 def test_several_strategies_in_one_run():

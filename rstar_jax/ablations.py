@@ -30,7 +30,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from rstar_jax import configs, evals, ledger, report, rounds, sources, summary
+from rstar_jax import configs, evals, ledger, order, report, rounds, sources, summary
 from rstar_jax.errors import UserError
 from rstar_jax.evals import comparison
 from rstar_jax.progress import Events, clock
@@ -157,7 +157,7 @@ def variants(config: ConfigDict, tokens: int = 0) -> dict[str, list[Variant]]:
 def _judged(config: ConfigDict) -> list[int]:
     """The rounds that train a PPM."""
     names = configs.stages_of(config.stages)
-    return [number for number, name in rounds.order(config, names) if name == 'ppm']
+    return [number for number, name in order.rows(config, names) if name == 'ppm']
 
 
 def rows_of(config: ConfigDict) -> Iterator[Row]:
@@ -234,7 +234,7 @@ class Seed:
         rounds.run_stages(
             [
                 (Round(configs.for_round(self.config, number), root, number, events), name)
-                for number, name in rounds.order(self.config, names)
+                for number, name in order.rows(self.config, names)
             ]
         )
 

@@ -143,7 +143,7 @@ def _run(arguments: list[str]) -> int:
     if not (workdir or config.question or config.serve.port):
         workdir = _default_workdir(config, stages)
 
-    from rstar_jax import parallel, places, rounds, solve
+    from rstar_jax import order, parallel, places, rounds, solve
 
     if places.is_url(workdir):
         _check_store(config, workdir)
@@ -163,7 +163,7 @@ def _run(arguments: list[str]) -> int:
     elif config.question:
         print(solve.solve(config, workdir))
     else:
-        _check_work(config, stages, rounds.order(config, stages))
+        _check_work(config, stages, order.rows(config, stages))
         rounds.run(config, workdir, stages)
     return 0
 

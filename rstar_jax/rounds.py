@@ -29,6 +29,7 @@ from rstar_jax import (
     data,
     evals,
     ledger,
+    order,
     parallel,
     places,
     preflight,
@@ -70,7 +71,7 @@ def run(config: ConfigDict, workdir: str, names: Sequence[str]) -> None:
         stack.callback(events.close)
         rows = [
             (Round(configs.for_round(config, number), root, number, events, store), name)
-            for number, name in order(config, names)
+            for number, name in order.rows(config, names)
         ]
 
         def after(root: pathlib.Path) -> None:
@@ -91,9 +92,11 @@ def run_stages(
     after: called with the workdir after each stage that was not complete.
     """
     flat = configs.flatten
-    looked = [(stage_of(r, name), f'round{r.number}', name, flat(r.config)) for r, name in rows]
+    looked = [
+        (order.stage_of(r, name), f'round{r.number}', name, flat(r.config)) for r, name in rows
+    ]
     ledger.check(looked, defaults=flat(configs.default()))
-    todo = [(r, name) for r, name in rows if stage_of(r, name).done is None]
+    todo = [(r, name) for r, name in rows if order.stage_of(r, name).done is None]
     for text in preflight.check(todo):
         if parallel.is_first():
             print(text, flush=True)
@@ -102,81 +105,11 @@ def run_stages(
         run_stage(round_, name, after)
 
 
-def order(config: ConfigDict, names: Sequence[str]) -> list[tuple[int, str]]:
-    """(round number, stage) of everything that `run` does, in its order.
-
-    names: the stages of all rounds; a round's `stages` in the schedule leaves some of them out.
-    """
-    first = max(1, config.first_round)
-    rows, starts = [], [(0, 'eval')]
-    other = config.base.path not in ('', config.policy.path) or config.bootstrap.demonstrations
-    if config.base.path not in ('', sources.TINY) and other:
-        starts.insert(0, (0, stages.BASE))
-    if 'bootstrap' in names and config.bootstrap.demonstrations:
-        rows.append((0, 'bootstrap'))
-    if config.first_round == 0 and 'eval' in names and config.eval.benchmarks:
-        rows, starts = rows + starts, []
-    elif first > 1 and config.policy.path == configs.PREVIOUS:
-        starts = []  # the round that made the policy has evaluated it
-    for number in range(first, config.last_round + 1):
-        for name in _stages_of_round(config, number, names):
-            if name == 'eval' and number == first:
-                rows += starts
-            rows.append((number, name))
-    return rows
-
-
-def _stages_of_round(config: ConfigDict, number: int, names: Sequence[str]) -> list[str]:
-    """Those of `names` that a round from 1 on runs.
-
-    Not those that its schedule leaves out, nor those without benchmarks or problems to write; the
-    bootstrap is a stage of round 0.
-    """
-    own = config.schedule.get(f'round{number}', {}).get('stages')
-    chosen = configs.stages_of(own) if own else names
-    idle = {'bootstrap'}
-    if not config.eval.benchmarks:
-        idle.add('eval')
-    if 'synthesize' in names and not configs.for_round(config, number).synthesize.problems:
-        idle.add('synthesize')
-    return [name for name in names if name in chosen and name not in idle]
-
-
-def stage_of(round_: Round, name: str) -> ledger.Stage:
-    """The bookkeeping of one stage."""
-    kind = stages.KINDS[name]
-    inputs, binds = [round_.folder / folder for folder in (*kind.needs, *kind.uses)], kind.binds
-    if name == 'curate':
-        inputs = [] if preflight.given(round_) else curating.searches(round_)
-    elif name == stages.BASE:
-        inputs = [pathlib.Path(round_.config.base.path)]
-    elif name in ('eval', 'export') and not sources.own_ppm(round_):
-        inputs = inputs[:1]
-    if name in ('search', 'synthesize') or (name == 'eval' and not round_.number):
-        named = [sources.searching_path(round_, model) for model in ('policy', 'ppm')]
-        inputs += [pathlib.Path(path) for path in named if path]
-        binds += stages.BINDS_START if name == 'eval' else ()
-    settings = stages.bound(configs.flatten(round_.config), binds)
-    stage = ledger.Stage(round_.folder_of(name), settings, tuple(inputs), growing=kind.grows)
-    if name == 'sft' and not round_.config.base.path:
-        # Whatever the first policy is, it binds; an earlier version did not say which it was.
-        with contextlib.suppress(UserError):
-            base = sources.base_path(round_)
-            if base == round_.config.policy.path and stage.made_with.get('base.path', base):
-                settings['base.path'] = base
-    if name == 'synthesize' and stage.done is not None and not stage.changed:
-        del settings['data.limit']  # what was written stands, however many problems are searched
-    if name == 'search':
-        stage.precious = True
-        stage.followers = tuple(f for f in round_.later('search') if ledger.Stage(f).binding)
-    return stage
-
-
 def run_stage(
     round_: Round, name: str, after: Callable[[pathlib.Path], None] = lambda root: None
 ) -> None:
     """Runs one stage unless it is complete, and keeps its time and figures."""
-    stage, label = stage_of(round_, name), f'round {round_.number} {name}'
+    stage, label = order.stage_of(round_, name), f'round {round_.number} {name}'
     label = f'{name} eval' if name == stages.BASE else label
     if parallel.is_first():
         changed = stage.drop_if_stale()

@@ -36,7 +36,7 @@ _EVAL = Kind(
     binds=('seed', 'eval', 'execution', 'policy.dtype', 'policy.weights', 'search.one_size'),
     grows=('eval.strategies', 'eval.benchmarks', 'eval.limit'),
 )
-# In the order in which they run. `rounds.stage_of` adds what depends on the settings: the models of
+# In the order in which they run. `order.stage_of` adds what depends on the settings: the models of
 # a search, the trees of earlier rounds, the model at base.path.
 KINDS = {
     'bootstrap': Kind('policy', binds=('seed', 'policy.path', 'bootstrap', 'training.bootstrap')),
@@ -66,7 +66,7 @@ UNBOUND = (
     *(
         f'training.{name}.{key}'
         for name in TRAININGS
-        for key in ('form', 'log_every', 'checkpoint_minutes')
+        for key in ('attention', 'form', 'log_every', 'checkpoint_minutes')
     ),
 )
 

@@ -12,6 +12,7 @@ from rstar_jax import (
     ledger,
     main,
     models,
+    order,
     report,
     rounds,
     search,
@@ -34,14 +35,14 @@ def test_the_order_of_four_rounds():
     config = configs.load(str(REPOSITORY / 'experiments' / 'self_evolve.py'))
     config.policy.path = 'instruct'
     config.base.path = 'instruct'
-    rows = rounds.order(config, configs.STAGES)
+    rows = order.rows(config, configs.STAGES)
     each = ['search', 'curate', 'sft', 'ppm', 'eval', 'export']
     expected = [(number, name) for number in range(1, 5) for name in each]
     expected.insert(4, (0, 'eval'))
     assert rows == expected
     config.base.path = 'another'
     expected.insert(4, (0, 'base'))
-    assert rounds.order(config, configs.STAGES) == expected
+    assert order.rows(config, configs.STAGES) == expected
 
 
 def test_a_round_may_leave_stages_out():
@@ -49,7 +50,7 @@ def test_a_round_may_leave_stages_out():
     config.policy.path, config.last_round = 'instruct', 3
     configs.validate(config)
     of = {1: [], 2: [], 3: []}
-    for number, name in rounds.order(config, ('search', 'curate', 'sft', 'eval')):
+    for number, name in order.rows(config, ('search', 'curate', 'sft', 'eval')):
         of[number].append(name)
     assert of == {1: ['search', 'curate', 'sft'], 2: ['search', 'curate'], 3: of[1]}
     config.schedule.round2.stages = 'serch'
@@ -65,7 +66,7 @@ def test_examples_may_come_from_the_trees_of_all_rounds_so_far(tmp_path):
 
     def inputs(number):
         round_ = sources.Round(configs.for_round(config, number), tmp_path, number, None)
-        return [path.relative_to(tmp_path) for path in rounds.stage_of(round_, 'curate').inputs]
+        return [path.relative_to(tmp_path) for path in order.stage_of(round_, 'curate').inputs]
 
     assert inputs(3) == [pathlib.Path('round3/search')]
     config.curate.rounds = 'all'
@@ -78,7 +79,7 @@ def test_the_first_policy_binds_where_sft_starts_from_it(tmp_path):
         config = configs.default()
         config.policy.path, config.base.path = policy, base
         round_ = sources.Round(configs.for_round(config, 1), tmp_path, 1, None)
-        return rounds.stage_of(round_, 'sft')
+        return order.stage_of(round_, 'sft')
 
     made = stage('instruct')
     made.begin()
@@ -103,9 +104,9 @@ def test_the_first_policy_binds_where_sft_starts_from_it(tmp_path):
 
 def test_a_bootstrap_comes_first_and_an_evaluation_can_come_alone():
     quickstart = configs.load(str(REPOSITORY / 'experiments' / 'quickstart.py'))
-    assert rounds.order(quickstart, configs.STAGES)[0] == (0, 'bootstrap')
+    assert order.rows(quickstart, configs.STAGES)[0] == (0, 'bootstrap')
     evaluate = configs.load(str(REPOSITORY / 'experiments' / 'evaluate.py'))
-    assert rounds.order(evaluate, ('eval',)) == [(0, 'eval')]
+    assert order.rows(evaluate, ('eval',)) == [(0, 'eval')]
 
 
 def test_rounds_follow_each_other(tmp_path, monkeypatch):
@@ -238,7 +239,7 @@ def test_later_trees_are_for_problems_still_unsolved(tmp_path, monkeypatch):
     monkeypatch.setattr(data, 'TreeStore', Store)
     monkeypatch.setattr(search, 'run', grow)
     round_ = Round(configs.for_round(config, 4), tmp_path, 4, Events(None))
-    stage = rounds.stage_of(round_, 'search')
+    stage = order.stage_of(round_, 'search')
     stage.begin()
     figures = searching.search_trees(round_, stage, Line('search'))
     assert asked == [

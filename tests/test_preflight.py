@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from rstar_jax import configs, data, ledger, main, models, preflight, rounds, sources
+from rstar_jax import configs, data, ledger, main, models, order, preflight, rounds, sources
 from rstar_jax.errors import UserError
 from rstar_jax.progress import Events
 from rstar_jax.sources import Round
@@ -154,7 +154,7 @@ def test_a_complete_curation_of_files_without_examples_is_told_first(tmp_path, n
     ledger.write_json(path, [{'prompt': 'q', 'chosen': 'a', 'rejected': 'b'}])
     config.curate.pairs = str(path)
     round_ = Round(config, tmp_path, 1, Events(None))
-    stage = rounds.stage_of(round_, 'curate')
+    stage = order.stage_of(round_, 'curate')
     stage.begin()
     stage.finish(rounds.curating.curate(round_, stage, None))
     config.curate.pairs = str(path) if named else ''

@@ -18,6 +18,7 @@ from rstar_jax import (
     ledger,
     main,
     models,
+    order,
     rounds,
     search,
     searching,
@@ -139,13 +140,13 @@ def test_an_evaluation_belongs_to_its_models(world, finished, tmp_path, capsys):
         str(world / 'config.py'), [f'--config.policy.path={tmp_path / "policy"}']
     )
     round_ = Round(configs.for_round(config, 0), tmp_path / 'run', 0, Events(None))
-    stage = rounds.stage_of(round_, 'eval')
+    stage = order.stage_of(round_, 'eval')
     stage.begin()
     stage.finish({})
-    assert rounds.stage_of(round_, 'eval').drop_if_stale() is None
+    assert order.stage_of(round_, 'eval').drop_if_stale() is None
     ledger.write_json(tmp_path / 'policy' / 'done.json', {'id': 'second'})
-    assert rounds.stage_of(round_, 'eval').drop_if_stale()
-    assert rounds.stage_of(round_, 'eval').done is None
+    assert order.stage_of(round_, 'eval').drop_if_stale()
+    assert order.stage_of(round_, 'eval').done is None
 
 
 def test_the_table_and_the_paths_are_printed(finished):

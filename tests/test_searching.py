@@ -6,7 +6,7 @@ import types
 
 import pytest
 
-from rstar_jax import configs, data, ledger, rounds, search, searching, sources, stages
+from rstar_jax import configs, data, ledger, order, rounds, search, searching, sources, stages
 from rstar_jax.errors import UserError
 from rstar_jax.progress import Events
 from tests.data import samples
@@ -85,7 +85,7 @@ def test_a_search_does_not_go_on_with_other_problems(tmp_path):
 
 def test_a_ppm_of_an_older_policy_is_left_out(monkeypatch, tmp_path):
     round_ = sources.Round(configs.default(), tmp_path, 1, None)
-    policy, ppm = (rounds.stage_of(round_, name) for name in ('sft', 'ppm'))
+    policy, ppm = (order.stage_of(round_, name) for name in ('sft', 'ppm'))
     for stage in (policy, ppm):
         stage.begin()
         ledger.write_json(stage.folder / 'model.json', {})
@@ -97,14 +97,14 @@ def test_a_ppm_of_an_older_policy_is_left_out(monkeypatch, tmp_path):
         exported.append(path.name)
 
     monkeypatch.setattr(rounds.exporting, 'export_model', export)
-    stage = rounds.stage_of(round_, 'export')
+    stage = order.stage_of(round_, 'export')
     line = types.SimpleNamespace(say=told.append)
     assert searching.evaluated_paths(round_) == (policy.folder, ppm.folder)
-    assert rounds.stage_of(round_, 'eval').inputs == (policy.folder, ppm.folder)
+    assert order.stage_of(round_, 'eval').inputs == (policy.folder, ppm.folder)
     assert rounds.export(round_, stage, line) == {'policy': 'policy', 'ppm': 'ppm'} and not told
     policy.finish({})  # anew
     assert searching.evaluated_paths(round_, False, told.append) == (policy.folder, None)
-    assert rounds.stage_of(round_, 'eval').inputs == (policy.folder,)
+    assert order.stage_of(round_, 'eval').inputs == (policy.folder,)
     assert rounds.export(round_, stage, line) == {'policy': 'policy'}
     assert told == 2 * [
         f'{ppm.folder} is left out, it was trained from an older policy: --stages=ppm makes it anew'
@@ -126,7 +126,7 @@ def test_all_that_is_measured_is_in_8_bits_as_what_searches(monkeypatch, tmp_pat
     round_ = sources.Round(config, tmp_path, number, None)
     policy, ppm = searching.evaluated_models(round_, base)
     assert policy.endswith(' in 8 bits') and (base or ppm.endswith(' in 8 bits'))
-    stage = rounds.stage_of(round_, stages.BASE if base else 'eval')
+    stage = order.stage_of(round_, stages.BASE if base else 'eval')
     assert stage.settings['policy.weights'] == 'int8'
 
     def job(*, weights, **_):

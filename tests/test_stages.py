@@ -2,9 +2,11 @@
 
 import pytest
 
-from rstar_jax import rounds, stages
+from rstar_jax import configs, ledger, order, rounds, sources, stages
 from rstar_jax.keys import KEYS
+from rstar_jax.progress import Events
 from rstar_jax.report.stages import DESCRIBE
+from rstar_jax.training import trainer
 
 
 def test_every_stage_is_run_and_told():
@@ -23,3 +25,17 @@ def test_a_stage_is_made_of_folders_and_keys_that_there_are(name):
 def test_how_fast_it_runs_binds_nothing():
     settings = {'search.rollouts': 8, 'search.slots': 64, 'searching': 1}
     assert stages.bound(settings, ('search',)) == {'search.rollouts': 8}
+
+
+def test_a_training_that_has_begun_goes_on_with_another_attention(tmp_path):
+    for attention in ('auto', 'cudnn', 'loop'):
+        config = configs.default()
+        config.training.sft.attention = attention
+        round_ = sources.Round(configs.for_round(config, 1), tmp_path, 1, Events(None))
+        stage = order.stage_of(round_, 'sft')
+        ledger.check([(stage, 'round1', 'sft', configs.flatten(round_.config))])
+        stage.begin()
+        (stage.folder / 'metrics.jsonl').touch()
+    assert stage.binding
+    for name in stages.TRAININGS:
+        assert {f'training.{name}.{key}' for key in trainer.FREE} <= {*stages.UNBOUND}

@@ -8,7 +8,7 @@ import weakref
 
 import pytest
 
-from rstar_jax import configs, ledger, rounds, search, sources, steps, synthesis
+from rstar_jax import configs, ledger, order, rounds, search, sources, steps, synthesis
 from rstar_jax.data.overlap import Overlap
 from rstar_jax.errors import UserError
 from rstar_jax.progress import Events, Line
@@ -211,7 +211,7 @@ def test_the_search_takes_them_beside_the_known_ones(tmp_path, monkeypatch):
 
     monkeypatch.setattr(rounds.search, 'run', run)
     first = round_of(tmp_path, 1, **{'synthesize.problems': len(TEXTS), 'search.step_tokens': 40})
-    stage = rounds.stage_of(first, 'synthesize')
+    stage = order.stage_of(first, 'synthesize')
     figures = rounds.synthesize(first, stage, Line('synthesize'))
     assert figures['kept'] == 3 and figures['like one in training'] == 1  # there is no benchmark
     assert [p['index'] for p in sources.problems(first)][:5] == [0, 1, 2, 3, 4]
@@ -224,7 +224,7 @@ def test_the_search_takes_them_beside_the_known_ones(tmp_path, monkeypatch):
         assert len(kept) == counts['used'] == counts['rows'] == 8
         assert [p['index'] for p in kept[5:]] == [10**9, 10**9 + 1, 10**9 + 5]
     # A search belongs to the problems that it searches.
-    search_stage = rounds.stage_of(first, 'search')
+    search_stage = order.stage_of(first, 'search')
     assert stage.folder in search_stage.inputs
     stage.begin()
     stage.finish(figures)
@@ -241,7 +241,7 @@ def test_more_problems_may_be_searched_beside_those_that_were_written(tmp_path):
 
     def stage(limit):
         settings = {'synthesize.problems': 4, 'policy.path': 'instruct', 'data.limit': limit}
-        return rounds.stage_of(round_of(tmp_path, 1, **settings), 'synthesize')
+        return order.stage_of(round_of(tmp_path, 1, **settings), 'synthesize')
 
     first = stage(3)
     first.begin()
@@ -253,15 +253,15 @@ def test_more_problems_may_be_searched_beside_those_that_were_written(tmp_path):
     assert stage(5).drop_if_stale() is None
     other = round_of(tmp_path, 1, **{'synthesize.problems': 5, 'policy.path': 'instruct'})
     with pytest.raises(UserError, match='^--config.synthesize.problems=5: '):
-        rounds.stage_of(other, 'synthesize').grows('round1, synthesize')
+        order.stage_of(other, 'synthesize').grows('round1, synthesize')
 
 
 def test_the_stage_is_off_unless_asked_for():
     config = configs.default()
     config.policy.path, config.last_round = 'instruct', 2
-    names = [row for row in rounds.order(config, configs.STAGES) if row[1] == 'synthesize']
+    names = [row for row in order.rows(config, configs.STAGES) if row[1] == 'synthesize']
     assert names == []
     configs.schedule(config, {2: {'synthesize.problems': 8}})
-    rows = rounds.order(config, configs.STAGES)
+    rows = order.rows(config, configs.STAGES)
     assert rows.index((2, 'synthesize')) == rows.index((2, 'search')) - 1
     assert (1, 'synthesize') not in rows

@@ -143,7 +143,7 @@ def _run(arguments: list[str]) -> int:
     if not (workdir or config.question or config.serve.port):
         workdir = _default_workdir(config, stages)
 
-    from rstar_jax import order, parallel, places, rounds, solve
+    from rstar_jax import grading, order, parallel, places, rounds, solve
 
     if places.is_url(workdir):
         _check_store(config, workdir)
@@ -151,6 +151,7 @@ def _run(arguments: list[str]) -> int:
         raise UserError(f'--stages={values.stages}: a question is answered, no round is run')
     parallel.initialise(seconds=config.job.start_seconds)
     parallel.keep_compiled(config.compiled)
+    grading.set_workers(config.execution.workers)
     if config.serve.port:
         from rstar_jax import serve
 

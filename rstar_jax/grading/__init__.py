@@ -13,9 +13,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from rstar_jax.grading.grader import Grader, classes, equivalent, equivalent_many
+    from rstar_jax.grading.grader import (
+        Grader,
+        classes,
+        equivalent,
+        equivalent_many,
+        set_workers,
+        shared,
+    )
 
-__all__ = ['Grader', 'classes', 'equivalent', 'equivalent_many']
+__all__ = ['Grader', 'classes', 'equivalent', 'equivalent_many', 'set_workers', 'shared']
 
 
 def __getattr__(name: str):

@@ -186,26 +186,34 @@ def _any(futures: list[Future]) -> Future[bool]:
 
 _SHARED: list[Grader] = []
 _SHARED_LOCK = threading.Lock()
+_workers: int | None = None
 
 
-def _shared() -> Grader:
+def set_workers(count: int) -> None:
+    """How many worker processes `shared` has, 0: one a core; before it is first used."""
+    global _workers
+    _workers = count or None
+
+
+def shared() -> Grader:
+    """The grader of this process; its workers stay to the end."""
     with _SHARED_LOCK:
         if not _SHARED:
-            _SHARED.append(Grader())
+            _SHARED.append(Grader(_workers))
         return _SHARED[0]
 
 
 def equivalent(answer: str, truth: str | Sequence[str]) -> bool:
     """Is the answer equivalent to the truth, or to one of several accepted ones?"""
-    return _shared().equivalent(answer, truth)
+    return shared().equivalent(answer, truth)
 
 
 def equivalent_many(pairs: Sequence[tuple[str, str | Sequence[str]]]) -> list[bool]:
     """`equivalent` of many (answer, truth) pairs, in parallel."""
-    grader = _shared()
+    grader = shared()
     return [future.result() for future in [grader.submit(*pair) for pair in pairs]]
 
 
 def classes(answers: Sequence[str]) -> list[int]:
     """Class number of each answer, equivalent answers sharing one (for majority votes)."""
-    return _shared().classes(answers)
+    return shared().classes(answers)

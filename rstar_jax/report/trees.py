@@ -216,18 +216,18 @@ def _graded(records: Iterator[Record], source: Source) -> Iterator[Record]:
     if source.graded:
         yield from records
         return
-    with grading.Grader() as grader:
-        for record in records:
-            truth = record.problem.get('answer')
-            if truth:
-                verdicts = {
-                    answer: grader.submit(answer, truth)
-                    for answer, status in zip(record.answers, record.status.tolist(), strict=True)
-                    if status == Status.ANSWER
-                }
-                correct = [a in verdicts and verdicts[a].result() for a in record.answers]
-                record = dataclasses.replace(record, correct=correct)
-            yield record
+    grader = grading.shared()
+    for record in records:
+        truth = record.problem.get('answer')
+        if truth:
+            verdicts = {
+                answer: grader.submit(answer, truth)
+                for answer, status in zip(record.answers, record.status.tolist(), strict=True)
+                if status == Status.ANSWER
+            }
+            correct = [a in verdicts and verdicts[a].result() for a in record.answers]
+            record = dataclasses.replace(record, correct=correct)
+        yield record
 
 
 def entry_of(record: Record, source: Source) -> Entry:

@@ -216,6 +216,31 @@ def test_hopeless_pairs_end_in_time(grader):
     assert grader.equivalent('x+2', '2+x')
 
 
+def test_an_answer_without_a_key_is_asked_about_once(monkeypatch):
+    """Each time would take as long as the limits allow."""
+    asked = []
+
+    def killed(job):
+        asked.append(job)
+        future = Future()
+        future.set_result(False)
+        return future
+
+    own = grading.Grader(workers=1)
+    monkeypatch.setattr(own, '_ask', killed)
+    for _ in range(3):
+        assert own.classes(['x^{x^9}', 'y!', 'x^{x^9}']) == [0, 1, 0]
+    assert asked == [{'answer': 'x^{x^9}'}, {'answer': 'y!'}]
+
+
+def test_as_many_workers_as_were_set(monkeypatch):
+    for count, expected in ((2, 2), (0, None)):
+        monkeypatch.setattr(grading.grader, '_SHARED', [])
+        grading.set_workers(count)
+        assert grading.shared()._count == expected
+        assert grading.shared() is grading.shared()
+
+
 def test_module_functions():
     pairs = [('1/2', '0.5'), ('a+b', 'b+a'), ('a+b', 'a-b')]
     assert grading.equivalent_many(pairs) == [True, True, False]

@@ -138,17 +138,18 @@ def export(
     """
     from rstar_jax import sources
 
+    mesh = _mesh()
     kind, folder, target = kind_of(source), pathlib.Path(source), pathlib.Path(directory)
     if kind == 'run':
         folder, kind = _last_round(folder), 'round'
     if kind != 'round':
-        return [export_model(source, target, dtype, license_=license_, name=name)]
+        return [export_model(source, target, dtype, mesh=mesh, license_=license_, name=name)]
     made: list[Exported] = []
     for part in ('policy', 'ppm'):
         if sources.holds_model(folder / part) and (folder / part / 'done.json').exists():
             print(f'writing {target / part}', flush=True)
             options = {'license_': license_, 'name': name and name + SUFFIXES[part]}
-            made.append(export_model(folder / part, target / part, dtype, **options))
+            made.append(export_model(folder / part, target / part, dtype, mesh=mesh, **options))
     print(f'writing {target / "data"}', flush=True)
     title = name and name + SUFFIXES['data']
     found = export_data(folder, target / 'data', license_=license_, name=title)
@@ -156,6 +157,15 @@ def export(
     if not made:
         raise UserError(f'{folder}: holds no finished policy, PPM or training data')
     return made
+
+
+def _mesh() -> Any:
+    """All devices, where there are several: one alone may not hold a model in float32."""
+    import jax
+
+    from rstar_jax import parallel
+
+    return parallel.global_mesh() if jax.device_count() > 1 else None
 
 
 def _has_model(source: pathlib.Path) -> bool:
@@ -187,7 +197,7 @@ def largest_difference(exported: Exported) -> float | None:
     load = models.load if exported.kind == 'policy' else models.load_ppm
     theirs, tokens = _by_transformers(exported, steps.prompt(PROBE))
     with jax.default_matmul_precision('highest'):
-        model = load(exported.folder, 'float32')
+        model = load(exported.folder, 'float32', mesh=_mesh())
         lengths = np.array([tokens.shape[1]], np.int32)
         run = model.logits if exported.kind == 'policy' else model.scores
         ours = np.asarray(run(tokens, lengths), np.float32)

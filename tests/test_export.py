@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import huggingface_hub as hub
+import jax
 import numpy as np
 import pytest
 import torch
@@ -111,6 +112,30 @@ def test_other_outputs_of_transformers_are_found(exported, tmp_path):
         patch.setattr('rstar_jax.models.checkpoint.families.read_config', other)
         with pytest.raises(UserError, match='transformers gives other outputs .* nothing was pu'):
             list(export.check([made]))
+
+
+def test_no_device_holds_a_large_array_alone(run, tmp_path, monkeypatch):
+    """While a model is written, and while it is compared with transformers."""
+    held = []
+
+    def noting(load):
+        def noted(*args, **options):
+            held.append(load(*args, **options))
+            return held[-1]
+
+        return noted
+
+    for name in ('load_policy', 'load_ppm'):
+        monkeypatch.setattr(checkpoints, name, noting(getattr(checkpoints, name)))
+    made = export.export(str(run / 'round1'), str(tmp_path))
+    monkeypatch.setattr(models, 'load', noting(models.load))
+    assert export.largest_difference(made[0]) < 1e-5
+    assert len(held) == 3
+    for model in held:
+        large = [x for x in jax.tree.leaves(model.params) if x.ndim > 1 and min(x.shape) > 1]
+        assert len(large) > 7
+        for leaf in large:
+            assert all(8 * shard.data.nbytes == leaf.nbytes for shard in leaf.addressable_shards)
 
 
 def test_weights_in_bfloat16(run, tmp_path):

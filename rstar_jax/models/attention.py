@@ -32,24 +32,17 @@ def attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.
 
 
 def causal_mask(
-    length: int,
-    *,
-    segment_ids: jax.Array | None = None,
-    lengths: jax.Array | None = None,
-    window: int | None = None,
+    length: int, *, lengths: jax.Array | None = None, window: int | None = None
 ) -> jax.Array:
     """bool[..., T, T]: which tokens (second axis) a token (first axis) sees.
 
-    segment_ids: i32[..., T]; only tokens of the same segment see each other (packing, left padding
-    as a segment of its own). lengths: i32[...]; right padding from there on is not seen.
-    window: only the latest `window` positions, itself included.
+    lengths: i32[...]; right padding from there on is not seen. window: only the latest `window`
+    positions, itself included.
     """
     row, column = jnp.arange(length)[:, None], jnp.arange(length)[None, :]
     mask = column <= row
     if window is not None:
         mask &= column > row - window
-    if segment_ids is not None:
-        mask = mask & (segment_ids[..., :, None] == segment_ids[..., None, :])
     if lengths is not None:
         mask = mask & (column < lengths[..., None, None])
     return mask
@@ -60,43 +53,20 @@ def causal(
     k: jax.Array,
     v: jax.Array,
     *,
-    segment_ids: jax.Array | None = None,
     lengths: jax.Array | None = None,
     window: int | None = None,
 ) -> jax.Array:
     """Causal attention of a text on itself: `attention` under `causal_mask`."""
-    mask = causal_mask(q.shape[-3], segment_ids=segment_ids, lengths=lengths, window=window)
-    return attention(q, k, v, mask)
+    return attention(q, k, v, causal_mask(q.shape[-3], lengths=lengths, window=window))
 
 
-def full(segment_ids: jax.Array | None = None, lengths: jax.Array | None = None) -> Callable:
+def full(lengths: jax.Array | None = None) -> Callable:
     """The attention function for whole texts without a cache.
 
     For scoring, by `kernels.full`; training has its own for packed rows, `training.attention`.
     """
 
     def attend(q, k, v, cache=None, window=None):
-        out = causal(q, k, v, segment_ids=segment_ids, lengths=lengths, window=window)
-        return out, cache
-
-    return attend
-
-
-def cached(index: jax.Array | int, start: jax.Array | int = 0) -> Callable:
-    """The attention function with a plain cache: (keys, values), each [..., S, K, d], per layer.
-
-    The T new tokens are written to cache places index .. index + T - 1 and see the places
-    start .. their own. index: i32[] (the same for all rows); start: i32[...] (left padding).
-    """
-
-    def attend(q, k, v, cache, window=None):
-        keys = jax.lax.dynamic_update_slice_in_dim(cache[0], k, index, axis=-3)
-        values = jax.lax.dynamic_update_slice_in_dim(cache[1], v, index, axis=-3)
-        row = index + jnp.arange(q.shape[-3])[:, None]
-        column = jnp.arange(keys.shape[-3])[None, :]
-        mask = (column <= row) & (column >= jnp.asarray(start)[..., None, None])
-        if window is not None:
-            mask &= column > row - window
-        return attention(q, keys, values, mask), (keys, values)
+        return causal(q, k, v, lengths=lengths, window=window), cache
 
     return attend

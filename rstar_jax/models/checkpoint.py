@@ -273,7 +273,7 @@ def _write(folder, model, params, shard_bytes, extra, head=None):
     if not first:
         return
     if model.tokenizer is not None:
-        model.tokenizer.save_pretrained(folder)
+        tokenizer.save(model.tokenizer, folder)
     config = families.write_config(model.config, dtype)
     ends = {name: config[name] for name in ('bos_token_id', 'eos_token_id', 'pad_token_id')}
     # Only of the ends of a text is the config the whole truth: see `_with_ends`.

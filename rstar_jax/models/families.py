@@ -8,6 +8,7 @@ from typing import Any
 
 from rstar_jax.errors import UserError
 from rstar_jax.models.config import Config, Rope
+from rstar_jax.models.rope import attention_factor
 
 ARCHITECTURES = {
     'llama': 'LlamaForCausalLM',
@@ -172,21 +173,30 @@ def write_config(config: Config, dtype: str) -> dict[str, Any]:
     if config.rope_fraction != 1:
         values['partial_rotary_factor'] = config.rope_fraction
     if config.rope.kind != 'default':
-        values['rope_scaling'] = _write_rope(config.rope)
+        values['rope_scaling'] = _write_rope(config)
         if config.family == 'phi3':
             values['original_max_position_embeddings'] = config.rope.original
     _write_windows(config, values)
     return values
 
 
-def _write_rope(rope: Rope) -> dict[str, Any]:
+def _write_rope(config: Config) -> dict[str, Any]:
+    rope = config.rope
+    factors = {'short_factor': list(rope.short), 'long_factor': list(rope.long)}
+    if config.family == 'phi3' and rope.kind == 'longrope':
+        # No other keys: transformers 4 refuses them, and takes `factor` from the two lengths.
+        attention = rope.attention_factor
+        if rope.factor not in (None, config.max_length / rope.original):
+            attention = attention_factor(config)
+        scale = {} if attention is None else {'attention_factor': attention}
+        return {'type': rope.kind, **factors, **scale}
     scaling: dict[str, Any] = {'rope_type': rope.kind, 'type': rope.kind}
     if rope.factor is not None:
         scaling['factor'] = rope.factor
     if rope.attention_factor is not None:
         scaling['attention_factor'] = rope.attention_factor
     if rope.kind == 'longrope':
-        scaling |= {'short_factor': list(rope.short), 'long_factor': list(rope.long)}
+        scaling |= factors
     if rope.kind == 'llama3':
         scaling |= {'low_freq_factor': rope.low, 'high_freq_factor': rope.high}
     if rope.kind != 'linear':

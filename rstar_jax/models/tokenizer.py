@@ -5,9 +5,11 @@ words only by a word ('smollm', 'qwen2', 'llama-bpe'); the patterns behind those
 """
 
 import copy
+import json
 import pathlib
 from typing import Any
 
+from rstar_jax import atomic
 from rstar_jax.errors import UserError
 
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5  # llama.cpp's kinds of token
@@ -48,6 +50,22 @@ def load(folder: pathlib.Path) -> Any:
     if not tokenizer.is_fast:
         raise UserError(f'{folder}: expected a fast tokenizer (tokenizer.json)')
     return tokenizer
+
+
+def save(tokenizer: Any, folder: pathlib.Path) -> None:
+    """Writes a tokenizer into a folder in a form that transformers 4 reads as well.
+
+    Version 5 calls special tokens beyond the named ones, and the class, by names of its own, at
+    which version 4 ends; it reads the older names as its own.
+    """
+    tokenizer.save_pretrained(folder)
+    file = folder / 'tokenizer_config.json'
+    values = json.loads(file.read_text(encoding='utf-8'))
+    if isinstance(values.get('extra_special_tokens'), list):
+        values['additional_special_tokens'] = values.pop('extra_special_tokens')
+    if values.get('tokenizer_class') == 'TokenizersBackend':
+        values['tokenizer_class'] = 'PreTrainedTokenizerFast'
+    atomic.write_json(file, values, indent=2, ensure_ascii=False)
 
 
 def rows(tokenizer: Any) -> int:

@@ -50,10 +50,12 @@ CHIPS = {  # by how device_kind begins
     'NVIDIA L4': Chip(24e9, 121e12, 300e9),
     'Tesla T4': Chip(16e9, 65e12, 320e9),  # in float16: it has no bfloat16
 }
+ALSO = {'TPU v5e': 'TPU v5 lite', 'TPU v5p': 'TPU v5', 'TPU v6e': 'TPU v6 lite'}
 
 
 def find_chip(device_kind: str) -> Chip | None:
     """The chip of that `jax.Device.device_kind`: the longest name that it begins with, or None."""
+    device_kind = ALSO.get(device_kind, device_kind)
     words = f'{device_kind} '.replace('-', ' ')
     names = [name for name in CHIPS if words.startswith(f'{name} '.replace('-', ' '))]
     return CHIPS[max(names, key=len)] if names else None

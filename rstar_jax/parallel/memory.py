@@ -28,7 +28,10 @@ def bytes_on_a_device(tree: Any) -> int:
 
 
 def device_bytes(mesh: Mesh) -> int:
-    """Bytes that this host's smallest device has for programs; each CPU has a share."""
+    """Bytes that this host's smallest device has for programs; each CPU has a share.
+
+    0 where a device does not say, as with XLA_PYTHON_CLIENT_ALLOCATOR=platform.
+    """
     local = list(mesh.local_devices)
     if local[0].platform == 'cpu':
         return min([_physical_bytes(), *(limit for limit, _ in _groups())]) // len(local)
@@ -44,7 +47,10 @@ def bytes_of_program(compiled: jax.stages.Compiled) -> int:
 
 
 def free_bytes(mesh: Mesh) -> int:
-    """Bytes that are free on this host's device that has the fewest; each CPU has a share."""
+    """Bytes that are free on this host's device that has the fewest; each CPU has a share.
+
+    Known where `device_bytes` is.
+    """
     local = list(mesh.local_devices)
     if local[0].platform == 'cpu':
         free = [_host_bytes(), *(limit - used for limit, used in _groups())]

@@ -47,6 +47,7 @@ class Encoded:
       questions: the question of each example (a reward model's: in the SFT prompt), to hold out
         whole problems.
       counts: what each example counts towards the batch size.
+      sizes: tokens that each example is stored in; of a pair they may be more than `length`.
       digests: of the arrays of each example.
       dropped: number of examples (pairs) with a sequence of more than `length` tokens.
       fields: the per-token fields that packing.fill shall write.
@@ -63,6 +64,7 @@ class Encoded:
         """encode: makes examples of what `add` is told to keep of each."""
         self.questions: list[str] = []
         self.counts: list[int] = []
+        self.sizes: list[int] = []
         self.digests: list[bytes] = []
         self.dropped = 0
         self.fields = fields
@@ -74,10 +76,16 @@ class Encoded:
     def __len__(self) -> int:
         return len(self.counts)
 
-    def add(self, question: str, example: Example, kept: Any = None) -> None:
-        """kept: what `encode` makes the example of; None: the example itself."""
+    def add(
+        self, question: str, example: Example, kept: Any = None, size: int | None = None
+    ) -> None:
+        """kept: what `encode` makes the example of; None: the example itself.
+
+        size: as of `sizes`, where it is known.
+        """
         self.questions.append(sys.intern(question))
         self.counts.append(example.count)
+        self.sizes.append(_size(example) if size is None else size)
         self.digests.append(_digest(example))
         self._kept.append(example if kept is None else kept)
 
@@ -117,7 +125,7 @@ def _one_each(
             if example is None or len(example.sequences[0]) > length:
                 encoded.dropped += 1
             else:
-                encoded.add(question(text), example, place)
+                encoded.add(question(text), example, place, len(example.sequences[0]))
     return encoded
 
 
@@ -194,8 +202,8 @@ def pairs(examples: Iterable[dict[str, Any]], tokenizer, length: int) -> Encoded
             encoded.dropped += len(group) - len(fits)
             question = _parts(source[places[0]]['prompt'])[0]
             places, group = ([x[i] for i in fits] for x in (places, group))
-            for made, cut in _cut(group, GROUP_PAIRS, length):
-                encoded.add(question, made, tuple(places[cut]))
+            for made, cut, size in _cut(group, GROUP_PAIRS, length):
+                encoded.add(question, made, tuple(places[cut]), size)
     return encoded
 
 
@@ -214,20 +222,21 @@ def _sides(examples: Sequence[dict[str, Any]], tokenizer, going_on) -> list[tupl
     return made
 
 
-def _cut(group: list[tuple], most: int, longest: int) -> Iterator[tuple[Example, slice]]:
-    """Pairs as few examples, each of at most `most` pairs and `longest` tokens, and which they are.
+def _cut(group: list[tuple], most: int, longest: int) -> Iterator[tuple[Example, slice, int]]:
+    """Pairs as few examples, each of at most `most` pairs and, but for a single one, `longest`
+    tokens; with each which pairs they are, and its tokens.
 
     group: as of `_sides`.
     """
     start = 0
     while start < len(group):
-        size = most
-        made = _pair_group(group[start : start + size])
-        while size > 1 and _size(made) > longest:
-            size //= 2
-            made = _pair_group(group[start : start + size])
-        yield made, slice(start, start + size)
-        start += size
+        count = most
+        made = _pair_group(group[start : start + count])
+        while (size := _size(made)) > longest and count > 1:
+            count //= 2
+            made = _pair_group(group[start : start + count])
+        yield made, slice(start, start + count), size
+        start += count
 
 
 def _pair_group(group: Sequence[tuple]) -> Example:
@@ -328,8 +337,8 @@ def answer_pairs(
     pairs = Encoded(PAIR_FIELDS, length, 2 * length)
     for question, (wrong, right) in sides.items():
         group = [(good, bad, 1.0) for good in right for bad in wrong]
-        for made, _ in _cut(group, packing.MERGED_PAIRS, pairs.row):
-            pairs.add(question, made)
+        for made, _, size in _cut(group, packing.MERGED_PAIRS, pairs.row):
+            pairs.add(question, made, size=size)
     return pairs
 
 

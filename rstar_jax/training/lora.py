@@ -24,7 +24,7 @@ import scipy.linalg
 from flax import nnx
 
 from rstar_jax import atomic
-from rstar_jax.models import checkpoint, weights
+from rstar_jax.models import checkpoint, tokenizer, weights
 from rstar_jax.models import decoder as decoders
 
 # alpha / rank with alpha = 2 * rank, as in arXiv 2405.09673 (mathematics).
@@ -220,6 +220,6 @@ def save(model, trained: Params, rank: int, rows: Sequence[int], directory: path
     weights.publish(temporary, directory / 'adapter_model.safetensors')
     if head:
         checkpoint.write_value_head(head, directory)
-    model.tokenizer.save_pretrained(directory)
+    tokenizer.save(model.tokenizer, directory)
     atomic.sync_all(directory)
     atomic.write_json(directory / 'adapter_config.json', about, indent=2)

@@ -31,7 +31,7 @@ def scaled(inner: optax.GradientTransformation) -> optax.GradientTransformationE
 
     def update(grads, state, params=None, **more):
         grads = jax.tree.map(lambda g: g / state.factor, grads)
-        finite = jnp.isfinite(optax.global_norm(grads))
+        finite = jnp.isfinite(optax.tree.norm(grads))
         # Zeros where not finite: NaN would come through what is multiplied by zero later.
         grads = jax.tree.map(lambda g: jnp.where(finite, g, 0), grads)
         updates, moved = inner.update(grads, state.inner, params, **more)

@@ -87,7 +87,7 @@ def _clip(most: float) -> optax.GradientTransformation:
     """
 
     def update(grads, state, params=None):
-        factor = jnp.minimum(1.0, most / optax.global_norm(grads))
+        factor = jnp.minimum(1.0, most / optax.tree.norm(grads))
         return jax.tree.map(lambda g: g * factor, grads), state
 
     return optax.GradientTransformation(lambda params: optax.EmptyState(), update)

@@ -194,10 +194,11 @@ def plan(
       sizes: tokens of each item.
       pairs: pairs of each item.
       lengths: the row lengths to choose from, ascending; the last holds any item.
-      budget: tokens of a micro batch.
+      budget: tokens of a micro batch; it has more only where one item needs a longer row.
       multiple: every micro batch has a multiple of so many rows (devices that share the batch).
     """
-    plans = (_plan(sizes, pairs, lengths, row, budget, multiple) for row in lengths)
+    rows = [row for row in lengths if row * multiple <= budget] or lengths
+    plans = (_plan(sizes, pairs, lengths, row, budget, multiple) for row in rows)
     besides = MICRO_TOKENS * multiple
     return min(plans, key=lambda micros: sum(micro.cost + besides for micro in micros))
 

@@ -6,13 +6,16 @@
     shape of the model, micro batches -> FLOPs: compilers count a loop's body once
 
 The worst step is one whose examples all have `length` tokens and share no prefix; a usual one has
-examples of a given size.
+examples of a given size. For the memory counts the largest micro batch, too: rows are rounded down
+to a power of two, so that of shorter ones there may be more tokens.
 """
 
 import collections
 import dataclasses
+import math
 import re
 import time
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -117,6 +120,7 @@ class Training:
       new_rows: of the tables, see optimiser.optimiser.
       state, frozen: shapes in their sharding.
       micros, held: see Plan.
+      largest: the function and the micro batch of the most tokens, of steps of any one size.
     """
 
     def __init__(
@@ -131,7 +135,11 @@ class Training:
         self.compiled = Compiled(shape, settings, self.loss, mesh, STEPS, self.new_rows, memory)
         self.state, self.frozen = self._shapes()
         self.held = parallel.bytes_on_a_device((self.state, self.frozen))
-        self.micros = self._micros(size)
+        lengths = self._lengths()
+        self.micros = self._micros(min(size, lengths[-1]) or lengths[-1])
+        made = [self.micros, *(self._micros(n) for n in lengths if not size)]
+        largest = max(made, key=lambda micros: max(map(math.prod, micros)))
+        self.largest = _function(largest), max(largest, key=math.prod)
 
     def _shapes(self) -> tuple[Any, Any]:
         params = models.decoder.abstract_params(self.shape, headless=self.loss != 'sft')
@@ -154,16 +162,19 @@ class Training:
 
         return jax.tree.map(placed, shapes, sharding.shardings(shapes, self.mesh, self.shape))
 
+    def _lengths(self) -> list[int]:
+        """Of rows, as the trainer has them; a pair lies in one row."""
+        longest = self.settings.length * (2 if self.loss == 'pairwise' else 1)
+        return packing.row_lengths(self.settings.length, longest, self.settings.one_size)
+
     def _micros(self, size: int) -> dict[tuple[int, int], int]:
-        """As the trainer would choose them."""
-        settings, paired = self.settings, self.loss == 'pairwise'
-        longest = settings.length * (2 if paired else 1)  # a pair lies in one row
-        size = min(size, longest) or longest
-        lengths = packing.row_lengths(settings.length, longest, settings.one_size)
+        """Of a step whose examples have that size, as the trainer would choose them."""
+        settings, pairs = self.settings, int(self.loss == 'pairwise')
         multiple = self.mesh.shape['data'] * self.mesh.shape['fsdp']
         budget = settings.micro_batch * settings.length * multiple
         count = settings.batch_size
-        micros = packing.plan([size] * count, [int(paired)] * count, lengths, budget, multiple)
+        sizes = [size] * count, [pairs] * count
+        micros = packing.plan(*sizes, self._lengths(), budget, multiple)
         return dict(collections.Counter((micro.rows, micro.length) for micro in micros))
 
     def _batch(self, rows: int, length: int) -> dict[str, np.ndarray]:
@@ -183,11 +194,8 @@ class Training:
         merged = merging(self.frozen) + gradients if self.frozen else 0
         if (least := max(self.held + several * gradients, merged)) > self.memory:
             return least, None
-        name = 'accumulate' if several else 'step'
-        batches = {micro: self._batch(*micro) for micro in self.micros}
-        calls = self.compiled.calls(
-            self.state, self.frozen, [(name, batch) for batch in batches.values()]
-        )
+        planned = self._calls(_function(self.micros), self.micros)
+        calls = planned | self._calls(self.largest[0], [self.largest[1]])
         start = time.perf_counter()
         with ThreadPoolExecutor() as threads:
             ready = list(threads.map(self._compile, calls.values()))
@@ -199,7 +207,11 @@ class Training:
             peak = max(peak, beside + used)
         if peak > self.memory or any(isinstance(program, int) for program in ready):
             return peak, None
-        return peak, self._work(calls, ready, seconds)
+        return peak, self._work(planned, ready, seconds)
+
+    def _calls(self, name: str, micros: Iterable[tuple[int, int]]) -> dict[tuple, tuple]:
+        batches = [(name, self._batch(*micro)) for micro in micros]
+        return self.compiled.calls(self.state, self.frozen, batches)
 
     def _compile(self, call: tuple[str, tuple]) -> Any:
         """A compiled function, or the bytes that it would need."""
@@ -235,6 +247,11 @@ class Training:
             ]
         needed, computed = np.sum(parts, axis=0)
         return float(needed), float(computed)
+
+
+def _function(micros: dict[tuple[int, int], int]) -> str:
+    """What computes the micro batches of a step."""
+    return 'accumulate' if sum(micros.values()) > 1 else 'step'
 
 
 def products(

@@ -18,8 +18,9 @@ import jax
 
 from rstar_jax.models.decoder import KEPT
 
-# Bytes on a device that the results of products may take: 3 GiB where nobody says.
-_ROOM = contextvars.ContextVar('room', default=3 * 2**30)
+# Bytes on a device that the results of products may take where nobody says what it has.
+ROOM = 3 * 2**30
+_ROOM = contextvars.ContextVar('room', default=ROOM)
 
 
 @contextlib.contextmanager

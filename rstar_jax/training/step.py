@@ -37,6 +37,7 @@ from rstar_jax.training.optimiser import decay, optimiser
 
 # Results of the functions whose first argument gives its memory to the first of them.
 RESULTS = {'step': 3, 'accumulate': 2, 'update': 2}
+MIB = 2**20
 
 Batch = Mapping[str, np.ndarray]
 
@@ -61,9 +62,9 @@ class Compiled:
         new_rows: Sequence[int] = (),
         memory: int | None = None,
     ):
-        """memory: bytes of a device; None = what the device says."""
+        """memory: bytes of a device; None = what the devices say. All processes call this."""
         self.mesh, self.count, self.seconds = mesh, 0, 0.0
-        self._memory = parallel.device_bytes(mesh) if memory is None else memory
+        self._memory = _least(parallel.device_bytes(mesh)) if memory is None else memory
         self._everywhere = NamedSharding(mesh, PartitionSpec())
         self._rows = NamedSharding(mesh, PartitionSpec(('data', 'fsdp')))
         # What a text gives must not depend on the length of those that it is packed with.
@@ -124,15 +125,22 @@ class Compiled:
         """Bytes on a device of what is there all the time."""
         return parallel.bytes_on_a_device((state, self._frozen))
 
+    def free(self) -> int | None:
+        """Bytes that are free on the device that has the fewest, of all processes, which call this.
+
+        None where a device does not say what it has, as with XLA_PYTHON_CLIENT_ALLOCATOR=platform.
+        """
+        return _least(parallel.free_bytes(self.mesh)) if self._memory else None
+
     def check_room(
         self,
         what: str,
         need: int,
         remedy: str = 'lower length or micro_batch, train with lora=16, or use more devices',
     ) -> None:
-        """Raises UserError where a device has less than `need` bytes free."""
-        free = parallel.free_bytes(self.mesh)
-        if need > free:
+        """Raises UserError, in all processes, where a device has less than `need` bytes free."""
+        free = self.free()
+        if free is not None and need > free:
             raise UserError(
                 f'training: {what} {need / GIB:.2f} GiB, and {free / GIB:.2f} GiB are free on a '
                 f'device: {remedy}'
@@ -211,6 +219,8 @@ class Compiled:
 
         Counted from what the device has in all, so that a training that goes on compiles as before.
         """
+        if not self._memory:
+            return recompute.ROOM
         held = params, self.moments(params), frozen
         gradients = parallel.bytes_on_a_device(params)
         return (self._memory - parallel.bytes_on_a_device(held) - gradients) // 2
@@ -276,7 +286,7 @@ class Compiled:
 
     def _update(self, state, grads, frozen):
         moments, params = state['optimiser'], state['params']
-        norm = optax.global_norm(grads) / self.scale_of(state, 1.0)
+        norm = optax.tree.norm(grads) / self.scale_of(state, 1.0)
         updates, moments = self._optimiser.update(grads, moments, params, frozen=frozen)
         params = optax.apply_updates(params, updates)
         return {'params': params, 'optimiser': moments}, norm
@@ -349,6 +359,17 @@ def merging(frozen) -> int:
     )
     largest = max(map(bytes_of, jax.tree.leaves(frozen)), default=0)
     return max(bytes_of(frozen) + largest, bytes_of(wide))
+
+
+def _least(size: int) -> int:
+    """The least of the bytes that the processes call this with.
+
+    Processes that decided by their own would compile programs that differ. What they exchange are
+    32 bits: MiB.
+    """
+    if jax.process_count() == 1:
+        return size
+    return -parallel.greatest(-(size // MIB)) * MIB
 
 
 def _key(name: str, batch: Batch | None = None) -> tuple:

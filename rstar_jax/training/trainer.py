@@ -36,7 +36,7 @@ from rstar_jax.training.step import Compiled
 Measure = Callable[[Compiled, Any], dict[str, Any]]
 
 MOST_LEFT_OUT = 30  # steps in a row whose gradients are not finite in float16
-LOOKED = 64  # steps whose shapes are compiled before the first
+LOOKED = 64  # steps whose shapes are compiled before the first, and see _Run.prepare
 
 MEANS = ('loss', 'accuracy', 'margin', 'level')  # metric sums that are divided by the weight
 # Settings that do not change what is learnt: a training may go on with others.
@@ -278,21 +278,29 @@ class _Run:
         self._saved = time.monotonic()
 
     def prepare(self, state, start: int) -> None:
-        """Compiles what the first steps need, and tells the memory that they will take."""
+        """Compiles what the first steps need, and tells the memory that they will take.
+
+        The first row that is longer than `length` takes more than all others, and may come late:
+        its step is looked at, too.
+        """
+        if start == len(self._steps):
+            return
+        longer = np.array(self._encoded.sizes) > self._encoded.length
+        left = range(start, len(self._steps))
+        late = next((number for number in left if longer[self._steps[number][1]].any()), start)
         calls = {}
-        for number in range(start, min(start + LOOKED, len(self._steps))):
+        for number in sorted({*left[:LOOKED], late}):
             batches = self._micros(number).batches
             name = 'step' if len(batches) == 1 else 'accumulate'
             calls |= {(name, batch['tokens'].shape): (name, batch) for batch in batches}
-        if not calls:
-            return
         compiled = self._compiled
         most, held = compiled.prepare(state, list(calls.values())), compiled.held(state)
-        free = parallel.free_bytes(compiled.mesh)
+        free = compiled.free()
+        room = 'GiB' if free is None else f'of {free / GIB:.2f} GiB free'
         if parallel.is_first():
             print(
                 f'training: {held / GIB:.2f} GiB of parameters and moments on each device, at most '
-                f'{(most - held) / GIB:.2f} of {free / GIB:.2f} GiB free beside them; attention by '
+                f'{(most - held) / GIB:.2f} {room} beside them; attention by '
                 + compiled.attention([batch['tokens'].shape[1] for _, batch in calls.values()]),
                 flush=True,
             )
@@ -378,7 +386,10 @@ class _Run:
                     f'in {self._log.path}'
                 )
         line = {'step': number + 1, 'epoch': self._steps[number][0]}
-        line |= {'learning_rate': self._compiled.learning_rate(number)} | found
+        # A step that was left out is none to the optimiser.
+        scales, lines = self._compiled.scales, self._log.lines
+        taken = number - sum('left_out' in line for line in lines) if scales else number
+        line |= {'learning_rate': self._compiled.learning_rate(taken)} | found
         line |= {'tokens': sum(micros.tokens), 'micro_batches': len(micros.batches)}
         self._log.add(line, micros.alone, micros.places)
 

@@ -15,10 +15,12 @@ import pytest
 import safetensors.numpy
 import torch
 import transformers
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from rstar_jax import models, steps
 from rstar_jax.errors import UserError
-from rstar_jax.models import torch_file, weights
+from rstar_jax.models import families, torch_file, weights
+from rstar_jax.models import rope as ropes
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 tiny_torch = importlib.import_module('tiny_torch')
@@ -130,6 +132,67 @@ def test_added_tokens_take_padding_rows_then_grow(name, tmp_path):
     back = models.load(tmp_path / 'more', 'float32')
     same_tokenizer(back.tokenizer, many.tokenizer)
     jax.tree.map(np.testing.assert_array_equal, back.params, many.params)
+
+
+def test_transformers_4_knows_what_the_tokenizer_is_written_as(qwen, tmp_path):
+    """The words of its configuration; version 5 reads from them what it would from its own."""
+    policy = models.add_tokens(models.load(qwen, 'float32'), MARKS)
+    backend = policy.tokenizer.backend_tokenizer
+    ends = {'bos_token': '<bos>', 'eos_token': '<eos>', 'pad_token': '<pad>'}
+    fast = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=backend, additional_special_tokens=MARKS, **ends
+    )
+    assert type(fast).__name__ == 'TokenizersBackend'
+    kinds = [('Qwen2Tokenizer', policy.tokenizer), ('PreTrainedTokenizerFast', fast)]
+    text = f'a<code>b = 1{MARKS[1]}{MARKS[2]}\n c<eos>'
+    for name, made in kinds:
+        policy.tokenizer = made
+        models.save(policy, tmp_path / name)
+        made.save_pretrained(shutil.copytree(tmp_path / name, tmp_path / f'{name}5'))
+        written = json.loads((tmp_path / name / 'tokenizer_config.json').read_text())
+        assert written['tokenizer_class'] == name
+        assert written['additional_special_tokens'] == MARKS
+        assert 'extra_special_tokens' not in written
+        again, own = (
+            transformers.AutoTokenizer.from_pretrained(tmp_path / folder)
+            for folder in (name, f'{name}5')
+        )
+        assert type(again) is type(own)
+        assert again.extra_special_tokens == own.extra_special_tokens == MARKS
+        assert again.special_tokens_map == own.special_tokens_map
+        same_tokenizer(again, made)
+        added = [
+            {i: (str(token), token.special) for i, token in x.added_tokens_decoder.items()}
+            for x in (again, own, made)
+        ]
+        assert added[0] == added[1] == added[2]
+        ids = again(text)['input_ids']
+        assert {*again.convert_tokens_to_ids(MARKS)} <= {*ids}
+        for skip in (False, True):
+            assert again.decode(ids, skip_special_tokens=skip) == made.decode(
+                ids, skip_special_tokens=skip
+            )
+
+
+@pytest.mark.parametrize('more', [{}, {'attention_factor': 1.5}, {'factor': 3.0}], ids=str)
+def test_longrope_is_written_with_the_keys_that_transformers_4_takes(more):
+    factors = {'short': (1.0, 1.1, 1.3), 'long': (2.0, 2.5, 3.0)}
+    rope = models.Rope('longrope', **factors, original=16, **more)
+    config = models.Config('phi3', 97, 36, 50, 2, 6, 6, 6, rope=rope, max_length=128)
+    written = families.write_config(config, 'float32')
+    keys = {'type', 'short_factor', 'long_factor'} | ({'attention_factor'} if more else set())
+    assert {*written['rope_scaling']} == keys
+    again = families.read_config(written, '')
+    theirs = transformers.Phi3Config(**json.loads(json.dumps(written)))
+    scale = ropes.attention_factor(config)
+    assert ropes.attention_factor(again) == pytest.approx(scale) and scale > 1
+    for long in (False, True):
+        expected = ropes.frequencies(config, long)
+        np.testing.assert_array_equal(ropes.frequencies(again, long), expected)
+        compute = ROPE_INIT_FUNCTIONS['longrope']
+        found, by = compute(theirs, 'cpu', seq_len=17 if long else None)
+        np.testing.assert_allclose(found.numpy(), expected, rtol=1e-6)
+        assert by == pytest.approx(scale)
 
 
 def test_added_tokens_where_the_tokenizer_leaves_ids_out(broken):

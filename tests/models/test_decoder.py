@@ -1,4 +1,4 @@
-"""The decoder against itself: cached against full, padding, packing, shapes without arrays."""
+"""The decoder against itself: padding, leading axes, dtypes, windows, shapes without arrays."""
 
 import functools
 
@@ -49,9 +49,9 @@ def _random(config):
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def run(config, params, tokens, positions, segment_ids=None):
+def run(config, params, tokens, positions):
     network = models.decoder.bind(config, params)
-    hidden, _ = network(tokens, positions, attention.full(segment_ids=segment_ids))
+    hidden, _ = network(tokens, positions, attention.full())
     return network.head(hidden)
 
 
@@ -65,28 +65,7 @@ def close(ours, expected, tolerance=1e-5):
     assert np.abs(ours - expected).max() <= tolerance * np.abs(expected).max()
 
 
-def test_decoding_token_by_token_equals_the_whole_text(config):
-    params = params_of(config)
-    tokens, positions = texts()
-    whole = run(config, params, tokens, positions)
-
-    @jax.jit
-    def step(token, position, index, caches):
-        network = models.decoder.bind(config, params)
-        hidden, caches = network(token, position, attention.cached(index), caches)
-        return network.head(hidden), caches
-
-    empty = jnp.zeros((3, 13, config.num_kv_heads, config.head_dim))
-    caches = [(empty, empty)] * config.num_layers
-    prompt, caches = step(tokens[:, :4], positions[:, :4], 0, caches)
-    found = [prompt]
-    for i in range(4, 11):
-        logits, caches = step(tokens[:, i : i + 1], positions[:, i : i + 1], i, caches)
-        found.append(logits)
-    close(jnp.concatenate(found, axis=1), whole)
-
-
-def test_padding_left_right_or_none_makes_no_difference(config):
+def test_padding_makes_no_difference(config):
     params = params_of(config)
     tokens, positions = texts()
     policy = models.Policy(config, None, params)
@@ -96,24 +75,6 @@ def test_padding_left_right_or_none_makes_no_difference(config):
         text = tokens[row, :length]
         alone = run(config, params, text[None], positions[:1, :length])[0]
         close(right[row, :length], alone)
-
-        pad = 11 - length
-        left = jnp.concatenate([jnp.full(pad, 96), text])[None]
-        place = jnp.maximum(jnp.arange(11) - pad, 0)[None]
-        segment = (jnp.arange(11) >= pad).astype(jnp.int32)[None]
-        padded = run(config, params, left, place, segment)[0]
-        close(padded[pad:], alone)
-
-
-def test_packed_texts_do_not_see_each_other(config):
-    params = params_of(config)
-    tokens, _ = texts(batch=1)
-    place = jnp.array([[0, 1, 2, 3, 0, 1, 2, 3, 4, 5, 6]])
-    segment = jnp.array([[1] * 4 + [2] * 7])
-    packed = run(config, params, tokens, place, segment)[0]
-    for part in (slice(0, 4), slice(4, 11)):
-        alone = run(config, params, tokens[:, part], place[:, part])[0]
-        close(packed[part], alone)
 
 
 def test_any_leading_axes(config):

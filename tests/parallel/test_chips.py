@@ -11,7 +11,11 @@ from rstar_jax.parallel import chips, local_mesh, peak_flops
     ('kind', 'tera'),
     [
         ('TPU v5 lite', 197),
+        ('TPU v5e', 197),
         ('TPU v5', 459),
+        ('TPU v5p', 459),
+        ('TPU v6 lite', 918),
+        ('TPU v6e', 918),
         ('NVIDIA H100 80GB HBM3', 989),
         ('NVIDIA H100 PCIe', 756),
         ('NVIDIA A100-SXM4-80GB', 312),

@@ -1,5 +1,6 @@
 """LoRA against full training's gradients, on disk, over meshes, and against PEFT."""
 
+import json
 import re
 import types
 
@@ -353,6 +354,8 @@ def test_merged_export_equals_base_and_adapter_in_peft(tmp_path, changes, rows):
     new = policy.tokenizer.convert_tokens_to_ids(MARKS)
     frozen, trained = drawn(policy.params, new)
     lora.save(policy, trained, RANK, new, tmp_path / 'adapter')
+    written = json.loads((tmp_path / 'adapter' / 'tokenizer_config.json').read_text())
+    assert written['additional_special_tokens'] == MARKS  # transformers 4 reads it, too
     theirs = peft_of(start, tmp_path)
     policy.params = merged(frozen, trained)
     models.save(policy, tmp_path / 'merged')

@@ -1,5 +1,6 @@
 """Training in float16: the scaled loss alone, and in the trainer's own functions."""
 
+import json
 import types
 
 import jax
@@ -79,6 +80,7 @@ def test_gradients_that_float16_would_lose_are_kept():
     assert error(gradients('float16', 1e-6, factor=1.0)) > 0.3
 
 
+@pytest.mark.filterwarnings('error:optax')  # of what is deprecated
 @pytest.mark.parametrize('changes', [{}, {'lora': 4, 'learning_rate': 1e-2}])
 def test_a_training_in_float16_ends_near_one_in_float32(tmp_path, changes):
     policy = models.Policy(SHAPE, None, decoder.init_params(SHAPE, jax.random.key(0)))
@@ -97,6 +99,27 @@ def test_a_training_in_float16_ends_near_one_in_float32(tmp_path, changes):
         losses[dtype] = found['loss_first'], found['loss_last']
     assert losses['float16'] == pytest.approx(losses['float32'], rel=2e-3)
     assert losses['float16'][1] < losses['float16'][0] - 0.01
+
+
+def test_the_rate_that_is_told_is_the_one_that_was_taken(tmp_path, monkeypatch):
+    """A step that is left out is none to the schedule."""
+    monkeypatch.setattr(loss_scale, 'START', 2.0**20)
+    config = settings('float16', epochs=6)
+    params = decoder.init_params(SHAPE, jax.random.key(0))
+    args = SHAPE, params, encoded(), range(4), 'sft', config, tmp_path
+    updates, real = [], step.Compiled.step
+
+    def noted(self, state, *rest):
+        updates.append(int(state['optimiser'].inner[-1].count))
+        return real(self, state, *rest)
+
+    monkeypatch.setattr(step.Compiled, 'step', noted)
+    trainer.train(*args, name='x')
+    lines = [json.loads(line) for line in (tmp_path / 'metrics.jsonl').read_text().splitlines()]
+    left_out = sum('left_out' in line for line in lines)
+    assert 0 < left_out < len(lines) == 12 and updates[-1] == 11 - left_out
+    expected = [1e-3 * (1 - done / 12) for done in updates]
+    assert [line['learning_rate'] for line in lines] == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(

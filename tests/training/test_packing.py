@@ -100,6 +100,18 @@ def test_short_examples_are_not_padded_to_the_longest():
     assert packing.row_lengths(100, 200, one_size=True) == [200]
 
 
+def test_only_an_item_that_needs_it_makes_a_micro_batch_larger_than_its_budget():
+    lengths = packing.row_lengths(2048, 4096)
+
+    def shapes(sizes, budget, lengths=lengths):
+        return [(m.rows, m.length) for m in packing.plan(sizes, [1] * 3, lengths, budget)]
+
+    assert shapes([1300] * 3, 4096) == [(1, 4096)]  # the least padding
+    assert shapes([1300] * 3, 2048) == [(1, 2048)] * 3
+    assert shapes([3000, 900, 1300], 2048) == [(1, 2048), (1, 4096)]
+    assert shapes([1300] * 3, 2048, [4096]) == [(1, 4096)]
+
+
 def test_gsm8k_like_steps_compile_few_shapes():
     rng = np.random.default_rng(2)
     lengths = packing.row_lengths(4096, 4096)

@@ -43,6 +43,12 @@ def plan(mesh, free, monkeypatch, trees=1000, networks=1, **changes):
     return memory.plan(config, [NETWORK] * networks, mesh, trees, slots=64)
 
 
+def test_devices_that_do_not_tell_their_memory(mesh, monkeypatch):
+    monkeypatch.setattr(memory, 'device_bytes', lambda mesh: 0)
+    with pytest.raises(UserError, match='^search: the devices do not tell .*: unset that$'):
+        plan(mesh, 0, monkeypatch)
+
+
 def test_a_tree_takes_what_its_arrays_take(mesh, monkeypatch):
     one = plan(mesh, 2**30, monkeypatch)
     kv = [np.float32] * 2

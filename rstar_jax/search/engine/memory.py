@@ -10,7 +10,7 @@ keeps steps that a later walk comes by again.
 import dataclasses
 
 from rstar_jax.errors import UserError
-from rstar_jax.parallel import bytes_on_a_device, free_bytes
+from rstar_jax.parallel import bytes_on_a_device, device_bytes, free_bytes
 from rstar_jax.parallel.memory import GIB
 from rstar_jax.search.engine import copies, devices, sizes, state
 from rstar_jax.search.tree import init
@@ -93,7 +93,8 @@ def plan(
       free: bytes to plan with; None asks the devices.
 
     Raises:
-      UserError: not one tree fits, or not those that the settings ask for.
+      UserError: not one tree fits, or not those that the settings ask for; the devices do not tell
+        their memory.
     """
     n = config.candidates
     tree, token, prefill = (
@@ -105,6 +106,11 @@ def plan(
     # Logits, their weights, and a copy while they are summed: whole on each device.
     logits = 3 * 4 * policy.config.vocab_size
     slot = _bytes(mesh, policy, state.empty_slots, 1, config.step_tokens) + logits
+    if free is None and not device_bytes(mesh):
+        raise UserError(
+            'search: the devices do not tell how much memory they have, as with '
+            'XLA_PYTHON_CLIENT_ALLOCATOR=platform: unset that'
+        )
     free = free_bytes(mesh) if free is None else free
     room = MARGIN * free - prefill
     slots = config.slots or slots

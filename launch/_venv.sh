@@ -18,17 +18,21 @@ find_python() {
 
 use_venv() {
   local extra="${1:-}" venv="$PWD/.venv" needed="jax, rstar_jax" stamp marker python
+  local markers=("$venv/.installed-$extra")
   case "$extra" in
     test) needed+=", pytest, ruff" ;;
     ray) needed+=", ray" ;;
+    cuda) needed+=", jax_cuda12_plugin" ;; # without it JAX runs on the CPU
   esac
+  # The extra `test` holds `ray`, but nothing for accelerators.
+  case "$extra" in '' | ray) markers+=("$venv/.installed-test") ;; esac
   if [[ -n "${VIRTUAL_ENV:-}" ]] \
     && "$VIRTUAL_ENV/bin/python" -c "import $needed" 2>/dev/null; then
     export PATH="$VIRTUAL_ENV/bin:$PATH"
     return
   fi
   stamp="$(cksum <setup.py)"
-  for marker in "$venv/.installed-$extra" "$venv/.installed-test"; do
+  for marker in "${markers[@]}"; do
     if [[ -f "$marker" && "$(cat "$marker")" == "$stamp" ]]; then
       export PATH="$venv/bin:$PATH"
       return

@@ -24,7 +24,9 @@ if ((${#gpus[@]} % count)); then
   exit 2
 fi
 each=$((${#gpus[@]} / count))
-[[ -n "$DRY_RUN" ]] || use_venv
+extra=""
+((each)) && extra=cuda
+[[ -n "$DRY_RUN" ]] || use_venv "$extra"
 # Two ports, this one and the next.
 port="${PORT:-$((20000 + 2 * (RANDOM % 6000)))}"
 

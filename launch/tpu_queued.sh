@@ -7,7 +7,8 @@
 #   NAME=pod ZONE=... bash launch/tpu_queued.sh run [--dry-run] --config=FILE --workdir=DIR
 #   NAME=pod ZONE=... bash launch/tpu_queued.sh delete [--dry-run]
 #
-# `create` copies what is committed here to the hosts and installs it there; `run` again goes on.
+# `create` copies what is committed here to the hosts and installs it there; stopped, the same command
+# goes on. `run` again goes on, too.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source launch/_run.sh
@@ -17,6 +18,10 @@ need ZONE "where it is, for example us-central1-a"
 queued=(gcloud compute tpus queued-resources)
 machine=(gcloud compute tpus tpu-vm)
 
+state_of_slice() {
+  "${queued[@]}" describe "$NAME" --zone="$ZONE" --format='value(state.state)'
+}
+
 on_all() {
   run "${machine[@]}" ssh "$NAME" --zone="$ZONE" --worker=all --command="$1"
 }
@@ -25,27 +30,27 @@ case "${ARGUMENTS[0]:-}" in
   create)
     need TYPE "the accelerator, for example v5litepod-64"
     need RUNTIME "the TPU software, for example v2-alpha-tpuv5-lite"
-    run "${queued[@]}" create "$NAME" --node-id="$NAME" --zone="$ZONE" \
-      --accelerator-type="$TYPE" --runtime-version="$RUNTIME" "${ARGUMENTS[@]:1}"
-    state=""
+    if [[ -n "$DRY_RUN" ]] || ! state="$(state_of_slice 2>/dev/null)"; then
+      run "${queued[@]}" create "$NAME" --node-id="$NAME" --zone="$ZONE" \
+        --accelerator-type="$TYPE" --runtime-version="$RUNTIME" "${ARGUMENTS[@]:1}"
+      state=""
+    fi
     until [[ -n "$DRY_RUN" || "$state" == ACTIVE ]]; do
-      state="$("${queued[@]}" describe "$NAME" --zone="$ZONE" --format='value(state.state)')"
       case "$state" in
-        ACTIVE) ;;
         FAILED | SUSPENDED | SUSPENDING)
           echo "error: $NAME is $state: delete it, then create it again" >&2
           exit 1
           ;;
-        *)
-          echo "waiting for $NAME ($state)"
-          sleep "${POLL_SECONDS:-60}"
-          ;;
       esac
+      echo "waiting for $NAME (${state:-not known})"
+      sleep "${POLL_SECONDS:-60}"
+      state="$(state_of_slice)" || state="" # asked again: the slice is not gone for that
     done
     run git archive --format=tar.gz --output=rstar_jax.tar.gz HEAD
     run "${machine[@]}" scp rstar_jax.tar.gz "$NAME:" --zone="$ZONE" --worker=all
     on_all 'mkdir -p rstar_jax && tar -xzf rstar_jax.tar.gz -C rstar_jax && cd rstar_jax &&
-python3 -m pip install --quiet --user uv && python3 -m uv venv --quiet --seed --python 3.12 .venv &&
+python3 -m pip install --quiet --user uv &&
+{ [ -x .venv/bin/pip ] || python3 -m uv venv --quiet --seed --python 3.12 .venv; } &&
 .venv/bin/pip install --quiet -e ".[tpu]"'
     ;;
   run)

@@ -2,7 +2,7 @@
 
 POST /v1/chat/completions -> Asked -> search.Live (a thread, one engine for all requests)
     -> Records as trees end -> the best trajectory, as Markdown, whole or as a stream
-GET  /v1/models
+GET  /v1/models, /v1/models/rstar_jax
 """
 
 import asyncio
@@ -22,6 +22,7 @@ from rstar_jax.errors import UserError
 from rstar_jax.search import Record
 
 MODEL = 'rstar_jax'
+ABOUT = {'id': MODEL, 'object': 'model', 'created': 0, 'owned_by': MODEL}
 BODY_BYTES = 1 << 20
 POLL_SECONDS = 1.0  # between two looks whether the client is still there
 ALIVE_SECONDS = 10.0  # between two signs of life in a stream
@@ -60,9 +61,7 @@ class Asked:
         """Reads a request's JSON; raises Refused."""
         if not isinstance(body, dict):
             raise Refused('expected a JSON object')
-        if body.get('model') != MODEL:
-            message = f'model {body.get("model")!r}: there is {MODEL}'
-            raise Refused(message, 'model', 404, 'model_not_found')
+        _check_model(body.get('model'))
         for name in ('tools', 'functions', 'response_format'):
             if body.get(name):
                 raise Refused(f'{name}: not supported', name)
@@ -77,6 +76,12 @@ class Asked:
         seed = _typed(body, 'seed', int, config.seed)
         usage = bool(options.get('include_usage'))
         return cls(_question(body.get('messages')), trees, seed, stream, usage)
+
+
+def _check_model(name: Any) -> None:
+    if name != MODEL:
+        message = f'model {name!r}: there is {MODEL}'
+        raise Refused(message, 'model', 404, 'model_not_found')
 
 
 def _typed(body: dict[str, Any], name: str, kind: type, default: Any) -> Any:
@@ -138,6 +143,7 @@ class Service:
             routes=[
                 Route('/v1/chat/completions', self.chat, methods=['POST']),
                 Route('/v1/models', self.models),
+                Route('/v1/models/{name:path}', self.model),
             ],
             exception_handlers={Refused: refused, HTTPException: missed, Exception: failed},
         )
@@ -146,8 +152,14 @@ class Service:
         """The one model."""
         from starlette.responses import JSONResponse
 
-        model = {'id': MODEL, 'object': 'model', 'created': 0, 'owned_by': MODEL}
-        return JSONResponse({'object': 'list', 'data': [model]})
+        return JSONResponse({'object': 'list', 'data': [ABOUT]})
+
+    async def model(self, request) -> Any:
+        """What is known of a model by its name."""
+        from starlette.responses import JSONResponse
+
+        _check_model(request.path_params['name'])
+        return JSONResponse(ABOUT)
 
     async def chat(self, request) -> Any:
         """Answers one question."""

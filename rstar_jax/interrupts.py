@@ -39,8 +39,12 @@ class Stopped(KeyboardInterrupt):
 class Interrupts:
     """How Ctrl-C and SIGTERM are handled in the block: the first ends the run in order.
 
-    A later Ctrl-C ends the process at once, and so does the end of LONGEST_END, but where a block
-    of `held` has to come to its end first. A later SIGTERM does nothing: clusters repeat it.
+    A later Ctrl-C ends the process at once, and so does the end of LONGEST_END; where a block of
+    `held` has to come to its end first, that time begins with its end. A later SIGTERM does
+    nothing: clusters repeat it.
+
+    A last push to a store that takes longer is cut off, as when the machine is lost: the store
+    holds what can be gone on from all the same (`places`).
 
     Python handles a signal when its main thread runs Python again. Where that is in a long call, as
     of a compiler, and not in a block of `held`, a thread ends the process after the same time.
@@ -99,10 +103,16 @@ class Interrupts:
             if number == signal.SIGINT:
                 self._later(NOTICE, lambda: print(f'\n{WAITING}', file=sys.stderr, flush=True))
         else:
-            self._later(LONGEST_END, lambda: leave(128 + number))
+            self.leave_later(number)
             raise Stopped(number)
 
+    def leave_later(self, number: int) -> None:
+        """Ends the process in LONGEST_END, if it has not ended by then."""
+        self._later(LONGEST_END, lambda: leave(128 + number))
+
     def _later(self, seconds: float, action: Callable[[], None]) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
         self._timer = threading.Timer(seconds, action)
         self._timer.daemon = True
         self._timer.start()
@@ -120,6 +130,8 @@ def held() -> Iterator[None]:
         yield
     finally:
         interrupts.held = False
+        if interrupts.noted:
+            interrupts.leave_later(interrupts.noted)
     if interrupts.noted:
         raise Stopped(interrupts.noted)
 

@@ -36,9 +36,12 @@ WAIT = 2.0
 MARKERS = ('done.json', 'model.json', '_CHECKPOINT_METADATA')
 STATES = ('state', 'best')  # folders of checkpoints, which are whole with their metadata
 SMALL = 1 << 20  # bytes; of larger files another machine makes none of the same name and size
+COPIED = 64 << 20  # bytes; larger files are written once, and linked for a push, not copied
+LOGS = ('metrics.jsonl', 'events.out')  # in the names of files that grow in place
 KNOWN = '.store.json'  # what the store holds: {name: [size, time of change]}
+KNOWN_SECONDS = 5.0  # between two writes of it while a push goes on
 SHARED = '.shared.json'  # what the first process writes to see whether all work in its folder
-SENDING = '.sending'  # links to the files of a push: there even when the run has deleted them
+SENDING = '.sending'  # the files of a push as it began: the run may change or delete its own
 
 
 def is_url(workdir: str) -> bool:
@@ -77,7 +80,7 @@ class Place:
                 'XDG_CACHE_HOME'
             ) from None
         self.folder = pathlib.Path(folder or cache / 'rstar_jax' / 'runs' / name)
-        self._pushed = time.monotonic()
+        self._pushed = self._told = time.monotonic()  # a push has ended; KNOWN was written
         self._thread = concurrent.futures.ThreadPoolExecutor(1)
         self._running: concurrent.futures.Future | None = None
 
@@ -119,10 +122,12 @@ class Place:
             size, now = about['size'], _about(path)
             as_pushed = now == known.get(name)
             elsewhere = size != known.get(name, [None])[0] or (as_pushed and size < SMALL)
-            if now is None or elsewhere:
+            # A push that was killed has sent it, and KNOWN does not say so.
+            grown = now is not None and not as_pushed and _is_log(name) and now[0] > size
+            if now is None or (elsewhere and not grown):
                 self._fetch(name, path)
                 known[name] = _about(path)
-        self._write_known({name: known[name] for name in there})
+        self._write_known({name: known[name] for name in there if name in known})
         self._drop_broken_states()
 
     def _fetch(self, name: str, path: pathlib.Path) -> None:
@@ -176,18 +181,26 @@ class Place:
             ended.result()
 
     def _begin_push(self) -> dict[str, list[int]]:
-        """What the folder holds now; the files to send are linked into SENDING.
+        """What the folder holds now; the files to send are copied or linked into SENDING.
 
-        Else training would delete a state before it is sent, and the store would never hold one.
+        Else training would delete a state before it is sent, and the store would never hold one;
+        and a log would be longer there than KNOWN says.
         """
         here, known = self._here(), self._known()
         shutil.rmtree(self.folder / SENDING, ignore_errors=True)
-        for name in here:
+        for name, (size, changed) in here.items():
             if known.get(name) != here[name]:
-                link = self.folder / SENDING / name
-                with contextlib.suppress(OSError):  # gone already; a file system without links
-                    link.parent.mkdir(parents=True, exist_ok=True)
-                    link.hardlink_to(self.folder / name)
+                path, sent = self.folder / name, self.folder / SENDING / name
+                try:
+                    sent.parent.mkdir(parents=True, exist_ok=True)
+                    if size > COPIED:
+                        sent.hardlink_to(path)
+                    else:
+                        shutil.copyfile(path, sent)
+                        # Changed since it was looked at, it is sent again next time.
+                        here[name] = [sent.stat().st_size, changed]
+                except OSError:  # gone already; a file system without links; a full disk
+                    sent.unlink(missing_ok=True)
         return here
 
     def _push(self, here: dict[str, list[int]]) -> dict[str, str]:
@@ -225,14 +238,16 @@ class Place:
             known.pop(name, None)
             if step == self._send:
                 known[name] = here[name]
+            if time.monotonic() - self._told >= KNOWN_SECONDS:
+                self._write_known(known)
 
     def _send(self, name: str) -> None:
         """A store's objects appear when they are whole."""
         self._store.put_file(str(self._to_send(name)), f'{self._root}/{name}')
 
     def _to_send(self, name: str) -> pathlib.Path:
-        link = self.folder / SENDING / name
-        return link if link.exists() else self.folder / name
+        sent = self.folder / SENDING / name
+        return sent if sent.exists() else self.folder / name
 
     def _remove(self, name: str) -> None:
         with contextlib.suppress(FileNotFoundError):
@@ -255,10 +270,15 @@ class Place:
 
     def _write_known(self, known: dict[str, Any]) -> None:
         ledger.write_json(self.folder / KNOWN, known)
+        self._told = time.monotonic()
 
 
 def _is_marker(name: str) -> bool:
     return name.rpartition('/')[2] in MARKERS
+
+
+def _is_log(name: str) -> bool:
+    return any(log in name.rpartition('/')[2] for log in LOGS)
 
 
 def _replaced(name: str, markers: Collection[str]) -> bool:

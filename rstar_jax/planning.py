@@ -29,6 +29,8 @@ from rstar_jax.search import planning as searches
 from rstar_jax.stages import STAGES
 from rstar_jax.training import planning as trainings
 
+# Eight chips are to be had as one machine: v5litepod-8, v6e-8.
+ONE_HOST = {'v5e:2x4': (2, 4, 1), 'v6e:2x4': (2, 4, 1)}
 # The compiler's library asks for a TPU's host, and says at length that there is none.
 QUIET = {
     'ALLOW_MULTIPLE_LIBTPU_LOAD': '1',  # several may compile at once: no chip is touched
@@ -218,7 +220,8 @@ def slice_chips(topology: str) -> list[Any]:
 
     # The compiler takes hosts of 2 x 2 chips for granted.
     single = {'1'} == set(topology.partition(':')[2].split('x'))
-    bounds = {'chips_per_host_bounds': (1, 1, 1)} if single else {}
+    bounds = (1, 1, 1) if single else ONE_HOST.get(topology)
+    bounds = {'chips_per_host_bounds': bounds} if bounds else {}
     try:
         return list(topologies.get_topology_desc(topology, platform='tpu', **bounds).devices)
     except Exception as error:  # the compiler's library raises many kinds

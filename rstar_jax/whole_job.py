@@ -11,6 +11,7 @@ It plans the small run's last round that has curated, with more problems and the
 of decoding.
 """
 
+import collections
 import dataclasses
 import itertools
 import json
@@ -67,8 +68,9 @@ class Statistics:
     prompts begin with. read, scored: tokens of a tree that policy and PPM are run on besides
     sampling. solved: share of the problems. examples: that are trained on, of a problem, by kind
     ('sft', 'pairs'); tokens: of one. curate: seconds of a problem. evaluated: tokens that an
-    evaluation samples in all. trees: how many these are means of. slot_use: share of the slots'
-    steps in which something was written, to the end of the last tree.
+    evaluation samples in all; evaluated_read: that it reads in or scores besides. trees: how many
+    these are means of. slot_use: share of the slots' steps in which something was written, to the
+    end of the last tree.
     """
 
     sampled: float
@@ -82,6 +84,7 @@ class Statistics:
     evaluated: float
     trees: int
     slot_use: float = 1.0
+    evaluated_read: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -207,6 +210,7 @@ def statistics(workdir: pathlib.Path) -> tuple[int, Statistics]:
             seen = told['examples'] * settings[f'training.{section}.epochs']
             tokens[kind] = told['tokens'] / seen
     sampled = mean('sampled_tokens')
+    evaluated, evaluated_read = _evaluated(folder / 'eval')
     return number, Statistics(
         sampled=sampled,
         path=longest - len(first or ()),
@@ -216,9 +220,10 @@ def statistics(workdir: pathlib.Path) -> tuple[int, Statistics]:
         examples=examples,
         tokens=tokens,
         curate=curated['seconds'] / problems,
-        evaluated=_evaluated(folder / 'eval' / 'results.json'),
+        evaluated=evaluated,
         trees=trees,
         slot_use=searching.get('slot_use', 1.0),
+        evaluated_read=evaluated_read,
     )
 
 
@@ -246,16 +251,27 @@ def _longest_path(record: search.Record) -> int:
     return max(ends)
 
 
-def _evaluated(path: pathlib.Path) -> float:
-    """Tokens of an evaluation, 0 where there was none."""
+def _evaluated(folder: pathlib.Path) -> tuple[float, float]:
+    """Tokens that an evaluation samples, and reads in or scores besides; 0 where there was none.
+
+    The latter for each sampled one as in its trees: greedy reads little, only a PPM scores.
+    """
+    path, sampled, read = folder / 'results.json', 0.0, 0.0
     if not path.exists():
-        return 0.0
-    rows = json.loads(path.read_text(encoding='utf-8'))['benchmarks'].values()
-    return sum(
-        row['problems'] * strategy['tokens_per_problem']
-        for row in rows
-        for strategy in row['strategies'].values()
-    )
+        return sampled, read
+    for name, row in json.loads(path.read_text(encoding='utf-8'))['benchmarks'].items():
+        for strategy, figures in row['strategies'].items():
+            tokens = row['problems'] * figures['tokens_per_problem']
+            of_trees, besides = 0.0, 0.0
+            with data.TreeStore(folder / name / strategy, writer=None) as store:
+                for record in store:
+                    told = collections.Counter(record.counters)
+                    of_trees += told['sampled_tokens']
+                    besides += max(0.0, told['policy_computed'] - told['sampled_tokens'])
+                    besides += told['ppm_computed']
+            sampled += tokens
+            read += tokens * besides / of_trees if of_trees else 0.0
+    return sampled, read
 
 
 def compiled(
@@ -353,5 +369,7 @@ def hours(
         steps = settings.epochs * examples / settings.batch_size  # a last one of few is short
         rows[section] = assumed.start + steps * seconds / assumed.train
     if 'eval' in stages and found.evaluated:
-        rows['eval'] = assumed.start + found.evaluated / (assumed.decode * speed.decoded)
+        seconds = found.evaluated / (assumed.decode * speed.decoded)
+        seconds += found.evaluated_read / (assumed.prefill * speed.read)
+        rows['eval'] = assumed.start + seconds
     return {name: value / 3600 for name, value in rows.items()}

@@ -5,6 +5,9 @@ import subprocess
 import sys
 import time
 
+import pytest
+
+from rstar_jax import interrupts
 from tests.parallel import processes
 
 # Key derivation computes in C for minutes, and lets other threads run meanwhile.
@@ -39,3 +42,20 @@ def test_sigterm_ends_a_process_in_a_call_that_does_not_return():
     finally:
         process.kill()
         process.stdout.close()
+
+
+@pytest.mark.parametrize('by_itself', [False, True])
+def test_what_follows_a_held_block_ends_in_time(monkeypatch, by_itself):
+    """by_itself: the block stops where it is asked, not at its end."""
+    left = []
+    monkeypatch.setattr(interrupts, 'LONGEST_END', 0.05)
+    monkeypatch.setattr(interrupts, 'leave', left.append)
+    with interrupts.Interrupts():
+        with pytest.raises(interrupts.Stopped), interrupts.held():
+            signal.raise_signal(signal.SIGTERM)
+            time.sleep(0.1)
+            assert not left  # what the block saves is saved, however long it takes
+            if by_itself:
+                raise interrupts.Stopped(interrupts.asked())
+        time.sleep(0.15)
+        assert left == [143]

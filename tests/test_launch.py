@@ -60,7 +60,8 @@ def test_local_processes_are_told_of_each_other():
 
 
 def test_local_processes_end_with_the_code_of_what_they_ran():
-    result = start('local_processes.sh', '2', '--config=none.py', '--workdir=w')
+    arguments = '2', '--config=none.py', '--workdir=w'
+    result = start('local_processes.sh', *arguments, CUDA_VISIBLE_DEVICES='')
     assert result.returncode == 2
     for number in range(2):
         assert f'{number}: error: --config=none.py: no such file' in result.stdout
@@ -82,27 +83,52 @@ def test_what_is_missing_is_one_line(script, arguments, message):
     assert result.stderr.startswith(message) and result.stderr.count('\n') == 1
 
 
-@pytest.mark.parametrize(('extra', 'installed'), [('', ''), ('test', '.[test]'), ('ray', '.[ray]')])
-def test_an_active_environment_is_used_where_it_has_what_is_needed(tmp_path, extra, installed):
-    """It has the project alone, as after quickstart.sh."""
-    python, log = tmp_path / '.venv' / 'bin' / 'python', tmp_path / 'log'
+def environment(folder: pathlib.Path, script: str) -> pathlib.Path:
+    """A virtual environment whose python is a script."""
+    python = folder / '.venv' / 'bin' / 'python'
     python.parent.mkdir(parents=True)
-    python.write_text(
-        '#!/bin/sh\n'
-        'case "$2" in *pytest* | *", ray"*) exit 1 ;; esac\n'
-        f'[ "$1" = -c ] || echo "$@" >>{log}\n'
-    )
+    python.write_text(f'#!/bin/sh\n{script}\n')
     python.chmod(0o755)
-    (tmp_path / 'setup.py').write_text('')
+    return folder / '.venv'
+
+
+def used(folder: pathlib.Path, extra: str, active: str = '') -> str:
+    """What `use_venv` has asked python for in a folder."""
+    (folder / 'setup.py').write_text('')
     result = subprocess.run(
         ['bash', '-c', f'source {LAUNCH}/_venv.sh && use_venv {extra}'],
-        cwd=tmp_path,
-        env={**os.environ, 'VIRTUAL_ENV': str(tmp_path / '.venv')},
+        cwd=folder,
+        env={**os.environ, 'VIRTUAL_ENV': active},
         capture_output=True,
         text=True,
     )
     assert result.returncode == 0, result.stderr
-    told = log.read_text() if log.exists() else ''
+    return (folder / 'log').read_text() if (folder / 'log').exists() else ''
+
+
+@pytest.mark.parametrize(
+    ('extra', 'installed'),
+    [('', ''), ('test', '.[test]'), ('ray', '.[ray]'), ('cuda', '.[cuda]')],
+)
+def test_an_active_environment_is_used_where_it_has_what_is_needed(tmp_path, extra, installed):
+    """It has the project alone, as after quickstart.sh."""
+    made = environment(
+        tmp_path,
+        'case "$2" in *pytest* | *", ray"* | *jax_cuda12_plugin*) exit 1 ;; esac\n'
+        f'[ "$1" = -c ] || echo "$@" >>{tmp_path}/log',
+    )
+    told = used(tmp_path, extra, str(made))
+    assert told.rstrip().endswith(f' -e {installed}') if installed else not told
+
+
+@pytest.mark.parametrize(
+    ('extra', 'installed'), [('', ''), ('test', ''), ('ray', ''), ('cuda', '.[cuda]')]
+)
+def test_what_the_tests_need_is_no_accelerators_jax(tmp_path, extra, installed):
+    made = environment(tmp_path, f'echo "$@" >>{tmp_path}/log')
+    stamp = subprocess.run(['cksum'], input=b'', capture_output=True, check=True).stdout
+    (made / '.installed-test').write_bytes(stamp)
+    told = used(tmp_path, extra)
     assert told.rstrip().endswith(f' -e {installed}') if installed else not told
 
 
@@ -156,6 +182,47 @@ def test_a_tpu_slice_that_fails_is_not_waited_for(tmp_path):
         'waiting for pod (PROVISIONING)',
     ]
     assert result.stderr == 'error: pod is FAILED: delete it, then create it again\n'
+
+
+def test_a_slice_that_is_there_is_not_created_again(tmp_path):
+    """Created once, stopped, begun again; that it is not described now and then ends nothing."""
+    states, log = tmp_path / 'states', tmp_path / 'log'
+    states.write_text('none\nnone\nPROVISIONING\nnone\nACTIVE\nACTIVE\n')
+    gcloud = (
+        f'echo "$*" >>{log}\n'
+        f'[[ "$*" == *describe* ]] || exit 0\n'
+        f'state="$(head -1 {states})" && sed -i 1d {states}\n'
+        '[[ "$state" != none ]] && echo "$state"'
+    )
+    path = with_commands(tmp_path, gcloud=gcloud, git='true')
+    for waited in (['not known', 'not known', 'PROVISIONING', 'not known'], []):
+        result = start(
+            'tpu_queued.sh',
+            'create',
+            **dict(NAME='pod', ZONE='z', TYPE='v5litepod-64', RUNTIME='r', POLL_SECONDS='0'),
+            PATH=path,
+        )
+        assert result.returncode == 0, result.stderr
+        assert result.stdout.splitlines() == [f'waiting for pod ({state})' for state in waited]
+        assert '.venv/bin/pip install' in log.read_text().splitlines()[-1]
+    assert log.read_text().count('queued-resources create pod') == 1
+
+
+@pytest.mark.parametrize('gpus', [0, 2])
+def test_processes_with_gpus_need_jax_for_them(tmp_path, gpus):
+    made = environment(tmp_path, f'echo "$@" >>{tmp_path}/log')
+    nvidia = f'for ((i = 0; i < {gpus}; i++)); do echo "GPU $i: A"; done'
+    result = start(
+        'local_processes.sh',
+        '2',
+        '--config=a.py',
+        PATH=with_commands(tmp_path, nvidia_smi=nvidia),
+        VIRTUAL_ENV=str(made),
+    )
+    assert result.returncode == 0, result.stderr
+    needed, *ran = (tmp_path / 'log').read_text().splitlines()
+    assert needed.startswith('-c import ') and ('cuda' in needed) == bool(gpus)
+    assert ran == 2 * ['-m rstar_jax.main --config=a.py']
 
 
 def test_processes_share_the_gpus_that_are_given(tmp_path):

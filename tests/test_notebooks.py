@@ -89,6 +89,19 @@ def test_one_command_sets_the_repository(tmp_path):
     assert failed.returncode == 2 and 'expected OWNER/NAME' in failed.stderr
 
 
+def test_a_clone_that_is_there_is_used(tmp_path, monkeypatch):
+    """As after 'restart session and run all'."""
+    git = tmp_path / 'git'
+    git.write_text('#!/bin/sh\n[ "$1" = clone ] && mkdir "$4"\n')
+    git.chmod(0o755)
+    monkeypatch.setenv('PATH', str(tmp_path), prepend=':')
+    cell = sources(read(FILES[0]), 'code')[1]
+    for _ in range(2):
+        monkeypatch.chdir(tmp_path)
+        exec(cell, {'REPOSITORY': 'https://github.com/us/ours'})
+        assert pathlib.Path.cwd() == tmp_path / 'clone_of_rstar_jax'
+
+
 def test_the_notebooks_are_the_same_but_for_the_place():
     assert [path.stem for path in FILES] == ['colab_tpu', 'kaggle_tpu']
     colab, kaggle = map(read, FILES)

@@ -143,6 +143,96 @@ def test_a_push_that_must_succeed_waits_for_one_that_goes_on(tmp_path, store, mo
     assert len(sent) == len(set(sent)) == 2  # by the first push, all of it
 
 
+def held_back(monkeypatch) -> threading.Event:
+    """Sends of the fake store wait for what is returned."""
+    going_on, put_file = threading.Event(), MemoryFileSystem.put_file
+
+    def slow(self, *arguments, **options):
+        assert going_on.wait(10)
+        return put_file(self, *arguments, **options)
+
+    monkeypatch.setattr(MemoryFileSystem, 'put_file', slow)
+    monkeypatch.setattr(places, 'PUSH_SECONDS', 0.0)
+    return going_on
+
+
+def test_what_grows_while_it_is_sent_is_as_long_as_the_run_believes(tmp_path, store, monkeypatch):
+    """Else what has come since would be lost with the next pull."""
+    going_on = held_back(monkeypatch)
+    place, log = places.Place(URL, tmp_path), tmp_path / 'a' / 'log'
+    place.pull()
+    log.parent.mkdir()
+    log.write_text('one\n')
+    place.push_if_due()
+    with log.open('a') as file:
+        file.write('two\n')
+    going_on.set()
+    concurrent.futures.wait([place._running])
+    assert held(store) == {'a/log': b'one\n'}
+    places.Place(URL, tmp_path).pull()
+    assert log.read_text() == 'one\ntwo\n'
+    place.push(must=True)
+    assert held(store) == on_disk(tmp_path)
+
+
+def test_a_large_file_is_sent_without_a_copy(tmp_path, store, monkeypatch):
+    going_on = held_back(monkeypatch)
+    monkeypatch.setattr(places, 'COPIED', 3)
+    place = places.Place(URL, tmp_path)
+    place.pull()
+    (tmp_path / 'large').write_text('1234')
+    (tmp_path / 'small').write_text('123')
+    place.push_if_due()
+    links = [os.stat(tmp_path / name).st_nlink for name in ('large', 'small')]
+    going_on.set()
+    place.push(must=True)
+    assert links == [2, 1] and held(store) == {'large': b'1234', 'small': b'123'}
+
+
+def test_a_killed_push_has_noted_what_it_has_sent(tmp_path, store, monkeypatch):
+    monkeypatch.setattr(places, 'KNOWN_SECONDS', 0.0)
+    sent, put_file = [], MemoryFileSystem.put_file
+
+    def killed(self, *arguments, **options):
+        if sent:
+            raise KeyboardInterrupt
+        put_file(self, *arguments, **options)
+        sent.append(arguments)
+
+    monkeypatch.setattr(MemoryFileSystem, 'put_file', killed)
+    place = places.Place(URL, tmp_path)
+    place.pull()
+    for name in 'ab':
+        (tmp_path / name).write_text('1')
+    with pytest.raises(KeyboardInterrupt):
+        place.push()
+    (name,) = held(store)
+    (tmp_path / name).write_text('123')
+    places.Place(URL, tmp_path).pull()
+    assert (tmp_path / name).read_text() == '123'
+
+
+@pytest.mark.parametrize('name', ['round1/policy/metrics.jsonl', 'events/events.out.tfevents.1.a'])
+def test_a_log_that_is_longer_here_is_not_shortened(tmp_path, store, name):
+    place, path = places.Place(URL, tmp_path / 'one'), tmp_path / 'one' / name
+    place.pull()
+    path.parent.mkdir(parents=True)
+    path.write_text('one\n')
+    place.push(must=True)
+    # Two lines were sent by a push that was killed before it could note that.
+    store.pipe_file(f'/bucket/run/{name}', b'one\ntwo\n')
+    path.write_text('one\ntwo\nthree\n')
+    place = places.Place(URL, place.folder)
+    place.pull()
+    assert path.read_text() == 'one\ntwo\nthree\n'
+    place.push(must=True)
+    assert held(store) == {name: path.read_bytes()}
+    # What another machine has made of it since is taken.
+    store.pipe_file(f'/bucket/run/{name}', b'other\n')
+    place.pull()
+    assert path.read_text() == 'other\n'
+
+
 def test_what_ends_a_push_in_the_background_ends_the_run(tmp_path, monkeypatch):
     def full(path, value):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))

@@ -254,6 +254,26 @@ def test_products_are_what_the_compiler_counts(kind, lora, again, monkeypatch):
     assert alone.needed == pytest.approx(4 * made.needed) and not alone.work.exchanged
 
 
+def test_the_memory_counts_the_micro_batch_of_the_most_tokens():
+    """Three rows of 192 are rounded down to two, of 128 tokens there are four."""
+    config, mesh = settings_of('sft', batch_size=8, length=192, micro_batch=3), mesh_of(1)
+    config.dtype = 'float32'
+    planned = trainings.Training('sft', config, TRAINED, mesh, 2**40)
+    assert planned.micros == {(2, 192): 4}
+    assert planned.largest == ('accumulate', (4, 128))
+    made = step.Compiled(TRAINED, config, 'sft', mesh, 9, planned.new_rows, 2**40)
+    worst, usual = (
+        made.prepare(planned.state, [('accumulate', planned._batch(*micro))])
+        for micro in ((4, 128), (2, 192))
+    )
+    peak, work = planned.compile()
+    assert peak == worst > usual
+    assert trainings.Training('sft', config, TRAINED, mesh, worst - 1).compile() == (worst, None)
+    # Of the step that is planned are the collectives; examples of a given size have their own.
+    assert work.exchanged == {}
+    assert trainings.Training('sft', config, TRAINED, mesh, 2**40, 192).largest[1] == (2, 192)
+
+
 def test_attention_counts_what_is_seen():
     long = TRAINED.replace(windows=(300, 5000))
     seen, scored = trainings._pairs(long, 1000)
@@ -465,11 +485,32 @@ needs_slices = pytest.mark.skipif(
 )
 
 
+@pytest.mark.parametrize(
+    ('topology', 'bounds'),
+    [('v5e:2x4', (2, 4, 1)), ('v6e:2x4', (2, 4, 1)), ('v5e:1x1', (1, 1, 1)), ('v5e:4x4', None)],
+)
+def test_eight_chips_are_one_machine(monkeypatch, topology, bounds):
+    asked = {}
+
+    class Described:
+        devices = ()
+
+    def describe(name, platform, **more):
+        asked[name] = more.get('chips_per_host_bounds')
+        return Described()
+
+    monkeypatch.setattr(planning, 'QUIET', {})
+    monkeypatch.setattr('jax.experimental.topologies.get_topology_desc', describe)
+    assert planning.slice_chips(topology) == []
+    assert asked == {topology: bounds}
+
+
 @needs_slices
 def test_a_real_slice(monkeypatch):
     chips = planning.host_chips(planning.slice_chips('v5e:2x4'))
-    assert {chip.device_kind for chip in chips} == {'TPU v5 lite'}
+    assert {chip.device_kind for chip in chips} == {'TPU v5 lite'} and len(chips) == 8
     assert len(planning.slice_chips('v5e:1x1')) == 1
+    assert len(planning.host_chips(planning.slice_chips('v5e:4x4'))) == 4
     made = searches.plan(SETTINGS, chips, planning.CHIPS['TPU v5 lite'].memory, SHAPE)
     assert made.trees == 6 and np.isfinite(made.flops)
 

@@ -110,6 +110,9 @@ def test_an_answer(client):
     assert made.choices[0].finish_reason == 'stop'
     assert made.usage.total_tokens == made.usage.prompt_tokens + made.usage.completion_tokens
     assert [model.id for model in client.models.list()] == ['rstar_jax']
+    assert client.models.retrieve('rstar_jax') == next(iter(client.models.list()))
+    with pytest.raises(openai.NotFoundError, match="model 'of/others': there is rstar_jax"):
+        client.models.retrieve('of/others')
 
 
 def test_the_last_message_of_the_user_is_the_question(client):

@@ -52,6 +52,8 @@ def test_hours_follow_from_tokens_and_limits():
     assert rows['sft'] == pytest.approx(2 * 56.25 * 2.0 * 2 / 3600)
     assert rows['ppm'] == pytest.approx(10800 / 500 * 1.0 * 2 / 3600)
     assert rows['eval'] == pytest.approx(36e6 / 1e5 / 3600)
+    rows = hours(config(), evaluated_read=72e6)
+    assert rows['eval'] == pytest.approx((36e6 / 1e5 + 72e6 / 2.5e5) / 3600)
 
 
 def test_more_trees_and_harder_problems_take_longer():
@@ -97,8 +99,19 @@ def test_a_small_run_tells_what_trees_are_like(tmp_path):
     trained = {'figures': {'tokens': 900, 'examples': 3, 'held_out': 1}}
     ledger.write_json(round_ / 'policy' / 'done.json', trained)
     ledger.write_json(tmp_path / 'config.json', {'round2': {'training.sft.epochs': 3}})
-    row = {'problems': 10, 'strategies': {'greedy': {'tokens_per_problem': 7.0}}}
+    strategies = {'greedy': 7.0, 'mcts': 60.0, 'dvts': 3.0}  # of the last one no trees are left
+    row = {
+        'problems': 10,
+        'strategies': {name: {'tokens_per_problem': n} for name, n in strategies.items()},
+    }
     ledger.write_json(round_ / 'eval' / 'results.json', {'benchmarks': {'sums': row}})
+    for name, told in {'greedy': (35.0, 42.0, 0.0), 'mcts': (150.0, 160.0, 290.0)}.items():
+        with data.TreeStore(round_ / 'eval' / 'sums' / name) as store:
+            for index in range(2):
+                problem = {'index': index, 'question': 'q', 'answer': '1'}
+                counters = dict(zip(('sampled_tokens', 'policy_computed', 'ppm_computed'), told))
+                record = tree(problem, 0, [('1', 0.5, True)])
+                store.append(dataclasses.replace(record, counters=counters))
     ledger.write_json(tmp_path / 'round3-old' / 'curate' / 'done.json', {})  # no round
     number, found = whole_job.statistics(tmp_path)
     assert number == 2
@@ -111,9 +124,11 @@ def test_a_small_run_tells_what_trees_are_like(tmp_path):
         examples={'sft': 1.5},
         tokens={'sft': 100.0},
         curate=2.5,
-        evaluated=70.0,
+        evaluated=700.0,
         trees=2,
         slot_use=0.8,
+        # 7 for each 35 that greedy samples; 10 read and 290 scored for each 150.
+        evaluated_read=70 * 0.2 + 600 * 2.0,
     )
 
 

@@ -86,7 +86,6 @@ class Table:
         self._left = set(self._waiting)
         self._workers: dict[Hashable, _Worker] = {}
         self._patience, self._clock = silent, clock
-        self.dealt_again = 0
 
     @property
     def left(self) -> int:
@@ -137,7 +136,6 @@ class Table:
         items = self.holds(worker)
         self._workers.pop(worker, None)
         self._waiting.extendleft(reversed(items))
-        self.dealt_again += len(items)
         return items
 
     def silent(self) -> list[Hashable]:

@@ -59,10 +59,22 @@ class Log:
         self._counts = {'tokens': 0, 'tokens_alone': 0, 'places': 0, 'flops': 0}
 
     def resume(self, start: int) -> None:
-        """Begins with step `start`, and keeps the lines of those before it."""
-        self._start = start
-        lines = self.path.read_text(encoding='utf-8').splitlines() if self.path.exists() else []
-        self.lines = [json.loads(line) for line in lines[:start]]
+        """Begins with step `start`, and keeps the lines of those before it that are there.
+
+        Some may be lost, as of a machine that is gone: there is a line of the last step in any
+        case, for what is measured after it; without one, its loss is nan.
+        """
+        self._start, self.lines = start, []
+        text = self.path.read_text(encoding='utf-8') if self.path.exists() else ''
+        for line in text.splitlines():
+            try:
+                found = json.loads(line)
+            except ValueError:  # cut off as it was written
+                break
+            if found['step'] <= start:
+                self.lines.append(found)
+        if start and (not self.lines or self.lines[-1]['step'] < start):
+            self.lines.append({'step': start, 'loss': math.nan, 'tokens': 0})
         parallel.barrier('log is read')
         self._write()
         self._aside += self._busy()
@@ -136,7 +148,7 @@ class Log:
     def summary(self) -> dict[str, float]:
         """Figures of the whole training; rates and shares are of the part that ran here."""
         seconds = time.monotonic() - self._began
-        losses = [line['loss'] for line in self.lines]
+        losses = [line['loss'] for line in self.lines if not math.isnan(line['loss'])]
         counts, ends = self._counts, max(1, len(losses) // 10)
         return {
             'steps': len(self._sizes),

@@ -58,6 +58,32 @@ def test_lines_are_written_as_the_seconds_go(policy, tmp_path, monkeypatch):
     assert [line['step'] for line in seen] == list(range(1, 7))
 
 
+# Lines that are left; what follows them, where the machine was lost while it wrote.
+@pytest.mark.parametrize(('lines', 'rest'), [(0, ''), (1, ''), (3, '{"step": 4, "lo')])
+def test_lines_that_are_lost_do_no_harm(policy, tmp_path, lines, rest):
+    """The state of step 4 is there, its line is not: what is measured after it is told of it."""
+
+    def run(progress=None):
+        settings = sft_settings(held_out=0.4, epochs=3, checkpoint_minutes=0, measure_every=2)
+        return training.sft(policy, sft_examples(14), settings, tmp_path, progress=progress)[1]
+
+    def killed(numbers):
+        if numbers['step'] == 4 and not {'grad_norm', 'held_out_loss'} & numbers.keys():
+            raise KeyError(4)
+
+    with pytest.raises(KeyError):
+        run(killed)
+    path = tmp_path / 'metrics.jsonl'
+    kept = path.read_text().splitlines(keepends=True)[:lines]
+    path.write_text(''.join(kept) + rest)
+    metrics = run()
+    found = log_of(tmp_path)
+    assert [line['step'] for line in found] == [*range(1, lines + 1), 4, 5, 6]
+    assert ['held_out_loss' in line for line in found[-3:]] == [True, False, True]
+    assert math.isnan(found[-3]['loss'])
+    assert math.isfinite(metrics['loss_first'] + metrics['loss_last'])
+
+
 def test_processes_ask_each_other_once_a_step(policy, tmp_path, monkeypatch):
     asked, counts = [], []
     monkeypatch.setattr(parallel, 'greatest', lambda number: asked.append(number) or number)

@@ -235,6 +235,7 @@ def run(
 
     try:
         while table.left:
+            began = time.monotonic()
             for worker in team.joined():
                 team.ask(worker, [])  # until it answers it holds nothing: it may take its time
             for worker, answer in team.answers():
@@ -267,7 +268,9 @@ def run(
                     continue
                 room = min(answer.room, leases.size_of(table.left, max(1, table.workers)))
                 team.ask(worker, [begun(key) for key in table.take(worker, room)])
-            for worker in table.silent():
+            # While a tree was stored for long, nobody listened.
+            listened = time.monotonic() - began < silent / 2
+            for worker in table.silent() if listened else ():
                 lose(worker, f'has not answered for {silent:.0f} s')
                 team.drop(worker)
             if flights is not None and flights.due():

@@ -115,6 +115,14 @@ def test_each_tree_comes_once_whatever_becomes_of_the_workers(workers, whole, tm
     assert team.given['worker 3']
 
 
+def test_nobody_is_lost_while_a_tree_is_stored_for_long(workers, whole):
+    team, found = Threads(start_with(workers), 2), {}
+    for record in elastic.run(ITEMS, team, say=lambda line: None, silent=0.15):
+        time.sleep(0 if found else 0.2)
+        found[record.key] = record
+    assert found.keys() == whole.keys() and not team.dropped
+
+
 def test_a_lost_workers_trees_go_on_from_where_they_were(workers, whole, tmp_path):
     """The driver keeps what workers tell of trees in flight, on disk too."""
     seen = []

@@ -141,7 +141,7 @@ class Loop:
     def tell(self, final: bool = False) -> None:
         most, growing = self.config.rollouts, self.growing.values()
         last = growing if self._ending else ()
-        shares = ((tree.started, (tree.rollouts + 0.5) / (most + 0.5)) for tree in last)
+        shares = ((tree.started, tree.rollouts / most) for tree in last if tree.rollouts)
         self.totals.tick(sum(tree.rollouts for tree in growing) / most, final, shares)
 
     @property

@@ -116,8 +116,8 @@ def test_no_call_has_more_tokens_than_is_planned_for(mesh, step_tokens):
         assert length >= tokens
         calls.add(max(1, budget // length) * length)
     assert max(calls) == most
-    lengths = (max(1, budget // length) * length for length in sizes.PREFILL_LENGTHS)
-    assert max(lengths) <= sizes.largest_call(mesh, config, scored=False) <= most
+    calls = (rows * length for rows, length in sizes.prefill_shapes(mesh))
+    assert max(calls) <= sizes.largest_call(mesh, config, scored=False) <= most
 
 
 def test_paths_that_grow_take_no_room_for_two_of_each(mesh, monkeypatch):

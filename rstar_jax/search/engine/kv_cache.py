@@ -168,16 +168,27 @@ class CacheManager:
         self.segments.append(Segment(row, start, tokens))
         self._rows[row].segments += 1
 
-    def take(self, budget: int, lengths: Sequence[int]) -> tuple[Batch, list[int]]:
+    def take(self, shapes: Sequence[tuple[int, int]], besides: int) -> tuple[Batch, list[int]]:
         """Takes what one call computes, and the rows of which nothing is left to compute.
 
-        A piece of each of some segments, as long as one of `lengths` (ascending) and together, on
-        each device, about `budget` tokens with their padding.
+        A piece of each of some segments.
+
+        Args:
+          shapes: (pieces of a device, tokens of each) to choose from: what computes most of what
+            waits for the time that it takes, and the first of equals.
+          besides: tokens that take as long as what every call takes.
         """
         heads = list(itertools.islice(self.segments, 4 * len(self._rows)))
-        longest = max(len(segment.tokens) for segment in heads[: self.devices])
-        length = next((x for x in lengths if x >= longest), lengths[-1])
-        count = max(1, budget // length)
+        waiting: list[list[int]] = [[] for _ in range(self.devices)]
+        for segment in heads:
+            waiting[segment.row // self.width].append(len(segment.tokens))
+
+        def worth(shape: tuple[int, int]) -> float:
+            count, length = shape
+            computed = sum(min(n, length) for of in waiting for n in of[:count])
+            return computed / (count * length + besides)
+
+        count, length = max(shapes, key=worth)
         batch, done = Batch(self.devices, count, length, self.width), []
         used = [0] * self.devices
         for segment in heads:

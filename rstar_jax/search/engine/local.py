@@ -221,18 +221,15 @@ class Engine(Expander):
         self.expansions[row] += 1
 
     def _prefill(self) -> None:
-        """Computes queued segments: until no slot is idle, then a few calls a chunk.
-
-        These compute as many tokens as the chunk decodes.
-        """
-        tokens = self.config.chunk * self.plan.slots
-        most = max(1, tokens // sizes.prefill_budget(self.mesh))
+        """Computes queued segments: until no slot is idle, then as much as the chunk decodes."""
+        most = self.config.chunk * self.plan.slots
         for model in self.models:
-            calls = 0
-            while model.manager.segments and (calls < most or self._wanted() < self.plan.slots):
-                for row in model.prefill():
+            computed = 0
+            while model.manager.segments and (computed < most or self._wanted() < self.plan.slots):
+                rows, tokens = model.prefill()
+                for row in rows:
                     self._open_if_ready(row)
-                calls += 1
+                computed += tokens
 
     def _size(self, slots: int, blocks: int | None, room: int) -> Size:
         """A chunk of decoding that attends to so many blocks of paths; None: to all."""

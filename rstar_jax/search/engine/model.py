@@ -178,15 +178,20 @@ class Model:
         for packed in self.manager.packed(queue):
             yield devices.split(self.mesh, list(packed))
 
-    def prefill(self) -> list[int]:
-        """Computes some of what the manager asks for; returns the rows of which all is computed."""
-        lengths = sizes.PREFILL_LENGTHS[-1:] if self.settings.one_size else sizes.PREFILL_LENGTHS
-        batch, done = self.manager.take(sizes.prefill_budget(self.mesh), lengths)
+    def prefill(self) -> tuple[list[int], int]:
+        """Computes some of what the manager asks for.
+
+        Returns the rows of which all is computed, and the tokens that it computed on each device,
+        with their padding.
+        """
+        shapes = sizes.prefill_shapes(self.mesh)
+        shapes = shapes[:1] if self.settings.one_size else shapes
+        batch, done = self.manager.take(shapes, sizes.call_tokens(self.mesh))
         self.counters[f'{self.name}_computed'] += int(batch.counts.sum())
         extend = programs.EXTEND.on(self.mesh, config=self.config, mixed=self.mixed)
         rows = devices.split(self.mesh, [batch.trees, batch.tokens, batch.counts, batch.starts])
         self.path = extend(self.decoder_params, self.prefix, self.path, *rows)
-        return done
+        return done, batch.tokens.size // self.manager.devices
 
 
 class Scorer(Model):

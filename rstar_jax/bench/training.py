@@ -262,7 +262,7 @@ class _Ours:
         self._calls = [(name, batch) for batch in self.micros.batches]
         self.peak_bytes = self._compiled.prepare(self._state, self._calls)
         self._again = functools.partial(
-            step.Compiled, model.config, settings, loss, self._mesh, 100, memory=0
+            step.Compiled, model.config, settings, loss, self._mesh, 100, memory=1
         )
         work = flops.work(model.config, loss, settings.lora)
         self.flops = work.of(sum(self.micros.tokens), sum(self.micros.targets))

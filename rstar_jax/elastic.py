@@ -235,7 +235,7 @@ def run(
 
     try:
         while table.left:
-            began = time.monotonic()
+            away = 0.0  # seconds for which the caller had a tree, and nobody listened
             for worker in team.joined():
                 team.ask(worker, [])  # until it answers it holds nothing: it may take its time
             for worker, answer in team.answers():
@@ -257,7 +257,9 @@ def run(
                     if table.bring(worker, record.key):
                         failed = stillborn = 0
                         totals.finished(record)
+                        began = time.monotonic()
                         yield record
+                        away += time.monotonic() - began
                 latest |= {key: x for key, x in answer.flights.items() if key in table}
                 if answer.error:
                     failed += 1
@@ -268,9 +270,7 @@ def run(
                     continue
                 room = min(answer.room, leases.size_of(table.left, max(1, table.workers)))
                 team.ask(worker, [begun(key) for key in table.take(worker, room)])
-            # While a tree was stored for long, nobody listened.
-            listened = time.monotonic() - began < silent / 2
-            for worker in table.silent() if listened else ():
+            for worker in table.silent() if away < silent / 2 else ():
                 lose(worker, f'has not answered for {silent:.0f} s')
                 team.drop(worker)
             if flights is not None and flights.due():

@@ -276,6 +276,7 @@ class _Run:
         self._settings, self._log, self._measure, self._best = settings, log, measure, best
         self.measured: dict[str, Any] = {}
         self._saved = time.monotonic()
+        self._left_out = 0  # steps so far that are none to the optimiser: see `loss_scale`
 
     def prepare(self, state, start: int) -> None:
         """Compiles what the first steps need, and tells the memory that they will take.
@@ -311,6 +312,7 @@ class _Run:
         done = start
         try:
             self._log.resume(start)
+            self._left_out = sum('left_out' in line for line in self._log.lines)
             self._measure_if_due(start, state['params'])  # where it was stopped before that
             upcoming = self._micros(start)
             for number in range(start, len(self._steps)):
@@ -375,6 +377,7 @@ class _Run:
     def _finish(self, number: int, micros: Micros, sums, norm) -> None:
         """Waits for a step; checks, writes and tells its metrics."""
         sums, norm = jax.device_get((sums, norm))
+        taken = number - self._left_out
         found = {name: float(value) for name, value in sums.items()}
         found = {n: v / max(micros.weight, 1e-9) if n in MEANS else v for n, v in found.items()}
         found |= self._norm(float(norm))
@@ -386,9 +389,6 @@ class _Run:
                     f'in {self._log.path}'
                 )
         line = {'step': number + 1, 'epoch': self._steps[number][0]}
-        # A step that was left out is none to the optimiser.
-        scales, lines = self._compiled.scales, self._log.lines
-        taken = number - sum('left_out' in line for line in lines) if scales else number
         line |= {'learning_rate': self._compiled.learning_rate(taken)} | found
         line |= {'tokens': sum(micros.tokens), 'micro_batches': len(micros.batches)}
         self._log.add(line, micros.alone, micros.places)
@@ -404,4 +404,5 @@ class _Run:
                 f'training: the gradients of {MOST_LEFT_OUT} steps in a row are not finite in '
                 'float16: train with dtype=float32'
             )
+        self._left_out += 1
         return {'left_out': True}

@@ -13,8 +13,9 @@ policy.path searches round 1; later rounds search with what the round before tra
 round trains again from base.path. What the rounds have of their own is in config.schedule; a key
 given on the command line, such as --config.search.rollouts=4, holds for all of them.
 
-:paper and :released behind the file's name are those of experiments/round1.py: in what else the
-paper and the released code differ, the released code's settings hold unless :paper is given.
+:paper and :released behind the file's name are those of experiments/round1.py. With neither,
+rollouts and candidates, lengths, epochs and the PPM's tanh are the paper's; how a tree grows and
+what is paired, where the paper says otherwise, are the released code's.
 """
 
 from ml_collections import ConfigDict

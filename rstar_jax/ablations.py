@@ -13,7 +13,7 @@ ablations.json: {"rows": of each seed, "table": of all seeds together, "notes": 
 words}. A row's tokens and seconds are those of the evaluation for one problem; in the group `data`,
 those of the search, for one training problem. `in_time` is what the same trees give in the seconds
 that the plain samples of as many tokens took; `samples` and `samples_in_time`, what the majority of
-plain samples gives for the row's tokens and in its seconds.
+plain samples gives for the row's tokens and in its seconds, where there are so many samples.
 """
 
 import collections
@@ -313,7 +313,8 @@ def _figures(row: Row, round_: Round, samples: Round | None) -> Figures:
         if row.group == 'rollouts':
             for name, key in (('samples', 'tokens'), ('samples_in_time', 'seconds')):
                 count = round(plain['trees'] * made[key] / plain[key])
-                made[name] = _first(samples, round_, 'sampled', 'majority', plain, count)
+                if count <= plain['trees']:  # else there are not so many
+                    made[name] = _first(samples, round_, 'sampled', 'majority', plain, count)
         else:
             count = int(made['trees'] * plain['seconds'] / made['seconds'])
             made['in_time'] = _first(round_, round_, row.strategy, row.mode, made, count)

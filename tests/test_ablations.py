@@ -203,6 +203,25 @@ def test_the_table_has_every_row_and_what_beats_us(world, tmp_path, capsys):
         assert made['titles'][group] in page
 
 
+def test_rollouts_are_not_set_beside_fewer_samples_than_they_cost(world, tmp_path, monkeypatch):
+    monkeypatch.setattr(ablations.report, 'write', lambda root: None)
+    evaluated = world.evaluated
+
+    def dear(round_):
+        results = evaluated(round_)
+        if round_.root.name == 'rollouts8':
+            for figures in results['arithmetic']['strategies'].values():
+                figures['tokens_per_problem'] *= 3
+        return results
+
+    world.evaluated = dear
+    ablations.run(small(1, 'rollouts'), str(tmp_path))
+    lines = {line['row']: line for line in ledger.read_json(tmp_path / 'ablations.json')['table']}
+    first, last = lines.values()
+    assert {'samples', 'samples_in_time'} <= first.keys()
+    assert last['row'] == '8' and 'samples' not in last and 'samples_in_time' in last
+
+
 def test_seeds_that_are_asked_the_same_have_the_same_problems(world, tmp_path, monkeypatch):
     monkeypatch.setattr(ablations.report, 'write', lambda root: None)
     evaluated = world.evaluated

@@ -45,8 +45,8 @@ def test_the_table_of_a_round(tmp_path):
     form = {'<code>': [8, 8], '<end_of_step>': [19, 20], '<output>': [0, 8]}
     done(tmp_path / 'round1' / 'policy', 30, **training, form_after=form)
     done(tmp_path / 'round1' / 'ppm', 3600, **training, pair_accuracy_before=0.5,
-         pair_accuracy_after=0.75, held_out_pairs=4, answer_accuracy_before=0.25,
-         answer_accuracy_after=0.75, answer_pairs=40)  # fmt: skip
+         pair_accuracy_after=0.75, held_out_pairs=40, held_out_problems=4,
+         answer_accuracy_before=0.25, answer_accuracy_after=0.75, answer_pairs=40)  # fmt: skip
     results(tmp_path, 0, benchmark(0.25, None))
     modes = {'trajectories': 8, 'best': 0.5, 'majority': 0.4375, 'weighted': 0.5, 'any': 0.75}
     results(tmp_path, 1, benchmark(0.3125, modes))
@@ -61,8 +61,8 @@ def test_the_table_of_a_round(tmp_path):
     assert '1 curate 0:02 8 SFT examples, 40 preference pairs, 9 trajectories' in text
     assert '1 sft 0:30 loss 0.900 -> 0.250 in 12 steps (431 tokens/s), marks' in text
     assert 'marks likeliest where due: at least 95.0 % (<end_of_step>)' in text
-    assert 'held-out pair accuracy 50.0 % -> 75.0 % (4 pairs: WITHIN CHANCE), held-out' in text
-    assert 'held-out answer accuracy 25.0 % -> 75.0 % (40 pairs)' in text
+    assert 'pair accuracy 50.0 % -> 75.0 % (40 pairs of 4 problems: WITHIN CHANCE), held' in text
+    assert 'held-out answer accuracy 25.0 % -> 75.0 % (40 pairs of 40 problems)' in text
     assert 'all 1:01:44' in text
     for share in ('25.0', '31.2', '50.0', '43.8', '75.0'):
         assert share in text

@@ -8,6 +8,7 @@ import numpy as np
 import scipy  # whose parts are imported when they are first used
 
 RESAMPLES = 2000
+FEW = 10  # problems that are too few to draw from: they may be alike by chance
 
 
 def accuracy(flags: Sequence[bool]) -> float:
@@ -33,10 +34,16 @@ def interval95(flags: Sequence[bool]) -> list[float]:
     Unlike the normal approximation it stays inside [0, 1] and has a width at 0 and at 1, which
     matters for the thirty problems of an AIME.
     """
-    if not len(flags):
-        return [0.0, 1.0]
-    found = scipy.stats.binomtest(sum(map(bool, flags)), len(flags))
-    return [float(end) for end in found.proportion_ci(0.95, method='wilson')]
+    return wilson(accuracy(flags), len(flags)) if len(flags) else [0.0, 1.0]
+
+
+def wilson(share: float, count: int) -> list[float]:
+    """`interval95` of a share of `count` problems, each of which may be right in part."""
+    z = float(scipy.stats.norm.ppf(0.975))
+    middle = share + z * z / (2 * count)
+    width = z * math.sqrt(share * (1 - share) / count + (z / (2 * count)) ** 2)
+    low, high = (float((middle + side) / (1 + z * z / count)) for side in (-width, width))
+    return [low if share > 0 else 0.0, high if share < 1 else 1.0]  # not beyond, by rounding
 
 
 def ranked_rightly(
@@ -77,10 +84,10 @@ def ranked_rightly(
 def _bootstrap(won: np.ndarray, pairs: np.ndarray) -> list[float]:
     """The middle 95 % of sum(won) / sum(pairs) over problems drawn with replacement.
 
-    Where all pairs are ranked alike, Wilson's interval of the problems.
+    Of few problems, or where all are ranked alike, Wilson's interval of the problems.
     """
-    if won.sum() in (0, pairs.sum()):
-        return interval95([won.any()] * len(pairs))
+    if len(pairs) < FEW or not np.ptp(won / pairs):
+        return wilson(won.sum() / pairs.sum(), len(pairs))
     drawn = np.random.default_rng(0).integers(len(pairs), size=(RESAMPLES, len(pairs)))
     shares = won[drawn].sum(axis=1) / pairs[drawn].sum(axis=1)
     return [float(x) for x in np.quantile(shares, [0.025, 0.975])]

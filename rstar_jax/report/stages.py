@@ -88,20 +88,24 @@ def _policy(figures: Figures) -> str:
 
 def _ppm(figures: Figures) -> str:
     text = _training(figures)
-    for name, pairs in (('pair', 'held_out_pairs'), ('answer', 'answer_pairs')):
-        if figures.get(pairs):
+    for name, key in (('pair', 'held_out'), ('answer', 'answer')):
+        pairs = figures.get(f'{key}_pairs')
+        if pairs:
             before, after = (figures.get(f'{name}_accuracy_{when}') for when in ('before', 'after'))
+            problems = figures.get(f'{key}_problems', pairs)  # an earlier version did not say
             text += (
                 f', held-out {name} accuracy {percent(before)} -> {percent(after)} '
-                f'({figures[pairs]:.0f} pairs{_chance(after, figures[pairs])})'
+                f'({pairs:.0f} pairs of {problems:.0f} problems{_chance(after, problems)})'
             )
     return text
 
 
-def _chance(share: float | None, pairs: int) -> str:
-    """Says where a judge is not told from one that guesses: a PPM that has learnt nothing."""
-    right = round(pairs * (share or 0))
-    low, _ = metrics.interval95([i < right for i in range(int(pairs))])
+def _chance(share: float | None, problems: int) -> str:
+    """Says where a judge is not told from one that guesses: a PPM that has learnt nothing.
+
+    Pairs of one problem are not independent, so the interval is of as many pairs as problems.
+    """
+    low = 0.0 if share is None else metrics.wilson(share, int(problems))[0]
     return '' if share is None or low > 0.5 else ': WITHIN CHANCE'
 
 

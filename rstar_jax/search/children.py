@@ -57,12 +57,14 @@ class Judge:
         tree.sampled += step.sampled
         if not node.text.strip():
             return
-        box = steps.boxed(node.text)
-        if box is not None:
+        ends = step.kind == marks.ANSWER
+        # Code may speak of a box, in the instruction's words: only one that is filled is an answer.
+        box = steps.boxed(node.text, bare=ends)
+        if box:
             node.answer = box
             if self.config.use_ground_truth:
                 node.grade = self.workers.grader.submit(box, tree.problem['answer'])
-        elif step.kind != marks.ANSWER:
+        elif not ends:
             node.code = steps.code_of(node.text)
             whole = self.config.failed_steps == 'again'
             node.run = self.workers.pool.submit([*tree.programs(), node.code], whole)

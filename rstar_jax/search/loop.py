@@ -142,7 +142,8 @@ class Loop:
         most, growing = self.config.rollouts, self.growing.values()
         last = growing if self._ending else ()
         shares = ((tree.started, tree.rollouts / most) for tree in last if tree.rollouts)
-        self.totals.tick(sum(tree.rollouts for tree in growing) / most, final, shares)
+        under_way = sum(tree.rollouts for tree in growing) / most
+        self.totals.tick(under_way, final, shares, one_each=len(growing) / most)
 
     @property
     def _ending(self) -> bool:

@@ -5,8 +5,9 @@
     beam    level by level: the `width` best steps of all are expanded
     dvts    diverse verifier tree search: `width` subtrees from the root, each goes on with its best
 
-Beam search and DVTS rank steps by their PPM scores (without one, the first are the best), and each
-answer found takes a beam away. Best-of-n and majority voting need no function of their own: many
+Beam search and DVTS rank steps by their PPM scores (without one, the first are the best). A beam
+that has found an answer, or several at once, has ended: one beam fewer goes on, in DVTS without the
+rest of its own subtree. Best-of-n and majority voting need no function of their own: many
 trees of one candidate and one rollout (`config.sampled`), and a choice among their answers.
 """
 
@@ -40,8 +41,7 @@ def _by_level(tree: Tree, rules: Rules, choose: Callable) -> Tree:
     inside = jnp.arange(tree.parent.shape[1]) < tree.size[:, None]
     left = tree.chosen & (tree.child_start == NO_NODE) & (tree.depth == level)
     below = inside & (tree.depth == level + 1) & (tree.status == Status.OPEN)
-    ended = (inside & (tree.status == Status.ANSWER)).sum(axis=1)
-    best = choose(tree, below, jnp.maximum(rules.width - ended, 0))
+    best = choose(tree, below, inside & (tree.status == Status.ANSWER), rules)
     here = left.any(axis=1)
     going = jnp.where(here[:, None], left, best)
     cursor = jnp.argmax(going, axis=1).astype(jnp.int32)
@@ -53,26 +53,38 @@ def _by_level(tree: Tree, rules: Rules, choose: Callable) -> Tree:
     )
 
 
-def _best_of_all(tree: Tree, below: jax.Array, width: jax.Array) -> jax.Array:
+def _best_of_all(tree: Tree, below: jax.Array, answers: jax.Array, rules: Rules) -> jax.Array:
+    """bool[G,N]: of `below` the best; as many as there are beams that have not ended."""
+    return _highest(tree, below, rules.width - _above(tree, answers).sum(axis=1))
+
+
+def _best_of_each(tree: Tree, below: jax.Array, answers: jax.Array, rules: Rules) -> jax.Array:
+    """bool[G,N]: the best child of each beam that has not ended; of the root's the best ones."""
+    rows, parent = jnp.arange(below.shape[0])[:, None], jnp.maximum(tree.parent, 0)
+    first_level = tree.parent == ROOT
+    left = rules.width - (answers & first_level).sum(axis=1)
+    going = below & ~_above(tree, answers)[rows, parent]
+    scores = jnp.where(going, jnp.nan_to_num(tree.score), -jnp.inf)
+    highest = jnp.full(scores.shape, -jnp.inf).at[rows, parent].max(scores)
+    best = going & (scores == highest[rows, parent])
+    number = jnp.where(best, jnp.arange(below.shape[1]), below.shape[1])
+    first = jnp.full(number.shape, below.shape[1]).at[rows, parent].min(number)
+    best &= number == first[rows, parent]
+    at_root = (below & first_level).any(axis=1)
+    return jnp.where(at_root[:, None], _highest(tree, below, left), best)
+
+
+def _above(tree: Tree, nodes: jax.Array) -> jax.Array:
+    """bool[G,N]: which have a child among `nodes`."""
+    rows = jnp.arange(nodes.shape[0])[:, None]
+    return jnp.zeros(nodes.shape, bool).at[rows, jnp.maximum(tree.parent, 0)].max(nodes)
+
+
+def _highest(tree: Tree, below: jax.Array, width: jax.Array) -> jax.Array:
     """bool[G,N]: the `width` (i32[G]) highest-scored nodes of `below`, the first of ties."""
     scores = jnp.where(below, jnp.nan_to_num(tree.score), -jnp.inf)
     rank = jnp.argsort(jnp.argsort(-scores, axis=1, stable=True), axis=1)
     return below & (rank < width[:, None])
-
-
-def _best_of_each(tree: Tree, below: jax.Array, width: jax.Array) -> jax.Array:
-    """bool[G,N]: the best child of each beam; of the root's children the `width` best."""
-    rows = jnp.arange(below.shape[0])[:, None]
-    parent = jnp.maximum(tree.parent, 0)
-    scores = jnp.where(below, jnp.nan_to_num(tree.score), -jnp.inf)
-    highest = jnp.full(scores.shape, -jnp.inf).at[rows, parent].max(scores)
-    best = below & (scores == highest[rows, parent])
-    number = jnp.where(best, jnp.arange(below.shape[1]), below.shape[1])
-    first = jnp.full(number.shape, below.shape[1]).at[rows, parent].min(number)
-    best &= number == first[rows, parent]
-    at_root = (below & (tree.parent == ROOT)).any(axis=1)
-    wanted = jnp.where(at_root[:, None], below, best)
-    return _best_of_all(tree, wanted, width)
 
 
 WALKS: dict[str, Walk] = {

@@ -5,9 +5,12 @@ from collections.abc import Callable, Iterable
 
 from rstar_jax.search.record import Record
 
-# Nothing is said of the time left before so much is done: of the trees; in trees, of a few.
+# Nothing is said of the time left before so much is done: of the trees; in trees, of a few; or, of
+# those that grow beside one another, and so get far at the same time, a rollout of each; but with
+# this share of all it is told whatever grows.
 FIRST_SHARE = 0.02
 FIRST_TREES = 1.0
+LAST_SHARE = 0.25
 
 
 class Totals:
@@ -36,10 +39,15 @@ class Totals:
         self.nodes += len(record.texts)
 
     def tick(
-        self, under_way: float, final: bool = False, last: Iterable[tuple[float, float]] = ()
+        self,
+        under_way: float,
+        final: bool = False,
+        last: Iterable[tuple[float, float]] = (),
+        one_each: float = 0.0,
     ) -> None:
         """under_way: what is done of the trees in flight, in trees. last: of those that no other
-        will follow, when each began and what share of it is done, above 0.
+        will follow, when each began and what share of it is done, above 0. one_each: what a rollout
+        of every tree in flight comes to, in trees.
 
         Where others search too, a process may get more than its share of all, or less; one that has
         got nothing tells nothing at its end.
@@ -62,15 +70,18 @@ class Totals:
                 'tokens_per_second': sampled / max(seconds, 1e-9),
                 'slot_use': self.counters['live_slot_steps'] / steps if steps else float('nan'),
                 'seconds': seconds,
-                'seconds_left': self._left(now, self.done + under_way, last),
+                'seconds_left': self._left(now, self.done + under_way, last, one_each),
             }
         )
 
-    def _left(self, now: float, done: float, last: Iterable[tuple[float, float]]) -> float:
+    def _left(
+        self, now: float, done: float, last: Iterable[tuple[float, float]], one_each: float
+    ) -> float:
         """Seconds; nan while nobody can tell."""
         if self._begun is None and done:
             self._begun = now, done
-        enough = max(min(FIRST_TREES, self.total / 4), FIRST_SHARE * self.total)
+        latest = LAST_SHARE * self.total
+        enough = max(min(max(FIRST_TREES, one_each), latest), FIRST_SHARE * self.total)
         if done >= self.total:
             return 0.0
         if self._begun is None or done < enough or done <= self._begun[1]:

@@ -66,18 +66,18 @@ _SOLUTION = re.compile(
 _FENCE = re.compile(r'^\s*```(?:python)?\s*$', re.MULTILINE)
 
 
-def boxed(text: str) -> str | None:
+def boxed(text: str, bare: bool = True) -> str | None:
     """Returns the content of the last complete `\\boxed{...}` of `text`, or None.
 
-    Braces nest; an escaped brace (`\\{`) counts as text. `\\fbox` and a box without braces
-    (`\\boxed 5`) are read as well.
+    Braces nest; an escaped brace (`\\{`) counts as text. `\\fbox` is read as well, and with
+    `bare` a box without braces (`\\boxed 5`).
     """
     for match in reversed(list(re.finditer(r'\\(?:boxed|fbox)\s*', text))):
         rest = text[match.end() :]
         if not rest.startswith('{'):
-            bare = re.match(r'[^\s$\\{}]+', rest)
-            if bare:
-                return bare.group()
+            word = re.match(r'(?:(?!<end_of_)[^\s$\\{}])+', rest)
+            if bare and word:
+                return word.group()
             continue
         depth, i = 0, 0
         while i < len(rest):

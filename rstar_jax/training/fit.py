@@ -181,6 +181,7 @@ def ppm(
         side has the higher value;
       accuracy (orm, prm), the share of targets on whose side of 0 the value is (held_out, the
         number of trajectories; of pqm as well).
+      held_out_problems and answer_problems are those that these are of.
 
     Raises:
       UserError: as `sft`; or config.loss is none of LOSSES, config.squash no such.
@@ -233,8 +234,12 @@ def ppm(
         measure=measure,
         release=release,
     )
-    pairs = sum(answers.counts)
-    return model, metrics | {name: held, 'answer_pairs': pairs}
+    return model, metrics | {
+        name: held,
+        'held_out_problems': len({encoded.questions[i] for i in held_out}),
+        'answer_pairs': sum(answers.counts),
+        'answer_problems': len(set(answers.questions)),
+    }
 
 
 @interrupts.held()  # what was begun is saved first

@@ -113,7 +113,7 @@ def test_seeds_that_share_problems_are_no_further_evidence():
     assert 'below, with no certain' in one and one.endswith("(p = 0.12, McNemar's test)")
     many = loses(6, range(4), range(8), asked={'sums': [77, 10]})
     assert 'below, with no certain' in many and '0 problems won, 4 lost (p = 0.1' in many
-    assert many.endswith(', permutation test by problems)')
+    assert many.endswith(', permutation test by problems; in 6 of 6 seeds)')
     assert 'MCTS LOSES' in loses(6, range(4), range(8))  # each seed has problems of its own
     clear = loses(2, [], range(8), asked={'sums': [77, 10]})
     assert 'MCTS LOSES' in clear and '0.0 against 80.0 %, 0 problems won, 8 lost (p = 0.0' in clear
@@ -121,6 +121,18 @@ def test_seeds_that_share_problems_are_no_further_evidence():
     rows = [row('form', 'MCTS', 0, [0], asked={'sums': [77, 10]}), row('form', 'beam', 0, [0, 1])]
     (text,) = comparison.notes(rows, {'form': 'MCTS'})['form']
     assert '0 problems won, 1 lost (p = 1' in text
+
+
+def test_what_one_seed_denies_is_no_certain_difference():
+    """Seeds train models of their own, which may differ by more than problems do."""
+    won = {0: (range(1), range(10)), 1: (range(1), range(10)), 2: (range(7), range(6))}
+    rows = [row('form', 'MCTS', seed, mine) for seed, (mine, _) in won.items()]
+    rows += [row('form', 'beam', seed, more) for seed, (_, more) in won.items()]
+    (text,) = comparison.notes(rows, {'form': 'MCTS'})['form']
+    assert text.startswith('MCTS is below, with no certain difference, beam')
+    assert text.endswith("McNemar's test; in 2 of 3 seeds)") and '18 lost (p = 7' in text
+    (text,) = comparison.notes([r for r in rows if r['seed'] < 2], {'form': 'MCTS'})['form']
+    assert text.startswith('MCTS LOSES to beam')
 
 
 def test_the_chance_of_differences_is_that_of_all_signs():

@@ -54,8 +54,17 @@ def test_pairs_ranked_rightly_are_counted_within_problems():
     assert found['pairs'] == 3 and found['problems'] == 2
     assert found['share'] == pytest.approx(2.5 / 3)  # the tie counts half
     assert found['mean'] == 0.75
-    low, high = found['interval95']
-    assert (low, high) == (0.5, 1.0)  # either problem may be drawn twice
+    low, high = found['interval95']  # of two problems, not of three pairs
+    assert metrics.interval95([True, False])[0] < low < 0.3 and high == pytest.approx(
+        0.986, abs=0.01
+    )
+    ten = metrics.ranked_rightly(
+        [[2, 1, 0]] * 8 + [[0, 1]] * 2, [[True, False, False]] * 8 + [[True, False]] * 2
+    )
+    assert ten['share'] == pytest.approx(16 / 18)
+    assert ten['interval95'] == pytest.approx([2 / 3, 1], abs=0.02)  # problems drawn again
+    half = metrics.ranked_rightly([[1, 1]] * 20, [[True, False]] * 20)
+    assert half['interval95'] == metrics.interval95([True] * 10 + [False] * 10)
     sure = metrics.ranked_rightly([[2, 1, 0]] * 3, [[True, False, False]] * 3)
     assert sure['share'] == 1 and sure['interval95'] == metrics.interval95([True] * 3)
     none = metrics.ranked_rightly([[1.0]], [[True]])

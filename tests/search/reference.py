@@ -102,12 +102,17 @@ def enough(node, config):
 
 
 def next_beams(beams, nodes, config):
+    """One beam fewer for each that has found an answer; in DVTS its subtree ends."""
+    answers = [node for node in nodes if node.status == Status.ANSWER]
+    ended = {id(node.parent) for node in answers}
     below = [c for beam in beams for c in beam.children if c.status == Status.OPEN]
-    if config.strategy == 'dvts' and beams[0].parent:
-        groups = [[c for c in below if c.parent is beam] for beam in beams]
-        below = [max(group, key=lambda c: c.score) for group in groups if group]
-    width = max(config.width - sum(node.status == Status.ANSWER for node in nodes), 0)
-    best = sorted(below, key=lambda c: -c.score)[:width]
+    width = config.width - len(ended)
+    if config.strategy == 'dvts':
+        width = config.width - sum(node.depth == 1 for node in answers)
+        if beams[0].parent:
+            groups = [[c for c in b.children if c in below] for b in beams if id(b) not in ended]
+            return [max(group, key=lambda c: c.score) for group in groups if group]
+    best = sorted(below, key=lambda c: -c.score)[: max(width, 0)]
     return [c for c in below if c in best]
 
 
@@ -140,12 +145,13 @@ def expand(node, question, truth, texts, score, execute, config):
 
 
 def judge(child, truth, execute, config):
-    box = steps.boxed(child.text)
+    ends = child.text.rstrip().endswith(steps.ANSWER_END)
+    box = steps.boxed(child.text, bare=ends)
     if not child.text.strip():
         child.status = Status.UNPARSABLE
-    elif box is not None:
+    elif box:
         child.status, child.answer = Status.ANSWER, box
-    elif child.text.rstrip().endswith(steps.ANSWER_END):
+    elif ends:
         child.status = Status.UNPARSABLE
     else:
         cells = []

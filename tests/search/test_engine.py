@@ -545,3 +545,10 @@ def test_the_time_left_is_told_when_it_is_known(monkeypatch):
         now[0] = 6000 + seconds
         tail.tick(done, last=last)
     assert told[-1]['seconds_left'] == pytest.approx(400)
+    # Of 60 trees that grow beside one another, of 4 rollouts each, one ends at once.
+    burst = totals.Totals(60, collections.Counter(), told.append)
+    for seconds, done in [(0, 1), (120, 1.5), (300, 14), (310, 16)]:
+        now[0] = 7000 + seconds
+        burst.tick(done, one_each=59 / 4)
+    assert np.isnan([figures['seconds_left'] for figures in told[-4:-1]]).all()
+    assert told[-1]['seconds_left'] == pytest.approx(44 * 310 / 15)

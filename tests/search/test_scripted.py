@@ -89,6 +89,7 @@ def _compare(record, nodes):
         dict(candidates=4, max_depth=4, strategy='beam', width=3, scored=True),
         dict(max_depth=4, strategy='beam', width=4, answers_kept='all', error_threshold=2),
         dict(max_depth=4, strategy='dvts', width=3, scored=True, error_threshold=2),
+        dict(max_depth=4, strategy='dvts', width=3, answers_kept='all', scored=True),
         dict(candidates=3, max_depth=4, strategy='dvts', width=2, scored=True, stop_reward=1.0),
     ],
     ids=str,
@@ -242,6 +243,32 @@ def test_output_follows_the_end_of_the_code_and_variables_carry_over(grow):
     record = grow({'': [first], first: [second]})
     assert record.texts[2] == second + '\n<output>0.6667<end_of_output>'
     assert record.outputs[2] == '0.6667'
+
+
+def test_code_that_speaks_of_a_box_is_code(grow):
+    """The few-shot instruction ends in the words, and a model may say them back."""
+    spoken = '# Now the answer in \\boxed{} or \\boxed format\nprint(2)\n<end_of_code>'
+    record = grow({'': [spoken]})
+    assert record.outputs[1] == '2'
+    record = grow({'': ['# \\boxed{1}\n<end_of_step>']})
+    assert record.status[1] == Status.ANSWER and record.solved
+    record = grow({'': ['<answer>It is \\boxed 1<end_of_answer>']})
+    assert record.status[1] == Status.ANSWER and record.solved
+
+
+def test_beams_that_have_found_answers_end_alone(grow):
+    """Several answers of one beam take no other beam along; its own steps are not gone on with."""
+    scores = {STEP_A: 0.5, STEP_B: 0.25, STEP_A + STEP_B: 0.75}
+    script = {'': [STEP_A, STEP_B, STEP_A], STEP_A: [WRONG, STEP_B, RIGHT], STEP_B: [STEP_A]}
+    settings = {'candidates': 3, 'max_depth': 2, 'width': 2, 'answers_kept': 'all'}
+
+    def expanded(strategy):
+        record = grow(script, lambda q, p: scores.get(p, 0.0), strategy=strategy, **settings)
+        paths = map(record.trajectory, set(record.parent.tolist()) - {-1, 0})
+        return {''.join(record.texts[i] for i in path) for path in paths}
+
+    assert expanded('dvts') == {STEP_A, STEP_B, STEP_B + STEP_A}
+    assert expanded('beam') == {STEP_A, STEP_B, STEP_A + STEP_B}
 
 
 def test_children_beyond_the_depth_limit(grow):

@@ -16,6 +16,7 @@ from rstar_jax.steps import marks
         (r'\boxed{\{1, 2\}}', r'\{1, 2\}'),
         (r'\boxed{ x }', 'x'),
         (r'\boxed 7$', '7'),
+        (r'it is \boxed 7<end_of_answer>', '7'),
         (r'\fbox{3}', '3'),
         (r'\boxed{3', None),
         ('16', None),

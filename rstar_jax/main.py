@@ -19,6 +19,7 @@ import contextlib
 import errno
 import os
 import re
+import resource
 import signal
 import sys
 import traceback
@@ -44,6 +45,7 @@ DISK = {
     errno.EIO: 'see whether the disk is sound',
 }
 STOPPED = str(Stopped(signal.SIGINT))
+OPEN_FILES = 65536
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -144,13 +146,16 @@ def _run(arguments: list[str]) -> int:
         workdir = _default_workdir(config, stages)
 
     from rstar_jax import grading, order, parallel, places, rounds, solve
+    from rstar_jax.execution import workers
 
     if places.is_url(workdir):
         _check_store(config, workdir)
     if values.stages and (config.question or config.serve.port):
         raise UserError(f'--stages={values.stages}: a question is answered, no round is run')
     parallel.initialise(seconds=config.job.start_seconds)
+    workers.share(parallel.sharing_cores())
     parallel.keep_compiled(config.compiled)
+    _open_many_files()
     grading.set_workers(config.execution.workers)
     if config.serve.port:
         from rstar_jax import serve
@@ -167,6 +172,15 @@ def _run(arguments: list[str]) -> int:
         _check_work(config, stages, order.rows(config, stages))
         rounds.run(config, workdir, stages)
     return 0
+
+
+def _open_many_files() -> None:
+    """Raises how many files may be open: the trees of a large search lie in thousands."""
+    now, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = OPEN_FILES if most == resource.RLIM_INFINITY else min(OPEN_FILES, most)
+    if now != resource.RLIM_INFINITY and now < wanted:
+        with contextlib.suppress(ValueError, OSError):  # macOS allows fewer than it says
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
 
 
 def _default_workdir(config: ConfigDict, stages: Sequence[str]) -> str:

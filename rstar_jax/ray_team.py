@@ -12,6 +12,7 @@ from typing import Any
 
 from rstar_jax.elastic import Answer, Item, Member
 from rstar_jax.errors import UserError
+from rstar_jax.execution import workers
 
 LOOK = 2.0  # seconds between two looks at the cluster's nodes
 ANSWERS = 1.0  # seconds that `answers` waits at most
@@ -19,9 +20,10 @@ ACCELERATORS = ('TPU', 'GPU')  # what Ray calls them
 
 
 class _Actor:
-    """A Member in a process of its own."""
+    """A Member in a process of its own; processes: so many share the host's cores."""
 
-    def __init__(self, make: Callable[[], tuple[Callable[..., Any], float]]):
+    def __init__(self, make: Callable[[], tuple[Callable[..., Any], float]], processes: int):
+        workers.share(processes)
         self._member = Member(*make())
 
     def poll(self, items: list[Item]) -> Answer:
@@ -50,19 +52,22 @@ class RayTeam:
         self._looked = now
         fresh, taken = [], set(self._places.values())
         for node in self._ray.nodes():
-            for number, options in enumerate(_groups(node, self._devices)):
+            groups = _groups(node, self._devices)
+            for number, options in enumerate(groups):
                 if node['Alive'] and (node['NodeID'], number) not in taken:
-                    fresh.append(self._start(node, number, options))
+                    fresh.append(self._start(node, number, options, len(groups)))
         return fresh
 
-    def _start(self, node: dict[str, Any], number: int, options: dict[str, Any]) -> str:
+    def _start(
+        self, node: dict[str, Any], number: int, options: dict[str, Any], processes: int
+    ) -> str:
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         self._count += 1
         name = f'worker {self._count} on {node["NodeManagerHostname"]}'
         there = NodeAffinitySchedulingStrategy(node['NodeID'], soft=False)
         actor = self._ray.remote(_Actor).options(scheduling_strategy=there, **options)
-        self._actors[name] = actor.remote(self._make)
+        self._actors[name] = actor.remote(self._make, processes)
         self._places[name] = node['NodeID'], number
         return name
 

@@ -216,11 +216,15 @@ def test_a_stopped_driver_keeps_what_workers_have_told(workers, tmp_path):
             raise KeyboardInterrupt
 
     class Telling(Threads):
-        kept = ()
+        kept, finished = (), set()
 
         def answers(self):
             found = super().answers()
-            self.kept = [key for _, answer in found for key in answer.flights]
+            told = [answer for _, answer in found]
+            self.finished |= {
+                search.Record.from_bytes(x).key for answer in told for x in answer.finished
+            }
+            self.kept = {key for answer in told for key in answer.flights} - self.finished
             return found
 
     team = Telling(start_with(workers, slow), 2, stop, keep_seconds=0.1)

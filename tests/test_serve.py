@@ -7,6 +7,7 @@ import http.client
 import json
 import os
 import pathlib
+import queue
 import re
 import signal
 import socket
@@ -305,6 +306,28 @@ def test_trees_are_those_of_a_search_of_its_own(workers):
         )
         assert [r.texts for r in found[number][:2]] == [r.texts for r in alone]
         assert [r.visits.tolist() for r in found[number][:2]] == [r.visits.tolist() for r in alone]
+
+
+def test_trees_that_nobody_waits_for_end_as_they_are(workers):
+    asked, events, submitted = [], queue.SimpleQueue(), threading.Event()
+
+    def endless(question, prefix, n):
+        assert submitted.wait(60)
+        asked.append(prefix)
+        if len(asked) == 3:
+            job.cancel()
+        return [f'x = {len(prefix)} + {i}\n<end_of_step>' for i in range(n)]
+
+    config = dataclasses.replace(CONFIG, rollouts=40, candidates=2, max_depth=16)
+    live = search.Live(
+        config=config, trees=2, workers=workers, expander=search.Scripted(endless, trees=2)
+    )
+    with serve.running(live):
+        job = live.submit('Twice 1?', 1, events.put)
+        submitted.set()
+        record, end = (events.get(timeout=60) for _ in range(2))
+        assert end is None and live.busy == 0
+    assert len(record.texts) == 1 + 2 * len(asked) and len(asked) < 6
 
 
 def test_a_search_that_fails_tells_who_waits(workers, config):

@@ -2,15 +2,18 @@
 
 flights/W.array_record     the trees that process W had in flight when it last wrote, and those
                            that it found in its file and nobody has finished yet
+
+The first record is JSON, [index, tree, rollouts] of each of those behind it: others need not read
+all trees to know which there are.
 """
 
 import contextlib
-import itertools
+import json
 import os
 import pathlib
 import shutil
 import time
-from collections.abc import Container
+from collections.abc import Container, Iterator
 from typing import NamedTuple
 
 from rstar_jax import atomic
@@ -22,7 +25,6 @@ class _Place(NamedTuple):
     """Where a tree lies, and how many rollouts of it are done."""
 
     path: pathlib.Path
-    position: int
     rollouts: int
 
 
@@ -51,14 +53,13 @@ class Flights:
         self._written = time.monotonic()
         for path in sorted(self._directory.glob('*.array_record')):
             reader = files.RecordReader(path)
-            for position, data in enumerate(reader):
-                key, rollouts = flight.key_of(data)
+            for position, key, rollouts in _index(reader):
                 if key in done:
                     continue
                 if path == self._path:
-                    self._mine[key] = data
+                    self._mine[key] = reader[position]
                 if key not in self._found or rollouts >= self._found[key].rollouts:
-                    self._found[key] = _Place(path, position, rollouts)
+                    self._found[key] = _Place(path, rollouts)
             reader.close()
 
     def due(self) -> bool:
@@ -68,7 +69,7 @@ class Flights:
         place = self._found.pop(key, None)
         if place is None:
             return None
-        return self._mine.get(key) if place.path == self._path else _read(key, place)
+        return self._mine.get(key) if place.path == self._path else _read(key, place.path)
 
     def keep(self, trees: dict[flight.Key, bytes]) -> None:
         self._written = time.monotonic()
@@ -77,7 +78,8 @@ class Flights:
         older = {key: data for key, data in self._mine.items() if key not in self._done}
         self._mine = older | trees
         with atomic.replacing(self._path) as temporary, files.RecordWriter(temporary) as out:
-            for data in self._mine.values():
+            rows = [(*key, flight.key_of(data)[1]) for key, data in self._mine.items()]
+            for data in (json.dumps(rows).encode(), *self._mine.values()):
                 out.write(data)
 
     def forget(self) -> None:
@@ -85,13 +87,22 @@ class Flights:
         shutil.rmtree(self._directory, ignore_errors=True)
 
 
-def _read(key: flight.Key, place: _Place) -> bytes | None:
-    """Another process's tree: elsewhere in its file, or gone, where that is a later one by now."""
+def _index(reader: files.RecordReader) -> Iterator[tuple[int, flight.Key, int]]:
+    """(position, key, rollouts) of each tree of a file."""
+    first = reader[0] if len(reader) else b'[]'
+    if first.startswith(b'['):
+        for position, (index, tree, rollouts) in enumerate(json.loads(first), 1):
+            yield position, (index, tree), rollouts
+    else:  # of an earlier version, whose files have trees alone
+        for position, data in enumerate(reader):
+            yield position, *flight.key_of(data)
+
+
+def _read(key: flight.Key, path: pathlib.Path) -> bytes | None:
+    """Another process's tree; None where its file, a later one by now, has it no more."""
     try:
-        reader = files.RecordReader(place.path)
+        reader = files.RecordReader(path)
     except FileNotFoundError:
         return None
     with contextlib.closing(reader):
-        there = [reader[place.position]] if place.position < len(reader) else []
-        trees = itertools.chain(there, reader)
-        return next((data for data in trees if flight.key_of(data)[0] == key), None)
+        return next((reader[at] for at, found, _ in _index(reader) if found == key), None)

@@ -13,6 +13,7 @@ lost `.keys` file is made again from its shard.
 """
 
 import collections
+import concurrent.futures
 import fcntl
 import itertools
 import json
@@ -23,7 +24,7 @@ import re
 import resource
 import time
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import IO, NamedTuple
 
 from rstar_jax import atomic
@@ -34,7 +35,9 @@ from rstar_jax.search.record import Record
 Key = tuple[int, int]
 
 SUFFIX = '.array_record'
-OPEN_READERS = 8, 512  # of a store, at least and at most
+OPEN_READERS = 8, 8192  # of a store, at least and at most; one takes 30 kB
+READING = 32  # files' keys that are read at once: a store's answer takes as long as 100 ms
+_PART = re.compile(r'tree-\d+-(-?\d+)-(\d+)$')
 STALE_SECONDS = 60.0  # in which a shared disk has told all machines that a file is gone
 
 
@@ -69,6 +72,9 @@ class _Place(NamedTuple):
     facts: Facts | None
 
 
+Rows = list[tuple[Key, Facts | None]]
+
+
 class TreeStore:
     """The trees of one search, in a folder.
 
@@ -101,6 +107,7 @@ class TreeStore:
         self._writer = writer
         self._lock: IO[str] | None = None
         self._where: dict[Key, _Place] = {}
+        self._rows: dict[str, Rows] = {}  # of each shard; one never changes
         self._small: dict[str, list[Key]] = {}  # this writer's files that are to be merged
         self._readers: collections.OrderedDict[str, files.RecordReader] = collections.OrderedDict()
         if writer is None:
@@ -283,13 +290,15 @@ class TreeStore:
         """A tree found twice counts in a shard, the latest of its writer."""
         found: dict[Key, _Place] = {}
         small, parts = {}, []
-        for path in sorted(self.directory.glob('*' + SUFFIX), key=_latest_first):
-            match = re.fullmatch(r'tree-(\d+)-(-?\d+)-(\d+)', path.stem)
+        paths = sorted(self.directory.glob('*' + SUFFIX), key=_latest_first)
+        self._rows = self._rows_by_name([path for path in paths if not _PART.match(path.stem)])
+        for path in paths:
+            match = _PART.match(path.stem)
             if match:
-                keys = [(int(match[2]), int(match[3]))]
+                keys = [(int(match[1]), int(match[2]))]
                 parts.append((keys[0], path.name))
             else:
-                rows = self._rows_of(path)
+                rows = self._rows[path.name]
                 keys = [key for key, _ in rows]
                 for position, (key, facts) in enumerate(rows):
                     found.setdefault(key, _Place(path.name, position, facts))
@@ -299,7 +308,16 @@ class TreeStore:
             found.setdefault(key, _Place(name, 0, None))
         self._where, self._small = found, small
 
-    def _rows_of(self, shard: pathlib.Path) -> list[tuple[Key, Facts | None]]:
+    def _rows_by_name(self, shards: Sequence[pathlib.Path]) -> dict[str, Rows]:
+        """Reads those that were not there before."""
+        new = [path for path in shards if path.name not in self._rows]
+        with concurrent.futures.ThreadPoolExecutor(READING) as pool:
+            known = self._rows | {
+                path.name: rows for path, rows in zip(new, pool.map(self._rows_of, new))
+            }
+        return {path.name: known[path.name] for path in shards}
+
+    def _rows_of(self, shard: pathlib.Path) -> Rows:
         """The keys of its records, and facts where it is known what they hold."""
         path = shard.with_suffix('.keys')
         if path.exists():

@@ -42,13 +42,22 @@ MEMO = 50_000
 ISOLATION = ('auto', 'strict', 'none')
 _PREFIX = 'rstar-scratch-'
 _OPEN: weakref.WeakSet = weakref.WeakSet()  # of Workers
+_sharing = 1
 
 
 def cores() -> int:
-    """Cores this process may use."""
+    """Cores this process may use, its part of those that processes of its job share."""
     if hasattr(os, 'sched_getaffinity'):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+        count = len(os.sched_getaffinity(0))
+    else:
+        count = os.cpu_count() or 1
+    return max(1, count // _sharing)
+
+
+def share(processes: int) -> None:
+    """Has this process take its part of cores that so many processes of its job have."""
+    global _sharing
+    _sharing = processes
 
 
 class WorkerDied(Exception):

@@ -2,7 +2,14 @@
 
 from rstar_jax.parallel.chips import peak_flops, platform
 from rstar_jax.parallel.compiled import compile_seconds, keep_compiled
-from rstar_jax.parallel.hosts import barrier, gathered, greatest, initialise, is_first
+from rstar_jax.parallel.hosts import (
+    barrier,
+    gathered,
+    greatest,
+    initialise,
+    is_first,
+    sharing_cores,
+)
 from rstar_jax.parallel.leases import COUNTER, Table, dealt
 from rstar_jax.parallel.memory import (
     bytes_of_program,
@@ -36,6 +43,7 @@ __all__ = [
     'local_mesh',
     'peak_flops',
     'platform',
+    'sharing_cores',
     'training_mesh',
     'trim',
 ]

@@ -34,7 +34,7 @@ class Job:
       done: called with each Record, in the thread of `Live.run`; then with None, as no tree is
         left, or with the exception that ended the search. Fewer trees may be grown than were asked
         for, see config.tokens and config.agree.
-      cancelled: set by `cancel`; trees that have not begun are left out.
+      cancelled: set by `cancel`; trees that have not begun are left out, others end as they are.
     """
 
     question: str
@@ -179,3 +179,6 @@ class _Endless(Loop):
         queue = [*fresh[::-1], *self.queue]  # the next one is the last
         self.queue = [item for item in queue if not self._jobs[item[0][JOB]].cancelled]
         return True
+
+    def unwanted(self, tree: HostTree) -> bool:
+        return self._jobs[tree.problem[JOB]].cancelled

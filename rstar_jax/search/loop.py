@@ -140,7 +140,8 @@ class Loop:
 
     def tell(self, final: bool = False) -> None:
         most, growing = self.config.rollouts, self.growing.values()
-        last = growing if self._ending else ()
+        few = 2 * len(growing) <= min(self.expander.rows, self.totals.total)
+        last = growing if self._ending and few else ()
         shares = ((tree.started, tree.rollouts / most) for tree in last if tree.rollouts)
         under_way = sum(tree.rollouts for tree in growing) / most
         self.totals.tick(under_way, final, shares, one_each=len(growing) / most)
@@ -172,10 +173,15 @@ class Loop:
             self._ask(row, path)
 
     def _waiting(self) -> int:
-        """Trees that could begin if there were room."""
+        """Trees that could begin if there were room; in order, as many as there is room for."""
         if not self.config.in_order:
             return len(self.queue)
-        return len({name_of(problem) for problem, _ in self.queue} - self._busy())
+        busy, names = self._busy(), set()
+        for problem, _ in reversed(self.queue):
+            if len(names) >= len(self.free):
+                break
+            names |= {name_of(problem)} - busy
+        return len(names)
 
     def _busy(self) -> set:
         """The problems that are being searched."""
@@ -258,11 +264,15 @@ class Loop:
                     node.score = value
         for row in rows:
             self.growing[row].rollouts = int(rollouts[row])
-            if finished[row]:
+            if finished[row] or self.unwanted(self.growing[row]):
                 self._end(row)
             else:
                 self._ask(row, [int(node) for node in paths[row] if node >= 0])
         return True
+
+    def unwanted(self, tree: HostTree) -> bool:
+        """Whether nobody waits for a tree any more, so that it ends as it is."""
+        return False
 
     def _end(self, row: int) -> None:
         """Sets a tree that has ended aside, and frees its row."""

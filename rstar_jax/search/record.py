@@ -138,7 +138,7 @@ class Record:
 
     def to_interchange(self) -> dict[str, Any]:
         """Returns the problem's fields and `rstar`: {tag: node}, the released code's tree form."""
-        nodes = {}
+        nodes, q_values = {}, self.q_values
         for i, tag in enumerate(self.tags()):
             ran = bool(self.code[i])
             nodes[tag] = {
@@ -149,7 +149,7 @@ class Record:
                 'observation': self.outputs[i],
                 'final_answer': self.answers[i],
                 'value': 0.0 if np.isnan(self.score[i]) else float(self.score[i]),
-                'q_value': float(self.q_values[i]),
+                'q_value': float(q_values[i]),
                 'visit_count': int(self.visits[i]),
             }
         return {**self.problem, 'rstar': nodes}

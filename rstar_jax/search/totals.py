@@ -1,5 +1,6 @@
 """What a search has done so far, told about once a second."""
 
+import collections
 import time
 from collections.abc import Callable, Iterable
 
@@ -11,6 +12,7 @@ from rstar_jax.search.record import Record
 FIRST_SHARE = 0.02
 FIRST_TREES = 1.0
 LAST_SHARE = 0.25
+RECENT = 30  # times of telling, by which the speed of a step of decoding is known
 
 
 class Totals:
@@ -18,7 +20,7 @@ class Totals:
 
     The time left goes by the speed since the first step was done: what came before, compiling and
     prompts, does not come again. The last trees end one by one, so it is at least what the slowest
-    of them takes by its own speed.
+    of them takes by its own speed, and by that of a step now: the fewer trees the shorter it is.
     """
 
     def __init__(self, total: int, counters, callback: Callable[[dict[str, float]], None] | None):
@@ -30,8 +32,10 @@ class Totals:
         self.total, self.counters, self.callback = total, counters, callback
         self.started = self.last = time.monotonic()
         self.done = self.solved = self.nodes = 0
-        # When something was first done, and how much.
-        self._begun: tuple[float, float] | None = None
+        # When something was first done, how much, and after how many steps of decoding.
+        self._begun: tuple[float, float, int] | None = None
+        # The last times of telling, and how many steps there had been.
+        self._recent: collections.deque[tuple[float, int]] = collections.deque(maxlen=RECENT)
 
     def finished(self, record: Record) -> None:
         self.done += 1
@@ -57,6 +61,7 @@ class Totals:
         if self.callback is None or not self.total or (now - self.last < 1.0 and not final):
             return
         self.last = now
+        self._recent.append((now, self.counters['iterations']))
         seconds = now - self.started
         sampled, steps = self.counters['sampled'], self.counters['slot_steps']
         self.callback(
@@ -79,13 +84,21 @@ class Totals:
     ) -> float:
         """Seconds; nan while nobody can tell."""
         if self._begun is None and done:
-            self._begun = now, done
+            self._begun = now, done, self.counters['iterations']
         latest = LAST_SHARE * self.total
         enough = max(min(max(FIRST_TREES, one_each), latest), FIRST_SHARE * self.total)
         if done >= self.total:
             return 0.0
         if self._begun is None or done < enough or done <= self._begun[1]:
             return float('nan')
-        begun, before = self._begun
-        each = [(now - max(start, begun)) * (1 / share - 1) for start, share in last]
+        begun, before, steps = self._begun
+        pace = self._pace(begun, steps)
+        each = [pace * (now - max(start, begun)) * (1 / share - 1) for start, share in last]
         return max((self.total - done) * (now - begun) / (done - before), *each, 0.0)
+
+    def _pace(self, begun: float, steps: int) -> float:
+        """How long a step of decoding takes now, in times of all since `begun`; 1 if unknown."""
+        (then, before), (now, after) = self._recent[0], self._recent[-1]
+        if not steps < after > before:
+            return 1.0
+        return (now - then) / (after - before) * (after - steps) / (now - begun)

@@ -100,7 +100,7 @@ mine = [i for lease in parallel.dealt(range(50), 'b') for i in lease]
 print('took', *mine)
 print(jax.process_index(), len(jax.devices()), parallel.local_mesh().devices.shape,
       mesh.devices.shape, list(parallel.dealt(range(5), 'a', 'static')), parallel.is_first(),
-      parallel.greatest(5 - jax.process_index()))
+      parallel.greatest(5 - jax.process_index()), parallel.sharing_cores())
 parallel.barrier('end')
 """
 
@@ -108,7 +108,7 @@ parallel.barrier('end')
 def test_two_processes_meet_and_share():
     outputs = processes.run([sys.executable, '-c', PROGRAM], 2, 2)
     # Lines of the libraries may come before and after.
-    assert '0 4 (2, 1) (1, 4, 1) [[0], [2], [4]] True 5' in outputs[0].splitlines()
-    assert '1 4 (2, 1) (1, 4, 1) [[1], [3]] False 5' in outputs[1].splitlines()
+    assert '0 4 (2, 1) (1, 4, 1) [[0], [2], [4]] True 5 2' in outputs[0].splitlines()
+    assert '1 4 (2, 1) (1, 4, 1) [[1], [3]] False 5 2' in outputs[1].splitlines()
     took = [line.split()[1:] for out in outputs for line in out.splitlines() if 'took' in line]
     assert sorted(int(i) for mine in took for i in mine) == list(range(50))

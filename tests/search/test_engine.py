@@ -545,6 +545,14 @@ def test_the_time_left_is_told_when_it_is_known(monkeypatch):
         now[0] = 6000 + seconds
         tail.tick(done, last=last)
     assert told[-1]['seconds_left'] == pytest.approx(400)
+    # A hundred steps of decoding took 170 s with all trees; lately one takes 0.4 s.
+    counters = collections.Counter()
+    fast = totals.Totals(8, counters, told.append)
+    lately = [(170 + i, 100 + 2.5 * i, 6.7) for i in range(31)]
+    for seconds, steps, done in [(0, 0, 0.1), *lately]:
+        now[0], counters['iterations'] = 6500 + seconds, steps
+        fast.tick(done, last=[(6500, 0.2)])
+    assert told[-1]['seconds_left'] == pytest.approx(4 * 175 * 0.4)
     # Of 60 trees that grow beside one another, of 4 rollouts each, one ends at once.
     burst = totals.Totals(60, collections.Counter(), told.append)
     for seconds, done in [(0, 1), (120, 1.5), (300, 14), (310, 16)]:

@@ -25,6 +25,10 @@ from rstar_jax.keys import ABLATIONS, KEYS, PRESETS, PREVIOUS, ROUNDS, STRATEGIE
 from rstar_jax.stages import STAGES
 
 # A setting's kind, and what is said of a value that is of another.
+NONE_HERE = (
+    "none beside the package: the project's are in its repository; for one of your own see "
+    'rstar_jax.configs.default'
+)
 NEEDED = {
     bool: 'True or False',
     int: 'a whole number',
@@ -193,8 +197,7 @@ def load(path: str) -> ConfigDict:
     Raises:
       UserError: no such file, an error in it, an unknown key (the nearest one is named).
     """
-    name, *argument = path.split(':', 1)
-    file = pathlib.Path(name)
+    file, *argument = _file_and_preset(path)
     if not file.is_file():
         raise UserError(f'--config={path}: no such file; there are {_known_files()}')
     spec = importlib.util.spec_from_file_location(f'config_{file.stem}', file)
@@ -373,7 +376,7 @@ def docstring(path: pathlib.Path) -> str:
 def describe(path: str) -> str:
     """The help text of one config file: its docstring, then every key, value and meaning."""
     config = load(path)
-    lines = [docstring(pathlib.Path(path.split(':', 1)[0])), '', 'settings:']
+    lines = [docstring(_file_and_preset(path)[0]), '', 'settings:']
     values = flatten(config)
     for key in [*KEYS, *(key for key in values if key not in KEYS)]:
         value = values[key]
@@ -386,6 +389,11 @@ def _shown(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
+def _file_and_preset(path: str) -> tuple[pathlib.Path, *tuple[str, ...]]:
+    name, mark, preset = path.rpartition(':')
+    whole = not mark or pathlib.Path(path).is_file()
+    return (pathlib.Path(path),) if whole else (pathlib.Path(name), preset)
+
+
 def _known_files() -> str:
-    names = ', '.join(f'experiments/{name}' for name, _ in experiments())
-    return names or 'none in experiments/'
+    return ', '.join(f'experiments/{name}' for name, _ in experiments()) or NONE_HERE

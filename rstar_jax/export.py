@@ -114,7 +114,7 @@ def export_data(
         path = directory / 'trl_preference.jsonl'
         counts[path.name] = data.export_trl_preference(pairs, path)
     if (searched / 'done.json').exists():
-        with data.TreeStore(searched) as store:
+        with data.TreeStore(searched, writer=None) as store:
             path = directory / 'trl_stepwise.jsonl'
             counts[path.name] = data.export_trl_stepwise(store, path)
             counts['trees.jsonl'] = data.export_trees(store, directory / 'trees.jsonl')

@@ -42,6 +42,8 @@ DISK = {
     errno.ENOSPC: 'free some',
     errno.EDQUOT: 'free some',
     errno.EROFS: 'mount it to be written to',
+    errno.EACCES: 'give this user the right to it',
+    errno.EFBIG: 'raise the limit that `ulimit -f` tells',
     errno.EIO: 'see whether the disk is sound',
 }
 STOPPED = str(Stopped(signal.SIGINT))
@@ -99,7 +101,7 @@ def _of_the_disk(error: BaseException | None) -> str:
         for number, remedy in DISK.items():
             # Libraries that write in C++ tell it in their messages only.
             if getattr(error, 'errno', None) == number or os.strerror(number) in str(error):
-                return f'{where}{os.strerror(number)}: {remedy}, or use another --workdir'
+                return f'{where}{os.strerror(number)}: {remedy}, or write elsewhere'
         error = error.__cause__ or error.__context__
     return ''
 
@@ -280,11 +282,21 @@ def parse(path: str, arguments: Sequence[str]) -> tuple[ConfigDict, flags.FlagVa
     if len(left) > 1:
         raise UserError(f'{left[1]}: expected --name=value; --help lists the flags')
     configs.command_line_wins(config, values['config'].override_values)
-    for section in configs.flatten_sections(config).values():
+    for name, section in configs.flatten_sections(config).items():
         for key, value in section.items():
             if isinstance(value, str):
+                _check_text(f'--config.{name}.{key}'.replace('..', '.'), value)
                 section[key] = _at_home(value)
     return config, values
+
+
+def _check_text(flag: str, value: str) -> None:
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise UserError(
+            f'{flag}={value[:40]!a}: not UTF-8 text: use a terminal, or a locale, of UTF-8'
+        ) from None
 
 
 def _at_home(paths: str) -> str:
@@ -331,9 +343,9 @@ def _one_line(error: Exception) -> str:
 
 def _help(path: str | None) -> str:
     if path is None:
-        lines = [__doc__.strip(), '', 'config files in experiments/:']
-        lines += [f'  {name:16} {line}' for name, line in configs.experiments()]
-        return '\n'.join(lines)
+        known = [f'  {name:16} {line}' for name, line in configs.experiments()]
+        title = 'config files in experiments/:' if known else f'config files: {configs.NONE_HERE}'
+        return '\n'.join([__doc__.strip(), '', title, *known])
     return configs.describe(path)
 
 

@@ -6,7 +6,7 @@ models' paths, stages that others are made from, settings that only make sense t
 
 import contextlib
 import pathlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from rstar_jax import configs, data, ledger, searching, sources, stages, training
 from rstar_jax.errors import UserError
@@ -84,7 +84,8 @@ def _model(path: str | pathlib.Path | None, kind: str, flag: str, made: set[path
         sources.check_model(path, kind, flag)
 
 
-def _searching_models(round_: Round, made: set[pathlib.Path]) -> None:
+def searching_models(round_: Round, made: Collection[pathlib.Path] = ()) -> None:
+    """Raises UserError where a search's models cannot be read; made: by then, in the workdir."""
     for kind in ('policy', 'ppm'):
         path = sources.searching_path(round_, kind)
         flag = f'--config.{kind}.path'
@@ -128,7 +129,7 @@ def _synthesize(round_: Round, made: set[pathlib.Path]) -> list[str]:
 
 def _search(round_: Round, made: set[pathlib.Path]) -> list[str]:
     sources.search_config(round_.config)
-    _searching_models(round_, made)
+    searching_models(round_, made)
     kept, left_out = _split(round_)
     if not left_out:
         return []
@@ -153,8 +154,9 @@ def _names(benchmarks: Iterable[str]) -> str:
 
 def _curate(round_: Round, made: set[pathlib.Path]) -> list[str]:
     for kind in ('sft', 'pairs'):
-        if path := round_.config.curate[kind]:
-            next(data.IMPORTS[kind](path), None)
+        path = round_.config.curate[kind]
+        if path and next(data.IMPORTS[kind](path), None) is None:
+            raise UserError(f'--config.curate.{kind}={path}: holds no example')
     if given(round_):
         sources.overlap(round_)  # the benchmarks can be read
     return []
@@ -171,7 +173,7 @@ def _eval(round_: Round, made: set[pathlib.Path]) -> list[str]:
     searching.evaluation_config(round_)
     _mesh(round_)
     if not round_.number:
-        _searching_models(round_, made)
+        searching_models(round_, made)
         return []
     return _learnt(round_, made)
 

@@ -243,11 +243,15 @@ def evaluate(round_: Round, stage: ledger.Stage, line: Line) -> Figures:
 
     base = stage.folder.parent.name == stages.BASE
     policy, judge = searching.evaluated_models(round_, base, line.say)
+    config = searching.evaluation_config(round_, base)
+    guided = [name for name in config.strategies if name in evals.GUIDED]
+    if judge is None and guided:
+        line.say(f'{", ".join(guided)}: left out, as there is no PPM (unguided needs none)')
     results = evals.run(
         policy,
         judge,
         sources.benchmarks(round_),
-        searching.evaluation_config(round_, base),
+        config,
         round_.config.seed,
         round_number=None if base else round_.number,
         directory=stage.folder,

@@ -9,7 +9,7 @@ import threading
 
 from ml_collections import ConfigDict
 
-from rstar_jax import chat, configs, search, sources
+from rstar_jax import chat, configs, preflight, search, sources
 from rstar_jax.errors import UserError
 from rstar_jax.interrupts import Stopped
 from rstar_jax.progress import Events
@@ -34,6 +34,7 @@ def serve(config: ConfigDict, workdir: str = '') -> None:
     round_ = sources.Round(
         configs.for_round(config, number), pathlib.Path(workdir), number, Events(None)
     )
+    preflight.searching_models(round_)
     settings = sources.search_config(round_.config, use_ground_truth=False)
     with listening, search.Workers.start(settings) as workers:
         live = search.Live(

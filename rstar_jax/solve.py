@@ -6,7 +6,7 @@ import sys
 
 from ml_collections import ConfigDict
 
-from rstar_jax import configs, data, grading, ledger, report, search, sources, steps
+from rstar_jax import configs, data, grading, ledger, preflight, report, search, sources, steps
 from rstar_jax.errors import UserError
 from rstar_jax.progress import Events, Line
 from rstar_jax.report import trees
@@ -42,6 +42,7 @@ def solve(config: ConfigDict, workdir: str = '') -> str:
     round_ = sources.Round(
         configs.for_round(config, number), pathlib.Path(workdir), number, Events(None)
     )
+    preflight.searching_models(round_)
     problem = {'index': 0, 'question': config.question, 'answer': ''}
     with Line('searching') as line:
         records = list(
@@ -73,7 +74,13 @@ def solve(config: ConfigDict, workdir: str = '') -> str:
     if found:
         chosen, why = choose(found)
         text, shown = _told(config.question, found, chosen, why), found[chosen][0].tree
-    return f'{text}\n\n{_keep(records, round_.root, shown)}' if workdir else text
+    if not workdir:
+        return text
+    try:
+        where = _keep(records, round_.root, shown)
+    except (UserError, OSError) as error:  # what was asked for is there
+        where = f'Tree: not kept ({error})'
+    return f'{text}\n\n{where}'
 
 
 def _keep(records: list[Record], root: pathlib.Path, shown: int) -> str:

@@ -328,6 +328,11 @@ def check_model(path: str | pathlib.Path, kind: str, flag: str) -> None:
             f'{flag}=: needs a model: a Hugging Face directory, a hub name, a .gguf file or a '
             f'{kind} folder of a workdir'
         )
+    folder = pathlib.Path(path)
+    parts = [x for under in ('', 'round*/') for x in folder.glob(f'{under}{kind}/model.json')]
+    if parts:
+        made = max(parts).parent
+        raise UserError(f'{flag}={path}: a run, or a round of one, not a model: use {made}')
     try:
         models.read_config(path)
     except UserError as error:

@@ -1,5 +1,6 @@
 """The command line: help, wrong flags and keys, Ctrl-C, exit codes; nothing is a traceback."""
 
+import errno
 import pathlib
 import re
 import signal
@@ -9,7 +10,7 @@ import time
 
 import pytest
 
-from rstar_jax import interrupts, main, rounds
+from rstar_jax import configs, interrupts, main, rounds
 from tests.parallel import processes
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
@@ -42,6 +43,7 @@ def failing(capsys, *arguments: str) -> str:
     [
         ([], '--config: needs a config file, for example experiments/quickstart.py'),
         (['--config=nope.py'], '--config=nope.py: no such file'),
+        (['--config.question=caf\udce9?'], r"--config.question='caf\udce9?': not UTF-8 text"),
         (['--config.search.rolouts=3'], 'did you mean --config.search.rollouts?'),
         (['--config.rolouts=3'], 'did you mean --config.'),
         (['--config.search=3'], '--config.search: a section; set one of its keys'),
@@ -141,6 +143,29 @@ def test_overrides_reach_the_config():
     )
     assert (config.search.rollouts, config.seed, values.workdir) == (3, 5, 'w')
     assert config.is_locked
+
+
+def test_a_config_file_below_a_folder_with_a_colon(tmp_path):
+    path = tmp_path / 'a:b' / 'mine.py'
+    path.parent.mkdir()
+    text = 'from rstar_jax import configs\ndef get_config(preset=""):\n'
+    path.write_text(
+        f'{text}    config = configs.default()\n    config.question = preset\n    return config\n'
+    )
+    assert configs.load(str(path)).question == ''
+    assert configs.load(f'{path}:paper').question == 'paper'
+    assert 'settings:' in configs.describe(f'{path}:paper')
+
+
+def test_a_file_that_may_not_be_written_is_one_line(capsys):
+    def denied():
+        raise PermissionError(errno.EACCES, 'Permission denied', '/mnt/run/x.png')
+
+    assert main.guarded(denied) == 2
+    assert capsys.readouterr().err == (
+        'error: /mnt/run/x.png: Permission denied: give this user the right to it, or write '
+        'elsewhere; what was stored before is whole\n'
+    )
 
 
 def test_help_lists_flags_experiments_and_settings(capsys):

@@ -40,7 +40,7 @@ def test_wrong_problem_files_are_one_line(world, tmp_path, capsys, content, mess
 
 def test_problems_that_rounds_share_are_read_once(tmp_path, monkeypatch):
     read = []
-    monkeypatch.setattr(preflight, '_searching_models', lambda round_, made: None)
+    monkeypatch.setattr(preflight, 'searching_models', lambda round_, made: None)
     monkeypatch.setattr(sources, 'split_problems', lambda r: read.append(r.number) or ([], {}, {}))
     config, other = configs.default(), configs.default()
     other.data.overlap = config.data.overlap + 1
@@ -169,6 +169,17 @@ def test_a_complete_curation_of_files_without_examples_is_told_first(tmp_path, n
         preflight.check([(round_, 'sft')])
 
 
+@pytest.mark.parametrize('kind', ['sft', 'pairs'])
+def test_files_without_an_example_are_told_first(world, tmp_path, capsys, kind):
+    path = tmp_path / 'given.json'
+    path.write_text('[]')
+    flag = f'--config.curate.{kind}={path}'
+    arguments = command(world, tmp_path / 'run', '--stages=curate', flag)
+    assert main.main(arguments[3:]) == 2
+    assert capsys.readouterr().err == f'error: {flag}: holds no example\n'
+    assert not (tmp_path / 'run' / 'round1').exists()
+
+
 def test_stages_without_those_that_they_need_are_told_first(world, tmp_path, capsys):
     arguments = command(world, tmp_path / 'run', '--stages=search,sft')[3:]
     assert main.main(arguments) == 2
@@ -200,6 +211,13 @@ def unsupported(folder: pathlib.Path) -> str:
     return str(folder)
 
 
+def run_of_two(folder: pathlib.Path) -> str:
+    ledger.write_json(folder / 'config.json', {})  # a run has one, too
+    for number in (1, 2):
+        ledger.write_json(folder / f'round{number}' / 'policy' / 'model.json', {'kind': 'policy'})
+    return str(folder)
+
+
 @pytest.mark.parametrize(
     ('make', 'message'),
     [
@@ -208,8 +226,9 @@ def unsupported(folder: pathlib.Path) -> str:
         (lambda folder: '', '--config.policy.path=: needs a model'),
         (lambda folder: 'previous', 'holds no finished policy'),
         (lambda folder: 'tiny', '--config.policy.path=tiny: is made by the bootstrap alone'),
+        (run_of_two, 'a run, or a round of one, not a model: use '),
     ],
-    ids=['missing', 'architecture', 'empty', 'previous', 'tiny'],
+    ids=['missing', 'architecture', 'empty', 'previous', 'tiny', 'run'],
 )
 def test_wrong_models_are_one_line(world, tmp_path, capsys, make, message):
     arguments = command(world, tmp_path / 'run', f'--config.policy.path={make(tmp_path)}')[3:]

@@ -21,6 +21,7 @@ def ask(monkeypatch):
             yield from (tree(problems[0], i, found) for i, found in reversed([*enumerate(answers)]))
 
         monkeypatch.setattr(solve.search, 'run', searched)
+        monkeypatch.setattr(solve.preflight, 'searching_models', lambda round_: None)
         for model in ('searching_policy', 'searching_ppm'):
             monkeypatch.setattr(solve.sources, model, lambda round_: None)
         config = configs.load(str(REPOSITORY / 'experiments' / 'solve.py'))
@@ -83,3 +84,18 @@ def test_an_answer_is_told_though_no_page_can_be_written(ask, tmp_path, monkeypa
     monkeypatch.setattr(solve.report, 'write', broken)
     text = ask('What is one?', [[('1', 0.5, False)]], tmp_path)
     assert 'Answer: 1 ' in text and text.endswith(f'Tree: {tmp_path / "solve"}')
+
+
+def test_an_answer_is_told_though_its_tree_cannot_be_kept(ask, tmp_path):
+    with TreeStore(tmp_path / 'solve') as other:
+        other._take_lock()
+        text = ask('What is one?', [[('1', 0.5, False)]], tmp_path)
+    assert 'Answer: 1 ' in text
+    assert '\n\nTree: not kept (' in text and 'another process is writing trees here' in text
+
+
+def test_a_model_that_is_none_is_told_by_its_setting(tmp_path):
+    config = configs.load(str(REPOSITORY / 'experiments' / 'solve.py'))
+    config.policy.path, config.question = str(tmp_path / 'gone'), 'What is one?'
+    with pytest.raises(UserError, match=r'^--config.policy.path=.*gone: '):
+        solve.solve(config)

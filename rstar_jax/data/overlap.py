@@ -61,8 +61,8 @@ class Overlap:
         return kept, found
 
     def _grams(self, words: Sequence[str]) -> Iterator[bytes]:
-        """Hashes of all runs of `length` words; of the whole if shorter."""
-        last = max(1, len(words) - self._length + 1)
+        """Hashes of all runs of `length` words; of the whole if shorter, where it has any."""
+        last = max(1, len(words) - self._length + 1) if words else 0
         return (_hash(words[i : i + self._length]) for i in range(last))
 
     def _within(self, words: Sequence[str]) -> Iterator[bytes]:

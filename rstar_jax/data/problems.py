@@ -8,8 +8,10 @@ kept, since every tree carries its problem's fields.
 
 import collections
 import dataclasses
+import decimal
 import fnmatch
 import hashlib
+import math
 import os
 import re
 from collections.abc import Iterable
@@ -242,10 +244,11 @@ def _answer(answer: Any) -> str | list[str] | None:
 
 def _number(answer: Any) -> str | None:
     """A number's text; sets that hold numbers write 27 as 27.0."""
-    if isinstance(answer, float) and answer.is_integer():
-        answer = int(answer)
-    known = isinstance(answer, int | float) and not isinstance(answer, bool)
-    return str(answer) if known else None
+    if isinstance(answer, bool) or not isinstance(answer, int | float | decimal.Decimal):
+        return None
+    if not math.isfinite(answer):  # as pandas and JSON write that there is none
+        return None
+    return str(int(answer) if answer == int(answer) else answer)
 
 
 def _concluded(solution: str) -> str | None:

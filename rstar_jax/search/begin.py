@@ -128,6 +128,11 @@ def make_expander(policy, ppm, config: Config, mesh, total: int) -> Expander:
             f'question, which leaves no room for a step of step_tokens={config.step_tokens}: raise '
             'path_tokens of search or eval, or lower step_tokens'
         )
+    if config.path_tokens > policy.config.max_length:
+        announce(
+            f'search: path_tokens={config.path_tokens}, but the policy was made for texts of up to '
+            f'{policy.config.max_length} tokens: what it writes behind them is worth little'
+        )
     return Engine(policy, ppm, config, mesh, total, prompts)
 
 

@@ -16,6 +16,11 @@ def test_the_same_question_is_found_however_it_is_spelt():
     assert overlap.find('') is None
 
 
+def test_questions_without_a_word_are_not_all_alike():
+    overlap = Overlap({'signs': [{'question': '∑?'}]}, 13)
+    assert overlap.find('∫ ∞') is None
+
+
 def test_a_short_question_is_found_within_a_longer_one():
     short = r'Simplify $\sqrt{242}$. Express your answer in simplest radical form.'
     overlap = Overlap({'short': [{'question': short}]}, 13)

@@ -99,6 +99,7 @@ GOOD = '{"question": "a?", "answer": "1"}\n'
         (GOOD + '{"question": "b?", "answer": " "}\n', 'line 2: problem without an answer'),
         (GOOD + '{"question": "b?", "answer": "6 / 2 = 3 ####"}', 'problem without an answer'),
         (GOOD + '{"question": "b?", "answer": null}\n', 'line 2: problem without an answer'),
+        (GOOD + '{"question": "b?", "answer": NaN}\n', 'line 2: problem without an answer'),
         (GOOD + '{"question": "b?", "answer": true}\n', 'line 2: problem without an answer'),
         (GOOD + '{"answer": "2"}\n', 'line 2: problem without a question'),
         ('[{"task": "a?", "answer": "1"}]', 'item 1: problem without a question'),

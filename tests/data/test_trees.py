@@ -168,6 +168,23 @@ def test_a_merge_while_the_folder_is_looked_through(tmp_path, monkeypatch):
     assert [r.key for r in reader] == sorted(expected)
 
 
+def test_a_shard_is_looked_into_once(tmp_path, monkeypatch):
+    store, expected = batched(tmp_path, [2, 2], 9)
+    looked, look = [], data.TreeStore._rows_of
+    monkeypatch.setattr(
+        data.TreeStore,
+        '_rows_of',
+        lambda self, shard: looked.append(shard.name) or look(self, shard),
+    )
+    reader = data.TreeStore(tmp_path, writer=None)
+    store.append(more := samples.grown(7, 99, 0))
+    store.append(samples.grown(8, 98, 0))
+    store.flush()
+    reader.refresh()
+    assert reader.keys() == {*expected, more.key, (98, 0)}
+    assert len(looked) == len(set(looked)) >= 2
+
+
 def told(records):
     """What `facts` is to tell of them."""
     tokens = {r.key: r.counters.get('sampled_tokens', 0.0) for r in records}

@@ -12,6 +12,7 @@ import pytest
 from flax import serialization
 
 from rstar_jax import data, search
+from rstar_jax.data import files
 from rstar_jax.search import flight
 from rstar_jax.search.host import HostTree, Node
 from tests.parallel import processes
@@ -291,6 +292,23 @@ def test_what_another_process_keeps_is_read_when_it_is_asked_for(tmp_path):
     assert one.find((1, 0)) is None
     two.forget()
     assert one.find((0, 0)) is None
+
+
+def test_others_trees_are_known_without_being_read(tmp_path, monkeypatch):
+    data.Flights(tmp_path, 1, 1.0, ()).keep({(i, 0): packed(i, i) for i in range(4)})
+    with monkeypatch.context() as patched:
+        patched.setattr(flight, 'key_of', lambda data: 1 / 0)
+        one = data.Flights(tmp_path, 0, 1.0, ())
+        assert one.find((4, 0)) is None
+        found = one.find((3, 0))
+    assert flight.key_of(found) == ((3, 0), 3)
+    # An earlier version wrote the trees alone.
+    with files.RecordWriter(tmp_path / '2.array_record') as out:
+        for i in range(3):
+            out.write(packed(i, 9))
+    one = data.Flights(tmp_path, 0, 1.0, ())
+    assert flight.key_of(one.find((2, 0))) == ((2, 0), 9)
+    assert flight.key_of(one.find((3, 0))) == ((3, 0), 3)
 
 
 def test_a_file_of_another_process_is_read_and_outdone_by_what_went_further(tmp_path):

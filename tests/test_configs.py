@@ -115,6 +115,13 @@ def test_every_setting_of_an_evaluation_reaches_it(key):
     assert getattr(evaluation(config).search, key) == value
 
 
+@pytest.mark.parametrize('key', ['trajectories', 'samples', 'mean_tokens', 'top'])
+def test_how_much_is_evaluated_is_what_the_config_says(key):
+    config = configs.default()
+    config.eval[key] += 3
+    assert getattr(evaluation(config), key) == config.eval[key]
+
+
 def test_strategies_are_those_of_the_evaluation():
     assert keys.STRATEGIES == evals.STRATEGIES
     assert bounds.CHOICES['search.strategy'] == tuple(WALKS)

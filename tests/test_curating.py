@@ -23,9 +23,10 @@ def make(tmp_path, monkeypatch):
     overlap = types.SimpleNamespace(find=names.__contains__)
     monkeypatch.setattr(sources, 'overlap', lambda round_: overlap)
 
-    def make(count, alike=True, before=()):
+    def make(count, alike=True, before=(), **rules):
         config = configs.default()
         config.curate.rounds = 'all'
+        config.curate.update(rules)
         round_ = Round(config, tmp_path / f'{count}{alike}', 2, Events(None))
         for number, trees in ((1, 3), (2, 2)):
             with data.TreeStore(round_.root / f'round{number}' / 'search', shard_trees=8) as store:
@@ -75,6 +76,15 @@ def test_the_first_process_curates_alone_where_others_see_other_trees(make):
     together, figures = make(2, alike=False)
     assert figures == expected and contents(together) == contents(alone)
     assert len(list(together.glob('pairs-*'))) == 1
+
+
+def test_the_rules_are_those_of_the_config(make):
+    _, every = make(1)
+    _, one = make(1, side=1, side_of_one=1, trajectories=1)
+    assert every['trees'] == one['trees'] == 85  # of 100, without those of three problems
+    assert every['pairs'] > one['pairs'] > 0 and every['sft'] > one['sft'] > 0
+    _, own = make(1, rounds='own')
+    assert own['trees'] == 35
 
 
 def test_given_examples_of_a_benchmarks_problems_are_left_out(tmp_path):

@@ -73,6 +73,41 @@ def test_no_tree_is_read_for_the_figures(search_trees, tmp_path, monkeypatch, se
     assert figures['tokens'] == sum(r.counters['sampled_tokens'] for r in records) > 0
 
 
+def test_all_that_draws_goes_by_the_seed_of_the_run(monkeypatch, tmp_path):
+    config, seeds = configs.default(), {}
+    config.seed, config.last_round = 5, 2
+    round_ = sources.Round(configs.for_round(config, 2), tmp_path, 2, Events(None))
+
+    def searcher(*_):
+        def run(problems, *models, seed, **_):
+            seeds['search'] = seed
+            yield from ()
+
+        return run, None, None
+
+    def evaluate(policy, judge, benchmarks, config, seed, **_):
+        seeds['eval'] = seed
+        return {'benchmarks': {}}
+
+    def train(policy, examples, settings, folder, **_):
+        seeds[folder.name] = settings.seed
+        return policy, {}
+
+    monkeypatch.setattr(searching, '_searcher', searcher)
+    monkeypatch.setattr(searching, 'evaluated_models', lambda *_: (None, None))
+    monkeypatch.setattr(sources, 'split_problems', lambda _: (PROBLEMS, {}, collections.Counter()))
+    monkeypatch.setattr(sources, 'benchmarks', lambda _: {})
+    monkeypatch.setattr(rounds.evals, 'run', evaluate)
+    monkeypatch.setattr(rounds.training, 'sft', train)
+    monkeypatch.setattr(rounds.training, 'ppm', train)
+    line = types.SimpleNamespace(say=print)
+    for name in ('search', 'eval'):
+        rounds.STAGES[name](round_, order.stage_of(round_, name), line)
+    for name in ('sft', 'ppm'):
+        rounds._train(round_, order.stage_of(round_, name), line, name, None, [])
+    assert seeds == {'search': sources.search_seed(round_), 'eval': 5, 'policy': 5, 'ppm': 5}
+
+
 def test_a_search_does_not_go_on_with_other_problems(tmp_path):
     with data.TreeStore(tmp_path) as store:
         store.append(dataclasses.replace(samples.grown(0), problem=PROBLEMS[3]))

@@ -156,6 +156,22 @@ def test_prompts_show_some_known_problems_and_differ():
     assert prompts[3] == synthesis._prompt(KNOWN, config, '0 1 3')['question']
 
 
+def test_each_round_and_each_seed_has_prompts_of_its_own(tmp_path):
+    asked = []
+
+    def run(problems, *, seed, **_):
+        asked.append((tuple(p['question'] for p in problems), seed))
+        raise KeyboardInterrupt
+
+    config, overlap = synthesis.Config(problems=9), Overlap({}, 13)
+    for number, seed in ((1, 0), (2, 0), (1, 1)):
+        folder = tmp_path / f'{number}-{seed}'
+        with pytest.raises(KeyboardInterrupt):
+            synthesis.synthesize(KNOWN, overlap, config, SETTINGS, folder, run, number, seed)
+    prompts, seeds = zip(*asked)
+    assert len(set(prompts)) == 3 and seeds == (0, 0, 1)
+
+
 def test_many_known_problems_are_not_copied_for_each_prompt():
     class Known(list):
         def __iter__(self):

@@ -95,6 +95,19 @@ def _write(put: Callable, theirs: Callable, *args: object, **named: object) -> N
 
 
 _seconds = 0.0
+_generation = 0
+
+
+def generation() -> int:
+    """Grows as programs are forgotten."""
+    return _generation
+
+
+def forget_programs() -> None:
+    """Frees what `jax.jit` has compiled in this process."""
+    global _generation
+    _generation += 1
+    jax.clear_caches()
 
 
 def compile_seconds() -> float:

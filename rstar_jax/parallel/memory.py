@@ -12,7 +12,10 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
+from rstar_jax.parallel.compiled import forget_programs
+
 GIB = 2**30
+ASIDE, PART = GIB, 8  # so much beside arrays, and this part of all memory, are not missed
 CGROUPS, OWN = pathlib.Path('/sys/fs/cgroup'), pathlib.Path('/proc/self/cgroup')
 # controllers in OWN -> where they lie; limit, use, and page cache that can be given back
 CGROUP_FILES = {
@@ -34,7 +37,7 @@ def device_bytes(mesh: Mesh) -> int:
     """
     local = list(mesh.local_devices)
     if local[0].platform == 'cpu':
-        return min([_physical_bytes(), *(limit for limit, _ in _groups())]) // len(local)
+        return _host_limit() // len(local)
     return min((device.memory_stats() or {}).get('bytes_limit', 0) for device in local)
 
 
@@ -108,6 +111,10 @@ def _groups() -> Iterator[tuple[int, int]]:
                 yield most, int((folder / used).read_text()) - int(kept)
 
 
+def _host_limit() -> int:
+    return min([_physical_bytes(), *(limit for limit, _ in _groups())])
+
+
 def _physical_bytes() -> int:
     return os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
 
@@ -122,9 +129,22 @@ def _host_bytes() -> int:
 
 
 def give_memory_back() -> None:
-    """Returns to the system what was freed, which glibc would keep: 16 GB after an SFT."""
+    """Returns to the system what was freed, which glibc would keep: 16 GB after an SFT.
+
+    Where the process holds much beside its arrays, compiled programs are forgotten first; what is
+    needed again is traced again and read from the disk (`compiled.keep_compiled`).
+    """
     gc.collect()
+    if _besides() > ASIDE + _host_limit() // PART:
+        forget_programs()
+        gc.collect()
     trim()
+
+
+def _besides() -> int:
+    """Bytes of this process's memory that no array takes: programs, 30 MB each of 24 layers."""
+    arrays = jax.live_arrays() if jax.default_backend() == 'cpu' else ()
+    return _process_bytes('VmRSS') - sum(array.nbytes for array in arrays)
 
 
 def trim() -> None:

@@ -409,6 +409,21 @@ def test_synthetic_problems_with_few_correct_trajectories(mark, share, kept):
     assert counts['trajectories'] == (3 if kept else 0)
 
 
+def test_what_was_seen_and_kept_is_counted():
+    right, wrong = ('x', 1.0, 'right'), ('x', -1.0, 'wrong')
+    trees = [
+        tree([(A, 0.9, [right]), (B, -0.9, [wrong]), (C, -0.8, [wrong])]),
+        tree([(D, -0.9, [wrong])]),
+        tree([(E, -1.0, [wrong])], index=1),
+    ]
+    counts = collections.Counter()
+    data.curate(trees, counts=counts)
+    assert +counts == {
+        'problems': 2, 'problems_solved': 1, 'trees': 3, 'trees_solved': 1, 'nodes_paired': 1,
+        'trajectories_correct': 1, 'trajectories_wrong': 4, 'sft': 1, 'pairs': 2, 'trajectories': 5,
+    }  # fmt: skip
+
+
 # --- which answers are right -------------------------------------------------------------------
 
 

@@ -39,6 +39,8 @@ def test_a_short_question_is_found_within_a_longer_one():
 def test_so_many_words_in_a_row_are_an_overlap():
     overlap = Overlap(BENCHMARKS, 13)
     assert overlap.find(f'Once upon a time: {LONG} How much money has he?') == 'long'
+    ends = ' '.join(BENCHMARKS['long'][0]['question'].split()[-13:])
+    assert overlap.find(f'Tell me: {ends}') == 'long'
     other = LONG.replace('sells', 'buys')  # eight words before it, eight behind
     assert overlap.find(f'{other} What does he earn?') is None
     assert Overlap(BENCHMARKS, 8).find(other) == 'long'

@@ -64,6 +64,8 @@ def test_where_the_method_loses_is_said():
     ours = {'form': 'MCTS'}
     better = [row('form', 'MCTS', 0, range(8)), row('form', 'greedy', 0, range(5))]
     assert comparison.notes(better, ours) == {'form': ['Nothing is above MCTS.']}
+    as_many = [*better, row('form', 'beam', 0, range(2, 10))]
+    assert comparison.notes(as_many, ours) == {'form': ['Nothing is above MCTS.']}
     a_bit = [*better, row('form', 'beam', 0, range(9))]
     assert comparison.notes(a_bit, ours)['form'] == [
         'MCTS is below, with no certain difference, beam for as many tokens: 80.0 against 90.0 %, '

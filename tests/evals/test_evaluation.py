@@ -152,8 +152,7 @@ def test_the_judge_is_judged_by_all_answers_of_the_trees():
     assert judge['auc_likelihood'] == pytest.approx(19 / 21)
     assert judge['auc_likelihood_mean'] == pytest.approx((6 / 8 + 1 + 1) / 3)
     for key in ('auc', 'auc_likelihood'):
-        low, high = judge['interval95'][key]
-        assert 0.75 <= low <= judge[key] <= high <= 1
+        assert judge['interval95'][key] == metrics.wilson(judge[key], 3)
 
 
 def test_all_answers_of_a_tree_vote_where_they_are_pooled():
@@ -382,6 +381,20 @@ def test_compilation_does_not_count(tmp_path, monkeypatch):
     compiling = iter(range(0, 10**6, 100))
     monkeypatch.setattr(evals.evaluation.parallel, 'compile_seconds', lambda: next(compiling))
     assert evaluate(Searcher())['benchmarks']['sums']['seconds_per_problem'] == 0
+
+
+def test_each_strategy_has_its_number_of_trees_and_all_have_the_seed():
+    names = ('sampled', 'unguided', 'mcts')
+    config = dataclasses.replace(CONFIG, strategies=names, samples=2)
+    searcher, seeds = Searcher(), []
+
+    def run(*arguments, **options):
+        seeds.append(options['seed'])
+        return searcher(*arguments, **options)
+
+    evaluate(run, config=config)
+    assert [trees for *_, trees in searcher.calls] == [1, 2, 3, 3]
+    assert seeds == [7] * 4
 
 
 def test_progress_names_benchmark_and_kind():

@@ -16,7 +16,7 @@ RESPONSE = (
 )
 
 
-def sentencepiece(kind):
+def sentencepiece(kind, **more):
     """One with byte fallback, as of Llama 2 and Phi-3, that knows the marks."""
     pieces = ['\u2581', *'abcdefghijklmnopqrstuvwxyz', '\u2581a', 'ab', '\u2581cab', 'ca']
     whole = ['<unk>', '<s>', '</s>']
@@ -28,6 +28,7 @@ def sentencepiece(kind):
         'tokenizer.ggml.bos_token_id': 1,
         'tokenizer.ggml.eos_token_id': 2,
     }
+    fields |= {f'tokenizer.ggml.{name}': value for name, value in more.items()}
     made = tokenizers.from_gguf(fields, 'here')
     backend = made.backend_tokenizer
     if kind == 'metaspace':  # as transformers writes those that are not "legacy"
@@ -61,6 +62,20 @@ def test_what_goes_on_is_read_as_it_was_written(kind):
     assert text(going_on.encode('ab', add_special_tokens=False)) == 'ab'
     again = tokenizer('cab<code>ab')['input_ids']
     assert again == before('cab<code>ab')['input_ids']  # it is left as it was
+
+
+@pytest.mark.parametrize(
+    ('more', 'tokens'),
+    [
+        ({}, ['<s>', '\u2581', 'c', 'ab']),
+        ({'add_bos_token': False}, ['\u2581', 'c', 'ab']),
+        ({'add_space_prefix': False}, ['<s>', 'c', 'ab']),
+    ],
+)
+def test_a_file_says_what_stands_before_a_text(more, tokens):
+    tokenizer = sentencepiece('prepend', **more)
+    assert tokenizer.convert_ids_to_tokens(tokenizer('cab')['input_ids']) == tokens
+    assert tokenizer.decode(tokenizer('cab')['input_ids'], skip_special_tokens=True) == 'cab'
 
 
 def test_one_that_puts_no_space_is_taken_as_it_is():

@@ -5,7 +5,7 @@ import pytest
 from jax.sharding import Mesh
 
 from rstar_jax import parallel
-from rstar_jax.parallel import memory
+from rstar_jax.parallel import compiled, memory
 
 MIB = 2**20
 VERSION_1 = 'memory', 'memory.limit_in_bytes', 'memory.usage_in_bytes', 'total_inactive_file'
@@ -39,3 +39,22 @@ def test_the_least_of_host_and_control_groups_counts(tmp_path, monkeypatch, file
     assert parallel.free_bytes(mesh) == 11 * MIB
     group(root / place, files, 64 * MIB, used=65 * MIB)
     assert parallel.free_bytes(mesh) == 0
+
+
+def test_programs_are_forgotten_where_they_take_much(monkeypatch):
+    twice = jax.jit(lambda x: 2 * x)
+    assert twice(1) == 2
+    before = compiled.generation()
+    parallel.give_memory_back()
+    assert (twice._cache_size(), compiled.generation()) == (1, before)
+    monkeypatch.setattr(memory, '_process_bytes', lambda name: 1 << 60)
+    parallel.give_memory_back()
+    assert (twice._cache_size(), compiled.generation()) == (0, before + 1)
+    assert twice(1) == 2
+
+
+def test_arrays_are_no_programs(monkeypatch):
+    monkeypatch.setattr(memory, '_process_bytes', lambda name: 100 * MIB)
+    before = memory._besides()
+    held = jax.numpy.zeros(MIB, 'float32')
+    assert before - memory._besides() == held.nbytes == 4 * MIB

@@ -277,6 +277,7 @@ def test_seeds_and_tree_numbers_differ(policy, workers):
     other = grow(policy, None, workers, problems=PROBLEMS[:2], seed=1)
     assert first[0, 0].texts != first[0, 1].texts
     assert first[0, 0].texts != other[0, 0].texts
+    assert (first[0, 0].seed, other[0, 0].seed) == (0, 1)
 
 
 def test_tokens_are_counted(policy, ppm, workers):

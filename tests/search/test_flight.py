@@ -341,3 +341,13 @@ def test_a_process_whose_leases_others_have_taken_finds_nothing(workers):
     )
     assert list(records) == []
     assert not any(told)
+
+
+@pytest.mark.parametrize('changes', [{}, {'seed': 1}, {'prompt': 'another'}, {'nodes': 0}])
+def test_a_tree_that_does_not_fit_begins_anew(changes):
+    about = {'seed': 0, 'prompt': '', 'nodes': 8} | changes
+    nodes = about.pop('nodes')
+    tree = HostTree({'index': 3}, 0, nodes=[Node()], **about)
+    found = flight.unpack(packed(3, 5), tree, nodes)
+    assert (found is None) == bool(changes)
+    assert tree.rollouts == (0 if changes else 5)

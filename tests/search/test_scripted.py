@@ -89,6 +89,7 @@ def _compare(record, nodes):
         dict(candidates=4, max_depth=4, strategy='beam', width=3, scored=True),
         dict(max_depth=4, strategy='beam', width=4, answers_kept='all', error_threshold=2),
         dict(max_depth=4, strategy='dvts', width=3, scored=True, error_threshold=2),
+        dict(max_depth=4, strategy='dvts', width=3, error_threshold=2),
         dict(max_depth=4, strategy='dvts', width=3, answers_kept='all', scored=True),
         dict(candidates=3, max_depth=4, strategy='dvts', width=2, scored=True, stop_reward=1.0),
     ],
@@ -410,6 +411,7 @@ def test_what_others_have_sampled_behind_an_answer_is_not_spent(workers):
             assert others[key].counters['spent_tokens'] == record.counters['spent_tokens']
     tokens = [sum(r.counters['sampled_tokens'] for r in of.values()) for of in made]
     assert tokens[0] < tokens[1] < tokens[2]  # there were such
+    assert all(r.counters['spent_tokens'] == r.counters['sampled_tokens'] for r in made[0].values())
     for problem in _problems(20):
         spent = [
             r.counters['spent_tokens'] for key, r in made[0].items() if key[0] == problem['index']
@@ -431,3 +433,32 @@ def test_a_tree_ends_when_its_answers_agree(workers):
         (record,) = search.run(_problems(1), expander=expander, config=config, workers=workers)
         sizes.append(len(record.texts))
     assert sizes == [11, 5]  # two of each expansion; the second one brings the second answer
+
+
+def test_puct_goes_by_how_likely_a_token_of_a_step_is(workers):
+    """Of a step of many tokens each may be likelier than those of a short one."""
+
+    class Likely(search.Scripted):
+        said: dict[str, tuple[float, int]]
+
+        def collect(self, running):
+            return [
+                dataclasses.replace(step, likelihood=likelihood, sampled=sampled)
+                for step in super().collect(running)
+                for likelihood, sampled in [self.said.get(step.text, (-1.0, 1))]
+            ]
+
+    def texts(question, prefix, n):
+        return [WRONG, STEP_A, STEP_B] if not prefix else [RIGHT] * n
+
+    config = search.Config(
+        strategy='puct', rollouts=1, candidates=3, max_depth=2, answers_kept='all'
+    )
+    for said, expected in (
+        ({STEP_A: (-2.0, 2), STEP_B: (-3.0, 6)}, STEP_B),
+        ({STEP_A: (-2.0, 4), STEP_B: (-3.0, 4)}, STEP_A),
+    ):
+        expander = Likely(texts)
+        expander.said = said
+        (record,) = search.run(_problems(1), expander=expander, config=config, workers=workers)
+        assert record.texts[record.parent[-1]] == expected

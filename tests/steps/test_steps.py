@@ -5,6 +5,7 @@ import pytest
 
 from rstar_jax import steps
 from rstar_jax.errors import UserError
+from rstar_jax.models import tiny
 from rstar_jax.steps import marks
 
 
@@ -68,8 +69,25 @@ def test_prompts():
     few_shot = steps.prompt('1+1?', 'few_shot')
     assert few_shot.endswith('Question: 1+1?\nSolution:\n')
     assert few_shot.count('<end_of_answer>') == 3
+    orders = [steps.prompt('1+1?', 'few_shot', order) for order in range(steps.ORDERS + 1)]
+    assert orders[0] == orders[-1] == few_shot and len(set(orders)) == steps.ORDERS > 1
+    assert len({tuple(sorted(text.split('\n\n'))) for text in orders}) == 1
     with pytest.raises(UserError, match="prompt='zero_shot'"):
         steps.prompt('1+1?', 'zero_shot')
+
+
+def test_where_a_step_and_a_text_end():
+    few_shot, trained = steps.stops('few_shot'), steps.stops('sft')
+    assert few_shot == trained | {'<end_of_output>': marks.STEP}
+    assert trained == {
+        '<end_of_step>': marks.STEP, '<end_of_code>': marks.CODE, '<end_of_answer>': marks.ANSWER,
+    }  # fmt: skip
+    tokenizer = tiny.tokenizer(['1 + 1'])
+    own = tokenizer.eos_token_id
+    assert steps.eos_ids(tokenizer) == [own]
+    tokenizer.add_special_tokens({'additional_special_tokens': ['<|im_end|>', '<|user|>']})
+    ends = [own, tokenizer.convert_tokens_to_ids('<|im_end|>')]
+    assert steps.eos_ids(tokenizer) == sorted(ends)
 
 
 def _find(text: str, kinds: dict[str, int]) -> int:

@@ -54,6 +54,12 @@ def test_pairs_of_one_prefix_stay_together(policy):
     assert examples.hold_out(encoded, 0.0, 0) == ([0, 1], [])
 
 
+def test_the_seed_decides_which_problems_are_held_out(policy):
+    encoded = examples.sft(sft_examples(12), policy.tokenizer, 128)
+    held = [examples.hold_out(encoded, 0.25, seed)[1] for seed in (0, 0, 1)]
+    assert held[0] == held[1] != held[2] and len(held[0]) == len(held[2]) == 3
+
+
 def test_what_is_learnt_of_a_trajectory(policy):
     trajectory = {
         'query': 'bbb',

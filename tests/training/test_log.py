@@ -3,11 +3,12 @@
 import itertools
 import json
 import math
+import types
 
 import pytest
 
 from rstar_jax import parallel, training
-from rstar_jax.training import checkpoints, log
+from rstar_jax.training import checkpoints, flops, log
 from tests.training.words import log_of, sft_examples, sft_settings
 
 
@@ -94,3 +95,26 @@ def test_processes_ask_each_other_once_a_step(policy, tmp_path, monkeypatch):
 
     training.sft(policy, sft_examples(), sft_settings(), tmp_path, progress=progress)
     assert [after - before for before, after in itertools.pairwise(counts)] == [1] * 5
+
+
+def test_figures_are_those_of_the_steps_alone(tmp_path, monkeypatch):
+    """Of 20 seconds 4 were compilation, 6 were spent aside."""
+    now, told = [100.0], []
+    monkeypatch.setattr(log.time, 'monotonic', lambda: now[0])
+    monkeypatch.setattr(parallel, 'peak_flops', lambda mesh, dtype: 1000.0)
+    compiled = types.SimpleNamespace(mesh=checkpoints.one_device(), seconds=0.0, count=2)
+    work = flops.Work(token=30, target=20)
+    made = log.Log(tmp_path, [3, 1], compiled, sft_settings(), work, told.append)
+    made.resume(0)
+    with made.aside():
+        now[0], compiled.seconds = now[0] + 7, 1.0
+    now[0], compiled.seconds = now[0] + 13, 4.0
+    made.count(100, 50)
+    made.add({'step': 1, 'loss': 2.0, 'tokens': 100}, alone=200, places=125)
+    found = made.summary()
+    assert found['tokens_per_second'] == told[-1]['tokens_per_second'] == pytest.approx(10)
+    assert found['mfu'] == pytest.approx((30 * 100 + 20 * 50) / 10 / 1000)
+    assert told[-1]['seconds_left'] == pytest.approx(10 / 3)
+    assert found['padding_share'] == pytest.approx(0.2)
+    assert found['shared_prefix_tokens_share'] == 0.5
+    assert (found['seconds'], found['compile_seconds'], found['tokens']) == (20, 4, 100)

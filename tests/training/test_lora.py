@@ -385,6 +385,20 @@ def test_a_ppms_adapter_is_on_its_policy(tmp_path):
     assert float(score[0]) == pytest.approx(float(torch.tanh(raw)), rel=1e-4)
 
 
+def test_the_first_factors_are_those_of_the_seed_and_as_large_as_peft_has_them():
+    params = make_policy().params
+    first, again, other = (
+        weights.flatten(lora.split(params, RANK, (), seed)[1]) for seed in (0, 0, 1)
+    )
+    for path, a in first.items():
+        if path.endswith('lora_b'):
+            assert not a.any()
+            continue
+        assert np.array_equal(a, again[path]) and not np.array_equal(a, other[path])
+        assert 0.8 < np.abs(a).max() * a.shape[1] ** 0.5 <= 1
+        assert np.abs(a.mean()) < 0.3 * a.shape[1] ** -0.5
+
+
 def test_a_negative_rank_is_told(tmp_path):
     policy = make_policy()
     message = 'lora=-1: expected a rank, as 16, or 0 to train all weights'

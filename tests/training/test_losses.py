@@ -207,6 +207,13 @@ def test_packed_pairs_with_shared_prefixes_equal_plain_ones(squash, center):
     values = np.asarray(jax.jit(rewards)(params))
     right = sum(r[i] > r[j] for r, example in zip(values, examples) for i, j in example.pairs)
     assert int(metrics['pairs_right']) == right
+    assert float(metrics['accuracy']) == pytest.approx(right / 4)
+    trained = np.tanh(values) if squash == 'tanh' else values
+    used = np.tanh(values if squash == 'tanh' else values / 5)
+    index = np.concatenate([example.pairs + 4 * k for k, example in enumerate(examples)])
+    better, worse = trained.ravel()[index].T
+    assert float(metrics['margin']) == pytest.approx((better - worse).sum() / 4, rel=1e-4)
+    assert float(metrics['level']) == pytest.approx(used.ravel()[index].mean() * 3, rel=1e-4)
 
 
 def test_pairwise_value_equals_torch():

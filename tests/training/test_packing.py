@@ -66,8 +66,9 @@ def test_batches_hold_every_example_once_in_an_order_of_the_seed():
     assert all(sum(counts[i] for i in part[:-1]) < 4 for part in first)
     again = packing.batches(counts, 4, seed=0, epoch=0)
     assert [p.tolist() for p in again] == [p.tolist() for p in first]
-    other = packing.batches(counts, 4, seed=0, epoch=1)
-    assert [p.tolist() for p in other] != [p.tolist() for p in first]
+    for seed, epoch in ((0, 1), (1, 0)):
+        other = packing.batches(counts, 4, seed, epoch)
+        assert [p.tolist() for p in other] != [p.tolist() for p in first]
     assert [len(p) for p in packing.batches([1] * 10, 4, 0, 0)] == [4, 4, 2]
     assert packing.batches([], 4, 0, 0)[0].size == 0
 
@@ -90,6 +91,14 @@ def test_plan_places_every_item_once_within_its_row(multiple):
     padded = sum(micro.rows * micro.length for micro in micros)
     if multiple == 1:
         assert padded < 1.15 * sum(sizes)
+
+
+@pytest.mark.parametrize(('count', 'size', 'lengths'), [(40, 4, [128, 256]), (32, 8, [256, 512])])
+def test_a_row_has_no_more_pairs_than_places_for_them(count, size, lengths):
+    micros = packing.plan([size] * count, [1] * count, lengths, 1024)
+    rows = [(len(row), packing.slots(micro.length)) for micro in micros for row in micro.members]
+    assert sum(pairs for pairs, _ in rows) == count
+    assert all(pairs <= room < count for pairs, room in rows)
 
 
 def test_short_examples_are_not_padded_to_the_longest():

@@ -69,6 +69,8 @@ def test_finished_training_is_read_not_repeated(policy, tmp_path):
     for start, seed in ((policy, 1), (moved, 0)):
         with pytest.raises(UserError, match='another training'):
             training.sft(start, sft_examples(), sft_settings(seed=seed), tmp_path)
+    with pytest.raises(UserError, match='another training'):
+        training.sft(policy, sft_examples(11), sft_settings(), tmp_path)
     with pytest.raises(UserError, match='holds a policy, not a ppm'):
         checkpoints.load_ppm(tmp_path)
 
@@ -371,6 +373,21 @@ def test_a_step_of_one_micro_batch_is_the_sum_of_its_parts(policy, kind):
     close(state, expected, 1e-6)
     after = {x.unsafe_buffer_pointer() for x in jax.tree.leaves(state['params'])}
     assert len(before & after) > len(after) // 2  # donated: the new weights lie where the old lay
+
+
+def test_dropout_follows_from_the_seed_the_step_and_the_micro_batch(policy):
+    settings = ppm_settings(length=128, micro_batch=8, dropout=0.5)
+    encoded = examples.pairs(pair_examples(8), policy.tokenizer, settings.length)
+    found = []
+    for seed, numbers in ((0, [(0, 0), (0, 0), (1, 0), (0, 1)]), (1, [(0, 0)])):
+        settings.seed = seed
+        compiled, state = compiled_with_state(policy, settings, kind='ppm')
+        params = state['params']
+        (batch,) = trainer.Micros(encoded, range(len(encoded)), settings, compiled.mesh).batches
+        for number in numbers:
+            _, sums = compiled.accumulate(compiled.zeros(params), params, batch, 1.0, number)
+            found.append(float(sums['loss']))
+    assert found[0] == found[1] and len(set(found)) == 4
 
 
 @pytest.mark.parametrize('kind', ['sft', 'ppm'])

@@ -23,7 +23,8 @@ WORTH = 2.0
 class Size(NamedTuple):
     """A jitted chunk of decoding, and what its arguments' shapes follow from.
 
-    room: positions of a path. others: a hash of all shapes that are the same in a whole search.
+    room: positions of a path. others: a hash of all shapes that are the same in a whole search,
+    and of what of a process's programs it finds.
     """
 
     step: Any

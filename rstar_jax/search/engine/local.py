@@ -24,6 +24,7 @@ import numpy as np
 from rstar_jax import steps
 from rstar_jax.errors import UserError
 from rstar_jax.models import tokenizer
+from rstar_jax.parallel import compiled
 from rstar_jax.search.config import Config
 from rstar_jax.search.engine import compiler, devices, memory, programs, sampling, sizes, state
 from rstar_jax.search.engine.compiler import Size
@@ -112,7 +113,7 @@ class Engine(Expander):
         self._share(template)
         *whole, path, cells, _, _, _ = self._arguments()
         same = jax.tree.leaves((whole, path.length, path.hidden, cells))
-        self.others = hash(tuple((x.shape, x.dtype) for x in same))
+        self.others = hash((compiled.generation(), *((x.shape, x.dtype) for x in same)))
 
     def _share(self, template: list[list[int]]) -> None:
         """Computes what all prompts begin with, once, where that is long enough to matter."""

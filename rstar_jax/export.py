@@ -15,6 +15,8 @@ usage: python -m rstar_jax.export CHECKPOINT DIR [--dtype=bfloat16] [--push_to_h
   --dry_run            writes and checks everything and lists what would be pushed, without network
 """
 
+from __future__ import annotations
+
 import argparse
 import dataclasses
 import importlib.util
@@ -22,14 +24,21 @@ import json
 import pathlib
 import shutil
 import sys
+import time
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rstar_jax import ledger
 from rstar_jax.errors import UserError
+from rstar_jax.progress import Line, times
+
+if TYPE_CHECKING:
+    from rstar_jax.data import TreeStore
+    from rstar_jax.search import Record
 
 PROBE = 'Ann has 12 apples. Then Ann finds 7. How many apples are there?'
 TOLERANCE = 1e-3  # of the largest logit: float32 through many layers, in another order
+SHORT = 2.0  # seconds after which it is told how far it is
 SUFFIXES = {'policy': '', 'ppm': '-ppm', 'data': '-data'}
 
 
@@ -116,8 +125,9 @@ def export_data(
     if (searched / 'done.json').exists():
         with data.TreeStore(searched, writer=None) as store:
             path = directory / 'trl_stepwise.jsonl'
-            counts[path.name] = data.export_trl_stepwise(store, path)
-            counts['trees.jsonl'] = data.export_trees(store, directory / 'trees.jsonl')
+            counts[path.name] = data.export_trl_stepwise(_told(store, path.name), path)
+            path = directory / 'trees.jsonl'
+            counts[path.name] = data.export_trees(_told(store, path.name), path)
     if not counts:
         return None
     shutil.rmtree(directory / 'array_record', ignore_errors=True)  # of an earlier export
@@ -127,6 +137,18 @@ def export_data(
             shutil.copyfile(path, directory / 'array_record' / folder.name / path.name)
     cards.write_data_card(directory, cards.origin_of(round_folder), counts, license_, name)
     return Exported('data', directory)
+
+
+def _told(store: TreeStore, name: str) -> Iterator[Record]:
+    """The trees of a store, and how far whoever takes them is."""
+    start = time.monotonic()
+    with Line(f'writing {name}') as line:
+        for count, record in enumerate(store, 1):
+            yield record
+            gone, share = time.monotonic() - start, count / len(store)
+            if gone > SHORT:
+                told = times(gone, gone * (1 / share - 1))
+                line.show(f'{count:,}/{len(store):,} trees, {told}', share)
 
 
 def export(

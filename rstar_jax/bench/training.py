@@ -39,7 +39,7 @@ def run(
     model: str = 'smollm2-135m',
     dtypes: str = 'float32,bfloat16',
     examples: int = 7,
-    nodes: int = 2,
+    nodes: int = 8,
     batch: int = 2,
     lora: int = 16,
     slow_layers: int = 8,

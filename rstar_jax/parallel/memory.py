@@ -13,6 +13,7 @@ import jax
 from jax.sharding import Mesh
 
 from rstar_jax.parallel.compiled import forget_programs
+from rstar_jax.parallel.hosts import greatest
 
 GIB = 2**30
 ASIDE, PART = GIB, 8  # so much beside arrays, and this part of all memory, are not missed
@@ -131,11 +132,12 @@ def _host_bytes() -> int:
 def give_memory_back() -> None:
     """Returns to the system what was freed, which glibc would keep: 16 GB after an SFT.
 
-    Where the process holds much beside its arrays, compiled programs are forgotten first; what is
-    needed again is traced again and read from the disk (`compiled.keep_compiled`).
+    All processes call this. Where one holds much beside its arrays, all forget their compiled
+    programs first, as some are compiled together; what is needed again is traced again and read
+    from the disk (`compiled.keep_compiled`).
     """
     gc.collect()
-    if _besides() > ASIDE + _host_limit() // PART:
+    if greatest(_besides() > ASIDE + _host_limit() // PART):
         forget_programs()
         gc.collect()
     trim()

@@ -24,11 +24,11 @@ from rstar_jax.errors import UserError
 from rstar_jax.keys import ABLATIONS, KEYS, PRESETS, PREVIOUS, ROUNDS, STRATEGIES
 from rstar_jax.stages import STAGES
 
-# A setting's kind, and what is said of a value that is of another.
 NONE_HERE = (
     "none beside the package: the project's are in its repository; for one of your own see "
     'rstar_jax.configs.default'
 )
+# A setting's kind, and what is said of a value that is of another.
 NEEDED = {
     bool: 'True or False',
     int: 'a whole number',

@@ -329,9 +329,9 @@ def check_model(path: str | pathlib.Path, kind: str, flag: str) -> None:
             f'{kind} folder of a workdir'
         )
     folder = pathlib.Path(path)
-    parts = [x for under in ('', 'round*/') for x in folder.glob(f'{under}{kind}/model.json')]
-    if parts:
-        made = max(parts).parent
+    rounds = (folder, *(path for _, path in ledger.rounds(folder)))
+    if parts := [one / kind for one in rounds if holds_model(one / kind)]:
+        made = parts[-1]
         raise UserError(f'{flag}={path}: a run, or a round of one, not a model: use {made}')
     try:
         models.read_config(path)

@@ -71,13 +71,19 @@ def ranked_rightly(
             # Mann and Whitney (1947): ranks of tied scores are their mean, so that ties count half.
             won.append(float(ranks[flags].sum()) - good * (good + 1) / 2)
             pairs.append(count)
-    total = sum(pairs)
+    return by_problem(won, pairs)
+
+
+def by_problem(won: Sequence[float], pairs: Sequence[int]) -> dict[str, Any]:
+    """What `ranked_rightly` returns, of the pairs won and all pairs of each problem with any."""
+    won, pairs = np.asarray(won, np.float64), np.asarray(pairs)
+    total = int(pairs.sum())
     return {
-        'share': sum(won) / total if total else math.nan,
-        'mean': float(np.mean(np.divide(won, pairs))) if total else math.nan,
+        'share': float(won.sum() / total) if total else math.nan,
+        'mean': float(np.mean(won / pairs)) if total else math.nan,
         'pairs': total,
         'problems': len(pairs),
-        'interval95': _bootstrap(np.array(won), np.array(pairs)) if total else [0.0, 1.0],
+        'interval95': _bootstrap(won, pairs) if total else [0.0, 1.0],
     }
 
 

@@ -1,8 +1,15 @@
 # shellcheck shell=bash
 # Sourced by the launch scripts: `take_dry_run "$@"` sets DRY_RUN and ARGUMENTS (all others), and
-# `run COMMAND...` runs a command, or with --dry-run prints it as one could type it.
+# `run COMMAND...` runs a command, or with --dry-run prints it as one could type it. With --help
+# first the script's text is printed, and that is all.
 
 take_dry_run() {
+  case "${1:-}" in
+    -h | --help)
+      sed -nE '2,/^[^#]/ { /^#SBATCH/d; s/^# ?//p }' "launch/${BASH_SOURCE[1]##*/}"
+      exit 0
+      ;;
+  esac
   DRY_RUN=""
   ARGUMENTS=()
   local argument
@@ -25,7 +32,7 @@ run() {
 
 # words ARGUMENT...: as they are typed for a shell on another machine.
 words() {
-  printf '%q ' "$@"
+  (($# == 0)) || printf '%q ' "$@"
 }
 
 # need NAME: ends the script unless the variable is set.

@@ -27,7 +27,7 @@ use_venv() {
   # The extra `test` holds `ray`, but nothing for accelerators.
   case "$extra" in '' | ray) markers+=("$venv/.installed-test") ;; esac
   if [[ -n "${VIRTUAL_ENV:-}" ]] \
-    && "$VIRTUAL_ENV/bin/python" -c "import $needed" 2>/dev/null; then
+    && "$VIRTUAL_ENV/bin/python" -I -c "import $needed" 2>/dev/null; then # -I: not from here
     export PATH="$VIRTUAL_ENV/bin:$PATH"
     return
   fi

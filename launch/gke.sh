@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The job as a JobSet on a GKE cluster, on TPU slices or on GPU nodes. Needs kubectl, the JobSet
-# controller in the cluster, an image with this project, and a claim for the disk of the workdir,
-# which is mounted at /mnt/rstar.
+# controller in the cluster, an image with this project (launch/Dockerfile), and a claim for the disk
+# of the workdir, which is mounted at /mnt/rstar.
 #
 #   NAME=round1 IMAGE=... CLAIM=work HOSTS=16 TPU=tpu-v5-lite-podslice TOPOLOGY=8x8 CHIPS=4 \
 #     bash launch/gke.sh [--dry-run] --config=FILE --workdir=/mnt/rstar/run
@@ -15,7 +15,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source launch/_run.sh
 take_dry_run "$@"
 need NAME "what the job is to be called"
-need IMAGE "an image with this project installed"
+need IMAGE "an image with this project, see launch/Dockerfile"
 need CLAIM "the PersistentVolumeClaim of the workdir's disk (ReadWriteMany)"
 need HOSTS "how many hosts: of a TPU slice, chips / CHIPS"
 

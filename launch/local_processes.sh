@@ -18,6 +18,7 @@ if ! [[ "$count" =~ ^[1-9][0-9]*$ ]]; then
 fi
 # Those that CUDA_VISIBLE_DEVICES names, else all.
 all="$({ nvidia-smi -L 2>/dev/null || true; } | sed -nE 's/^GPU ([0-9]+):.*/\1/p' | paste -sd, -)"
+[[ "${CUDA_VISIBLE_DEVICES-}" == -1 ]] && CUDA_VISIBLE_DEVICES="" # none
 IFS=, read -ra gpus <<<"${CUDA_VISIBLE_DEVICES-$all}"
 if ((${#gpus[@]} % count)); then
   echo "error: $count processes cannot share ${#gpus[@]} GPUs evenly" >&2

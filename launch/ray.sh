@@ -16,13 +16,19 @@ cluster="${ARGUMENTS[0]:-}"
 # Who deals the trees needs no accelerator, and must not take one from a worker.
 search=(env JAX_PLATFORMS=cpu python -m rstar_jax.main --config.job.leases=ray --stages=search)
 search+=("${ARGUMENTS[@]:1}")
+if [[ "$cluster" != - && ! -f "$cluster" ]]; then
+  echo "error: '$cluster': expected a cluster file such as launch/ray_cluster.yaml, or -" >&2
+  exit 2
+fi
 [[ -n "$DRY_RUN" ]] || use_venv ray
 if [[ "$cluster" == - ]]; then
   run "${search[@]}"
-elif [[ -f "$cluster" ]]; then
+else
+  # What Ray asks Google Cloud by; other clouds have theirs.
+  if [[ -z "$DRY_RUN" ]] && grep -q 'type: gcp' "$cluster" \
+    && ! python -c 'import googleapiclient' 2>/dev/null; then
+    python -m pip install --quiet --disable-pip-version-check -e '.[ray,ray_gcp]'
+  fi
   run ray up --yes "$cluster"
   run ray exec "$cluster" "cd rstar_jax && PATH=\$PWD/.venv/bin:\$PATH $(words "${search[@]}")"
-else
-  echo "error: '$cluster': expected a cluster file such as launch/ray_cluster.yaml, or -" >&2
-  exit 2
 fi

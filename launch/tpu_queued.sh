@@ -46,9 +46,12 @@ case "${ARGUMENTS[0]:-}" in
       sleep "${POLL_SECONDS:-60}"
       state="$(state_of_slice)" || state="" # asked again: the slice is not gone for that
     done
-    run git archive --format=tar.gz --output=rstar_jax.tar.gz HEAD
-    run "${machine[@]}" scp rstar_jax.tar.gz "$NAME:" --zone="$ZONE" --worker=all
-    on_all 'mkdir -p rstar_jax && tar -xzf rstar_jax.tar.gz -C rstar_jax && cd rstar_jax &&
+    folder="$(mktemp -d)"
+    trap 'rm -rf "$folder"' EXIT
+    run git archive --format=tar.gz --output="$folder/rstar_jax.tar.gz" HEAD
+    run "${machine[@]}" scp "$folder/rstar_jax.tar.gz" "$NAME:" --zone="$ZONE" --worker=all
+    on_all 'mkdir -p rstar_jax && cd rstar_jax &&
+rm -rf rstar_jax experiments launch tests && tar -xzf ../rstar_jax.tar.gz &&
 python3 -m pip install --quiet --user uv &&
 { [ -x .venv/bin/pip ] || python3 -m uv venv --quiet --seed --python 3.12 .venv; } &&
 .venv/bin/pip install --quiet -e ".[tpu]"'

@@ -253,9 +253,9 @@ def _written_key(file: pathlib.Path, lines: Sequence[int], leaf: str) -> str:
     return leaf
 
 
-def stages_of(text: str) -> tuple[str, ...]:
+def stages_of(text: str, flag: str = '--stages') -> tuple[str, ...]:
     """'search,curate' -> ('search', 'curate'), in the order in which they run."""
-    asked = _names(text, STAGES, '--stages', 'stage')
+    asked = _names(text, STAGES, flag, 'stage')
     return tuple(name for name in STAGES if name in asked)
 
 
@@ -284,7 +284,7 @@ def _names(text: str, known: Sequence[str], flag: str, what: str) -> tuple[str, 
 
 def validate(config: ConfigDict) -> None:
     """Raises UserError for the first value that cannot be meant."""
-    stages_of(config.stages)
+    stages_of(config.stages, '--config.stages')
     strategies_of(config.eval.strategies)
     groups_of(config.ablations.groups)
     if config.last_round < config.first_round:
@@ -309,7 +309,7 @@ def validate(config: ConfigDict) -> None:
                 )
         _validate_values(flat, f'schedule.{name}.')
         if 'stages' in rows:
-            stages_of(rows.stages)
+            stages_of(rows.stages, f'--config.schedule.{name}.stages')
         number = int(name.removeprefix('round'))
         _validate_together(for_round(config, number), f'schedule.{name}.')
 

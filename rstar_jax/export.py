@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 PROBE = 'Ann has 12 apples. Then Ann finds 7. How many apples are there?'
 TOLERANCE = 1e-3  # of the largest logit: float32 through many layers, in another order
 SHORT = 2.0  # seconds after which it is told how far it is
+MADE_BY = 'Made with rstar_jax'  # in every card
 SUFFIXES = {'policy': '', 'ppm': '-ppm', 'data': '-data'}
 
 
@@ -179,6 +180,27 @@ def export(
     if not made:
         raise UserError(f'{folder}: holds no finished policy, PPM or training data')
     return made
+
+
+def check_target(source: str, directory: str) -> None:
+    """Raises UserError where nothing can be written, or something else would be written over."""
+    if not directory.strip():
+        raise UserError(f'DIR={directory!r}: expected a folder to write to')
+    target = pathlib.Path(directory)
+    parts = SUFFIXES if kind_of(source) in ('run', 'round') else ('',)
+    for folder in (target / part for part in parts):
+        if folder.resolve() == pathlib.Path(source).resolve():
+            raise UserError(f'DIR={directory}: is what is exported; name another folder')
+        card = folder / 'README.md'
+        ours = card.is_file() and MADE_BY in card.read_text(encoding='utf-8', errors='replace')
+        if folder.is_dir() and any(folder.iterdir()) and not ours:
+            raise UserError(
+                f'DIR={directory}: {folder} holds other files than an export; name a new folder'
+            )
+    missing = [path for path in (target, *target.parents) if not path.exists()]
+    ledger.check_writable(target, 'DIR')
+    for path in missing:  # of what cannot be read nothing is left
+        path.rmdir()
 
 
 def _mesh() -> Any:
@@ -358,6 +380,8 @@ def _size(count: float) -> str:
 
 
 def _run(arguments: Sequence[str]) -> int:
+    from rstar_jax import main as command
+
     parser = argparse.ArgumentParser(prog='python -m rstar_jax.export')
     parser.add_argument('checkpoint')
     parser.add_argument('directory')
@@ -367,8 +391,7 @@ def _run(arguments: Sequence[str]) -> int:
     parser.add_argument('--private', action='store_true')
     parser.add_argument('--dry_run', action='store_true')
     if any(argument in ('-h', '--help') for argument in arguments):
-        print(__doc__.strip())
-        return 0
+        return command.show_help(__doc__.strip())
     parser.error = _refuse
     options = parser.parse_args(arguments)
     name = options.push_to_hub
@@ -380,6 +403,7 @@ def _run(arguments: Sequence[str]) -> int:
                 '--push_to_hub: needs torch, to compare what is pushed with transformers: '
                 'pip install torch'
             )
+    check_target(options.checkpoint, options.directory)
     made = export(
         options.checkpoint, options.directory, options.dtype, license_=options.license, name=name
     )

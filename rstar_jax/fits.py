@@ -64,8 +64,7 @@ def table(memory: float, dtype: str, count: int = 1) -> Table:
 def main(arguments: Sequence[str] = ()) -> int:
     """Prints what there is and what fits; returns the exit code."""
     if {'-h', '--help'} & set(arguments):
-        print(__doc__.strip())
-        return 0
+        return command.show_help(__doc__.strip())
     if arguments:
         raise UserError(f'{arguments[0]}: there are no options')
     mesh = parallel.local_mesh()

@@ -126,15 +126,16 @@ class Stage:
             old = made.get(key)
             if old == now or (key in self.growing and _same(old, now)):
                 continue
+            shown = 'nothing' if old == '' else old
             if key not in self.growing or not _more(old, now):
                 raise UserError(
-                    f'--config.{key}={now}: {self.folder.parent.parent} was made with {old} '
+                    f'--config.{key}={now}: {self.folder.parent.parent} was made with {shown} '
                     f'({label}): use that value, another --workdir, or delete {self.folder} to do '
                     'the stage again'
                 )
             if self.followers:
                 raise UserError(
-                    f'--config.{key}={now}: {self.followers[0]} was made from the first {old} of '
+                    f'--config.{key}={now}: {self.followers[0]} was made from the first {shown} of '
                     f'{label}: use that value, another --workdir, or delete the folder'
                 )
             grown = True
@@ -314,13 +315,13 @@ def _check_precious(stages: Iterable[Stage], made: set[pathlib.Path]) -> None:
         )
 
 
-def check_writable(workdir: pathlib.Path) -> None:
+def check_writable(folder: pathlib.Path, flag: str = '--workdir') -> None:
     """Raises UserError where no file can be made in a folder, which is made where it is not."""
     try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=workdir).close()
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
-        raise UserError(f'--workdir={workdir}: cannot be written ({error.strerror})') from None
+        raise UserError(f'{flag}={folder}: cannot be written ({error.strerror})') from None
 
 
 @contextlib.contextmanager

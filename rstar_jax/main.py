@@ -29,6 +29,9 @@ from collections.abc import Callable, Sequence
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
 os.environ.setdefault('TRANSFORMERS_VERBOSITY', 'error')
 os.environ.setdefault('TOKENIZERS_PARALLELISM', 'false')
+# Of a GPU's memory; JAX takes three quarters by itself. Both names at once are an error.
+if 'XLA_PYTHON_CLIENT_MEM_FRACTION' not in os.environ:
+    os.environ.setdefault('XLA_CLIENT_MEM_FRACTION', '0.9')
 
 from absl import flags, logging
 from ml_collections import ConfigDict
@@ -123,16 +126,17 @@ def _output_is_closed() -> bool:
 def _run(arguments: list[str]) -> int:
     path, rest = _config_path(arguments)
     if any(argument in ('--help', '-help', '-h', '--helpfull') for argument in rest):
-        print(_help(path))
-        return 0
+        return show_help(_help(path))
     if path is None:
         raise UserError('--config: needs a config file, for example experiments/quickstart.py')
     config, values = parse(path, rest)
     configs.validate(config)
-    stages = configs.stages_of(values.stages or config.stages)
+    stages = configs.stages_of(config.stages if values.stages is None else values.stages)
     workdir = _at_home(values.workdir)
     if values.problems and not values.plan:
         raise UserError(f'--problems={values.problems}: goes with --plan; see --config.data.limit')
+    if values.plan == '':
+        raise UserError('--plan=: expected a topology, such as v5e:4x8, or here')
     if values.plan:
         from rstar_jax import planning, whole_job
 
@@ -176,6 +180,15 @@ def _run(arguments: list[str]) -> int:
     return 0
 
 
+def show_help(text: str) -> int:
+    """Prints a text of which a reader may want no more than the beginning; returns 0."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:  # what is left is not tried again when Python ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
 def _open_many_files() -> None:
     """Raises how many files may be open: the trees of a large search lie in thousands."""
     now, most = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -191,7 +204,10 @@ def _default_workdir(config: ConfigDict, stages: Sequence[str]) -> str:
     Raises UserError: something else is to be run, which names its own; no model is named.
     """
     if config.last_round or list(stages) != ['eval']:
-        raise UserError('--workdir: needs a folder for what the run makes')
+        raise UserError(
+            '--workdir: needs a folder for what the run makes (only a question, '
+            '--config.question=, is answered without one)'
+        )
     if not config.policy.path:
         raise UserError('--config.policy.path=: needs the model that is evaluated')
     name = re.sub(r'[^\w.-]+', '-', config.policy.path).strip('-.')
@@ -268,8 +284,8 @@ def parse(path: str, arguments: Sequence[str]) -> tuple[ConfigDict, flags.FlagVa
     _check_overrides(config, arguments)
     values = flags.FlagValues()
     flags.DEFINE_string('workdir', '', 'where results go', flag_values=values)
-    flags.DEFINE_string('stages', '', 'which stages to run', flag_values=values)
-    flags.DEFINE_string('plan', '', 'topology to compile for', flag_values=values)
+    flags.DEFINE_string('stages', None, 'which stages to run', flag_values=values)
+    flags.DEFINE_string('plan', None, 'topology to compile for', flag_values=values)
     flags.DEFINE_integer('problems', 0, 'of the round that is planned', flag_values=values)
     argv = ['main', *arguments]
     config_flags.DEFINE_config_dict(
@@ -281,7 +297,10 @@ def parse(path: str, arguments: Sequence[str]) -> tuple[ConfigDict, flags.FlagVa
         raise UserError(_one_line(error)) from None
     if len(left) > 1:
         raise UserError(f'{left[1]}: expected --name=value; --help lists the flags')
-    configs.command_line_wins(config, values['config'].override_values)
+    overrides = values['config'].override_values
+    if 'question' in overrides and not config.question.strip():
+        raise UserError(f'--config.question={config.question}: needs a question')
+    configs.command_line_wins(config, overrides)
     for name, section in configs.flatten_sections(config).items():
         for key, value in section.items():
             if isinstance(value, str):

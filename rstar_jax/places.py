@@ -67,7 +67,10 @@ class Place:
         try:
             self._store, root = fsspec.core.url_to_fs(url)
         except (ImportError, ValueError) as error:
-            raise UserError(f'--workdir={url}: {_line(error)}') from None
+            raise UserError(
+                f'--workdir={url}: {_line(error)}; expected a folder, or the address of a store '
+                'such as gs://BUCKET/RUN'
+            ) from None
         self._root = root.rstrip('/')
         if 'file' in self._store.protocol:
             self._store.auto_mkdir = True  # stores have no folders

@@ -107,6 +107,12 @@ def split_problems(
         )
     counts: collections.Counter = collections.Counter()
     if path == ARITHMETIC:
+        for key in ('sources', 'levels', 'answers'):
+            if value := config.data[key]:
+                raise UserError(
+                    f'--config.data.{key}={value}: {ARITHMETIC} has none to choose from; leave it '
+                    'empty'
+                )
         found = world(config).train
         counts['rows'] = len(found)
     else:

@@ -315,6 +315,28 @@ def test_mistakes(arguments, message, tmp_path, monkeypatch, capsys):
     assert not (tmp_path / 'out').exists()
 
 
+def test_nothing_else_is_written_over(run, exported, tmp_path, monkeypatch):
+    policy = exported / 'policy'
+    mine = tmp_path / 'mine'
+    mine.mkdir()
+    (mine / 'README.md').write_text('# Mine')
+    for source, directory, message in (
+        (policy, '', "DIR='': expected a folder to write to"),
+        (policy, ' ', "DIR=' ': expected"),
+        (policy, policy, 'is what is exported; name another folder'),
+        (policy, f'{policy}/../policy', 'is what is exported'),
+        (policy, mine, f'{mine} holds other files than an export; name a new folder'),
+        (run, run / 'round1', 'round1/policy holds other files than an export'),
+        (policy, mine / 'README.md' / 'out', r'out: cannot be written \(Not a directory\)'),
+    ):
+        with pytest.raises(UserError, match=message):
+            export.check_target(str(source), str(directory))
+    assert [path.name for path in mine.iterdir()] == ['README.md']
+    export.check_target(str(run), str(exported))  # again, over what it wrote
+    export.check_target(str(policy), str(tmp_path / 'new' / 'folder'))
+    assert not (tmp_path / 'new').exists()
+
+
 def test_a_run_without_anything_to_export(tmp_path):
     (tmp_path / 'round1.log').touch()
     ledger.write_json(tmp_path / 'round1_old' / 'policy' / 'done.json', {})

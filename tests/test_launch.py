@@ -83,6 +83,39 @@ def test_what_is_missing_is_one_line(script, arguments, message):
     assert result.stderr.startswith(message) and result.stderr.count('\n') == 1
 
 
+@pytest.mark.parametrize('path', sorted(LAUNCH.glob('[a-z]*.sh')), ids=lambda path: path.name)
+def test_help_is_the_head_of_the_script(path):
+    if 'take_dry_run' not in path.read_text():
+        return  # all arguments are passed on
+    result = start(path.name, '--help')
+    assert (result.returncode, result.stderr) == (0, '')
+    head = [line for line in path.read_text().splitlines() if line.startswith('# ')]
+    assert result.stdout.splitlines()[0] == head[0].removeprefix('# ')
+    assert f'launch/{path.name}' in result.stdout
+    assert not {'set -euo pipefail', '#SBATCH'} & set(result.stdout.split('\n'))
+
+
+def test_without_arguments_none_are_passed_on():
+    told = dry('tpu_queued.sh', 'run', NAME='pod', ZONE='z')
+    assert told.rstrip().endswith("launch/tpu_host.sh '")
+
+
+def test_an_active_environment_with_no_more_than_jax_is_not_used(tmp_path):
+    """Whatever can be imported from the folder that the script runs in."""
+    folder, active = tmp_path / 'clone', tmp_path / 'mine'
+    (folder / 'rstar_jax').mkdir(parents=True)
+    (folder / 'rstar_jax' / '__init__.py').touch()
+    subprocess.run([sys.executable, '-m', 'venv', '--without-pip', active], check=True)
+    site = active / f'lib/python{sys.version_info.major}.{sys.version_info.minor}/site-packages'
+    (site / 'jax.py').touch()
+    environment(folder, f'echo "$@" >>{folder}/log')
+    assert used(folder, '', str(active)).rstrip().endswith(' -e .')
+    (site / 'rstar_jax.py').touch()
+    (folder / 'log').unlink()
+    (folder / '.venv' / '.installed-').unlink()
+    assert used(folder, '', str(active)) == ''
+
+
 def environment(folder: pathlib.Path, script: str) -> pathlib.Path:
     """A virtual environment whose python is a script."""
     python = folder / '.venv' / 'bin' / 'python'
@@ -114,8 +147,8 @@ def test_an_active_environment_is_used_where_it_has_what_is_needed(tmp_path, ext
     """It has the project alone, as after quickstart.sh."""
     made = environment(
         tmp_path,
-        'case "$2" in *pytest* | *", ray"* | *jax_cuda12_plugin*) exit 1 ;; esac\n'
-        f'[ "$1" = -c ] || echo "$@" >>{tmp_path}/log',
+        'case "$3" in *pytest* | *", ray"* | *jax_cuda12_plugin*) exit 1 ;; esac\n'
+        f'[ "$1" = -I ] || echo "$@" >>{tmp_path}/log',
     )
     told = used(tmp_path, extra, str(made))
     assert told.rstrip().endswith(f' -e {installed}') if installed else not told
@@ -221,7 +254,7 @@ def test_processes_with_gpus_need_jax_for_them(tmp_path, gpus):
     )
     assert result.returncode == 0, result.stderr
     needed, *ran = (tmp_path / 'log').read_text().splitlines()
-    assert needed.startswith('-c import ') and ('cuda' in needed) == bool(gpus)
+    assert needed.startswith('-I -c import ') and ('cuda' in needed) == bool(gpus)
     assert ran == 2 * ['-m rstar_jax.main --config=a.py']
 
 
@@ -239,6 +272,7 @@ def test_processes_share_the_gpus_that_are_given(tmp_path):
     assert devices() == [['0,1'], ['2,3']]
     assert devices(CUDA_VISIBLE_DEVICES='1,3') == [['1'], ['3']]
     assert devices(CUDA_VISIBLE_DEVICES='') == [[], []]
+    assert devices(CUDA_VISIBLE_DEVICES='-1') == [[], []]
     result = start('local_processes.sh', '2', '--config=a.py', PATH=path, CUDA_VISIBLE_DEVICES='0')
     assert result.returncode == 2
     assert result.stderr == 'error: 2 processes cannot share 1 GPUs evenly\n'

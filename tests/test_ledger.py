@@ -206,6 +206,15 @@ def test_what_grows_reopens_the_stage(tmp_path):
     assert check(0, 'mcts, greedy').done
 
 
+def test_an_empty_setting_is_told_in_a_word(tmp_path):
+    made, _ = stage(tmp_path / 'round1' / 'search', {'data.levels': ''})
+    made.begin()
+    made.finish({})
+    _, row = stage(tmp_path / 'round1' / 'search', {'data.levels': '1-3'})
+    with pytest.raises(UserError, match='data.levels=1-3: .* was made with nothing '):
+        ledger.check([row])
+
+
 def test_what_would_be_older_than_its_source_is_told_first(tmp_path):
     """All that is, through any number of stages."""
 

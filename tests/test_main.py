@@ -63,6 +63,15 @@ def failing(capsys, *arguments: str) -> str:
         ),
         (['--wrkdir=x'], "unknown flag 'wrkdir'. Did you mean: workdir ?"),
         (['--stages=serch'], '--stages=serch: no stage serch; did you mean search?'),
+        (['--config.stages=x'], '--config.stages=x: no stage x; there are'),
+        (['--config.schedule.round1.stages=x'], '--config.schedule.round1.stages=x: no stage x'),
+        (['--workdir=x', '--stages='], '--stages=: needs at least one of'),
+        (['--workdir=x', '--plan='], '--plan=: expected a topology'),
+        (['--workdir=x', '--config.question= '], '--config.question= : needs a question'),
+        (
+            ['--workdir=x', '--config.data.levels=1-2'],
+            '--config.data.levels=1-2: arithmetic has none to choose from',
+        ),
         (['extra'], 'extra: expected --name=value'),
         (
             ['--config.training.sft.dtype=float17'],

@@ -3,15 +3,16 @@
 import ast
 import importlib
 import inspect
-import json
 import os
 import pathlib
 import sys
 from collections.abc import Callable
 from typing import Any
 
+from rstar_jax import atomic, ledger
+from rstar_jax import main as command
 from rstar_jax.errors import UserError
-from rstar_jax.interrupts import Interrupts, Stopped, leave
+from rstar_jax.interrupts import leave
 
 USAGE = 'usage: python -m rstar_jax.bench NAME [--json=FILE] [--key=value ...]'
 
@@ -42,6 +43,9 @@ def parse(name: str, arguments: list[str], defaults: dict[str, Any]) -> tuple[di
             raise UserError(f'{argument}: expected --key=value; {USAGE}')
         if key == 'json':
             json_path = text
+            if not text or os.path.isdir(text):
+                raise UserError(f'{argument}: expected a file to write to')
+            ledger.check_writable(pathlib.Path(text).parent, '--json')
         elif key in defaults:
             settings[key] = _typed(argument, text, defaults[key])
         else:
@@ -57,9 +61,12 @@ def _typed(argument: str, text: str, default: Any) -> Any:
             return text.lower() in ('true', '1', 'yes')
         raise UserError(f'{argument}: expected true or false')
     try:
-        return kind(text)
+        value = kind(text)
     except ValueError:
         raise UserError(f'{argument}: expected a value of type {kind.__name__}') from None
+    if kind in (int, float) and default >= 0 and not value >= 0:
+        raise UserError(f'{argument}: expected at least 0')
+    return value
 
 
 def report(name: str, device: str, settings: dict, figures: dict) -> str:
@@ -85,47 +92,32 @@ def device_name() -> str:
 
 
 def main(arguments: list[str]) -> int:
-    """Runs one bench and returns the exit code."""
+    """Runs one bench and returns the exit code (`main.guarded`)."""
+    return command.guarded(lambda: _run(arguments))
+
+
+def _run(arguments: list[str]) -> int:
     benches = names()
     if not arguments or arguments[0] in ('-h', '--help', 'help'):
-        print(USAGE + '\n')
-        for name, line in benches.items():
-            print(f'  {name:12} {line}')
-        return 0
+        known = [f'  {name:12} {line}' for name, line in benches.items()]
+        return command.show_help('\n'.join([USAGE, '', *known]))
     name = arguments[0]
-    try:
-        if name not in benches:
-            raise UserError(f'{name}: no such bench; there are {", ".join(benches) or "none yet"}')
-        module = importlib.import_module(f'rstar_jax.bench.{name}')
-        if '--help' in arguments[1:]:
-            print(f'{inspect.getdoc(module)}\n\nsettings:')
-            for key, value in settings_of(module.run).items():
-                print(f'  --{key}={value}')
-            return 0
-        settings, json_path = parse(name, arguments[1:], settings_of(module.run))
-        figures = module.run(**settings)
-    except UserError as error:
-        print(f'error: {error}', file=sys.stderr)
-        return 2
+    if name not in benches:
+        raise UserError(f'{name}: no such bench; there are {", ".join(benches) or "none yet"}')
+    module = importlib.import_module(f'rstar_jax.bench.{name}')
+    if '--help' in arguments[1:]:
+        known = [f'  --{key}={value}' for key, value in settings_of(module.run).items()]
+        return command.show_help('\n'.join([inspect.getdoc(module), '', 'settings:', *known]))
+    settings, json_path = parse(name, arguments[1:], settings_of(module.run))
+    figures = module.run(**settings)
     device = device_name()
     print(report(name, device, settings, figures))
     if json_path:
         result = {'bench': name, 'device': device, 'settings': settings, 'figures': figures}
-        path = pathlib.Path(json_path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(result, indent=1) + '\n', encoding='utf-8')
+        atomic.write_json(json_path, result, 1)
     return 0
 
 
-def _interruptible(arguments: list[str]) -> int:
-    with Interrupts():
-        try:
-            return main(arguments)
-        except Stopped as stopped:
-            print('\nstopped', file=sys.stderr)
-            return stopped.code
-
-
 if __name__ == '__main__':
-    if code := _interruptible(sys.argv[1:]):
+    if code := main(sys.argv[1:]):
         leave(code)

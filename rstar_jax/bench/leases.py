@@ -39,6 +39,9 @@ def run(
     seed: int = 0,
 ) -> dict[str, float]:
     """Returns idle shares and hours, longest, spread, and the load on who deals."""
+    for name, count in (('hosts', hosts), ('problems', problems), ('rows', rows)):
+        if not count:
+            raise UserError(f'--{name}=0: expected at least 1')
     rng = np.random.default_rng(seed)
     times, questions = _drawn(trees, spread, noise, problems, rng)
     given = mean_seconds * times

@@ -125,7 +125,7 @@ def read_json_items(path: str | os.PathLike) -> Iterator[tuple[str, dict[str, An
     if path.is_dir():
         raise UserError(f'{path}: is a folder; expected a JSON list or JSONL file')
     if not path.exists():
-        raise UserError(f'{path}: no such file; expected a JSON list or JSONL file')
+        raise UserError(f'{path}: no such file; expected a JSON list, JSONL or parquet file')
     try:
         with path.open(encoding='utf-8-sig') as file:
             start = ''

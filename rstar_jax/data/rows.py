@@ -73,6 +73,8 @@ def _hub(source: str, folder: pathlib.Path) -> Iterator[Row]:
 
     name, split = _with_split(source.removeprefix(HUB), 'train')
     name, _, config = name.partition(':')
+    if not name:
+        raise UserError(f'{source}: names no dataset; expected for example hf:AI-MO/NuminaMath-CoT')
     path = folder / name
     try:
         rows = datasets.load_dataset(

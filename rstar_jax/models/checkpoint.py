@@ -4,7 +4,6 @@ A folder is complete when its config.json is there: that file is written last, w
 on the disk.
 """
 
-import contextlib
 import json
 import os
 import pathlib
@@ -16,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rstar_jax import atomic
+from rstar_jax import atomic, parallel
 from rstar_jax.errors import UserError
 from rstar_jax.models import families, sharding, tokenizer, torch_file, weights
 from rstar_jax.models.config import Config
@@ -31,14 +30,8 @@ SQUASH_KEY = 'ppm_squash'  # in a PPM's config.json; transformers carries unknow
 
 
 def default_dtype() -> str:
-    """What the device is fast at: bfloat16 on TPU, GPU and CPUs with instructions for it."""
-    if jax.default_backend() != 'cpu':
-        return 'bfloat16'
-    with contextlib.suppress(OSError):
-        flags = pathlib.Path('/proc/cpuinfo').read_text()
-        if re.search(r'\b(avx512_bf16|amx_bf16)\b', flags):
-            return 'bfloat16'
-    return 'float32'
+    """What the devices are fast at: bfloat16 where they have instructions for it, else float32."""
+    return 'bfloat16' if parallel.has_bfloat16() else 'float32'
 
 
 def load(

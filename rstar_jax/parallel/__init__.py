@@ -1,6 +1,6 @@
 """Meshes, and the launch on several hosts: search is local to a host, training is global."""
 
-from rstar_jax.parallel.chips import peak_flops, platform
+from rstar_jax.parallel.chips import has_bfloat16, peak_flops, platform
 from rstar_jax.parallel.compiled import compile_seconds, keep_compiled
 from rstar_jax.parallel.hosts import (
     barrier,
@@ -37,6 +37,7 @@ __all__ = [
     'give_memory_back',
     'global_mesh',
     'greatest',
+    'has_bfloat16',
     'initialise',
     'is_first',
     'keep_compiled',

@@ -1,8 +1,11 @@
 """What chips are capable of: makers' figures, or a measurement where there are none."""
 
+import contextlib
 import dataclasses
 import functools
 import math
+import pathlib
+import re
 import time
 from collections.abc import Callable
 
@@ -61,6 +64,19 @@ def find_chip(device_kind: str) -> Chip | None:
     return CHIPS[max(names, key=len)] if names else None
 
 
+def has_bfloat16() -> bool:
+    """Whether this process's devices have instructions for products in bfloat16."""
+    platform = jax.default_backend()
+    if platform == 'cpu':
+        with contextlib.suppress(OSError):
+            flags = pathlib.Path('/proc/cpuinfo').read_text(encoding='utf-8')
+            return re.search(r'\b(avx512_bf16|amx_bf16)\b', flags) is not None
+        return False
+    # NVIDIA's are '7.5' and the like; other makers' GPUs have other names there, or nothing.
+    capability = str(getattr(jax.local_devices()[0], 'compute_capability', ''))
+    return not (platform == 'gpu' and re.fullmatch(r'[1-7]\.\d', capability))
+
+
 def platform() -> str:
     """What is compiled for: the devices of jax.set_mesh, or the default ones."""
     device = getattr(jax.sharding.get_abstract_mesh(), 'abstract_device', None)
@@ -88,10 +104,9 @@ def here(dtype) -> Chip:
     The CPU devices of a process share the figures, which are of what other work leaves.
     """
     devices = jax.local_devices()
-    chip = find_chip(devices[0].device_kind)
-    if chip is not None:
-        return chip
-    memory = device_bytes(Mesh(devices, 'data'))
+    chip, memory = find_chip(devices[0].device_kind), device_bytes(Mesh(devices, 'data'))
+    if chip is not None:  # of a GPU JAX takes a part
+        return dataclasses.replace(chip, memory=min(chip.memory, memory or chip.memory))
     share = len(devices) if devices[0].platform == 'cpu' else 1
     rates = _product(devices[0], jnp.dtype(dtype)), _stream(devices[0])
     return Chip(memory, *(rate / share for rate in rates))

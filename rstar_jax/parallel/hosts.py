@@ -31,6 +31,9 @@ OWN = ('JAX_COORDINATOR_ADDRESS', 'JAX_NUM_PROCESSES', 'JAX_PROCESS_ID')
 START_SECONDS = 300.0  # in which all processes have to come
 GRACE = 3.0  # seconds for a process to end by itself when another has failed
 PREEMPTED = 128 + signal.SIGTERM
+LAST_PORT = 65535
+GPUS = pathlib.Path('/dev/nvidiactl')  # is there where NVIDIA's GPUs are, in containers too
+TUNING = 'xla_gpu_shard_autotuning'
 
 _roll: Roll | None = None
 _lost = threading.Event()
@@ -53,6 +56,8 @@ def launch_arguments(environment: Mapping[str, str]) -> dict[str, Any] | None:
             'coordinator_address': environment[OWN[0]],
             'num_processes': count,
             'process_id': number,
+            # In a step of SLURM's JAX would else give this process one of its devices.
+            'cluster_detection_method': 'deactivate',
         }
     if given:
         missing = ', '.join(name for name in OWN if name not in given)
@@ -84,10 +89,27 @@ def initialise(environment: Mapping[str, str] = os.environ, seconds: float = STA
         number, count = int(arguments['process_id']), int(arguments['num_processes'])
         if not host or not port.isdigit():
             raise UserError(f'{OWN[0]}={arguments["coordinator_address"]}: expected HOST:PORT')
-        roll = Roll(host, int(port) + 1, number, count, _when_lost)
+        roll = Roll(host, _roll_port(int(port)), number, count, _when_lost)
         roll.call(seconds)
         _roll = roll
+    _tune_alone()
     jax.distributed.initialize(**arguments, initialization_timeout=int(seconds))
+
+
+def _roll_port(port: int) -> int:
+    """The one after the coordinator's, before the last port, which JAX may take."""
+    return port + 1 if port < LAST_PORT else port - 1
+
+
+def _tune_alone() -> None:
+    """Has each process choose the kernels of its GPUs alone; before XLA reads its flags.
+
+    XLA has the processes share that out, and each waits a day for the others' parts: for ever where
+    another one has found the program compiled on its disk.
+    """
+    flags = os.environ.get('XLA_FLAGS', '')
+    if GPUS.exists() and TUNING not in flags:
+        os.environ['XLA_FLAGS'] = f'{flags} --{TUNING}=false'.strip()
 
 
 def _found_by_jax(environment: Mapping[str, str], seconds: float) -> dict[str, Any]:

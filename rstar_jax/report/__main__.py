@@ -18,13 +18,12 @@ from rstar_jax.interrupts import leave
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line (without the program's name) and returns the exit code."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    if not arguments or {'-h', '--help', 'help'} & set(arguments):
-        print(__doc__.strip())
-        return 0
     return command.guarded(lambda: _run(arguments))
 
 
 def _run(arguments: Sequence[str]) -> int:
+    if not arguments or {'-h', '--help', 'help'} & set(arguments):
+        return command.show_help(__doc__.strip())
     folders, settings = _parse(arguments)
     print(report.write(*folders, **settings))
     return 0

@@ -1,7 +1,5 @@
 """In which dtype a network is trained: what is asked for, and what the devices have."""
 
-import re
-
 import jax
 import jax.numpy as jnp
 
@@ -32,6 +30,5 @@ def lacks(dtype: jnp.dtype) -> bool:
 
 def fast_dtype() -> str:
     """What the device trains fast in: bfloat16, or float16 on GPUs that are older than it."""
-    # NVIDIA's are '7.5' and the like; other makers' GPUs have other names there, or nothing.
-    capability = str(getattr(jax.devices()[0], 'compute_capability', ''))
-    return 'float16' if re.fullmatch(r'[1-7]\.\d', capability) else default_dtype()
+    found = default_dtype()
+    return 'float16' if found == 'float32' and jax.default_backend() == 'gpu' else found

@@ -211,7 +211,13 @@ class Compiled:
         if name in ('step', 'accumulate'):
             params = args[0]['params'] if name == 'step' else args[1]
             room = self.room(params, args[-1])
-        with jax.set_mesh(self.mesh), recompute.room(room):
+        # On TPUs and GPUs, too, float32 is to be float32.
+        exact = 'highest' if self._dtype == jnp.float32 else None
+        with (
+            jax.set_mesh(self.mesh),
+            recompute.room(room),
+            jax.default_matmul_precision(exact),
+        ):
             return jax.jit(function, donate_argnums=donated, out_shardings=out).lower(*args)
 
     def room(self, params, frozen) -> int:
@@ -310,7 +316,9 @@ class Compiled:
             added['added'] = attention.rows_over_mesh(jnp.zeros(shape, self._dtype))
         (grads, by_input), metrics = jax.grad(loss, (0, 1), has_aux=True)(params, added)
         if added:
-            grads = _with_looked_up(grads, batch['tokens'], by_input['added'])
+            # Padding is nowhere: XLA's sums are slow where one index comes again and again.
+            tokens = jnp.where(batch['end'] > 0, batch['tokens'], self._config.vocab_size)
+            grads = _with_looked_up(grads, tokens, by_input['added'])
         return grads, metrics
 
     def _value(self, params, frozen, batch, key, loss: str):
@@ -339,13 +347,14 @@ def _with_looked_up(grads, tokens: jax.Array, by_input: jax.Array):
     Left to JAX, they would be a table of their own beside the output's: as large again where one
     table is both, and in bfloat16 a frequent token's would be summed in bfloat16.
 
-    tokens: i32[R, T]. by_input: [R, T, D], gradients by what was looked up.
+    tokens: i32[R, T], those beyond the vocabulary are left out. by_input: [R, T, D], gradients by
+      what was looked up.
     """
     if 'decoder' in grads:
         return {**grads, 'decoder': _with_looked_up(grads['decoder'], tokens, by_input)}
     table = grads['embed']['weight']
     by_input = attention.columns_over_mesh(by_input.astype(table.dtype))
-    return {**grads, 'embed': {'weight': table.at[tokens].add(by_input)}}
+    return {**grads, 'embed': {'weight': table.at[tokens].add(by_input, mode='drop')}}
 
 
 def merging(frozen) -> int:

@@ -42,6 +42,12 @@ def test_settings_are_typed_and_written(fake_bench, tmp_path, capsys):
         (['sum', '--left=x'], 'error: --left=x: expected a value of type int'),
         (['sum', '--twice=2'], 'error: --twice=2: expected true or false'),
         (['sum', 'left'], 'error: left: expected --key=value'),
+        (['sum', '--left=-1'], 'error: --left=-1: expected at least 0'),
+        (['sum', '--right=nan'], 'error: --right=nan: expected at least 0'),
+        (['sum', '--json='], 'error: --json=: expected a file to write to'),
+        (['sum', '--json=/'], 'error: --json=/: expected a file to write to'),
+        (['sum', '--json=/proc/none/x'], 'error: --json=/proc/none: cannot be written'),
+        (['leases', '--hosts=0'], 'error: leases: no such bench'),
     ],
 )
 def test_wrong_arguments_are_one_line(fake_bench, capsys, arguments, message):

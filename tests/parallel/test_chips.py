@@ -48,3 +48,10 @@ def test_what_is_not_known_is_measured_once(monkeypatch):
     peak = peak_flops(one, np.float32)
     assert peak > 0 and peak_flops(all_, 'float32') == peak
     chips._measured.cache_clear()
+
+
+def test_of_a_gpu_s_memory_jax_takes_a_part(monkeypatch):
+    monkeypatch.setitem(chips.CHIPS, 'cpu', chips.Chip(100.0, 5e9, 1.0))
+    for limit, memory in ((90, 90.0), (110, 100.0), (0, 100.0)):  # 0: it does not say
+        monkeypatch.setattr(chips, 'device_bytes', lambda mesh, limit=limit: limit)
+        assert chips.here('bfloat16') == chips.Chip(memory, 5e9, 1.0)

@@ -1,5 +1,7 @@
 """Launch on several hosts: what the environment says, and two real processes that meet."""
 
+import os
+import subprocess
 import sys
 
 import pytest
@@ -26,11 +28,56 @@ OWN = {
         ({'OMPI_COMM_WORLD_SIZE': '4'}, {}),
         ({'TPU_WORKER_HOSTNAMES': 'localhost'}, None),
         ({'TPU_WORKER_HOSTNAMES': 'a,b'}, {}),
-        (OWN, {'coordinator_address': 'localhost:1', 'num_processes': 2, 'process_id': 1}),
     ],
 )
 def test_the_environment_tells_the_launcher(environment, arguments):
     assert hosts.launch_arguments(environment) == arguments
+
+
+def test_in_a_step_of_slurm_the_variables_of_jax_give_a_process_all_its_devices():
+    for around in ({}, SLURM):
+        assert hosts.launch_arguments(around | OWN) == {
+            'coordinator_address': 'localhost:1',
+            'num_processes': 2,
+            'process_id': 1,
+            'cluster_detection_method': 'deactivate',
+        }
+
+
+@pytest.mark.parametrize(('port', 'rolls'), [(1234, 1235), (65534, 65535), (65535, 65534)])
+def test_the_roll_is_on_a_port_that_there_is(port, rolls):
+    assert hosts._roll_port(port) == rolls
+
+
+@pytest.mark.parametrize(
+    ('before', 'after'),
+    [
+        (None, '--xla_gpu_shard_autotuning=false'),
+        ('--xla_a=1', '--xla_a=1 --xla_gpu_shard_autotuning=false'),
+        ('--xla_gpu_shard_autotuning=true', '--xla_gpu_shard_autotuning=true'),
+    ],
+)
+def test_no_process_waits_for_the_kernels_that_another_one_chooses(
+    monkeypatch, tmp_path, before, after
+):
+    monkeypatch.delenv('XLA_FLAGS', raising=False)
+    if before is not None:
+        monkeypatch.setenv('XLA_FLAGS', before)
+    monkeypatch.setattr(hosts, 'GPUS', tmp_path / 'none')
+    hosts._tune_alone()
+    assert os.environ.get('XLA_FLAGS') == before
+    monkeypatch.setattr(hosts, 'GPUS', tmp_path)
+    hosts._tune_alone()
+    assert os.environ['XLA_FLAGS'] == after
+
+
+def test_xla_knows_the_flag():
+    code = 'import jax; jax.jit(lambda x: x + 1)(1); print("known")'
+    flags = {'XLA_FLAGS': f'--{hosts.TUNING}=false', 'JAX_PLATFORMS': 'cpu'}
+    told = subprocess.run(
+        [sys.executable, '-c', code], env=os.environ | flags, capture_output=True, text=True
+    )
+    assert (told.returncode, told.stdout) == (0, 'known\n'), told.stderr
 
 
 SLURM = {

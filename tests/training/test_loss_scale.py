@@ -11,7 +11,7 @@ import pytest
 
 from rstar_jax import models, training
 from rstar_jax.errors import UserError
-from rstar_jax.models import decoder
+from rstar_jax.models import checkpoint, decoder
 from rstar_jax.training import checkpoints, dtypes, loss_scale, packing, step, trainer
 from rstar_jax.training.examples import Encoded
 
@@ -127,10 +127,14 @@ def test_the_rate_that_is_told_is_the_one_that_was_taken(tmp_path, monkeypatch):
     [('7.5', 'float16'), ('8.0', 'bfloat16'), ('12.0', 'bfloat16'), ('gfx90a', 'bfloat16')],
 )
 def test_only_old_gpus_of_nvidia_train_in_float16(monkeypatch, capability, dtype):
+    """And search in float32, for which bfloat16 would be turned into it in every step."""
     device = types.SimpleNamespace(platform='gpu', compute_capability=capability)
-    monkeypatch.setattr(jax, 'devices', lambda: [device])
-    monkeypatch.setattr(dtypes, 'default_dtype', lambda: 'bfloat16')
+    monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
+    monkeypatch.setattr(jax, 'local_devices', lambda: [device])
     assert dtypes.fast_dtype() == dtype
+    assert checkpoint.default_dtype() == ('float32' if dtype == 'float16' else dtype)
+    assert dtypes.lacks(jnp.dtype('bfloat16')) == (dtype == 'float16')
+    assert not dtypes.lacks(jnp.dtype('float16'))
 
 
 def test_models_are_loaded_in_a_dtype_that_loading_knows():

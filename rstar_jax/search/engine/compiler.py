@@ -1,8 +1,8 @@
 """Which sizes of a decode step are compiled, and which one is being compiled beside the search.
 
 A size that has more room than is wanted gives the same steps, only later. So a search goes on with
-one that is compiled, and a better one is compiled meanwhile in a thread. On an accelerator that
-takes the search no time; on a CPU the two share the cores.
+one that is compiled, and a better one is compiled meanwhile in a thread. On a TPU that takes the
+search no time; on a CPU the two share the cores; on a GPU XLA tries kernels between the chunks.
 """
 
 import collections

@@ -14,8 +14,10 @@ communicates between devices. The `tensor` axis is left to the compiler.
 """
 
 import collections
+import dataclasses
 import itertools
 import time
+from concurrent import futures
 from typing import Any
 
 import jax
@@ -43,6 +45,25 @@ PREFIX_UNIT = 32  # so that other problems seldom need other shapes
 # steps in a chunk of 8 (GSM8K, 0.5B model: 36 tokens a step).
 AHEAD = 1.25
 NEARLY = 0.75  # of their room is what the longest path takes when more is made ready
+
+
+@dataclasses.dataclass
+class _Decoded:
+    """What a chunk leaves: cells and slots, until the engine has them; how the host sees the cells,
+    and the counts of `decode`; when the call was sent off."""
+
+    state: tuple | None
+    look: Any
+    stats: jax.Array
+    sent: float
+
+
+def _decoded(size: Size, arguments: tuple, look: Any) -> _Decoded:
+    began = time.monotonic()
+    cells, slots, stats = size.step(*arguments)
+    sent = time.monotonic()
+    compiler.COMPILER.called(size, sent - began)
+    return _Decoded((cells, slots), look(cells), stats, sent)
 
 
 class Engine(Expander):
@@ -101,8 +122,13 @@ class Engine(Expander):
         self.known = np.zeros(cells, np.uint8)  # the cells' states, when they were last seen
         self.since = np.zeros(cells, np.int64)  # the first chunk that each is opened for
         self.chunks = 0
+        # Sends chunks off. On GPUs that takes as long as the chunk: XLA has the host decide there
+        # whether a loop goes on.
+        self.sender = futures.ThreadPoolExecutor(1, 'decode')
+        self.sending: futures.Future[_Decoded] | None = None
         # When the last chunk was sent, if a smaller decode size would have done for it.
         self.too_large: float | None = None
+        self.smallest = True  # whether none would have
         self.opened = np.zeros(cells, bool)
         self.keys = np.zeros((cells, 2), np.uint32)
         # Trees with few expansions first: the last trees shall end together, not one by one.
@@ -146,7 +172,8 @@ class Engine(Expander):
         self._open_if_ready(row)
 
     def dispatch(self) -> Any:
-        """Starts what is queued and a chunk of decoding; does not wait for the devices."""
+        """Starts what is queued and a chunk of decoding, once the chunk before is sent off."""
+        self._take_state()
         for model in self.models:
             model.make_room((self.slots, self.ppm.cells if self.ppm is not None else None))
         self.policy.copy_steps(self.cells.kv, self.cells.hidden)
@@ -166,22 +193,21 @@ class Engine(Expander):
         need = int(self._busy().reshape(self.devices, -1).sum(axis=1).max())
         if not need:
             return None
-        size, smallest = self._fit(need, self._blocks())
-        began = time.monotonic()
-        self.cells, self.slots, stats = size.step(*self._arguments())
-        now = time.monotonic()
-        compiler.COMPILER.called(size, now - began)
-        self.too_large = None if smallest else now
+        size, self.smallest = self._fit(need, self._blocks())
+        look = programs.LOOK.on(self.mesh)
+        self.sending = self.sender.submit(_decoded, size, self._arguments(), look)
         self._look_ahead()
         self.chunks += 1
-        return self.chunks, size.slots, programs.LOOK.on(self.mesh)(self.cells), stats
+        return self.chunks, size.slots, self.sending
 
     def collect(self, running: Any) -> list[Step]:
         """Waits for a dispatched chunk and returns the candidates that ended in it."""
         if running is None:
             return []
-        chunk, slots, look, stats = running
-        (seen, end, length, tokens, likelihood), stats = jax.device_get((look, stats))
+        chunk, slots, sending = running
+        decoded = sending.result()
+        look, stats = jax.device_get((decoded.look, decoded.stats))
+        seen, end, length, tokens, likelihood = look
         self.counters['iterations'] += int(stats[:, 0].max())
         self.counters['slot_steps'] += int((stats[:, 0] * slots).sum())
         self.counters['live_slot_steps'] += int(stats[:, 1].sum())
@@ -208,7 +234,17 @@ class Engine(Expander):
         """The text of sampled tokens."""
         return b''.join(self.texts[i] for i in tokens).decode('utf-8', errors='replace')
 
+    def close(self) -> None:
+        self.sender.shutdown()
+
     # --- within a chunk ---
+
+    def _take_state(self) -> None:
+        """Has what the chunk that was sent last makes of cells and slots."""
+        if self.sending is not None:
+            decoded, self.sending = self.sending.result(), None
+            (self.cells, self.slots), decoded.state = decoded.state, None
+            self.too_large = None if self.smallest else decoded.sent
 
     def _open_if_ready(self, row: int) -> None:
         if row not in self.opening or any(model.manager.waits(row) for model in self.models):

@@ -251,6 +251,13 @@ def _check_ablations(config: ConfigDict, stages: str) -> None:
                     f'--config.eval.{key}={settings[key]}: ablations need as many trees of each '
                     f'problem: set it to 0 in round {number}'
                 )
+    first = configs.for_round(config, 1).search
+    if 'data' in configs.groups_of(config.ablations.groups) and first.candidates == 1:
+        raise UserError(
+            '--config.ablations.groups: data compares trees with samples, and round 1 draws '
+            'samples (search.candidates=1): give it trees, as by --config.search.candidates=3 '
+            '--config.search.rollouts=4 --config.search.trees=1 --config.curate.choice=best'
+        )
     if stages:
         raise UserError(
             f'--stages={stages}: ablations run all; --config.stages says which the rounds have, '

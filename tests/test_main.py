@@ -102,6 +102,10 @@ def failing(capsys, *arguments: str) -> str:
             '--config.first_round=2: ablations begin with round 1',
         ),
         (
+            ['--config=experiments/ablations.py', '--workdir=x', '--config.search.candidates=1'],
+            '--config.ablations.groups: data compares trees with samples, and round 1 draws',
+        ),
+        (
             ['--config=experiments/ablations.py', '--workdir=x', '--config.eval.agree=2'],
             '--config.eval.agree=2: ablations need as many trees of each problem',
         ),

@@ -21,7 +21,7 @@ from ml_collections import ConfigDict
 
 from rstar_jax import bounds
 from rstar_jax.errors import UserError
-from rstar_jax.keys import ABLATIONS, KEYS, PRESETS, PREVIOUS, ROUNDS, STRATEGIES
+from rstar_jax.keys import ABLATIONS, ARITHMETIC, KEYS, PRESETS, PREVIOUS, ROUNDS, STRATEGIES
 from rstar_jax.stages import STAGES
 
 NONE_HERE = (
@@ -328,6 +328,12 @@ def _validate_together(config: ConfigDict, prefix: str) -> None:
             raise UserError(
                 f'--config.{prefix}{name}.step_tokens={section.step_tokens}: one step needs to fit '
                 f'into path_tokens={section.path_tokens}, as a path holds prompt and steps'
+            )
+    for key in ('sources', 'levels', 'answers'):
+        if config.data.problems == ARITHMETIC and (value := config.data[key]):
+            raise UserError(
+                f'--config.{prefix}data.{key}={value}: {ARITHMETIC} has none to choose from; leave '
+                'it empty'
             )
     for name, section in config.training.items():
         if section.keep == 'best' and not section.measure_every:

@@ -10,6 +10,7 @@ from typing import Any
 from rstar_jax.stages import STAGES
 
 PREVIOUS = 'previous'
+ARITHMETIC = 'arithmetic'  # the built-in problems, in place of a file
 ABLATIONS = ('data', 'judge', 'strength', 'form', 'rollouts')
 STRATEGIES = ('greedy', 'sampled', 'unguided', 'mcts', 'puct', 'beam', 'dvts')  # of an evaluation
 

@@ -3,7 +3,6 @@
 import collections
 import dataclasses
 import gc
-import time
 import weakref
 
 import jax
@@ -12,7 +11,6 @@ import pytest
 
 from rstar_jax import models, parallel, search
 from rstar_jax.errors import UserError
-from rstar_jax.models import tiny
 from rstar_jax.search import begin, totals
 from rstar_jax.search.engine import Engine, copies, devices, local, memory, sizes, state
 from rstar_jax.search.engine.kv_cache import CacheManager
@@ -429,80 +427,6 @@ def test_a_step_that_repeats_itself_is_stopped(policy, workers):
     assert cut and all(len(tokens) >= CONFIG.step_tokens for tokens in cut)
     again = search.Record.from_bytes(ours[0, 0].to_bytes())
     np.testing.assert_array_equal(again.cut, ours[0, 0].cut)
-
-
-def test_the_devices_do_not_wait_for_a_slow_host(workers, monkeypatch):
-    """While there is plenty of work, the next chunk is there before the host waits for one."""
-    policy = tiny.policy(['Tom has 3'], num_layers=2)  # which runs every step to its limit
-    config = search.Config(
-        rollouts=1, candidates=3, max_depth=1, step_tokens=96, slots=4, trees_in_flight=6, chunk=16
-    )
-    problems = [{**PROBLEMS[0], 'index': i, 'question': f'Tom has {i}'} for i in range(6)]
-    dispatch, collect = Engine.dispatch, Engine.collect
-    events, ahead = [], []
-
-    def watched(self):
-        plenty, running = self.plenty, dispatch(self)
-        if running is not None:
-            events.append(('sent', running[0]))
-            ahead.extend([running[0]] * plenty)
-        return running
-
-    def slow(self, running):
-        if running is not None:
-            events.append(('waited for', running[0]))
-        found = collect(self, running)
-        time.sleep(0.05)
-        return found
-
-    monkeypatch.setattr(Engine, 'dispatch', watched)
-    monkeypatch.setattr(Engine, 'collect', slow)
-    grow(policy, None, workers, problems, config)
-    first = min(number for _, number in events)
-    ahead = [number for number in ahead if number > first]
-    assert len(ahead) > 4
-    for number in ahead:
-        assert events.index(('sent', number)) < events.index(('waited for', number - 1))
-
-
-def test_a_chunk_whose_call_takes_as_long_as_the_chunk_runs_beside_the_host(workers, monkeypatch):
-    """As on GPUs: the host is at work on a chunk while the next one is under way."""
-    policy = tiny.policy(['Tom has 3'], num_layers=2)  # which runs every step to its limit
-    config = search.Config(
-        rollouts=1, candidates=3, max_depth=1, step_tokens=96, slots=4, trees_in_flight=6, chunk=16
-    )
-    problems = [{**PROBLEMS[0], 'index': i, 'question': f'Tom has {i}'} for i in range(6)]
-    send, dispatch, collect = local._decoded, Engine.dispatch, Engine.collect
-    events, ahead = [], []
-
-    def sent(*arguments):
-        made = send(*arguments)
-        jax.block_until_ready(made.stats)
-        time.sleep(0.05)
-        events.append(('ended', sum(event == 'ended' for event, _ in events) + 1))
-        return made
-
-    def watched(self):
-        plenty, running = self.plenty, dispatch(self)
-        if running is not None:
-            ahead.extend([running[0]] * plenty)
-        return running
-
-    def collected(self, running):
-        found = collect(self, running)
-        if running is not None:
-            events.append(('looked at', running[0]))
-        return found
-
-    monkeypatch.setattr(local, '_decoded', sent)
-    monkeypatch.setattr(Engine, 'dispatch', watched)
-    monkeypatch.setattr(Engine, 'collect', collected)
-    grow(policy, None, workers, problems, config)
-    first = min(number for _, number in events)
-    ahead = [number for number in ahead if number > first]
-    assert len(ahead) > 4
-    for number in ahead:
-        assert events.index(('looked at', number - 1)) < events.index(('ended', number))
 
 
 def test_a_search_that_has_ended_gives_its_memory_back_at_once(policy, ppm):

@@ -126,7 +126,8 @@ KEYS: dict[str, tuple[Any, str]] = {
     'search.min_p': (0.0, 'and of these from those this many times as likely as the first; 0: all'),
     'search.repetition': (
         0,
-        'a step is stopped when so many tokens in a row repeat what was just written; 0: never',
+        'a step that repeats itself for so many tokens ends its branch, as do three steps in a row '
+        'that do the same; 0: never',
     ),
     'search.tokens': (
         0,

@@ -140,6 +140,22 @@ class Judge:
             node.errors = 0 if result.ok else tree.cursor.errors + 1
             if node.errors >= self.config.error_threshold:
                 node.status = Status.CODE_ERRORS
+            elif self.config.repetition and _goes_round(tree, node):
+                node.status = Status.UNPARSABLE
             if node.status == Status.CODE_ERRORS or steps.CODE_END in text:
                 node.text = steps.with_output(text, node.output, self.behind_output)
                 node.tokens = node.step.tokens + self.encode(node.text[len(text) :])
+
+
+def _goes_round(tree: HostTree, node: Node) -> bool:
+    """Whether a step was stopped as it repeats itself, or does what the two before it do."""
+    before = [tree.nodes[i] for i in tree.path[1:][-2:]]
+    said = {_statements(one.code) for one in (*before, node)}
+    again = len(before) == 2 and len(said) == 1 and said != {()}
+    return again or node.step.kind == marks.REPEATED
+
+
+def _statements(code: str) -> tuple[str, ...]:
+    """The lines of a program that are no comments, without which steps differ in their number."""
+    lines = [line.strip() for line in code.splitlines()]
+    return tuple(line for line in lines if line and not line.startswith('#'))

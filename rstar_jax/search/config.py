@@ -35,7 +35,8 @@ class Config:
       top_k, top_p, min_p: which tokens may be sampled at all, see `sampling.Settings`; the paper
         samples from the whole distribution.
       repetition: a step is stopped when so many tokens in a row each were the same as the one some
-        way before, no further than 32; 0 lets it run to its limit. By local models only.
+        way before, no further than 32; by local models only. Its branch ends, as does one of which
+        three steps in a row do the same. 0: neither.
       tokens: sampled for each problem: its trees grow one after another, and none begins, and no
         node is expanded, when so many have been sampled; 0 for no limit.
       agree: at test time a problem is finished when its commonest answer has been found so many

@@ -12,7 +12,7 @@ import pytest
 
 from rstar_jax import parallel, search
 from rstar_jax.parallel import compiled
-from rstar_jax.search.engine import compiler, local
+from rstar_jax.search.engine import compiler, copies, local
 from rstar_jax.search.engine import sizes as slot_sizes
 from rstar_jax.search.engine.compiler import Compiler, Size
 from tests.search import favoured, test_engine
@@ -93,37 +93,67 @@ def test_the_last_trees_wait_for_no_size_that_serves_them_all(sizes):
     assert made.choose(sizes, 0.0, arguments, 1) == 1
     made.called(sizes[2], 10.0)
     assert made.choose(sizes, 0.0, arguments, 1) == 2  # but use it where it is compiled
-    made = Compiler()
-    made.expect(sizes, arguments, 1)
-    assert made.coming[0] == sizes[1]
-    end(made)
+
+
+@pytest.fixture
+def engine(monkeypatch):
+    """What of an engine says which sizes it wants: six trees of two candidates, eight slots."""
+    monkeypatch.setattr(slot_sizes, 'block_sizes', lambda paths, room: [2, 4, 8, 12, None])
+    made = object.__new__(local.Engine)
+    made.config = search.Config(candidates=2, path_tokens=1000)
+    made.plan = types.SimpleNamespace(slots=8)
+    made.slot_sizes, made.slot_size, made.width = [2, 4, 8], 2, 6
+    made.policy = types.SimpleNamespace(needed=200)
+    made.left, made.began = math.inf, 0.0
+    made._size = lambda slots, held, room: Size(held, slots, room, 0)
+    return made
 
 
 @pytest.mark.parametrize(
-    ('left', 'always'),
-    [(math.inf, (8, None)), (3, (8, None)), (2, (4, 8)), (1, (2, 4)), (0, (2, 2))],
+    ('left', 'least'),
+    [(math.inf, (8, 12)), (4, (8, 8)), (2, (4, 4)), (1, (2, 2)), (0, (2, 2))],
 )
-def test_what_the_trees_that_are_left_may_need_is_enough(monkeypatch, left, always):
-    monkeypatch.setattr(slot_sizes, 'block_sizes', lambda paths, room: [2, 4, 8, None])
-    self = types.SimpleNamespace(
-        config=types.SimpleNamespace(one_size=False, candidates=2),
-        plan=types.SimpleNamespace(slots=8),
-        slot_sizes=[2, 4, 8],
-        width=6,
-        left=left,
-        _size=lambda slots, held, room: (slots, held),
+def test_what_the_trees_that_are_left_may_need_is_enough(engine, left, least):
+    engine.left = left
+    assert engine.reach == 256 - copies.COPIED  # 2 blocks a tree
+    possible = engine._enough(engine.reach, *engine._most(engine.reach))
+    assert (possible[0].slots, possible[0].step) == least
+    assert {size.room for size in possible} == {512}
+
+
+def test_longer_paths_need_more_blocks_and_only_long_ones_more_room(engine):
+    engine.left, wanted = 2, []
+    for engine.policy.needed in (200, 300, 500, 900, 2000):
+        first = engine._enough(engine.reach, *engine._most(engine.reach))[0]
+        wanted.append((first.step, first.room))
+    assert wanted == [(4, 512), (8, 512), (12, 1024), (None, 1024), (None, 4096)]
+
+
+def test_what_the_last_trees_of_a_long_search_need_is_compiled_before(engine, monkeypatch):
+    made, asked = Compiler(), []
+    monkeypatch.setattr(compiler, 'COMPILER', made)
+    monkeypatch.setattr(
+        made, 'expect', lambda sizes, _: asked.append({(x.slots, x.step) for x in sizes})
     )
-    possible, index = local.Engine._possible(self, 512)  # 4 blocks a tree
-    assert possible[index] == always
-    assert possible[0] == (2, 2) and possible[-1] == (8, None)
-    possible, index = local.Engine._possible(self, 512, 8, 8)  # what is running counts, too
-    assert possible == [(8, 8), (8, None)]
-    assert possible[index] == ((8, 8) if left < 3 else (8, None))
+    monkeypatch.setattr(local.time, 'monotonic', lambda: 100.0)
+    made.seconds, engine.policy.needed = 19.0, 150
+    engine._look_ahead()
+    assert asked == []  # trees will follow
+    engine.left = 3
+    engine._look_ahead()
+    assert asked == [{(4, 8), (4, 12), (4, None)}, {(2, 4), (2, 8), (2, 12), (2, None)}]
+    asked.clear()
+    made.seconds = 21.0
+    engine._look_ahead()
+    assert asked == []  # it has not taken long
+    engine.policy.needed = 400
+    engine._look_ahead()  # of 480
+    assert asked == [{(8, None)}]  # three trees of 768: 18 blocks
 
 
 def test_what_is_expected_is_waited_for(sizes):
     made = Compiler()
-    made.expect(sizes, arguments, len(sizes) - 1)
+    made.expect(sizes[::-1], arguments)
     assert made.coming[0] == sizes[-1]
     before, found = parallel.compile_seconds(), []
     waiting = threading.Thread(target=lambda: found.append(choose(made, sizes)))
@@ -135,15 +165,15 @@ def test_what_is_expected_is_waited_for(sizes):
     assert found == [2]
     assert made.ready == {sizes[-1]}
     assert parallel.compile_seconds() >= before + 0.2
-    made.expect(sizes, arguments, len(sizes) - 1)
+    made.expect(sizes[::-1], arguments)
     assert not made.coming  # one will do
 
 
 def test_nothing_waits_for_what_another_search_has_left(sizes):
     made = Compiler()
     small, _, large = sizes
-    made.expect([small], arguments, 0)
-    made.expect([large], arguments, 0)
+    made.expect([small], arguments)
+    made.expect([large], arguments)
     assert made.coming[0] == small  # none queues behind it
     assert choose(made, [large]) == 0  # at once: its call compiles
     assert made.coming[0] == small

@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import functools
+import types
 
 import jax
 import numpy as np
@@ -96,6 +97,10 @@ def test_as_many_trees_as_keep_the_slots_busy(mesh, monkeypatch):
     assert (asked.trees, asked.slots) == (7, 10)
     asked = plan(mesh, 2**34, monkeypatch, slots=20, trees_in_flight=7)
     assert (asked.trees, asked.slots) == (7, 20)  # more than half of their 28 cells, as asked for
+    single = plan(mesh, 2**34, monkeypatch, trees=60, candidates=1)
+    assert (single.trees, single.slots) == (60, 40)
+    accelerator = types.SimpleNamespace(devices=np.array([types.SimpleNamespace(platform='tpu')]))
+    assert sizes.kept_busy(accelerator, 60, 1) == 60 and sizes.kept_busy(accelerator, 60, 4) == 30
 
 
 def test_no_room_is_one_clear_error(mesh, monkeypatch):
@@ -161,9 +166,11 @@ def held() -> int:
 
 def test_few_blocks_of_paths_are_read_few_ways():
     """Of 48 paths with room for 768: 288 blocks, of which half or fewer are worth a copy."""
-    assert sizes.block_sizes(48, 768 + 32) == [4, 18, 72, 144, None]
+    assert sizes.block_sizes(48, 768 + 32) == [4, 18, 36, 72, 144, None]
     assert sizes.block_sizes(3, 256 + 32) == [1, None]
     assert sizes.block_sizes(1, 100) == [None]
+    rooms = [(sizes.path_room(n, 3000), sizes.reach(n, 3000)) for n in (20, 300, 900, 2500)]
+    assert rooms == [(512, 224), (512, 480), (1024, 992), (3032, 3000)]
     assert sizes.slot_sizes(64) == [8, 16, 32, 64] and sizes.slot_sizes(3) == [3]
 
 

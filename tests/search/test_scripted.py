@@ -272,6 +272,24 @@ def test_beams_that_have_found_answers_end_alone(grow):
     assert expanded('beam') == {STEP_A, STEP_B, STEP_A + STEP_B}
 
 
+def test_a_solution_that_goes_round_ends(grow):
+    """At the third step in a row that does the same, whatever number it has, if that is wanted."""
+    one, *others = (f'# Step {i}\nx = 1\n<end_of_step>\n' for i in range(1, 5))
+    script, prefix = {'': [STEP_A], STEP_A: [one]}, STEP_A + one
+    for text in others:
+        script[prefix] = [text]
+        prefix += text
+    record = grow(script, repetition=48, max_depth=8)
+    assert record.texts == ['', STEP_A, one, *others[:2]]
+    assert record.status[-1] == Status.UNPARSABLE and record.value_sum[-1] == -1
+    record = grow(script, max_depth=8)
+    assert record.texts[:6] == ['', STEP_A, one, *others]
+    talk = [f'# {i}\n<end_of_step>' for i in range(3)]
+    script = {'': talk[:1], talk[0]: talk[1:2], talk[0] + talk[1]: talk[2:]}
+    record = grow(script, repetition=48, max_depth=3)
+    assert record.texts[:4] == ['', *talk] and Status.UNPARSABLE not in record.status
+
+
 def test_children_beyond_the_depth_limit(grow):
     record = grow({}, rollouts=2, max_depth=1)
     assert record.depth.tolist() == [0, 1, 2]

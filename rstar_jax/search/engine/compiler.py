@@ -87,11 +87,11 @@ class Compiler:
         return chosen
 
     @_locked
-    def expect(self, possible: list[Size], arguments: Callable[[Size], Any], always: int) -> None:
-        """Has the size `always` compiled beside the search, unless another one is ready."""
+    def expect(self, possible: list[Size], arguments: Callable[[Size], Any]) -> None:
+        """Has the first of some sizes compiled beside the search, unless one of them is ready."""
         self._look()
         if not self.ready.intersection(possible):
-            self._begin(possible[always], arguments)
+            self._begin(possible[0], arguments)
 
     @_locked
     def called(self, size: Size, seconds: float) -> None:

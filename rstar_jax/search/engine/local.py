@@ -16,6 +16,7 @@ communicates between devices. The `tensor` axis is left to the compiler.
 import collections
 import dataclasses
 import itertools
+import math
 import time
 from concurrent import futures
 from typing import Any
@@ -44,7 +45,10 @@ PREFIX_UNIT = 32  # so that other problems seldom need other shapes
 # A chunk is sent ahead where so many cells are wanted for each slot; a fifth of the slots end their
 # steps in a chunk of 8 (GSM8K, 0.5B model: 36 tokens a step).
 AHEAD = 1.25
-NEARLY = 0.75  # of their room is what the longest path takes when more is made ready
+NEARLY = 0.75  # of what paths reach is what the longest takes when more is made ready
+# Where no tree is left to begin, sizes for fewer are compiled before they are needed if the search
+# has taken so many times as long as compiling one: its last trees will take long, too.
+LONG = 5.0
 
 
 @dataclasses.dataclass
@@ -108,6 +112,7 @@ class Engine(Expander):
         self.width, slots = self.plan.trees, self.plan.slots
         self.rows = self.devices * self.width
         self.counters: collections.Counter = collections.Counter()
+        self.began = time.monotonic()
         for model in self.models:
             model.prepare(self.plan, self.counters)
         made = config.step_tokens, self.policy.dtype, self.policy.kv_dtype
@@ -180,7 +185,7 @@ class Engine(Expander):
         if self.ppm is not None:
             self.ppm.copy_steps()
         if not self.chunks:  # the prompts are computed meanwhile
-            self._expect(self.policy.capacity)
+            self._expect(self.reach)
         self._prefill()
         if self.opened.any():
             # Copies, as the device may read the host's arrays later than this line.
@@ -281,37 +286,44 @@ class Engine(Expander):
         )
         return Size(step, slots, room, self.others)
 
-    def _possible(self, room: int, cells: int = 1, blocks: int = 0) -> tuple[list[Size], int]:
-        """The sizes that will do for so many cells and blocks of paths, smallest first.
+    @property
+    def reach(self) -> int:
+        """Tokens that paths are expected to have."""
+        return sizes.reach(self.policy.needed, self.config.path_tokens)
 
-        And the index of the one that will do for all that the trees in flight, and those that
-        follow them, may need in paths of this room.
-        """
-        counts = [None] if self.config.one_size else sizes.block_sizes(self.width, room)
+    def _most(self, reach: int) -> tuple[int, int]:
+        """Cells and blocks that the trees in flight, and those that follow them, may need."""
         trees = min(self.left, self.width)
-        most = min(trees * self.config.candidates, self.plan.slots), trees * -(-room // BLOCK)
+        return min(trees * self.config.candidates, self.plan.slots), trees * -(-reach // BLOCK)
 
-        def enough(slots: int, held: int | None, cells: int, blocks: int) -> bool:
-            return slots >= min(cells, self.plan.slots) and (held is None or held >= blocks)
-
-        possible = [
-            size
-            for size in itertools.product(self.slot_sizes, counts)
-            if enough(*size, cells, blocks)
+    def _enough(self, reach: int, cells: int, blocks: int) -> list[Size]:
+        """The sizes that will do for so many cells and blocks of paths, smallest first."""
+        room = sizes.path_room(reach, self.config.path_tokens)
+        counts = [None] if self.config.one_size else sizes.block_sizes(self.width, room)
+        return [
+            self._size(slots, held, room)
+            for slots, held in itertools.product(self.slot_sizes, counts)
+            if slots >= min(cells, self.plan.slots) and (held is None or held >= blocks)
         ]
-        always = next(i for i, size in enumerate(possible) if enough(*size, *most))
-        return [self._size(*size, room) for size in possible], always
 
-    def _expect(self, room: int) -> None:
-        """Has what paths of this room need compiled beside the search."""
-        possible, always = self._possible(room)
-        compiler.COMPILER.expect(possible, self._shapes, always)
+    def _expect(self, reach: int) -> None:
+        """Has what paths of this reach need compiled beside the search."""
+        compiler.COMPILER.expect(self._enough(reach, *self._most(reach)), self._shapes)
 
     def _look_ahead(self) -> None:
-        """Has what paths will need that outgrow their room compiled before they do."""
-        room, longest = self.policy.capacity, self.config.path_tokens
-        if self.policy.needed > NEARLY * room and room < sizes.path_room(longest, longest):
-            self._expect(sizes.path_room(room, longest))
+        """Has what will be needed compiled before it is.
+
+        That is, what paths need that outgrow their reach, and what fewer trees do.
+        """
+        reach, longest = self.reach, self.config.path_tokens
+        if self.policy.needed > NEARLY * reach and reach < longest:
+            self._expect(sizes.reach(reach + 1, longest))
+        taken = time.monotonic() - self.began
+        if self.left == math.inf or taken < LONG * compiler.COMPILER.seconds:
+            return
+        for slots in reversed(self.slot_sizes[: self.slot_size]):
+            enough = self._enough(reach, slots, min(self.left, slots) * -(-reach // BLOCK))
+            compiler.COMPILER.expect([one for one in enough if one.slots == slots], self._shapes)
 
     def _arguments(self) -> tuple:
         """Of a chunk of decoding."""
@@ -341,7 +353,10 @@ class Engine(Expander):
 
         By way of all sizes between, as each change of one size to another is compiled.
         """
-        possible, always = self._possible(self.policy.capacity, cells, blocks)
+        reach = self.reach
+        possible = self._enough(reach, cells, blocks)
+        most = map(max, self._most(reach), (cells, blocks))
+        always = possible.index(self._enough(reach, *most)[0])
         wasted = 0.0 if self.too_large is None else time.monotonic() - self.too_large
         chosen = compiler.COMPILER.choose(possible, wasted, self._shapes, always)
         want = self.slot_sizes.index(possible[chosen].slots)

@@ -16,8 +16,7 @@ from rstar_jax.search.engine import copies, devices, sizes, state
 from rstar_jax.search.tree import init
 
 MARGIN = 0.9  # of the free memory; the rest is for what compiled functions work with
-# So few slots are all used at once, as fewer would be hardly faster.
-FEW_SLOTS = 16
+FEW_SLOTS = 16  # are all used at once, as fewer would be hardly faster
 TREES_FOR_SLOTS = 3  # as many trees in flight as fill the slots this many times
 STEP = 64  # tokens of a step, where room is made for what trees usually have of them
 KEPT = 0.5  # of what is left may be used to keep steps
@@ -130,11 +129,9 @@ def plan(
             'on a device: lower --config.search.path_tokens, step_tokens or candidates, or raise '
             '--config.search.tensor to share the model among devices'
         )
-    # Half of what the trees can fill: the other half waits, so that no slot does. With one
-    # candidate a tree fills one slot, and a path is read for it alone: no more trees than slots.
     cells = possible * n
-    all_used = config.slots or n == 1
-    slots = min(slots, cells if all_used else max(cells // 2, FEW_SLOTS), cells)
+    used = cells if config.slots else sizes.kept_busy(mesh, cells, n)
+    slots = min(slots, max(used, FEW_SLOTS), cells)
     left = room - possible * tree - slots * slot
     fitting = int(KEPT * left // (possible * token)) - copies.COPIED
     kept = max(0, min(_worth_keeping(config), fitting))

@@ -7,8 +7,10 @@ PREFILL_LENGTHS = (32, 128)
 FEW_ROWS = (2, 16)  # rows and their length, on CPUs: the outputs of one or two programs
 # Steps are scored in one piece, in the shortest of these and the longest step that has room.
 SCORE_LENGTHS = (32, 64, 128)
-# Paths have room for as many tokens as one of these; each is compiled.
-PATH_ROOMS = (256, 512, 768, 1024, 1536, 2048, 3072, 4096)
+# Paths have room for as many tokens as one of these; for each all is compiled anew.
+PATH_ROOMS = (512, 1024, 2048, 4096)
+# Paths are expected to become as long as the longest is, up to the next of these.
+REACHES = (256, 512, 768, 1024, 1536, 2048, 3072, 4096)
 # Positions of a step that every slot attends to, where longer ones are looked at for few slots.
 NEAR = 64
 # A decode step of fewer slots takes hardly less time: devices' products pad to so many rows.
@@ -24,14 +26,34 @@ def path_room(tokens: int, longest: int) -> int:
 
     None is larger than for paths of `longest` tokens, unless a prompt alone is.
     """
+    return _next(PATH_ROOMS, tokens, longest)
+
+
+def reach(tokens: int, longest: int) -> int:
+    """Tokens that paths are expected to have when one has so many."""
+    return _next(REACHES, tokens, longest) - copies.COPIED
+
+
+def _next(lengths: tuple[int, ...], tokens: int, longest: int) -> int:
     need, most = (x + copies.COPIED for x in (tokens, longest))
-    rooms = [x for x in PATH_ROOMS if x < most] + [most]
-    return next((x for x in rooms if x >= need), -(-need // PATH_ROOMS[-1]) * PATH_ROOMS[-1])
+    lengths = (*[x for x in lengths if x < most], most)
+    return next((x for x in lengths if x >= need), -(-need // PATH_ROOMS[-1]) * PATH_ROOMS[-1])
 
 
 def default_slots(mesh) -> int:
     """Sequences that one device decodes at once: where its products reach their full speed."""
     return 128 if mesh.devices.flat[0].platform == 'cpu' else 256
+
+
+def kept_busy(mesh, cells: int, candidates: int) -> int:
+    """Slots that so many cells keep busy: others wait, so that no slot does.
+
+    A tree of one candidate fills one slot, and a path is read for it alone. On accelerators, where
+    a step of fewer slots takes as long, there are no more such trees than slots.
+    """
+    if candidates > 1:
+        return cells // 2
+    return cells * 2 // 3 if mesh.devices.flat[0].platform == 'cpu' else cells
 
 
 def near(mesh) -> int | None:
@@ -105,5 +127,5 @@ def block_sizes(paths: int, room: int) -> list[int | None]:
     of slots, so there is only one where paths are short.
     """
     blocks = paths * (room // decode.BLOCK)
-    shifts = (1, 2, 4, 6) if room // decode.BLOCK > 2 else (2,)
+    shifts = (1, 2, 3, 4, 6) if room // decode.BLOCK > 2 else (2,)
     return [*sorted({blocks >> shift for shift in shifts} - {0}), None]

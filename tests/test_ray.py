@@ -128,7 +128,7 @@ def test_one_killed_one_cut_off_one_added(cluster, namespace, tmp_path):
         with ray_team.team(Job(0.02, str(gate)).begin) as team:
             until(lambda: len([n for n in ray.nodes() if n['Resources'].get('CPU')]) == 3)
             records = elastic.run(
-                [(problem, 0) for problem in PROBLEMS], team, say=say, silent=30.0
+                [(problem, 0) for problem in PROBLEMS], team, say=say, silent=15.0
             )
             for record in records:
                 assert record.key not in found
@@ -147,7 +147,7 @@ def test_one_killed_one_cut_off_one_added(cluster, namespace, tmp_path):
         assert_same(record, whole[key])
     assert 'worker 4' in text, text
     assert 'is gone' in text, text
-    assert not namespace or 'has not answered for 30 s' in text, text
+    assert not namespace or 'has not answered for 15 s' in text, text
 
 
 def test_without_a_cluster_the_error_is_one_line(monkeypatch, tmp_path):

@@ -140,9 +140,8 @@ class Loop:
 
     def tell(self, final: bool = False) -> None:
         most, growing = self.config.rollouts, self.growing.values()
-        few = 2 * len(growing) <= min(self.expander.rows, self.totals.total)
-        last = growing if self._ending and few else ()
-        shares = ((tree.started, tree.rollouts / most) for tree in last if tree.rollouts)
+        last = growing if self._ending else ()
+        shares = ((tree.sampled, tree.rollouts / most) for tree in last if tree.rollouts)
         under_way = sum(tree.rollouts for tree in growing) / most
         self.totals.tick(under_way, final, shares, one_each=len(growing) / most)
 

@@ -12,15 +12,16 @@ from rstar_jax.search.record import Record
 FIRST_SHARE = 0.02
 FIRST_TREES = 1.0
 LAST_SHARE = 0.25
-RECENT = 30  # times of telling, by which the speed of a step of decoding is known
+RECENT = 30  # times of telling, by which the present speed is known
 
 
 class Totals:
     """Counts finished trees, and hands the totals to a callback.
 
     The time left goes by the speed since the first step was done: what came before, compiling and
-    prompts, does not come again. The last trees end one by one, so it is at least what the slowest
-    of them takes by its own speed, and by that of a step now: the fewer trees the shorter it is.
+    prompts, does not come again. The last trees end one by one, and fewer tokens are sampled at a
+    time: it is at least what these take for theirs at the present speed, each having as many to
+    come for what is left of it as it had for what is done.
     """
 
     def __init__(self, total: int, counters, callback: Callable[[dict[str, float]], None] | None):
@@ -32,9 +33,9 @@ class Totals:
         self.total, self.counters, self.callback = total, counters, callback
         self.started = self.last = time.monotonic()
         self.done = self.solved = self.nodes = 0
-        # When something was first done, how much, and after how many steps of decoding.
-        self._begun: tuple[float, float, int] | None = None
-        # The last times of telling, and how many steps there had been.
+        # When something was first done, and how much.
+        self._begun: tuple[float, float] | None = None
+        # The last times of telling, and how many tokens had been sampled.
         self._recent: collections.deque[tuple[float, int]] = collections.deque(maxlen=RECENT)
 
     def finished(self, record: Record) -> None:
@@ -50,8 +51,8 @@ class Totals:
         one_each: float = 0.0,
     ) -> None:
         """under_way: what is done of the trees in flight, in trees. last: of those that no other
-        will follow, when each began and what share of it is done, above 0. one_each: what a rollout
-        of every tree in flight comes to, in trees.
+        will follow, the tokens of each and what share of it is done, above 0. one_each: what a
+        rollout of every tree in flight comes to, in trees.
 
         Where others search too, a process may get more than its share of all, or less; one that has
         got nothing tells nothing at its end.
@@ -61,7 +62,7 @@ class Totals:
         if self.callback is None or not self.total or (now - self.last < 1.0 and not final):
             return
         self.last = now
-        self._recent.append((now, self.counters['iterations']))
+        self._recent.append((now, self.counters['sampled']))
         seconds = now - self.started
         sampled, steps = self.counters['sampled'], self.counters['slot_steps']
         self.callback(
@@ -84,21 +85,17 @@ class Totals:
     ) -> float:
         """Seconds; nan while nobody can tell."""
         if self._begun is None and done:
-            self._begun = now, done, self.counters['iterations']
+            self._begun = now, done
         latest = LAST_SHARE * self.total
         enough = max(min(max(FIRST_TREES, one_each), latest), FIRST_SHARE * self.total)
         if done >= self.total:
             return 0.0
         if self._begun is None or done < enough or done <= self._begun[1]:
             return float('nan')
-        begun, before, steps = self._begun
-        pace = self._pace(begun, steps)
-        each = [pace * (now - max(start, begun)) * (1 / share - 1) for start, share in last]
-        return max((self.total - done) * (now - begun) / (done - before), *each, 0.0)
-
-    def _pace(self, begun: float, steps: int) -> float:
-        """How long a step of decoding takes now, in times of all since `begun`; 1 if unknown."""
-        (then, before), (now, after) = self._recent[0], self._recent[-1]
-        if not steps < after > before:
-            return 1.0
-        return (now - then) / (after - before) * (after - steps) / (now - begun)
+        begun, before = self._begun
+        every = (self.total - done) * (now - begun) / (done - before)
+        (then, first), (_, sampled) = self._recent[0], self._recent[-1]
+        if sampled == first:
+            return max(every, 0.0)
+        to_come = sum(tokens * (1 / share - 1) for tokens, share in last)
+        return max(every, to_come * (now - then) / (sampled - first))

@@ -9,6 +9,7 @@ cut step no end.
 
 import collections
 import hashlib
+import itertools
 import os
 import re
 import sys
@@ -34,7 +35,7 @@ MARKS = (*steps.TEMPLATE_MARKS, END_OF_TEXT)
 
 CORES = 'TOKENIZERS_PARALLELISM'  # a variable that tokenizers reads at each call
 READ = 1024  # texts (groups of pairs) that are tokenised at once in the first pass
-GROUP_PAIRS = 8  # pairs of one prefix that are kept together in a batch
+GROUP = 8  # pairs of one prefix, or trajectories of one question, kept together in a batch
 
 
 class Encoded:
@@ -109,26 +110,6 @@ def _source(examples: Iterable[dict[str, Any]]) -> Sequence[dict[str, Any]]:
     return examples if isinstance(examples, Sequence) else list(examples)
 
 
-def _one_each(
-    examples: Iterable[dict[str, Any]],
-    question: Callable[[dict[str, Any]], str],
-    encode: Callable[[list[dict[str, Any]]], list[Example | None]],
-    fields: dict[str, Any],
-    length: int,
-) -> Encoded:
-    """One example of each text; encode: None where there is nothing to learn."""
-    source = _source(examples)
-    encoded = Encoded(fields, length, encode=lambda places: encode([source[i] for i in places]))
-    for start in range(0, len(source), READ):
-        texts = source[start : start + READ]
-        for place, (text, example) in enumerate(zip(texts, encode(texts)), start):
-            if example is None or len(example.sequences[0]) > length:
-                encoded.dropped += 1
-            else:
-                encoded.add(question(text), example, place, len(example.sequences[0]))
-    return encoded
-
-
 def sft(examples: Iterable[dict[str, Any]], tokenizer, length: int) -> Encoded:
     """{query, response} -> SFT prompt + response + end of text, learnt from the response on."""
     end = tokenizer.eos_token_id
@@ -137,9 +118,9 @@ def sft(examples: Iterable[dict[str, Any]], tokenizer, length: int) -> Encoded:
             'the tokenizer has no eos_token: SFT cannot teach where a text ends; set it'
         )
 
-    going_on = continuing(tokenizer)
+    source, going_on = _source(examples), continuing(tokenizer)
 
-    def encode(texts):
+    def answered(texts: Sequence[dict]) -> list[Example]:
         prompts = _encode(tokenizer, [steps.prompt(_text(e, 'query')) for e in texts], first=True)
         responses = [_text(e, 'response') for e in texts]
         options = {'add_special_tokens': False, 'return_offsets_mapping': True}
@@ -147,7 +128,18 @@ def sft(examples: Iterable[dict[str, Any]], tokenizer, length: int) -> Encoded:
         parts = zip(prompts, responses, coded['input_ids'], coded['offset_mapping'])
         return [_answered(*part, end) for part in parts]
 
-    return _one_each(examples, lambda text: text['query'], encode, SFT_FIELDS, length)
+    encoded = Encoded(
+        SFT_FIELDS, length, encode=lambda places: answered([source[i] for i in places])
+    )
+    for start in range(0, len(source), READ):
+        texts = source[start : start + READ]
+        for place, (text, example) in enumerate(zip(texts, answered(texts)), start):
+            size = len(example.sequences[0])
+            if size > length:
+                encoded.dropped += 1
+            else:
+                encoded.add(text['query'], example, place, size)
+    return encoded
 
 
 def _answered(prompt: list[int], response: str, ids: list[int], spans: list, end: int) -> Example:
@@ -202,7 +194,7 @@ def pairs(examples: Iterable[dict[str, Any]], tokenizer, length: int) -> Encoded
             encoded.dropped += len(group) - len(fits)
             question = _parts(source[places[0]]['prompt'])[0]
             places, group = ([x[i] for i in fits] for x in (places, group))
-            for made, cut, size in _cut(group, GROUP_PAIRS, length):
+            for made, cut, size in _cut(group, GROUP, length):
                 encoded.add(question, made, tuple(places[cut]), size)
     return encoded
 
@@ -285,22 +277,60 @@ def step_labels(examples: Iterable[dict[str, Any]], tokenizer, length: int) -> E
 def _valued(
     examples: Iterable[dict[str, Any]], targets: Callable[[dict], list], tokenizer, length: int
 ) -> Encoded:
-    """targets: of {query, steps} what each step's last token is to learn, None: nothing."""
+    """Trajectories that follow each other on one question are kept together, in the same row.
 
-    going_on = continuing(tokenizer)
+    targets: of {query, steps} what each step's last token is to learn, None: nothing.
+    """
 
-    def question(text):
-        return steps.prompt(_text(text, 'query'))
+    source, going_on = _source(examples), continuing(tokenizer)
 
-    def encode(texts):
-        prompts = _encode(tokenizer, list(map(question, texts)), first=True)
+    def judged(texts: Sequence[dict]) -> list[Example | None]:
+        prompts = _encode(tokenizer, [steps.prompt(_text(e, 'query')) for e in texts], first=True)
         parts = iter(_encode(going_on, [t for e in texts for t in _field(e, 'steps', list)]))
         return [
             _judged(text, prompt, [next(parts) for _ in text['steps']], targets(text))
             for text, prompt in zip(texts, prompts)
         ]
 
-    return _one_each(examples, question, encode, VALUE_FIELDS, length)
+    def read(groups: Sequence[Sequence[int]]) -> list[Example]:
+        made = iter(judged([source[place] for group in groups for place in group]))
+        return [_together([next(made) for _ in group]) for group in groups]
+
+    encoded = Encoded(VALUE_FIELDS, length, encode=read)
+    for start in range(0, len(source), READ):
+        texts = source[start : start + READ]
+        found = [
+            (text['query'], place, example)
+            for place, (text, example) in enumerate(zip(texts, judged(texts)), start)
+            if example is not None and len(example.sequences[0]) <= length
+        ]
+        encoded.dropped += len(texts) - len(found)
+        for query, alike in itertools.groupby(found, lambda one: one[0]):
+            _, places, made = zip(*alike)
+            for some in _grouped(made, length):
+                encoded.add(steps.prompt(query), _together(made[some]), places[some])
+    return encoded
+
+
+def _grouped(examples: Sequence[Example], longest: int) -> Iterator[slice]:
+    """Cuts trajectories into groups of at most GROUP, and of `longest` tokens."""
+    start = 0
+    while start < len(examples):
+        count = GROUP
+        while count > 1 and _size(_together(examples[start : start + count])) > longest:
+            count //= 2
+        yield slice(start, start + count)
+        start += count
+
+
+def _together(examples: Sequence[Example]) -> Example:
+    """One example of several, which have no pairs."""
+    return Example(
+        tuple(itertools.chain.from_iterable(one.sequences for one in examples)),
+        tuple(itertools.chain.from_iterable(one.shareable for one in examples)),
+        tuple(itertools.chain.from_iterable(one.fields for one in examples)),
+        count=len(examples),
+    )
 
 
 def _judged(text: dict, prompt: list[int], split: list[list[int]], values: list) -> Example | None:
@@ -332,8 +362,8 @@ def answer_pairs(
     encoded = outcomes(asked, tokenizer, length)
     sides: dict[str, tuple[list, list]] = collections.defaultdict(lambda: ([], []))
     for question, example in zip(encoded.questions, encoded.take()):
-        right = bool(example.fields[0]['targets'][-1])
-        sides[question][right].append(example.sequences[0])
+        for sequence, field in zip(example.sequences, example.fields):
+            sides[question][bool(field['targets'][-1])].append(sequence)
     pairs = Encoded(PAIR_FIELDS, length, 2 * length)
     for question, (wrong, right) in sides.items():
         group = [(good, bad, 1.0) for good in right for bad in wrong]

@@ -251,6 +251,8 @@ def test_wrong_settings_are_one_line():
 SCRIPT = """
 import os, signal, sys, time
 from rstar_jax import execution
+# What a shell starts in the background ignores it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 pool = execution.Pool(workers=2, limits=execution.Limits(seconds=30))
 pool.submit('print(1)').result()
 pool.submit('while True: pass')

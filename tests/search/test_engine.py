@@ -505,20 +505,15 @@ def test_the_time_left_is_told_when_it_is_known(monkeypatch):
         single.tick(done)
     assert np.isnan(told[-2]['seconds_left'])
     assert told[-1]['seconds_left'] == pytest.approx(70)
-    # Of the last two of eight trees one is half done and one, begun 100 s ago, a fifth.
-    tail = totals.Totals(8, collections.Counter(), told.append)
-    for seconds, done, last in [(0, 0.1, []), (200, 6.7, [(6000, 0.5), (6100, 0.2)])]:
-        now[0] = 6000 + seconds
-        tail.tick(done, last=last)
-    assert told[-1]['seconds_left'] == pytest.approx(400)
-    # A hundred steps of decoding took 170 s with all trees; lately one takes 0.4 s.
+    # The last two of eight trees, one half done with 300 tokens, one a fifth with 50, have as many
+    # as 300 and 200 to come; lately two a second were sampled, where it had been eight.
     counters = collections.Counter()
-    fast = totals.Totals(8, counters, told.append)
-    lately = [(170 + i, 100 + 2.5 * i, 6.7) for i in range(31)]
-    for seconds, steps, done in [(0, 0, 0.1), *lately]:
-        now[0], counters['iterations'] = 6500 + seconds, steps
-        fast.tick(done, last=[(6500, 0.2)])
-    assert told[-1]['seconds_left'] == pytest.approx(4 * 175 * 0.4)
+    tail = totals.Totals(8, counters, told.append)
+    lately = [(200 + i, 1600 + 2 * i, 6.7) for i in range(31)]
+    for seconds, sampled, done in [(0, 0, 0.1), *lately]:
+        now[0], counters['sampled'] = 6000 + seconds, sampled
+        tail.tick(done, last=[(300, 0.5), (50, 0.2)])
+    assert told[-1]['seconds_left'] == pytest.approx(500 / 2, rel=0.02)
     # Of 60 trees that grow beside one another, of 4 rollouts each, one ends at once.
     burst = totals.Totals(60, collections.Counter(), told.append)
     for seconds, done in [(0, 1), (120, 1.5), (300, 14), (310, 16)]:

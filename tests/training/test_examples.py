@@ -97,6 +97,34 @@ def test_what_is_learnt_of_a_trajectory(policy):
         examples.q_values([trajectory | {'values': [1.0]}], policy.tokenizer, 64)
 
 
+def test_trajectories_of_one_question_share_a_row(policy):
+    """As many as there is room for; each learns what it learns alone."""
+    made = [
+        {'query': query, 'steps': ['aaa ccc', f'{word} ' * 20], 'values': [0.5, value]}
+        for query, words in (('bbb', 'def'), ('ccc', 'g'), ('bbb', 'hi'))
+        for value, word in enumerate(words)
+    ]
+    encoded = examples.q_values(made, policy.tokenizer, 512)
+    alone = [examples.q_values([each], policy.tokenizer, 512) for each in made]
+    assert encoded.counts == [3, 1, 2]
+    assert encoded.questions == [steps.prompt(query) for query in ('bbb', 'ccc', 'bbb')]
+    assert encoded.sizes[0] < sum(one.sizes[0] for one in alone[:3])
+    together = [
+        (tokens.tolist(), field['targets'].tolist(), field['weights'].tolist(), shareable)
+        for example in encoded.take()
+        for tokens, field, shareable in zip(example.sequences, example.fields, example.shareable)
+    ]
+    assert together == [
+        (tokens.tolist(), field['targets'].tolist(), field['weights'].tolist(), shareable)
+        for one in alone
+        for example in one.take()
+        for tokens, field, shareable in zip(example.sequences, example.fields, example.shareable)
+    ]
+    longest = max(one.sizes[0] for one in alone)
+    assert examples.q_values(made, policy.tokenizer, longest).counts == [1] * 6
+    assert examples.q_values(made, policy.tokenizer, longest - 1).dropped > 0
+
+
 @pytest.mark.parametrize('length', [512, 64])
 def test_right_answers_are_paired_with_the_wrong_ones_of_their_problem(policy, length):
     made = [
@@ -153,9 +181,8 @@ class Stored(data.Examples):
 
 def alike(a, b):
     arrays = [
-        [*example.sequences, example.pairs, example.pair_weights, *field.values()]
-        for example in (a, b)
-        for field in (example.fields or ({},))
+        [*one.sequences, one.pairs, one.pair_weights, *(x for f in one.fields for x in f.values())]
+        for one in (a, b)
     ]
     return all(map(np.array_equal, *arrays)) and (a.shareable, a.count) == (b.shareable, b.count)
 
@@ -164,7 +191,7 @@ def alike(a, b):
     'kind, encode, texts, step',
     [
         ('sft', examples.sft, sft_examples(8), [5, 2]),
-        ('trajectories', examples.step_labels, trajectory_examples()[:8], [0, 7]),
+        ('trajectories', examples.step_labels, trajectory_examples()[:8], [0, 3]),
         ('pairs', examples.pairs, pair_examples(12), [1, 0]),
     ],
 )
@@ -174,7 +201,7 @@ def test_of_stored_examples_those_of_one_step_are_in_memory(
     monkeypatch.setattr(examples, 'READ', 3)
     if kind == 'pairs':
         # Pairs of one prefix lie apart; some do not fit.
-        monkeypatch.setattr(examples, 'GROUP_PAIRS', 2)
+        monkeypatch.setattr(examples, 'GROUP', 2)
         texts = [{**text, 'prompt': str(i % 3)} for i, text in enumerate(texts)]
         texts[4] = {**texts[4], 'neg': 'ccc ' * 200}
     data.store_examples(tmp_path, kind, texts)
@@ -190,11 +217,8 @@ def test_of_stored_examples_those_of_one_step_are_in_memory(
     assert encoded.digests == whole.digests and len(set(whole.digests)) == len(whole)
     stored.read = []
     taken = encoded.take(step)
-    assert (
-        sum(map(len, (t.pairs for t in taken))) == len(stored.read)
-        if kind == 'pairs'
-        else (stored.read == step)
-    )
+    assert len(stored.read) == sum(one.count for one in taken)
+    assert kind != 'sft' or stored.read == step
     every = whole.take()
     assert all(alike(a, every[i]) for a, i in zip(taken, step))
     assert sum(encoded.counts) == len(texts) - encoded.dropped

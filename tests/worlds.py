@@ -78,7 +78,7 @@ def make(folder: pathlib.Path) -> None:
     changes |= {'learning_rate': 3e-3, 'dtype': 'float32'}
     settings = training.settings('sft', changes)
     texts = [text for e in examples for text in e.values()]
-    policy = tiny.policy(arithmetic.vocabulary() + texts)
+    policy = tiny.policy(arithmetic.vocabulary() + texts, num_layers=2)
     training.sft(policy, examples, settings, folder / 'policy')
     shutil.copytree(folder / 'policy', folder / 'base')
 

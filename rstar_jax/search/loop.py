@@ -141,7 +141,8 @@ class Loop:
     def tell(self, final: bool = False) -> None:
         most, growing = self.config.rollouts, self.growing.values()
         last = growing if self._ending else ()
-        shares = ((tree.sampled, tree.rollouts / most) for tree in last if tree.rollouts)
+        # Of a first rollout nobody knows how far it has come: it has as much to come as it had.
+        shares = ((tree.sampled, max(tree.rollouts, 0.5) / most) for tree in last)
         under_way = sum(tree.rollouts for tree in growing) / most
         self.totals.tick(under_way, final, shares, one_each=len(growing) / most)
 

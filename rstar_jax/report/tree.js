@@ -16,7 +16,7 @@ const ENDS = {
   ANSWER: 'It gives an answer.',
   CODE_ERRORS: 'Ended: too many steps in a row whose code failed.',
   TOO_DEEP: 'Ended: the solution has too many steps, or too many tokens.',
-  UNPARSABLE: 'Ended: no step could be read from what the policy wrote.',
+  UNPARSABLE: 'Ended: the policy wrote no step, or the same again and again.',
   EXHAUSTED: 'Everything below it has ended.',
 };
 const MARKS = /(<(?:code|end_of_step|end_of_code|output|end_of_output|answer|end_of_answer)>)/;

@@ -194,7 +194,7 @@ def pairs(examples: Iterable[dict[str, Any]], tokenizer, length: int) -> Encoded
             encoded.dropped += len(group) - len(fits)
             question = _parts(source[places[0]]['prompt'])[0]
             places, group = ([x[i] for i in fits] for x in (places, group))
-            for made, cut, size in _cut(group, GROUP, length):
+            for made, cut, size in _cut(group, GROUP, length, _pair_group):
                 encoded.add(question, made, tuple(places[cut]), size)
     return encoded
 
@@ -214,24 +214,27 @@ def _sides(examples: Sequence[dict[str, Any]], tokenizer, going_on) -> list[tupl
     return made
 
 
-def _cut(group: list[tuple], most: int, longest: int) -> Iterator[tuple[Example, slice, int]]:
-    """Pairs as few examples, each of at most `most` pairs and, but for a single one, `longest`
-    tokens; with each which pairs they are, and its tokens.
+def _cut(
+    group: Sequence, most: int, longest: int, make: Callable[[Sequence], Example]
+) -> Iterator[tuple[Example, slice, int]]:
+    """A group as few examples, each of at most `most` members and, but for a single one, `longest`
+    tokens; with each which members they are, and its tokens.
 
-    group: as of `_sides`.
+    make: an example of some members.
     """
     start = 0
     while start < len(group):
         count = most
-        made = _pair_group(group[start : start + count])
+        made = make(group[start : start + count])
         while (size := _size(made)) > longest and count > 1:
             count //= 2
-            made = _pair_group(group[start : start + count])
+            made = make(group[start : start + count])
         yield made, slice(start, start + count), size
         start += count
 
 
 def _pair_group(group: Sequence[tuple]) -> Example:
+    """group: as of `_sides`."""
     index: dict[bytes, int] = {}
     sequences, places = [], []
     for chosen, rejected, _ in group:
@@ -307,20 +310,9 @@ def _valued(
         encoded.dropped += len(texts) - len(found)
         for query, alike in itertools.groupby(found, lambda one: one[0]):
             _, places, made = zip(*alike)
-            for some in _grouped(made, length):
-                encoded.add(steps.prompt(query), _together(made[some]), places[some])
+            for example, cut, size in _cut(made, GROUP, length, _together):
+                encoded.add(steps.prompt(query), example, places[cut], size)
     return encoded
-
-
-def _grouped(examples: Sequence[Example], longest: int) -> Iterator[slice]:
-    """Cuts trajectories into groups of at most GROUP, and of `longest` tokens."""
-    start = 0
-    while start < len(examples):
-        count = GROUP
-        while count > 1 and _size(_together(examples[start : start + count])) > longest:
-            count //= 2
-        yield slice(start, start + count)
-        start += count
 
 
 def _together(examples: Sequence[Example]) -> Example:
@@ -367,7 +359,7 @@ def answer_pairs(
     pairs = Encoded(PAIR_FIELDS, length, 2 * length)
     for question, (wrong, right) in sides.items():
         group = [(good, bad, 1.0) for good in right for bad in wrong]
-        for made, _, size in _cut(group, packing.MERGED_PAIRS, pairs.row):
+        for made, _, size in _cut(group, packing.MERGED_PAIRS, pairs.row, _pair_group):
             pairs.add(question, made, size=size)
     return pairs
 

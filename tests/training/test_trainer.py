@@ -12,10 +12,10 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from rstar_jax import interrupts, models, parallel, steps, training
+from rstar_jax import interrupts, models, steps, training
 from rstar_jax.errors import UserError
 from rstar_jax.parallel import global_mesh
-from rstar_jax.training import checkpoints, examples, fit, layers, recompute, trainer
+from rstar_jax.training import checkpoints, examples, fit, layers, trainer
 from tests.training.words import (
     close,
     log_of,
@@ -411,86 +411,6 @@ def test_what_a_training_starts_from_can_be_released(policy, tmp_path, kind):
     assert same(found.params, expected)
     assert held[0] - held[1] >= size
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(policy.params))
-
-
-@pytest.mark.parametrize(('moments', 'bytes_of_one'), [('float32', 8), ('bfloat16', 6)])
-def test_moments_take_the_bytes_that_they_should(policy, moments, bytes_of_one):
-    settings = sft_settings(moments=moments)
-    compiled = trainer.Compiled(policy.config, settings, 'sft', checkpoints.one_device(), 2)
-    state = compiled.init(policy.params)
-    count = sum(leaf.size for leaf in jax.tree.leaves(policy.params))
-    counters = 4 * 4  # of Adam; of the schedule with its steps and rate
-    assert parallel.bytes_on_a_device(state['optimiser']) == bytes_of_one * count + counters
-
-
-def test_what_does_not_fit_is_refused_before_the_first_step(policy, tmp_path, monkeypatch):
-    size = sum(leaf.nbytes for leaf in jax.tree.leaves(policy.params))
-    for room, message in ((size, 'the moments of AdamW take'), (3 * size, 'a micro batch takes')):
-        monkeypatch.setattr(parallel, 'free_bytes', lambda mesh, room=room: room)
-        with pytest.raises(UserError, match=f'{message} .* GiB are free on a device: lower length'):
-            training.sft(policy, sft_examples(), sft_settings(), tmp_path / str(room))
-        assert not (tmp_path / str(room) / 'metrics.jsonl').exists()
-
-
-@pytest.mark.parametrize('late', [False, True])
-def test_a_long_row_that_comes_late_is_looked_at_before_the_first_step(
-    policy, tmp_path, monkeypatch, late
-):
-    data = pair_examples(12)
-    prompt = steps.prompt('bbb')
-    long = {side: f'{word} ' * 45 for side, word in (('pos', 'bbb'), ('neg', 'ccc'))}
-    data += [{'prompt': prompt, **long, 'pos_count': 1, 'neg_count': 1}] * late
-    settings = ppm_settings(batch_size=2, micro_batch=1, held_out=0.0, dropout=0.0, epochs=1)
-    encoded = examples.pairs(data, policy.tokenizer, settings.length)
-    assert (max(encoded.sizes) > settings.length) == late
-    seen, real = [], trainer.Compiled.prepare
-
-    def prepare(self, state, batches):
-        seen.append({batch['tokens'].shape for _, batch in batches})
-        return real(self, state, batches)
-
-    monkeypatch.setattr(trainer.Compiled, 'prepare', prepare)
-    monkeypatch.setattr(trainer, 'LOOKED', 1)
-    every = [
-        {batch['tokens'].shape for batch in trainer.Micros(
-            encoded, chosen, settings, checkpoints.one_device()
-        ).batches}
-        for _, chosen in trainer.order(encoded, range(len(encoded)), settings)
-    ]  # fmt: skip
-    training.ppm(policy, data, settings, tmp_path)
-    longest = (1, 2 * settings.length)
-    assert (longest in set.union(*every)) == late and longest not in every[0]
-    own = next((shapes for shapes in every if longest in shapes), set())
-    assert seen == [every[0] | own]
-
-
-def test_memory_that_a_device_does_not_tell_is_not_checked(policy, tmp_path, monkeypatch, capsys):
-    for name in ('device_bytes', 'free_bytes'):
-        monkeypatch.setattr(parallel, name, lambda mesh: 0)
-    training.sft(policy, sft_examples(4), sft_settings(epochs=1), tmp_path)
-    assert ' GiB beside them; attention by loop\n' in capsys.readouterr().out
-    compiled, state = compiled_with_state(policy, sft_settings())
-    assert compiled.room(state['params'], {}) == recompute.ROOM
-
-
-def test_of_several_processes_the_one_with_the_least_memory_decides(policy, monkeypatch):
-    mib, settings = 2**20, sft_settings()
-    params = jax.tree.map(lambda x: jax.device_put(x, jax.devices()[0]), policy.params)
-    rooms = []
-    for here, there in ((4096, 300), (300, 4096)):
-        with monkeypatch.context() as two:
-            two.setattr(jax, 'process_count', lambda: 2)
-            two.setattr(parallel, 'greatest', lambda number, there=there: max(number, -there))
-            for name in ('device_bytes', 'free_bytes'):
-                two.setattr(parallel, name, lambda mesh, here=here: here * mib + 1000)
-            mesh = checkpoints.one_device()
-            compiled = trainer.Compiled(policy.config, settings, 'sft', mesh, 2)
-            rooms.append(compiled.room(params, {}))
-            compiled.check_room('it takes', 300 * mib)
-            with pytest.raises(UserError, match='it takes 0.29 GiB, and 0.29 GiB are free'):
-                compiled.check_room('it takes', 300 * mib + 1)
-    size = sum(x.nbytes for x in jax.tree.leaves(params))
-    assert rooms[0] == rooms[1] and 145 * mib < rooms[0] <= 150 * mib - 2 * size
 
 
 def test_ppm_learns_a_planted_preference(policy, tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 import pathlib
 import time
+from collections.abc import Sequence
 
 from rstar_jax import atomic, ledger, parallel
 
@@ -9,31 +10,47 @@ KEPT_SECONDS = 1.0  # between two writes
 
 
 class Clock:
-    """Seconds spent, those of runs that were killed included, as of their last finished tree.
+    """Seconds spent on each of several benchmarks that are searched at once, by their tokens.
 
-    Compilation is left out: it depends on what was compiled before, not on what is measured.
+    Those of runs that were killed are included, as of their last finished tree. Compilation is left
+    out: it depends on what was compiled before, not on what is measured.
     """
 
-    def __init__(self, path: pathlib.Path | None, before: float):
-        self._path, self._before = path, before
-        if path is not None and path.exists():
-            self._before = float(ledger.read_json(path)['seconds'])
-        self._begin = self._end = self._kept = self._now()
+    def __init__(self, paths: Sequence[pathlib.Path | None], before: Sequence[float]):
+        """Args:
+        paths: where the seconds of each are kept.
+        before: seconds spent on each before, where nothing has been kept.
+        """
+        self._paths = paths
+        self._before = [
+            float(ledger.read_json(path)['seconds']) if path and path.exists() else seconds
+            for path, seconds in zip(paths, before)
+        ]
+        self._tokens = [0.0] * len(paths)
+        self.begin()
 
     @staticmethod
     def _now() -> float:
         return time.monotonic() - parallel.compile_seconds()
 
-    def tick(self) -> None:
+    def begin(self) -> None:
+        self._begin = self._end = self._kept = self._now()
+
+    def tick(self, which: int, tokens: float) -> None:
+        """A tree of one of them has ended, of so many tokens."""
+        self._tokens[which] += max(1.0, tokens)
         self._end = max(self._end, self._now())
         if self._end - self._kept >= KEPT_SECONDS:
             self.keep()
 
     def keep(self) -> None:
         self._kept = self._end
-        if self._path is not None:
-            atomic.write_json(self._path, {'seconds': self.seconds})
+        for path, seconds in zip(self._paths, self.seconds):
+            if path is not None:
+                atomic.write_json(path, {'seconds': seconds})
 
     @property
-    def seconds(self) -> float:
-        return self._before + self._end - self._begin
+    def seconds(self) -> list[float]:
+        """Of each benchmark."""
+        share = (self._end - self._begin) / max(1.0, sum(self._tokens))
+        return [before + share * own for before, own in zip(self._before, self._tokens)]

@@ -1,13 +1,16 @@
 """Accuracy of a policy on its own, and of the policy with each kind of search, never mixed.
 
-    problems --search.run, settings of a strategy--> t trees each --> answers, scores --> figures
+    problems of all benchmarks
+        --search.run, settings of a strategy--> t trees each --> answers, scores --> figures
 
     greedy     the likeliest step each time: the policy alone; always run
     sampled    plain samples: majority voting, pass@n; best-of-n where there is a PPM
     unguided   MCTS without the PPM
     mcts, puct, beam, dvts      guided by the PPM; left out where there is none
 
-Finished trees go into a TreeStore each, so an evaluation that was killed goes on where it stopped.
+A strategy's trees of all benchmarks are one search, so that its last trees, behind which devices
+have ever less to do, come once. Finished trees go into a TreeStore each, so an evaluation that was
+killed goes on where it stopped.
 
 results.json, accuracies in [0, 1], intervals Wilson's:
 
@@ -35,7 +38,8 @@ one also "best", "weighted" and "pooled" (see `selection`), and in a search the 
 `top` trees by score.
 answered: the share of problems for which there is an answer at all. solved: which are right.
 tokens, seconds, flops: sampled tokens, wall-clock seconds (compilation left out) and FLOPs for one
-problem, all trees together. FLOPs are those of the products with weights, 2 a weight and token, of
+problem, all trees together. The seconds of a search are shared out among its benchmarks by the
+tokens that they sampled. FLOPs are those of the products with weights, 2 a weight and token, of
 policy and PPM, of what was sampled, read in and computed again; attention's own products are not
 counted.
 judge: of all answers that the trees hold, how often a right one has a higher score than a wrong one
@@ -52,7 +56,7 @@ import functools
 import math
 import os
 import pathlib
-from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from typing import Any
 
 import jax
@@ -135,7 +139,8 @@ def run(
         done; what is there already is not searched again. Several processes share the problems
         out; the first one reads what the others found there. None keeps all in memory, of each
         process alone.
-      progress: gets what `search.run` reports, with `benchmark` and `kind` (the strategy).
+      progress: gets what `search.run` reports, with `benchmark` (its name, or how many there are)
+        and `kind` (the strategy).
       run_search: stands in for `search.run`.
       leases: how several processes share the trees out, see `parallel.dealt`.
 
@@ -146,16 +151,18 @@ def run(
     Raises:
       UserError: a benchmark without problems, or as `search.run`.
     """
+    for name, problems in problems_by_benchmark.items():
+        if not problems:
+            raise UserError(f'benchmark {name}: has no problems')
     folder = None if directory is None else pathlib.Path(directory)
-    benchmarks = {}
     with contextlib.ExitStack() as stack:
         run_search = run_search or _sharing_workers(stack, config.search)
-        for name, problems in problems_by_benchmark.items():
-            if not problems:
-                raise UserError(f'benchmark {name}: has no problems')
-            task = _Task(name, list(problems), seed, folder, progress, run_search, leases)
-            if figures := _evaluate(task, policy, ppm, config):
-                benchmarks[name] = figures
+        of_each = [
+            _Benchmark(name, list(problems), folder and folder / name)
+            for name, problems in problems_by_benchmark.items()
+        ]
+        task = _Task(of_each, seed, folder, progress, run_search, leases)
+        benchmarks = _evaluate(task, policy, ppm, config)
     results = {'round': round_number, 'benchmarks': benchmarks}
     if folder is not None and parallel.is_first():
         atomic.write_json(folder / 'results.json', results, ensure_ascii=False)
@@ -205,86 +212,17 @@ _Outcomes = dict[tuple[int, int], Outcome]
 
 
 @dataclasses.dataclass(frozen=True)
-class _Task:
-    """One benchmark's problems and where its trees go."""
+class _Benchmark:
+    """Its problems and where its trees go."""
 
     name: str
     problems: list[Problem]
-    seed: int
     folder: pathlib.Path | None
-    progress: Progress | None
-    run_search: Callable[..., Iterable[Record]]
-    leases: str
 
-    @property
-    def whole(self) -> bool:
-        """Whether this process gets to know all trees, and so has the figures."""
-        return self.folder is None or parallel.is_first()
+    def store(self, kind: str) -> TreeStore:
+        return TreeStore(self.folder / kind, writer=jax.process_index())
 
-    def trees(
-        self,
-        kind: str,
-        policy: Any,
-        ppm: Any,
-        config: SearchConfig,
-        trees: int,
-        found: _Outcomes,
-        seconds: float = 0.0,
-    ) -> float:
-        """Adds to `found` what is stored, and searches the rest; returns the seconds all took.
-
-        Of several processes each searches its share of the problems; `found` is for those that get
-        to know all trees.
-
-        seconds: that what is in `found` took.
-        """
-        wanted = {(p['index'], tree) for p in self.problems for tree in range(trees)}
-        with contextlib.ExitStack() as stack:
-            store, path, leases, done = None, None, None, set(found)
-            if self.folder is not None:
-                store = stack.enter_context(self._store(kind))
-                one = 1 if config.in_order else trees  # in order, one stands for all of a problem
-                items = search.items(self.problems, range(one))
-                place = '/'.join(self.folder.parts[-2:])  # hosts may mount it elsewhere
-                leases = parallel.dealt(items, f'{place} {self.name} {kind} {trees}', self.leases)
-                path = store.directory / 'seconds.json' if parallel.is_first() else None
-                done |= store.keys() & wanted
-                if self.whole:
-                    found |= self._stored(store, done - found.keys())
-            if wanted <= done:
-                clock = Clock(path, seconds)
-            else:
-                run = self.run_search(
-                    self.problems,
-                    policy,
-                    ppm,
-                    config=config,
-                    seed=self.seed,
-                    trees=trees,
-                    skip=frozenset(done),
-                    earlier=() if store is None else (store[key] for key in sorted(done)),
-                    progress=self._report(kind),
-                    leases=leases,
-                )
-                clock = Clock(path, seconds)
-                stack.callback(clock.keep)
-                for record in run:
-                    if store is not None:
-                        store.append(record)
-                    if self.whole:
-                        found[record.key] = Outcome.of(record)
-                    clock.tick()
-        parallel.barrier(f'{self.name}, {kind}: searched')
-        if self.folder is not None and self.whole and (others := wanted - found.keys()):
-            with self._store(kind) as store:
-                theirs = self._stored(store, others)
-            found |= theirs
-            if theirs:  # which were under way for as long as this process has waited
-                clock.tick()
-                clock.keep()
-        return clock.seconds
-
-    def _stored(self, store: TreeStore, wanted: Set[tuple[int, int]]) -> _Outcomes:
+    def stored(self, store: TreeStore, wanted: Set[tuple[int, int]]) -> _Outcomes:
         """What is stored of the wanted trees.
 
         Raises:
@@ -303,54 +241,204 @@ class _Task:
             found[key] = Outcome.of(record)
         return found
 
-    def _store(self, kind: str) -> TreeStore:
-        return TreeStore(self.folder / self.name / kind, writer=jax.process_index())
+
+@dataclasses.dataclass
+class _Part:
+    """What a strategy has found on one benchmark.
+
+    found: for those processes that get to know all trees. seconds: that these took.
+    """
+
+    benchmark: _Benchmark
+    found: _Outcomes = dataclasses.field(default_factory=dict)
+    seconds: float = 0.0
+
+
+class _Task:
+    """All benchmarks, and how they are searched."""
+
+    def __init__(
+        self,
+        benchmarks: list[_Benchmark],
+        seed: int,
+        folder: pathlib.Path | None,
+        progress: Progress | None,
+        run_search: Callable[..., Iterable[Record]],
+        leases: str,
+    ):
+        self.benchmarks, self.folder = benchmarks, folder
+        self._seed, self._progress = seed, progress
+        self._run_search, self._leases = run_search, leases
+        # Where each problem comes from; its place here is its index in the searches.
+        self._origin = [(n, p) for n, part in enumerate(benchmarks) for p in part.problems]
+        self._asked = [
+            {**problem, 'index': place, search.SAMPLED_AS: problem['index']}
+            for place, (_, problem) in enumerate(self._origin)
+        ]
+
+    @property
+    def whole(self) -> bool:
+        """Whether this process gets to know all trees, and so has the figures."""
+        return self.folder is None or parallel.is_first()
+
+    def search(
+        self,
+        parts: Sequence[_Part],
+        kind: str,
+        policy: Any,
+        ppm: Any,
+        config: SearchConfig,
+        trees: Sequence[int],
+    ) -> None:
+        """Adds to the parts what is stored of so many trees of each problem, and searches the rest.
+
+        Of several processes each searches its share.
+
+        trees: for each benchmark.
+        """
+        wanted = [
+            {(problem['index'], tree) for problem in part.benchmark.problems for tree in range(n)}
+            for part, n in zip(parts, trees)
+        ]
+        done = [set(part.found) for part in parts]
+        stores: list[TreeStore] = []
+        with contextlib.ExitStack() as stack:
+            if self.folder is not None:
+                stores = [stack.enter_context(part.benchmark.store(kind)) for part in parts]
+                for part, store, own, known in zip(parts, stores, wanted, done):
+                    known |= store.keys() & own
+                    if self.whole:
+                        part.found |= part.benchmark.stored(store, known - part.found.keys())
+            first = bool(stores) and parallel.is_first()
+            paths = [store.directory / 'seconds.json' if first else None for store in stores]
+            clock = Clock(paths or [None] * len(parts), [part.seconds for part in parts])
+            if any(own - known for own, known in zip(wanted, done)):
+                run = self._run_search(
+                    self._asked,
+                    policy,
+                    ppm,
+                    config=config,
+                    seed=self._seed,
+                    trees=max(trees),
+                    skip=self._skip(done, trees),
+                    earlier=self._earlier(stores, done),
+                    progress=self._report(kind),
+                    leases=self._dealt(kind, config, trees) if stores else None,
+                )
+                clock.begin()
+                stack.callback(clock.keep)
+                for record in run:
+                    which, problem = self._origin[record.problem['index']]
+                    record = dataclasses.replace(record, problem=problem)
+                    if stores:
+                        stores[which].append(record)
+                    if self.whole:
+                        outcome = parts[which].found[record.key] = Outcome.of(record)
+                        clock.tick(which, outcome.tokens)
+        parallel.barrier(f'{kind}: searched')
+        if stores and self.whole:
+            for which, (part, own) in enumerate(zip(parts, wanted)):
+                if others := own - part.found.keys():
+                    with part.benchmark.store(kind) as store:
+                        theirs = part.benchmark.stored(store, others)
+                    part.found |= theirs
+                    # They were under way for as long as this process has waited.
+                    for outcome in theirs.values():
+                        clock.tick(which, outcome.tokens)
+            clock.keep()
+        for part, seconds in zip(parts, clock.seconds):
+            part.seconds = seconds
+
+    def _skip(self, done: Sequence[Set[tuple[int, int]]], trees: Sequence[int]) -> frozenset:
+        """Trees that are not to be searched, as a search names them."""
+        most = range(max(trees))
+        return frozenset(
+            (place, tree)
+            for place, (which, problem) in enumerate(self._origin)
+            for tree in most
+            if tree >= trees[which] or (problem['index'], tree) in done[which]
+        )
+
+    def _earlier(
+        self, stores: Sequence[TreeStore], done: Sequence[Set[tuple[int, int]]]
+    ) -> Iterator[Record]:
+        """The trees that are stored, as they are named in a search."""
+        asked = {(n, p['index']): now for (n, p), now in zip(self._origin, self._asked)}
+        for which, store in enumerate(stores):
+            for key in sorted(done[which]):
+                yield dataclasses.replace(store[key], problem=asked[which, key[0]])
+
+    def _dealt(
+        self, kind: str, config: SearchConfig, trees: Sequence[int]
+    ) -> Iterator[list[tuple[Problem, int]]]:
+        """This process's share."""
+        count = [1] * len(trees) if config.in_order else trees  # one stands for all of a problem
+        items = search.items(self._asked, range(max(count)))
+        items = [(p, tree) for p, tree in items if tree < count[self._origin[p['index']][0]]]
+        place = '/'.join(self.folder.parts[-2:])  # hosts may mount it elsewhere
+        return parallel.dealt(items, f'{place} {kind} {list(trees)}', self._leases)
 
     def _report(self, kind: str) -> Progress | None:
-        if self.progress is None:
+        if self._progress is None:
             return None
-        return lambda figures: self.progress({'benchmark': self.name, 'kind': kind, **figures})
+        count = len(self.benchmarks)
+        label = self.benchmarks[0].name if count == 1 else f'{count} benchmarks'
+        return lambda figures: self._progress({'benchmark': label, 'kind': kind, **figures})
 
 
-def _evaluate(task: _Task, policy: Any, ppm: Any, config: Config) -> dict[str, Any] | None:
-    """The figures of a benchmark, on the processes that get to know all trees."""
-    runs = []
+def _evaluate(task: _Task, policy: Any, ppm: Any, config: Config) -> dict[str, dict[str, Any]]:
+    """The figures of each benchmark, on the processes that get to know all trees."""
+    runs: list[list[Run]] = [[] for _ in task.benchmarks]
     for name in dict.fromkeys((GREEDY, *config.strategies)):
-        settings, judge, trees = _settings(name, config, ppm)
-        if not trees:
+        settings, judge, most = _settings(name, config, ppm)
+        if not most:
             continue
-        found: _Outcomes = {}
-        search_trees = functools.partial(task.trees, name, policy, judge, settings)
+        parts = [_Part(benchmark) for benchmark in task.benchmarks]
+        search_trees = functools.partial(task.search, parts, name, policy, judge, settings)
         budget = config.mean_tokens if name != GREEDY else 0
-        seconds = search_trees(1 if budget else trees, found)
+        trees = [1 if budget else most] * len(parts)
+        search_trees(trees)
         if budget:
-            first = [outcome.tokens for (_, tree), outcome in found.items() if tree == 0]
-            trees = parallel.greatest(search.trees_for(budget, first) if task.whole else 0)
-            seconds = search_trees(trees, found, seconds)
+            trees = [_budgeted(task, part, budget) for part in parts]
+            search_trees(trees)
         if not task.whole:
             continue
-        runs.append(
-            Run(
-                name,
-                [_of_problem(found, problem, trees) for problem in task.problems],
-                judge is not None,
-                config.top or selection.top_of(trees) if name in GUIDED else trees,
-                seconds,
-                flops_of(found.values(), policy, judge),
+        for part, its_runs, count in zip(parts, runs, trees):
+            its_runs.append(
+                Run(
+                    name,
+                    [_of_problem(part.found, x, count) for x in part.benchmark.problems],
+                    judge is not None,
+                    config.top or selection.top_of(count) if name in GUIDED else count,
+                    part.seconds,
+                    flops_of(part.found.values(), policy, judge),
+                )
             )
-        )
     if not task.whole:
-        return None
-    verdicts = grade(task.problems, runs)
-    strategies = {run.name: run.figures(task.problems, verdicts) for run in runs}
+        return {}
+    return {
+        benchmark.name: _figures(benchmark, its_runs, ppm)
+        for benchmark, its_runs in zip(task.benchmarks, runs)
+    }
+
+
+def _budgeted(task: _Task, part: _Part, budget: int) -> int:
+    """How many trees a budget of tokens buys, by the first of each problem."""
+    first = [outcome.tokens for (_, tree), outcome in part.found.items() if tree == 0]
+    return parallel.greatest(search.trees_for(budget, first) if task.whole else 0)
+
+
+def _figures(benchmark: _Benchmark, runs: Sequence[Run], ppm: Any) -> dict[str, Any]:
+    verdicts = grade(benchmark.problems, runs)
+    strategies = {run.name: run.figures(benchmark.problems, verdicts) for run in runs}
     alone = strategies[GREEDY]
     guided = next((strategies[run.name] for run in runs if run.name in GUIDED), None)
     shown = guided or alone
     judging = guided or (strategies.get(SAMPLED) if ppm is not None else None)
     modes = {mode: guided[mode] for mode in selection.MODES} if guided else {}
     return {
-        'problems': len(task.problems),
-        'asked': {str(p['index']): question_id(p['question']) for p in task.problems},
+        'problems': len(benchmark.problems),
+        'asked': {str(p['index']): question_id(p['question']) for p in benchmark.problems},
         'greedy': alone[GREEDY],
         'answered': alone['answered'],
         'greedy_solved': alone['solved'][GREEDY],

@@ -147,9 +147,10 @@ def new_tree(
     problem: dict[str, Any], number: int, *, seed: int, config: Config, tokenizer
 ) -> HostTree:
     """A tree of its root alone."""
+    tree = HostTree(problem, number, seed, '', [])
     order = 0
     if config.examples == 'shuffled':
-        order = int(sampling.key_of(seed, problem['index'], number, 'examples')[0])
-    prompt = steps.prompt(problem['question'], config.prompt, order)
-    tokens = tokenizer(prompt)['input_ids'] if tokenizer else []
-    return HostTree(problem, number, seed, prompt, [Node(tokens=tokens)])
+        order = int(sampling.key_of(*tree.seeds, 'examples')[0])
+    tree.prompt = steps.prompt(problem['question'], config.prompt, order)
+    tree.nodes.append(Node(tokens=tokenizer(tree.prompt)['input_ids'] if tokenizer else []))
+    return tree

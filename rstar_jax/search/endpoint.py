@@ -181,7 +181,7 @@ class Remote(Expander):
         self._waiting[row] = set(range(self.config.candidates))
         prompt = tree.prompt + tree.prefix
         for candidate in range(self.config.candidates):
-            key = sampling.key_of(tree.seed, *tree.key, tree.cursor.tag, candidate)
+            key = sampling.key_of(*tree.seeds, tree.cursor.tag, candidate)
             seed = int(key[0]) >> 1  # servers take 31 bits at least
             which = row, self._serial[row], candidate
             self._requests.put(_Request(*which, prompt, seed))

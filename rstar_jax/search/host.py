@@ -17,6 +17,10 @@ from rstar_jax.search import tree as trees_lib
 from rstar_jax.search.record import TERMINAL_ANSWERS, Record, Status
 from rstar_jax.steps import marks
 
+# A field of a problem that has another index here than where it comes from: that one. No row of a
+# data set has such a field.
+SAMPLED_AS = '\0sampled as'
+
 
 @dataclasses.dataclass(frozen=True)
 class Step:
@@ -102,7 +106,8 @@ class HostTree:
     """One tree in flight.
 
     Attributes:
-      problem: {'index', 'question', 'answer', ...}.
+      problem: {'index', 'question', 'answer', ...}; the index tells it from others in this search.
+        With SAMPLED_AS it is sampled as the problem of that index would be.
       number: which of the problem's trees it is.
       seed: of the sampling.
       prompt: the text in front of the first step.
@@ -133,6 +138,11 @@ class HostTree:
     @property
     def key(self) -> tuple[int, int]:
         return self.problem['index'], self.number
+
+    @property
+    def seeds(self) -> tuple[int, int, int]:
+        """What all keys of the tree's samples are made of."""
+        return self.seed, self.problem.get(SAMPLED_AS, self.problem['index']), self.number
 
     @property
     def cursor(self) -> Node:

@@ -15,10 +15,9 @@ from rstar_jax.errors import UserError
 from rstar_jax.search.begin import make_expander, new_tree, tokenizer_of
 from rstar_jax.search.children import Workers
 from rstar_jax.search.config import Config
-from rstar_jax.search.host import HostTree
+from rstar_jax.search.host import SAMPLED_AS, HostTree
 from rstar_jax.search.loop import Loop
 from rstar_jax.search.record import Record
-from rstar_jax.search.spending import JOB
 from rstar_jax.search.totals import Totals
 
 
@@ -108,7 +107,7 @@ class Live:
         ended: BaseException = UserError('the search has ended')
         try:
             for record in self._loop.run():
-                job = self._jobs[record.problem[JOB]]
+                job = self._jobs[record.problem['index']]
                 job.done(record)
         except BaseException as error:
             ended = error
@@ -141,13 +140,13 @@ class Live:
                 return None
             number = next(self._numbers)
             self._jobs[number] = job
-            problem = {'index': 0, 'question': job.question, 'answer': '', JOB: number}
+            problem = {'index': number, SAMPLED_AS: 0, 'question': job.question, 'answer': ''}
             fresh += [(problem, tree) for tree in range(job.trees)]
         return fresh
 
     def make(self, problem: dict[str, Any], tree: int) -> HostTree:
         """The host's side of a tree, about to be put into a row."""
-        seed = self._jobs[problem[JOB]].seed
+        seed = self._jobs[problem['index']].seed
         return new_tree(problem, tree, seed=seed, config=self.config, tokenizer=self._tokenizer)
 
     def _tokens(self, question: str) -> list[int]:
@@ -170,15 +169,15 @@ class _Endless(Loop):
         problems = [problem for problem, _ in self.queue]
         problems += [tree.problem for tree in self.growing.values()]
         problems += [tree.problem for tree, _ in self.finished]
-        for number in self._jobs.keys() - {problem[JOB] for problem in problems}:
+        for number in self._jobs.keys() - {problem['index'] for problem in problems}:
             self.spending.forget(number)
             self._jobs.pop(number).done(None)
         fresh = self._live.incoming(wait=not problems)
         if fresh is None:
             return False
         queue = [*fresh[::-1], *self.queue]  # the next one is the last
-        self.queue = [item for item in queue if not self._jobs[item[0][JOB]].cancelled]
+        self.queue = [item for item in queue if not self._jobs[item[0]['index']].cancelled]
         return True
 
     def unwanted(self, tree: HostTree) -> bool:
-        return self._jobs[tree.problem[JOB]].cancelled
+        return self._jobs[tree.problem['index']].cancelled

@@ -30,7 +30,7 @@ from rstar_jax.search.engine import devices, programs
 from rstar_jax.search.expander import Expander
 from rstar_jax.search.host import HostTree, Node
 from rstar_jax.search.record import Record, Status
-from rstar_jax.search.spending import Spending, name_of
+from rstar_jax.search.spending import Spending
 from rstar_jax.search.totals import Totals
 from rstar_jax.steps import marks
 
@@ -176,17 +176,17 @@ class Loop:
         """Trees that could begin if there were room; in order, as many as there is room for."""
         if not self.config.in_order:
             return len(self.queue)
-        busy, names = self._busy(), set()
+        busy, others = self._busy(), set()
         for problem, _ in reversed(self.queue):
-            if len(names) >= len(self.free):
+            if len(others) >= len(self.free):
                 break
-            names |= {name_of(problem)} - busy
-        return len(names)
+            others |= {problem['index']} - busy
+        return len(others)
 
-    def _busy(self) -> set:
+    def _busy(self) -> set[int]:
         """The problems that are being searched."""
         trees = [*self.growing.values(), *(tree for tree, _ in self.finished)]
-        return {name_of(tree.problem) for tree in trees}
+        return {tree.problem['index'] for tree in trees}
 
     def keep_flights(self) -> None:
         """Keeps every tree that has begun to grow, and is in one piece, and those that ended."""
@@ -221,7 +221,7 @@ class Loop:
         busy = self._busy()
         for at in range(len(self.queue) - 1, -1, -1):
             problem = self.queue[at][0]
-            if name_of(problem) in busy:
+            if problem['index'] in busy:
                 continue
             item = self.queue.pop(at)
             if not self.spending.done(problem):

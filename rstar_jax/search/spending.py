@@ -7,19 +7,12 @@ stopped and went on.
 
 import collections
 import math
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from rstar_jax.search.config import Config
 from rstar_jax.search.host import HostTree, Node
 from rstar_jax.search.record import Record, Status
-
-JOB = '\0job'  # of a problem in a Live search; no row of a data set has such a field
-
-
-def name_of(problem: dict[str, Any]) -> Hashable:
-    """What tells a problem from others; in a Live search all have one index."""
-    return problem.get(JOB, problem['index'])
 
 
 class Spending:
@@ -28,31 +21,31 @@ class Spending:
     def __init__(self, config: Config, classes: Callable[[Sequence[str]], list[int]]):
         """classes: numbers answers by their equivalence class, as `grading.classes`."""
         self.config, self._classes = config, classes
-        self._tokens: collections.Counter[Hashable] = collections.Counter()
-        self._answers: dict[Hashable, list[str]] = collections.defaultdict(list)
+        self._tokens: collections.Counter[int] = collections.Counter()
+        self._answers: dict[int, list[str]] = collections.defaultdict(list)
 
     def add(self, record: Record) -> None:
         """Counts a finished tree."""
         if not self.config.in_order:
             return
-        name = name_of(record.problem)
+        index = record.problem['index']
         sampled = record.counters['sampled_tokens']  # all that earlier versions counted
-        self._tokens[name] += int(record.counters.get('spent_tokens', sampled))
-        self._answers[name] += [record.answers[i] for i in record.answer_nodes]
+        self._tokens[index] += int(record.counters.get('spent_tokens', sampled))
+        self._answers[index] += [record.answers[i] for i in record.answer_nodes]
 
-    def forget(self, name: Hashable) -> None:
+    def forget(self, index: int) -> None:
         """Drops what was counted of a problem of which no tree is left."""
-        self._tokens.pop(name, None)
-        self._answers.pop(name, None)
+        self._tokens.pop(index, None)
+        self._answers.pop(index, None)
 
     def left(self, problem: dict[str, Any]) -> float:
         """Tokens that may still be sampled for a problem."""
-        sampled = self._tokens[name_of(problem)]
+        sampled = self._tokens[problem['index']]
         return self.config.tokens - sampled if self.config.tokens else math.inf
 
     def done(self, problem: dict[str, Any]) -> bool:
         """Whether no further tree of a problem is wanted."""
-        return self.left(problem) <= 0 or self._agreed(self._answers[name_of(problem)])
+        return self.left(problem) <= 0 or self._agreed(self._answers[problem['index']])
 
     def ends(self, tree: HostTree, children: list[Node]) -> bool:
         """Whether a tree in flight is finished with these children."""
@@ -61,7 +54,7 @@ class Spending:
         if not self.config.agree or all(node.status != Status.ANSWER for node in children):
             return False
         answers = [x.answer for x in (*tree.nodes, *children) if x.status == Status.ANSWER]
-        return self._agreed(self._answers[name_of(tree.problem)] + answers)
+        return self._agreed(self._answers[tree.problem['index']] + answers)
 
     def _agreed(self, answers: list[str]) -> bool:
         """Whether the commonest answer leads by as many as wanted."""

@@ -439,10 +439,91 @@ def test_trees_of_other_processes_take_their_time(tmp_path):
             time.sleep(0.2)
             with TreeStore(tmp_path / 'sums' / kind, writer=1) as store:
                 for record in super().__call__(*arguments, **options):
-                    store.append(record)
+                    problem = PROBLEMS[record.problem['index']]
+                    store.append(dataclasses.replace(record, problem=problem))
             yield from ()
 
     config = dataclasses.replace(CONFIG, strategies=('greedy',))
     row = evaluate(Elsewhere(), tmp_path, None, config)['benchmarks']['sums']
     assert row['seconds_per_problem'] * len(PROBLEMS) >= 0.2
     assert row['greedy'] == evaluate(Searcher(), None, None, config)['benchmarks']['sums']['greedy']
+
+
+# Two benchmarks of which two problems have the same index.
+BOTH = {'sums': PROBLEMS[:2], 'more': [{**PROBLEMS[2], 'index': 10}, PROBLEMS[3]]}
+
+
+def both(searcher, directory=None, config=CONFIG, benchmarks=BOTH):
+    given = {'directory': directory, 'run_search': searcher}
+    found = evals.run(POLICY, PPM, benchmarks, config, 7, **given)['benchmarks']
+    seconds = {name: of_each(row) for name, row in found.items()}
+    return found, seconds
+
+
+def of_each(row):
+    """Takes the seconds out of a benchmark's figures, and returns each strategy's."""
+    row.pop('seconds_per_problem')
+    return {name: each.pop('seconds_per_problem') for name, each in row['strategies'].items()}
+
+
+def test_a_strategy_searches_all_benchmarks_at_once(tmp_path):
+    """And each gets what it would have got alone, the stand-in's places aside."""
+    searcher = Searcher()
+    found, _ = both(searcher, tmp_path)
+    assert len(searcher.calls) == 2
+    assert len(searcher.made) == 4 * (1 + 3)
+    assert found['sums']['greedy_solved'] == [10] and found['more']['greedy_solved'] == [10]
+    alone, _ = both(Searcher(), benchmarks={'sums': BOTH['sums']})
+    assert found['sums'] == alone['sums']
+    for name, problems in BOTH.items():
+        with TreeStore(tmp_path / name / 'mcts') as store:
+            assert store.keys() == {(p['index'], tree) for p in problems for tree in range(3)}
+            assert [store[p['index'], 0].problem for p in problems] == problems
+
+
+@pytest.mark.parametrize('lifetime', [2, 6, 11])
+def test_a_killed_evaluation_of_two_goes_on_and_a_third_is_searched_alone(tmp_path, lifetime):
+    expected, _ = both(Searcher())
+    killed, after = Searcher(lifetime), Searcher()
+    with pytest.raises(KeyboardInterrupt):
+        both(killed, tmp_path)
+    found, _ = both(after, tmp_path)
+    assert found == expected and len(killed.made) + len(after.made) == 4 * (1 + 3)
+    third, searcher = [{**problem, 'index': i} for i, problem in enumerate(PROBLEMS)], Searcher()
+    more, _ = both(searcher, tmp_path, benchmarks={'first': third, **BOTH})
+    assert len(searcher.made) == 4 * (1 + 3) and {i for i, *_ in searcher.made} == set(range(4))
+    assert {name: more[name] for name in BOTH} == expected and more['first']['problems'] == 4
+
+
+def test_seconds_are_shared_out_by_tokens(tmp_path, monkeypatch):
+    """The greedy solution of each is a tree of 5 tokens; `more` has twice as many problems."""
+    now = iter(range(0, 10**6, 3))
+    monkeypatch.setattr(evals.evaluation.Clock, '_now', staticmethod(lambda: float(next(now))))
+    benchmarks = {'sums': PROBLEMS[:1], 'more': PROBLEMS[1:3]}
+    config = dataclasses.replace(CONFIG, strategies=('greedy',))
+    _, seconds = both(Searcher(), tmp_path, config, benchmarks)
+    assert seconds['sums']['greedy'] == seconds['more']['greedy'] == 3 * 3 / 3
+    kept = json.loads((tmp_path / 'more' / 'greedy' / 'seconds.json').read_text())
+    assert kept == {'seconds': 6.0}
+    _, again = both(Searcher(0), tmp_path, config, benchmarks)
+    assert again == seconds
+
+
+def test_a_budget_buys_each_benchmark_its_number_of_trees(tmp_path):
+    class Longer(Searcher):
+        """The trees of the problems of `more` have twice as many tokens."""
+
+        def __call__(self, *arguments, **options):
+            for record in super().__call__(*arguments, **options):
+                times = 2 if record.problem['question'] in asked else 1
+                counters = record.counters | {
+                    'sampled_tokens': times * record.counters['sampled_tokens']
+                }
+                yield dataclasses.replace(record, counters=counters)
+
+    asked = {problem['question'] for problem in BOTH['more']}
+    config = dataclasses.replace(CONFIG, strategies=('sampled',), mean_tokens=95)
+    searcher = Longer()
+    found, _ = both(searcher, tmp_path, config)
+    assert [found[name]['strategies']['sampled']['trajectories'] for name in BOTH] == [3, 2]
+    assert len(searcher.made) == 4 + 2 * (3 + 2)

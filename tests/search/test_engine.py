@@ -163,6 +163,10 @@ def test_other_problems_order_and_devices_change_nothing(policy, ppm, workers, g
     several = parallel.local_mesh(devices=jax.devices()[:4])
     config = dataclasses.replace(CONFIG, trees_in_flight=1)
     assert_same(grown, grow(policy, ppm, workers, config=config, mesh=several), exact=False)
+    moved = [{**p, 'index': 90 - p['index'], search.SAMPLED_AS: p['index']} for p in PROBLEMS]
+    renamed = grow(policy, ppm, workers, problems=moved)
+    back = {(90 - index, tree): record for (index, tree), record in renamed.items()}
+    assert_same(grown, back, exact=False)
 
 
 def test_with_one_size_no_bit_changes(policy, ppm, workers):

@@ -258,7 +258,7 @@ class Engine(Expander):
         for candidate in range(n):
             cell = row * n + candidate
             self.opened[cell] = True
-            self.keys[cell] = sampling.key_of(tree.seed, *tree.key, tree.cursor.tag, candidate)
+            self.keys[cell] = sampling.key_of(*tree.seeds, tree.cursor.tag, candidate)
             self.turn[cell] = self.expansions[row]
         self.expansions[row] += 1
 

@@ -59,6 +59,9 @@ def of_search(now: Mapping[str, Any], before: str = '', solved: bool = False) ->
 
 def of_training(now: Mapping[str, float]) -> tuple[str, float]:
     """The same of a training; see `training.sft`'s progress."""
+    if 'to_read' in now:
+        text = f'{now["read"]:,} of {now["to_read"]:,} examples read'
+        return f'{text}, {times(now["seconds"], now["seconds_left"])}', now['read'] / now['to_read']
     figures = [f'step {now["step"]}/{now["steps"]}']
     if 'loss' in now:  # after the first step
         figures.append(f'loss {now["loss"]:.3f}')

@@ -218,7 +218,8 @@ def _train(
     def tell(now: dict[str, float]) -> None:
         round_.beat(stage)
         line.show(*of_training(now))
-        round_.events.add(f'round{round_.number}/{stage.folder.name}', now, int(now['step']))
+        if 'step' in now:
+            round_.events.add(f'round{round_.number}/{stage.folder.name}', now, int(now['step']))
 
     how = {'progress': tell, 'release': True}
     train = training.ppm if is_ppm else training.sft

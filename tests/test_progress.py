@@ -154,3 +154,6 @@ def test_a_training_tells_its_speed_once_it_has_one():
     later, _ = progress.of_training({**now, 'seconds': 4.0, 'seconds_left': 8.0})
     assert first.startswith('step 5/9, loss 0.500, 0:02 gone') and share == 5 / 9
     assert later.startswith('step 5/9, loss 0.500, 70 tokens/s, 25 % of peak, 0:04 gone')
+    reading = {'read': 3000, 'to_read': 12_000, 'seconds': 2.0, 'seconds_left': 6.0}
+    text = '3,000 of 12,000 examples read, 0:02 gone, 0:06 left'
+    assert progress.of_training(reading) == (text, 0.25)

@@ -8,6 +8,7 @@ files take their names together at the end; a set of which some are missing is r
 """
 
 import bisect
+import collections
 import itertools
 import json
 import os
@@ -51,12 +52,23 @@ class Examples(Sequence[dict[str, Any]]):
     def __getitem__(self, item: slice) -> list[dict[str, Any]]: ...
     def __getitem__(self, item):
         if isinstance(item, slice):
-            return [self[i] for i in range(*item.indices(len(self)))]
-        position = item + len(self) if item < 0 else item
-        if not 0 <= position < len(self):
-            raise IndexError(item)
-        file = bisect.bisect_right(self._starts, position) - 1
-        return json.loads(self._readers[file][position - self._starts[file]])
+            return self.read(range(*item.indices(len(self))))
+        return self.read([item + len(self) if item < 0 else item])[0]
+
+    def read(self, positions: Sequence[int]) -> list[dict[str, Any]]:
+        """Several at once, which is faster than one by one."""
+        of_file: dict[int, list[int]] = collections.defaultdict(list)  # places in `positions`
+        for place, position in enumerate(positions):
+            if not 0 <= position < len(self):
+                raise IndexError(position)
+            of_file[bisect.bisect_right(self._starts, position) - 1].append(place)
+        found: list[Any] = [None] * len(positions)
+        for file, places in of_file.items():
+            start = self._starts[file]
+            records = self._readers[file].read([positions[place] - start for place in places])
+            for place, record in zip(places, records):
+                found[place] = json.loads(record)
+        return found
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         return (json.loads(record) for reader in self._readers for record in reader)

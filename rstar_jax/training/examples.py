@@ -34,7 +34,8 @@ END_OF_TEXT = 'end of text'
 MARKS = (*steps.TEMPLATE_MARKS, END_OF_TEXT)
 
 CORES = 'TOKENIZERS_PARALLELISM'  # a variable that tokenizers reads at each call
-READ = 1024  # texts (groups of pairs) that are tokenised at once in the first pass
+Tell = Callable[[int, int], None]
+READ = 1024  # examples (groups of pairs) that are tokenised at once in the first pass
 GROUP = 8  # pairs of one prefix, or trajectories of one question, kept together in a batch
 
 
@@ -105,20 +106,43 @@ def _digest(example: Example) -> bytes:
     return digest.digest()
 
 
-def _source(examples: Iterable[dict[str, Any]]) -> Sequence[dict[str, Any]]:
-    """What can be read at any place, again and again: stored examples stay on disk."""
-    return examples if isinstance(examples, Sequence) else list(examples)
+class _Source:
+    """Examples that can be read at any place, again and again: stored ones stay on disk."""
+
+    def __init__(self, examples: Iterable[dict[str, Any]], tell: Tell | None = None):
+        """tell: as of `sft`."""
+        self._examples = examples if isinstance(examples, Sequence) else list(examples)
+        self._tell = tell or (lambda done, of: None)
+
+    def read(self, places: Sequence[int]) -> list[dict[str, Any]]:
+        if hasattr(self._examples, 'read'):
+            return self._examples.read(places)
+        return [self._examples[place] for place in places]
+
+    def parts(self, count: int | None = None) -> Iterator[range]:
+        """The places of all (or numbers below `count`), READ at a time, and tells how far it is."""
+        count = len(self._examples) if count is None else count
+        for start in range(0, count, READ):
+            self._tell(start, count)
+            yield range(start, min(start + READ, count))
+        self._tell(count, count)
 
 
-def sft(examples: Iterable[dict[str, Any]], tokenizer, length: int) -> Encoded:
-    """{query, response} -> SFT prompt + response + end of text, learnt from the response on."""
+def sft(
+    examples: Iterable[dict[str, Any]], tokenizer, length: int, tell: Tell | None = None
+) -> Encoded:
+    """{query, response} -> SFT prompt + response + end of text, learnt from the response on.
+
+    tell: called during the first pass over all: (examples looked at, their number). The same of
+      the functions below.
+    """
     end = tokenizer.eos_token_id
     if end is None:
         raise UserError(
             'the tokenizer has no eos_token: SFT cannot teach where a text ends; set it'
         )
 
-    source, going_on = _source(examples), continuing(tokenizer)
+    source, going_on = _Source(examples, tell), continuing(tokenizer)
 
     def answered(texts: Sequence[dict]) -> list[Example]:
         prompts = _encode(tokenizer, [steps.prompt(_text(e, 'query')) for e in texts], first=True)
@@ -128,12 +152,10 @@ def sft(examples: Iterable[dict[str, Any]], tokenizer, length: int) -> Encoded:
         parts = zip(prompts, responses, coded['input_ids'], coded['offset_mapping'])
         return [_answered(*part, end) for part in parts]
 
-    encoded = Encoded(
-        SFT_FIELDS, length, encode=lambda places: answered([source[i] for i in places])
-    )
-    for start in range(0, len(source), READ):
-        texts = source[start : start + READ]
-        for place, (text, example) in enumerate(zip(texts, answered(texts)), start):
+    encoded = Encoded(SFT_FIELDS, length, encode=lambda places: answered(source.read(places)))
+    for part in source.parts():
+        texts = source.read(part)
+        for place, text, example in zip(part, texts, answered(texts)):
             size = len(example.sequences[0])
             if size > length:
                 encoded.dropped += 1
@@ -165,34 +187,37 @@ def _marks(text: str, spans: list[tuple[int, int]]) -> np.ndarray:
     return at[[start for start, _ in spans]]
 
 
-def pairs(examples: Iterable[dict[str, Any]], tokenizer, length: int) -> Encoded:
+def pairs(
+    examples: Iterable[dict[str, Any]], tokenizer, length: int, tell: Tell | None = None
+) -> Encoded:
     """{prompt, pos, neg, pos_count, neg_count} -> pairs of one prefix together, in the same row.
 
     `prompt` is the SFT prompt of the question and the prefix; a bare question is put into the SFT
     prompt. A single pair may fill up to twice `length` where its two texts share little.
     """
-    source, going_on = _source(examples), continuing(tokenizer)
+    source, going_on = _Source(examples, tell), continuing(tokenizer)
 
-    def read(groups: Sequence[Sequence[int]]) -> list[list[tuple]]:
-        ready = iter(
-            _sides([source[place] for group in groups for place in group], tokenizer, going_on)
-        )
-        return [[next(ready) for _ in group] for group in groups]
+    def read(groups: Sequence[Sequence[int]]) -> list[tuple[str, list[tuple]]]:
+        """Of each group the question, and its pairs as of `_sides`."""
+        texts = source.read(list(itertools.chain.from_iterable(groups)))
+        ready = iter(zip(texts, _sides(texts, tokenizer, going_on)))
+        made = [[next(ready) for _ in group] for group in groups]
+        return [(_parts(group[0][0]['prompt'])[0], [pair for _, pair in group]) for group in made]
 
     encoded = Encoded(
-        PAIR_FIELDS, length, 2 * length, lambda groups: list(map(_pair_group, read(groups)))
+        PAIR_FIELDS, length, 2 * length, lambda groups: [_pair_group(x) for _, x in read(groups)]
     )
     prefixes: dict[bytes, list[int]] = collections.defaultdict(list)
-    for place, example in enumerate(source):
-        prompt = _text(example, 'prompt').encode()
-        prefixes[hashlib.blake2b(prompt, digest_size=16).digest()].append(place)
+    for part in source.parts():
+        for place, example in zip(part, source.read(part)):
+            prompt = _text(example, 'prompt').encode()
+            prefixes[hashlib.blake2b(prompt, digest_size=16).digest()].append(place)
     groups = list(prefixes.values())
-    for start in range(0, len(groups), READ):
-        part = groups[start : start + READ]
-        for places, group in zip(part, read(part)):
+    for part in source.parts(len(groups)):
+        chosen = groups[part.start : part.stop]
+        for places, (question, group) in zip(chosen, read(chosen)):
             fits = [i for i, (*sides, _) in enumerate(group) if max(map(len, sides)) <= length]
             encoded.dropped += len(group) - len(fits)
-            question = _parts(source[places[0]]['prompt'])[0]
             places, group = ([x[i] for i in fits] for x in (places, group))
             for made, cut, size in _cut(group, GROUP, length, _pair_group):
                 encoded.add(question, made, tuple(places[cut]), size)
@@ -257,35 +282,45 @@ def _size(example: Example) -> int:
     return len(packing.layout(example.sequences, example.shareable).tokens)
 
 
-def outcomes(examples: Iterable[dict[str, Any]], tokenizer, length: int) -> Encoded:
+def outcomes(
+    examples: Iterable[dict[str, Any]], tokenizer, length: int, tell: Tell | None = None
+) -> Encoded:
     """{query, steps, correct} -> whether the answer is right, at the last token (ORM)."""
 
     def targets(example):
         before = len(_field(example, 'steps', list)) - 1
         return [*[None] * before, _field(example, 'correct', int)]
 
-    return _valued(examples, targets, tokenizer, length)
+    return _valued(examples, targets, tokenizer, length, tell)
 
 
-def q_values(examples: Iterable[dict[str, Any]], tokenizer, length: int) -> Encoded:
+def q_values(
+    examples: Iterable[dict[str, Any]], tokenizer, length: int, tell: Tell | None = None
+) -> Encoded:
     """{query, steps, values} -> the Q value of each step, at its last token (PQM)."""
-    return _valued(examples, lambda e: _field(e, 'values', list), tokenizer, length)
+    return _valued(examples, lambda e: _field(e, 'values', list), tokenizer, length, tell)
 
 
-def step_labels(examples: Iterable[dict[str, Any]], tokenizer, length: int) -> Encoded:
+def step_labels(
+    examples: Iterable[dict[str, Any]], tokenizer, length: int, tell: Tell | None = None
+) -> Encoded:
     """{query, steps, labels} -> whether a step led to a right answer, at its last token (PRM)."""
-    return _valued(examples, lambda e: _field(e, 'labels', list), tokenizer, length)
+    return _valued(examples, lambda e: _field(e, 'labels', list), tokenizer, length, tell)
 
 
 def _valued(
-    examples: Iterable[dict[str, Any]], targets: Callable[[dict], list], tokenizer, length: int
+    examples: Iterable[dict[str, Any]],
+    targets: Callable[[dict], list],
+    tokenizer,
+    length: int,
+    tell: Tell | None,
 ) -> Encoded:
     """Trajectories that follow each other on one question are kept together, in the same row.
 
     targets: of {query, steps} what each step's last token is to learn, None: nothing.
     """
 
-    source, going_on = _source(examples), continuing(tokenizer)
+    source, going_on = _Source(examples, tell), continuing(tokenizer)
 
     def judged(texts: Sequence[dict]) -> list[Example | None]:
         prompts = _encode(tokenizer, [steps.prompt(_text(e, 'query')) for e in texts], first=True)
@@ -296,15 +331,15 @@ def _valued(
         ]
 
     def read(groups: Sequence[Sequence[int]]) -> list[Example]:
-        made = iter(judged([source[place] for group in groups for place in group]))
+        made = iter(judged(source.read(list(itertools.chain.from_iterable(groups)))))
         return [_together([next(made) for _ in group]) for group in groups]
 
     encoded = Encoded(VALUE_FIELDS, length, encode=read)
-    for start in range(0, len(source), READ):
-        texts = source[start : start + READ]
+    for part in source.parts():
+        texts = source.read(part)
         found = [
             (text['query'], place, example)
-            for place, (text, example) in enumerate(zip(texts, judged(texts)), start)
+            for place, text, example in zip(part, texts, judged(texts))
             if example is not None and len(example.sequences[0]) <= length
         ]
         encoded.dropped += len(texts) - len(found)
@@ -395,7 +430,9 @@ def _encode(tokenizer, texts: list[str], first: bool = False) -> list[list[int]]
     """first: the texts begin a sequence, so a tokenizer that writes a BOS token does."""
     if not texts:
         return []
-    return _tokenized(tokenizer, texts, add_special_tokens=first)['input_ids']
+    once = list(dict.fromkeys(texts))  # questions, and the steps of pairs, come several times
+    made = dict(zip(once, _tokenized(tokenizer, once, add_special_tokens=first)['input_ids']))
+    return [made[text] for text in texts]
 
 
 def _tokenized(tokenizer, texts: list[str], **options: bool) -> Mapping[str, list]:

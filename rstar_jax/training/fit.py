@@ -9,6 +9,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import time
 from collections.abc import Iterable
 from typing import Any
 
@@ -55,7 +56,8 @@ def sft(
       mesh: with axes (data, fsdp, tensor), see models.sharding; None = the first device.
       progress: called with a dict of numbers after each micro batch: step, steps, loss,
         tokens_per_second, mfu, seconds, seconds_left; after a step with the line of metrics.jsonl,
-        and after a measurement with what it gave.
+        and after a measurement with what it gave. Before that, while many examples are read: read,
+        to_read, seconds, seconds_left.
       release: takes the arrays of `policy` over: memory for a model less.
 
     Returns:
@@ -84,7 +86,7 @@ def sft(
         policy = models.add_tokens(start, new)
         if release:
             _delete_all_but(start.params, policy.params)
-    encoded = encoding.sft(examples, policy.tokenizer, config.length)
+    encoded = encoding.sft(examples, policy.tokenizer, config.length, _telling(progress))
     # It learns to end its texts by this token, whatever ended those of its start.
     ends = dict.fromkeys((*policy.config.eos_ids, policy.tokenizer.eos_token_id))
     policy = dataclasses.replace(policy, config=policy.config.replace(eos_ids=tuple(ends)))
@@ -113,6 +115,22 @@ def sft(
     )
     _check_form(metrics['form_after'], config.form, directory)
     return policy, metrics | {'held_out': len(held_out)}
+
+
+def _telling(progress):
+    """What tells of the first pass over the examples."""
+    began = 0.0
+
+    def tell(read: int, of: int) -> None:
+        nonlocal began
+        now = time.monotonic()
+        if not read:
+            began = now
+        elif progress is not None and read < of:
+            left = (now - began) / read * (of - read)
+            progress({'read': read, 'to_read': of, 'seconds': now - began, 'seconds_left': left})
+
+    return tell
 
 
 def check_network(config) -> None:
@@ -195,7 +213,8 @@ def ppm(
     model = models.init_ppm(policy, config.seed, config.squash)
     if release:
         _delete_all_but(policy.params, model.params)
-    encoded = getattr(encoding, encoder)(examples, model.tokenizer, config.length)
+    encode, tell = getattr(encoding, encoder), _telling(progress)
+    encoded = encode(examples, model.tokenizer, config.length, tell)
     chosen, held_out = encoding.hold_out(encoded, config.held_out, config.seed, PPM_HELD_OUT)
     _check_keep(config, held_out)
     answers = encoding.answer_pairs(

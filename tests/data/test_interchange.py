@@ -162,6 +162,11 @@ def test_long_sets_are_cut_and_only_whole_sets_are_read(tmp_path):
     examples = data.load_examples(tmp_path, 'sft')
     assert [int(e['query']) for e in examples] == [int(examples[i]['query']) for i in range(7)]
     assert [int(e['query']) for e in pickle.loads(pickle.dumps(examples))] == list(range(7))
+    assert [int(e['query']) for e in examples.read([6, 0, 3, 6, 2])] == [6, 0, 3, 6, 2]
+    assert examples.read([]) == []
+    for position in (7, -1):
+        with pytest.raises(IndexError):
+            examples.read([0, position])
     assert store(6, 3) == ['00000-of-00002', '00001-of-00002']
     (tmp_path / 'sft-00000-of-00002.array_record').unlink()
     with pytest.raises(UserError, match='not one whole set'):

@@ -174,9 +174,11 @@ def test_losses_of_trajectories_learn(policy, tmp_path, loss):
 class Stored(data.Examples):
     """Notes which places are read."""
 
-    def __getitem__(self, item):
-        self.read = [*getattr(self, 'read', ()), item]
-        return super().__getitem__(item)
+    places: tuple[int, ...] = ()
+
+    def read(self, positions):
+        self.places += tuple(positions)
+        return super().read(positions)
 
 
 def alike(a, b):
@@ -215,15 +217,41 @@ def test_of_stored_examples_those_of_one_step_are_in_memory(
     assert alive() == before and encoded.dropped == (kind == 'pairs')
     whole = encode(texts, policy.tokenizer, 128)
     assert encoded.digests == whole.digests and len(set(whole.digests)) == len(whole)
-    stored.read = []
+    stored.places = ()
     taken = encoded.take(step)
-    assert len(stored.read) == sum(one.count for one in taken)
-    assert kind != 'sft' or stored.read == step
+    assert len(stored.places) == sum(one.count for one in taken)
+    assert kind != 'sft' or stored.places == tuple(step)
     every = whole.take()
     assert all(alike(a, every[i]) for a, i in zip(taken, step))
     assert sum(encoded.counts) == len(texts) - encoded.dropped
     micros = trainer.Micros(encoded, step, sft_settings(), checkpoints.one_device())
     assert sum(micros.tokens) > 0 and alive() == before + len(taken) + len(every)
+
+
+def test_a_text_that_comes_twice_is_tokenised_once(policy):
+    """Two pairs of one question, prefix and better step: a question and three sides."""
+    tokenizer, seen = policy.tokenizer, []
+
+    def watched(texts, **options):
+        seen.append(list(texts))
+        return tokenizer(texts, **options)
+
+    watched.backend_tokenizer = tokenizer.backend_tokenizer
+    one = {'prompt': 'a', 'pos': 'bb', 'neg': 'c', 'pos_count': 1, 'neg_count': 2}
+    made = examples.pairs([one, {**one, 'neg': 'dd'}], watched, 64)
+    assert [len(texts) for texts in seen] == [1, 3] and made.counts == [2]
+
+
+def test_a_long_first_pass_tells_how_far_it_is(policy, monkeypatch):
+    monkeypatch.setattr(examples, 'READ', 3)
+    for encode, source, of in (
+        (examples.sft, sft_examples(8), [8]),
+        (examples.pairs, pair_examples(4), [8, 4]),  # prefixes first, then their groups
+        (examples.step_labels, trajectory_examples()[:8], [8]),
+    ):
+        told: list[tuple[int, int]] = []
+        encode(source, policy.tokenizer, 128, lambda *now, told=told: told.append(now))
+        assert told == [(read, n) for n in of for read in (*range(0, n, 3), n)]
 
 
 @pytest.mark.parametrize('before', ['false', None])

@@ -17,8 +17,20 @@ from rstar_jax.models.families import ARCHITECTURES, unsupported
 
 EMBEDDING, OUTPUT = 'token_embd.weight', 'output.weight'
 SAMPLED_ROWS = 256
+TOGETHER = 4  # rows: gguf dequantises sixteen at a time, and takes half as long with longer ones
 # Distance of tables by the size of one: quantisation to 4 bits makes 0.1, two tables 1.4.
 ALIKE = 0.3
+
+
+def _reader(path: pathlib.Path):
+    """gguf's, which reads a vocabulary piece by piece: of a `numpy.memmap` each is slow to make."""
+    import gguf
+
+    class Reader(gguf.GGUFReader):
+        def __setattr__(self, name: str, value: Any) -> None:
+            super().__setattr__(name, np.asarray(value) if name == 'data' else value)
+
+    return Reader(path)
 
 
 class GGUFFile:
@@ -27,11 +39,9 @@ class GGUFFile:
     key = 'gguf'
 
     def __init__(self, path: pathlib.Path):
-        import gguf
-
         self.where = str(path)
         try:
-            reader = gguf.GGUFReader(path)
+            reader = _reader(path)
             self.fields = {name: field.contents() for name, field in reader.fields.items()}
             self._tensors = {tensor.name: tensor for tensor in reader.tensors}
         except Exception as error:  # a damaged header shows as almost any exception
@@ -140,8 +150,13 @@ class GGUFFile:
         import gguf
 
         tensor = self._tensors[name]
+        packed = tensor.data[rows]
+        wide = packed.ndim == 2 and len(packed) % TOGETHER == 0
         try:
-            return gguf.quants.dequantize(tensor.data[rows], tensor.tensor_type)
+            values = gguf.quants.dequantize(
+                packed.reshape(len(packed) // TOGETHER, -1) if wide else packed, tensor.tensor_type
+            )
+            return values.reshape(len(packed), -1) if wide else values
         except (NotImplementedError, ValueError) as error:
             kind = tensor.tensor_type.name
             raise UserError(f'{self.where}: {name} of type {kind}: {error}') from None

@@ -13,6 +13,7 @@ import transformers
 
 from rstar_jax import models
 from rstar_jax.errors import UserError
+from rstar_jax.models import gguf_file
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 tiny_torch = importlib.import_module('tiny_torch')
@@ -124,6 +125,29 @@ def test_logits_of_a_written_file(name, tmp_path):
         expected = tiny_torch.model(name)(torch.tensor(tokens)).logits.numpy()
     ours = np.asarray(policy.logits(tokens, np.array([40, 40])))
     assert np.abs(ours - expected).max() <= 1e-5 * np.abs(expected).max()
+
+
+def test_quantised_tensors_are_what_gguf_makes_of_them(tmp_path):
+    write('qwen2', tmp_path / 'm.gguf')
+    source = gguf_file.GGUFFile(tmp_path / 'm.gguf')
+    writer = gguf.GGUFWriter(tmp_path / 'quantised.gguf', 'qwen2')
+    rng = np.random.default_rng(0)
+    for name in ('Q4_0', 'Q5_1', 'Q8_0'):
+        for rows in (300, 7):
+            kind = gguf.GGMLQuantizationType[name]
+            packed = gguf.quants.quantize(rng.normal(size=(rows, 64)).astype(np.float32), kind)
+            writer.add_tensor(f'{name}.{rows}', packed, raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    tensors = gguf.GGUFReader(tmp_path / 'quantised.gguf').tensors
+    source._tensors |= {tensor.name: tensor for tensor in tensors}
+    found = dict(source.read([tensor.name for tensor in tensors]))
+    assert len(found) == 6
+    for tensor in tensors:
+        expected = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
+        np.testing.assert_array_equal(found[tensor.name], expected)
 
 
 def test_a_table_that_was_written_twice_is_one(tmp_path):

@@ -5,6 +5,4 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source launch/_venv.sh
 use_venv
-# XLA's scratch memory comes and goes with each step: large pages save its page faults (Linux).
-export GLIBC_TUNABLES="${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}"
 exec python -m rstar_jax.main --config=experiments/quickstart.py --workdir=runs/quickstart "$@"

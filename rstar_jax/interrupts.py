@@ -97,14 +97,18 @@ class Interrupts:
                 threading.Timer(0.05, os.kill, (os.getpid(), number)).start()
                 return
             frame = frame.f_back
-        self._since = time.monotonic()
         if self.held:
-            self.noted = number
+            self.take(number)
             if number == signal.SIGINT:
                 self._later(NOTICE, lambda: print(f'\n{WAITING}', file=sys.stderr, flush=True))
         else:
+            self._since = time.monotonic()
             self.leave_later(number)
             raise Stopped(number)
+
+    def take(self, number: int) -> None:
+        """Notes a signal in a block of `held`."""
+        self.noted, self._since = number, min(self._since, time.monotonic())
 
     def leave_later(self, number: int) -> None:
         """Ends the process in LONGEST_END, if it has not ended by then."""
@@ -134,6 +138,12 @@ def held() -> Iterator[None]:
             interrupts.leave_later(interrupts.noted)
     if interrupts.noted:
         raise Stopped(interrupts.noted)
+
+
+def ask(number: int) -> None:
+    """Asks as a signal would that another process got; this one's own then comes too late."""
+    if _current is not None and _current.noted == 0:
+        _current.take(number)
 
 
 def asked() -> int:

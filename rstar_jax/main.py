@@ -25,6 +25,11 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 
+from rstar_jax import pages
+
+if __name__ == '__main__':
+    pages.take_large()
+
 # Before jax and transformers are imported: a run's terminal is for its own lines.
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
 os.environ.setdefault('TRANSFORMERS_VERBOSITY', 'error')

@@ -59,3 +59,18 @@ def test_what_follows_a_held_block_ends_in_time(monkeypatch, by_itself):
                 raise interrupts.Stopped(interrupts.asked())
         time.sleep(0.15)
         assert left == [143]
+
+
+def test_a_process_that_stops_for_another_is_not_stopped_again(monkeypatch):
+    """What the other's end sends comes while this one tells of its own."""
+    left = []
+    monkeypatch.setattr(interrupts, 'LONGEST_END', 0.05)
+    monkeypatch.setattr(interrupts, 'leave', left.append)
+    with interrupts.Interrupts():
+        with pytest.raises(interrupts.Stopped), interrupts.held():
+            interrupts.ask(signal.SIGTERM)
+            assert interrupts.asked() == signal.SIGTERM
+            raise interrupts.Stopped(interrupts.asked())
+        signal.raise_signal(signal.SIGTERM)
+        time.sleep(0.15)
+        assert left == [143]

@@ -9,6 +9,11 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from rstar_jax import pages
+
+if __name__ == '__main__':
+    pages.take_large()
+
 from rstar_jax import atomic, ledger
 from rstar_jax import main as command
 from rstar_jax.errors import UserError

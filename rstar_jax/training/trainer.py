@@ -94,6 +94,7 @@ def _agreed(save: bool = False) -> bool:
     """Whether the first process wants to save; Stopped if any was asked to end. For all at once."""
     number = parallel.greatest(interrupts.asked() or int(save and parallel.is_first()))
     if number > 1:  # a signal
+        interrupts.ask(number)
         raise interrupts.Stopped(number)
     return bool(number)
 

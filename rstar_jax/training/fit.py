@@ -23,6 +23,7 @@ from rstar_jax.training.defaults import LOSSES
 
 HELD_OUT = 128  # problems that an SFT measures, at most
 PPM_HELD_OUT = 2000  # and a PPM's training
+SHORT = 3.0  # seconds in which nobody needs to be told how far it is
 
 
 def start_dtype(config) -> str:
@@ -126,7 +127,7 @@ def _telling(progress):
         now = time.monotonic()
         if not read:
             began = now
-        elif progress is not None and read < of:
+        elif progress is not None and read < of and now - began > SHORT:
             left = (now - began) / read * (of - read)
             progress({'read': read, 'to_read': of, 'seconds': now - began, 'seconds_left': left})
 

@@ -5,7 +5,7 @@ import pytest
 
 from rstar_jax import parallel, steps, training
 from rstar_jax.errors import UserError
-from rstar_jax.training import checkpoints, examples, recompute, trainer
+from rstar_jax.training import checkpoints, examples, fit, recompute, trainer
 from tests.training import test_trainer
 from tests.training.words import pair_examples, ppm_settings, sft_examples, sft_settings
 
@@ -88,3 +88,18 @@ def test_of_several_processes_the_one_with_the_least_memory_decides(policy, monk
                 compiled.check_room('it takes', 300 * mib + 1)
     size = sum(x.nbytes for x in jax.tree.leaves(params))
     assert rooms[0] == rooms[1] and 145 * mib < rooms[0] <= 150 * mib - 2 * size
+
+
+@pytest.mark.parametrize('short', [-1.0, None])
+def test_how_far_it_is_with_reading_is_told_where_that_takes_long(
+    policy, tmp_path, monkeypatch, short
+):
+    monkeypatch.setattr(examples, 'READ', 4)
+    if short is not None:
+        monkeypatch.setattr(fit, 'SHORT', short)
+    seen: list[dict] = []
+    training.sft(policy, sft_examples(6), sft_settings(), tmp_path, progress=seen.append)
+    told = [(now['read'], now['to_read']) for now in seen if 'to_read' in now]
+    count = len(sft_examples(6))
+    assert told == ([] if short is None else [(n, count) for n in range(4, count, 4)])
+    assert all('step' in now for now in seen if 'to_read' not in now)

@@ -11,7 +11,7 @@ import pytest
 from rstar_jax import evals, models, search
 from rstar_jax.data import TreeStore, question_id
 from rstar_jax.errors import UserError
-from rstar_jax.evals import metrics
+from rstar_jax.evals import clock, metrics
 from rstar_jax.evals.figures import Answer, Outcome, Run
 from tests.evals.trees import tree
 
@@ -498,7 +498,7 @@ def test_a_killed_evaluation_of_two_goes_on_and_a_third_is_searched_alone(tmp_pa
 def test_seconds_are_shared_out_by_tokens(tmp_path, monkeypatch):
     """The greedy solution of each is a tree of 5 tokens; `more` has twice as many problems."""
     now = iter(range(0, 10**6, 3))
-    monkeypatch.setattr(evals.evaluation.Clock, '_now', staticmethod(lambda: float(next(now))))
+    monkeypatch.setattr(clock.Clock, '_now', staticmethod(lambda: float(next(now))))
     benchmarks = {'sums': PROBLEMS[:1], 'more': PROBLEMS[1:3]}
     config = dataclasses.replace(CONFIG, strategies=('greedy',))
     _, seconds = both(Searcher(), tmp_path, config, benchmarks)

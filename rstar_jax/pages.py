@@ -1,7 +1,7 @@
 """Large pages for what XLA computes in on CPUs.
 
-Its scratch memory comes and goes with each step, page by page, which costs about a tenth of the
-time. Whether it asks for large pages the C library decides as a process starts.
+Its scratch memory comes and goes with each step, page by page; with large ones there are fewer page
+faults. Whether to ask for them the C library decides as a process starts.
 """
 
 import os

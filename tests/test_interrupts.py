@@ -44,33 +44,23 @@ def test_sigterm_ends_a_process_in_a_call_that_does_not_return():
         process.stdout.close()
 
 
-@pytest.mark.parametrize('by_itself', [False, True])
-def test_what_follows_a_held_block_ends_in_time(monkeypatch, by_itself):
-    """by_itself: the block stops where it is asked, not at its end."""
+@pytest.mark.parametrize('how', ['at its end', 'by itself', 'for another'])
+def test_what_follows_a_held_block_ends_in_time_and_is_not_stopped_again(monkeypatch, how):
+    """The block stops at its end or where it is asked, by its own signal or another process's."""
     left = []
     monkeypatch.setattr(interrupts, 'LONGEST_END', 0.05)
     monkeypatch.setattr(interrupts, 'leave', left.append)
     with interrupts.Interrupts():
         with pytest.raises(interrupts.Stopped), interrupts.held():
-            signal.raise_signal(signal.SIGTERM)
+            if how == 'for another':
+                interrupts.ask(signal.SIGTERM)
+            else:
+                signal.raise_signal(signal.SIGTERM)
             time.sleep(0.1)
             assert not left  # what the block saves is saved, however long it takes
-            if by_itself:
-                raise interrupts.Stopped(interrupts.asked())
-        time.sleep(0.15)
-        assert left == [143]
-
-
-def test_a_process_that_stops_for_another_is_not_stopped_again(monkeypatch):
-    """What the other's end sends comes while this one tells of its own."""
-    left = []
-    monkeypatch.setattr(interrupts, 'LONGEST_END', 0.05)
-    monkeypatch.setattr(interrupts, 'leave', left.append)
-    with interrupts.Interrupts():
-        with pytest.raises(interrupts.Stopped), interrupts.held():
-            interrupts.ask(signal.SIGTERM)
             assert interrupts.asked() == signal.SIGTERM
-            raise interrupts.Stopped(interrupts.asked())
-        signal.raise_signal(signal.SIGTERM)
+            if how != 'at its end':
+                raise interrupts.Stopped(interrupts.asked())
+        signal.raise_signal(signal.SIGTERM)  # clusters repeat it, and another's end sends it
         time.sleep(0.15)
         assert left == [143]

@@ -93,10 +93,7 @@ class RecordReader:
 
     def __iter__(self) -> Iterator[bytes]:
         for start in range(0, self._count, READ_AT_ONCE):
-            with self._damage():
-                stop = min(start + READ_AT_ONCE, self._count)
-                records = self._reader.read(list(range(start, stop)))
-            yield from records
+            yield from self.read(range(start, min(start + READ_AT_ONCE, self._count)))
 
     def close(self) -> None:
         self._reader.close()

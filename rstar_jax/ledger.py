@@ -341,4 +341,5 @@ def lock(workdir: pathlib.Path) -> Iterator[None]:
     try:
         yield
     finally:
+        fcntl.flock(file, fcntl.LOCK_UN)  # a process being started just now has the file open, too
         file.close()

@@ -14,6 +14,7 @@ lost `.keys` file is made again from its shard.
 
 import collections
 import concurrent.futures
+import contextlib
 import fcntl
 import itertools
 import json
@@ -390,6 +391,9 @@ class TreeStore:
     def _release_lock(self) -> None:
         self._number = None
         if self._lock is not None:
+            # A process that is being started just now has the file open, too.
+            with contextlib.suppress(OSError):
+                fcntl.flock(self._lock, fcntl.LOCK_UN)
             self._lock.close()
             self._lock = None
 

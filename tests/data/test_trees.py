@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import multiprocessing
+import os
 import pathlib
 import resource
 import subprocess
@@ -345,6 +346,19 @@ def hold(directory, ready, end):
         store.append(samples.grown(0, 0))
         ready.set()
         end.wait(60)
+
+
+def test_a_process_that_was_started_meanwhile_keeps_nobody_out(tmp_path):
+    """Between fork and exec it has all files of the one that starts it."""
+    first, second = trees([(0, 0), (1, 0)]).values()
+    store = data.TreeStore(tmp_path)
+    store.append(first)
+    copy = os.dup(store._lock.fileno())
+    store.close()
+    with data.TreeStore(tmp_path) as store:
+        store.append(second)
+    os.close(copy)
+    assert data.TreeStore(tmp_path).keys() == {(0, 0), (1, 0)}
 
 
 def test_second_process_may_not_write_and_removes_nothing(tmp_path):

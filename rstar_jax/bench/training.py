@@ -2,7 +2,7 @@
 
 Both sides start from the same random weights and train on the same random examples, whose lengths
 are those of solutions of GSM8K: AdamW, clipping, all weights. Ours are the trainer's own compiled
-functions, packing included; theirs is `_torch_trainer`. The first losses of both and the norms of
+functions, packing included; theirs is `_torch_trainer`, in a process of its own. The first losses of both and the norms of
 their gradients must agree: in float32 within 1e-3, in bfloat16, where roundings differ, within 2 %
 (`*_difference`, relative). Compilation and first steps are not counted.
 
@@ -21,15 +21,18 @@ examples: compare its figures with each other alone.
 
 import dataclasses
 import functools
+import math
 import time
 from typing import Any
 
 import numpy as np
 
+from rstar_jax import progress
 from rstar_jax.bench import _torch_trainer
 from rstar_jax.errors import UserError
 
 DTYPES = {'float32': 1e-3, 'bfloat16': 2e-2}  # how far first losses and norms may differ
+TURNS = 2
 LENGTH = 2048  # tokens of a micro batch, at most
 TINY = {'embed_dim': 128, 'mlp_dim': 512, 'num_layers': 3, 'num_heads': 4, 'num_kv_heads': 2}
 
@@ -48,7 +51,7 @@ def run(
 ) -> dict[str, float]:
     """Settings: model, the name of a published shape, or tiny; examples, SFT examples of a step;
     nodes, tree nodes of 4 pairs of a step; batch, rows that PyTorch runs at once; lora, rank;
-    repeats, measured steps of each kind, the best counts.
+    repeats, measured steps of a turn (see `_best`), of which there are two; the best counts.
     """
     import jax
 
@@ -125,16 +128,16 @@ def _compare(task: _Task) -> dict[str, float]:
         encoded, model, settings = task.data(loss), task.model(loss), task.settings(loss)
         theirs = None
         if task.batch:
-            theirs = _torch_trainer.Torch(model, loss, encoded, settings, task.batch)
+            theirs = _torch_trainer.Apart(model, loss, encoded, settings, task.batch)
         ours = _Ours(model, loss, encoded, settings)
-        # In turns, so that whatever else the machine does meets both.
-        seconds = [(ours.step(), theirs.step() if theirs else 0.0) for _ in range(task.repeats + 1)]
-        mine, other = (min(times) for times in zip(*seconds[1:]))
+        sides = {'ours': ours} | ({'PyTorch': theirs} if theirs else {})
+        mine, *other = _best(sides, task.repeats, f'{label} {task.dtype}')
         micros = ours.micros
         figures[f'{label}_tokens_per_second'] = micros.alone / mine
         if theirs:
-            figures[f'{label}_torch_tokens_per_second'] = micros.alone / other
-            figures[f'{label}_ratio_vs_torch'] = other / mine
+            theirs.close()
+            figures[f'{label}_torch_tokens_per_second'] = micros.alone / other[0]
+            figures[f'{label}_ratio_vs_torch'] = other[0] / mine
             for what in ('loss', 'norm'):
                 values = getattr(ours, what), getattr(theirs, what)
                 figures[f'{label}_{what}_difference'] = _agree(task, loss, what, *values)
@@ -148,6 +151,25 @@ def _compare(task: _Task) -> dict[str, float]:
             figures['ppm_matmul_peak_share'] = ours.share(mine)
             figures['shared_prefix_tokens_share'] = sum(micros.tokens) / micros.alone
     return figures
+
+
+def _best(sides: dict[str, Any], repeats: int, label: str) -> list[float]:
+    """The least seconds of a step of each of `sides`.
+
+    Steps of one side come in a row, as in a training: while another one runs, the system takes back
+    memory that a step will need again. The sides take turns, so that whatever else the machine does
+    meets all of them; the first step of a turn does not count.
+    """
+    best = dict.fromkeys(sides, math.inf)
+    with progress.Line(label) as line:
+        for turn in range(TURNS):
+            for name, side in sides.items():
+                for step in range(repeats + 1):
+                    line.show(f'{name}, turn {turn + 1} of {TURNS}, step {step} of {repeats}')
+                    seconds = side.step()
+                    if step:
+                        best[name] = min(best[name], seconds)
+    return list(best.values())
 
 
 def _agree(task: _Task, loss: str, what: str, ours: float, theirs: float) -> float:
@@ -164,7 +186,7 @@ def _low_rank(task: _Task, rank: int) -> dict[str, float]:
     """The SFT with LoRA."""
     settings = task.settings('sft', rank)
     ours = _Ours(task.model('sft'), 'sft', task.data('sft'), settings)
-    seconds = min([ours.step() for _ in range(task.repeats + 1)][1:])
+    (seconds,) = _best({'ours': ours}, task.repeats, f'sft {task.dtype}, LoRA')
     tokens = ours.micros.alone
     return {
         'lora_tokens_per_second': tokens / seconds,

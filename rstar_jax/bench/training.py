@@ -2,9 +2,10 @@
 
 Both sides start from the same random weights and train on the same random examples, whose lengths
 are those of solutions of GSM8K: AdamW, clipping, all weights. Ours are the trainer's own compiled
-functions, packing included; theirs is `_torch_trainer`, in a process of its own. The first losses of both and the norms of
-their gradients must agree: in float32 within 1e-3, in bfloat16, where roundings differ, within 2 %
-(`*_difference`, relative). Compilation and first steps are not counted.
+functions, packing included; theirs is `_torch_trainer`, in a process of its own. The first losses
+of both and the norms of their gradients must agree: in float32 within 1e-3, in bfloat16, where
+roundings differ, within 2 % (`*_difference`, relative). Compilation and first steps are not
+counted.
 
 Figures are of the first of `dtypes`; those of another one end in its name. tokens_per_second counts
 tokens of the examples, no padding, and shared prefixes as often as they are read by someone.

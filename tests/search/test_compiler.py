@@ -12,7 +12,7 @@ import pytest
 
 from rstar_jax import parallel, search
 from rstar_jax.parallel import compiled
-from rstar_jax.search.engine import compiler, copies, local
+from rstar_jax.search.engine import choice, compiler, copies
 from rstar_jax.search.engine import sizes as slot_sizes
 from rstar_jax.search.engine.compiler import Compiler, Size
 from tests.search import favoured, test_engine
@@ -96,58 +96,63 @@ def test_the_last_trees_wait_for_no_size_that_serves_them_all(sizes):
 
 
 @pytest.fixture
-def engine(monkeypatch):
-    """What of an engine says which sizes it wants: six trees of two candidates, eight slots."""
+def policy():
+    """What of a policy says how long its paths are."""
+    return types.SimpleNamespace(needed=200)
+
+
+@pytest.fixture
+def made(monkeypatch, policy):
+    """The choice of a search of six trees of two candidates, eight slots, begun at 0 seconds."""
     monkeypatch.setattr(slot_sizes, 'block_sizes', lambda paths, room: [2, 4, 8, 12, None])
-    made = object.__new__(local.Engine)
-    made.config = search.Config(candidates=2, path_tokens=1000)
-    made.plan = types.SimpleNamespace(slots=8)
-    made.slot_sizes, made.slot_size, made.width = [2, 4, 8], 2, 6
-    made.policy = types.SimpleNamespace(needed=200)
-    made.left, made.began = math.inf, 0.0
-    made._size = lambda slots, held, room: Size(held, slots, room, 0)
-    return made
+    monkeypatch.setattr(
+        choice.Choice, '_size', lambda _, slots, held, room: Size(held, slots, room, 0)
+    )
+    monkeypatch.setattr(slot_sizes, 'FEWEST_SLOTS', 2)
+    monkeypatch.setattr(choice.time, 'monotonic', lambda: 0.0)
+    config = search.Config(candidates=2, path_tokens=1000)
+    plan = types.SimpleNamespace(slots=8, trees=6)
+    path = types.SimpleNamespace(length=(), hidden=())
+    return choice.Choice(config, None, plan, policy, (path, (), None, None, None))
 
 
 @pytest.mark.parametrize(
     ('left', 'least'),
     [(math.inf, (8, 12)), (4, (8, 8)), (2, (4, 4)), (1, (2, 2)), (0, (2, 2))],
 )
-def test_what_the_trees_that_are_left_may_need_is_enough(engine, left, least):
-    engine.left = left
-    assert engine.reach == 256 - copies.COPIED  # 2 blocks a tree
-    possible = engine._enough(engine.reach, *engine._most(engine.reach))
+def test_what_the_trees_that_are_left_may_need_is_enough(made, left, least):
+    assert made._reach == 256 - copies.COPIED  # 2 blocks a tree
+    possible = made._enough(made._reach, *made._most(made._reach, left))
     assert (possible[0].slots, possible[0].step) == least
     assert {size.room for size in possible} == {512}
 
 
-def test_longer_paths_need_more_blocks_and_only_long_ones_more_room(engine):
-    engine.left, wanted = 2, []
-    for engine.policy.needed in (200, 300, 500, 900, 2000):
-        first = engine._enough(engine.reach, *engine._most(engine.reach))[0]
+def test_longer_paths_need_more_blocks_and_only_long_ones_more_room(made, policy):
+    wanted = []
+    for policy.needed in (200, 300, 500, 900, 2000):
+        first = made._enough(made._reach, *made._most(made._reach, 2))[0]
         wanted.append((first.step, first.room))
     assert wanted == [(4, 512), (8, 512), (12, 1024), (None, 1024), (None, 4096)]
 
 
-def test_what_the_last_trees_of_a_long_search_need_is_compiled_before(engine, monkeypatch):
-    made, asked = Compiler(), []
-    monkeypatch.setattr(compiler, 'COMPILER', made)
+def test_what_the_last_trees_of_a_long_search_need_is_compiled_before(made, policy, monkeypatch):
+    compiling, asked = Compiler(), []
+    monkeypatch.setattr(compiler, 'COMPILER', compiling)
     monkeypatch.setattr(
-        made, 'expect', lambda sizes, _: asked.append({(x.slots, x.step) for x in sizes})
+        compiling, 'expect', lambda sizes, _: asked.append({(x.slots, x.step) for x in sizes})
     )
-    monkeypatch.setattr(local.time, 'monotonic', lambda: 100.0)
-    made.seconds, engine.policy.needed = 19.0, 150
-    engine._look_ahead()
+    monkeypatch.setattr(choice.time, 'monotonic', lambda: 100.0)
+    compiling.seconds, policy.needed = 19.0, 150
+    made.look_ahead(math.inf, ())
     assert asked == []  # trees will follow
-    engine.left = 3
-    engine._look_ahead()
+    made.look_ahead(3, ())
     assert asked == [{(4, 8), (4, 12), (4, None)}, {(2, 4), (2, 8), (2, 12), (2, None)}]
     asked.clear()
-    made.seconds = 21.0
-    engine._look_ahead()
+    compiling.seconds = 21.0
+    made.look_ahead(3, ())
     assert asked == []  # it has not taken long
-    engine.policy.needed = 400
-    engine._look_ahead()  # of 480
+    policy.needed = 400
+    made.look_ahead(3, ())  # of 480
     assert asked == [{(8, None)}]  # three trees of 768: 18 blocks
 
 

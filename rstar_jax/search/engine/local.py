@@ -15,8 +15,6 @@ communicates between devices. The `tensor` axis is left to the compiler.
 
 import collections
 import dataclasses
-import itertools
-import math
 import time
 from concurrent import futures
 from typing import Any
@@ -27,9 +25,9 @@ import numpy as np
 from rstar_jax import steps
 from rstar_jax.errors import UserError
 from rstar_jax.models import tokenizer
-from rstar_jax.parallel import compiled
 from rstar_jax.search.config import Config
 from rstar_jax.search.engine import compiler, devices, memory, programs, sampling, sizes, state
+from rstar_jax.search.engine.choice import Choice
 from rstar_jax.search.engine.compiler import Size
 from rstar_jax.search.engine.decode import BLOCK
 from rstar_jax.search.engine.model import Model, Scorer
@@ -45,10 +43,6 @@ PREFIX_UNIT = 32  # so that other problems seldom need other shapes
 # A chunk is sent ahead where so many cells are wanted for each slot; a fifth of the slots end their
 # steps in a chunk of 8 (GSM8K, 0.5B model: 36 tokens a step).
 AHEAD = 1.25
-NEARLY = 0.75  # of what paths reach is what the longest takes when more is made ready
-# Where no tree is left to begin, sizes for fewer are compiled before they are needed if the search
-# has taken so many times as long as compiling one: its last trees will take long, too.
-LONG = 5.0
 
 
 @dataclasses.dataclass
@@ -112,7 +106,6 @@ class Engine(Expander):
         self.width, slots = self.plan.trees, self.plan.slots
         self.rows = self.devices * self.width
         self.counters: collections.Counter = collections.Counter()
-        self.began = time.monotonic()
         for model in self.models:
             model.prepare(self.plan, self.counters)
         made = config.step_tokens, self.policy.dtype, self.policy.kv_dtype
@@ -120,9 +113,6 @@ class Engine(Expander):
         self.cells = devices.make(mesh, state.empty_cells, policy.config, per_device, *made)
         periods = state.PERIODS if config.repetition else 1
         self.slots = devices.make(mesh, state.empty_slots, policy.config, slots, *made, periods)
-        # Numbers of slots that a decode step is compiled for, and which of them is in use.
-        self.slot_sizes = [slots] if config.one_size else sizes.slot_sizes(slots)
-        self.slot_size = len(self.slot_sizes) - 1
         cells = self.rows * config.candidates
         self.known = np.zeros(cells, np.uint8)  # the cells' states, when they were last seen
         self.since = np.zeros(cells, np.int64)  # the first chunk that each is opened for
@@ -131,9 +121,6 @@ class Engine(Expander):
         # whether a loop goes on.
         self.sender = futures.ThreadPoolExecutor(1, 'decode')
         self.sending: futures.Future[_Decoded] | None = None
-        # When the last chunk was sent, if a smaller decode size would have done for it.
-        self.too_large: float | None = None
-        self.smallest = True  # whether none would have
         self.opened = np.zeros(cells, bool)
         self.keys = np.zeros((cells, 2), np.uint32)
         # Trees with few expansions first: the last trees shall end together, not one by one.
@@ -142,9 +129,7 @@ class Engine(Expander):
         self.opening: dict[int, HostTree] = {}  # row -> the tree whose cells are opened next
         self.sampling = sampling.Settings.of(config)
         self._share(template)
-        *whole, path, cells, _, _, _ = self._arguments()
-        same = jax.tree.leaves((whole, path.length, path.hidden, cells))
-        self.others = hash((compiled.generation(), *((x.shape, x.dtype) for x in same)))
+        self.choice = Choice(config, mesh, self.plan, self.policy, self._arguments())
 
     def _share(self, template: list[list[int]]) -> None:
         """Computes what all prompts begin with, once, where that is long enough to matter."""
@@ -185,7 +170,7 @@ class Engine(Expander):
         if self.ppm is not None:
             self.ppm.copy_steps()
         if not self.chunks:  # the prompts are computed meanwhile
-            self._expect(self.reach)
+            self.choice.begin(self.left, self._arguments())
         self._prefill()
         if self.opened.any():
             # Copies, as the device may read the host's arrays later than this line.
@@ -198,10 +183,12 @@ class Engine(Expander):
         need = int(self._busy().reshape(self.devices, -1).sum(axis=1).max())
         if not need:
             return None
-        size, self.smallest = self._fit(need, self._blocks())
+        size, way = self.choice.fit(need, self._blocks(), self.left, self._arguments())
+        for slots in way:
+            self._resize(slots)
         look = programs.LOOK.on(self.mesh)
         self.sending = self.sender.submit(_decoded, size, self._arguments(), look)
-        self._look_ahead()
+        self.choice.look_ahead(self.left, self._arguments())
         self.chunks += 1
         return self.chunks, size.slots, self.sending
 
@@ -249,7 +236,7 @@ class Engine(Expander):
         if self.sending is not None:
             decoded, self.sending = self.sending.result(), None
             (self.cells, self.slots), decoded.state = decoded.state, None
-            self.too_large = None if self.smallest else decoded.sent
+            self.choice.sent = decoded.sent
 
     def _open_if_ready(self, row: int) -> None:
         if row not in self.opening or any(model.manager.waits(row) for model in self.models):
@@ -273,97 +260,11 @@ class Engine(Expander):
                     self._open_if_ready(row)
                 computed += tokens
 
-    def _size(self, slots: int, blocks: int | None, room: int) -> Size:
-        """A chunk of decoding that attends to so many blocks of paths; None: to all."""
-        step = programs.DECODE.on(
-            self.mesh,
-            config=self.policy.config,
-            candidates=self.config.candidates,
-            blocks=blocks,
-            near=sizes.near(self.mesh),
-            mixed=self.policy.mixed,
-            repetition=self.config.repetition,
-        )
-        return Size(step, slots, room, self.others)
-
-    @property
-    def reach(self) -> int:
-        """Tokens that paths are expected to have."""
-        return sizes.reach(self.policy.needed, self.config.path_tokens)
-
-    def _most(self, reach: int) -> tuple[int, int]:
-        """Cells and blocks that the trees in flight, and those that follow them, may need."""
-        trees = min(self.left, self.width)
-        return min(trees * self.config.candidates, self.plan.slots), trees * -(-reach // BLOCK)
-
-    def _enough(self, reach: int, cells: int, blocks: int) -> list[Size]:
-        """The sizes that will do for so many cells and blocks of paths, smallest first."""
-        room = sizes.path_room(reach, self.config.path_tokens)
-        counts = [None] if self.config.one_size else sizes.block_sizes(self.width, room)
-        return [
-            self._size(slots, held, room)
-            for slots, held in itertools.product(self.slot_sizes, counts)
-            if slots >= min(cells, self.plan.slots) and (held is None or held >= blocks)
-        ]
-
-    def _expect(self, reach: int) -> None:
-        """Has what paths of this reach need compiled beside the search."""
-        compiler.COMPILER.expect(self._enough(reach, *self._most(reach)), self._shapes)
-
-    def _look_ahead(self) -> None:
-        """Has what will be needed compiled before it is.
-
-        That is, what paths need that outgrow their reach, and what fewer trees do.
-        """
-        reach, longest = self.reach, self.config.path_tokens
-        if self.policy.needed > NEARLY * reach and reach < longest:
-            self._expect(sizes.reach(reach + 1, longest))
-        taken = time.monotonic() - self.began
-        if self.left == math.inf or taken < LONG * compiler.COMPILER.seconds:
-            return
-        for slots in reversed(self.slot_sizes[: self.slot_size]):
-            enough = self._enough(reach, slots, min(self.left, slots) * -(-reach // BLOCK))
-            compiler.COMPILER.expect([one for one in enough if one.slots == slots], self._shapes)
-
     def _arguments(self) -> tuple:
         """Of a chunk of decoding."""
         steps = np.array([self.config.chunk, sizes.longest_chunk(self.mesh, self.config)], np.int32)
         held = self.policy.prefix, self.policy.path, self.cells, self.slots
         return self.policy.params, self.stops, *held, self.sampling, steps
-
-    def _shapes(self, size: Size) -> tuple:
-        """`_arguments` of a size, by their shapes."""
-
-        def like(arrays, *first):
-            return jax.tree.map(
-                lambda x: jax.ShapeDtypeStruct(
-                    (*first, *x.shape[len(first) :]), x.dtype, sharding=x.sharding
-                ),
-                arrays,
-            )
-
-        *whole, path, cells, slots, settings, steps = self._arguments()
-        of_path = *path.kv[0][0].shape[:2], size.room
-        path = like(path).replace(kv=like(path.kv, *of_path))
-        slots = like(slots, self.devices * size.slots)
-        return *like(whole), path, like(cells), slots, settings, steps
-
-    def _fit(self, cells: int, blocks: int) -> tuple[Size, bool]:
-        """Brings the slots to a size that will do; returns it, and whether it is the smallest.
-
-        By way of all sizes between, as each change of one size to another is compiled.
-        """
-        reach = self.reach
-        possible = self._enough(reach, cells, blocks)
-        most = map(max, self._most(reach), (cells, blocks))
-        always = possible.index(self._enough(reach, *most)[0])
-        wasted = 0.0 if self.too_large is None else time.monotonic() - self.too_large
-        chosen = compiler.COMPILER.choose(possible, wasted, self._shapes, always)
-        want = self.slot_sizes.index(possible[chosen].slots)
-        while want != self.slot_size:
-            self.slot_size += 1 if want > self.slot_size else -1
-            self._resize(self.slot_sizes[self.slot_size])
-        return possible[chosen], not chosen
 
     def _resize(self, size: int) -> None:
         """Packs the slots that are in use into so many: array by array, see `devices.replaced`."""

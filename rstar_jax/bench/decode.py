@@ -82,7 +82,7 @@ class _Ours:
         self._batch, self._tokens = batch, tokens
         mesh = parallel.local_mesh(devices=jax.devices()[:1])
         platform, kind = jax.default_backend(), policy.params['norm']['weight'].dtype
-        shape, self._params = state.wide_embedding(platform, policy.config, policy.params)
+        shape, self._params = policy.config, policy.params
         self._shape = shape
         stored = state.cache_dtype(platform, kind)
         self._prefix = devices.make(mesh, state.empty_kv, shape, 1, 0, stored)

@@ -53,6 +53,14 @@ def _enough(rows: jax.Array) -> jax.Array:
     return lax.optimization_barrier(jnp.pad(rows, ((0, missing), (0, 0))))
 
 
+def looked_up(table: jax.Array, tokens: jax.Array) -> jax.Array:
+    """Rows [..., D] of table [V, D]; what is beyond it gets its last row."""
+    if table.dtype == jnp.bfloat16 and parallel.platform() == 'cpu':
+        # XLA for CPUs would widen the whole table before the loop that the rows are taken in.
+        table, tokens = lax.optimization_barrier((table, tokens))
+    return jnp.take(table, tokens, axis=0, mode='clip')
+
+
 def stored(dtype: Any) -> jnp.dtype:
     """In what dtype a training keeps what is `dtype`: see training.layers."""
     return jnp.dtype(jnp.float32 if parallel.platform() == 'cpu' else dtype)
@@ -231,8 +239,7 @@ class Decoder(nnx.Module):
         Returns hidden [..., T, D] after the final norm, and the list of new caches.
         """
         cos, sin = rope.angles(self.config, positions, rope_length)
-        x = jnp.take(self.embed.weight[...], tokens, axis=0, mode='clip')
-        x = x.astype(self.norm.weight.dtype)
+        x = looked_up(self.embed.weight[...], tokens).astype(self.norm.weight.dtype)
         caches = [None] * self.config.num_layers if caches is None else caches
         updated = []
         for index, (layer, cache) in enumerate(zip(self.layers, caches, strict=True)):

@@ -43,7 +43,6 @@ class Model:
         """
         self.name, self.mesh, self.settings = name, mesh, settings
         self.platform = mesh.devices.flat[0].platform
-        config, params = state.wide_embedding(self.platform, config, params)
         self.config = rope.for_texts_of(config, settings.path_tokens)
         self.params = sharding.shard(params, mesh, self.config)
         self.dtype = self.decoder_params['norm']['weight'].dtype

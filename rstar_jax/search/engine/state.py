@@ -5,7 +5,6 @@ decode batch and belongs to no tree: it takes any pending cell, and the next one
 ends. Keys and values are lists, one pair of arrays a layer; positions are the third axis.
 """
 
-import dataclasses
 import functools
 from typing import Any
 
@@ -159,24 +158,6 @@ def as_stored(values: jax.Array, dtype) -> jax.Array:
     if values.dtype != dtype and dtype == jnp.uint16:
         return jax.lax.bitcast_convert_type(values.astype(jnp.bfloat16), dtype)
     return values.astype(dtype)
-
-
-def wide_embedding(platform: str, config, params: Any) -> tuple[Any, Any]:
-    """(config, params) whose table for looking tokens up is float32 where the platform needs it.
-
-    In a loop XLA for CPUs widens a bfloat16 table as a whole before rows are taken from it.
-    """
-    decoder = params.get('decoder', params)
-    table = decoder['embed']['weight']
-    if platform != 'cpu' or table.dtype == jnp.float32:
-        return config, params
-    decoder = {**decoder, 'embed': {'weight': jnp.asarray(table, jnp.float32)}}
-    if 'decoder' in params:
-        return config, {**params, 'decoder': decoder}
-    if config.tie_embeddings:
-        decoder['output'] = {'weight': table}
-        config = dataclasses.replace(config, tie_embeddings=False)
-    return config, decoder
 
 
 def open_cells(cells: Cells, opened: jax.Array, keys: jax.Array, turn: jax.Array) -> Cells:

@@ -22,6 +22,7 @@ examples: compare its figures with each other alone.
 
 import dataclasses
 import functools
+import importlib.util
 import math
 import time
 from typing import Any
@@ -62,6 +63,11 @@ def run(
             raise UserError(f'--dtypes={dtypes}: expected some of {",".join(DTYPES)}')
     # PyTorch's CPU build is no match for an accelerator.
     batch = batch if jax.default_backend() == 'cpu' else 0
+    if batch and importlib.util.find_spec('torch') is None:
+        raise UserError(
+            f'--batch={batch}: PyTorch, to compare with, is not installed: pip install torch, or '
+            'measure ours alone with --batch=0'
+        )
     whole = _Task(_shape(model), names[0], examples, nodes, batch, repeats, seed)
     figures: dict[str, float] = {}
     for name in names:

@@ -81,3 +81,9 @@ def test_losses_that_differ_are_an_error():
 def test_wrong_settings(settings, message):
     with pytest.raises(UserError, match=message):
         training.run(**settings)
+
+
+def test_without_pytorch_it_says_how_to_go_on(monkeypatch):
+    monkeypatch.setattr(training.importlib.util, 'find_spec', lambda name: None)
+    with pytest.raises(UserError, match='--batch=2: PyTorch.* --batch=0'):
+        training.run(model='tiny')

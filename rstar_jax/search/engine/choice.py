@@ -30,15 +30,14 @@ class Choice:
     where no other will begin; else inf.
 
     Attributes:
-      slots: numbers of slots that a decode step is compiled for, ascending.
-      now: which of them is in use, an index.
       sent: when the last chunk was sent off.
     """
 
     def __init__(self, config: Config, mesh, plan: memory.Plan, policy: Model, arguments: tuple):
         self._config, self._mesh, self._plan, self._policy = config, mesh, plan, policy
-        self.slots = [plan.slots] if config.one_size else sizes.slot_sizes(plan.slots)
-        self.now = len(self.slots) - 1
+        # Numbers of slots that a decode step is compiled for, and which of them is in use.
+        self._slots = [plan.slots] if config.one_size else sizes.slot_sizes(plan.slots)
+        self._now = len(self._slots) - 1
         self.sent = self._began = time.monotonic()
         self._smallest = True  # whether no smaller size would have done for the last chunk
         *whole, path, cells, _, _, _ = arguments
@@ -63,9 +62,9 @@ class Choice:
         shapes = functools.partial(_shapes, arguments)
         chosen = compiler.COMPILER.choose(possible, wasted, shapes, always)
         self._smallest = not chosen
-        before, self.now = self.now, self.slots.index(possible[chosen].slots)
-        up = self.slots[before + 1 : self.now + 1]
-        return possible[chosen], up or self.slots[self.now : before][::-1]
+        before, self._now = self._now, self._slots.index(possible[chosen].slots)
+        up = self._slots[before + 1 : self._now + 1]
+        return possible[chosen], up or self._slots[self._now : before][::-1]
 
     def look_ahead(self, left: float, arguments: tuple) -> None:
         """Has what will be needed compiled before it is.
@@ -79,7 +78,7 @@ class Choice:
         if left == math.inf or taken < LONG * compiler.COMPILER.seconds:
             return
         shapes = functools.partial(_shapes, arguments)
-        for slots in reversed(self.slots[: self.now]):
+        for slots in reversed(self._slots[: self._now]):
             enough = self._enough(reach, slots, min(left, slots) * _blocks(reach))
             compiler.COMPILER.expect([one for one in enough if one.slots == slots], shapes)
 
@@ -106,7 +105,7 @@ class Choice:
             counts = sizes.block_sizes(self._plan.trees, room)
         return [
             self._size(slots, held, room)
-            for slots, held in itertools.product(self.slots, counts)
+            for slots, held in itertools.product(self._slots, counts)
             if slots >= min(cells, self._plan.slots) and (held is None or held >= blocks)
         ]
 

@@ -531,7 +531,7 @@ def test_a_training_on_a_real_slice(monkeypatch):
     assert made.mesh == {'data': 1, 'fsdp': 8, 'tensor': 1} and made.micros == {(8, 1024): 1}
     with jax.set_mesh(mesh):
         assert attention.block_size(1024) == attention.BLOCK
-        kept = recompute.kept_bytes(TRAINED, 8, 1024, 2)
+        kept = recompute.kept_bytes(TRAINED, 8, 1024, 'bfloat16')
     gathered = made.work.exchanged['all-gather'].bytes
     assert made.held + kept < made.peak < made.held + 16 * kept and gathered > 0
     # What attention's kernel gives is kept: backwards there are its backward parts alone.

@@ -61,13 +61,8 @@ def looked_up(table: jax.Array, tokens: jax.Array) -> jax.Array:
     return jnp.take(table, tokens, axis=0, mode='clip')
 
 
-def stored(dtype: Any) -> jnp.dtype:
-    """In what dtype a training keeps what is `dtype`: see training.layers."""
-    return jnp.dtype(jnp.float32 if parallel.platform() == 'cpu' else dtype)
-
-
 def bits(x: jax.Array) -> jax.Array:
-    """What a training stacks frozen weights as: u16 of bfloat16 on CPUs, see training.layers."""
+    """What a training stacks x as: u16 of bfloat16 on CPUs, see training.layers."""
     narrow = x.dtype == jnp.bfloat16 and parallel.platform() == 'cpu'
     return lax.bitcast_convert_type(x, jnp.uint16) if narrow else x
 
@@ -79,7 +74,16 @@ def of_bits(x: jax.Array) -> jax.Array:
 
 def kept(x: jax.Array) -> jax.Array:
     """x, by the name of what a training's forward pass keeps: see training.recompute."""
-    return checkpoint_name(x.astype(stored(x.dtype)), KEPT).astype(x.dtype)
+    return _kept(x)
+
+
+def named(x: jax.Array) -> jax.Array:
+    """`kept` for the forward pass of a jax.custom_vjp: what has no derivative."""
+    return of_bits(checkpoint_name(bits(x), KEPT))
+
+
+_kept = jax.custom_vjp(named)
+_kept.defvjp(lambda x: (named(x), None), lambda _, gradient: (gradient,))
 
 
 class Dense(nnx.Module):
@@ -190,7 +194,9 @@ class MLP(nnx.Module):
         return kept(self.gate(x)), kept(self.up(x))
 
     def contract(self, gates, values):
-        return self.down(jax.nn.silu(gates) * values)
+        # Rounded once: XLA for CPUs rounds after each operation of silu what is in bfloat16.
+        wide = jax.nn.silu(gates.astype(jnp.float32)) * values
+        return self.down(wide.astype(values.dtype))
 
 
 class Layer(nnx.Module):

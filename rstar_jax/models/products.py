@@ -20,7 +20,8 @@ def product(spec: str, a: jax.Array, b: jax.Array) -> jax.Array:
     JAX's own derivative multiplies the float32 gradient as it is, at a fraction of the speed that
     a device has in bfloat16.
 
-    spec: 'x,y->z', of which each letter stands in two of x, y, z at least.
+    spec: 'x,y->z', of which each letter stands in two of x, y, z at least. Where z has two, its
+        first is that of x, too.
     """
     return _wide(spec, a, b)
 
@@ -39,11 +40,19 @@ def _backward(spec, operands, gradient):
     of_a, of_b = of.split(',')
     gradient = gradient.astype(jnp.result_type(a, b))
     grad_a = _wide(f'{out},{of_b}->{of_a}', gradient, b)
-    narrow = gradient.dtype == jnp.bfloat16 and parallel.platform() == 'cpu'
-    if narrow and gradient.ndim == 2 and _part(gradient) >= LEAST_PART:
-        out, gradient = out[::-1], turned(gradient)
-    grad_b = _wide(f'{out},{of_a}->{of_b}', gradient, a)
+    if gradient.ndim == 2:
+        grad_b = along_rows(gradient, a)
+    else:
+        grad_b = _wide(f'{out},{of_a}->{of_b}', gradient, a)
     return grad_a.astype(a.dtype), grad_b.astype(b.dtype)
+
+
+def along_rows(x: jax.Array, y: jax.Array) -> jax.Array:
+    """x.T y, f32[A, B], of x [R, A] and y [R, B]: sums along the first axis of both."""
+    narrow = x.dtype == jnp.bfloat16 and parallel.platform() == 'cpu' and not _cut()
+    if narrow and _part(x) >= LEAST_PART:
+        return _wide('ar,rb->ab', turned(x), y)
+    return _wide('ra,rb->ab', x, y)
 
 
 def features_first(rows: jax.Array, weight: jax.Array) -> bool:
@@ -52,16 +61,20 @@ def features_first(rows: jax.Array, weight: jax.Array) -> bool:
     XLA for CPUs turns the weight for each product that is to be [R, O], which takes as long as few
     rows' product itself. Of bfloat16 rows its kernels for [O, R] take 32 or 64 at once.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    cut = any(
-        size > 1 and kind != jax.sharding.AxisType.Manual
-        for size, kind in zip(mesh.axis_sizes, mesh.axis_types)
-    )
-    if cut or parallel.platform() != 'cpu' or weight.size < LEAST_WEIGHT:
+    if _cut() or parallel.platform() != 'cpu' or weight.size < LEAST_WEIGHT:
         return False
     count = len(rows)
     fits = rows.dtype == jnp.float32 or (count & (count - 1) == 0 and count >= LEAST_PART)
     return fits and 1 < count <= MOST_ROWS and _part(weight) >= LEAST_PART
+
+
+def _cut() -> bool:
+    """Whether arrays may be cut over devices here."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return any(
+        size > 1 and kind != jax.sharding.AxisType.Manual
+        for size, kind in zip(mesh.axis_sizes, mesh.axis_types)
+    )
 
 
 @jax.custom_vjp

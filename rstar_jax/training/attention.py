@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec
 
 from rstar_jax import parallel
 from rstar_jax.models.attention import MASKED
-from rstar_jax.models.decoder import kept
+from rstar_jax.models.decoder import named
 from rstar_jax.models.products import product
 
 BLOCKS = {'cpu': 128}  # elsewhere:
@@ -151,7 +151,7 @@ def _forward(q, k, v, *rows):
     most, total, out = jax.lax.fori_loop(0, count, body, start)
     total = jnp.maximum(total, TINY)  # padding sees nothing
     out = (out / total[..., None]).astype(q.dtype)
-    out, logs = kept(out), kept(most + jnp.log(total))
+    out, logs = named(out), named(most + jnp.log(total))
     return out, (q, k, v, out, logs, *rows, (count, here, there))
 
 

@@ -6,9 +6,9 @@
 So what is compiled is one layer forwards and one backwards, whatever their number.
 
 XLA for CPUs, where it writes one array into a stack of bfloat16, widens the whole stack before and
-narrows it behind; where it reads one, it widens the whole stack. So there all stacks are float32:
-the weights, of which each layer is narrowed by itself, their gradients, what goes from layer to
-layer, and what is kept (decoder.kept). Frozen weights in bfloat16 are stacked as their bits.
+narrows it behind; where it reads one, it widens the whole stack. So there stacks are float32: the
+weights, of which each layer is narrowed by itself, their gradients, and what goes from layer to
+layer. Frozen weights in bfloat16, and what is kept (decoder.kept), are stacked as their bits.
 """
 
 import functools
@@ -103,19 +103,19 @@ def run(config, params: Any, x: jax.Array, positions: jax.Array, attend: Callabl
     """
     cos, sin = rope.angles(config, positions)
     windows, dtype = _windows(config), x.dtype
-    stored = decoders.stored(dtype)
+    between = recompute.between(dtype)
 
     def layer(x, own):
         own, window = own
         own = jax.tree.map(lambda p: decoders.of_bits(p).astype(dtype), own)
         seen = functools.partial(attend, window=config.window(0) if windows is None else window)
         x, _ = lora.bind(config, own)(x.astype(dtype), cos, sin, seen, None)
-        return attention.rows_over_mesh(x.astype(stored)), None
+        return attention.rows_over_mesh(x.astype(between)), None
 
-    policy = recompute.policy(config, *positions.shape, stored.itemsize)
+    policy = recompute.policy(config, *positions.shape, dtype)
     # A loop forwards and one backwards: no compiler finds equal products in both.
     layer = jax.checkpoint(layer, policy=policy, prevent_cse=False)
-    x = attention.rows_over_mesh(x.astype(stored))
+    x = attention.rows_over_mesh(x.astype(between))
     x, _ = lax.scan(layer, x, (params['layers'], windows))
     return decoders.normed(x.astype(dtype), params['norm']['weight'], config.norm_eps)
 

@@ -76,14 +76,17 @@ def joined(frozen: Params, trained: Params) -> Params:
 
 
 class LowRank(nnx.Module):
-    """A dense layer with its low-rank part; every product is summed in float32."""
+    """A dense layer with its low-rank part; the sum of both is in float32."""
 
     def __init__(self, dense: decoders.Dense, a: jax.Array, b: jax.Array):
         self.dense, self.a, self.b = dense, nnx.Param(a), nnx.Param(b)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         inner = decoders.matmul(x, self.a[...]).astype(x.dtype)
-        return self.dense(x) + (SCALE * decoders.matmul(inner, self.b[...])).astype(x.dtype)
+        y = self.dense.wide(x) + SCALE * decoders.matmul(inner, self.b[...])
+        if hasattr(self.dense, 'bias'):
+            y += self.dense.bias[...].astype(jnp.float32)
+        return y.astype(x.dtype)
 
 
 def bind(config, params: Params) -> decoders.Layer:

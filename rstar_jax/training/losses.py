@@ -24,6 +24,7 @@ import jax
 import jax.numpy as jnp
 
 from rstar_jax.models import heads
+from rstar_jax.models.products import along_rows
 from rstar_jax.training import attention, examples, kernels, layers, lora
 
 CHUNK_TOKENS = 256  # tokens whose logits [tokens, V] are in a device's memory at once
@@ -214,7 +215,7 @@ def _forward(hidden, head, targets, weights, new=None):
         h, target, weight = chunks(i)
         loss, grad_logits = _chunk_loss(of_words(_logits(h, head, new)), target, weight)
         grad_logits = grad_logits.astype(h.dtype)
-        grad_h = product('vrt,vd->rtd', grad_logits, head)
+        grad_h = along_rows(grad_logits.reshape(len(grad_logits), -1), head).reshape(h.shape)
         if new is not None:
             grad_logits = grad_logits[new[0]]
             grad_h += product('vrt,vd->rtd', grad_logits, learnt - head[new[0]])

@@ -272,7 +272,7 @@ def products(
     each = 4 * shape.num_heads * shape.head_dim  # of a query and a key: score and weighted sum
     ways = 2 if rank else 3
     needed = ways * (own + head) + 3 * low + 3 * each * seen
-    again = recompute.whole_layers(shape, rows, length, models.decoder.stored(dtype).itemsize)
+    again = recompute.whole_layers(shape, rows, length, dtype)
     # What ends a layer is computed once: nothing behind it is computed again.
     ends = [size for path, size in dense.items() if path.endswith('down/weight')]
     last = 2 * tokens * sum(out * (inputs + rank) for out, inputs in ends)

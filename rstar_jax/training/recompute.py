@@ -13,9 +13,12 @@ import contextlib
 import contextvars
 import math
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 
+from rstar_jax import parallel
 from rstar_jax.models.decoder import KEPT
 
 # Bytes on a device that the results of products may take where nobody says what it has.
@@ -33,23 +36,29 @@ def room(size: int) -> Iterator[None]:
         _ROOM.reset(token)
 
 
-def kept_bytes(config, rows: int, length: int, itemsize: int) -> int:
-    """Bytes on a device of the products' results in all layers for `rows` x `length` tokens."""
+def between(dtype: Any) -> jnp.dtype:
+    """In what dtype a network of `dtype` goes from layer to layer: see training.layers."""
+    return jnp.dtype(jnp.float32 if parallel.platform() == 'cpu' else dtype)
+
+
+def kept_bytes(config, rows: int, length: int, dtype: Any) -> int:
+    """Bytes on a device of what is kept of all layers for `rows` x `length` tokens in `dtype`."""
     mesh = jax.sharding.get_abstract_mesh()
     devices = 1 if mesh.empty else math.prod(mesh.shape.values())
     heads = 2 * (config.num_heads + config.num_kv_heads)  # q, k, v, and what they have read
-    each = 2 * config.embed_dim + heads * config.head_dim + 2 * config.mlp_dim
-    each = itemsize * each + 4 * config.num_heads  # the logarithms of attention's sums
+    each = config.embed_dim + heads * config.head_dim + 2 * config.mlp_dim
+    each = jnp.dtype(dtype).itemsize * each + between(dtype).itemsize * config.embed_dim
+    each += 4 * config.num_heads  # the logarithms of attention's sums
     return each * config.num_layers * rows * length // devices
 
 
-def whole_layers(config, rows: int, length: int, itemsize: int) -> bool:
-    """Whether layers are computed again as a whole: the products' results exceed the room."""
-    return kept_bytes(config, rows, length, itemsize) > _ROOM.get()
+def whole_layers(config, rows: int, length: int, dtype: Any) -> bool:
+    """Whether layers are computed again as a whole: what would be kept exceeds the room."""
+    return kept_bytes(config, rows, length, dtype) > _ROOM.get()
 
 
-def policy(config, rows: int, length: int, itemsize: int) -> Callable:
+def policy(config, rows: int, length: int, dtype: Any) -> Callable:
     """What jax.checkpoint keeps of a layer for `rows` x `length` tokens beside its input."""
-    if whole_layers(config, rows, length, itemsize):
+    if whole_layers(config, rows, length, dtype):
         return jax.checkpoint_policies.nothing_saveable
     return jax.checkpoint_policies.save_only_these_names(KEPT)

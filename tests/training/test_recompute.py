@@ -25,7 +25,8 @@ def optimiser():
     jax.config.update('jax_disable_most_optimizations', True)
 
 
-def test_recomputed_layers_take_little_memory(optimiser, monkeypatch):
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+def test_recomputed_layers_take_little_memory(dtype, optimiser, monkeypatch):
     batch = {
         name: jax.ShapeDtypeStruct((ROWS, LENGTH), jnp.float32 if name == 'weights' else jnp.int32)
         for name in NAMES
@@ -34,14 +35,19 @@ def test_recomputed_layers_take_little_memory(optimiser, monkeypatch):
     def compiled(room, shape=SHAPE):
         """Bytes beside the arguments, and the work, of which a loop's body counts once."""
         params = jax.eval_shape(layers.stack, decoders.abstract_params(shape))
-        loss = jax.jit(jax.grad(lambda p, b: losses.sft(shape, p, b, None, SETTINGS)[0]))
+
+        @jax.jit
+        @jax.grad
+        def loss(params, batch):
+            return losses.sft(shape, layers.cast(params, dtype), batch, None, SETTINGS)[0]
+
         with recompute.room(room):
             made = loss.lower(params, batch).compile()
         return made.memory_analysis().temp_size_in_bytes, made.cost_analysis()['flops']
 
     parts, parts_work = compiled(2**30)
     half = SHAPE.replace(num_layers=SHAPE.num_layers // 2)
-    kept = [recompute.kept_bytes(shape, ROWS, LENGTH, 4) for shape in (SHAPE, half)]
+    kept = [recompute.kept_bytes(shape, ROWS, LENGTH, dtype) for shape in (SHAPE, half)]
     assert kept[0] - kept[1] == pytest.approx(parts - compiled(2**30, half)[0], rel=0.01)
     whole, whole_work = compiled(0)
     everything_kept = jax.checkpoint_policies.everything_saveable
@@ -56,7 +62,7 @@ def test_a_training_takes_half_of_what_its_device_has_left():
     mesh, settings = checkpoints.one_device(), training.settings('sft', {'dtype': 'float32'})
     params = decoders.init_params(SHAPE, jax.random.key(0))
     held = 4 * sum(x.nbytes for x in jax.tree.leaves(params))  # moments and gradients too
-    need = recompute.kept_bytes(SHAPE, ROWS, LENGTH, 4)
+    need = recompute.kept_bytes(SHAPE, ROWS, LENGTH, 'float32')
     batch = {
         name: np.zeros((ROWS, LENGTH), np.float32 if name == 'weights' else np.int32)
         for name in NAMES

@@ -13,6 +13,7 @@ import functools
 import math
 import os
 import pathlib
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -29,6 +30,7 @@ from rstar_jax.search import planning as searches
 from rstar_jax.stages import STAGES
 from rstar_jax.training import planning as trainings
 
+SLICE = re.compile(r'\w+:[1-9]\d*(x[1-9]\d*)*')
 # Eight chips are to be had as one machine: v5litepod-8, v6e-8.
 ONE_HOST = {'v5e:2x4': (2, 4, 1), 'v6e:2x4': (2, 4, 1)}
 # The compiler's library asks for a TPU's host, and says at length that there is none.
@@ -223,6 +225,8 @@ def slice_chips(topology: str) -> list[Any]:
     bounds = (1, 1, 1) if single else ONE_HOST.get(topology)
     bounds = {'chips_per_host_bounds': bounds} if bounds else {}
     try:
+        if not SLICE.fullmatch(topology):  # of 0x0 the compiler's library dies
+            raise ValueError('not the name of a generation, a colon and chips of each dimension')
         return list(topologies.get_topology_desc(topology, platform='tpu', **bounds).devices)
     except Exception as error:  # the compiler's library raises many kinds
         reason = ' '.join(str(error).split())[:160]

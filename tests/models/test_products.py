@@ -8,7 +8,7 @@ from flax import nnx
 
 from rstar_jax import models
 from rstar_jax.models import attention, decoder
-from rstar_jax.models.products import features_first, product
+from rstar_jax.models.products import along_rows, features_first, product
 
 SPECS = {
     'ri,oi->ro': ((5, 3), (4, 3)),
@@ -84,13 +84,16 @@ def test_few_rows_are_multiplied_with_the_features_first(rows, dtype, int8):
     np.testing.assert_array_equal(decoder.by_feature(weight, x).T, decoder.matmul(x, weight))
 
 
-def test_weights_that_are_cut_are_not_multiplied_in_a_loop_over_their_rows():
+def test_what_is_cut_is_not_multiplied_in_a_loop_over_its_rows():
     mesh = jax.make_mesh((1, 2), ('data', 'tensor'), devices=jax.devices()[:2])
     shapes = (jax.ShapeDtypeStruct(shape, 'float32') for shape in ((32, 256), (256, 256)))
     x, weight = shapes
     assert features_first(x, weight)
+    narrow = jax.ShapeDtypeStruct((256, 32), 'bfloat16')
+    loops = lambda: 'dynamic_update_slice' in str(jax.make_jaxpr(along_rows)(narrow, narrow))  # noqa: E731
+    assert loops()
     with jax.set_mesh(mesh):
-        assert not features_first(x, weight)
+        assert not features_first(x, weight) and not loops()
 
 
 def test_every_product_of_a_bfloat16_network_has_bfloat16_operands():

@@ -238,7 +238,8 @@ class Decoder(nnx.Module):
         tokens, positions: i32[..., T].
         attend: attend(q [..., T, H, d], k [..., T, K, d], v, cache) -> (out [..., T, H, d], cache);
             q and k are rotated (and normed, Qwen3), q is not yet scaled by d**-0.5. In layers with
-            a sliding window it is also called with `window=` (see `Config.windows`).
+            a sliding window it is also called with `window=` (see `Config.windows`). It is traced
+            once for all layers alike, so it must not keep what it computes for the next one.
         caches: one pytree per layer, handed to attend; None where it needs none.
         rope_length: see `rope.angles`; matters for Phi-3's longrope alone.
         each_layer: called with every layer's output [..., T, D] (for tests).
@@ -248,10 +249,18 @@ class Decoder(nnx.Module):
         x = looked_up(self.embed.weight[...], tokens).astype(self.norm.weight.dtype)
         caches = [None] * self.config.num_layers if caches is None else caches
         updated = []
-        for index, (layer, cache) in enumerate(zip(self.layers, caches, strict=True)):
-            window = self.config.window(index)
+
+        @functools.cache
+        def traced_once(window: int | None) -> Callable:
+            """Any layer with this window, as a function of its parameters."""
             seen = attend if window is None else functools.partial(attend, window=window)
-            x, cache = layer(x, cos, sin, seen, cache)
+            return jax.jit(
+                lambda params, *rest: bind_layer(self.config, params)(*rest[:3], seen, rest[3])
+            )
+
+        for index, (layer, cache) in enumerate(zip(self.layers, caches, strict=True)):
+            params = nnx.to_pure_dict(nnx.state(layer))
+            x, cache = traced_once(self.config.window(index))(params, x, cos, sin, cache)
             updated.append(cache)
             if each_layer is not None:
                 each_layer(x)

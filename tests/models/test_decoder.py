@@ -1,5 +1,6 @@
 """The decoder against itself: padding, leading axes, dtypes, windows, shapes without arrays."""
 
+import dataclasses
 import functools
 
 import jax
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 
 from rstar_jax import models
-from rstar_jax.models import attention, decoder
+from rstar_jax.models import attention, decoder, rope
 
 PLAIN = models.Config('llama', 97, 36, 50, 2, 6, 3, 6, tie_embeddings=True)
 FULL = models.Config(
@@ -122,6 +123,34 @@ def test_a_window_hides_what_is_further_back():
         one = slice(row, row + 1)
         mask = jnp.ones((1, 1, min(3, row + 1)), bool)
         close(seen[:, one], attention.attention(q[:, one], k[:, keys], v[:, keys], mask))
+
+
+def test_layers_that_are_alike_are_traced_once():
+    seen = []
+
+    def attend(q, k, v, cache, window=None):
+        seen.append(window)
+        return attention.causal(q, k, v, window=window), jnp.abs(k).sum() + cache
+
+    config = dataclasses.replace(FULL, num_layers=5, windows=(4, None, 4, 4, None))
+    params = params_of(config)
+    tokens, positions = texts()
+    network = models.decoder.bind(config, params)
+    outputs = []
+    hidden, caches = network(
+        tokens, positions, attend, list(np.arange(5.0)), each_layer=outputs.append
+    )
+    assert seen == [4, None]
+    # And yet each is computed from its own parameters and cache.
+    x = decoder.looked_up(params['embed']['weight'], tokens)
+    cos, sin = rope.angles(config, positions, None)
+    for index, (output, cache) in enumerate(zip(outputs, caches, strict=True)):
+        layer = decoder.bind_layer(config, params['layers'][str(index)])
+        full = functools.partial(attend, window=config.window(index))
+        x, expected = layer(x, cos, sin, full, float(index))
+        close(output, x)
+        close(cache, expected)
+    close(hidden, network.norm(x))
 
 
 def test_traced_from_shapes_alone():

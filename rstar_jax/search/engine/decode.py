@@ -11,7 +11,6 @@
 those of one device; `programs` maps the functions over the devices.
 """
 
-import functools
 from typing import Any
 
 import jax
@@ -221,7 +220,6 @@ def _run_token(
     own_mask = jnp.arange(limit) <= own[:, None]
     slot_of_cell = jnp.zeros((trees * candidates,), jnp.int32).at[cell].set(rows, mode='drop')
 
-    @functools.cache
     def biases(window):
         """Of path, step and prefix."""
         if used is None:
@@ -245,9 +243,13 @@ def _run_token(
         to_path = two_part.bias(path_mask[:, None])
         return to_path, two_part.bias(step_mask[:, None, None]), to_prefix
 
+    by_window = {
+        window: biases(window) for window in dict.fromkeys(network.config.windows or (None,))
+    }
+
     def attend(q, k, v, cache, window=None):
         prefix_kv, (path_k, path_v), (step_k, step_v) = cache
-        path_bias, step_bias, prefix_bias = biases(window)
+        path_bias, step_bias, prefix_bias = by_window[window]
         dims = slice(q.shape[-1])
         at = rows[:, None], jnp.arange(k.shape[2]), own[:, None], dims
         step_k = step_k.at[at].set(as_stored(k[:, 0], step_k.dtype))

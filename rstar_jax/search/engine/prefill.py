@@ -1,7 +1,5 @@
 """Known tokens behind paths: prompts and outputs become part of them, steps are scored."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 
@@ -40,7 +38,6 @@ def forward(
 
     group = config.num_heads // config.num_kv_heads
 
-    @functools.cache
     def biases(window):
         """Of path, own tokens and prefix."""
         stored = jnp.arange(path.kv[0][0].shape[2])
@@ -54,9 +51,11 @@ def forward(
         to_prefix = two_part.prefix_bias(shared, group, positions, window, present)
         return two_part.bias(path_mask[:, None]), two_part.bias(own_mask[:, None]), to_prefix
 
+    by_window = {window: biases(window) for window in dict.fromkeys(config.windows or (None,))}
+
     def attend(q, k, v, cache, window=None):
         prefix_kv, (path_k, path_v) = cache
-        path_bias, own_bias, prefix_bias = biases(window)
+        path_bias, own_bias, prefix_bias = by_window[window]
         queries = two_part.by_key_head(q, k.shape[2])
         k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)
         path_kv = [decoders.of_bits(x[trees]) for x in (path_k, path_v)]

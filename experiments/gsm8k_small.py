@@ -55,7 +55,7 @@ def get_config() -> ConfigDict:
     config.search.repetition = config.eval.repetition = 48
 
     config.curate.rounds = 'all'
-    config.curate.final_step_pairs = 'trajectories'
+    config.curate.final_step_pairs = 'problem'
     config.curate.trajectories = 4
     config.curate.trajectory_side = 2
     config.curate.distinct = True

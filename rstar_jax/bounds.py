@@ -91,7 +91,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     'job.leases': ('counter', 'static', 'ray'),
     'eval.prompt': ('', 'sft', 'few_shot'),
     'execution.isolation': ('auto', 'strict', 'none'),
-    'curate.final_step_pairs': ('steps', 'trajectories'),
+    'curate.final_step_pairs': ('steps', 'trajectories', 'problem'),
     'curate.rounds': ('own', 'all'),
     'curate.choice': ('best', 'right', 'any'),
 }

@@ -173,7 +173,10 @@ KEYS: dict[str, tuple[Any, str]] = {
         'own',
         'whose trees: own, those of the round; or all, those of the rounds before it as well',
     ),
-    'curate.final_step_pairs': ('steps', 'steps, or trajectories: whole ones, as in the paper'),
+    'curate.final_step_pairs': (
+        'steps',
+        'steps; trajectories: whole ones of a tree, as in the paper; or problem: of all its trees',
+    ),
     'curate.trajectories': (2, 'correct trajectories kept for SFT, for each problem'),
     'curate.choice': (
         'best',
@@ -186,7 +189,7 @@ KEYS: dict[str, tuple[Any, str]] = {
     'curate.side_of_one': (4, 'the same where the other side has only one'),
     'curate.trajectory_side': (
         1,
-        'with final_step_pairs=trajectories, right and wrong ones paired in each tree',
+        'with final_step_pairs=trajectories or problem, right and wrong ones paired, each',
     ),
     'curate.margin': (0.5, 'pairs whose Q values differ by less are dropped'),
     'curate.edit_distance': (20, 'pairs whose texts differ by fewer characters are dropped'),

@@ -4,8 +4,8 @@ Problems are dealt into `folds`. For each fold a model of each loss, which start
 a scalar head, learns from the trees of all other folds, as curation makes examples of them, and
 ranks those of the fold: every problem is judged once, by models that have seen none of its trees.
 
-    LOSS_pairs      preference pairs of steps and of whole solutions (curate.final_step_pairs=
-                    trajectories): in which share of them the better has the higher value
+    LOSS_pairs      preference pairs of steps and of whole solutions, as --final_step_pairs has
+                    them: in which share of them the better has the higher value
     LOSS_answers    the same of all pairs of a right and a wrong solution of one problem
     LOSS_share      tokens that its training computes, prefixes shared, by those of rows apart
     LOSS_steps, LOSS_seconds    of the trainings, all folds together
@@ -40,6 +40,7 @@ def run(
     losses: str = 'pairwise,pqm,orm',
     epochs: str = '2',
     folds: int = 2,
+    final_step_pairs: str = 'trajectories',
     trajectory_side: int = 4,
     batch_size: int = 8,
     length: int = 1024,
@@ -52,7 +53,8 @@ def run(
     seed: int = 0,
 ) -> dict[str, float]:
     """Settings: trees, folders and .jsonl files, and losses, separated by commas; epochs, of all
-    losses or of each; trajectory_side, of curation. The others are those of a PPM's training.
+    losses or of each; final_step_pairs (trajectories: whole solutions of a tree, problem: of all
+    trees of a problem) and trajectory_side, of curation. The others are those of a PPM's training.
     """
     if not model or not trees:
         raise UserError('bench judges: needs --model=MODEL and --trees=FOLDER or FILE')
@@ -76,7 +78,12 @@ def run(
         'held_out': 0.0,
     }
     parts = _dealt(trees.split(','), folds, seed)
-    rules = {'trajectory_side': trajectory_side, 'distinct': True, 'well_formed': True}
+    rules = {
+        'final_step_pairs': final_step_pairs,
+        'trajectory_side': trajectory_side,
+        'distinct': True,
+        'well_formed': True,
+    }
     found: dict[str, list[dict]] = collections.defaultdict(list)
     with contextlib.ExitStack() as stack:
         folder = pathlib.Path(workdir or stack.enter_context(tempfile.TemporaryDirectory()))
@@ -124,7 +131,7 @@ def _curate(trees: list[Any], folder: pathlib.Path, rules: dict[str, Any]) -> No
     from rstar_jax import data
 
     shutil.rmtree(folder, ignore_errors=True)
-    data.curate_to(trees, folder, 'trajectories', **rules)
+    data.curate_to(trees, folder, **rules)
 
 
 @dataclasses.dataclass(frozen=True)

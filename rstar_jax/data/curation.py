@@ -41,7 +41,7 @@ from rstar_jax.data.annotated import (
     annotate,
     leading,
 )
-from rstar_jax.data.pairs import Counts, Example, Rules, pairs_of
+from rstar_jax.data.pairs import Counts, Example, Rules, pairs_of, solution_pairs, spread
 from rstar_jax.data.trees import TreeStore
 from rstar_jax.errors import UserError
 from rstar_jax.search.record import Record
@@ -233,7 +233,11 @@ class _Problem:
                 counts['sft_dropped_error'] += 1
             else:
                 sft.append({'query': self.problem['question'], 'response': response})
-        made = {'sft': sft, 'pairs': self.pairs, 'trajectories': self._trajectories()}
+        pairs = self.pairs
+        if rules.final_step_pairs == 'problem':
+            wrong, right = ([''.join(texts) for texts in kept] for kept in self.outcomes)
+            pairs = pairs + solution_pairs(self.problem, right, wrong, rules, counts)
+        made = {'sft': sft, 'pairs': pairs, 'trajectories': self._trajectories()}
         for kind, its_examples in made.items():
             counts[kind] += len(its_examples)
         return made
@@ -249,7 +253,7 @@ class _Problem:
                 'correct': bool(correct),
             }
             for correct in (1, 0)
-            for texts, (values, labels) in _spread(list(self.outcomes[correct].items()), OUTCOMES)
+            for texts, (values, labels) in spread(list(self.outcomes[correct].items()), OUTCOMES)
         ]
 
     def _synthetic(self) -> bool:
@@ -260,12 +264,6 @@ class _Problem:
 def _chance(text: str) -> int:
     """A number that is random, and the same for the same text."""
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest())
-
-
-def _spread(items: list, most: int) -> list:
-    """At most `most` of `items`, evenly spaced, the first one among them."""
-    count = min(most, len(items))
-    return [items[i * len(items) // count] for i in range(count)]
 
 
 def _program(solution: str) -> str:

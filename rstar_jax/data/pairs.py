@@ -7,8 +7,12 @@ What the rules leave open, and how it is read here:
   (2 x 2, 4 x 1, ...), before pairs are dropped, as in the loss's factor 1/(2 x 2).
 - With `final_step_pairs='trajectories'` steps that are answers take part in no step pair. Instead
   each tree with a correct and a wrong trajectory gives a pair of whole trajectories, or
-  `trajectory_side` x `trajectory_side` of them. The step rules (margin, edit distance, completions)
-  do not apply to these: that the one is right and the other wrong is known, not estimated.
+  `trajectory_side` x `trajectory_side` of them, those of the highest and lowest mean Q. The step
+  rules (margin, edit distance, completions) do not apply to these: that the one is right and the
+  other wrong is known, not estimated. So it is of solutions of different trees, too: with
+  `final_step_pairs='problem'` they come from all trees of the problem, evenly spread over the
+  different ones, for mean Q values of different trees cannot be compared. Plain samples, each a
+  tree of one solution, give pairs only so.
 
 A pair's `prompt` is the SFT prompt of the question followed by the prefix, as in the released data:
 `prompt + pos` is the very text that the PPM reads. `split_prompt` gives the two parts back.
@@ -16,6 +20,7 @@ A pair's `prompt` is the SFT prompt of the question followed by the prefix, as i
 
 import collections
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 from rapidfuzz.distance import Levenshtein
@@ -32,8 +37,9 @@ class Rules:
     """What is kept (paper, section 3 and appendix).
 
     Attributes:
-      final_step_pairs: 'steps', the final answer's step is paired like any other (released code),
-        or 'trajectories', two whole trajectories (paper).
+      final_step_pairs: 'steps', the final answer's step is paired like any other (released code);
+        'trajectories', two whole trajectories of a tree (paper); or 'problem', two of any trees of
+        the problem.
       trajectories: correct trajectories kept for SFT, per problem.
       choice: which: 'best', those of the highest mean Q; 'right', any correct ones, by chance, as
         rejection sampling takes them; 'any', correct or wrong, by chance.
@@ -44,8 +50,8 @@ class Rules:
         it.
       side: positives and negatives paired at a node, each.
       side_of_one: the same where the other side has only one.
-      trajectory_side: right and wrong trajectories of a tree that are paired as wholes, each; the
-        paper has 1.
+      trajectory_side: right and wrong trajectories of a tree, or of a problem, that are paired as
+        wholes, each; the paper has 1.
       margin: pairs whose Q values differ by less are dropped.
       edit_distance: pairs whose texts differ by fewer characters (Levenshtein) are dropped.
       synthetic_correct: synthetic problems of whose answers a smaller share than this is correct,
@@ -109,7 +115,7 @@ def _node_pairs(
     counts: Counts,
 ) -> list[Example]:
     """Pairs among the children of one node."""
-    if rules.final_step_pairs == 'trajectories':
+    if rules.final_step_pairs != 'steps':
         children = [child for child in children if tree.verdict[child] == NEITHER]
     q = tree.q
     positives = sorted((c for c in children if c in best), key=lambda c: -q[c])
@@ -151,10 +157,35 @@ def _trajectory_pairs(
         ranked = sorted(found, key=lambda x: (sign * texts[x].mean_q, sign * texts[x].min_q))
         return ranked[: rules.trajectory_side]
 
-    positives, negatives = first(True), first(False)
-    counts['pairs_of_trajectories'] += len(positives) * len(negatives)
+    return _all_pairs(prompt, first(True), first(False), counts)
+
+
+def solution_pairs(
+    problem: dict[str, Any],
+    right: Sequence[str],
+    wrong: Sequence[str],
+    rules: Rules,
+    counts: Counts,
+) -> list[Example]:
+    """Pairs of whole solutions of a problem, from whatever trees: right ones against wrong ones."""
+    if rules.well_formed:
+        right = [text for text in right if steps.well_formed(text)]
+    positives, negatives = (spread(texts, rules.trajectory_side) for texts in (right, wrong))
+    return _all_pairs(steps.prompt(problem['question']), positives, negatives, counts)
+
+
+def _all_pairs(
+    prompt: str, positives: Sequence[str], negatives: Sequence[str], counts: Counts
+) -> list[Example]:
     sizes = len(positives), len(negatives)
+    counts['pairs_of_trajectories'] += len(positives) * len(negatives)
     return [_pair(prompt, pos, neg, *sizes) for pos in positives for neg in negatives]
+
+
+def spread(items: Sequence, most: int) -> list:
+    """At most `most` of `items`, evenly spaced, the first one among them."""
+    count = min(most, len(items))
+    return [items[i * len(items) // count] for i in range(count)]
 
 
 def _pair(prompt: str, pos: str, neg: str, pos_count: int, neg_count: int) -> Example:

@@ -327,6 +327,45 @@ def test_final_step_pairs():
 # --- trajectories ------------------------------------------------------------------------------
 
 
+def sample(text, outcome):
+    return tree([(text, 1.0 if outcome == 'right' else -1.0, outcome)])
+
+
+def test_solutions_of_all_trees_of_a_problem_are_paired():
+    right = [sample('r' * n, 'right') for n in (1, 2, 3, 3)]  # the last is no other solution
+    wrong = [sample('w' * n, 'wrong') for n in (1, 2, 3, 4, 5, 6)]
+    assert data.curate(right + wrong, 'trajectories')[1] == []
+
+    def lengths(trees, side):
+        made = data.curate(trees, 'problem', trajectory_side=side)[1]
+        counts = {(len({p['pos'] for p in made}), len({p['neg'] for p in made}))}
+        assert {(p['pos_count'], p['neg_count']) for p in made} <= counts
+        assert {p['prompt'] for p in made} <= {START}
+        return [(len(p['pos']), len(p['neg'])) for p in made]
+
+    assert lengths(right + wrong, 1) == [(1, 1)]
+    # Two of three, and of six, evenly spread, whatever their order among each other.
+    assert lengths(right + wrong, 2) == [(1, 1), (1, 4), (2, 1), (2, 4)]
+    assert lengths(wrong + right, 2) == [(1, 1), (1, 4), (2, 1), (2, 4)]
+    assert len(lengths(right + wrong, 9)) == 3 * 6
+    assert lengths(right, 4) == lengths(wrong, 4) == []
+    malformed = data.curate(right + wrong, 'problem', well_formed=True)[1]
+    assert malformed == []
+
+
+def test_steps_are_paired_within_their_tree():
+    one = tree(
+        [
+            (A, 0.2, [(C, 1.0, 'right'), (D, -1.0, 'wrong')]),
+            (G, -0.8, [(F, -1.0, 'wrong')]),
+        ]
+    )
+    whole = data.curate([one], 'trajectories')[1]
+    made = data.curate([one, sample(H, 'right')], 'problem')[1]
+    assert made[:1] == whole[:1]  # a over g, at the root
+    assert [(p['pos'], p['neg']) for p in made[1:]] == [(A + C, A + D)]
+
+
 def trajectories(tmp_path, *trees, **rules):
     counts = data.curate_to(trees, tmp_path, **rules)
     made = list(data.load_examples(tmp_path, 'trajectories'))

@@ -118,6 +118,10 @@ def _dealt(paths: Sequence[str], folds: int, seed: int) -> list[list[Any]]:
             with data.TreeStore(path, writer=None) as store:
                 for record in store:
                     of[record.problem['question']].append(record)
+    if not of:
+        raise UserError(
+            f'--trees={",".join(paths)}: no trees there; expected folders of a search, or files'
+        )
     if not 2 <= folds <= len(of):
         raise UserError(
             f'--folds={folds}: expected 2 to the number of problems, {len(of)} in --trees'

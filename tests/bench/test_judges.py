@@ -116,6 +116,8 @@ def test_what_was_done_is_read_and_of_other_settings_not_taken(arguments, judged
         ({'epochs': '0'}, '--epochs=0: expected'),
         ({'folds': 13}, '--folds=13: expected 2 to the number of problems, 12 in --trees'),
         ({'folds': 1}, '--folds=1: expected 2'),
+        ({'trees': 'nowhere'}, '--trees=nowhere: no trees there'),
+        ({'final_step_pairs': 'both'}, 'final_step_pairs=both: needs one of steps'),
     ],
 )
 def test_wrong_settings_are_told(arguments, changes, message):

@@ -235,7 +235,8 @@ class _Problem:
                 sft.append({'query': self.problem['question'], 'response': response})
         pairs = self.pairs
         if rules.final_step_pairs == 'problem':
-            wrong, right = ([''.join(texts) for texts in kept] for kept in self.outcomes)
+            # Of the same text in other steps once.
+            wrong, right = (list(dict.fromkeys(map(''.join, kept))) for kept in self.outcomes)
             pairs = pairs + solution_pairs(self.problem, right, wrong, rules, counts)
         made = {'sft': sft, 'pairs': pairs, 'trajectories': self._trajectories()}
         for kind, its_examples in made.items():

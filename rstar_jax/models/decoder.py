@@ -254,9 +254,11 @@ class Decoder(nnx.Module):
         def traced_once(window: int | None) -> Callable:
             """Any layer with this window, as a function of its parameters."""
             seen = attend if window is None else functools.partial(attend, window=window)
-            return jax.jit(
-                lambda params, *rest: bind_layer(self.config, params)(*rest[:3], seen, rest[3])
-            )
+
+            def run(params, x, cos, sin, cache):
+                return bind_layer(self.config, params)(x, cos, sin, seen, cache)
+
+            return jax.jit(run)
 
         for index, (layer, cache) in enumerate(zip(self.layers, caches, strict=True)):
             params = nnx.to_pure_dict(nnx.state(layer))

@@ -349,6 +349,8 @@ def test_solutions_of_all_trees_of_a_problem_are_paired():
     assert lengths(wrong + right, 2) == [(1, 1), (1, 4), (2, 1), (2, 4)]
     assert len(lengths(right + wrong, 9)) == 3 * 6
     assert lengths(right, 4) == lengths(wrong, 4) == []
+    halves = tree([('r', 0.5, [('rr', 1.0, 'right')])])  # the third again, in two steps
+    assert len(lengths([*right, halves, *wrong], 9)) == 3 * 6
     malformed = data.curate(right + wrong, 'problem', well_formed=True)[1]
     assert malformed == []
 

@@ -76,6 +76,7 @@ def get_config() -> ConfigDict:
     config.training.ppm.learning_rate = 1e-4
     config.training.ppm.squash = 'tanh5'
     config.training.ppm.center = 0.01
+    config.training.ppm.head = 'fitted'
 
     config.eval.limit = 300
     config.eval.strategies = 'greedy'

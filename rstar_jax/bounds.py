@@ -110,6 +110,7 @@ for _name in ('bootstrap', 'sft'):
     AT_MOST[f'training.{_name}.form'] = 1
 CHOICES['training.ppm.loss'] = ('pairwise', 'orm', 'pqm', 'prm')
 CHOICES['training.ppm.squash'] = ('tanh', 'tanh5')
+CHOICES['training.ppm.head'] = ('random', 'fitted')
 AT_LEAST |= {'training.ppm.dropout': 0, 'training.ppm.center': 0}
 
 for _table in (AT_LEAST, ABOVE, AT_MOST, CHOICES):

@@ -319,6 +319,11 @@ PPM_KEYS: dict[str, tuple[Any, str]] = {
         'with pairwise, holds raw values around 0, so that what all texts share does not saturate '
         'the squash; 0.01 is usual',
     ),
+    'head': (
+        'random',
+        'what the scalar head begins as: random (paper), or fitted to the examples as the policy '
+        'that it starts from reads them: the way from few problems',
+    ),
     'dropout': (0.1, 'on what the scalar head reads'),
     'held_out': (0.1, 'share of the problems that are not trained on but measured'),
 }

@@ -8,6 +8,7 @@ from rstar_jax.parallel.hosts import (
     greatest,
     initialise,
     is_first,
+    of_first,
     sharing_cores,
 )
 from rstar_jax.parallel.leases import COUNTER, Table, dealt
@@ -42,6 +43,7 @@ __all__ = [
     'is_first',
     'keep_compiled',
     'local_mesh',
+    'of_first',
     'peak_flops',
     'platform',
     'sharing_cores',

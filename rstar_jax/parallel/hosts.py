@@ -196,6 +196,15 @@ def gathered(number: int) -> list[int]:
     return multihost_utils.process_allgather(np.int32(number)).tolist()
 
 
+def of_first(arrays: Any) -> Any:
+    """A tree of arrays as the first process has it, in all of them, which call this."""
+    if jax.process_count() == 1:
+        return arrays
+    from jax.experimental import multihost_utils
+
+    return multihost_utils.broadcast_one_to_all(arrays)
+
+
 def greatest(number: int) -> int:
     """The greatest of the numbers that the processes call this with, each of them once."""
     return max(gathered(number))

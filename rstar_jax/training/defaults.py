@@ -13,6 +13,8 @@ LOSSES = {
     'prm': ('trajectories', 'step_labels'),
 }
 
+HEADS = ('random', 'fitted')
+
 
 def settings(kind: str, given: Mapping[str, Any] | None = None) -> ConfigDict:
     """The settings of one training: its defaults, changed by what is given.
@@ -53,9 +55,10 @@ def default_ppm() -> ConfigDict:
 
     loss: pairwise (PPM), orm, pqm or prm; see losses.py. squash: 'tanh' in training and use
     (paper), or 'tanh5', tanh(r / 5) in use and raw in training by pairs (released code). center:
-    how strongly a pair's raw values are held around 0, see losses.pairwise. dropout: on what the
-    scalar head reads. held_out: share of the problems whose examples are not trained on but
-    measured, fit.PPM_HELD_OUT problems at most.
+    how strongly a pair's raw values are held around 0, see losses.pairwise. head: the scalar head's
+    first weights, 'random' (paper, released code) or 'fitted' to the decoder as it is, see head.py.
+    dropout: on what the scalar head reads. held_out: share of the problems whose examples are not
+    trained on but measured, fit.PPM_HELD_OUT problems at most.
     """
     return _default(
         epochs=1,
@@ -65,6 +68,7 @@ def default_ppm() -> ConfigDict:
         loss='pairwise',
         squash='tanh',
         center=0.0,
+        head='random',
         dropout=0.1,
         held_out=0.1,
     )

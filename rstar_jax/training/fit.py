@@ -17,9 +17,9 @@ import jax
 
 from rstar_jax import atomic, interrupts, models, parallel, steps
 from rstar_jax.errors import UserError
-from rstar_jax.training import checkpoints, dtypes, kernels, lora, losses, trainer
+from rstar_jax.training import checkpoints, dtypes, head, kernels, lora, losses, trainer
 from rstar_jax.training import examples as encoding
-from rstar_jax.training.defaults import LOSSES
+from rstar_jax.training.defaults import HEADS, LOSSES
 
 HELD_OUT = 128  # problems that an SFT measures, at most
 PPM_HELD_OUT = 2000  # and a PPM's training
@@ -203,13 +203,15 @@ def ppm(
       held_out_problems and answer_problems are those that these are of.
 
     Raises:
-      UserError: as `sft`; or config.loss is none of LOSSES, config.squash no such.
+      UserError: as `sft`; or config.loss is none of LOSSES, config.squash or config.head no such.
     """
     check_network(config)
     if config.loss not in LOSSES:
         raise UserError(f'loss={config.loss!r}: expected one of {", ".join(LOSSES)}')
     if config.squash not in losses.LOGIT:
         raise UserError(f'squash={config.squash!r}: expected one of {", ".join(losses.LOGIT)}')
+    if config.head not in HEADS:
+        raise UserError(f'head={config.head!r}: expected one of {", ".join(HEADS)}')
     kind, encoder = LOSSES[config.loss]
     model = models.init_ppm(policy, config.seed, config.squash)
     if release:
@@ -224,6 +226,12 @@ def ppm(
         model.tokenizer,
         config.length,
     )
+
+    def begin(compiled, params):
+        if config.head == 'random':
+            return params
+        found = head.fitted(compiled, params, encoded, chosen, config.loss, config, tell)
+        return compiled.with_head(params, found)
 
     def measure(compiled, params) -> dict[str, float]:
         if not held_out:
@@ -251,6 +259,7 @@ def ppm(
         directory=directory,
         mesh=mesh,
         progress=progress,
+        begin=begin,
         measure=measure,
         release=release,
     )
@@ -274,6 +283,7 @@ def _finished(
     mesh,
     progress,
     measure,
+    begin=None,
     new_rows=(),
     release,
 ) -> tuple[Any, dict[str, Any]]:
@@ -301,6 +311,7 @@ def _finished(
         name=name,
         mesh=mesh,
         progress=progress,
+        begin=begin,
         measure=measure,
         new_rows=new_rows,
         release=release,

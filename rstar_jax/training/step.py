@@ -199,8 +199,16 @@ class Compiled:
         return parallel.bytes_on_a_device(left.get(name, ()))
 
     def lower(self, name: str, args: tuple) -> jax.stages.Lowered:
-        """'step', 'accumulate', 'update' or the loss to evaluate; args: arrays or shapes."""
-        known = {'step': self._step, 'accumulate': self._accumulate, 'update': self._update}
+        """One of 'step', 'accumulate', 'update' and 'read', or the loss to evaluate.
+
+        args: arrays or shapes.
+        """
+        known = {
+            'step': self._step,
+            'accumulate': self._accumulate,
+            'update': self._update,
+            'read': self._read,
+        }
         function = known.get(name) or functools.partial(self._evaluate, name)
         donated, out = (), self._everywhere  # metrics go everywhere
         if name in RESULTS:
@@ -271,6 +279,20 @@ class Compiled:
         """
         return self._run(loss or self._loss, batch, params, self._place(batch))
 
+    def read(self, params, batch: Batch, places: np.ndarray) -> jax.Array:
+        """The hidden states of a reward model's decoder -> f32[R, P, D], on all devices.
+
+        places: i32[R, P] in each row of the micro batch; P is the same for all of one shape.
+        """
+        read = {name: batch[name] for name in ('tokens', 'positions', 'end')} | {'places': places}
+        return self._run('read', read, params, self._place(read))
+
+    def with_head(self, params, head: Mapping[str, np.ndarray]):
+        """`params` with another scalar head, which every process has."""
+        old = params['value_head']
+        new = {name: _spread(head[name], leaf.sharding) for name, leaf in old.items()}
+        return {**params, 'value_head': new}
+
     def _run(self, name: str, batch: Batch | None, *args):
         key, args = _key(name, batch), (*args, self._frozen)
         if key not in self._ready:
@@ -300,6 +322,12 @@ class Compiled:
     def _evaluate(self, loss, params, batch, frozen):
         value, metrics = self._value(params, frozen, batch, None, loss)
         return {'loss': value} | metrics
+
+    def _read(self, params, batch, frozen):
+        decoder = lora.joined(frozen, layers.cast(params, self._dtype))['decoder']
+        hidden = losses.hidden_states(self._config, decoder, batch, self._settings)
+        found = jnp.take_along_axis(hidden, batch['places'][..., None], axis=1)
+        return found.astype(jnp.float32)
 
     def _gradients(self, params, frozen, batch, scale, number):
         key = jax.random.key(self._settings.seed)

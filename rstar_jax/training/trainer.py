@@ -33,6 +33,7 @@ from rstar_jax.training.examples import Encoded
 from rstar_jax.training.log import Log, Progress
 from rstar_jax.training.step import Compiled
 
+Begin = Callable[[Compiled, Any], Any]
 Measure = Callable[[Compiled, Any], dict[str, Any]]
 
 MOST_LEFT_OUT = 30  # steps in a row whose gradients are not finite in float16
@@ -111,6 +112,7 @@ def train(
     name: str,
     mesh=None,
     progress: Progress | None = None,
+    begin: Begin | None = None,
     measure: Measure | None = None,
     new_rows: Sequence[int] = (),
     release: bool = False,
@@ -127,6 +129,7 @@ def train(
       name: the fingerprint of this training.
       mesh: with axes (data, fsdp, tensor); None = the first device.
       progress: called with a dict of numbers after every micro batch.
+      begin: (compiled, params) -> the params to train, in the same places; called once, before all.
       measure: (compiled, params) -> further metrics, called before and after training, where their
         names get `_before` and `_after`, and every `settings.measure_every` steps, for the step's
         line in `metrics.jsonl`. With keep='best', `held_out_loss` has to be among them.
@@ -136,7 +139,8 @@ def train(
     Returns:
       (float32 parameters, what of them was trained as in lora.split or None without LoRA,
       metrics): of the last step, or with keep='best' of the measured step with the least held-out
-      loss, `best_step`. The states are left for the caller to remove, when the model is on disk.
+      loss, `best_step`, 0 where that is what it began with. The states are left for the caller to
+      remove, when the model is on disk.
 
     Raises:
       UserError: no examples; a loss that is not finite; states of another training.
@@ -171,8 +175,12 @@ def train(
         state, found = compiled.init(params, release), states.newest()
         parallel.give_memory_back()  # what loading has left
         if found is None:
+            if begin is not None:
+                state['params'] = begin(compiled, state['params'])
             before = measure(compiled, state['params']) if measure else {}
             start, about = 0, _about(name, metrics=_named(before, 'before'))
+            if best is not None:
+                best.offer(start, state['params'], before)
         else:
             start, about = found
             _check_name(about, name, directory)
@@ -213,11 +221,14 @@ def _named(found: dict[str, Any], suffix: str) -> dict[str, Any]:
 
 
 class _Best:
-    """The parameters of the least held-out loss before the last step: on disk, with their step."""
+    """The parameters of the least held-out loss before the last step: on disk, with their step.
+
+    Step 0 are those that the training begins with.
+    """
 
     def __init__(self, states: checkpoints.States, name: str, directory):
         self._states, self._name = states, name
-        self._step, about = states.newest() or (0, None)
+        self._step, about = states.newest() or (-1, None)
         if about is not None:
             _check_name(about, name, directory)
         self._found = about['found'] if about else {'held_out_loss': math.inf}
@@ -233,7 +244,7 @@ class _Best:
 
     def choose(self, step: int, params, found: dict[str, Any]) -> tuple[int, Any, dict[str, Any]]:
         """(step, parameters, what was measured) of the best, the last step's given."""
-        if found['held_out_loss'] < self._found['held_out_loss'] or not self._step:
+        if found['held_out_loss'] < self._found['held_out_loss'] or self._step < 0:
             return step, params, found
         self._states.wait()
         params = self._states.restore(self._step, checkpoints.abstract(params))

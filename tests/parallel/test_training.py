@@ -41,6 +41,19 @@ def test_two_processes_train_as_one(made, name):
         np.testing.assert_allclose([x[key] for x in two], [x[key] for x in one], rtol=1e-6)
 
 
+def test_two_processes_begin_with_the_same_head(made):
+    """Solving for it makes more of how each rounds than a step of a training does."""
+    one, two = (
+        [json.loads(line) for line in (made / n / 'fitted' / 'metrics.jsonl').open()] for n in '12'
+    )
+    np.testing.assert_allclose([x['loss'] for x in two], [x['loss'] for x in one], rtol=1e-5)
+    plain = [json.loads(line) for line in (made / '1' / 'ppm' / 'metrics.jsonl').open()]
+    assert abs(one[0]['loss'] - plain[0]['loss']) > 0.01
+    heads = (checkpoints.load_ppm(made / n / 'fitted').params['value_head'] for n in '12')
+    one, two = (np.asarray(head['weight']) for head in heads)
+    np.testing.assert_allclose(two, one, atol=1e-4 * np.abs(one).max())
+
+
 def test_their_exports_are_alike(made):
     tokens, lengths = np.arange(3, 43)[None], np.array([40])
     one, two = (

@@ -109,7 +109,7 @@ def test_killed_and_resumed_training_ends_with_the_same_bits(policy, tmp_path, k
         run, data, settings = training.sft, sft_examples(), sft_settings(checkpoint_minutes=0)
     else:
         run, data = training.ppm, pair_examples(20)
-        settings = ppm_settings(checkpoint_minutes=0, batch_size=12)
+        settings = ppm_settings(checkpoint_minutes=0, batch_size=12, head='fitted')
     whole, metrics = run(policy, data, settings, tmp_path / 'whole')
     parts = tmp_path / 'parts'
     for step in (2, 5):  # in the middle of the first epoch and of the second

@@ -32,6 +32,7 @@ from rstar_jax.progress import percent
 from rstar_jax.search import planning as searches
 from rstar_jax.search.engine import sizes, state
 from rstar_jax.training import planning as trainings
+from rstar_jax.training.defaults import HEAD_MOST
 
 HERE = 'here'
 SECTIONS = {'sft': ('policy', 'sft'), 'ppm': ('ppm', 'pairs')}  # folder, kind of example
@@ -367,6 +368,8 @@ def hours(
         settings = config.training[section]
         examples = problems * found.examples[SECTIONS[section][1]]
         steps = settings.epochs * examples / settings.batch_size  # a last one of few is short
+        if settings.get('head') == 'fitted':  # forwards alone, a third of a step
+            steps += min(examples, HEAD_MOST) / settings.batch_size / 3
         rows[section] = assumed.start + steps * seconds / assumed.train
     if 'eval' in stages and found.evaluated:
         seconds = found.evaluated / (assumed.decode * speed.decoded)

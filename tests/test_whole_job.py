@@ -52,6 +52,10 @@ def test_hours_follow_from_tokens_and_limits():
     assert rows['sft'] == pytest.approx(2 * 56.25 * 2.0 * 2 / 3600)
     assert rows['ppm'] == pytest.approx(10800 / 500 * 1.0 * 2 / 3600)
     assert rows['eval'] == pytest.approx(36e6 / 1e5 / 3600)
+    fitted = config()
+    fitted.training.ppm.head = 'fitted'
+    more = hours(fitted)['ppm'] - rows['ppm']  # some of the pairs are read first
+    assert more == pytest.approx(8192 / 500 / 3 * 1.0 * 2 / 3600)
     rows = hours(config(), evaluated_read=72e6)
     assert rows['eval'] == pytest.approx((36e6 / 1e5 + 72e6 / 2.5e5) / 3600)
 

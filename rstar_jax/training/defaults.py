@@ -14,6 +14,7 @@ LOSSES = {
 }
 
 HEADS = ('random', 'fitted')
+HEAD_MOST = 8192  # pairs or trajectories that a head is fitted to, by chance
 
 
 def settings(kind: str, given: Mapping[str, Any] | None = None) -> ConfigDict:

@@ -17,11 +17,11 @@ import numpy as np
 
 from rstar_jax import parallel
 from rstar_jax.training import losses, packing, trainer
+from rstar_jax.training.defaults import HEAD_MOST
 from rstar_jax.training.examples import Encoded, Tell
 from rstar_jax.training.step import Compiled
 
 MARGIN = 1.0
-MOST = 8192  # pairs or trajectories that it is fitted to, by chance
 FOLDS = 5
 STRENGTHS = 10.0 ** np.arange(-2, 2.5, 0.5)  # of the penalty, by the mean eigenvalue
 LEAST_SPREAD = 1e-3  # of a dimension, as a share of the largest
@@ -38,7 +38,7 @@ def fitted(
     settings,
     tell: Tell,
 ) -> dict[str, np.ndarray]:
-    """The head for the decoder in `params`, a training's: all processes call this.
+    """The head for the decoder in `params`, a training's. All processes call this.
 
     Args:
       compiled: what runs the decoder.
@@ -48,16 +48,19 @@ def fitted(
 
     Returns:
       weight f32[1, D], bias f32[1], as of heads.init_value_head.
+
+    Raises:
+      Stopped: asked to end; there is nothing to save yet.
     """
     folds = _dealt(encoded, indices, settings.seed)
-    count, done, rows = sum(map(len, folds)), 0, []
+    count, done, rows = sum(encoded.counts[i] for fold in folds for i in fold), 0, []
     for fold in folds:
         parts = []
         for start in range(0, len(fold), settings.batch_size):
             tell(done, count)
             part = fold[start : start + settings.batch_size]
             parts += _read(compiled, params, encoded, part, loss, settings)
-            done += len(part)
+            done += sum(encoded.counts[i] for i in part)
         rows.append(tuple(map(np.concatenate, zip(*parts))))
     tell(count, count)
     # Other hosts may round otherwise.
@@ -105,7 +108,7 @@ def _dealt(encoded: Encoded, indices: Sequence[int], seed: int) -> list[list[int
     rng = np.random.default_rng(seed)
     mixed = rng.permutation(np.asarray(indices))
     before = np.cumsum([0, *(encoded.counts[i] for i in mixed)])[:-1]
-    chosen = mixed[before < MOST].tolist()
+    chosen = mixed[before < HEAD_MOST].tolist()
     questions = list(dict.fromkeys(encoded.questions[i] for i in chosen))
     fold_of = {question: number % FOLDS for number, question in enumerate(questions)}
     folds: list[list[int]] = [[] for _ in range(min(FOLDS, len(questions)))]
@@ -119,6 +122,7 @@ def _read(
 ) -> Iterator[Rows]:
     """What to fit to of each row of tokens."""
     for batch in trainer.Micros(encoded, indices, settings, compiled.mesh).batches:
+        trainer.agreed()
         where = places(batch)
         states = np.asarray(compiled.read(params, batch, where), np.float64)
         if loss == 'pairwise':

@@ -85,13 +85,13 @@ def evaluate(
         micros = Micros(encoded, part, settings, compiled.mesh)
         weight += micros.weight
         for batch in micros.batches:
-            _agreed()
+            agreed()
             for name, value in compiled.evaluate(params, batch, loss).items():
                 sums[name] = sums.get(name, 0) + np.asarray(value, np.float64)
     return {name: value / weight if name in MEANS else value for name, value in sums.items()}
 
 
-def _agreed(save: bool = False) -> bool:
+def agreed(save: bool = False) -> bool:
     """Whether the first process wants to save; Stopped if any was asked to end. For all at once."""
     number = parallel.greatest(interrupts.asked() or int(save and parallel.is_first()))
     if number > 1:  # a signal
@@ -335,7 +335,7 @@ class _Run:
                 done = number + 1
                 self._measure_if_due(done, state['params'])
                 due = time.monotonic() - self._saved >= 60 * self._settings.checkpoint_minutes
-                if _agreed(due) and done < len(self._steps):
+                if agreed(due) and done < len(self._steps):
                     self._log.flush()  # first: who goes on from a state reads the lines before it
                     states.save(done, state, about)
                     self._saved = time.monotonic()

@@ -100,7 +100,8 @@ def test_what_it_is_fitted_to_is_what_the_loss_reads(policy, loss, squash):
     after = trainer.evaluate(compiled, with_it, encoded, every, settings)
     # Words that stand anywhere are not linear in the last token's state: it is better, no more.
     assert after['loss'] < 0.97 * before['loss']
-    assert told[0] == (0, len(encoded)) and told[-1] == (len(encoded), len(encoded))
+    count = sum(encoded.counts)
+    assert told[0] == (0, count) and told[-1] == (count, count)
     # Another head of the same size is worse.
     turned = {**found, 'weight': -found['weight']}
     turned = trainer.evaluate(
@@ -135,7 +136,7 @@ def test_meshes_and_lora_change_nothing(policy, lora, devices):
 
 
 def test_not_more_than_so_many_are_read_and_no_problem_is_in_two_folds(policy, monkeypatch):
-    monkeypatch.setattr(head, 'MOST', 9)
+    monkeypatch.setattr(head, 'HEAD_MOST', 9)
     _, encoded, _, _ = setting(policy, 'pairwise')
     folds = head._dealt(encoded, range(len(encoded)), 0)
     counts = [sum(encoded.counts[i] for i in fold) for fold in folds]

@@ -249,6 +249,19 @@ def test_before_the_first_step_there_is_nothing_to_save(stoppable, tmp_path):
     assert not (tmp_path / 'metrics.jsonl').exists()
 
 
+def test_a_signal_ends_the_fit_of_a_head(policy, tmp_path):
+    settings = ppm_settings(head='fitted', batch_size=4)
+
+    def run(folder):
+        training.ppm(policy, pair_examples(), settings, folder)
+
+    calls = []
+    stopping(
+        run, tmp_path, signal.SIGTERM, lambda now: bool(calls.append(now[-1])) or len(now) == 2
+    )
+    assert calls == ['read', 'read'] and not (tmp_path / 'metrics.jsonl').exists()
+
+
 def test_the_best_by_held_out_loss_is_kept(policy, tmp_path):
     data = pair_examples(12)
 

@@ -2,8 +2,9 @@
 
 from rstar_jax.search.engine import copies, decode
 
-# Rows of known tokens are computed in one of these lengths; longer ones in pieces.
-PREFILL_LENGTHS = (32, 128)
+# Rows of known tokens are computed in one of these lengths; longer ones in pieces. Most are outputs
+# of programs, of 5 to 25 tokens, and the last tokens of prompts.
+PREFILL_LENGTHS = (16, 128)
 FEW_ROWS = (2, 16)  # rows and their length, on CPUs: the outputs of one or two programs
 # Steps are scored in one piece, in the shortest of these and the longest step that has room.
 SCORE_LENGTHS = (32, 64, 128)

@@ -32,8 +32,9 @@ copies of a program teach nothing new; behind a step that failed no answer was r
 model leaves the form of a solution now and then, which is not to be learnt; marks are learnt within
 an epoch, boxes within three; a small model's samples are partly noise at temperature 1; the
 paper's tanh saturates before so few pairs have taught a PPM anything, raw values held around 0 do
-not. Policy and PPM are trained by LoRA, which holds half the memory; all weights with
---config.training.sft.lora=0 --config.training.sft.learning_rate=1e-5.
+not; a PPM whose head is fitted first learns more from as many pairs. Policy and PPM are trained by
+LoRA, which holds half the memory; all weights with --config.training.sft.lora=0
+--config.training.sft.learning_rate=1e-5.
 """
 
 from ml_collections import ConfigDict

@@ -1,8 +1,16 @@
 """The one exception for what a user did wrong: a line of text, no traceback."""
 
+import sys
+
 
 class UserError(Exception):
     """A mistake of the user: names the value, what was expected, and the remedy, in one line.
 
     `rstar_jax.main` prints it as `error: ...` and exits with code 2.
     """
+
+
+def tell(text: str) -> None:
+    """Writes `text` as an error: a line by one call, as threads of the runtime write there too."""
+    sys.stderr.write(f'error: {text}\n')
+    sys.stderr.flush()

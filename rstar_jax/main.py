@@ -42,7 +42,7 @@ from absl import flags, logging
 from ml_collections import ConfigDict
 from ml_collections.config_flags import config_flags
 
-from rstar_jax import configs
+from rstar_jax import configs, errors
 from rstar_jax.errors import UserError
 from rstar_jax.interrupts import Interrupts, Stopped, leave
 
@@ -76,7 +76,7 @@ def guarded(run: Callable[[], int]) -> int:
         try:
             code = run()
         except UserError as error:
-            print(f'error: {error}', file=sys.stderr)
+            errors.tell(str(error))
             _tell_others(2, f'has ended: {error}')
             return 2
         except Stopped as stopped:
@@ -91,7 +91,7 @@ def guarded(run: Callable[[], int]) -> int:
             return 141
         except Exception as error:
             if reason := _of_the_disk(error):
-                print(f'error: {reason}; what was stored before is whole', file=sys.stderr)
+                errors.tell(f'{reason}; what was stored before is whole')
                 _tell_others(2, f'has ended: {reason}')
                 return 2
             if not _tell_others(1, f'has failed: {type(error).__name__}: {error}'.splitlines()[0]):

@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from rstar_jax import configs, interrupts, main, rounds
+from rstar_jax import configs, errors, interrupts, main, rounds
 from tests.parallel import processes
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
@@ -349,6 +349,22 @@ def _bootstrap(workdir):
         text=True,
         env=processes.environment_of(1),
     )  # fmt: skip
+
+
+def test_an_error_is_written_by_one_call(monkeypatch):
+    class Stream:
+        def __init__(self):
+            self.calls = []
+
+        def write(self, text):
+            self.calls.append(text)
+
+        def flush(self):
+            pass
+
+    monkeypatch.setattr(sys, 'stderr', Stream())
+    errors.tell('process 0 is gone')
+    assert sys.stderr.calls == ['error: process 0 is gone\n']
 
 
 def test_a_closed_output_is_one_line_and_141(tmp_path):

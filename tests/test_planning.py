@@ -132,7 +132,7 @@ def test_weights_that_leave_room_for_one_tree_are_shared(monkeypatch):
     meshes = [parallel.local_mesh(n, jax.devices()[:2]) for n in (1, 2)]
     one, two = (searches.Group(SETTINGS, mesh, heavy) for mesh in meshes)
     planned = []
-    for room in (450_000, 540_000):
+    for room in (580_000, 660_000):
         assert one.choose(one.weights + room) and two.choose(one.weights + room)
         planned.append((one.chosen.trees, two.chosen.trees))
         made = searches.plan(SETTINGS, jax.devices()[:2], one.weights + room, heavy)

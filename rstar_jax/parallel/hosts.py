@@ -13,7 +13,6 @@ import pathlib
 import re
 import signal
 import socket
-import sys
 import threading
 import time
 import zlib
@@ -23,7 +22,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from rstar_jax.errors import UserError
+from rstar_jax.errors import UserError, tell
 from rstar_jax.interrupts import leave
 from rstar_jax.parallel.roll import GONE, Roll
 
@@ -149,7 +148,7 @@ def _when_lost(number: int, text: str, code: int) -> None:
         return
     if code != GONE:  # what ended the other may end this one too, which says so itself
         time.sleep(GRACE)
-    print(f'error: {text}: the job ends; run the same command again to go on', file=sys.stderr)
+    tell(f'{text}: the job ends; run the same command again to go on')
     if number and code == GONE:  # without the first, JAX ends this process at once
         time.sleep(GRACE)
     leave(1)

@@ -335,6 +335,12 @@ def _validate_together(config: ConfigDict, prefix: str) -> None:
                 f'--config.{prefix}data.{key}={value}: {ARITHMETIC} has none to choose from; leave '
                 'it empty'
             )
+    ppm = config.training.ppm
+    if (ppm.head, ppm.loss) == ('fitted', 'pairwise') and not ppm.center:
+        raise UserError(
+            f'--config.{prefix}training.ppm.head=fitted: needs --config.training.ppm.center, as '
+            '0.01: without it, one step can shift all values to where the squash is flat'
+        )
     for name, section in config.training.items():
         if section.keep == 'best' and not section.measure_every:
             raise UserError(

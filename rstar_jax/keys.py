@@ -322,7 +322,7 @@ PPM_KEYS: dict[str, tuple[Any, str]] = {
     'head': (
         'random',
         'what the scalar head begins as: random (paper), or fitted to the examples as the policy '
-        'that it starts from reads them: the way from few problems',
+        'that it starts from reads them: the way from few problems; pairwise needs center with it',
     ),
     'dropout': (0.1, 'on what the scalar head reads'),
     'held_out': (0.1, 'share of the problems that are not trained on but measured'),

@@ -78,6 +78,7 @@ def failing(capsys, *arguments: str) -> str:
             '--config.training.sft.dtype=float17: needs one of nothing, float32, bfloat16',
         ),
         (['--config.training.ppm.lora=-1'], '--config.training.ppm.lora=-1: needs at least 0'),
+        (['--config.training.ppm.head=fitted'], 'head=fitted: needs --config.training.ppm.center'),
         (['--config.training.ppm.keep=best'], 'keep=best: needs --config.training.ppm.measure_ev'),
         (['--config.seed=3'], '--workdir: needs a folder for what the run makes'),
         (['--workdir=x', '--problems=5'], '--problems=5: goes with --plan'),

@@ -63,8 +63,11 @@ def fitted(
             done += sum(encoded.counts[i] for i in part)
         rows.append(tuple(map(np.concatenate, zip(*parts))))
     tell(count, count)
-    # Other hosts may round otherwise.
-    return parallel.of_first(least_squares(rows, centred=loss != 'pairwise'))
+    head = least_squares([row[:3] for row in rows], centred=loss != 'pairwise')
+    if loss == 'pairwise':  # which tells of differences alone: values around 0
+        middle = np.concatenate([row[3] for row in rows]).mean(axis=0)
+        head['bias'] = -(head['weight'] @ middle).astype(np.float32)
+    return parallel.of_first(head)  # other hosts may round otherwise
 
 
 def least_squares(folds: Sequence[Rows], centred: bool) -> dict[str, np.ndarray]:
@@ -119,24 +122,26 @@ def _dealt(encoded: Encoded, indices: Sequence[int], seed: int) -> list[list[int
 
 def _read(
     compiled: Compiled, params, encoded: Encoded, indices: Sequence[int], loss: str, settings
-) -> Iterator[Rows]:
-    """What to fit to of each row of tokens."""
+) -> Iterator[tuple[np.ndarray, ...]]:
+    """Of each micro batch Rows, and of pairs the means of both sides' states [N, D]."""
     for batch in trainer.Micros(encoded, indices, settings, compiled.mesh).batches:
         trainer.agreed()
         where = places(batch)
         states = np.asarray(compiled.read(params, batch, where), np.float64)
         if loss == 'pairwise':
             count = batch['chosen'].shape[1]
-            states = states[:, :count] - states[:, count : 2 * count]
+            better, worse = states[:, :count], states[:, count : 2 * count]
+            states, middle = better - worse, (better + worse) / 2
             weights = batch['pair_weights']
             targets = np.full(weights.shape, MARGIN)
         else:
+            middle = states
             count = (batch['weights'] != 0).sum(axis=1, keepdims=True)
             first = np.arange(where.shape[1]) < count
             weights = first * np.take_along_axis(batch['weights'], where, axis=1)
             targets = _raw(np.take_along_axis(batch['targets'], where, axis=1), loss, settings)
         read = weights > 0
-        yield states[read], targets[read], weights[read].astype(np.float64)
+        yield states[read], targets[read], weights[read].astype(np.float64), middle[read]
 
 
 def _raw(targets: np.ndarray, loss: str, settings) -> np.ndarray:

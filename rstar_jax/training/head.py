@@ -131,17 +131,18 @@ def _read(
         if loss == 'pairwise':
             count = batch['chosen'].shape[1]
             better, worse = states[:, :count], states[:, count : 2 * count]
-            states, middle = better - worse, (better + worse) / 2
+            states, middle = better - worse, [(better + worse) / 2]
             weights = batch['pair_weights']
             targets = np.full(weights.shape, MARGIN)
         else:
-            middle = states
+            middle = []
             count = (batch['weights'] != 0).sum(axis=1, keepdims=True)
             first = np.arange(where.shape[1]) < count
             weights = first * np.take_along_axis(batch['weights'], where, axis=1)
             targets = _raw(np.take_along_axis(batch['targets'], where, axis=1), loss, settings)
         read = weights > 0
-        yield states[read], targets[read], weights[read].astype(np.float64), middle[read]
+        weights = weights.astype(np.float64)
+        yield tuple(x[read] for x in (states, targets, weights, *middle))
 
 
 def _raw(targets: np.ndarray, loss: str, settings) -> np.ndarray:

@@ -116,7 +116,7 @@ def test_what_it_is_fitted_to_is_what_the_loss_reads(policy, loss, squash):
 def test_it_is_fitted_to_all_that_is_learnt_and_to_nothing_else(policy, loss):
     settings, encoded, compiled, params = setting(policy, loss)
     read = list(head._read(compiled, params, encoded, range(len(encoded)), loss, settings))
-    inputs, targets, weights, _ = (np.concatenate(parts) for parts in zip(*read))
+    inputs, targets, weights, *_ = (np.concatenate(parts) for parts in zip(*read))
     assert weights.sum() == pytest.approx(sum(example.weight for example in encoded.take()))
     assert np.abs(inputs).max(axis=1).min() > 0
     right = (targets > 0).sum()

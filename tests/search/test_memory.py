@@ -89,6 +89,16 @@ def test_never_more_than_is_free(mesh, monkeypatch, free):
     assert small.slots <= small.trees * CONFIG.candidates
 
 
+def test_the_only_tree_that_fits_has_no_more_slots_than_do(mesh, monkeypatch):
+    shape = {'candidates': 16, 'step_tokens': 64}
+    roomy = plan(mesh, 2**34, monkeypatch, **shape)
+    for slots in (8, 11, 16):
+        free = (roomy.tree + (slots + 0.5) * roomy.slot + roomy.prefill) / memory.MARGIN
+        tight = plan(mesh, int(free), monkeypatch, **shape)
+        assert (tight.trees, tight.slots) == (1, slots)
+        assert tight.most <= memory.MARGIN * free
+
+
 def test_as_many_trees_as_keep_the_slots_busy(mesh, monkeypatch):
     roomy = plan(mesh, 2**34, monkeypatch)
     assert (roomy.trees, roomy.slots) == (3 * 64 // 4, 64)

@@ -131,8 +131,9 @@ def plan(
         )
     cells = possible * n
     used = cells if config.slots else sizes.kept_busy(mesh, cells, n)
-    slots = min(slots, max(used, FEW_SLOTS), cells)
-    left = room - possible * tree - slots * slot
+    left = room - possible * tree
+    slots = min(slots, max(used, FEW_SLOTS), cells, int(left // slot))
+    left -= slots * slot
     fitting = int(KEPT * left // (possible * token)) - copies.COPIED
     kept = max(0, min(_worth_keeping(config), fitting))
     return Plan(possible, slots, kept, tree, slot, prefill, token, free)

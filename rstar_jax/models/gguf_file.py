@@ -163,12 +163,15 @@ class GGUFFile:
 
     def read(self, names):
         for name in names:
-            values = self._values(self._table if name == EMBEDDING else name)
-            if self.family == 'llama' and '.attn_q.' in name:
-                values = unpermute(values, self.config.num_heads)
-            if self.family == 'llama' and '.attn_k.' in name:
-                values = unpermute(values, self.config.num_kv_heads)
-            yield name, values
+            yield name, self._read(name)  # held by no name here, or the next would be beside it
+
+    def _read(self, name: str) -> np.ndarray:
+        values = self._values(self._table if name == EMBEDDING else name)
+        if self.family == 'llama' and '.attn_q.' in name:
+            return unpermute(values, self.config.num_heads)
+        if self.family == 'llama' and '.attn_k.' in name:
+            return unpermute(values, self.config.num_kv_heads)
+        return values
 
 
 def unpermute(weight: np.ndarray, heads: int) -> np.ndarray:

@@ -4,6 +4,7 @@ import importlib
 import os
 import pathlib
 import sys
+import weakref
 
 import gguf
 import numpy as np
@@ -148,6 +149,21 @@ def test_quantised_tensors_are_what_gguf_makes_of_them(tmp_path):
     for tensor in tensors:
         expected = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
         np.testing.assert_array_equal(found[tensor.name], expected)
+
+
+def test_one_tensor_is_on_the_host_at_a_time(tmp_path, monkeypatch):
+    write('llama_tied_bias', tmp_path / 'm.gguf')
+    values, before = gguf_file.GGUFFile._values, []
+
+    def watched(self, name):
+        assert all(one() is None for one in before)
+        made = values(self, name).copy()
+        before.append(weakref.ref(made))
+        return made
+
+    monkeypatch.setattr(gguf_file.GGUFFile, '_values', watched)
+    models.load(tmp_path / 'm.gguf', 'bfloat16')
+    assert len(before) > 10
 
 
 def test_a_table_that_was_written_twice_is_one(tmp_path):

@@ -263,6 +263,7 @@ def save_safetensors(
         publish(temporary, folder / name)
         written.add(name)
         index |= dict.fromkeys(tensors, name)
+        del tensors  # before the next file's are gathered
     if not write:
         return
     if len(shards) > 1:

@@ -354,6 +354,24 @@ def test_one_tensor_of_a_file_is_on_the_host_at_a_time(qwen, monkeypatch, with_m
     assert {leaf.dtype.name for leaf in jax.tree.leaves(policy.params)} == {'bfloat16'}
 
 
+def test_one_written_file_is_on_the_host_at_a_time(qwen, tmp_path, monkeypatch):
+    policy, before = models.load(qwen, 'float32'), []
+    save_file, to_host = safetensors.numpy.save_file, weights.to_host
+
+    def saved(tensors, *rest, **more):
+        save_file(tensors, *rest, **more)
+        before.extend(map(weakref.ref, tensors.values()))
+
+    def gathered(array):
+        assert all(one() is None for one in before)
+        return to_host(array)
+
+    monkeypatch.setattr(safetensors.numpy, 'save_file', saved)
+    monkeypatch.setattr(weights, 'to_host', gathered)
+    models.save(policy, tmp_path / 'copy', shard_bytes=50_000)
+    assert len(list((tmp_path / 'copy').glob('*.safetensors'))) > 2
+
+
 def edit_config(folder, **changes):
     values = json.loads((folder / 'config.json').read_text()) | changes
     (folder / 'config.json').write_text(json.dumps(values))

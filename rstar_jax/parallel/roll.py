@@ -210,7 +210,7 @@ class Roll:
             missing = self._desk.wait(end - time.monotonic())
             answer = {'missing': missing} if missing else {'go': True}
         else:
-            answer = self._until_called(end, seconds)
+            answer = self._until_called(end)
         if missing := answer.get('missing'):
             names = ', '.join(map(str, missing))
             raise UserError(
@@ -232,17 +232,13 @@ class Roll:
                     ) from None
                 time.sleep(RETRY)
 
-    def _until_called(self, end: float, seconds: float) -> Message:
+    def _until_called(self, end: float) -> Message:
         """The first process's word of who has come; it may be a little behind this one's clock."""
-        while time.monotonic() < end + SILENT:
-            try:
-                message = self._line.receive()
-            except TimeoutError:
-                continue
-            if message is None:
-                break
-            if 'go' in message or 'missing' in message:
-                return message
+        # A line that was silent for too long is of no use any more: it gives nothing but errors.
+        with contextlib.suppress(TimeoutError):
+            while time.monotonic() < end + SILENT and (message := self._line.receive()):
+                if 'go' in message or 'missing' in message:
+                    return message
         raise UserError(f'process 0 of {self.count} is gone before all had come: look at its log')
 
     def _beat(self) -> None:

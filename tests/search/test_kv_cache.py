@@ -50,9 +50,8 @@ class Machine:
             (manager.recalled, self.kept, self.paths),
         ):
             for packed in manager.packed(queue):
-                for device, place, at, *entry in self._entries(packed):
+                for device, place, at, offset, start, count in self._entries(packed):
                     row = device * WIDTH + place
-                    offset, start, count = entry if len(entry) == 3 else (0, 0, *entry)
                     at += device * len(source) // DEVICES
                     target[row][offset : offset + count] = source[at][start : start + count]
         for packed in manager.packed(manager.appends):
@@ -161,13 +160,15 @@ def test_a_prompt_of_another_tree_is_computed_once():
     while manager.segments:
         manager.take(((2, 4), (1, 8)), 100)
     manager.release()
-    assert manager.repeated == [(1, 0, 4)]
+    assert manager.repeated == [(1, 0, 0, 0, 4)]
     assert [segment.tokens for segment in manager.segments] == [[4]]
     manager.take(((2, 4), (1, 8)), 100)
     assert not manager.waits(1)
-    assert begin(1) == 1 and manager.repeated == [(1, 0, 4)]  # it lies in the row itself
+    assert begin(1) == 1 and manager.repeated == [(1, 0, 0, 0, 4)]  # it lies in the row itself
     manager.repeated.clear()
-    assert begin(1) == 1 and manager.repeated == [(1, 0, 4)]  # while its last token is computed
+    assert begin(1) == 1 and manager.repeated == [
+        (1, 0, 0, 0, 4)
+    ]  # while its last token is computed
 
 
 def test_a_call_has_the_shape_that_computes_most_for_its_time():

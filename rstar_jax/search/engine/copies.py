@@ -30,13 +30,15 @@ def append(path: Path, cells_kv: KeysValues, hidden, rows, cells, starts, counts
 
 
 def copy(
-    into: KeysValues, source: KeysValues, rows, source_rows, offsets, source_offsets, counts
+    into: KeysValues, source: KeysValues | None, rows, source_rows, offsets, source_offsets, counts
 ) -> KeysValues:
     """Copies steps, or parts of paths, to where a later walk can recall them from, or back.
 
+    One after another: what was copied may be copied on.
+
     Args:
       into: per layer, keys and values [G,K,M,d].
-      source: per layer, keys and values [R,K,S,d].
+      source: per layer, keys and values [R,K,S,d]; None, `into` itself.
       rows, source_rows: i32[A]. Entries in use come first; the others have a count of 0.
       offsets, source_offsets, counts: i32[A], positions.
     """
@@ -46,18 +48,6 @@ def copy(
         return put_row(into, source, *place)
 
     return jax.lax.fori_loop(0, (counts > 0).sum(), write, into)
-
-
-def repeat(kv: KeysValues, rows, source_rows, counts) -> KeysValues:
-    """Copies the first i32[A] `counts` positions of rows to other rows, one after another.
-
-    Entries in use come first; the others have a count of 0.
-    """
-
-    def write(i, kv):
-        return put_row(kv, None, rows[i], source_rows[i], 0, counts[i])
-
-    return jax.lax.fori_loop(0, (counts > 0).sum(), write, kv)
 
 
 def put_row(

@@ -72,11 +72,10 @@ class CacheManager:
     """The KV cache manager of one model, for all rows of a host. Rows are trees in flight.
 
     Attributes:
-      born, left, recalled: copies from cells, from paths, and into paths, in this order:
+      born, left, repeated, recalled: copies from cells and from paths to what is kept, of prompts
+        from path to path, and of what is kept to paths, in this order:
         (row, source's place on its device, position, source's position, count).
       appends: copies from cells to the ends of paths: (row, cell, position, count).
-      repeated: copies of prompts from path to path, before all other copies into paths:
-        (row, source's place on its device, count).
       segments: what is to be computed.
     """
 
@@ -278,7 +277,7 @@ class CacheManager:
         """Takes the prompt over from another row; what follows, or its last token, is computed."""
         count = len(self._rows[row].prompt)
         if other != row:
-            self.repeated.append((row, other % self.width, count))
+            self.repeated.append((row, other % self.width, 0, 0, count))
         at_hand = min(count, len(tokens) - 1)
         self.compute(row, at_hand, tokens[at_hand:])
 

@@ -165,11 +165,9 @@ class Model:
             self.kept = copy(self.kept, cells_kv, *places)
         for places in self._places(self.manager.left):
             self.kept = copy(self.kept, self.path.kv, *places)
-        for rows, sources, counts in self._places(self.manager.repeated):
-            repeat = programs.REPEAT.on(self.mesh)
-            self.path = self.path.replace(kv=repeat(self.path.kv, rows, sources, counts))
-        for places in self._places(self.manager.recalled):
-            self.path = self.path.replace(kv=copy(self.path.kv, self.kept, *places))
+        for queue, source in ((self.manager.repeated, None), (self.manager.recalled, self.kept)):
+            for places in self._places(queue):
+                self.path = self.path.replace(kv=copy(self.path.kv, source, *places))
         for places in self._places(self.manager.appends):
             self.path = append(self.path, cells_kv, hidden, *places)
 

@@ -97,10 +97,6 @@ class Judge:
             node.prior = prior
         return children
 
-    def room(self, tree: HostTree) -> int:
-        """Tokens that the path to the cursor leaves for steps."""
-        return self.config.path_tokens - tree.path_tokens
-
     def _survivors(self, tree: HostTree) -> list[Node]:
         """Candidates that become children: identical texts merged, the first answer alone."""
         alive = [node for node in tree.candidates if node.step.text is not None]

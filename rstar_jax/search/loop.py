@@ -295,7 +295,7 @@ class Loop:
     def _ask(self, row: int, path: list[int]) -> None:
         tree = self.growing[row]
         tree.path = path
-        if self.judge.room(tree) < 0:  # the prompt is too long: the tree ends at its root
+        if tree.path_tokens > self.config.path_tokens:  # a prompt: the tree ends at its root
             tree.candidates = []
             return
         tree.candidates = [None] * self.config.candidates

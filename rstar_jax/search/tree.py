@@ -207,7 +207,7 @@ def best_child(tree: Tree, node: jax.Array, n: int, rules: Rules) -> jax.Array:
     return jnp.where(walkable.any(axis=1), start + best, NO_NODE).astype(jnp.int32)
 
 
-def expand(tree: Tree, expansion: Expansion, rules: Rules) -> Tree:
+def expand(tree: Tree, expansion: Expansion) -> Tree:
     """Adds the children of each active tree's cursor, with the values that are theirs alone."""
     trees, nodes = tree.parent.shape
     n = expansion.status.shape[1]
@@ -322,7 +322,7 @@ def advance(tree: Tree, expansion: Expansion, rules: Rules, walk: Callable = wal
 
     walk: where to, see `strategies`.
     """
-    tree = backup(expand(tree, expansion, rules), expansion)
+    tree = backup(expand(tree, expansion), expansion)
     n = expansion.status.shape[1]
     answered = (expansion.status == Status.ANSWER) & (jnp.arange(n) < expansion.count[:, None])
     enough = (answered & (expansion.reward >= rules.stop_reward)).any(axis=1) | expansion.last

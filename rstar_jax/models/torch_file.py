@@ -69,11 +69,11 @@ class _Unpickler(pickle.Unpickler):
 
 
 def _tensor(storage, offset, size, stride, *_):
-    strides = [step * storage.itemsize for step in stride]
-    view = np.lib.stride_tricks.as_strided(storage[offset:], tuple(size), strides, writeable=False)
-    if offset + sum((n - 1) * s for n, s in zip(size, stride)) >= storage.size:
+    last = offset + sum((n - 1) * step for n, step in zip(size, stride))
+    if min((offset, *stride)) < 0 or last >= storage.size:
         raise ValueError('a tensor reaches beyond its storage')
-    return view.copy()
+    strides = [step * storage.itemsize for step in stride]
+    return np.lib.stride_tricks.as_strided(storage[offset:], tuple(size), strides).copy()
 
 
 def save(tensors: dict[str, np.ndarray], path: pathlib.Path) -> None:

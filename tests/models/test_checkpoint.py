@@ -1,5 +1,6 @@
 """Round trips through Hugging Face folders, PPMs, added tokens, and what is wrong with a file."""
 
+import collections
 import importlib
 import itertools
 import json
@@ -323,6 +324,22 @@ def test_a_torch_file_cannot_run_code(tmp_path):
 
     torch.save({'a': Evil()}, tmp_path / 'x.bin')
     with pytest.raises(UserError, match='is no part of a tensor'):
+        torch_file.load(tmp_path / 'x.bin')
+
+
+@pytest.mark.parametrize(
+    ('offset', 'size', 'stride'),
+    [(0, 5, 1), (0, 3, 2), (1, 4, 1), (0, 9, -1), (3, 4, -1), (-2, 1, 1)],
+)
+def test_a_torch_file_shows_no_other_memory(tmp_path, offset, size, stride):
+    class Reaching:
+        def __reduce__(self):
+            storage = torch.arange(4.0)._typed_storage()
+            place = offset, (size,), (stride,), False, collections.OrderedDict()
+            return torch._utils._rebuild_tensor_v2, (storage, *place)
+
+    torch.save({'a': Reaching()}, tmp_path / 'x.bin')
+    with pytest.raises(UserError, match='a tensor reaches beyond its storage'):
         torch_file.load(tmp_path / 'x.bin')
 
 

@@ -237,9 +237,15 @@ def _putter(
             return jax.device_put(weights.cast(tensor, dtype))
         spec = sharding.spec(path, tensor.shape, mesh, config)
         where = jax.sharding.NamedSharding(mesh, spec)
-        return jax.make_array_from_callback(
-            tensor.shape, where, lambda index: weights.cast(tensor[index], dtype)
-        )
+        parts: dict[tuple, np.ndarray] = {}
+
+        def part(index):
+            place = tuple((cut.start, cut.stop) for cut in index)
+            if place not in parts:  # several devices may hold the same one
+                parts[place] = weights.cast(tensor[index], dtype)
+            return parts[place]
+
+        return jax.make_array_from_callback(tensor.shape, where, part)
 
     return put
 

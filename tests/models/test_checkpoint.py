@@ -371,6 +371,24 @@ def test_one_tensor_of_a_file_is_on_the_host_at_a_time(qwen, monkeypatch, with_m
     assert {leaf.dtype.name for leaf in jax.tree.leaves(policy.params)} == {'bfloat16'}
 
 
+def test_what_several_devices_hold_is_on_the_host_once(qwen, monkeypatch):
+    made, cast = 0, weights.cast
+
+    def counted(tensor, dtype):
+        nonlocal made
+        made += tensor.size
+        return cast(tensor, dtype)
+
+    monkeypatch.setattr(weights, 'cast', counted)
+    mesh = jax.sharding.Mesh(np.array(jax.devices()).reshape(4, 2), ('data', 'tensor'))
+    params = jax.tree.leaves(models.load(qwen, 'float32', mesh=mesh).params)
+    assert any(not leaf.sharding.is_fully_replicated for leaf in params)
+    assert made == sum(leaf.size for leaf in params)
+    alone = jax.tree.leaves(models.load(qwen, 'float32').params)
+    for leaf, whole in zip(params, alone, strict=True):
+        np.testing.assert_array_equal(leaf, whole)
+
+
 def test_one_written_file_is_on_the_host_at_a_time(qwen, tmp_path, monkeypatch):
     policy, before = models.load(qwen, 'float32'), []
     save_file, to_host = safetensors.numpy.save_file, weights.to_host

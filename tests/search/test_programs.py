@@ -48,6 +48,7 @@ def arguments(mesh) -> dict:
         'APPEND': (path, cells.kv, cells.hidden, *[row] * 4),
         'COPY': (kept, cells.kv, *[row] * 5),
         'COPY back': (path.kv, kept, *[row] * 5),
+        'COPY inside': (path.kv, None, *[row] * 5),
     }
 
 
@@ -60,6 +61,7 @@ def arguments(mesh) -> dict:
         ('APPEND', {}),
         ('COPY', {}),
         ('COPY back', {}),
+        ('COPY inside', {}),
     ],
 )
 def test_no_cache_is_copied(name, settings):

@@ -50,7 +50,10 @@ class States:
         background: bool | None = None,
     ):
         self._background = jax.default_backend() != 'cpu' if background is None else background
-        options = ocp.CheckpointManagerOptions(max_to_keep=KEPT, create=True)
+        # What a killed process has left half written would stay, as large as a state each time.
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=KEPT, create=True, cleanup_tmp_directories=True
+        )
         path = pathlib.Path(directory).resolve() / folder
         handlers = {'state': _handler(), 'about': ocp.JsonCheckpointHandler()}
         self._manager = ocp.CheckpointManager(path, options=options, item_handlers=handlers)

@@ -155,6 +155,17 @@ def test_a_state_saved_while_steps_go_on_is_the_state_of_its_step(tmp_path, devi
         np.testing.assert_array_equal(value, np.full((1024, 2048), int(i) + 5, np.float32))
 
 
+def test_what_a_killed_process_has_left_half_written_goes(tmp_path):
+    half = tmp_path / 'state' / '2.orbax-checkpoint-tmp'
+    half.mkdir(parents=True)
+    (half / 'data').write_bytes(b'half')
+    with checkpoints.States(tmp_path) as states:
+        assert states.newest() is None
+        states.save(3, {'x': jnp.ones(2)}, {})
+        assert states.newest() == (3, {})
+    assert [path.name for path in half.parent.iterdir()] == ['3']
+
+
 def test_saved_on_eight_devices_it_goes_on_there_and_on_fewer(policy, tmp_path):
     # At a larger rate AdamW makes of rounding in the smallest gradients more than is tolerated.
     settings = sft_settings(epochs=1, checkpoint_minutes=0, learning_rate=1e-4)

@@ -25,8 +25,7 @@ MARGIN = 1.0
 FOLDS = 5
 STRENGTHS = 10.0 ** np.arange(-2, 2.5, 0.5)  # of the penalty, by the mean eigenvalue
 LEAST_SPREAD = 1e-3  # of a dimension, as a share of the largest
-
-Rows = tuple[np.ndarray, np.ndarray, np.ndarray]  # inputs [N, D], targets [N], weights [N]
+CONSTANT = 1e-12  # less of a dimension's mean square is rounding, not spread
 
 
 def fitted(
@@ -53,38 +52,52 @@ def fitted(
       Stopped: asked to end; there is nothing to save yet.
     """
     folds = _dealt(encoded, indices, settings.seed)
-    count, done, rows = sum(encoded.counts[i] for fold in folds for i in fold), 0, []
+    count, done, found = sum(encoded.counts[i] for fold in folds for i in fold), 0, []
+    middle, rows = 0.0, 0  # of pairs: the sum of both sides' means, and its number of rows
     for fold in folds:
-        parts = []
+        found.append(0.0)
         for start in range(0, len(fold), settings.batch_size):
             tell(done, count)
             part = fold[start : start + settings.batch_size]
-            parts += _read(compiled, params, encoded, part, loss, settings)
+            read = _read(compiled, params, encoded, part, loss, settings)
+            inputs, targets, weights, *middles = map(np.concatenate, zip(*read))
+            found[-1] += sums(inputs, targets, weights)
+            if middles:
+                middle, rows = middle + middles[0].sum(axis=0), rows + len(inputs)
             done += sum(encoded.counts[i] for i in part)
-        rows.append(tuple(map(np.concatenate, zip(*parts))))
     tell(count, count)
-    head = least_squares([row[:3] for row in rows], centred=loss != 'pairwise')
+    head = least_squares(found, centred=loss != 'pairwise')
     if loss == 'pairwise':  # which tells of differences alone: values around 0
-        middle = np.concatenate([row[3] for row in rows]).mean(axis=0)
-        head['bias'] = -(head['weight'] @ middle).astype(np.float32)
+        head['bias'] = -(head['weight'] @ (middle / rows)).astype(np.float32)
     return parallel.of_first(head)  # other hosts may round otherwise
 
 
-def least_squares(folds: Sequence[Rows], centred: bool) -> dict[str, np.ndarray]:
-    """The head that gives the targets of `folds`; centred: apart from a bias, which it has then.
+def sums(inputs: np.ndarray, targets: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """All that a fit by least squares needs of inputs [N, D]: Z'WZ [D + 2, D + 2] of Z = X, 1, y.
 
-    Dimensions are brought to one spread before they are penalised.
+    Those of more rows are added.
     """
-    inputs, targets, weights = map(np.concatenate, zip(*folds))
-    mean, level = np.zeros(inputs.shape[1]), 0.0
-    if centred:
-        mean = np.average(inputs, axis=0, weights=weights)
-        level = float(np.average(targets, weights=weights))
-    spread = np.sqrt(np.average(np.square(inputs - mean), axis=0, weights=weights))
+    rows = np.concatenate([inputs, np.ones((len(inputs), 1)), targets[:, None]], axis=1)
+    return (rows * weights[:, None]).T @ rows
+
+
+def least_squares(folds: Sequence[np.ndarray], centred: bool) -> dict[str, np.ndarray]:
+    """The head that gives the targets of `folds`, each as of `sums`.
+
+    Dimensions are brought to one spread before they are penalised. centred: apart from a bias,
+    which the head has then.
+    """
+    total = sum(folds)
+    total /= total[-2, -2]
+    mean = total[-2] * centred
+    mean[-2] = 0.0  # the ones stay
+    squares = np.diag(total)
+    apart = squares - np.square(mean)
+    spread = np.sqrt(np.where(apart > CONSTANT * squares, apart, 0.0))[:-2]
     spread = np.maximum(spread, LEAST_SPREAD * spread.max() or 1.0)
-    sums = [_sums((x - mean) / spread, y - level, w) for x, y, w in folds]
-    weight = _solved(*_total(sums), _strength(sums)) / spread
-    bias = level - weight @ mean
+    scaled = [_moved(fold, mean, spread) for fold in folds]
+    weight = _solved(*_total(scaled), _strength(scaled)) / spread
+    bias = mean[-1] - weight @ mean[:-2]
     return {'weight': weight[None].astype(np.float32), 'bias': np.array([bias], np.float32)}
 
 
@@ -123,7 +136,8 @@ def _dealt(encoded: Encoded, indices: Sequence[int], seed: int) -> list[list[int
 def _read(
     compiled: Compiled, params, encoded: Encoded, indices: Sequence[int], loss: str, settings
 ) -> Iterator[tuple[np.ndarray, ...]]:
-    """Of each micro batch Rows, and of pairs the means of both sides' states [N, D]."""
+    """Of each micro batch inputs [N, D], targets [N], weights [N], as of `sums`; and of pairs the
+    means of both sides' states [N, D]."""
     for batch in trainer.Micros(encoded, indices, settings, compiled.mesh).batches:
         trainer.agreed()
         where = places(batch)
@@ -151,23 +165,24 @@ def _raw(targets: np.ndarray, loss: str, settings) -> np.ndarray:
     return values * (2 / losses.LOGIT[settings.squash])
 
 
-def _sums(inputs: np.ndarray, targets: np.ndarray, weights: np.ndarray) -> tuple:
-    """All that a fit by least squares needs of rows: X'WX, X'Wy, y'Wy."""
-    weighted = inputs * weights[:, None]
-    return weighted.T @ inputs, weighted.T @ targets, weights @ np.square(targets)
+def _moved(fold: np.ndarray, mean: np.ndarray, spread: np.ndarray) -> tuple:
+    """X'WX, X'Wy, y'Wy of `sums`, had (x - mean) / spread and y - mean been in them."""
+    ones = fold[-2]
+    fold = fold - np.outer(ones - ones[-2] * mean, mean) - np.outer(mean, ones)
+    return fold[:-2, :-2] / np.outer(spread, spread), fold[:-2, -1] / spread, fold[-1, -1]
 
 
-def _total(sums: Sequence[tuple]) -> tuple[np.ndarray, np.ndarray]:
-    return sum(gram for gram, *_ in sums), sum(right for _, right, _ in sums)
+def _total(folds: Sequence[tuple]) -> tuple[np.ndarray, np.ndarray]:
+    return sum(gram for gram, *_ in folds), sum(right for _, right, _ in folds)
 
 
-def _strength(sums: Sequence[tuple]) -> float:
+def _strength(folds: Sequence[tuple]) -> float:
     """Of least squared error in the folds that the others are fitted without."""
-    if len(sums) == 1:
+    if len(folds) == 1:
         return 1.0
-    gram, right = _total(sums)
+    gram, right = _total(folds)
     errors = np.zeros(len(STRENGTHS))
-    for own_gram, own_right, squares in sums:
+    for own_gram, own_right, squares in folds:
         for number, strength in enumerate(STRENGTHS):
             found = _solved(gram - own_gram, right - own_right, strength)
             errors[number] += squares - 2 * found @ own_right + found @ own_gram @ found

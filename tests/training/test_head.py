@@ -1,5 +1,7 @@
 """A reward model's head that is fitted before the training begins."""
 
+import tracemalloc
+
 import jax
 import numpy as np
 import pytest
@@ -31,7 +33,9 @@ def test_it_finds_what_is_there(centred):
     folds = [rows(rng, 60, weight, 0.01) for _ in range(5)]
     if centred:
         folds = [(x + 7, y + 3, w) for x, y, w in folds]
-    found = head.least_squares(folds, centred)
+    # Of rows that come in several parts.
+    parts = [[[x[k::2] for x in fold] for k in range(2)] for fold in folds]
+    found = head.least_squares([sum(head.sums(*p) for p in fold) for fold in parts], centred)
     inputs, targets, _ = (np.concatenate(parts) for parts in zip(*folds))
     values = inputs @ found['weight'][0] + found['bias']
     np.testing.assert_allclose(values, targets, atol=0.1)
@@ -42,7 +46,7 @@ def test_it_finds_what_is_there(centred):
 def test_the_penalty_is_the_one_that_tells_left_out_folds_best():
     rng, weight = np.random.default_rng(1), np.array([0.3, 0.0, 0.0, 0.2, 0.0])
     folds = [rows(rng, 4, weight, 2.0) for _ in range(5)]
-    found = head.least_squares(folds, centred=False)
+    found = head.least_squares([head.sums(*fold) for fold in folds], centred=False)
     inputs, _, weights = (np.concatenate(parts) for parts in zip(*folds))
     spread = np.sqrt(np.average(inputs**2, axis=0, weights=weights))
 
@@ -67,11 +71,15 @@ def test_the_penalty_is_the_one_that_tells_left_out_folds_best():
 
 
 def test_where_nothing_differs_it_stays_at_nothing():
-    nothing = [(np.zeros((2, 3)), np.ones(2), np.ones(2))] * 2
-    found = head.least_squares(nothing, centred=False)
+    nothing = head.sums(np.zeros((2, 3)), np.ones(2), np.ones(2))
+    found = head.least_squares([nothing] * 2, centred=False)
     assert not found['weight'].any() and not found['bias'].any()
-    alone = head.least_squares([(np.ones((2, 3)), np.ones(2), np.ones(2))], centred=False)
-    assert 0 < alone['weight'].sum() < 1
+    alone = head.sums(np.ones((2, 3)), np.ones(2), np.ones(2))
+    assert 0 < head.least_squares([alone], centred=False)['weight'].sum() < 1
+    # Means that float64 rounds are no spread.
+    alike = head.sums(np.full((3, 4), 3.3), np.array([1.0, 0.0, 1.0]), np.full(3, 0.7))
+    found = head.least_squares([alike] * 3, centred=True)
+    assert not found['weight'].any() and found['bias'] == pytest.approx(2 / 3)
 
 
 def setting(policy, loss, mesh=None, **changes):
@@ -122,6 +130,21 @@ def test_it_is_fitted_to_all_that_is_learnt_and_to_nothing_else(policy, loss):
     right = (targets > 0).sum()
     assert right == (len(targets) if loss == 'pairwise' else 12 * 2 + 12 * 2)
     assert set(np.abs(targets)) == {1.0}
+
+
+def test_it_holds_the_states_of_one_step_at_most(policy, monkeypatch):
+    settings, encoded, compiled, params = setting(policy, 'pairwise')
+    settings.batch_size, size = 1, 1000 * 32 * 8
+
+    def read(*_):
+        states = np.random.default_rng(0).normal(size=(1000, 32))
+        yield states, np.ones(1000), np.ones(1000), states
+
+    monkeypatch.setattr(head, '_read', read)
+    tracemalloc.start()
+    fit(settings, encoded, compiled, params, 'pairwise')
+    assert len(encoded) * size > tracemalloc.get_traced_memory()[1] > size
+    tracemalloc.stop()
 
 
 @pytest.mark.parametrize(('lora', 'devices'), [(0, 8), (4, 8), (4, 1)])

@@ -221,7 +221,7 @@ def ppm(
     chosen, held_out = encoding.hold_out(encoded, config.held_out, config.seed, PPM_HELD_OUT)
     _check_keep(config, held_out)
     answers = encoding.answer_pairs(
-        trajectories,
+        trajectories if held_out else (),
         {encoded.questions[i] for i in held_out},
         model.tokenizer,
         config.length,
@@ -298,6 +298,7 @@ def _finished(
                 f'{directory}: holds what another training made (other settings, examples or start)'
                 '; remove it or choose another directory'
             )
+        checkpoints.delete_states(directory)  # where it was killed before that
         load = checkpoints.load_ppm if isinstance(model, models.PPM) else checkpoints.load_policy
         return load(directory, mesh=mesh), about['metrics']
     params, trained, metrics = trainer.train(

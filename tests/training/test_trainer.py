@@ -59,8 +59,10 @@ def test_sft_memorises_and_leaves_its_start_alone(policy, tmp_path):
 
 def test_finished_training_is_read_not_repeated(policy, tmp_path):
     trained, metrics = training.sft(policy, sft_examples(), sft_settings(), tmp_path)
+    (tmp_path / 'state' / '3').mkdir(parents=True)  # it was killed as its states went
     again, metrics_again = training.sft(policy, sft_examples(), sft_settings(), tmp_path)
     assert same(trained.params, again.params) and metrics == metrics_again
+    assert not (tmp_path / 'state').exists()
     assert again.config == trained.config
     assert again.tokenizer('a<code>b')['input_ids'] == trained.tokenizer('a<code>b')['input_ids']
     loaded = checkpoints.load_policy(tmp_path, 'bfloat16')
@@ -462,6 +464,13 @@ def test_ppm_learns_a_planted_preference(policy, tmp_path, monkeypatch):
     tokens = jnp.asarray(ppm.tokenizer(texts)['input_ids'])
     good, bad = loaded.scores(tokens, jnp.full(2, tokens.shape[1]))
     assert -1 <= bad < good <= 1
+
+
+def test_where_nothing_is_held_out_no_trajectory_is_read(policy, tmp_path):
+    unread = (pytest.fail('was read') for _ in range(1))
+    settings = ppm_settings(epochs=1, held_out=0.0)
+    _, metrics = training.ppm(policy, pair_examples(2), settings, tmp_path, trajectories=unread)
+    assert metrics['answer_pairs'] == 0
 
 
 def test_a_loss_that_is_not_finite_names_the_step(policy, tmp_path):

@@ -59,7 +59,7 @@ def run(
     """
     if not model or not trees:
         raise UserError('bench judges: needs --model=MODEL and --trees=FOLDER or FILE')
-    from rstar_jax import training
+    from rstar_jax import bounds, training
 
     names = losses.split(',')
     for name in names:
@@ -79,13 +79,16 @@ def run(
         'seed': seed,
         'held_out': 0.0,
     }
-    parts = _dealt(trees.split(','), folds, seed)
     rules = {
         'final_step_pairs': final_step_pairs,
         'trajectory_side': trajectory_side,
         'distinct': True,
         'well_formed': True,
     }
+    for section, given in (('training.ppm', settings), ('curate', rules)):
+        for key, value in given.items():
+            bounds.check(f'{section}.{key}', value, f'--{key}')
+    parts = _dealt(trees.split(','), folds, seed)
     found: dict[str, list[dict]] = collections.defaultdict(list)
     with contextlib.ExitStack() as stack:
         folder = pathlib.Path(workdir or stack.enter_context(tempfile.TemporaryDirectory()))
@@ -94,8 +97,10 @@ def run(
             others = [tree for part in parts if part is not held_out for tree in part]
             for part, chosen in zip(PARTS, (others, held_out)):
                 _curate(chosen, here / part, rules)
+            examples = _digest(here)
             for name, count in zip(names, passes):
-                task = _Task(model, here, settings | {'loss': name, 'epochs': count})
+                changed = settings | {'loss': name, 'epochs': count}
+                task = _Task(model, here, changed, examples, final_step_pairs)
                 found[name].append(task.done() or task.do())
     return _figures(found)
 
@@ -148,11 +153,15 @@ class _Task:
       model: where it starts.
       fold: folder of its examples, `learnt` and `held_out`.
       settings: of training.ppm.
+      examples: their digest.
+      final_step_pairs: the rule by which they were curated.
     """
 
     model: str
     fold: pathlib.Path
     settings: dict[str, Any]
+    examples: str
+    final_step_pairs: str
 
     @property
     def folder(self) -> pathlib.Path:
@@ -181,7 +190,10 @@ class _Task:
         config = training.settings('ppm', self.settings)
         examples = data.load_examples(self.fold / 'learnt', kind)
         if not len(examples):
-            raise UserError(f'{self.fold}: no {kind} to learn from: more trees, or fewer folds')
+            remedy = 'more trees, or fewer folds'
+            if kind == 'pairs' and self.final_step_pairs != 'problem':
+                remedy = f'--final_step_pairs=problem (now {self.final_step_pairs}), {remedy}'
+            raise UserError(f'{self.fold}: no {kind} to learn from: {remedy}')
         policy = models.load(self.model, training.start_dtype(config))
         with Line(f'{self.fold.name} {loss}') as line:
             ppm, metrics = training.ppm(
@@ -198,14 +210,19 @@ class _Task:
         return found
 
     def _of(self) -> dict[str, Any]:
-        from rstar_jax import data
+        return {'model': self.model, 'settings': self.settings, 'examples': self.examples}
 
-        digest = hashlib.blake2b(digest_size=16)
-        for part in PARTS:
-            for kind in ('pairs', 'trajectories'):
-                for example in data.load_examples(self.fold / part, kind):
-                    digest.update(json.dumps(example).encode())
-        return {'model': self.model, 'settings': self.settings, 'examples': digest.hexdigest()}
+
+def _digest(fold: pathlib.Path) -> str:
+    """Of all examples in a fold's folder."""
+    from rstar_jax import data
+
+    digest = hashlib.blake2b(digest_size=16)
+    for part in PARTS:
+        for kind in ('pairs', 'trajectories'):
+            for example in data.load_examples(fold / part, kind):
+                digest.update(json.dumps(example).encode())
+    return digest.hexdigest()
 
 
 def _ranked(ppm: Any, fold: pathlib.Path, config: Any, line: Any) -> dict[str, dict]:

@@ -8,6 +8,7 @@ from rstar_jax import data, models, search
 from rstar_jax.bench import judges
 from rstar_jax.errors import UserError
 from rstar_jax.models import tiny
+from tests.data import samples
 
 PROBLEMS = 12
 
@@ -118,8 +119,23 @@ def test_what_was_done_is_read_and_of_other_settings_not_taken(arguments, judged
         ({'folds': 1}, '--folds=1: expected 2'),
         ({'trees': 'nowhere'}, '--trees=nowhere: no trees there'),
         ({'final_step_pairs': 'both'}, 'final_step_pairs=both: needs one of steps'),
+        ({'trees': 'nowhere', 'head': 'fit'}, '--head=fit: needs one of random, fitted'),
+        ({'trees': 'nowhere', 'batch_size': 0}, '--batch_size=0: needs at least 1'),
     ],
 )
 def test_wrong_settings_are_told(arguments, changes, message):
     with pytest.raises(UserError, match=message):
+        judges.run(**arguments | changes)
+
+
+def test_where_no_tree_gives_pairs_it_is_told_what_does(arguments, tmp_path):
+    """Samples, each a tree of one solution."""
+    trees = [
+        samples.tree([('<answer>', q, kind)], index, f'q{index}')
+        for index in range(2)
+        for q, kind in ((1, 'right'), (-1, 'wrong'))
+    ]
+    data.export_trees(trees, tmp_path / 'trees.jsonl')
+    changes = {'trees': str(tmp_path / 'trees.jsonl'), 'epochs': '1'}
+    with pytest.raises(UserError, match=r'learn from: --final_step_pairs=problem \(now traj'):
         judges.run(**arguments | changes)

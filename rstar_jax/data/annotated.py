@@ -156,7 +156,9 @@ def _from_interchange(tree: dict[str, Any], grade: Grade | None) -> Annotated:
             q[i] = round(float(node['q_value']) * MILLION) if node['visit_count'] else 0
             texts[i] = node['text'] or ''
             answer = node['final_answer'] or ''
-        except (KeyError, TypeError, ValueError) as error:
+            if not isinstance(texts[i], str) or not isinstance(answer, str):
+                raise TypeError('expected text')
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise UserError(
                 f'{name}, node {tag}: no usable text, q_value, visit_count or final_answer '
                 f'({type(error).__name__}: {error})'

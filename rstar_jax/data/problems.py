@@ -246,6 +246,8 @@ def _number(answer: Any) -> str | None:
     """A number's text; sets that hold numbers write 27 as 27.0."""
     if isinstance(answer, bool) or not isinstance(answer, int | float | decimal.Decimal):
         return None
+    if isinstance(answer, int):  # of any size, beyond that of floats
+        return str(answer)
     if not math.isfinite(answer):  # as pandas and JSON write that there is none
         return None
     return str(int(answer) if answer == int(answer) else answer)

@@ -514,6 +514,9 @@ def broken(change):
         (lambda t: t.pop('question'), "expected a field 'question'"),
         (lambda t: t['rstar'].pop('0.1'), 'node 0.1.1: its parent is not in the tree'),
         (lambda t: t['rstar']['0.1'].pop('q_value'), 'node 0.1: no usable'),
+        (lambda t: t['rstar']['0.1'].update(q_value=float('inf')), 'node 0.1: no usable'),
+        (lambda t: t['rstar']['0.1'].update(text=5), 'node 0.1: no usable'),
+        (lambda t: t['rstar']['0.1'].update(final_answer=['5']), 'node 0.1: no usable'),
         (lambda t: t['rstar'].update(x={}), 'expected node tags'),
     ],
 )

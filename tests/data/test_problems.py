@@ -47,7 +47,9 @@ def test_jsonl_and_gsm8k_answers(tmp_path):
         json.dumps({'question': 'b?', 'answer': 2.5}),
         json.dumps({'question': 'c?', 'answer': '#### 1,000 '}),
     ]
+    lines.append(json.dumps({'question': 'd?', 'answer': 10**400}))  # no float is as large
     problems = data.load_problems(write(tmp_path / 'p.jsonl', '\n'.join(lines)))
+    assert problems.pop() == {'index': 3, 'question': 'd?', 'answer': f'1{400 * "0"}'}
     assert problems == [
         {'index': 0, 'question': 'a?', 'answer': '3'},
         {'index': 1, 'question': 'b?', 'answer': '2.5'},

@@ -200,6 +200,8 @@ class _Problem:
         counts['trajectories_cut'] += sum(not tree.cut.isdisjoint(t.nodes) for t in trajectories)
 
     def _keep(self, ranked: tuple[int, int, int, int, str], rules: Rules) -> None:
+        if len(self.best) == rules.trajectories and ranked > self.best[-1]:
+            return  # most of them: programs are parsed for the others alone
         if rules.distinct:
             program = _program(ranked[-1])
             same = [other for other in self.best if _program(other[-1]) == program]

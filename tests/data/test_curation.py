@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from rstar_jax import data, steps
-from rstar_jax.data import annotated
+from rstar_jax.data import annotated, curation
 from rstar_jax.errors import UserError
 from tests.data import reference, samples
 from tests.data.samples import tree
@@ -92,6 +92,25 @@ def test_one_trajectory_of_each_program_is_kept():
     assert [text.split('\n')[1] for text in kept] == ['not a program', 'y = 3 + 2', 'x = 2 + 3']
     assert [text[-1] for text in kept] == ['a', '5', '5']
     assert len(responses(one, trajectories=9)) == 6
+
+
+def test_programs_are_parsed_of_those_alone_that_may_be_kept(monkeypatch):
+    """Parsing takes longer than all else; which are kept is as if all were compared at the end."""
+    rng, parsed = random.Random(0), []
+
+    def program(solution):
+        parsed.append(solution)
+        return solution[0]
+
+    monkeypatch.setattr(curation, '_program', program)
+    for _ in range(20):
+        found = {f'{rng.choice("abcdef")}{i}': rng.random() for i in range(60)}
+        best = {}
+        for text in sorted(found, key=found.get, reverse=True):
+            best.setdefault(text[0], text)
+        one = tree([(text, q, [('', 1.0, 'right')]) for text, q in found.items()])
+        assert responses(one, distinct=True) == [*best.values()][:2]
+    assert len(parsed) < 20 * 60
 
 
 def test_solutions_that_leave_the_form_can_be_left_out():

@@ -1,6 +1,7 @@
 """What a training tells: metrics.jsonl, a line a step; progress; its speed and its figures."""
 
 import contextlib
+import itertools
 import json
 import math
 import os
@@ -51,6 +52,7 @@ class Log:
         self.lines: list[dict[str, Any]] = []
         self._on_disk, self._written = 0, -math.inf  # number of lines, time of the latest write
         self._sizes, self._compiled, self._work, self._progress = sizes, compiled, work, progress
+        self._before = [0, *itertools.accumulate(sizes)]  # examples of the steps before each
         self._peak = parallel.peak_flops(compiled.mesh, compute_dtype(settings))
         self._every = settings.log_every
         self._began = self._logged = time.monotonic()
@@ -119,9 +121,9 @@ class Log:
     def tell(self, number: int, share: float = 0, line: dict[str, float] | None = None) -> None:
         """Calls `progress`, logs now and then. number: steps done; share: of the next one."""
         now, busy = time.monotonic(), self._busy()
-        done = sum(self._sizes[self._start : number])
+        done = self._before[number] - self._before[self._start]
         done += share * self._sizes[number] if share else 0
-        left = sum(self._sizes[self._start :]) - done
+        left = self._before[-1] - self._before[self._start] - done
         numbers = {
             'step': number,
             'steps': len(self._sizes),

@@ -242,11 +242,15 @@ class _Best:
             self._step, self._found = step, found
             self._states.save(step, params, _about(self._name, found=found))
 
+    def wait(self) -> None:
+        """Returns when all that was offered is on disk."""
+        self._states.wait()
+
     def choose(self, step: int, params, found: dict[str, Any]) -> tuple[int, Any, dict[str, Any]]:
         """(step, parameters, what was measured) of the best, the last step's given."""
         if found['held_out_loss'] < self._found['held_out_loss'] or self._step < 0:
             return step, params, found
-        self._states.wait()
+        self.wait()
         params = self._states.restore(self._step, checkpoints.abstract(params))
         return self._step, params, self._found
 
@@ -336,15 +340,20 @@ class _Run:
                 self._measure_if_due(done, state['params'])
                 due = time.monotonic() - self._saved >= 60 * self._settings.checkpoint_minutes
                 if agreed(due) and done < len(self._steps):
-                    self._log.flush()  # first: who goes on from a state reads the lines before it
-                    states.save(done, state, about)
+                    self._save(states, done, state, about)
                     self._saved = time.monotonic()
         except interrupts.Stopped as stopped:
-            self._log.flush()
-            states.save(done, state, about)
+            self._save(states, done, state, about)
             where = f' at step {done} of {len(self._steps)}: state saved'
             raise interrupts.Stopped(stopped.number, where) from None
         return state
+
+    def _save(self, states: checkpoints.States, done: int, state, about: dict[str, Any]) -> None:
+        # First: who goes on from a state reads the lines before it, and measures nothing again.
+        self._log.flush()
+        if self._best is not None:
+            self._best.wait()
+        states.save(done, state, about)
 
     def _measure_if_due(self, step: int, params) -> None:
         """Measures where that is due after `step` steps, and adds it to the step's line."""

@@ -311,6 +311,33 @@ def test_the_best_by_held_out_loss_is_kept(policy, tmp_path):
         assert again[name] == metrics[name]
 
 
+def test_the_best_is_on_disk_before_a_state_that_follows_it(policy, tmp_path, monkeypatch):
+    """Who goes on from that state does not measure again."""
+    in_background = functools.partialmethod(checkpoints.States.__init__, background=True)
+    monkeypatch.setattr(checkpoints.States, '__init__', in_background)
+    latest, written = {}, []
+
+    def told(name):
+        real = getattr(checkpoints.States, name)
+
+        def call(states, *arguments):
+            folder = states._manager.directory.name
+            if (name, folder) == ('save', 'state'):
+                written.append(dict(latest))
+            real(states, *arguments)
+            latest[folder] = name
+
+        monkeypatch.setattr(checkpoints.States, name, call)
+
+    told('save')
+    told('wait')
+    settings = sft_settings(
+        held_out=0.4, epochs=1, checkpoint_minutes=0, measure_every=1, keep='best'
+    )
+    training.sft(policy, sft_examples(), settings, tmp_path)
+    assert written and all(before['best'] == 'wait' for before in written)
+
+
 @pytest.mark.parametrize(
     ('changes', 'message'),
     [

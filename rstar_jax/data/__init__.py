@@ -26,9 +26,10 @@ from rstar_jax.data.interchange import (
     stepwise,
     store_trees,
 )
-from rstar_jax.data.pairs import Rules, pair_weight, split_prompt
+from rstar_jax.data.pairs import Rules, pair_weight
 from rstar_jax.data.problems import Selection, export_problems, load_problems, told
 from rstar_jax.data.trees import TreeStore, question_id
+from rstar_jax.steps import split_prompt
 
 __all__ = [
     'IMPORTS',

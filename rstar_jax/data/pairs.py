@@ -15,7 +15,7 @@ What the rules leave open, and how it is read here:
   tree of one solution, give pairs only so.
 
 A pair's `prompt` is the SFT prompt of the question followed by the prefix, as in the released data:
-`prompt + pos` is the very text that the PPM reads. `split_prompt` gives the two parts back.
+`prompt + pos` is the very text that the PPM reads. `steps.split_prompt` gives the two parts back.
 """
 
 import collections
@@ -206,12 +206,3 @@ def _alike(one: str, other: str, distance: int) -> bool:
 def pair_weight(pair: Example) -> float:
     """Weight of a pair in the PPM's loss: 1 / (positives x negatives of its node)."""
     return 1 / (pair['pos_count'] * pair['neg_count'])
-
-
-def split_prompt(prompt: str) -> tuple[str, str]:
-    """Gives back (question, prefix) of a pair's `prompt`; (prompt, '') if it is in another form."""
-    head, tail = steps.prompt('\0').split('\0')
-    question, mark, prefix = prompt.partition(tail)
-    if not mark or not question.startswith(head):
-        return prompt, ''
-    return question[len(head) :], prefix

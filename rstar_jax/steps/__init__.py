@@ -20,7 +20,7 @@ from rstar_jax.steps.language import (
     with_output,
 )
 from rstar_jax.steps.marks import MarkTable, eos_ids, mark_table, stops, token_bytes
-from rstar_jax.steps.prompts import ORDERS, prompt, writing_prompt
+from rstar_jax.steps.prompts import ORDERS, prompt, split_prompt, writing_prompt
 
 __all__ = [
     'ANSWER',
@@ -43,6 +43,7 @@ __all__ = [
     'eos_ids',
     'mark_table',
     'prompt',
+    'split_prompt',
     'stops',
     'token_bytes',
     'well_formed',

@@ -95,6 +95,16 @@ def prompt(question: str, kind: str = 'sft', order: int = 0) -> str:
     raise UserError(f'search.prompt={kind!r}: expected one of {", ".join(KINDS)}')
 
 
+def split_prompt(text: str) -> tuple[str, str]:
+    """(question, what follows) of a text that begins with a trained policy's prompt; (text, '') of
+    any other."""
+    head, tail = prompt('\0').split('\0')
+    question, mark, rest = text.partition(tail)
+    if not mark or not question.startswith(head):
+        return text, ''
+    return question[len(head) :], rest
+
+
 def writing_prompt(questions: Sequence[str]) -> str:
     """Returns the text that a policy continues with a new problem and `<end_of_answer>`.
 

@@ -419,11 +419,8 @@ def hold_out(
 
 def _parts(prompt: str) -> tuple[str, str]:
     """Splits a pair's prompt into the SFT prompt of its question and the prefix of steps."""
-    head, tail = steps.prompt('\0').split('\0')
-    question, mark, prefix = prompt.partition(tail)
-    if mark and question.startswith(head):
-        return question + mark, prefix
-    return steps.prompt(prompt), ''
+    question, prefix = steps.split_prompt(prompt)
+    return steps.prompt(question), prefix
 
 
 def _encode(tokenizer, texts: list[str], first: bool = False) -> list[list[int]]:

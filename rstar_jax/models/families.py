@@ -115,8 +115,8 @@ def _read_rope(family: str, values: dict[str, Any], faults: list[str]) -> tuple[
         factor=scaling.get('factor'),
         low=float(scaling.get('low_freq_factor', 1.0)),
         high=float(scaling.get('high_freq_factor', 4.0)),
-        short=tuple(scaling.get('short_factor', ())),
-        long=tuple(scaling.get('long_factor', ())),
+        short=tuple(scaling.get('short_factor') or ()),
+        long=tuple(scaling.get('long_factor') or ()),
         original=int(original or 0),
         attention_factor=scaling.get('attention_factor') if kind == 'longrope' else None,
     )
@@ -126,8 +126,8 @@ def _read_rope(family: str, values: dict[str, Any], faults: list[str]) -> tuple[
 
 
 def _read_windows(family: str, values: dict[str, Any], layers: int) -> tuple[int | None, ...]:
-    window = values.get('sliding_window')
-    if window is None or family == 'llama' or window >= values.get('max_position_embeddings', 4096):
+    window, longest = values.get('sliding_window'), values.get('max_position_embeddings') or 4096
+    if window is None or family == 'llama' or window >= longest:
         return ()
     if family == 'phi3':
         return (window,) * layers

@@ -5,6 +5,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from rstar_jax.errors import UserError
+
 # A PPM's losses: what each learns from (data.load_examples), and the encoder.
 LOSSES = {
     'pairwise': ('pairs', 'pairs'),
@@ -23,8 +25,14 @@ def settings(kind: str, given: Mapping[str, Any] | None = None) -> ConfigDict:
     Args:
       kind: 'sft' or 'bootstrap', as of `default_sft`; 'ppm', as of `default_ppm`.
       given: some of them, or a config's whole section.
+
+    Raises:
+      UserError: there is no such setting.
     """
     made = {'bootstrap': default_sft, 'sft': default_sft, 'ppm': default_ppm}[kind]()
+    for key in given or ():
+        if key not in made:
+            raise UserError(f'{key}: no setting of {kind}: expected one of {", ".join(made)}')
     made.update(given or {})
     return made
 

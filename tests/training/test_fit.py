@@ -103,3 +103,10 @@ def test_how_far_it_is_with_reading_is_told_where_that_takes_long(
     count = len(sft_examples(6))
     assert told == ([] if short is None else [(n, count) for n in range(4, count, 4)])
     assert all('step' in now for now in seen if 'to_read' not in now)
+
+
+@pytest.mark.parametrize('kind', ['sft', 'ppm'])
+def test_a_setting_that_there_is_not_is_named(kind):
+    assert training.settings(kind, {'learning_rate': 1e-3}).learning_rate == 1e-3
+    with pytest.raises(UserError, match=f'^lerning_rate: no setting of {kind}: .* learning_rate'):
+        training.settings(kind, {'lerning_rate': 1e-3})

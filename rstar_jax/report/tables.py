@@ -281,14 +281,19 @@ def tokens(run: Run) -> dict[str, dict[int, float]]:
         if stage.name == 'search':
             name, count = 'search', figures.get('tokens', 0)
         elif stage.name in ('eval', BASE):
-            rows = figures.values()
             name = 'evaluation'
-            count = sum(row['tokens_per_problem'] * row['problems'] for row in rows)
+            count = sum(map(_evaluated, figures.values()))
         else:
             name, count = 'training', figures.get('tokens', 0)
         if count:
             used[name][stage.round] = used[name].get(stage.round, 0) + count
     return used
+
+
+def _evaluated(row: Figures) -> float:
+    """Tokens that an evaluation sampled on a benchmark, by all strategies."""
+    told = row.get('strategies', {}).values() or [row]  # an earlier version had no strategies
+    return row['problems'] * sum(figures['tokens_per_problem'] for figures in told)
 
 
 def _short(count: float) -> str:

@@ -167,6 +167,13 @@ def test_strategies_and_judges_have_tables_of_their_own():
     assert len(tables.strategies([results(1, sums=told)])) == 4
 
 
+def test_tokens_of_an_evaluation_are_those_of_all_its_strategies(tmp_path):
+    row = benchmark(0.5, 0.7, problems=10)
+    told = {name: {'tokens_per_problem': x} for name, x in (('greedy', 50), ('mcts', 1234.5))}
+    workdirs.done(tmp_path / 'round1' / 'eval', 37, sums=row | {'strategies': told}, old=row)
+    assert tables.tokens(run.read(tmp_path))['evaluation'] == {1: 12845 + 12345}
+
+
 def test_of_one_tree_a_problem_its_best_answer_and_all_of_them_are_told(tmp_path):
     row = benchmark(0.25, 0.5) | {'flops_per_problem': 1.5e9}
     row['search']['trajectories'] = 1

@@ -259,7 +259,9 @@ def first_policy(config: ConfigDict, dtype: str, mesh=None) -> models.Policy:
 def benchmarks(round_: Round, whole: bool = False) -> dict[str, list[dict[str, Any]]]:
     """The problems to evaluate on, by the name of their benchmark; whole: beyond eval.limit too."""
     settings = round_.config.eval
-    builtin = {ARITHMETIC: world(round_.config).test}
+    asked = ARITHMETIC in (name.strip() for name in settings.benchmarks.split(','))
+    # As many problems as data.limit says are made with them: not where nobody asks.
+    builtin = {ARITHMETIC: world(round_.config).test if asked else []}
     limit = None if whole else settings.limit
     return evals.benchmarks.load(settings.benchmarks, settings.folder, limit, builtin)
 

@@ -54,6 +54,22 @@ def test_problems_that_rounds_share_are_read_once(tmp_path, monkeypatch):
     assert read == [1, 3, 2]
 
 
+def test_built_in_problems_are_made_where_a_benchmark_asks_for_them(tmp_path):
+    path = tmp_path / 'sums.json'
+    path.write_text('[{"index": 0, "question": "1+1?", "answer": "2"}]')
+
+    def found(names, limit):
+        config = configs.default()
+        config.eval.benchmarks, config.eval.limit, config.data.limit = names, 3, limit
+        problems = sources.benchmarks(Round(config, tmp_path, 1, Events(None)))
+        return {name: len(rows) for name, rows in problems.items()}
+
+    assert found(str(path), 10**12) == {'sums': 1}  # more than there are
+    assert found(f'{path}, arithmetic', 40) == {'sums': 1, 'arithmetic': 3}
+    with pytest.raises(UserError, match='known are arithmetic, '):
+        found('arithmetics', 40)
+
+
 LATER = [
     ('training.ppm.attention=cudnn', '--config.training.ppm.attention=cudnn: needs an NVIDIA GPU'),
     ('eval.benchmarks=missing.json', '--config.eval.benchmarks=missing.json: no such file'),

@@ -45,6 +45,7 @@ from ml_collections.config_flags import config_flags
 from rstar_jax import configs, errors
 from rstar_jax.errors import UserError
 from rstar_jax.interrupts import Interrupts, Stopped, leave
+from rstar_jax.stages import ASKED_BY
 
 DISK = {
     errno.ENOSPC: 'free some',
@@ -219,14 +220,6 @@ def _default_workdir(config: ConfigDict, stages: Sequence[str]) -> str:
     workdir = os.path.join('runs', 'evaluate', name)
     print(f'--workdir={workdir}', flush=True)
     return workdir
-
-
-# What some stages do nothing without.
-ASKED_BY = {
-    'bootstrap': 'bootstrap.demonstrations',
-    'synthesize': 'synthesize.problems',
-    'eval': 'eval.benchmarks',
-}
 
 
 def _check_work(config: ConfigDict, stages: Sequence[str], rows: Sequence[object]) -> None:

@@ -20,9 +20,10 @@ def rows(config: ConfigDict, names: Sequence[str]) -> list[Row]:
     """
     first = max(1, config.first_round)
     found, starts = [], _starts(config)
-    if 'bootstrap' in names and config.bootstrap.demonstrations:
+    at_start = _stages_of_round(config, 0, names)
+    if 'bootstrap' in at_start:
         found.append((0, 'bootstrap'))
-    if config.first_round == 0 and 'eval' in names and config.eval.benchmarks:
+    if config.first_round == 0 and 'eval' in at_start:
         found, starts = found + starts, []
     for number in range(first, config.last_round + 1):
         for name in _stages_of_round(config, number, names):
@@ -46,19 +47,10 @@ def _starts(config: ConfigDict) -> list[Row]:
 
 
 def _stages_of_round(config: ConfigDict, number: int, names: Sequence[str]) -> list[str]:
-    """Those of `names` that a round from 1 on runs.
-
-    Not those that its schedule leaves out, nor those without benchmarks or problems to write; the
-    bootstrap is a stage of round 0.
-    """
+    """Those of `names` that a round runs; its schedule may leave some out."""
     own = config.schedule.get(f'round{number}', {}).get('stages')
-    chosen = configs.stages_of(own) if own else names
-    idle = {'bootstrap'}
-    if not config.eval.benchmarks:
-        idle.add('eval')
-    if 'synthesize' in names and not configs.for_round(config, number).synthesize.problems:
-        idle.add('synthesize')
-    return [name for name in names if name in chosen and name not in idle]
+    chosen = [name for name in names if name in configs.stages_of(own)] if own else names
+    return stages.of_round(number, configs.flatten(configs.for_round(config, number)), chosen)
 
 
 def stage_of(round_: Round, name: str) -> ledger.Stage:

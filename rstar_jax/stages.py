@@ -4,7 +4,7 @@
 by this table.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 
@@ -57,6 +57,12 @@ KINDS = {
     'export': Kind('export', needs=('policy',), uses=('ppm',)),
 }
 STAGES = tuple(name for name in KINDS if name != BASE)  # those that a round may be asked for
+# The settings without which a stage has nothing to do.
+ASKED_BY = {
+    'bootstrap': 'bootstrap.demonstrations',
+    'synthesize': 'synthesize.problems',
+    'eval': 'eval.benchmarks',
+}
 BINDS_START = ('policy', 'ppm', 'search.prompt')  # the evaluation of round 0, as well
 # Of the sections that bind, but what is made is the same whatever they are.
 UNBOUND = (
@@ -69,6 +75,15 @@ UNBOUND = (
         for key in ('attention', 'form', 'log_every', 'checkpoint_minutes')
     ),
 )
+
+
+def of_round(number: int, settings: Mapping[str, Any], asked: Collection[str]) -> list[str]:
+    """The stages that a round runs, in their order: of those asked for, what has something to do.
+
+    settings: the round's, by dotted key. The bootstrap is a stage of round 0.
+    """
+    own = STAGES[1:] if number else ('bootstrap', 'eval')
+    return [name for name in own if name in asked and settings.get(ASKED_BY.get(name, ''), True)]
 
 
 def bound(settings: Mapping[str, Any], binds: Sequence[str]) -> dict[str, Any]:

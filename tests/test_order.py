@@ -58,6 +58,15 @@ def test_a_round_may_leave_stages_out():
         configs.validate(config)
 
 
+def test_a_round_may_have_benchmarks_of_its_own():
+    config = configs.schedule(configs.default(), {2: {'eval.benchmarks': 'gsm8k'}})
+    config.policy.path, config.last_round = 'instruct', 3
+    assert order.rows(config, ('sft', 'eval')) == [(1, 'sft'), (2, 'sft'), (2, 'eval'), (3, 'sft')]
+    config = configs.schedule(config, {2: {'eval.benchmarks': ''}})
+    config.eval.benchmarks = 'gsm8k'
+    assert (2, 'eval') not in order.rows(config, ('sft', 'eval'))
+
+
 def test_examples_may_come_from_the_trees_of_all_rounds_so_far(tmp_path):
     config = configs.default()
     config.last_round = 3

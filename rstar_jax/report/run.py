@@ -9,7 +9,7 @@ from typing import Any
 
 from rstar_jax import ledger
 from rstar_jax.errors import UserError
-from rstar_jax.stages import BASE, KINDS, STAGES, TRAININGS
+from rstar_jax.stages import BASE, KINDS, STAGES, TRAININGS, of_round
 
 Results = dict[str, Any]
 Figures = dict[str, Any]
@@ -71,12 +71,11 @@ class Run:
         """Whether everything is done that the settings ask for."""
         if self.current is not None or not self.stages:
             return False
-        asked = self.newest.get('stages')
-        if not asked:
-            return True
+        number = max(map(ledger.round_number, self.settings), default=0)
+        asked = {name.strip() for name in self.newest.get('stages', '').split(',')}
+        asked = of_round(number, self.newest, asked)
         last = self.stages[-1]
-        newest = max(map(ledger.round_number, self.settings))
-        return (last.round, last.name) == (newest, asked.split(',')[-1])
+        return not asked or (last.round, last.name) == (number, asked[-1])
 
     @property
     def current(self) -> Stage | None:
@@ -111,7 +110,7 @@ def read(workdir: str | os.PathLike) -> Run:
         )
     stages = [stage for number, path in rounds for stage in _stages(number, path)]
     stages += _stage(0, BASE, root / BASE / KINDS[BASE].folder)
-    stages.sort(key=lambda stage: stage.round)
+    stages.sort(key=lambda stage: (stage.round, [*KINDS].index(stage.name)))
     trainings = {
         (stage.round, stage.name): _lines(stage.folder / 'metrics.jsonl')
         for stage in stages

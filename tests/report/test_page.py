@@ -379,6 +379,27 @@ def test_a_run_is_complete_when_all_is_done_that_was_asked_for(tmp_path):
     ]
 
 
+@pytest.mark.parametrize(
+    ('number', 'settings', 'last'),
+    [
+        (1, {'stages': 'sft, search'}, 'round1/policy'),  # in whatever order they were written
+        (1, {'stages': 'curate,eval', 'eval.benchmarks': ''}, 'round1/curate'),
+        (1, {'stages': 'curate,eval', 'eval.benchmarks': 'sums'}, 'round1/eval'),
+        (0, {'stages': 'eval', 'base.path': 'another'}, 'round0/eval'),
+        (0, {'stages': 'search,eval,export'}, 'round0/eval'),
+    ],
+)
+def test_complete_is_a_run_with_the_last_stage_that_has_something_to_do(
+    tmp_path, number, settings, last
+):
+    workdirs.write(tmp_path / 'config.json', {f'round{number}': settings})
+    for folder in ('base/eval', f'round{number}/search'):
+        workdirs.done(tmp_path / folder, 1)
+    assert not run.read(tmp_path).complete
+    workdirs.done(tmp_path / last, 1)
+    assert run.read(tmp_path).complete
+
+
 def test_a_broken_file_is_named(tmp_path):
     workdirs.finished(tmp_path, rounds=1)
     (tmp_path / 'round1' / 'eval' / 'results.json').write_text('{')

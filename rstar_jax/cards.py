@@ -16,7 +16,7 @@ import huggingface_hub as hub
 from rstar_jax import bounds, ledger, steps
 from rstar_jax.data import published
 from rstar_jax.errors import UserError
-from rstar_jax.progress import percent
+from rstar_jax.progress import mean, percent
 
 Figures = dict[str, Any]
 
@@ -196,7 +196,7 @@ def _measured(benchmarks: Figures, kind: str) -> Iterator[tuple[str, Figures, st
                 yield name, benchmark, mode, shares[mode]
 
 
-def _trajectories(benchmark: Figures) -> int:
+def _trajectories(benchmark: Figures) -> float:
     return benchmark['search']['trajectories']
 
 
@@ -254,7 +254,7 @@ def _scores(origin: Origin, kind: str) -> Iterator[str]:
     if any(mode != 'greedy' for _, _, mode, _ in measured):
         trees = sorted({_trajectories(b) for _, b, mode, _ in measured if mode != 'greedy'})
         text += (
-            f' Search: {" or ".join(map(str, trees))} tree{"s" * (trees != [1])} a problem '
+            f' Search: {" or ".join(map(mean, trees))} tree{"s" * (trees != [1])} a problem '
             f'({_strategy(own)}, {own.get("eval.rollouts")} rollouts, '
             f'{own.get("eval.candidates")} candidates a step, temperature '
             f'{own.get("eval.temperature")}), steps and answers scored by the PPM of the same '

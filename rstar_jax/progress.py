@@ -41,6 +41,11 @@ def percent(share: float | None) -> str:
     return '-' if share is None or not math.isfinite(share) else f'{100 * share:.1f} %'
 
 
+def mean(count: float) -> str:
+    """A mean of counts: 8 -> '8', 10 / 3 -> '3.33'."""
+    return f'{round(count, 2):g}'
+
+
 def of_search(now: Mapping[str, Any], before: str = '', solved: bool = False) -> tuple[str, float]:
     """What `Line.show` is to show of a search that is this far; see `search.run`'s progress.
 

@@ -184,6 +184,14 @@ def test_of_one_tree_a_problem_a_card_has_one_figure(tmp_path):
     assert 'Search: 1 tree a problem (' in card.text
 
 
+def test_a_card_tells_a_mean_of_trees_in_few_digits(tmp_path):
+    row = results(1, 0.55, {**SEARCH, 'trajectories': 10 / 3})['benchmarks']
+    settings = {'round1': configs.flatten(configs.default())}
+    origin = cards.Origin(1, settings, results={'round': row})
+    cards.write_model_card(tmp_path, 'policy', origin)
+    assert 'Search: 3.33 trees a problem (' in hub.ModelCard.load(tmp_path / 'README.md').text
+
+
 def test_the_card_of_a_model_of_unknown_origin(exported, tmp_path):
     export.export_model(exported / 'policy', tmp_path, license_='mit')
     card = hub.ModelCard.load(tmp_path / 'README.md')

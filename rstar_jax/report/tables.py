@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from rstar_jax.evals import metrics, selection
-from rstar_jax.progress import clock, percent
+from rstar_jax.progress import clock, mean, percent
 from rstar_jax.report.run import Figures, Results, Run
 from rstar_jax.stages import BASE
 
@@ -135,7 +135,7 @@ def strategies(results: Sequence[Results]) -> Rows:
                 name,
                 policy_name(result['round']),
                 strategy,
-                str(figures['trajectories']),
+                mean(figures['trajectories']),
                 *(_share(figures, figures, mode) for mode in HEADINGS),
                 *_cost(figures),
             ]
@@ -197,7 +197,7 @@ def accuracy_notes(results: Sequence[Results]) -> list[str]:
         return []
     searched = ''
     if counts:
-        of = ' or '.join(map(str, sorted(counts))) + ' trees' if counts != {1} else 'one tree'
+        of = ' or '.join(map(mean, sorted(counts))) + ' trees' if counts != {1} else 'one tree'
         searched = f' and of the search with {of} a problem'
     notes = [f'Percent right [95 % interval] of the policy alone{searched}.']
     if any('answered' in row for row in figures):
@@ -254,7 +254,7 @@ def headlines(run: Run) -> list[tuple[str, str, str]]:
             number, row = searched[-1]
             search = row['search']
             trees = search['trajectories']
-            chosen = f'majority of {trees:g} trees' if trees > 1 else 'one tree a problem'
+            chosen = f'majority of {mean(trees)} trees' if trees > 1 else 'one tree a problem'
             more = f'{policy_name(number)}, {chosen}'
             if trees > 1 and search.get('any') is not None:
                 more += f'; any right: {percent(search["any"])}'

@@ -192,6 +192,20 @@ def test_of_one_tree_a_problem_its_best_answer_and_all_of_them_are_told(tmp_path
     assert 'policy alone' in searched.svg  # what it is compared with
 
 
+def test_a_mean_of_trees_is_told_in_few_digits(tmp_path):
+    """Where answers agree, a problem has fewer trees than others."""
+    row = benchmark(0.25, 0.5)
+    row['search']['trajectories'] = 10 / 3
+    figures = row | row['search'] | {'judge': None}
+    found = [
+        results(1, sums=row | {'strategies': dict.fromkeys(('greedy', 'mcts', 'puct'), figures)})
+    ]
+    assert 'the search with 3.33 trees a problem.' in tables.accuracy_notes(found)[0]
+    assert tables.strategies(found)[2][2:4] == ['mcts', '3.33']
+    _, (*_, more), *_ = tables.headlines(run.Run(tmp_path, {}, (), tuple(found), {}, {}))
+    assert more.startswith('round 1, majority of 3.33 trees')
+
+
 def test_what_no_round_tells_has_no_column():
     heading, row = tables.accuracy([results(0, sums=benchmark(0.2))])
     assert len(row) == len(heading) == 7 and '-' not in row

@@ -329,6 +329,11 @@ def _validate_together(config: ConfigDict, prefix: str) -> None:
                 f'--config.{prefix}{name}.step_tokens={section.step_tokens}: one step needs to fit '
                 f'into path_tokens={section.path_tokens}, as a path holds prompt and steps'
             )
+    if (named := config.eval.benchmarks) and not named.strip(' ,'):
+        raise UserError(
+            f'--config.{prefix}eval.benchmarks={named}: names no benchmark: name some, by commas, '
+            'or leave it empty'
+        )
     for key in ('sources', 'levels', 'answers'):
         if config.data.problems == ARITHMETIC and (value := config.data[key]):
             raise UserError(

@@ -232,6 +232,7 @@ def test_limits_and_choices_are_of_keys_that_exist():
         ('seed=-1', 'needs at least 0'),
         ('seed=4294967296', 'needs at most 4294967295'),
         ('eval.failed_steps=twice', 'needs one of again, once'),
+        ('eval.benchmarks= ,', 'names no benchmark'),
     ],
 )
 def test_a_value_that_cannot_be_meant_is_refused(flag, message):

@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import pathlib
+import shlex
 from collections.abc import Collection
 from typing import TYPE_CHECKING
 
@@ -79,7 +80,7 @@ def attempt(workdir: str | os.PathLike, problems: Collection[int] = ()) -> pathl
     except Exception as error:
         print(
             f'report: not written ({type(error).__name__}: {error}); all else is; try '
-            f'python -m rstar_jax.report {workdir}',
+            f'python -m rstar_jax.report {shlex.quote(str(workdir))}',
             flush=True,
         )
         return None

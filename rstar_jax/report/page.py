@@ -5,6 +5,7 @@ import datetime
 import html
 import json
 import pathlib
+import shlex
 import urllib.parse
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -98,7 +99,7 @@ def page(parts: Sequence[Part], accuracy: Sequence[Plot]) -> str:
 {sections or '<p class="lead">Nothing was done yet.</p>'}
 <footer>Written {datetime.datetime.now():%Y-%m-%d %H:%M} by rstar_jax. Each plot is beside this page
 as a PNG. To write it anew, also while the run goes on: <code>python -m rstar_jax.report
-{' '.join(_text(str(part.run.root)) for part in parts)}</code></footer>
+{_text(shlex.join(str(part.run.root) for part in parts))}</code></footer>
 </main>
 {_asset('viewer.html')}
 {chr(10).join(scripts)}

@@ -439,6 +439,16 @@ def test_a_report_that_fails_stops_no_run(tmp_path, monkeypatch, capsys):
     assert 'report: not written (ValueError: no room); all else is' in capsys.readouterr().out
 
 
+def test_the_command_for_a_run_with_a_space_in_its_name_can_be_typed(tmp_path, monkeypatch, capsys):
+    root = tmp_path / 'a run'
+    workdirs.write(root / 'config.json', {'round1': {}})
+    workdirs.done(root / 'round1' / 'curate', 1)
+    assert f"python -m rstar_jax.report '{root}'" in Page(report.write(root).read_text()).text
+    monkeypatch.delattr(report, 'write')
+    report.attempt(root)
+    assert f"try python -m rstar_jax.report '{root}'" in capsys.readouterr().out
+
+
 # --- trees ---
 
 

@@ -33,6 +33,7 @@ if __name__ == '__main__':
 # Before jax and transformers are imported: a run's terminal is for its own lines.
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
 os.environ.setdefault('TRANSFORMERS_VERBOSITY', 'error')
+os.environ.setdefault('HF_HUB_VERBOSITY', 'error')  # else each try without network takes four lines
 os.environ.setdefault('TOKENIZERS_PARALLELISM', 'false')
 # Of a GPU's memory; JAX takes three quarters by itself. Both names at once are an error.
 if 'XLA_PYTHON_CLIENT_MEM_FRACTION' not in os.environ:

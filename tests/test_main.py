@@ -204,6 +204,18 @@ def python(program: str, **options) -> subprocess.Popen:
     )
 
 
+def test_tries_to_reach_the_hub_are_not_told_one_by_one():
+    process = python(
+        """
+from rstar_jax import main
+from huggingface_hub.utils import logging
+logging.get_logger('huggingface_hub.utils._http').warning('Retrying in 1s')
+""",
+        stderr=subprocess.STDOUT,
+    )
+    assert process.communicate(timeout=120)[0] == ''
+
+
 def test_ctrl_c_is_not_lost_where_python_ignores_it():
     """An exception in a garbage collection's callback or a finaliser is ignored."""
     process = python(
@@ -220,7 +232,7 @@ def test_ctrl_c_is_not_lost_where_python_ignores_it():
         stderr=subprocess.DEVNULL,
     )
     try:
-        assert process.communicate(timeout=60)[0] == '130\n'
+        assert process.communicate(timeout=120)[0] == '130\n'
     finally:
         process.kill()
 

@@ -131,7 +131,10 @@ def export_data(
             counts[path.name] = data.export_trees(_told(store, path.name), path)
     if not counts:
         return None
-    shutil.rmtree(directory / 'array_record', ignore_errors=True)  # of an earlier export
+    # What an earlier export had, of a round with more, would be pushed too.
+    shutil.rmtree(directory / 'array_record', ignore_errors=True)
+    for file in cards.FILES.keys() - counts.keys():
+        (directory / file).unlink(missing_ok=True)
     for folder in (curated, searched):
         for path in sorted(folder.glob('*.array_record')):
             (directory / 'array_record' / folder.name).mkdir(parents=True, exist_ok=True)

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -219,6 +220,15 @@ def test_data_in_every_form_and_their_card(run, exported):
     files = {row['config_name']: row['data_files'] for row in card.data.configs}
     assert files['sft'] == 'sft.json' and files['preference'] == 'trl_preference.jsonl'
     assert f'| `sft.json` | {len(sft)} |' in card.text
+
+
+def test_data_of_an_earlier_export_do_not_stay(run, tmp_path):
+    export.export_data(run / 'round1', tmp_path / 'data')
+    shutil.copytree(run / 'round1' / 'curate', tmp_path / 'round1' / 'curate')
+    export.export_data(tmp_path / 'round1', tmp_path / 'data')
+    assert sorted(path.name for path in (tmp_path / 'data').iterdir()) == [
+        *('README.md', 'array_record', 'pairs.json', 'sft.json', 'trl_preference.jsonl')
+    ]
 
 
 def test_the_hub_library_reads_the_data_by_the_card(exported, tmp_path):

@@ -11,6 +11,7 @@ import dataclasses
 import json
 import time
 import uuid
+import weakref
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -199,17 +200,19 @@ class Answer:
             'model': MODEL,
         }
         self._complete = False
-        self._events: asyncio.Queue[Record | BaseException | None] = asyncio.Queue()
-        loop = asyncio.get_running_loop()
+        events: asyncio.Queue[Record | BaseException | None] = asyncio.Queue()
+        self._events, loop = events, asyncio.get_running_loop()
 
         def done(event: Record | BaseException | None) -> None:
             with contextlib.suppress(RuntimeError):  # the server has been stopped meanwhile
-                loop.call_soon_threadsafe(self._events.put_nowait, event)
+                loop.call_soon_threadsafe(events.put_nowait, event)
 
         try:
             self._job = service.live.submit(asked.question, asked.trajectories, done, asked.seed)
         except UserError as error:
             raise Refused(str(error), 'messages', code='context_length_exceeded') from None
+        # A client may go before its stream has begun.
+        weakref.finalize(self, self._job.cancel).atexit = False
 
     async def whole(self, request) -> dict[str, Any]:
         """The response, when all trees have ended."""

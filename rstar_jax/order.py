@@ -19,16 +19,15 @@ def rows(config: ConfigDict, names: Sequence[str]) -> list[Row]:
     names: the stages of all rounds; a round's `stages` in the schedule leaves some of them out.
     """
     first = max(1, config.first_round)
-    found, starts = [], _starts(config)
     at_start = _stages_of_round(config, 0, names)
-    if 'bootstrap' in at_start:
-        found.append((0, 'bootstrap'))
-    if config.first_round == 0 and 'eval' in at_start:
+    found = [(0, 'bootstrap')] if 'bootstrap' in at_start else []
+    starts = _starts(config) if 'eval' in at_start else []
+    if config.first_round == 0:
         found, starts = found + starts, []
     for number in range(first, config.last_round + 1):
         for name in _stages_of_round(config, number, names):
-            if name == 'eval' and number == first:
-                found += starts
+            if name == 'eval':  # the first
+                found, starts = found + starts, []
             found.append((number, name))
     return found
 

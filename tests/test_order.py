@@ -53,6 +53,10 @@ def test_a_round_may_leave_stages_out():
     for number, name in order.rows(config, ('search', 'curate', 'sft', 'eval')):
         of[number].append(name)
     assert of == {1: ['search', 'curate', 'sft'], 2: ['search', 'curate'], 3: of[1]}
+    config.eval.benchmarks = 'gsm8k'  # what the run started from is measured when a round is
+    config = configs.schedule(config, {1: {'stages': 'sft'}})
+    found = order.rows(config, ('sft', 'eval'))
+    assert found == [(1, 'sft'), (3, 'sft'), (0, 'eval'), (3, 'eval')]
     config.schedule.round2.stages = 'serch'
     with pytest.raises(UserError, match='did you mean search'):
         configs.validate(config)

@@ -1,5 +1,6 @@
 """The chat endpoint: OpenAI's client against a scripted search, and the command with a real one."""
 
+import asyncio
 import contextlib
 import dataclasses
 import functools
@@ -24,6 +25,7 @@ from rstar_jax import chat, configs, main, search, serve, solve
 from rstar_jax.data import arithmetic
 from rstar_jax.errors import UserError
 from rstar_jax.models import save, tiny
+from rstar_jax.search import live as live_search
 from tests.parallel import processes
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
@@ -218,6 +220,24 @@ def test_what_a_client_leaves_behind_does_not_fill_the_queue(address, client):
         except openai.RateLimitError:
             time.sleep(0.2)
     assert '\\boxed{14}' in made.choices[0].message.content
+
+
+def test_a_stream_that_nobody_reads_is_given_up():
+    told = []
+
+    class Silent:
+        def submit(self, question, trees, done, seed):
+            self.job = live_search.Job(question, trees, seed, 0, done)
+            told.append(done)
+            return self.job
+
+    service = chat.Service(Silent(), None)
+
+    async def left():
+        chat.Answer(service, chat.Asked('Twice 1?', 1, 0, True, False)).stream()
+
+    asyncio.run(left())
+    assert service.live.job.cancelled and told
 
 
 @pytest.mark.parametrize(

@@ -81,8 +81,7 @@ def clean(raw: object) -> str:
     text = _SCALED.sub(lambda match: rf'\times 10^{{{_SCALES[match[2]]}}} {match[1] or ""}', text)
     text = _functions(text.replace('\\text{}', ''))
     text = _GROUPED.sub(lambda match: match[0].replace(',', ''), text) if _scalar(text) else text
-    text = _arguments(text)
-    text = re.sub(r'\s+', ' ', text).strip()
+    text = _arguments(re.sub(r'\s+', ' ', text).strip())
     text = _SPACED.sub(lambda match: match[0].replace(' ', ''), text)
     if text.endswith('.') and not text.endswith('..'):
         text = text[:-1].strip()

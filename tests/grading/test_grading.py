@@ -6,7 +6,7 @@ import pytest
 
 from rstar_jax import grading
 from rstar_jax.errors import UserError
-from rstar_jax.grading import plain
+from rstar_jax.grading import judge, plain
 
 
 @pytest.fixture(scope='module')
@@ -21,6 +21,8 @@ def grader():
         ('18.0', '18'),
         ('$18', '18'),
         ('0.5', r'\frac 12'),
+        ('0.5', '\\frac\n{1}\n{2}'),
+        ('2', '\\sqrt\t4'),
         ('11*sqrt(2)', r'11\sqrt2'),
         (r'1+\sqrt{19}, 1-\sqrt{19}', r'1 \pm \sqrt{19}'),
         (r'3 < x \le 4', '(3,4]'),
@@ -218,6 +220,11 @@ def test_an_answer_that_is_compared_with_many_is_taken_apart_once():
 def test_hopeless_pairs_end_in_time(grader):
     assert grader.submit('9^{9^{9^9}}', '3').result(60) is False
     assert grader.equivalent('x+2', '2+x')
+
+
+def test_parts_may_be_empty():
+    assert judge.key('()') == judge.key('')
+    assert judge.key('(,1)') != judge.key('(1,)')
 
 
 def test_an_answer_without_a_key_is_asked_about_once(monkeypatch):

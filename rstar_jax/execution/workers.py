@@ -25,7 +25,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
 from typing import Any
 
 from rstar_jax.errors import UserError
@@ -319,8 +319,8 @@ class Workers:
             jobs, self._pending = list(self._pending.values()), {}
         for job in jobs:
             for future in job.futures:
-                if not future.done():
-                    if not (self._closed and future.cancel()):
+                if not (self._closed and future.cancel()):
+                    with contextlib.suppress(InvalidStateError):  # done, or cancelled just now
                         future.set_exception(error)
         self._started.set()
 
@@ -343,7 +343,7 @@ class Workers:
                 if len(self._memo) > MEMO:
                     self._memo.popitem(last=False)
         for future in futures:
-            if not future.done():
+            with contextlib.suppress(InvalidStateError):  # cancelled just now
                 future.set_result(value)
 
     def close(self) -> None:

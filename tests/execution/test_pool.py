@@ -158,6 +158,20 @@ def test_cancelled_programs_do_not_run(pool):
     assert pool.counters['computed'] - before <= 2
 
 
+def test_a_future_may_be_cancelled_in_the_moment_of_its_result():
+    with execution.Pool(workers=1, limits=LIMITS) as pool:
+        slow = 'import time\ntime.sleep(0.3)\nprint("both")'
+        first = pool.submit(slow)
+        while not first.running():
+            time.sleep(0.01)
+        second = pool.submit(slow)
+        deliver = second.set_result
+        second.set_result = lambda result: second.cancel() and deliver(result)
+        assert first.result(60).output == 'both'
+        assert run(pool, 'print("after")').output == 'after'
+        assert second.cancelled()
+
+
 def test_each_step_of_a_branch_runs_once(pool):
     cells = ['runs = []', *(f'runs.append({number})' for number in range(1, 11)), 'print(runs)']
     assert run(pool, cells).output == str(list(range(1, 11)))

@@ -14,6 +14,8 @@ import re
 from rstar_jax.grading import normalise, plain, structure
 
 _POINTS = 3
+_REAL = (0, 1)  # points where sympy takes as many digits as a difference needs
+_PLENTY = 1e6  # of values beyond it, or below its inverse, `close` may miss a term or a factor
 _DIGITS = 25
 _CLOSE = 1e-9
 _NOTHING = 1e-60  # what sympy leaves of a difference of equal numbers, with its 100 digits
@@ -252,7 +254,7 @@ def same_values(a, b, one=None, two=None) -> bool | None:
         if abs(x) >= _LARGE and a.is_integer and b.is_integer:
             return round(a) == round(b)
         if close(x, y):
-            return _equal_exactly(a, b)
+            return _equal_exactly(a, b, {})
         for rounded, exact, gap in ((one, y, abs(x - y)), (two, x, abs(x - y))):
             if rounded and rounded.decimal and rounded.digits >= 6 and not _whole(exact):
                 if gap <= 0.5 * 10.0**-rounded.places:
@@ -260,23 +262,26 @@ def same_values(a, b, one=None, two=None) -> bool | None:
         return False
     agreed = 0
     for point in range(_POINTS):
-        x, y = value(a, places(a, point)), value(b, places(b, point))
+        at = places(a, point) | places(b, point)
+        x, y = value(a, at), value(b, at)
         if x is None or y is None:
             continue
         if not close(x, y):
+            return False
+        if point in _REAL and not 1 / _PLENTY < abs(x) < _PLENTY and not _equal_exactly(a, b, at):
             return False
         agreed += 1
     return True if agreed >= 2 else None
 
 
-def _equal_exactly(a, b) -> bool:
+def _equal_exactly(a, b, at: dict) -> bool:
     """Whether two values that are close are equal, where no rounded number is in them."""
     from sympy import Float, Integral, Product, Sum
 
     if any(one.has(Float, Integral, Product, Sum) for one in (a, b)):
         return True
-    gap = value(a - b, {})
-    return gap is None or abs(gap) < _NOTHING * max(1, abs(complex(a)), abs(complex(b)))
+    gap = value(a - b, at)
+    return gap is None or abs(gap) < _NOTHING * max(1, abs(value(a, at)), abs(value(b, at)))
 
 
 def _whole(number: complex) -> bool:

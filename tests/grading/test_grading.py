@@ -90,6 +90,9 @@ def grader():
         (r'\begin{vmatrix}1&2\\3&4\end{vmatrix}', '-2'),
         (r'\frac{1}{2^{100}}', '2^{-100}'),
         (r'\sqrt{4+2\sqrt{3}}', r'1+\sqrt{3}'),
+        ('(x^2-1)^{100}', '(x-1)^{100}(x+1)^{100}'),
+        (r'10^{-20}(x+1)', r'10^{-20}+\frac{x}{10^{20}}'),
+        ('(x+1)^2-x^2-2x-1', '0'),
     ],
 )
 def test_equivalent_both_ways(grader, answer, truth):
@@ -158,6 +161,9 @@ def test_equivalent_both_ways(grader, answer, truth):
         (r'\frac{1}{2^{100}}', '0'),
         (r'2^{-100}', '2^{-101}'),
         (r'1-2^{-60}', '1'),
+        ('n^{100}+1', 'n^{100}+2'),
+        (r'10^{-20}x', r'2 \cdot 10^{-20}x'),
+        (r'\frac{x}{10^{16}}', '0'),
     ],
 )
 def test_not_equivalent(grader, answer, truth):

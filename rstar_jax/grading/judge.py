@@ -23,6 +23,10 @@ _LARGE = 1e9  # from here on, whole numbers that differ may be as close as that
 _TWO_NUMBERS = re.compile(r'(?<![\d.^_])[\d.]+ \d+(?![\d/])')  # not one: 1 2/3 is
 # Whole numbers side by side, of which the parser would make a mixed number: 2(3).
 _PRODUCT = re.compile(r'(\(-?\d+\))(?=\(\d+\)|\d)|(?<![\w.^_])(\d+)(?=\(\d+\))')
+# A mixed number before a factor, of which the parser would make a product: 3\frac{1}{2}\pi.
+_MIXED = re.compile(
+    r'(?<![\w.^}])(\d+) ?(\\frac\{(\d+)\}\{(\d+)\})(?= ?(?:[a-zA-Z(]|\\(?:pi|sqrt)))'
+)
 _END = r'\s*((?:(?!\\(?:le|ge|ne|lt|gt)(?![a-z]))[^<>=,])+?)\s*'
 _BETWEEN = re.compile(rf'{_END}(<|\\leq?(?![a-z]))\s*[a-zA-Z]\s*(<|\\leq?(?![a-z])){_END}')
 _RELATION = re.compile(r'[<>=]|\\(?:le|ge|ne|lt|gt|neq)(?![a-z])')
@@ -201,7 +205,7 @@ def leaf(a: str, b: str) -> bool:
     one, two = plain.number(value_a), plain.number(value_b)
     if one and two:
         return plain.same_measure(one, unit_a, two, unit_b)
-    first, second = parse(value_a), parse(value_b)
+    first, second = _exact(value_a, one), _exact(value_b, two)
     if first is None or second is None:
         return False
     if (unit_a == '%') != (unit_b == '%') and same_values(
@@ -210,6 +214,15 @@ def leaf(a: str, b: str) -> bool:
         return True
     found = same_values(first, second, one, two)
     return symbolic(value_a, value_b) if found is None else found
+
+
+def _exact(text: str, number: plain.Number | None):
+    """A value as a sympy expression; plain numbers have spellings that the parser misreads."""
+    if number is None or number.decimal:
+        return parse(text)
+    from sympy import Rational
+
+    return Rational(number.value.numerator, number.value.denominator)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -223,7 +236,7 @@ def parse(text: str):
         return None
     try:
         found = latex2sympy(
-            _PRODUCT.sub(r'\g<0>\\cdot ', text),
+            _MIXED.sub(_mixed, _PRODUCT.sub(r'\g<0>\\cdot ', text)),
             is_real=not should_treat_as_complex(text),
             convert_degrees=False,
             normalization_config=None,
@@ -236,6 +249,11 @@ def parse(text: str):
         return None
     imaginary = [symbol for symbol in found.free_symbols if symbol.name == 'i']
     return found.xreplace(dict.fromkeys(imaginary, I)) if imaginary else found
+
+
+def _mixed(match: re.Match) -> str:
+    whole, part, top, bottom = match.groups()
+    return f'({whole}+{part})' if 0 < int(top) < int(bottom) else match[0]
 
 
 def same_values(a, b, one=None, two=None) -> bool | None:

@@ -33,6 +33,10 @@ _SMALL = [
 ]  # fmt: skip
 _TENS = ['twenty', 'thirty', 'forty', 'fifty', 'sixty', 'seventy', 'eighty', 'ninety']
 _TEXT = r'\\(?:text|mbox|textbf|textit|textrm|mathrm|mathbf|mathit|operatorname|rm|bf|hbox|emph)'
+_PER = re.compile(  # \text{km} / h
+    r'(?<=[\d\s}])\\text\{([A-Za-z ]+)\}\s*/\s*'
+    r'(?:\\text\{([A-Za-z ]+)\}|([A-Za-z]{1,3})(?![A-Za-z]))'
+)
 _SPACES = re.compile(r'\\[,;:! ]|\\q?quad(?![a-zA-Z])|(?<!\\)~|\\(?:hspace|phantom)\{[^{}]*\}')
 _COMPLEX = re.compile(r'(\(?-?[\d.]+[-+][\d.]+)j(\)?)')
 _CALLED = re.compile(r'(\\(?:sqrt|cbrt)|\^|(?<![\\a-zA-Z])[Aa]bs)\s*\(')
@@ -75,6 +79,7 @@ def clean(raw: object) -> str:
     text = _ANGLE.sub(lambda m: rf'{m[1]}(\frac{{{m[2] or m[3] or m[4]}\pi}}{{180}})', text)
     text = re.sub(_DEGREES, r' \\text{deg}', text)
     text = re.sub(rf'{_TEXT}\s*\{{([^{{}}]*)\}}', _text, text)
+    text = _PER.sub(r'\\text{\1/\2\3}', text)
     text = re.sub(r'_\{?\s*(?:\\text\{(\d+)\}|\((\d+)\))\s*\}?', r'_{\1\2}', text)
     text = re.sub(r'^\\text\{([^{}]*\d[^{}]*)\}$', r'\1', text.strip())
     text = re.sub(r'(?:(?<=[\d)}])\s+|,\s*)(?:and|or)\s+(?=[-\d\\(a-z])', ', ', text)

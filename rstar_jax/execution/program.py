@@ -204,7 +204,7 @@ def last_line(error: BaseException) -> str:
     """`TypeOfError: message` on one line, as at the end of a traceback."""
     name = type(error).__name__
     try:
-        message = error.msg if isinstance(error, SyntaxError) and error.msg else str(error)
+        message = str((isinstance(error, SyntaxError) and error.msg) or error)
     except BaseException:
         message = '(its message cannot be shown)'
     message = ' '.join(message[: 4 * ERROR_CHARS].split())[:ERROR_CHARS]

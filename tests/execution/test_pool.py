@@ -87,6 +87,7 @@ def test_a_trusted_job_is_not_over_while_it_waits_for_a_processor():
         ('x = undefined_name', "NameError: name 'undefined_name' is not defined"),
         ('def f(:', 'SyntaxError: invalid syntax'),
         ('raise ValueError("two\\nlines")', 'ValueError: two lines'),
+        ('raise SyntaxError(5)', 'SyntaxError: 5'),
         ('raise KeyboardInterrupt', 'KeyboardInterrupt'),
         ('exit(3)', 'SystemExit: 3'),
         ('import os\nos._exit(0)', 'SystemExit: the process ended itself with code 0'),

@@ -159,11 +159,7 @@ class Many(_Child):
         def live() -> None:
             while (body := wire.read_frame(3)) is not None:
                 token, job = json.loads(body)
-                try:
-                    report = parent.handler.handle(job)
-                except MemoryError:
-                    report = {}
-                wire.write_all(1, wire.frame([token, report]))
+                wire.write_all(1, wire.frame([token, parent.handler.handle(job)]))
             os._exit(0)
 
         super().__init__(parent, live, [jobs])

@@ -80,6 +80,17 @@ def test_a_trusted_job_is_not_over_while_it_waits_for_a_processor():
         several.close()
 
 
+def test_a_trusted_job_does_not_suffer_from_what_others_left_in_memory():
+    spawn = {'count': 1, 'jobs_per_child': 9, 'isolation': 'auto', 'finish': lambda r: (r, False)}
+    several = workers.Workers('tests.execution.waiting', limits=LIMITS, **spawn)
+    try:
+        kept = [several.submit({'keep': size}).result(60).get('kept') for size in (90, 91, 92, 93)]
+        assert kept == [1, 2, 1, 2]
+        assert several.submit({'keep': 1000}).result(60)['killed'] == 'ended'
+    finally:
+        several.close()
+
+
 @pytest.mark.parametrize(
     ('program', 'error'),
     [

@@ -1,6 +1,8 @@
-"""A handler of workers whose jobs wait, or work, for so many seconds."""
+"""A handler of workers whose jobs wait, or work, for so many seconds, or keep so many megabytes."""
 
 import time
+
+_kept = []
 
 
 def warm() -> None:
@@ -13,6 +15,9 @@ def handle(job: dict) -> dict:
         while time.monotonic() < end:
             pass
         return {}
+    if 'keep' in job:
+        _kept.append(bytearray(job['keep'] * 2**20))
+        return {'kept': len(_kept)}
     time.sleep(job['wait'])
     return {'waited': job['wait']}
 

@@ -45,7 +45,8 @@ def write(
       problems: all trees of these problems as well.
 
     Raises:
-      UserError: a workdir holds no run, or a file of it cannot be read; or they are the same.
+      UserError: a workdir holds no run, or a file of it cannot be read; or they are the same; or a
+        problem has no tree.
     """
     # matplotlib takes a second to import: not before there is something to draw.
     from rstar_jax.report import page, plots, run
@@ -55,6 +56,13 @@ def write(
     if len(set(roots)) < len(roots):
         raise UserError(f'{other}: the same run twice; expected another WORKDIR')
     parts = [_part(one, trees, problems) for one in runs]
+    found = {entry.index for part in parts for one in part.samples for entry in one.entries}
+    if missing := sorted(set(problems) - found):
+        raise UserError(
+            f'--problems={",".join(map(str, missing))}: no tree in '
+            f'{" or ".join(str(one.root) for one in runs)} is of these; expected the index of a '
+            'problem that has been searched, as trees and data tell it'
+        )
     written = []
     for one, part in zip(runs, parts):
         folder = one.root / 'report'

@@ -491,6 +491,8 @@ def test_trees_of_an_evaluation_are_graded(tmp_path):
             store.append(tree(problem, 0, [(r'\frac{1}{2}', 0.5, False)]))
     (source,) = listed(report.write(tmp_path).read_text())
     solved = [solved for _, _, solved, *_ in source['trees']]
+    with pytest.raises(UserError, match='^--problems=10,999: no tree in .* of these; expected'):
+        report.write(tmp_path, problems=[999, 9, 10])
     assert solved == [trees.RIGHT, trees.WRONG, trees.UNKNOWN]
     names = [f'round0-sums-greedy-{i}-0.js' for i in range(3)]
     rights = [told(tmp_path / 'report' / 'trees' / name)['right'][2] for name in names]

@@ -10,7 +10,7 @@ import zlib
 
 import pytest
 
-from rstar_jax import data, report, summary
+from rstar_jax import configs, data, order, report, summary
 from rstar_jax.errors import UserError
 from rstar_jax.report import __main__ as command
 from rstar_jax.report import drawing, learning, page, plots, run, stages, tables, trees
@@ -414,6 +414,19 @@ def test_complete_is_a_run_with_the_last_stage_that_has_something_to_do(
     assert run.read(tmp_path).complete
 
 
+def test_a_run_is_complete_without_stages_that_only_a_round_names(tmp_path):
+    config = configs.default()
+    config.stages, config.eval.benchmarks = 'search,curate', 'sums'
+    configs.schedule(config, {1: {'stages': 'search,curate,eval'}})
+    settings = configs.flatten(configs.for_round(config, 1))
+    rows = order.rows(config, configs.stages_of(config.stages))
+    workdirs.write(tmp_path / 'config.json', {'round1': settings})
+    for number, name in rows:
+        assert not run.read(tmp_path).complete
+        workdirs.done(tmp_path / f'round{number}' / name, 1)
+    assert run.read(tmp_path).complete
+
+
 def test_a_broken_file_is_named(tmp_path):
     workdirs.finished(tmp_path, rounds=1)
     (tmp_path / 'round1' / 'eval' / 'results.json').write_text('{')
@@ -478,6 +491,8 @@ def test_trees_are_spaced_evenly_and_old_files_go(tmp_path):
     assert shown() == [0, 2, 5, 7] and 'Round 1: search: 4 of 10' in page.text
     report.write(tmp_path, trees=2, problems=[9])
     assert shown() == [0, 5, 9]
+    with pytest.raises(UserError, match='^--problems=10,999: no tree in .* of these; expected'):
+        report.write(tmp_path, problems=[999, 9, 10])
 
 
 def test_trees_of_an_evaluation_are_graded(tmp_path):
@@ -491,8 +506,6 @@ def test_trees_of_an_evaluation_are_graded(tmp_path):
             store.append(tree(problem, 0, [(r'\frac{1}{2}', 0.5, False)]))
     (source,) = listed(report.write(tmp_path).read_text())
     solved = [solved for _, _, solved, *_ in source['trees']]
-    with pytest.raises(UserError, match='^--problems=10,999: no tree in .* of these; expected'):
-        report.write(tmp_path, problems=[999, 9, 10])
     assert solved == [trees.RIGHT, trees.WRONG, trees.UNKNOWN]
     names = [f'round0-sums-greedy-{i}-0.js' for i in range(3)]
     rights = [told(tmp_path / 'report' / 'trees' / name)['right'][2] for name in names]

@@ -61,6 +61,8 @@ def failing(capsys, *arguments: str) -> str:
             ['--config=experiments/ablations.py', '--workdir=x', '--stages=eval'],
             '--stages=eval: ablations run all; --config.stages says which the rounds have',
         ),
+        (['--plan'], '--plan: needs a value, --plan=VALUE; --help lists the flags'),
+        (['--config.seed'], '--config.seed: needs a value, --config.seed=VALUE;'),
         (['--wrkdir=x'], "unknown flag 'wrkdir'. Did you mean: workdir ?"),
         (['--stages=serch'], '--stages=serch: no stage serch; did you mean search?'),
         (['--config.stages=x'], '--config.stages=x: no stage x; there are'),

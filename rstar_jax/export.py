@@ -115,15 +115,17 @@ def export_data(
     from rstar_jax import cards, data
 
     counts: dict[str, int] = {}
-    curated, searched = round_folder / 'curate', round_folder / 'search'
-    if (curated / 'done.json').exists():
+    folders = [round_folder / name for name in ('curate', 'search')]
+    finished = [folder for folder in folders if (folder / 'done.json').exists()]
+    curated, searched = folders
+    if curated in finished:
         examples = data.load_examples(curated, 'sft')
         counts['sft.json'] = data.export_sft(examples, directory / 'sft.json')
         pairs = data.load_examples(curated, 'pairs')
         counts['pairs.json'] = data.export_preference(pairs, directory / 'pairs.json')
         path = directory / 'trl_preference.jsonl'
         counts[path.name] = data.export_trl_preference(pairs, path)
-    if (searched / 'done.json').exists():
+    if searched in finished:
         with data.TreeStore(searched, writer=None) as store:
             path = directory / 'trl_stepwise.jsonl'
             counts[path.name] = data.export_trl_stepwise(_told(store, path.name), path)
@@ -135,7 +137,7 @@ def export_data(
     shutil.rmtree(directory / 'array_record', ignore_errors=True)
     for file in cards.FILES.keys() - counts.keys():
         (directory / file).unlink(missing_ok=True)
-    for folder in (curated, searched):
+    for folder in finished:
         for path in sorted(folder.glob('*.array_record')):
             (directory / 'array_record' / folder.name).mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, directory / 'array_record' / folder.name / path.name)

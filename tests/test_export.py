@@ -231,6 +231,14 @@ def test_data_of_an_earlier_export_do_not_stay(run, tmp_path):
     ]
 
 
+def test_data_of_a_stage_that_goes_on_are_left(run, tmp_path):
+    shutil.copytree(run / 'round1', tmp_path / 'round1')
+    (tmp_path / 'round1' / 'search' / 'done.json').unlink()
+    export.export_data(tmp_path / 'round1', tmp_path / 'data')
+    array_record = tmp_path / 'data' / 'array_record'
+    assert [path.name for path in array_record.iterdir()] == ['curate']
+
+
 def test_the_hub_library_reads_the_data_by_the_card(exported, tmp_path):
     datasets = pytest.importorskip('datasets')
     folder = exported / 'data'

@@ -13,7 +13,7 @@ from typing import Any
 
 import huggingface_hub as hub
 
-from rstar_jax import bounds, ledger, steps
+from rstar_jax import bounds, keys, ledger, sources, steps
 from rstar_jax.data import published
 from rstar_jax.errors import UserError
 from rstar_jax.progress import mean, percent
@@ -57,10 +57,12 @@ class Origin:
 
     @property
     def base(self) -> str:
-        """The model from which SFT started; '' where it is not known or was made on the spot."""
+        """The model from which SFT started, in words where it has no name."""
         first = self.settings.get('round1', self.own)
         path = self.own.get('base.path') or first.get('base.path') or first.get('policy.path', '')
-        return _shown(path) if path not in ('previous', 'tiny') else ''
+        if path == sources.TINY:
+            return 'a tiny model made on the spot'
+        return _shown(path) if path != keys.PREVIOUS and path else 'not known'
 
     @property
     def problems(self) -> str:
@@ -205,7 +207,7 @@ def _made(origin: Origin) -> Iterator[str]:
         yield '## How it was made\n\nNothing is known here of how it was made or what it scores.'
         return
     own, figures = origin.own, origin.figures
-    rows = [('', ''), ('base model', origin.base or 'a tiny model made on the spot')]
+    rows = [('', ''), ('base model', origin.base)]
     rows.append(('round of self-evolution', f'{origin.number}'))
     if origin.problems:
         rows.append(('problems', origin.problems))
@@ -222,8 +224,8 @@ def _made(origin: Origin) -> Iterator[str]:
         counts = f'{found.get("sft", 0):,} SFT examples, {found.get("pairs", 0):,} preference pairs'
         rows.append(('training data', counts))
     for name, title in (('sft', 'SFT'), ('ppm', 'PPM')):
-        keys = {key: own.get(f'training.{name}.{key}') for key in TRAINING}
-        text = ', '.join(f'{key} {value}' for key, value in keys.items() if value not in (None, 0))
+        told = {key: own.get(f'training.{name}.{key}') for key in TRAINING}
+        text = ', '.join(f'{key} {value}' for key, value in told.items() if value not in (None, 0))
         rows.append((f'training, {title}', text))
     yield '## How it was made\n\n' + _table(rows)
 

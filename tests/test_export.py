@@ -239,6 +239,23 @@ def test_data_of_a_stage_that_goes_on_are_left(run, tmp_path):
     assert [path.name for path in array_record.iterdir()] == ['curate']
 
 
+@pytest.mark.parametrize(
+    ('number', 'path', 'told'),
+    [
+        (1, 'tiny', 'a tiny model made on the spot'),
+        (2, 'previous', 'not known'),
+        (1, '/home/somebody/mine', 'mine'),
+    ],
+)
+def test_a_card_tells_what_is_known_of_the_base_model(number, path, told, tmp_path):
+    config = configs.default()
+    config.policy.path = path
+    origin = cards.Origin(number, {f'round{number}': configs.flatten(config)})
+    cards.write_model_card(tmp_path, 'policy', origin)
+    card = hub.ModelCard.load(tmp_path / 'README.md')
+    assert f'| base model | {told} |' in card.text and card.data.base_model is None
+
+
 def test_the_hub_library_reads_the_data_by_the_card(exported, tmp_path):
     datasets = pytest.importorskip('datasets')
     folder = exported / 'data'

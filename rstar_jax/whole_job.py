@@ -31,6 +31,7 @@ from rstar_jax.parallel.memory import GIB
 from rstar_jax.progress import percent
 from rstar_jax.search import planning as searches
 from rstar_jax.search.engine import sizes, state
+from rstar_jax.stages import STAGES
 from rstar_jax.training import planning as trainings
 from rstar_jax.training.defaults import HEAD_MOST
 
@@ -122,6 +123,13 @@ def plan(
     if ',' in topology or problems < 1:
         raise UserError(f'--plan={topology} --problems={problems}: needs one topology, 1 problem')
     number, found = statistics(pathlib.Path(workdir))
+    known = {'search', 'curate'} | {k for k, (_, kind) in SECTIONS.items() if kind in found.tokens}
+    known |= {'eval'} if found.evaluated else set()
+    if not known & set(stages):
+        raise UserError(
+            f'--stages={",".join(stages)}: {workdir} tells nothing of how long these take; '
+            f'expected some of {", ".join(name for name in STAGES if name in known)}'
+        )
     kinds = [f'{n:.2f} {k} of {found.tokens[k]:,.0f} tokens' for k, n in found.examples.items()]
     yield (
         f'{workdir}, round {number}, {found.trees} trees: {found.sampled:,.0f} tokens sampled for '

@@ -232,3 +232,15 @@ def test_without_a_small_run_the_error_is_one_line(tmp_path):
         list(whole_job.plan(configs.default(), 'v5e:2x4', 10, str(tmp_path), configs.STAGES))
     with pytest.raises(UserError, match='needs one topology, 1 problem'):
         list(whole_job.plan(configs.default(), 'v5e:2x4,v5e:4x4', 10, '.', configs.STAGES))
+
+
+@pytest.mark.parametrize('stages', [('export',), ('ppm', 'eval')])
+def test_stages_of_which_the_small_run_tells_nothing(tmp_path, monkeypatch, stages):
+    told = dataclasses.replace(FOUND, examples={'sft': 2.0}, tokens={'sft': 500.0}, evaluated=0.0)
+    monkeypatch.setattr(whole_job, 'statistics', lambda workdir: (1, told))
+    monkeypatch.setattr(planning, 'slice_chips', lambda topology: jax.devices())
+    monkeypatch.setattr(whole_job, 'find_chip', lambda kind: chips.Chip(1e12, 1e11, 1e10, 0))
+    made = configs.default()
+    made.policy.path = 'Qwen/Qwen2.5-Math-1.5B'
+    with pytest.raises(UserError, match=f'^--stages={",".join(stages)}: .*search, curate, sft$'):
+        list(whole_job.plan(made, 'v5e:2x4', 10, str(tmp_path), stages))

@@ -69,8 +69,9 @@ def _typed(argument: str, text: str, default: Any) -> Any:
         value = kind(text)
     except ValueError:
         raise UserError(f'{argument}: expected a value of type {kind.__name__}') from None
-    if kind in (int, float) and default >= 0 and not value >= 0:
-        raise UserError(f'{argument}: expected at least 0')
+    least = 1 if argument.startswith('--repeats=') else 0  # of no runs there are no figures
+    if kind in (int, float) and default >= 0 and not value >= least:
+        raise UserError(f'{argument}: expected at least {least}')
     return value
 
 

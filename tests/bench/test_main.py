@@ -6,6 +6,7 @@ import types
 import pytest
 
 from rstar_jax.bench import __main__ as dispatcher
+from rstar_jax.errors import UserError
 
 
 @pytest.fixture
@@ -55,6 +56,11 @@ def test_wrong_arguments_are_one_line(fake_bench, capsys, arguments, message):
     error = capsys.readouterr().err
     assert error.startswith(message)
     assert error.count('\n') == 1
+
+
+def test_figures_need_a_run():
+    with pytest.raises(UserError, match='^--repeats=0: expected at least 1$'):
+        dispatcher.parse('decode', ['--repeats=0'], {'repeats': 3})
 
 
 def test_help_lists_the_names(fake_bench, capsys):

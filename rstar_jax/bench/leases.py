@@ -85,7 +85,8 @@ def _drawn(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Times of so many trees, of mean 1, and lengths of their questions."""
     if not path:
-        return rng.gamma(spread**-2, spread**2, count), np.zeros(count)
+        times = rng.gamma(spread**-2, spread**2, count) if spread else np.ones(count)
+        return times, np.zeros(count)
     found = np.array(list(_measured(path)), float).reshape(-1, 2)
     if not len(found):
         raise UserError(f'--trees={path}: holds no trees')

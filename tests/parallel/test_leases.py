@@ -121,3 +121,8 @@ def test_simulated_hosts_idle_less_when_long_questions_come_first(tmp_path):
     found = leases_bench.run(trees=str(trees), **settings)
     assert found['leases_idle'] < found['as_given_idle'] / 2
     assert found['leases_idle'] < 0.03 < 0.3 < found['static_idle']
+
+
+def test_trees_that_all_take_as_long_are_simulated():
+    found = leases_bench.run(hosts=2, problems=8, rows=2, spread=0.0, uneven=0.0, slow=0)
+    assert found['spread'] == 0 and found['static_hours'] == pytest.approx(2 * 600 / 3600)

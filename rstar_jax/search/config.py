@@ -126,13 +126,18 @@ class Config:
         return bool(self.tokens or self.agree)
 
     @property
+    def by_level(self) -> bool:
+        """Whether trees grow level by level, by beams, and not by rollouts."""
+        return self.strategy in ('beam', 'dvts')
+
+    @property
     def nodes(self) -> int:
         """Most nodes that one tree can get (N).
 
         Each move of each rollout expands at most once; by level, each beam of each level, and
         the root.
         """
-        if self.strategy in ('beam', 'dvts'):
+        if self.by_level:
             return 1 + (1 + self.max_depth * self.width) * self.candidates
         return 1 + self.rollouts * self.max_depth * self.candidates
 

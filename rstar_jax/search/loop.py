@@ -38,6 +38,7 @@ Item = tuple[dict[str, Any], int]  # a problem and the number of its tree
 
 # After so many candidates without a single mark and no tree beyond its root, a search ends.
 MARKLESS = 32
+NEARLY = 0.9  # of a tree is done at most while it grows, where its end is not known
 MARKS = (marks.STEP, marks.CODE, marks.ANSWER)
 
 
@@ -140,11 +141,15 @@ class Loop:
 
     def tell(self, final: bool = False) -> None:
         most, growing = self.config.rollouts, self.growing.values()
-        last = growing if self._ending else ()
         # Of a first rollout nobody knows how far it has come: it has as much to come as it had.
-        shares = ((tree.sampled, max(tree.rollouts, 0.5) / most) for tree in last)
-        under_way = sum(tree.rollouts for tree in growing) / most
-        self.totals.tick(under_way, final, shares, one_each=len(growing) / most)
+        last = [(tree.sampled, max(tree.rollouts, 0.5) / most) for tree in growing]
+        under_way, one_each = sum(tree.rollouts for tree in growing) / most, len(growing) / most
+        if self.config.by_level:  # without rollouts: by the tokens of the trees that have ended
+            usual, one_each = self.totals.usual_tokens, len(growing)
+            sampled = [max(tree.sampled, 1) for tree in growing] if usual else ()
+            last = [(count, min(count / usual, NEARLY)) for count in sampled]
+            under_way = sum(share for _, share in last)
+        self.totals.tick(under_way, final, last if self._ending else (), one_each)
 
     @property
     def _ending(self) -> bool:

@@ -33,6 +33,7 @@ class Totals:
         self.total, self.counters, self.callback = total, counters, callback
         self.started = self.last = time.monotonic()
         self.done = self.solved = self.nodes = 0
+        self._sampled = 0.0  # tokens of finished trees
         # When something was first done, and how much.
         self._begun: tuple[float, float] | None = None
         # The last times of telling, and how many tokens had been sampled.
@@ -42,6 +43,12 @@ class Totals:
         self.done += 1
         self.solved += record.solved
         self.nodes += len(record.texts)
+        self._sampled += record.counters.get('sampled_tokens', 0.0)
+
+    @property
+    def usual_tokens(self) -> float:
+        """Of a finished tree, on average; 0 while none is known."""
+        return self._sampled / self.done if self.done else 0.0
 
     def tick(
         self,

@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import gc
+import types
 import weakref
 
 import jax
@@ -11,7 +12,7 @@ import pytest
 
 from rstar_jax import models, parallel, search
 from rstar_jax.errors import UserError
-from rstar_jax.search import begin, totals
+from rstar_jax.search import begin, loop, totals
 from rstar_jax.search.engine import Engine, copies, devices, local, memory, sizes, state
 from rstar_jax.search.engine.kv_cache import CacheManager
 from tests.search import favoured
@@ -489,6 +490,25 @@ def test_a_budget_of_tokens_is_spent_tree_by_tree(policy, workers):
         earlier=done.values(),
     )
     assert_same({**done, **rest}, whole)
+
+
+@pytest.mark.parametrize('strategy', ['beam', 'dvts'])
+def test_how_far_beams_are_goes_by_the_trees_that_have_ended(strategy):
+    told = []
+    about = totals.Totals(5, collections.Counter(), None)
+    about.tick = lambda *arguments: told.append(arguments)
+    trees = [types.SimpleNamespace(sampled=count, rollouts=0) for count in (100, 50, 300)]
+    config = search.Config(rollouts=8, candidates=2, strategy=strategy)
+    looked = types.SimpleNamespace(
+        config=config, totals=about, growing=dict(enumerate(trees)), _ending=True
+    )
+    loop.Loop.tell(looked)
+    about.done, about._sampled = 2, 400.0
+    loop.Loop.tell(looked)
+    looked._ending = False
+    loop.Loop.tell(looked)
+    shares = [(100, 0.5), (50, 0.25), (300, 0.9)]
+    assert told == [(0, False, [], 3), (1.65, False, shares, 3), (1.65, False, (), 3)]
 
 
 def test_the_time_left_is_told_when_it_is_known(monkeypatch):

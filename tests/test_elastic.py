@@ -33,7 +33,7 @@ def workers():
 
 def start_with(workers, texts=random_texts):
     def start(**given):
-        expander = search.Scripted(texts, random_score, trees=3)
+        expander = search.scripted(texts, random_score, trees=3)
         problems = [problem for problem, tree in ITEMS if tree == 0]
         return search.run(
             problems, expander=expander, config=CONFIG, workers=workers, trees=2, **given

@@ -44,7 +44,7 @@ class Job:
             time.sleep(self.seconds)
             return random_texts(*arguments)
 
-        expander = search.Scripted(texts, random_score, trees=2)
+        expander = search.scripted(texts, random_score, trees=2)
         return search.run(PROBLEMS, expander=expander, config=CONFIG, **given)
 
 
@@ -105,7 +105,7 @@ def until(condition, seconds=120.0):
 def test_one_killed_one_cut_off_one_added(cluster, namespace, tmp_path):
     made, add = cluster
     with search.Workers.start(CONFIG) as workers:
-        expander = search.Scripted(random_texts, random_score, trees=8)
+        expander = search.scripted(random_texts, random_score, trees=8)
         whole = search.run(PROBLEMS, expander=expander, config=CONFIG, workers=workers)
         whole = {record.key: record for record in whole}
     nodes = [add(), add()]

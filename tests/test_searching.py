@@ -19,7 +19,7 @@ PROBLEMS = [{'index': i, 'question': f'q{i}', 'answer': str(i % 3)} for i in ran
 def search_trees(monkeypatch, tmp_path):
     """Runs a small search in tmp_path, by a scripted policy: (events, **settings) -> figures."""
 
-    class Counting(search.Scripted):
+    class Counting(search.scripted):
         def collect(self, running):
             return [dataclasses.replace(step, sampled=3) for step in super().collect(running)]
 

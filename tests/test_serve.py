@@ -81,7 +81,7 @@ def served(live, config):
 @pytest.fixture(scope='module')
 def live(workers):
     slow.set()
-    expander = search.Scripted(texts, score, trees=4)
+    expander = search.scripted(texts, score, trees=4)
     return search.Live(config=CONFIG, trees=4, workers=workers, expander=expander)
 
 
@@ -300,7 +300,7 @@ def test_a_failure_of_the_server_is_told_in_the_same_form(client, live, monkeypa
 
 def test_trees_are_those_of_a_search_of_its_own(workers):
     found = {}
-    expander = search.Scripted(texts, score, trees=4)
+    expander = search.scripted(texts, score, trees=4)
     live = search.Live(config=CONFIG, trees=4, workers=workers, expander=expander)
     both = threading.Semaphore(0)
 
@@ -319,7 +319,7 @@ def test_trees_are_those_of_a_search_of_its_own(workers):
             search.run(
                 [problem],
                 config=CONFIG,
-                expander=search.Scripted(texts, score),
+                expander=search.scripted(texts, score),
                 trees=2,
                 workers=workers,
             )
@@ -340,7 +340,7 @@ def test_trees_that_nobody_waits_for_end_as_they_are(workers):
 
     config = dataclasses.replace(CONFIG, rollouts=40, candidates=2, max_depth=16)
     live = search.Live(
-        config=config, trees=2, workers=workers, expander=search.Scripted(endless, trees=2)
+        config=config, trees=2, workers=workers, expander=search.scripted(endless, trees=2)
     )
     with serve.running(live):
         job = live.submit('Twice 1?', 1, events.put)
@@ -354,7 +354,7 @@ def test_a_search_that_fails_tells_who_waits(workers, config):
     def broken(question, prefix, n):
         raise ValueError('broken')
 
-    expander = search.Scripted(broken, score, trees=4)
+    expander = search.scripted(broken, score, trees=4)
     live = search.Live(config=CONFIG, trees=4, workers=workers, expander=expander)
     with served(live, config) as url, openai.OpenAI(base_url=url, api_key='-', max_retries=0) as c:
         with pytest.raises(openai.InternalServerError, match='the search has ended: broken'):
@@ -372,7 +372,7 @@ def test_answers_that_agree_end_a_request(workers, config):
     def two(question, prefix, n):
         return ['<answer>\\boxed{2}.<end_of_answer>'] * n
 
-    expander = search.Scripted(two, trees=4)
+    expander = search.scripted(two, trees=4)
     live = search.Live(config=settings, trees=4, workers=workers, expander=expander)
     with served(live, config) as url, openai.OpenAI(base_url=url, api_key='-', timeout=60) as c:
         for stream in (False, True):

@@ -68,7 +68,7 @@ def run_search(problems, *, config, seed, trees, skip, leases, calls=None):
 
     return SEARCH(
         problems,
-        expander=search.Scripted(texts),
+        expander=search.scripted(texts),
         config=config,
         seed=seed,
         trees=trees,

@@ -17,7 +17,7 @@ from rstar_jax.search.expander import Expander
 from rstar_jax.search.host import SAMPLED_AS, Step
 from rstar_jax.search.live import Job, Live
 from rstar_jax.search.record import Record, Status
-from rstar_jax.search.scripted import Scripted
+from rstar_jax.search.script import Scripted as scripted
 
 __all__ = [
     'SAMPLED_AS',
@@ -27,7 +27,6 @@ __all__ = [
     'Job',
     'Live',
     'Record',
-    'Scripted',
     'Status',
     'Step',
     'Workers',
@@ -35,5 +34,6 @@ __all__ = [
     'items',
     'run',
     'sampled',
+    'scripted',
     'trees_for',
 ]

@@ -48,7 +48,7 @@ def run(
       policy: models.Policy that writes the steps; or give `expander`.
       ppm: models.PPM that scores them, or None.
       config: what is searched.
-      expander: writes the steps in place of models, such as `Scripted(...)`.
+      expander: writes the steps in place of models, such as `scripted(...)`.
       seed: of the sampling. A tree is the same for the same seed, problem index and tree number,
         whatever else is searched beside it.
       trees: trees to grow for each problem, numbered from 0.
@@ -66,10 +66,17 @@ def run(
         paths are then read in, which rounds otherwise than writing them: not with `one_size`.
 
     Raises:
-      UserError: neither policy nor expander is given, or a setting is out of range.
+      UserError: neither policy nor expander is given, a problem has no index or question, or a
+        setting is out of range.
     """
     if (policy is None) == (expander is None):
         raise UserError('search.run: give either a policy or an expander')
+    problems = list(problems)
+    for problem in problems:
+        if not problem.keys() >= {'index', 'question'}:
+            raise UserError(
+                f'problem {problem!s:.99}: needs an index and a question, as of data.load_problems'
+            )
     todo = [(p, t) for p in problems for t in range(trees) if (p['index'], t) not in skip]
     if not todo and not total:
         return

@@ -33,7 +33,7 @@ def arguments(tmp_path_factory):
     models.save(policy, folder / 'model')
     problems = [{'index': i, 'question': f'q{i}', 'answer': '3'} for i in range(PROBLEMS)]
     config = search.Config(rollouts=8, candidates=2, max_depth=3, answers_kept='all')
-    records = list(search.run(problems, expander=search.Scripted(texts), config=config))
+    records = list(search.run(problems, expander=search.scripted(texts), config=config))
     with data.TreeStore(folder / 'search') as store:
         for record in records[: PROBLEMS // 2]:
             store.append(record)

@@ -26,7 +26,7 @@ def texts(question, prefix, n):
 def test_right_trajectories_are_counted_once():
     config = search.Config(rollouts=4, candidates=4, max_depth=2, answers_kept='all')
     problems = [{'index': i, 'question': f'q{i}', 'answer': str(3 + i)} for i in range(2)]
-    records = list(search.run(problems, expander=search.Scripted(texts), config=config, trees=2))
+    records = list(search.run(problems, expander=search.scripted(texts), config=config, trees=2))
     for record in records:
         record.counters['sampled_tokens'] = 250.0
     found = strategies._found(records)

@@ -339,7 +339,7 @@ def test_trees_that_are_not_wanted_any_more_are_left_out(tmp_path, stored, limit
         number = int(question.split()[-1])
         return [f'<answer>\\boxed{{{number}}}.<end_of_answer>'] * n
 
-    class Counting(search.Scripted):
+    class Counting(search.scripted):
         def collect(self, running):
             steps = super().collect(running)
             return [dataclasses.replace(step, sampled=3) for step in steps]

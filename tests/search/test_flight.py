@@ -84,7 +84,7 @@ def test_broken_off_again_and_again_the_trees_are_the_same(settings, workers):
     config = search.Config(**settings)
 
     def run(flights, texts, skip=frozenset()):
-        expander = search.Scripted(texts, random_score, trees=6)
+        expander = search.scripted(texts, random_score, trees=6)
         return search.run(
             problems(8),
             expander=expander,
@@ -122,7 +122,7 @@ def test_stopped_while_the_devices_are_waited_for(look, workers, monkeypatch):
             return random_texts(question, *arguments)
 
         monkeypatch.setattr(jax, 'device_get', waited)
-        expander = search.Scripted(texts, random_score, trees=6)
+        expander = search.scripted(texts, random_score, trees=6)
         given = dict(expander=expander, config=search.Config(**SMALL), workers=workers)
         yield from search.run(problems(8), **given, flights=flights, skip=skip)
 
@@ -218,7 +218,7 @@ def texts(*arguments):
 
 with data.TreeStore(folder, seconds=0) as store:
     flights = data.Flights(folder / 'flights', 0, seconds, store)
-    expander = search.Scripted(texts, random_score, trees=1)
+    expander = search.scripted(texts, random_score, trees=1)
     before = expander.start
     def start(row, tree):
         print('starts', len(tree.nodes), flush=True)
@@ -333,7 +333,7 @@ def test_a_process_whose_leases_others_have_taken_finds_nothing(workers):
     told = []
     records = search.run(
         problems(4),
-        expander=search.Scripted(random_texts, trees=2),
+        expander=search.scripted(random_texts, trees=2),
         config=search.Config(**SMALL),
         workers=workers,
         leases=iter([[], []]),

@@ -99,7 +99,7 @@ def test_random_searches_equal_the_reference(settings, workers):
     scored = settings.pop('scored', False)
     config = search.Config(**{'candidates': 4, **settings})
     score = random_score if scored else None
-    expander = search.Scripted(random_texts, score, trees=64)
+    expander = search.scripted(random_texts, score, trees=64)
     records = list(search.run(_problems(200), expander=expander, config=config, workers=workers))
     assert sorted(r.key for r in records) == [(i, 0) for i in range(200)]
 
@@ -137,7 +137,7 @@ def _grow(workers, script, score=None, truth='1', **settings):
         for i, question in enumerate(('wrong', 'q', 'stuck'))
     ]
     records = search.run(
-        problems, expander=search.Scripted(texts, score), config=config, workers=workers
+        problems, expander=search.scripted(texts, score), config=config, workers=workers
     )
     return {r.problem['question']: r for r in records}['q']
 
@@ -353,7 +353,7 @@ def test_a_policy_that_writes_no_mark_is_found_out_after_the_first_trees(workers
         return ['', 'The answer is', 'x = (', 'y'][:n]
 
     config = search.Config(rollouts=2, candidates=4)
-    expander = search.Scripted(texts, trees=4)
+    expander = search.scripted(texts, trees=4)
     records = search.run(_problems(100), expander=expander, config=config, workers=workers)
     message = (
         "^search: of the first 32 candidates none ends in a mark .*; the first is ''.*few_shot"
@@ -364,7 +364,7 @@ def test_a_policy_that_writes_no_mark_is_found_out_after_the_first_trees(workers
 
     # One mark is enough, and so is a tree that grows without any.
     for good in ('x = 1\n<end_of_step>', 'x = 1', 'It is \\boxed{7}'):
-        expander = search.Scripted(lambda q, p, n, good=good: [good if q == 'q1' else ''] * n)
+        expander = search.scripted(lambda q, p, n, good=good: [good if q == 'q1' else ''] * n)
         records = search.run(_problems(30), expander=expander, config=config, workers=workers)
         assert len(list(records)) == 30
 
@@ -384,7 +384,7 @@ def test_a_problem_is_done_when_its_answers_agree(workers):
         config = search.Config(
             rollouts=1, candidates=1, max_depth=2, use_ground_truth=False, agree=agree
         )
-        expander = search.Scripted(texts, trees=8 if agree else 1)
+        expander = search.scripted(texts, trees=8 if agree else 1)
         records = search.run(
             [{**problem, 'job': 7} for problem in _problems(2)],  # a field like any other
             expander=expander,
@@ -401,7 +401,7 @@ def test_a_problem_is_done_when_its_answers_agree(workers):
 def test_what_others_have_sampled_behind_an_answer_is_not_spent(workers):
     """How far they come until it is known depends on what else is searched."""
 
-    class Sampled(search.Scripted):
+    class Sampled(search.scripted):
         in_vain = 0  # tokens of each candidate behind the first answer
 
         def collect(self, running):
@@ -447,7 +447,7 @@ def test_a_tree_ends_when_its_answers_agree(workers):
     sizes = []
     for agree in (0, 2):
         config = search.Config(agree=agree, **settings)
-        expander = search.Scripted(texts)
+        expander = search.scripted(texts)
         (record,) = search.run(_problems(1), expander=expander, config=config, workers=workers)
         sizes.append(len(record.texts))
     assert sizes == [11, 5]  # two of each expansion; the second one brings the second answer
@@ -456,7 +456,7 @@ def test_a_tree_ends_when_its_answers_agree(workers):
 def test_puct_goes_by_how_likely_a_token_of_a_step_is(workers):
     """Of a step of many tokens each may be likelier than those of a short one."""
 
-    class Likely(search.Scripted):
+    class Likely(search.scripted):
         said: dict[str, tuple[float, int]]
 
         def collect(self, running):

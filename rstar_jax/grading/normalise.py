@@ -40,6 +40,8 @@ _PER = re.compile(  # \text{km} / h
 _SPACES = re.compile(r'\\[,;:! ]|\\q?quad(?![a-zA-Z])|(?<!\\)~|\\(?:hspace|phantom)\{[^{}]*\}')
 _COMPLEX = re.compile(r'(\(?-?[\d.]+[-+][\d.]+)j(\)?)')
 _CALLED = re.compile(r'(\\(?:sqrt|cbrt)|\^|(?<![\\a-zA-Z])[Aa]bs)\s*\(')
+_TAKES = re.compile(r'\\frac(?![a-zA-Z])|\\sqrt(?![a-zA-Z])(\s*\[[^\]]*\])?')
+_ATOM = re.compile(r'\\[a-zA-Z]+|.')
 _GROUPED = re.compile(r'(?<![\d.,])\d{1,3}(?:,\d{3})+(?!\d|,\d)')
 _SPACED = re.compile(r'(?<![\d.^_])\d{1,3}(?: \d{3})+(?![\d/])')
 _DEGREES = r'\s*(?:\^\s*\{?\s*\\(?:circ|degree)(?![a-z])\s*\}?|\\degree(?![a-z]))'
@@ -170,13 +172,14 @@ def _functions(text: str) -> str:
         text,
     )
     text = re.sub(r'\^\s*(-(?:[\d.]*\d|[a-zA-Z]))', r'^{\1}', text)
-    while (start := _CALLED.search(text)) is not None:
-        end = closing(text, start.end() - 1)
-        if end < 0:
+    ends, chars = _closings(text, '([{', ')]}'), list(text)
+    for start in _CALLED.finditer(text):
+        end = ends.get(start.end() - 1)
+        if end is None:
             break
-        left, right = ('|', '|') if start[1].endswith('bs') else (f'{start[1]}{{', '}')
-        text = f'{text[: start.start()]}{left}{text[start.end() : end]}{right}{text[end + 1 :]}'
-    return re.sub(r'\s*\*\s*', r'\\cdot ', text)
+        left, chars[end] = ('|', '|') if start[1].endswith('bs') else (f'{start[1]}{{', '}')
+        chars[start.start() : start.end()] = [left] + [''] * (len(start[0]) - 1)
+    return re.sub(r'\s*\*\s*', r'\\cdot ', ''.join(chars))
 
 
 def closing(text: str, start: int) -> int:
@@ -193,39 +196,45 @@ def closing(text: str, start: int) -> int:
     return -1
 
 
+def _closings(text: str, opening: str, closing: str) -> dict[int, int]:
+    """The index of the bracket that closes it for each that is closed; in one pass."""
+    ends, open_ = {}, []
+    for index, char in enumerate(text):
+        if char in opening:
+            open_.append(index)
+        elif char in closing and open_:
+            ends[open_.pop()] = index
+    return ends
+
+
 def _arguments(text: str) -> str:
     """Braces around the bare arguments of `\\frac` and `\\sqrt`, and the spaces before them away."""  # noqa: E501
-    out, index = [], 0
+    ends = _closings(text, '{', '}')
+    out, index, wanted = [], 0, 0
+    inside: list[tuple[int, int]] = []  # of an argument in braces: its end, how many follow it
     while index < len(text):
-        match = re.match(r'\\frac(?![a-zA-Z])|\\sqrt(?![a-zA-Z])(\s*\[[^\]]*\])?', text[index:])
-        if not match:
-            out.append(text[index])
+        char = text[index]
+        if wanted and char == ' ':
             index += 1
-            continue
-        out.append(re.sub(r'\s', '', match[0]))
-        index += match.end()
-        for _ in range(2 if match[0] == '\\frac' else 1):
-            while index < len(text) and text[index] == ' ':
+        elif wanted and char == '{' and index in ends:
+            inside.append((ends[index], wanted - 1))
+            out.append(char)
+            index, wanted = index + 1, 0
+            while text[index] == ' ':
                 index += 1
-            if index >= len(text) or text[index] == '{':
-                end = _brace(text, index)
-                if end < 0:
-                    break
-                out.append(f'{{{_arguments(text[index + 1 : end]).strip()}}}')
-                index = end + 1
-            else:
-                atom = re.match(r'\\[a-zA-Z]+|.', text[index:])[0]
-                if atom in (')', ']', '}', ',', '\x00'):
-                    break
-                out.append(f'{{{atom}}}')
-                index += len(atom)
+        elif wanted and char not in '{)]},\x00':
+            atom = _ATOM.match(text, index)[0]
+            out.append(f'{{{atom}}}')
+            index, wanted = index + len(atom), wanted - 1
+        elif inside and index == inside[-1][0]:
+            while out[-1] == ' ':
+                out.pop()
+            out.append(char)
+            index, wanted = index + 1, inside.pop()[1]
+        elif match := _TAKES.match(text, index, inside[-1][0] if inside else len(text)):
+            out.append(re.sub(r'\s', '', match[0]))
+            index, wanted = match.end(), 2 if match[0] == '\\frac' else 1
+        else:
+            out.append(char)
+            index, wanted = index + 1, 0
     return ''.join(out)
-
-
-def _brace(text: str, start: int) -> int:
-    depth = 0
-    for index in range(start, len(text)):
-        depth += (text[index] == '{') - (text[index] == '}')
-        if depth == 0:
-            return index
-    return -1

@@ -1,12 +1,13 @@
 """Equivalence of answers: what is plain, what needs sympy, what must not hang."""
 
+import time
 from concurrent.futures import Future
 
 import pytest
 
 from rstar_jax import grading
 from rstar_jax.errors import UserError
-from rstar_jax.grading import judge, plain
+from rstar_jax.grading import judge, normalise, plain
 
 
 @pytest.fixture(scope='module')
@@ -277,3 +278,13 @@ def test_module_functions():
     assert grading.equivalent_many(pairs) == [True, True, False]
     assert grading.equivalent('1/2', ['3', '0.5'])
     assert grading.classes(['1', '1.0', 'one', 'won']) == [0, 0, 0, 1]
+
+
+def test_garbage_is_cleaned_in_a_moment():
+    """In the main process, where nothing bounds it; its search waits meanwhile."""
+    began = time.process_time()
+    for part, end in (('^(', ')'), (r'\sqrt(', ')'), (r'\frac{', '}'), (r'\sqrt()', '')):
+        count = 6000 // len(part + end)
+        for text in (part * count + end * count, part * (6000 // len(part))):
+            assert len(normalise.clean(text)) >= 4000
+    assert time.process_time() - began < 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import io
 import random
@@ -102,20 +103,19 @@ def warm() -> None:
 
 
 def _seed_generators() -> None:
-    """Same program, same random numbers: also where it asks for a generator without a seed."""
+    """Same program, same random numbers: also of a generator that it makes without a seed."""
     import numpy
 
+    unseeded = random.Random.seed
+
+    @functools.wraps(unseeded)
+    def seed(self, a=None, version=2):
+        unseeded(self, 0 if a is None else a, version)
+
+    random.Random.seed, random.seed = seed, functools.partial(seed, random._inst)
+    numpy.random.bit_generator.randbits = lambda bits: 0  # what numpy seeds with, left to itself
     random.seed(0)
     numpy.random.seed(0)
-    unseeded = numpy.random.default_rng
-    if not getattr(unseeded, 'seeded', False):
-
-        def default_rng(seed=None):
-            return unseeded(0 if seed is None else seed)
-
-        default_rng.__doc__ = unseeded.__doc__
-        default_rng.seeded = True
-        numpy.random.default_rng = default_rng
 
 
 def handle(job: dict) -> bytes:

@@ -65,14 +65,18 @@ class WorkerDied(Exception):
 
 
 class _Worker:
-    """One worker process and the socket to it; used by one thread only."""
+    """One worker process and the socket to it; used by one thread only.
+
+    Raises:
+      WorkerDied: it cannot be started, or ended at once; nothing of it is left.
+    """
 
     def __init__(
         self, handler: str, jobs_per_child: int, isolation: str, limits: Limits, base: str
     ) -> None:
         self.scratch = tempfile.mkdtemp(dir=base)
         ours, theirs = socket.socketpair()
-        self.socket = ours
+        self.socket, self.process = ours, None
         path = [entry for entry in sys.path if entry] + [os.getcwd()] * ('' in sys.path)
         boot = _BOOT.format(path=[_root(), *path])
         environment = {
@@ -87,15 +91,6 @@ class _Worker:
             'MKL_NUM_THREADS': '1',
             'SYMPY_CACHE_SIZE': 'None',  # a bounded cache writes to memory at every look-up
         }
-        with theirs:
-            self.process = subprocess.Popen(
-                [sys.executable, '-c', boot, str(theirs.fileno()), str(os.getpid())],
-                pass_fds=[theirs.fileno()],
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                start_new_session=True,
-            )
         settings = {
             'handler': handler,
             'jobs_per_child': jobs_per_child,
@@ -104,7 +99,20 @@ class _Worker:
             'scratch': self.scratch,
             'environment': environment,
         }
-        self.socket.sendall(wire.frame(settings))
+        try:
+            with theirs:
+                self.process = subprocess.Popen(
+                    [sys.executable, '-c', boot, str(theirs.fileno()), str(os.getpid())],
+                    pass_fds=[theirs.fileno()],
+                    env=environment,
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    start_new_session=True,
+                )
+            self.socket.sendall(wire.frame(settings))
+        except OSError as error:
+            self.stop(0)
+            raise WorkerDied(f'no worker starts: {error}') from error
         self.layers, self.missing = None, []
 
     def await_start(self) -> None:
@@ -145,11 +153,12 @@ class _Worker:
     def stop(self, seconds: float = CLOSE_SECONDS) -> None:
         """End the worker, by force after `seconds`, and remove its scratch folder."""
         self.socket.close()
-        try:
-            self.process.wait(seconds)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
+        if self.process is not None:
+            try:
+                self.process.wait(seconds)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
         shutil.rmtree(self.scratch, ignore_errors=True)
 
 
@@ -274,16 +283,18 @@ class Workers:
 
     def _start(self) -> _Worker:
         for attempt in range(STARTS):
-            worker = _Worker(*self._spawn, self._base)
-            with self._lock:
-                self._live.add(worker)
-            if self._closed:
-                worker.hang_up()
+            worker = None
             try:
+                worker = _Worker(*self._spawn, self._base)
+                with self._lock:
+                    self._live.add(worker)
+                if self._closed:
+                    worker.hang_up()
                 worker.await_start()
                 break
             except WorkerDied:
-                worker.stop(0)
+                if worker is not None:
+                    worker.stop(0)
                 if self._closed or attempt == STARTS - 1:
                     raise
                 time.sleep(0.2)

@@ -142,7 +142,9 @@ def test_the_same_program_says_the_same_in_every_worker():
     program = (
         'import random, numpy\n'
         'print(random.random(), numpy.random.rand(), numpy.random.default_rng().random(),'
-        ' {"a", "bc", "def"}, hash("rstar"))'
+        ' {"a", "bc", "def"}, hash("rstar"), random.Random().random(), end=" ")\n'
+        'random.seed(); numpy.random.seed()\n'
+        'print(random.random(), numpy.random.rand(), numpy.random.RandomState().rand())'
     )
     outputs = set()
     for _ in range(2):
@@ -209,6 +211,37 @@ def test_a_lost_worker_is_replaced(caplog):
         assert run(pool, 'print(1)').output == '1'
         os.kill(max(family(os.getpid())), signal.SIGKILL)  # the worker's innermost process
         assert run(pool, 'print(2)').output == '2'
+
+
+@pytest.mark.parametrize('fault', ['no process', 'it ends at once'])
+def test_a_worker_that_does_not_start_is_tried_again(monkeypatch, fault):
+    started, popen = [], subprocess.Popen
+
+    def start(command, **options):
+        started.append(None)
+        if len(started) == 1 and fault == 'no process':
+            raise BlockingIOError('Resource temporarily unavailable')
+        if len(started) > 1:
+            return popen(command, **options)
+        started[0] = popen([sys.executable, '-c', ''], **options)
+        os.waitid(os.P_PID, started[0].pid, os.WEXITED | os.WNOWAIT)
+        return started[0]
+
+    monkeypatch.setattr(workers.subprocess, 'Popen', start)
+    with execution.Pool(workers=1, limits=LIMITS) as pool:
+        assert run(pool, 'print(1)').output == '1'
+        assert len(started) == 2
+        assert started[0] is None or started[0].returncode == 0
+        assert len(os.listdir(pool._workers._base)) == 1
+
+
+def test_a_worker_that_never_starts_is_told(monkeypatch):
+    monkeypatch.setattr(workers.subprocess, 'Popen', lambda *_, **__: os.stat('/nowhere/at/all'))
+    before = os.listdir('/dev/fd')
+    with execution.Pool(workers=1, limits=LIMITS) as pool:
+        with pytest.raises(workers.WorkerDied, match='no worker starts: .*/nowhere/at/all'):
+            run(pool, 'print(1)')
+        assert len(os.listdir('/dev/fd')) == len(before)
 
 
 def test_run_many_keeps_the_order():

@@ -128,7 +128,8 @@ class Grader:
 def _odd(text: str) -> bool:
     """Forms that may equal one of another outer form: relations, intervals, tuples, matrices."""
     return any(
-        mark in text for mark in ('<', '>', '=', '\\le', '\\ge', '[', ']', ',', '\\infty', 'matrix')
+        mark in text
+        for mark in ('<', '>', '=', '\\le', '\\ge', '[', ']', ',', '\\infty', 'matrix', 'mathbb')
     )
 
 

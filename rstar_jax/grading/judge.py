@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import importlib
+import itertools
 import logging
 import re
 
@@ -285,11 +286,40 @@ def same_values(a, b, one=None, two=None) -> bool | None:
         if x is None or y is None:
             continue
         if not close(x, y):
-            return False
+            return _same_where_real(a, b)
         if point in _REAL and not 1 / _PLENTY < abs(x) < _PLENTY and not _equal_exactly(a, b, at):
             return False
         agreed += 1
     return True if agreed >= 2 else None
+
+
+def _same_where_real(a, b) -> bool:
+    """Whether \\sqrt{a}\\sqrt{b} is \\sqrt{ab}: by values where all is real, else by squares.
+
+    Roots of other numbers may differ in their sign alone, which the fixed points take for other.
+    """
+    from sympy import Function, I, Pow
+
+    inside = a.atoms(Pow, Function) | b.atoms(Pow, Function)
+    rooted = [one for one in inside if one.is_Pow and one.free_symbols and 2 * one.exp % 2 == 1]
+    names = sorted({symbol.name for symbol in a.free_symbols | b.free_symbols})
+    if not rooted or len(names) > 4 or a.has(I) or b.has(I):
+        return False
+    agreed = 0
+    for scale, *signs in itertools.product((1, 30, 1000), *[(1, -1)] * len(names)):
+        sign = dict(zip(names, signs, strict=True))
+        at = {
+            symbol: scale * sign[symbol.name] * place
+            for symbol, place in (places(a, 0) | places(b, 0)).items()
+        }
+        values = [value(one, at) for one in (a, b)]
+        if None in values:
+            continue
+        real = not any(one is None or one.imag for one in (value(part, at) for part in inside))
+        if not (close(*values) if real else close(*(one * one for one in values))):
+            return False
+        agreed += real
+    return agreed >= 2
 
 
 def _equal_exactly(a, b, at: dict) -> bool:

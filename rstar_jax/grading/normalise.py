@@ -11,7 +11,7 @@ _UNICODE = {
     '∩': r'\cap ', '∈': r'\in ', '±': r'\pm ', '°': r'^\circ ', '′': "'", 'θ': r'\theta ',
     'α': r'\alpha ', 'β': r'\beta ', 'γ': r'\gamma ', 'φ': r'\phi ', 'λ': r'\lambda ',
     'ω': r'\omega ', '∅': r'\emptyset ', '∖': r'\setminus ', 'ℝ': r'\mathbb{R}', '“': '"',
-    '”': '"', '’': "'", '≈': r'\approx ', '⁄': '/',
+    '”': '"', '’': "'", '≈': r'\approx ', '⁄': '/', '≡': r'\equiv ', '¢': r'\text{cent}',
 }  # fmt: skip
 _FRACTION_CHAR = re.compile('[¼-¾⅐-⅞]')
 _RAISED = '⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺', '0123456789-+'
@@ -37,6 +37,15 @@ _PER = re.compile(  # \text{km} / h
     r'(?<=[\d\s}])\\text\{([A-Za-z ]+)\}\s*/\s*'
     r'(?:\\text\{([A-Za-z ]+)\}|([A-Za-z]{1,3})(?![A-Za-z]))'
 )
+_UNIT_FRACTION = re.compile(  # 30 \frac{\text{km}}{\text{h}}
+    r'(?<=[\d\s}])\\frac\{\s*(\\text\{[A-Za-z ]+\})\s*\}'
+    r'\{\s*((?:\\text\{[A-Za-z ]+\}|[A-Za-z]{1,3})\s*(?:\^\s*\{?\d\}?)?)\s*\}'
+)
+_BASE = re.compile(r'_\{?\s*(?:\\text\{(\w+)\}|\((\d+)\)|(?<=\{)([a-z]+))\s*\}?')
+_DOTTED = re.compile(r'(?<=\.)(\d*)(\\dot\s*(?:\{\d\}|\d)(?:\d*\\dot\s*(?:\{\d\}|\d))*)')
+_TIMES = re.compile(r'(?<![\w.^])([\d.]+)\s*[xX]\s*(?=10\s*\^)')
+_CHOOSE = re.compile(r'(?<![a-zA-Z}])\{([^{}]*)\\choose(?![a-z])([^{}]*)\}')
+_REALS = re.compile(r'(?:\\text\{)?(?:the )?(?:set of )?all real(?:s| numbers?)\}?', re.IGNORECASE)
 _SPACES = re.compile(r'\\[,;:! ]|\\q?quad(?![a-zA-Z])|(?<!\\)~|\\(?:hspace|phantom)\{[^{}]*\}')
 _COMPLEX = re.compile(r'(\(?-?[\d.]+[-+][\d.]+)j(\)?)')
 _CALLED = re.compile(r'(\\(?:sqrt|cbrt)|\^|(?<![\\a-zA-Z])[Aa]bs)\s*\(')
@@ -77,12 +86,15 @@ def clean(raw: object) -> str:
     text = re.sub(r'\\(?:lvert|rvert|vert|mid)(?![a-z])', '|', text)
     text = re.sub(r'\\(?:ast|star)(?![a-z])', '*', text).replace('**', '^')
     text = re.sub(r'\\langle(?![a-z])', '(', re.sub(r'\\rangle(?![a-z])', ')', text))
+    text = re.sub(r'\\lg(?![a-z])', r'\\log_{10}', re.sub(r'\\colon(?![a-z])', ':', text))
+    text = re.sub(r'\\cents?(?![a-z])', r'\\text{cent}', _CHOOSE.sub(r'\\binom{\1}{\2}', text))
+    text = _DOTTED.sub(lambda m: rf'{m[1]}\overline{{{re.sub(r"[^0-9]", "", m[2])}}}', text)
     text = re.sub(r'^\s*\\approx(?![a-z])', '', re.sub(r'\\\{\s*\\\}', r'\\emptyset', text))
     text = _ANGLE.sub(lambda m: rf'{m[1]}(\frac{{{m[2] or m[3] or m[4]}\pi}}{{180}})', text)
     text = re.sub(_DEGREES, r' \\text{deg}', text)
     text = re.sub(rf'{_TEXT}\s*\{{([^{{}}]*)\}}', _text, text)
-    text = _PER.sub(r'\\text{\1/\2\3}', text)
-    text = re.sub(r'_\{?\s*(?:\\text\{(\d+)\}|\((\d+)\))\s*\}?', r'_{\1\2}', text)
+    text = _PER.sub(r'\\text{\1/\2\3}', _UNIT_FRACTION.sub(r'\1/\2', text))
+    text = _TIMES.sub(r'\1\\times ', _BASE.sub(_base, text))
     text = re.sub(r'^\\text\{([^{}]*\d[^{}]*)\}$', r'\1', text.strip())
     text = re.sub(r'(?:(?<=[\d)}])\s+|,\s*)(?:and|or)\s+(?=[-\d\\(a-z])', ', ', text)
     text = _SCALED.sub(lambda match: rf'\times 10^{{{_SCALES[match[2]]}}} {match[1] or ""}', text)
@@ -93,6 +105,7 @@ def clean(raw: object) -> str:
     if text.endswith('.') and not text.endswith('..'):
         text = text[:-1].strip()
     text = _BUILT.sub(r'\2', text) if _BUILT.fullmatch(text) else text
+    text = _REALS.sub(r'\\mathbb{R}', text) if _REALS.fullmatch(text) else text
     return _spelled(text) or text.replace('\x00', '\\\\').strip()
 
 
@@ -134,22 +147,40 @@ def _text(match: re.Match) -> str:
     lone = inside.lower()
     if lone in ('or', 'and'):
         return ','
+    if re.fullmatch(r'\\?[$£€%]', inside):
+        return inside
     if re.fullmatch(r'[A-Za-z]', inside) and not match.group(0).startswith(('\\text', '\\mbox')):
         return f' {inside} '
     return rf'\text{{{inside}}}' if inside else ' '
 
 
+def _base(match: re.Match) -> str:
+    """1011_{\\text{two}} as 1011_{2}."""
+    base = match[1] or match[2] or match[3]
+    base = base if base.isdigit() else _spelled(base)
+    return f'_{{{base}}}' if base else match[0]
+
+
 def _spelled(text: str) -> str:
-    """'18' for 'eighteen'; '' for what is no whole number below 100 in words."""
+    """'18' for 'eighteen', '1205' for 'one thousand two hundred and five'; '' for other texts."""
     words = text.removeprefix('\\text{').removesuffix('}').lower().replace('-', ' ').split()
-    if len(words) == 1 and words[0] in _SMALL:
-        return str(_SMALL.index(words[0]))
-    if not words or words[0] not in _TENS:
-        return ''
-    value = 10 * (2 + _TENS.index(words[0]))
-    if len(words) == 2 and words[1] in _SMALL[1:10]:
-        return str(value + _SMALL.index(words[1]))
-    return str(value) if len(words) == 1 else ''
+    if words == ['zero']:
+        return '0'
+    total, part, scale = 0, 0, 15  # part: what is below the scale that comes next
+    for index, word in enumerate(words):
+        small, rest = word in _SMALL and _SMALL.index(word), part % 100
+        if small and (not rest or (small < 10 and rest > 19 and not rest % 10)):
+            part += small
+        elif word in _TENS and not rest:
+            part += 10 * (2 + _TENS.index(word))
+        elif word == 'hundred' and 0 < part < 100:
+            part *= 100
+        elif 2 < _SCALES.get(word, 0) < scale and part:
+            scale = _SCALES[word]
+            total, part = total + part * 10**scale, 0
+        elif word != 'and' or not index or words[index - 1] not in _SCALES or words[-1] == word:
+            return ''
+    return str(total + part or '')
 
 
 def _scalar(text: str) -> bool:

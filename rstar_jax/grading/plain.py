@@ -28,6 +28,10 @@ _UNITS = {
     'h': 'h', 'day': 'day', 'week': 'week', 'month': 'month', 'year': 'year', 'mph': 'mile/h',
     'am': 'am', 'a m': 'am', 'pm': 'pm', 'p m': 'pm',
 }  # fmt: skip
+_MODULO = re.compile(  # 5 \pmod{7}, 5 (\bmod 7), 5 \text{(mod 7)}
+    r'\s*(?:\\pmod\s*\{?\s*(\w+)\s*\}?|\(\s*(?:\\[bp]?mod|\\text\{mod\}|mod)\s*\{?(\w+)\}?\s*\)|'
+    r'\\text\{\(mod (\w+)\)\})$'
+)
 _CURRENCY = {'$': '$', '£': 'pound', '€': 'euro', '¥': 'yen'}
 _HYPHEN = re.compile(r'(?<=[A-Za-z]{3})-(?=[A-Za-z])|(?<=[A-Za-z])-(?=[A-Za-z]{3})')
 _CAPITALS = re.compile('[A-Z]{2,}')
@@ -66,12 +70,15 @@ class Number:
 
 @_kept
 def split_unit(text: str) -> tuple[str, str]:
-    """(value, unit) of a cleaned scalar: currency signs, percent, degrees, units in words.
+    """(value, unit) of a cleaned scalar: currency signs, percent, degrees, units in words, moduli.
 
     The unit is one canonical spelling ('' if none, '?' plus the words where unknown).
     """
     unit = ''
     text = text.strip()
+    match = _MODULO.search(text)
+    if match:
+        return text[: match.start()], f'mod {match[1] or match[2] or match[3]}'
     match = re.match(r'([+-]?)\s*\\?([$£€¥])\s*(?=[\d.\\])', text)
     if match:
         unit, text = _CURRENCY[match[2]], match[1] + text[match.end() :]
@@ -208,6 +215,7 @@ def words(text: str) -> str | None:
     wordy = inside or _CAPITALS.fullmatch(plain) or plain.lower() == 'no'
     plain = ' '.join(re.sub(r'[\s.,;:!?"\'_()\[\]]+', ' ', plain.lower()).split())
     plain = re.sub(r'^(?:an?|the) (?=\w{3})', '', plain)
+    plain = plain.removesuffix('s') if plain.startswith('no ') else plain
     return plain if plain and (wordy or re.search(r'[a-z]{3}', plain)) else None
 
 

@@ -11,7 +11,9 @@ _MATRIX = re.compile(
     r'\\begin\{([pbB]?matrix|array|smallmatrix)\}(?:\{[^}]*\})?(.*)\\end\{\1\}', re.S
 )
 _NAME = r'(?:[A-Za-z]|\\[a-zA-Z]+)(?:_\{?[A-Za-z0-9]+\}?)?'
-_ASSIGN = re.compile(rf'\s*({_NAME}(?:\([A-Za-z, ]*\))?)\s*(?:=|\\in(?![a-z]))\s*([^=<>]+)$')
+_ASSIGN = re.compile(
+    rf'\s*({_NAME}(?:\([A-Za-z, ]*\))?)\s*(?:=|\\(?:in|equiv)(?![a-z]))\s*([^=<>]+)$'
+)
 
 
 @dataclass(frozen=True)

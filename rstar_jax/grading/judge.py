@@ -18,6 +18,8 @@ _POINTS = 3
 _REAL = (0, 1)  # points where sympy takes as many digits as a difference needs
 _PLENTY = 1e6  # of values beyond it, or below its inverse, `close` may miss a term or a factor
 _DIGITS = 25
+_ALL = 400  # digits, of values that sympy has in full
+_SAME = 1e-300
 _CLOSE = 1e-9
 _NOTHING = 1e-60  # what sympy leaves of a difference of equal numbers, with its 100 digits
 _LARGE = 1e9  # from here on, whole numbers that differ may be as close as that
@@ -324,9 +326,7 @@ def _same_where_real(a, b) -> bool:
 
 def _equal_exactly(a, b, at: dict) -> bool:
     """Whether two values that are close are equal, where no rounded number is in them."""
-    from sympy import Float, Integral, Product, Sum
-
-    if any(one.has(Float, Integral, Product, Sum) for one in (a, b)):
+    if _rounded(a) or _rounded(b):
         return True
     gap = value(a - b, at)
     return gap is None or abs(gap) < _NOTHING * max(1, abs(value(a, at)), abs(value(b, at)))
@@ -385,9 +385,32 @@ def relation(a: str, b: str) -> bool:
                 continue
             ratios.append(x / y)
         if len(ratios) >= 2 and first.free_symbols == second.free_symbols:
-            return all(close(ratio, ratios[0]) for ratio in ratios)
+            return all(close(ratio, ratios[0]) for ratio in ratios) and _in_ratio(first, second)
         return False
     return symbolic(a, b)
+
+
+def _in_ratio(first, second) -> bool:
+    """Whether two expressions whose ratio seems to be constant have it in all digits."""
+    values = [_digits(one, places(one, point)) for point in _REAL for one in (first, second)]
+    if None in values:
+        return True
+    one, other = values[0] * values[3], values[1] * values[2]
+    return bool(abs(one - other) <= _SAME * max(abs(one), abs(other)))
+
+
+def _digits(expression, at: dict):
+    """A real value with `_ALL` digits; None where there is none, or a rounded number is in it."""
+    if _rounded(expression):
+        return None
+    found = expression.evalf(_ALL, subs=at)
+    return found if found.is_Float else None
+
+
+def _rounded(expression) -> bool:
+    from sympy import Float, Integral, Product, Sum
+
+    return expression.has(Float, Integral, Product, Sum)
 
 
 def symbolic(a: str, b: str) -> bool:
@@ -440,7 +463,18 @@ def _leaf_key(text: str) -> str:
     values = [value(expression, places(expression, point)) for point in range(_POINTS)]
     if sum(one is not None for one in values) < 2:
         return f'raw:{text}{unit}'
-    return f'f:{",".join("?" if one is None else _short(one) for one in values)}{unit}'
+    from sympy import Float, Rational
+
+    # A decimal is a fraction here: 0.1x and x/10 have one key.
+    fractions = expression.xreplace({one: Rational(str(one)) for one in expression.atoms(Float)})
+    exact = [
+        _digits(fractions, places(fractions, point))
+        if one and point in _REAL and abs(one) >= _LARGE
+        else None
+        for point, one in enumerate(values)
+    ]
+    shown = ('?' if one is None else _short(one, all_) for one, all_ in zip(values, exact))
+    return f'f:{",".join(shown)}{unit}'
 
 
 def _short(number: complex, exact=None) -> str:

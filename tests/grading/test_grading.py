@@ -137,6 +137,8 @@ def grader():
         (r'x\sqrt{x}', r'\sqrt{x^3}'),
         (r'\sqrt{x-5}\sqrt{x-6}', r'\sqrt{(x-5)(x-6)}'),
         (r'\sqrt{(x-100)^2}', '|x-100|'),
+        (r'3\cdot 10^{20}x^2+3y^2=3', '10^{20}x^2+y^2=1'),
+        (r'\sqrt{2}x+2y=0', r'x+\sqrt{2}y=0'),
     ],
 )
 def test_equivalent_both_ways(grader, answer, truth):
@@ -234,6 +236,8 @@ def test_equivalent_both_ways(grader, answer, truth):
         (r'\sqrt{x^2-2x+1}', '1-x'),
         (r'\sqrt{-1-x^2}', r'-\sqrt{-1-x^2}'),
         (r'\sqrt{x^2}\sqrt{y^2}\sqrt{z^2}', 'xyz'),
+        ('y+10^{-20}x=0', r'y+2\cdot 10^{-20}x=0'),
+        ('10^{20}x^2+y^2=1', '10^{20}x^2+2y^2=1'),
     ],
 )
 def test_not_equivalent(grader, answer, truth):
@@ -268,6 +272,9 @@ def test_classes_of_candidates(grader):
         (['1/3', '0.333333333'], [0, 0]),
         (['1:2:3', '1:3:2', '2:4:6'], [0, 1, 0]),
         (['2^{-100}', '2^{-101}', '0'], [0, 1, 2]),
+        (['n^{100}+1', 'n^{100}+2', '1+n^{99}n', 'n^{100}+1.0'], [0, 1, 0, 0]),
+        (['10^{12}+0.1x', r'10^{12}+\frac{x}{10}', '10^{12}+2x'], [0, 0, 1]),
+        (['y=n^{100}+1', 'y=n^{100}+2', '2y=2n^{100}+2'], [0, 1, 0]),
     ],
 )
 def test_what_is_near_is_not_the_same_class(grader, answers, numbers):

@@ -44,7 +44,7 @@ _UNIT_FRACTION = re.compile(  # 30 \frac{\text{km}}{\text{h}}
 _BASE = re.compile(r'_\{?\s*(?:\\text\{(\w+)\}|\((\d+)\)|(?<=\{)([a-z]+))\s*\}?')
 _DOTTED = re.compile(r'(?<=\.)(\d*)(\\dot\s*(?:\{\d\}|\d)(?:\d*\\dot\s*(?:\{\d\}|\d))*)')
 _TIMES = re.compile(r'(?<![\w.^])([\d.]+)\s*[xX]\s*(?=10\s*\^)')
-_CHOOSE = re.compile(r'(?<![a-zA-Z}])\{([^{}]*)\\choose(?![a-z])([^{}]*)\}')
+_CHOOSE = re.compile(r'(?<![a-zA-Z}])\{((?:(?!\\choose)[^{}])*)\\choose(?![a-z])([^{}]*)\}')
 _REALS = re.compile(r'(?:\\text\{)?(?:the )?(?:set of )?all real(?:s| numbers?)\}?', re.IGNORECASE)
 _SPACES = re.compile(r'\\[,;:! ]|\\q?quad(?![a-zA-Z])|(?<!\\)~|\\(?:hspace|phantom)\{[^{}]*\}')
 _COMPLEX = re.compile(r'(\(?-?[\d.]+[-+][\d.]+)j(\)?)')

@@ -33,7 +33,7 @@ def test_it_takes_what_it_took(call, arguments, named):
 
 def test_a_search_of_texts_gives_trees_that_are_curated():
     def texts(question, prefix, n):
-        return [f'<answer>It is \\boxed{{{i}}}.<end_of_answer>' for i in range(n)]
+        return [f'<answer>{20 * "abc"[i]} \\boxed{{{i}}}.<end_of_answer>' for i in range(n)]
 
     config = search.Config(
         rollouts=2,

@@ -94,7 +94,7 @@ def _expansions(trees: int, count: int, children: int, seed: int) -> list[trees_
 
 def _simulation(tree, expansion, rules):
     """`advance`, but each walk begins at the root."""
-    tree = trees_lib.backup(trees_lib.expand(tree, expansion, rules), expansion)
+    tree = trees_lib.backup(trees_lib.expand(tree, expansion), expansion)
     start = {
         'cursor': jnp.full_like(tree.cursor, trees_lib.ROOT),
         'moves': jnp.full_like(tree.moves, -1),

@@ -131,11 +131,25 @@ def _search(round_: Round, made: set[pathlib.Path]) -> list[str]:
     sources.search_config(round_.config)
     searching_models(round_, made)
     kept, left_out = _split(round_)
-    if not left_out:
+    told = _passed_over(round_)
+    if left_out:
+        told.append(
+            f'data: {len(left_out):,} of {kept + len(left_out):,} problems are left out, as they '
+            f'overlap with {_names(left_out.values())} (--config.data.overlap=0 keeps them)'
+        )
+    return told
+
+
+def _passed_over(round_: Round) -> list[str]:
+    """What is told of a run that begins behind a round whose policy it does not take."""
+    before = round_.before / 'policy'
+    path = sources.searching_path(round_, 'policy')
+    taken = isinstance(path, pathlib.Path) or pathlib.Path(path).absolute() == before.absolute()
+    if taken or not (before / 'done.json').exists():
         return []
     return [
-        f'data: {len(left_out):,} of {kept + len(left_out):,} problems are left out, as they '
-        f'overlap with {_names(left_out.values())} (--config.data.overlap=0 keeps them)'
+        f'round {round_.number}: searches with {path}, as first_round={round_.number} begins with '
+        f'policy.path; with what round {round_.number - 1} trained: --config.policy.path=previous'
     ]
 
 

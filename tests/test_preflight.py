@@ -54,6 +54,24 @@ def test_problems_that_rounds_share_are_read_once(tmp_path, monkeypatch):
     assert read == [1, 3, 2]
 
 
+def test_a_trained_policy_that_is_passed_over_is_told(tmp_path, monkeypatch):
+    monkeypatch.setattr(preflight, 'searching_models', lambda round_, made: None)
+    monkeypatch.setattr(sources, 'split_problems', lambda r: ([], {}, {}))
+    config = configs.default()
+    config.first_round = config.last_round = 2
+
+    def told(path):
+        config.policy.path = str(path)
+        used = Round(configs.for_round(config, 2), tmp_path, 2, Events(None))
+        return preflight.check([(used, 'search')])
+
+    assert told('instruct') == []
+    ledger.write_json(tmp_path / 'round1' / 'policy' / 'done.json', {})
+    (line,) = told('instruct')
+    assert 'round 2: searches with instruct' in line and '--config.policy.path=previous' in line
+    assert told(tmp_path / 'round1' / 'policy') == told('previous') == []
+
+
 def test_built_in_problems_are_made_where_a_benchmark_asks_for_them(tmp_path):
     path = tmp_path / 'sums.json'
     path.write_text('[{"index": 0, "question": "1+1?", "answer": "2"}]')

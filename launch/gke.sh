@@ -9,7 +9,8 @@
 #     bash launch/gke.sh [--dry-run] --config=FILE --workdir=/mnt/rstar/run
 #
 # --dry-run prints the JobSet. Preempted, or lost with a node, the job is started again and goes on;
-# a mistake of the user (exit code 2) ends it.
+# a mistake of the user (exit code 2) ends it. The same command again, with other arguments too,
+# runs the job anew when it has ended.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source launch/_run.sh
@@ -27,6 +28,10 @@ if [[ -n "${TPU:-}" ]]; then
               cloud.google.com/gke-tpu-topology: $TOPOLOGY"
   # GKE tells TPU hosts of each other, and JAX reads that.
   environment="env: []"
+  # All hosts of one slice: a cluster may have several of that topology, each a node pool.
+  annotations="
+  annotations:
+    alpha.jobset.sigs.k8s.io/exclusive-topology: cloud.google.com/gke-nodepool"
 else
   need GPUS "GPUs of a node; or TPU, the accelerator's name"
   resource="nvidia.com/gpu: $GPUS"
@@ -38,6 +43,7 @@ else
                 valueFrom:
                   fieldRef:
                     fieldPath: metadata.annotations['batch.kubernetes.io/job-completion-index']"
+  annotations=""
 fi
 arguments=""
 for argument in "${ARGUMENTS[@]}"; do
@@ -47,7 +53,7 @@ done
 jobset="apiVersion: jobset.x-k8s.io/v1alpha2
 kind: JobSet
 metadata:
-  name: $NAME
+  name: $NAME$annotations
 spec:
   failurePolicy:
     maxRestarts: 100
@@ -93,12 +99,27 @@ spec:
               volumeMounts:
               - name: work
                 mountPath: /mnt/rstar
+              - name: shared-memory
+                mountPath: /dev/shm
             volumes:
+            # A container has 64 MB by itself: too few for NCCL between GPUs without NVLink.
+            - name: shared-memory
+              emptyDir: {medium: Memory}
             - name: work
               persistentVolumeClaim:
                 claimName: $CLAIM"
 if [[ -n "$DRY_RUN" ]]; then
   echo "$jobset"
-else
-  kubectl apply -f - <<<"$jobset"
+  exit
 fi
+# The pods of a JobSet cannot be changed: one that has ended makes room for the next.
+found="$(kubectl get jobset "$NAME" --ignore-not-found \
+  --output='jsonpath={.metadata.name} {.status.conditions[?(@.status=="True")].type}')"
+remove=(kubectl delete jobset "$NAME" --cascade=foreground)
+if [[ "$found" =~ \ (Completed|Failed)( |$) ]]; then
+  "${remove[@]}"
+elif [[ -n "$found" ]]; then
+  echo "error: $NAME has not ended yet: wait for it, or end it by: ${remove[*]}" >&2
+  exit 2
+fi
+kubectl create -f - <<<"$jobset"

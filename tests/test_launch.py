@@ -316,6 +316,35 @@ def test_the_jobset_is_one_by_its_models(kind):
     assert container['args'] == RUN
     names = {variable['name'] for variable in container['env']}
     assert ('JAX_PROCESS_ID' in names) == ('GPUS' in kind)
+    assert ('annotations' in ours['metadata']) == ('TPU' in kind)  # one slice, not two halves
+    mounted = {volume['name'] for volume in job['template']['spec']['volumes']}
+    assert {mount['name'] for mount in container['volumeMounts']} == mounted
+
+
+@pytest.mark.parametrize(
+    ('found', 'done'),
+    [
+        ('', ['create']),
+        ('round1 Completed', ['delete', 'create']),
+        ('round1 StartupPolicyCompleted Failed', ['delete', 'create']),
+        ('round1 ', []),
+        ('round1 StartupPolicyCompleted', []),
+    ],
+)
+def test_a_jobset_that_has_ended_makes_room_for_the_next(tmp_path, found, done):
+    """Its pods cannot be changed: to apply other arguments is refused."""
+    kubectl = f'[[ $1 == get ]] && echo "{found}" || echo "$*" >>{tmp_path}/log'
+    result = start(
+        'gke.sh',
+        *RUN,
+        **dict(NAME='round1', IMAGE='image', CLAIM='disk', HOSTS='4', GPUS='8'),
+        PATH=with_commands(tmp_path, kubectl=kubectl),
+    )
+    log = (tmp_path / 'log').read_text().splitlines() if done else []
+    assert [line.split()[0] for line in log] == done, result.stderr
+    assert result.returncode == (0 if done else 2)
+    ended = 'kubectl delete jobset round1 --cascade=foreground'
+    assert done or (result.stderr.count('\n') == 1 and ended in result.stderr)
 
 
 def test_the_ray_cluster_is_one_by_rays_schema():

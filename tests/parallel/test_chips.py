@@ -32,11 +32,12 @@ def test_others_are_not_known(kind):
     assert chips.find_chip(kind) is None
 
 
-def test_the_table_is_of_bfloat16_and_of_one_chip(monkeypatch):
+def test_the_table_is_of_16_bits_and_of_one_chip(monkeypatch):
     mesh = local_mesh(devices=jax.devices()[:4])
     monkeypatch.setitem(chips.CHIPS, 'cpu', chips.Chip(1.0, 5e9, 1.0))
     monkeypatch.setattr(chips, '_measured', lambda device, dtype: 7e9)
-    assert peak_flops(mesh, 'bfloat16') == 4 * 5e9
+    # GPUs that have no bfloat16 train in float16.
+    assert peak_flops(mesh, 'bfloat16') == peak_flops(mesh, 'float16') == 4 * 5e9
     # The fake devices are one processor.
     assert peak_flops(mesh, 'float32') == 7e9
 
@@ -55,3 +56,10 @@ def test_of_a_gpu_s_memory_jax_takes_a_part(monkeypatch):
     for limit, memory in ((90, 90.0), (110, 100.0), (0, 100.0)):  # 0: it does not say
         monkeypatch.setattr(chips, 'device_bytes', lambda mesh, limit=limit: limit)
         assert chips.here('bfloat16') == chips.Chip(memory, 5e9, 1.0)
+
+
+def test_a_chip_s_products_of_float32_are_measured(monkeypatch):
+    """As of a T4, which searches in float32: its 65 TFLOP/s are of float16."""
+    monkeypatch.setitem(chips.CHIPS, 'cpu', chips.Chip(100.0, 5e9, 1.0))
+    monkeypatch.setattr(chips, '_product', lambda device, dtype: 7e8)
+    assert [chips.here(dtype).flops for dtype in ('float16', 'float32')] == [5e9, 7e8]

@@ -115,7 +115,8 @@ class Place:
             there = {}
         except Exception as error:  # each store has errors of its own
             raise UserError(f'--workdir={self.url}: cannot be read ({_line(error)})') from None
-        there = {path[len(self._root) + 1 :]: about for path, about in there.items()}
+        # Consoles, and stores that are mounted, make an object 'FOLDER/' of each folder.
+        there = {p[len(self._root) + 1 :]: x for p, x in there.items() if not p.endswith('/')}
         known = self._known()
         for name in known.keys() - there.keys():  # deleted there
             if _about(self.folder / name) == known[name]:

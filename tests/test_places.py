@@ -78,6 +78,19 @@ def test_a_run_goes_on_on_another_machine(tmp_path, store):
     assert on_disk(one.folder) == on_disk(two.folder) == held(store)
 
 
+def test_objects_that_stand_for_folders_are_no_files(tmp_path, store, monkeypatch):
+    """As the console of Google Cloud makes them, and gcsfuse; gcsfs lists them."""
+    store.pipe_file('/bucket/run/round1/search/done.json', b'{}')
+    find, folder = MemoryFileSystem.find, {'size': 0, 'type': 'file'}
+    added = {'/bucket/run/': folder, '/bucket/run/round1/': folder, '/bucket/run/round2/': folder}
+    monkeypatch.setattr(MemoryFileSystem, 'find', lambda *a, **k: find(*a, **k) | added)
+    place = places.Place(URL, tmp_path)
+    for _ in range(2):
+        place.pull()
+        place.push(must=True)
+    assert on_disk(tmp_path) == {'round1/search/done.json': b'{}'}
+
+
 def test_what_was_not_pushed_yet_is_kept_and_pushed(tmp_path, store):
     place = places.Place(URL, tmp_path)
     place.pull()

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # A TPU slice by a queued resource, and the job on all of its hosts. Needs gcloud, and a workdir on a
-# disk that all hosts mount (Filestore, or a bucket by gcsfuse).
+# disk that all hosts mount (Filestore, or by gcsfuse a bucket with a hierarchical namespace: in
+# others folders cannot be renamed, as states of trainings are).
 #
 #   NAME=pod ZONE=us-central1-a TYPE=v5litepod-64 RUNTIME=v2-alpha-tpuv5-lite \
 #     bash launch/tpu_queued.sh create [--dry-run] [--spot]

@@ -101,8 +101,8 @@ class Place:
         if parallel.greatest(number) != ledger.read_json(self.folder / SHARED):
             raise UserError(
                 f'--workdir={self.url}: {self.folder} is another folder here than on the first '
-                'process: on several machines mount the store, or set XDG_CACHE_HOME to a folder '
-                'that all see'
+                'process: on several machines name a folder of a disk that all mount, or set '
+                'XDG_CACHE_HOME to one'
             )
 
     def pull(self) -> None:

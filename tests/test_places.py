@@ -487,6 +487,6 @@ def test_the_processes_of_a_run_work_in_one_folder(tmp_path, store, monkeypatch)
     monkeypatch.setattr(places.parallel, 'is_first', lambda: False)
     places.Place(URL, tmp_path / 'one').begin()
     for folder in ('two', 'made'):  # of another machine: nothing there, or what an earlier run left
-        with pytest.raises(UserError, match='is another folder here .* mount the store'):
+        with pytest.raises(UserError, match='is another folder here .* that all mount'):
             places.Place(URL, tmp_path / folder).begin()
     assert numbers[0] > 0 == numbers[-1]

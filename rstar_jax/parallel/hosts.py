@@ -116,6 +116,9 @@ def _found_by_jax(environment: Mapping[str, str], seconds: float) -> dict[str, A
 
     JAX gives each process of SLURM and Open MPI one device. Here a process that is the only one on
     its host has them all.
+
+    Raises:
+      UserError: JAX does not find the others, as without its part for TPUs.
     """
     try:
         from jax._src.clusters import ClusterEnv
@@ -126,7 +129,10 @@ def _found_by_jax(environment: Mapping[str, str], seconds: float) -> dict[str, A
     except (ImportError, AttributeError, TypeError):
         return {}
     if address is None or count is None or number is None:
-        return {}
+        raise UserError(
+            'this is one of several processes, and JAX does not find the others: on TPUs install '
+            f'its part for them (pip install -e ".[tpu]"), elsewhere set {", ".join(OWN)}'
+        )
     found = {'coordinator_address': address, 'num_processes': count, 'process_id': number}
     if devices is None or _alone_on_host(environment):
         return {**found, 'cluster_detection_method': 'deactivate'}

@@ -129,6 +129,11 @@ def test_a_half_set_environment_is_a_user_error(change, message):
         hosts.launch_arguments({**OWN, **change})
 
 
+def test_a_host_of_a_slice_that_lacks_jax_s_part_for_tpus_is_told():
+    with pytest.raises(UserError, match=r'JAX does not find the others: .*\[tpu\].*JAX_PROCESS_ID'):
+        hosts.initialise({'TPU_WORKER_HOSTNAMES': 'a,b'}, 1.0)
+
+
 def test_one_host_has_all_the_work():
     parallel.initialise({})
     parallel.barrier('alone')

@@ -164,3 +164,16 @@ def test_a_worker_for_each_group_of_a_hosts_devices():
     assert groups({'Resources': {'TPU': 4.0, 'CPU': 8.0}}, 1) == [{'resources': {'TPU': 1}}] * 4
     assert groups({'Resources': {'CPU': 8.0}}, 0) == [{'num_cpus': 1}]
     assert groups({'Resources': {}}, 0) == []
+
+
+def test_a_worker_takes_as_much_of_a_gpu_as_a_command():
+    code = (
+        'import os; from rstar_jax import ray_team; '
+        'ray_team._Actor(lambda: (lambda **given: iter(()), 0.0), 1); '
+        'print(os.environ["XLA_CLIENT_MEM_FRACTION"])'
+    )
+    unset = {k: v for k, v in os.environ.items() if not k.endswith('CLIENT_MEM_FRACTION')}
+    told = subprocess.run(
+        [sys.executable, '-c', code], env=unset, cwd=REPOSITORY, capture_output=True, text=True
+    )
+    assert told.stdout == '0.9\n', told.stderr

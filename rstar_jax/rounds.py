@@ -74,6 +74,10 @@ def run(config: ConfigDict, workdir: str, names: Sequence[str]) -> None:
             for number, name in order.rows(config, names)
         ]
 
+        # Where JAX has none of an accelerator it takes the CPU.
+        if parallel.is_first() and config.job.leases != searching.RAY:
+            print(f'devices: {parallel.devices_in_use()}', flush=True)
+
         def after(root: pathlib.Path) -> None:
             report.attempt(root)
             if store:

@@ -122,7 +122,7 @@ def test_a_bootstrap_comes_first_and_an_evaluation_can_come_alone():
     assert order.rows(evaluate, ('eval',)) == [(0, 'eval')]
 
 
-def test_rounds_follow_each_other(tmp_path, monkeypatch):
+def test_rounds_follow_each_other(tmp_path, monkeypatch, capsys):
     """Stages that only say what they were given; the bookkeeping is the real one."""
     seen = []
 
@@ -141,6 +141,7 @@ def test_rounds_follow_each_other(tmp_path, monkeypatch):
     config = configs.load(str(REPOSITORY / 'experiments' / 'self_evolve.py'))
     config.policy.path = 'instruct'
     rounds.run(config, str(tmp_path), ('search', 'sft', 'ppm'))
+    assert capsys.readouterr().out.startswith('devices: cpu (')  # a GPU may be there, unused
     searches = [row for row in seen if row[1] == 'search']
     assert searches == [
         (1, 'search', 'instruct', 'none'),

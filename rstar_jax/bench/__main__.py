@@ -89,12 +89,9 @@ def device_name() -> str:
     """Kind and number of the devices in use; only the processor where the bench needs no jax."""
     if 'jax' not in sys.modules:
         return f'cpu ({os.cpu_count()} cores)'
-    import jax
+    from rstar_jax import parallel
 
-    device = jax.devices()[0]
-    if device.platform == 'cpu':
-        return f'cpu ({os.cpu_count()} cores)'
-    return f'{len(jax.devices())} x {device.device_kind}'
+    return parallel.devices_in_use()
 
 
 def main(arguments: list[str]) -> int:

@@ -1,6 +1,6 @@
 """Meshes, and the launch on several hosts: search is local to a host, training is global."""
 
-from rstar_jax.parallel.chips import has_bfloat16, peak_flops, platform
+from rstar_jax.parallel.chips import devices_in_use, has_bfloat16, peak_flops, platform
 from rstar_jax.parallel.compiled import compile_seconds, keep_compiled
 from rstar_jax.parallel.hosts import (
     barrier,
@@ -32,6 +32,7 @@ __all__ = [
     'compile_seconds',
     'dealt',
     'device_bytes',
+    'devices_in_use',
     'free_bytes',
     'free_port',
     'gathered',

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import math
+import os
 import pathlib
 import re
 import time
@@ -64,6 +65,14 @@ def find_chip(device_kind: str) -> Chip | None:
     words = f'{device_kind} '.replace('-', ' ')
     names = [name for name in CHIPS if words.startswith(f'{name} '.replace('-', ' '))]
     return CHIPS[max(names, key=len)] if names else None
+
+
+def devices_in_use() -> str:
+    """Kind and number of the devices of all processes, in words."""
+    device = jax.devices()[0]
+    if device.platform == 'cpu':
+        return f'cpu ({os.cpu_count()} cores)'
+    return f'{jax.device_count()} x {device.device_kind}'
 
 
 def has_bfloat16() -> bool:

@@ -1,5 +1,7 @@
 """Peaks: the makers' where the chip is known, else measured, of all devices together."""
 
+import types
+
 import jax
 import numpy as np
 import pytest
@@ -30,6 +32,14 @@ def test_a_chip_is_found_by_how_its_kind_begins(kind, tera):
 @pytest.mark.parametrize('kind', ['cpu', 'NVIDIA L40S', 'TPU v9', 'NVIDIA'])
 def test_others_are_not_known(kind):
     assert chips.find_chip(kind) is None
+
+
+def test_the_devices_are_told_in_words(monkeypatch):
+    assert chips.devices_in_use().startswith('cpu (')
+    card = types.SimpleNamespace(platform='gpu', device_kind='Tesla T4')
+    monkeypatch.setattr(jax, 'devices', lambda: [card] * 2)
+    monkeypatch.setattr(jax, 'device_count', lambda: 2)
+    assert chips.devices_in_use() == '2 x Tesla T4'
 
 
 def test_the_table_is_of_16_bits_and_of_one_chip(monkeypatch):

@@ -38,7 +38,7 @@ case "${ARGUMENTS[0]:-}" in
     fi
     until [[ -n "$DRY_RUN" || "$state" == ACTIVE ]]; do
       case "$state" in
-        FAILED | SUSPENDED | SUSPENDING)
+        FAILED | SUSPENDED | SUSPENDING | DELETING)
           echo "error: $NAME is $state: delete it, then create it again" >&2
           exit 1
           ;;

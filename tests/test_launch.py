@@ -198,10 +198,11 @@ def test_hosts_of_a_tpu_slice_are_told_of_each_other_by_metadata(tmp_path, endpo
     assert result.returncode == 2 and 'this is for a host of a TPU slice' in result.stderr
 
 
-def test_a_tpu_slice_that_fails_is_not_waited_for(tmp_path):
+@pytest.mark.parametrize('last', ['FAILED', 'DELETING'])
+def test_a_tpu_slice_that_fails_is_not_waited_for(tmp_path, last):
     """Nor is one that is on its way called failed."""
     states = tmp_path / 'states'
-    states.write_text('ACCEPTED\nPROVISIONING\nFAILED\n')
+    states.write_text(f'ACCEPTED\nPROVISIONING\n{last}\n')
     gcloud = f'[[ "$*" == *describe* ]] && head -1 {states} && sed -i 1d {states} || true'
     result = start(
         'tpu_queued.sh',
@@ -214,7 +215,7 @@ def test_a_tpu_slice_that_fails_is_not_waited_for(tmp_path):
         'waiting for pod (ACCEPTED)',
         'waiting for pod (PROVISIONING)',
     ]
-    assert result.stderr == 'error: pod is FAILED: delete it, then create it again\n'
+    assert result.stderr == f'error: pod is {last}: delete it, then create it again\n'
 
 
 def test_a_slice_that_is_there_is_not_created_again(tmp_path):

@@ -156,7 +156,8 @@ def test_error_is_dropped_and_not_replaced():
     sft, _ = data.curate([one], counts=counts)
     assert [example['response'] for example in sft] == ['b2']
     assert counts['sft_dropped_error'] == counts['sft'] == 1
-    assert responses(tree([('NameError', 0.9, [('1', 1.0, 'right')])])) == ['NameError1']
+    for text, kept in (('NameError', ['NameError1']), ('x_errors', [])):
+        assert responses(tree([(text, 0.9, [('1', 1.0, 'right')])])) == kept
 
 
 def test_trees_of_one_problem_compete():

@@ -129,6 +129,12 @@ def test_best_completion_must_exceed_the_worst():
     # one better completion below a is enough: (0.6 + 1) / 2; one worse below b as well
     assert pairs(tree([(A, 0.6, [*low, ('y', 1.0, 'right')]), (B, 0.0, high)])) != []
     assert pairs(tree([(A, 0.6, low), (B, 0.0, [*high, ('y', -1.0, 'wrong')])])) != []
+    # Means, not sums: below a (0.6 + 1) / 2, below b (0 + 0.9 + 0.9 + 0.9 - 1) / 5. And 0 is not
+    # above 0: (0.6 - 0.8 - 0.8 + 1) / 4, (0 + 1 - 1) / 3.
+    long = [('l', 0.9, high)]
+    assert pairs(tree([(A, 0.6, [('x', 1.0, 'right')]), (B, 0.0, long)])) == [('a', 'b', 1, 1)]
+    low = [('m', -0.8, [('n', -0.8, [('x', 1.0, 'right')])])]
+    assert pairs(tree([(A, 0.6, low), (B, 0.0, [('m', 1.0, [('x', -1.0, 'wrong')])])])) == []
 
 
 def test_equal_q_keeps_the_order_of_expansion():
@@ -171,6 +177,16 @@ def test_final_step_pairs():
     assert texts == [(right, wrong) for right in (B + E, A + C) for wrong in (G + F, A + D)]
     assert {data.pair_weight(p) for p in made} == {0.25}
     assert len(data.curate([one], 'trajectories', trajectory_side=9)[1]) == 3 + 2 * 3
+    # Of equal means (2 / 3) the right one whose lowest value is higher: 0.5 and 0.2.
+    even = tree(
+        [
+            (D, 0.2, [(E, 0.8, [(F, 1.0, 'right')])]),
+            (A, 0.5, [(B, 0.5, [(C, 1.0, 'right')])]),
+            (G, -1.0, 'wrong'),
+        ]
+    )
+    (pair,) = data.curate([even], 'trajectories')[1]
+    assert (pair['pos'], pair['neg']) == (A + B + C, G)
     with pytest.raises(UserError, match='final_step_pairs=both: needs one of steps, t'):
         data.curate([one], 'both')
     with pytest.raises(UserError, match='trajectory_side=0'):
@@ -201,8 +217,10 @@ def test_solutions_of_all_trees_of_a_problem_are_paired():
     assert lengths(right, 4) == lengths(wrong, 4) == []
     halves = tree([('r', 0.5, [('rr', 1.0, 'right')])])  # the third again, in two steps
     assert len(lengths([*right, halves, *wrong], 9)) == 3 * 6
-    malformed = data.curate(right + wrong, 'problem', well_formed=True)[1]
-    assert malformed == []
+    assert data.curate(right + wrong, 'problem', well_formed=True)[1] == []
+    form = '<code>\nprint(5)\n<end_of_code>\n<output>5<end_of_output>\n<answer>5<end_of_answer>'
+    made = data.curate([*right, sample(form, 'right'), *wrong], 'problem', well_formed=True)[1]
+    assert [(p['pos'], p['neg']) for p in made] == [(form, 'w')]
 
 
 def test_steps_are_paired_within_their_tree():

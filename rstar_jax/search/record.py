@@ -180,7 +180,7 @@ class Record:
             tokens=[[] for _ in tags],
             parent=np.array(parent, np.int32),
             visits=visits,
-            value_sum=q_values * visits,
+            value_sum=(q_values * visits).astype(np.float32),
             score=score,
             depth=np.array([t.count('.') for t in tags], np.int32),
             status=np.array(status, np.uint8),

@@ -323,16 +323,21 @@ def test_at_test_time_the_ppm_is_the_reward(grow):
 
 
 def test_records_survive_storage_and_interchange(grow):
-    script = {'': [STEP_A, STEP_B], STEP_A: [RIGHT], STEP_B: [WRONG]}
-    record = grow(script, rollouts=3, score=lambda q, p: 0.125)
+    program = 'print(3)\n<end_of_code>'
+    script = {'': [STEP_A, program], STEP_A: [STEP_B, RIGHT], STEP_A + STEP_B: [RIGHT, WRONG]}
+    script[f'{program}\n<output>3<end_of_output>'] = [WRONG, 'oops\n<end_of_step>']
+    settings = dict(rollouts=4, max_depth=3, answers_kept='all', score=lambda q, p: 0.125)
+    record = grow(script, **settings)
+    assert {Status.ANSWER, Status.CODE_ERRORS} <= {*record.status} and record.outputs[2] == '3'
     again = search.Record.from_bytes(record.to_bytes())
     assert again.to_interchange() == record.to_interchange()
     assert again.tokens == record.tokens and again.correct == record.correct
     back = search.Record.from_interchange(record.to_interchange())
+    assert back.to_interchange() == record.to_interchange()
     order = [record.tags().index(tag) for tag in back.tags()]
-    assert back.texts == [record.texts[i] for i in order]
-    assert back.visits.tolist() == record.visits[order].tolist()
-    assert back.answers == [record.answers[i] for i in order]
+    for name in ('visits', 'value_sum', 'score', 'depth', 'correct'):
+        found, expected = getattr(back, name), np.array(getattr(record, name))[order]
+        np.testing.assert_array_equal(found, expected, name)
 
 
 def test_behind_an_output_a_general_model_goes_on_in_a_new_line(grow):

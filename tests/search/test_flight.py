@@ -14,7 +14,8 @@ from flax import serialization
 from rstar_jax import data, search
 from rstar_jax.data import files
 from rstar_jax.search import flight
-from rstar_jax.search.host import HostTree, Node
+from rstar_jax.search.host import HostTree, Node, Step
+from rstar_jax.steps import marks
 from tests.parallel import processes
 from tests.search import test_engine
 from tests.search.test_scripted import random_score, random_texts
@@ -341,6 +342,19 @@ def test_a_process_whose_leases_others_have_taken_finds_nothing(workers):
     )
     assert list(records) == []
     assert not any(told)
+
+
+def test_what_is_being_sampled_comes_again_and_seconds_go_on(monkeypatch):
+    monkeypatch.setattr(flight.time, 'monotonic', lambda: 100.0)
+    sampled = Node(Step(0, 0, 'x', [], marks.STEP, sampled=5))
+    about = dict(candidates=[sampled, None], sampled=12, spent=7, started=60.0)
+    tree = HostTree({'index': 3}, 0, 0, '', [Node()], **about)
+    data = flight.pack(tree, jax.tree.map(np.array, flight.trees_lib.fresh(8)))
+    again = HostTree({'index': 3}, 0, 0, '', [Node()])
+    monkeypatch.setattr(flight.time, 'monotonic', lambda: 1000.0)
+    assert flight.unpack(data, again, 8)[1] == [0]
+    found = (again.candidates, again.sampled, again.spent, again.started)
+    assert found == ([], 7, 7, 960.0)
 
 
 @pytest.mark.parametrize('changes', [{}, {'seed': 1}, {'prompt': 'another'}, {'nodes': 0}])

@@ -10,7 +10,7 @@ import pytest
 
 from rstar_jax import search, steps
 from rstar_jax.errors import UserError
-from rstar_jax.search import Status
+from rstar_jax.search import Status, begin
 from rstar_jax.steps import marks
 from tests.search import reference
 
@@ -456,6 +456,10 @@ def test_a_tree_ends_when_its_answers_agree(workers):
         (record,) = search.run(_problems(1), expander=expander, config=config, workers=workers)
         sizes.append(len(record.texts))
     assert sizes == [11, 5]  # two of each expansion; the second one brings the second answer
+    # Those of trees before it count: the first tree has two, so the next ends with its first.
+    config = search.Config(agree=3, **{**settings, 'rollouts': 1, 'max_depth': 2})
+    given = dict(expander=search.scripted(texts), config=config, workers=workers, trees=3)
+    assert [len(record.texts) for record in search.run(_problems(1), **given)] == [5, 3]
 
 
 def test_puct_goes_by_how_likely_a_token_of_a_step_is(workers):
@@ -485,3 +489,36 @@ def test_puct_goes_by_how_likely_a_token_of_a_step_is(workers):
         expander.said = said
         (record,) = search.run(_problems(1), expander=expander, config=config, workers=workers)
         assert record.texts[record.parent[-1]] == expected
+    # Where none is known all are alike, and go by their values: after a wrong answer, the other.
+    expander = Likely(lambda q, p, n: [WRONG, STEP_A, STEP_A] if p else [STEP_A, STEP_B, STEP_B])
+    expander.said = dict.fromkeys([WRONG, STEP_A, STEP_B], (float('nan'), 1))
+    config = dataclasses.replace(config, rollouts=2)
+    (record,) = search.run(_problems(1), expander=expander, config=config, workers=workers)
+    assert record.texts[:3] == ['', STEP_A, STEP_B] and {0, 1, 2} <= {*record.parent.tolist()}
+
+
+@pytest.mark.parametrize(('context', 'kind'), [(60, Status.OPEN), (61, Status.TOO_DEEP)])
+def test_a_path_is_full_where_a_whole_step_does_not_fit_any_more(context, kind, workers):
+    class Counted(search.scripted):
+        def collect(self, running):
+            return [dataclasses.replace(s, context=context) for s in super().collect(running)]
+
+    config = search.Config(rollouts=1, candidates=1, max_depth=1, path_tokens=100, step_tokens=40)
+    expander = Counted(lambda q, p, n: [STEP_A])
+    (record,) = search.run(_problems(1), expander=expander, config=config, workers=workers)
+    assert record.status[1] == kind
+
+
+def test_shuffled_examples_stand_in_an_order_of_the_trees_own():
+    def prompts(**settings):
+        config = search.Config(prompt='few_shot', **settings)
+        trees = [(problem, number) for problem in _problems(4) for number in range(4)]
+        made = [begin.new_tree(*t, seed=0, config=config, tokenizer=None).prompt for t in trees]
+        return [text.replace(p['question'], 'q') for text, (p, _) in zip(made, trees, strict=True)]
+
+    orders = [steps.prompt('q', 'few_shot', order) for order in range(steps.ORDERS)]
+    assert {*prompts()} == {orders[0]}
+    found = prompts(examples='shuffled')
+    assert found == prompts(examples='shuffled')
+    for some in (found[:4], found[::4]):  # of one problem, and of several
+        assert {*some} == {*orders}

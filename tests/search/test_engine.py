@@ -492,16 +492,35 @@ def test_a_budget_of_tokens_is_spent_tree_by_tree(policy, workers):
     assert_same({**done, **rest}, whole)
 
 
-@pytest.mark.parametrize('strategy', ['beam', 'dvts'])
-def test_how_far_beams_are_goes_by_the_trees_that_have_ended(strategy):
+def looked_at(strategy, rollouts):
+    """A loop with trees under way, and what it tells."""
     told = []
     about = totals.Totals(5, collections.Counter(), None)
     about.tick = lambda *arguments: told.append(arguments)
-    trees = [types.SimpleNamespace(sampled=count, rollouts=0) for count in (100, 50, 300)]
+    trees = [
+        types.SimpleNamespace(sampled=count, rollouts=done)
+        for count, done in zip((100, 50, 300), rollouts, strict=True)
+    ]
     config = search.Config(rollouts=8, candidates=2, strategy=strategy)
     looked = types.SimpleNamespace(
         config=config, totals=about, growing=dict(enumerate(trees)), _ending=True
     )
+    return looked, about, told
+
+
+def test_how_far_trees_are_goes_by_their_rollouts():
+    """A first one is as good as half done."""
+    looked, _, told = looked_at('mcts', (0, 2, 6))
+    loop.Loop.tell(looked)
+    looked._ending = False
+    loop.Loop.tell(looked)
+    shares = [(100, 1 / 16), (50, 2 / 8), (300, 6 / 8)]
+    assert told == [(1.0, False, shares, 3 / 8), (1.0, False, (), 3 / 8)]
+
+
+@pytest.mark.parametrize('strategy', ['beam', 'dvts'])
+def test_how_far_beams_are_goes_by_the_trees_that_have_ended(strategy):
+    looked, about, told = looked_at(strategy, (0, 0, 0))
     loop.Loop.tell(looked)
     about.done, about._sampled = 2, 400.0
     loop.Loop.tell(looked)

@@ -211,10 +211,13 @@ def leaf(a: str, b: str) -> bool:
     first, second = _exact(value_a, one), _exact(value_b, two)
     if first is None or second is None:
         return False
-    if (unit_a == '%') != (unit_b == '%') and same_values(
-        first / (100 if unit_a == '%' else 1), second / (100 if unit_b == '%' else 1), one, two
-    ):
-        return True
+    if (unit_a == '%') != (unit_b == '%'):
+        if unit_a == '%':
+            alike = same_values(first / 100, second, one and plain.hundredth(one), two)
+        else:
+            alike = same_values(first, second / 100, one, two and plain.hundredth(two))
+        if alike:
+            return True
     found = same_values(first, second, one, two)
     return symbolic(value_a, value_b) if found is None else found
 
@@ -276,9 +279,9 @@ def same_values(a, b, one=None, two=None) -> bool | None:
             return round(a) == round(b)
         if close(x, y):
             return _equal_exactly(a, b, {})
-        for rounded, exact, gap in ((one, y, abs(x - y)), (two, x, abs(x - y))):
-            if rounded and rounded.decimal and rounded.digits >= 6 and not _whole(exact):
-                if gap <= 0.5 * 10.0**-rounded.places:
+        for rounded in (one, two):
+            if rounded and rounded.decimal and rounded.digits >= 6:
+                if abs(x - y) <= 0.5 * 10.0**-rounded.places:
                     return True
         return False
     agreed = 0

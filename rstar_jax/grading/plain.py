@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
 from rstar_jax.grading.normalise import closing
@@ -194,7 +194,7 @@ def same_number(a: Number, b: Number) -> bool:
         return True
     for rounded, exact in ((a, b), (b, a)):
         if rounded.decimal and not exact.decimal and rounded.digits >= 6:
-            if exact.value.denominator != 1 and gap <= Fraction(1, 2 * 10**rounded.places):
+            if gap <= Fraction(1, 2 * 10**rounded.places):
                 return True
     return False
 
@@ -302,8 +302,13 @@ def same_measure(a: Number, unit_a: str, b: Number, unit_b: str) -> bool:
         return True
     if (unit_a == '%') != (unit_b == '%'):
         percent, plain = (a, b) if unit_a == '%' else (b, a)
-        return same_number(Number(percent.value / 100, True), plain)
+        return same_number(hundredth(percent), plain)
     return False
+
+
+def hundredth(percent: Number) -> Number:
+    """A number of percent without its unit, as many digits of it shown."""
+    return replace(percent, value=percent.value / 100, places=percent.places + 2)
 
 
 def same_unit(a: str, b: str) -> bool:

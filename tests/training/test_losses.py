@@ -196,7 +196,11 @@ def test_packed_pairs_with_shared_prefixes_equal_plain_ones(squash, center):
         key = None if seed is None else jax.random.key(seed)
         return losses.pairwise(shape, layers.stack(params), batch, key, settings)
 
-    measured, _ = jax.jit(lambda params: function(params, None))(params)
+    measure = jax.jit(lambda params: function(params, None))
+    blank = {name: jnp.zeros_like(value) for name, value in params['value_head'].items()}
+    _, even = measure({**params, 'value_head': blank})  # which puts nothing above anything
+    assert (even['accuracy'], even['pairs_right'], even['pairs']) == (0, 0, 12)
+    measured, _ = measure(params)
     assert float(measured) == pytest.approx(float(reference(params, 0.0)), rel=1e-5)
 
     (value, metrics), gradients = jax.jit(jax.value_and_grad(function, has_aux=True))(params)
@@ -240,7 +244,7 @@ def test_losses_of_values_equal_torch_with_gradients(name, squash):
     torch_of = functools.partial(torch.tensor, dtype=torch.float64, requires_grad=True)
     states = torch_of(np.asarray(hidden))
     head = {name: torch_of(np.asarray(value)) for name, value in params['value_head'].items()}
-    examples, expected = [], 0
+    examples, expected, right = [], 0, 0
     for row, sequence in zip(states, sequences):
         places = [len(sequence) - 1] if name == 'orm' else [3, len(sequence) - 1]
         size = len(places)
@@ -257,6 +261,7 @@ def test_losses_of_values_equal_torch_with_gradients(name, squash):
         else:
             loss = torch.nn.functional.binary_cross_entropy
             expected += loss((1 + value) / 2, target, reduction='sum')
+            right += int(((value > 0) == (target == 1)).sum())
     expected.backward()
     gradients = {
         'decoder': decoder_gradients(jnp.asarray(states.grad.numpy(), jnp.float32))[0],
@@ -268,9 +273,10 @@ def test_losses_of_values_equal_torch_with_gradients(name, squash):
     def ours(params):
         return losses.BY_NAME[name](shape, layers.stack(params), batch, None, settings)
 
-    (value, _), found = jax.jit(jax.value_and_grad(ours, has_aux=True))(params)
+    (value, metrics), found = jax.jit(jax.value_and_grad(ours, has_aux=True))(params)
     assert float(value) == pytest.approx(float(expected.detach()), rel=1e-5)
     close(found, gradients, 1e-5)
+    assert metrics == ({} if name == 'pqm' else {'accuracy': right})
 
 
 def test_dropout_acts_in_training_only_and_keeps_the_mean():

@@ -189,7 +189,8 @@ def test_an_answer_of_unknown_likelihood_is_left_out_of_that_figure_alone(monkey
 
 def test_several_strategies_in_one_run():
     names = ('sampled', 'unguided', 'greedy', 'beam', 'dvts')
-    config = dataclasses.replace(CONFIG, strategies=names, samples=3, top=1)
+    settings = dataclasses.replace(CONFIG.search, strategy='puct')  # which does not count
+    config = dataclasses.replace(CONFIG, search=settings, strategies=names, samples=3, top=1)
     searcher = Searcher()
     figures = evaluate(searcher, config=config)['benchmarks']['sums']
     strategies = figures['strategies']
@@ -259,6 +260,17 @@ def test_top_sets_how_many_vote():
     config = evals.Config(CONFIG.search, trajectories=3, top=1)
     found = evaluate(Searcher(), config=config)['benchmarks']['sums']['search']
     assert found['majority'] == found['best']
+
+
+def test_unless_it_is_set_half_of_the_trees_vote_four_at_least(tmp_path, monkeypatch):
+    """Two of the upper four are right, and above the other two; of all six a third is."""
+    six = [(answer, 0.9 - 0.1 * i) for i, answer in enumerate('007777')]
+    monkeypatch.setitem(globals(), 'FOUND', [six] * 4)
+    monkeypatch.setitem(globals(), 'SAMPLES', [[None] * 6] * 4)
+    config = evals.Config(CONFIG.search, trajectories=6)
+    found = evaluate(Searcher(), tmp_path, config=config)['benchmarks']['sums']['strategies']
+    read = evals.read(tmp_path, 'sums', PROBLEMS, 'mcts', 6, scored=True)
+    assert found['mcts']['solved']['majority'] == read['solved']['majority'] == [10]
 
 
 @pytest.mark.parametrize('lifetime', [0, 2, 4, 9, 15])

@@ -30,6 +30,7 @@ class Answer:
 class Outcome:
     """What the figures need of a tree: whole ones, t for each of many problems, would not fit.
 
+    tokens: sampled, those of merged and dropped candidates included.
     computed: positions that policy and PPM were run on; nan where the tree does not tell.
     """
 
@@ -40,8 +41,6 @@ class Outcome:
 
     @classmethod
     def of(cls, record: Record) -> 'Outcome':
-        # Sampled tokens, those of merged and dropped candidates included, where the search tells.
-        kept = sum(map(len, record.tokens))
         nodes = record.answer_nodes
         known = record.likelihood is not None
         answers = tuple(
@@ -54,8 +53,7 @@ class Outcome:
         )
         counters = record.counters
         computed = tuple(counters.get(f'{model}_computed', math.nan) for model in ('policy', 'ppm'))
-        tokens = counters.get('sampled_tokens', kept)
-        return cls(record.best_answer(), answers, tokens, computed)
+        return cls(record.best_answer(), answers, counters['sampled_tokens'], computed)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -71,8 +71,9 @@ class Grader:
     def classes(self, answers: Sequence[str]) -> list[int]:
         """Equivalence classes: the number of each answer's class, in order of first appearance.
 
-        Work is linear in the number of different answers: each is reduced to a key by its values;
-        only keys without values (relations, unparsable ones) are compared in pairs.
+        Work is linear in the number of different answers: each is reduced to a key by its values,
+        and compared with the first of its key; only keys without values (relations, unparsable
+        ones) are compared in pairs.
         """
         cleaned = [_clean(answer) for answer in answers]
         distinct = list(dict.fromkeys(cleaned))
@@ -85,8 +86,8 @@ class Grader:
         groups: dict[str, list[str]] = {}
         for text in distinct:
             name = key_of[text] or f'only:{text}'
-            while name in groups and plain.verdict(text, groups[name][0]) is False:
-                name += "'"  # a key has 9 digits, and no units
+            while name in groups and not self._same(text, groups[name][0]):
+                name += "'"
             groups.setdefault(name, []).append(text)
         heads: list[tuple[str, int]] = []
         class_of: dict[str, int] = {}
@@ -99,6 +100,11 @@ class Grader:
                 class_of[member] = found
         order: dict[int, int] = {}
         return [order.setdefault(class_of[text], len(order)) for text in cleaned]
+
+    def _same(self, one: str, other: str) -> bool:
+        """Whether two cleaned answers are equivalent."""
+        found = plain.verdict(one, other)
+        return self._ask({'pair': [one, other]}).result() if found is None else found
 
     def _joined(self, head: str, name: str, heads: list[tuple[str, int]]) -> int | None:
         """The class that a group joins although its key differs from that class's."""

@@ -430,21 +430,21 @@ def symbolic(a: str, b: str) -> bool:
 def key(answer: str) -> str:
     """A text that equivalent answers share, where values can tell it; else the answer itself.
 
-    One leaf's key is its value (at the fixed points) to 9 digits, or to all of its whole part; a
-    form's key is its parts'.
+    Others may share it, too: one leaf's key is its value (at a fixed point) to 9 digits, or to all
+    of its whole part, without units, bases and names; a form's key is its parts'.
     """
     _name, text = structure.assignment(answer)
     found = structure.form(text)
-    if found.kind == 'one':
+    parts = _spread(found.parts)
+    if found.kind == 'one' and len(parts) == 1:
         said = plain.words(answer)
         return f'text:{said}' if said is not None else _leaf_key(found.parts[0])
-    parts = found.parts
     if found.kind == 'ratio':
         parts = tuple(rf'\frac{{{part}}}{{{parts[0]}}}' for part in parts)
-    parts = [key(part) for part in _spread(parts)]
-    if found.kind in ('set', 'list', 'union'):
+    parts = [key(part) for part in parts]
+    if found.kind in ('one', 'set', 'list', 'union'):
         parts.sort()
-    kind = 'set' if found.kind == 'list' else found.kind
+    kind = 'set' if found.kind in ('one', 'list') else found.kind
     return f'{kind}{found.brackets}[{";".join(parts)}]'
 
 
@@ -463,21 +463,20 @@ def _leaf_key(text: str) -> str:
             return f'raw:{text}{unit}'
         to = ':' if plain.RATIO.search(text) and _whole(found) else ''  # 3:1 is not 3
         return f'{_short(found, expression)}{to}{unit}'
-    values = [value(expression, places(expression, point)) for point in range(_POINTS)]
-    if sum(one is not None for one in values) < 2:
+    for point in range(_POINTS):
+        at = places(expression, point)
+        found = value(expression, at)
+        if found is not None:
+            break
+    else:
         return f'raw:{text}{unit}'
+    if abs(found) < _LARGE:
+        return f'f:{_short(found)}{unit}'
     from sympy import Float, Rational
 
     # A decimal is a fraction here: 0.1x and x/10 have one key.
     fractions = expression.xreplace({one: Rational(str(one)) for one in expression.atoms(Float)})
-    exact = [
-        _digits(fractions, places(fractions, point))
-        if one and point in _REAL and abs(one) >= _LARGE
-        else None
-        for point, one in enumerate(values)
-    ]
-    shown = ('?' if one is None else _short(one, all_) for one, all_ in zip(values, exact))
-    return f'f:{",".join(shown)}{unit}'
+    return f'f:{_short(found, _digits(fractions, at))}{unit}'
 
 
 def _short(number: complex, exact=None) -> str:

@@ -68,7 +68,7 @@ def read_config(values: dict[str, Any], where: str) -> Config:
         num_kv_heads=size('num_key_value_heads', heads),
         head_dim=size('head_dim', 128 if family == 'qwen3' else max(1, width // heads)),
         rope_theta=theta,
-        norm_eps=float(values.get('rms_norm_eps', 1e-6)),
+        norm_eps=float(values.get('rms_norm_eps') or (1e-5 if family == 'phi3' else 1e-6)),
         tie_embeddings=bool(values.get('tie_word_embeddings', False)),
         qkv_bias=bias or family == 'qwen2',
         output_bias=bias,
@@ -126,7 +126,8 @@ def _read_rope(family: str, values: dict[str, Any], faults: list[str]) -> tuple[
 
 
 def _read_windows(family: str, values: dict[str, Any], layers: int) -> tuple[int | None, ...]:
-    window, longest = values.get('sliding_window'), values.get('max_position_embeddings') or 4096
+    window = values.get('sliding_window', 4096 if family.startswith('qwen') else None)
+    longest = values.get('max_position_embeddings') or 4096
     if window is None or family == 'llama' or window >= longest:
         return ()
     if family == 'phi3':

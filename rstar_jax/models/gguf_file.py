@@ -101,7 +101,9 @@ class GGUFFile:
         )
 
     def _read_rope(self, length: int) -> Rope:
-        kind = self.get('rope.scaling.type', 'none')
+        # llama.cpp's defaults; the second key is the older one.
+        kind = self.get('rope.scaling.type', 'linear')
+        factor = self.get('rope.scaling.factor', self.get('rope.scale_linear', 0))
         original = self.get('rope.scaling.original_context_length', length)
         factors = {
             name: tuple(float(x) for x in self._tensors[tensor].data)
@@ -127,7 +129,7 @@ class GGUFFile:
                 attention_factor=scale,
             )
         if kind == 'linear':
-            return Rope('linear', factor=float(self.get('rope.scaling.factor', 1.0)))
+            return Rope('linear', factor=float(factor)) if factor else Rope()
         if kind not in ('none', 'longrope'):
             raise UserError(f'{self.where}: rope scaling {kind!r}: expected none, linear, longrope')
         return Rope()

@@ -245,6 +245,18 @@ def test_settings_are_read_as_transformers_reads_them(tmp_path, name, changes, o
     assert np.abs(found - expected).max() <= 1e-5 * np.abs(expected).max()
 
 
+@pytest.mark.parametrize('family', sorted(families.ARCHITECTURES))
+def test_settings_that_are_left_out_are_those_of_transformers(family):
+    sizes = {**tiny_torch.SIZES, 'num_attention_heads': 6, 'max_position_embeddings': 8192}
+    values = {'model_type': family, 'use_sliding_window': True, 'max_window_layers': 1, **sizes}
+    theirs = transformers.AutoConfig.for_model(**values)
+    ours = families.read_config(values, '')
+    assert ours.norm_eps == theirs.rms_norm_eps
+    kinds = theirs.layer_types if family.startswith('qwen') else ['full_attention'] * 2
+    windows = [theirs.sliding_window if kind != 'full_attention' else None for kind in kinds]
+    assert [ours.window(layer) for layer in range(2)] == windows
+
+
 @pytest.mark.parametrize('ends', [{'bos_token_id': 1, 'pad_token_id': 7}, {'pad_token_id': 7}])
 def test_ends_that_only_the_generation_config_has_are_carried(broken, tmp_path, ends):
     edit_config(broken, bos_token_id=None, pad_token_id=None)

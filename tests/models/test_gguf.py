@@ -73,6 +73,8 @@ def write(name, path, pre='qwen2', merges=(), tokenizer=True, twice=False, words
     writer.add_rope_freq_base(rope['rope_theta'])
     if family == 'qwen3':
         writer.add_key_length(config.head_dim)
+    if rope['rope_type'] == 'linear':  # as files that do not name the kind
+        writer.add_float32(f'{family}.rope.scale_linear', rope['factor'])
     if rope['rope_type'] == 'longrope':
         writer.add_rope_scaling_orig_ctx_len(rope['original_max_position_embeddings'])
         for kind in ('short', 'long'):
@@ -116,7 +118,11 @@ def write_tokenizer(writer, pre, merges, words):
 
 
 @pytest.mark.parametrize(
-    'name', ['llama_tied_bias', 'qwen2', 'qwen3_tied_bias', 'phi3_4k', 'phi3_128k_long']
+    'name',
+    [
+        *('llama_tied_bias', 'llama_linear_rope', 'qwen2', 'qwen3_tied_bias'),
+        *('phi3_4k', 'phi3_128k_long'),
+    ],
 )
 def test_logits_of_a_written_file(name, tmp_path):
     write(name, tmp_path / 'm.gguf')

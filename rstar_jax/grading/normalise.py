@@ -32,7 +32,11 @@ _SMALL = [
     'twelve', 'thirteen', 'fourteen', 'fifteen', 'sixteen', 'seventeen', 'eighteen', 'nineteen',
 ]  # fmt: skip
 _TENS = ['twenty', 'thirty', 'forty', 'fifty', 'sixty', 'seventy', 'eighty', 'ninety']
-_TEXT = r'\\(?:text|mbox|textbf|textit|textrm|mathrm|mathbf|mathit|operatorname|rm|bf|hbox|emph)'
+_TEXT = (
+    r'\\(?:text|mbox|textbf|textit|textrm|mathrm|mathbf|mathit|operatorname|rm|bf|hbox|emph|'
+    r'boldsymbol|bm|underline)'
+)
+_COLOR = re.compile(r'\\(?:text)?color\s*\{\w+\}')
 _PER = re.compile(  # \text{km} / h
     r'(?<=[\d\s}])\\text\{([A-Za-z ]+)\}\s*/\s*'
     r'(?:\\text\{([A-Za-z ]+)\}|([A-Za-z]{1,3})(?![A-Za-z]))'
@@ -46,10 +50,23 @@ _DOTTED = re.compile(r'(?<=\.)(\d*)(\\dot\s*(?:\{\d\}|\d)(?:\d*\\dot\s*(?:\{\d\}
 _TIMES = re.compile(r'(?<![\w.^])([\d.]+)\s*[xX]\s*(?=10\s*\^)')
 _CHOOSE = re.compile(r'(?<![a-zA-Z}])\{((?:(?!\\choose)[^{}])*)\\choose(?![a-z])([^{}]*)\}')
 _REALS = re.compile(r'(?:\\text\{)?(?:the )?(?:set of )?all real(?:s| numbers?)\}?', re.IGNORECASE)
+_WRAPPED = re.compile(rf'(?:{_TEXT}|{_COLOR.pattern})\s*\{{([^{{}}]*\{{.*)\}}', re.DOTALL)
+_NOTHING = re.compile(r'(?:\\text\{)?(?:no solutions?|empty set)\.?\}?', re.IGNORECASE)
+_LETTERS = re.compile(r'\\text\{([A-J](?:(?:, ?(?:and )?| and )[A-J])+)\}')  # \text{A, B and C}
+_ORDINAL = re.compile(r'(?<=\d)(?:st|nd|rd|th|\^\{(?:\\text\{)?(?:st|nd|rd|th)\}{1,2})$')
+_RATIO = re.compile(r'(\d+)\s*(?:\\text\{to\}|to)\s*(\d+)')
+_TEMPERATURE = re.compile(r'(\\text\{deg)\}\s*(?:\\text\{)?([CF])\}?\s*$')
+_FOR_INTEGERS = re.compile(  # k\pi, k \in \mathbb{Z}
+    r'(?:\\text\{(?:where|for|with)\}|\()?\s?\b([a-z])\s?\\in\s?(?:\\mathbb\{Z\}|Z)\s?\)?$'
+)
+# What sympy prints: Interval.open(0, sqrt(2)), Union(...), (-2 < x) & (x <= 3), ... | ...
+_END = r'((?:[^(),<>=&|]|\([^()]*\))+?)'
+_INTERVAL = re.compile(rf'Interval(?:\.(open|Lopen|Ropen))?\({_END}, {_END}\)')
+_BETWEEN = re.compile(rf'\(?\({_END} (<=?) ([a-z])\) & \(\3 (<=?) {_END}\)\)?')
 _SPACES = re.compile(r'\\[,;:! ]|\\q?quad(?![a-zA-Z])|(?<!\\)~|\\(?:hspace|phantom)\{[^{}]*\}')
 _COMPLEX = re.compile(r'(\(?-?[\d.]+[-+][\d.]+)j(\)?)')
 _CALLED = re.compile(r'(\\(?:sqrt|cbrt)|\^|(?<![\\a-zA-Z])[Aa]bs)\s*\(')
-_TAKES = re.compile(r'\\frac(?![a-zA-Z])|\\sqrt(?![a-zA-Z])(\s*\[[^\]]*\])?')
+_TAKES = re.compile(r'\\(?:frac|mathbb)(?![a-zA-Z])|\\sqrt(?![a-zA-Z])(\s*\[[^\]]*\])?')
 _ATOM = re.compile(r'\\[a-zA-Z]+|.')
 _GROUPED = re.compile(r'(?<![\d.,])\d{1,3}(?:,\d{3})+(?!\d|,\d)')
 _SPACED = re.compile(r'(?<![\d.^_])\d{1,3}(?: \d{3})+(?![\d/])')
@@ -72,7 +89,8 @@ def clean(raw: object) -> str:
     for char, replacement in _UNICODE.items():
         if char in text:
             text = text.replace(char, replacement)
-    text = unbox(_unwrap_math(text))
+    text = _COLOR.sub('', _bare(unbox(_unwrap_math(text))))
+    text = _printed_sets(text)
     text = text.replace('\\\\', '\x00')  # the row separator of matrices
     text = re.sub(r'(?<=\d),\\!\s*(?=\d)|(?<=\d)\\!\s*,\s*(?=\d)|(?<=\d)\{,\}(?=\d)', ',', text)
     text = _SPACES.sub(' ', text).replace('\\displaystyle', ' ')
@@ -93,6 +111,7 @@ def clean(raw: object) -> str:
     text = _ANGLE.sub(lambda m: rf'{m[1]}(\frac{{{m[2] or m[3] or m[4]}\pi}}{{180}})', text)
     text = re.sub(_DEGREES, r' \\text{deg}', text)
     text = re.sub(rf'{_TEXT}\s*\{{([^{{}}]*)\}}', _text, text)
+    text = _TEMPERATURE.sub(r'\1 \2}', _LETTERS.sub(_listed, text))
     text = _PER.sub(r'\\text{\1/\2\3}', _UNIT_FRACTION.sub(r'\1/\2', text))
     text = _TIMES.sub(r'\1\\times ', _BASE.sub(_base, text))
     text = re.sub(r'^\\text\{([^{}]*\d[^{}]*)\}$', r'\1', text.strip())
@@ -106,7 +125,45 @@ def clean(raw: object) -> str:
         text = text[:-1].strip()
     text = _BUILT.sub(r'\2', text) if _BUILT.fullmatch(text) else text
     text = _REALS.sub(r'\\mathbb{R}', text) if _REALS.fullmatch(text) else text
+    text = r'\emptyset' if _NOTHING.fullmatch(text) else _ORDINAL.sub('', text)
+    text = _RATIO.sub(r'\1:\2', text) if _RATIO.fullmatch(text) else text
+    if (found := _FOR_INTEGERS.search(text)) and found[1] in text[: found.start()]:
+        text = text[: found.start()].rstrip(' ,')
     return _spelled(text) or text.replace('\x00', '\\\\').strip()
+
+
+def _bare(text: str) -> str:
+    """The content of `\\mathbf{\\frac{1}{2}}` and its like, where that is the whole text."""
+    for _ in range(2):
+        match = _WRAPPED.fullmatch(text)
+        if match and closing(text, match.start(1) - 1) == len(text) - 1:
+            text = match[1]
+    return text
+
+
+def _listed(match: re.Match) -> str:
+    return ', '.join(re.findall('[A-J]', match[0]))
+
+
+def _printed_sets(text: str) -> str:
+    """Intervals and unions as they are written, for what sympy prints."""
+
+    def interval(match):
+        kind, low, high = match.groups()
+        left = '(' if kind in ('open', 'Lopen') or low.endswith('oo') else '['
+        return f'{left}{low}, {high}{")" if kind in ("open", "Ropen") or high == "oo" else "]"}'
+
+    def between(match):
+        low, left, _, right, high = match.groups()
+        return f'{"(" if left == "<" else "["}{low}, {high}{")" if right == "<" else "]"}'
+
+    found = _BETWEEN.sub(between, _INTERVAL.sub(interval, text))
+    union = re.fullmatch(r'Union\((.*)\)', found)
+    if union or found != text:
+        found = re.sub(
+            r'(?<=[)\]}])(?:, | \| )(?=[(\[{])', r' \\cup ', union[1] if union else found
+        )
+    return {'EmptySet': r'\emptyset', 'Reals': r'\mathbb{R}'}.get(found, found)
 
 
 def _fraction(match: re.Match) -> str:

@@ -144,6 +144,20 @@ def grader():
         ('0.333333', r'\frac{100}{3}\%'),
         ('70.7107%', r'\frac{\sqrt{2}}{2}'),
         ('0.707107', r'50\sqrt{2}\%'),
+        ('Interval.Lopen(0, sqrt(2))', r'(0,\sqrt{2}]'),
+        ('Union(Interval(-oo, -1), Interval.open(3, oo))', r'(-\infty,-1]\cup(3,\infty)'),
+        ('(-2 < x) & (x <= sqrt(2))', r'(-2,\sqrt{2}]'),
+        ('((-oo < x) & (x < -2)) | ((2 < x) & (x < oo))', r'(-\infty,-2)\cup(2,\infty)'),
+        ('EmptySet', r'\text{no solution}'),
+        (r'20^\circ\text{C}', '20'),
+        ('68°F', '68 degrees'),
+        (r'\boldsymbol{\frac{1}{2}}', '0.5'),
+        (r'\textcolor{blue}{\textbf{\frac12}}', '0.5'),
+        (r'5^{\text{th}}', '5'),
+        (r'x\in\mathbb R', 'all real numbers'),
+        (r'3 \text{ to } 4', '3:4'),
+        (r'\text{A, B, and D}', 'D, A, B'),
+        (r'\frac{\pi}{4}+k\pi\ (k\in\mathbb{Z})', r'x=k\pi+\frac{\pi}{4}, k \in \mathbb Z'),
     ],
 )
 def test_equivalent_both_ways(grader, answer, truth):
@@ -250,6 +264,11 @@ def test_equivalent_both_ways(grader, answer, truth):
         (r'\sqrt{x^2}\sqrt{y^2}\sqrt{z^2}', 'xyz'),
         ('y+10^{-20}x=0', r'y+2\cdot 10^{-20}x=0'),
         ('10^{20}x^2+y^2=1', '10^{20}x^2+2y^2=1'),
+        ('(2 < x) & (x < 5)', '[2,5)'),
+        ('Interval(0, 1)', '(0,1)'),
+        (r'n \in \mathbb{Z}', r'\mathbb{R}'),
+        ('3 to 4', '4:3'),
+        (r'\text{A and B}', 'A, C'),
     ],
 )
 def test_not_equivalent(grader, answer, truth):

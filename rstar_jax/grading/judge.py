@@ -283,7 +283,7 @@ def same_values(a, b, one=None, two=None) -> bool | None:
             if rounded and rounded.decimal and rounded.digits >= 6:
                 if abs(x - y) <= 0.5 * 10.0**-rounded.places:
                     return True
-        return False
+        return _same_where_real(a, b)
     agreed = 0
     for point in range(_POINTS):
         at = places(a, point) | places(b, point)
@@ -301,20 +301,28 @@ def same_values(a, b, one=None, two=None) -> bool | None:
 def _same_where_real(a, b) -> bool:
     """Whether \\sqrt{a}\\sqrt{b} is \\sqrt{ab}: by values where all is real, else by squares.
 
-    Roots of other numbers may differ in their sign alone, which the fixed points take for other.
+    Roots of other numbers may differ in their sign alone, which the fixed points take for other;
+    odd ones of negative numbers, \\sqrt[3]{-8}, are complex there, and real here.
     """
-    from sympy import Function, I, Pow
+    from sympy import Abs, Function, I, Pow, sign
 
+    def odd_root(one) -> bool:
+        return one.is_Pow and one.exp.is_Rational and one.exp.q % 2 == 1 < one.exp.q
+
+    rooted = [one for one in a.atoms(Pow) | b.atoms(Pow) if one.exp.is_Rational and one.exp.q > 1]
+    a, b = (
+        one.replace(odd_root, lambda x: sign(x.base) ** x.exp.p * Abs(x.base) ** x.exp)
+        for one in (a, b)
+    )
     inside = a.atoms(Pow, Function) | b.atoms(Pow, Function)
-    rooted = [one for one in inside if one.is_Pow and one.free_symbols and 2 * one.exp % 2 == 1]
     names = sorted({symbol.name for symbol in a.free_symbols | b.free_symbols})
     if not rooted or len(names) > 4 or a.has(I) or b.has(I):
         return False
     agreed = 0
     for scale, *signs in itertools.product((1, 30, 1000), *[(1, -1)] * len(names)):
-        sign = dict(zip(names, signs, strict=True))
+        turned = dict(zip(names, signs, strict=True))
         at = {
-            symbol: scale * sign[symbol.name] * place
+            symbol: scale * turned[symbol.name] * place
             for symbol, place in (places(a, 0) | places(b, 0)).items()
         }
         values = [value(one, at) for one in (a, b)]

@@ -36,6 +36,7 @@ _TEXT = (
     r'\\(?:text|mbox|textbf|textit|textrm|mathrm|mathbf|mathit|operatorname|rm|bf|hbox|emph|'
     r'boldsymbol|bm|underline)'
 )
+_WORDS = ('\\text', '\\mbox')
 _COLOR = re.compile(r'\\(?:text)?color\s*\{\w+\}')
 _PER = re.compile(  # \text{km} / h
     r'(?<=[\d\s}])\\text\{([A-Za-z ]+)\}\s*/\s*'
@@ -50,6 +51,10 @@ _DOTTED = re.compile(r'(?<=\.)(\d*)(\\dot\s*(?:\{\d\}|\d)(?:\d*\\dot\s*(?:\{\d\}
 _TIMES = re.compile(r'(?<![\w.^])([\d.]+)\s*[xX]\s*(?=10\s*\^)')
 _CHOOSE = re.compile(r'(?<![a-zA-Z}])\{((?:(?!\\choose)[^{}])*)\\choose(?![a-z])([^{}]*)\}')
 _REALS = re.compile(r'(?:\\text\{)?(?:the )?(?:set of )?all real(?:s| numbers?)\}?', re.IGNORECASE)
+_INLINE = re.compile(r'(?<!\\)\$(?=\S)([^$]*[^$\s\\])\$(?!\d)')  # $6$ cm, but not $5,$6
+_CASES = re.compile(
+    r'(?:\\begin\{cases\}|\\\{\s*\\begin\{array\}\{\w*\})([^&]*=[^&]*)\\end\{(?:cases|array)\}\s*\.?'
+)
 _WRAPPED = re.compile(rf'(?:{_TEXT}|{_COLOR.pattern})\s*\{{([^{{}}]*\{{.*)\}}', re.DOTALL)
 _NOTHING = re.compile(r'(?:\\text\{)?(?:no solutions?|empty set)\.?\}?', re.IGNORECASE)
 _LETTERS = re.compile(r'\\text\{([A-J](?:(?:, ?(?:and )?| and )[A-J])+)\}')  # \text{A, B and C}
@@ -57,7 +62,7 @@ _ORDINAL = re.compile(r'(?<=\d)(?:st|nd|rd|th|\^\{(?:\\text\{)?(?:st|nd|rd|th)\}
 _RATIO = re.compile(r'(\d+)\s*(?:\\text\{to\}|to)\s*(\d+)')
 _TEMPERATURE = re.compile(r'(\\text\{deg)\}\s*(?:\\text\{)?([CF])\}?\s*$')
 _FOR_INTEGERS = re.compile(  # k\pi, k \in \mathbb{Z}
-    r'(?:\\text\{(?:where|for|with)\}|\()?\s?\b([a-z])\s?\\in\s?(?:\\mathbb\{Z\}|Z)\s?\)?$'
+    r'(?:\\text\{(?:where|for|with)\}|\()?\s?\b([a-z])\s?\\in\s?(?:\\mathbb\{[ZN]\}|[ZN])\s?\)?$'
 )
 # What sympy prints: Interval.open(0, sqrt(2)), Union(...), (-2 < x) & (x <= 3), ... | ...
 _END = r'((?:[^(),<>=&|]|\([^()]*\))+?)'
@@ -90,6 +95,7 @@ def clean(raw: object) -> str:
         if char in text:
             text = text.replace(char, replacement)
     text = _COLOR.sub('', _bare(unbox(_unwrap_math(text))))
+    text = _INLINE.sub(r'\1', text)
     text = _printed_sets(text)
     text = text.replace('\\\\', '\x00')  # the row separator of matrices
     text = re.sub(r'(?<=\d),\\!\s*(?=\d)|(?<=\d)\\!\s*,\s*(?=\d)|(?<=\d)\{,\}(?=\d)', ',', text)
@@ -125,6 +131,8 @@ def clean(raw: object) -> str:
         text = text[:-1].strip()
     text = _BUILT.sub(r'\2', text) if _BUILT.fullmatch(text) else text
     text = _REALS.sub(r'\\mathbb{R}', text) if _REALS.fullmatch(text) else text
+    if found := _CASES.fullmatch(text):
+        text = ', '.join(found[1].split('\x00'))
     text = r'\emptyset' if _NOTHING.fullmatch(text) else _ORDINAL.sub('', text)
     text = _RATIO.sub(r'\1:\2', text) if _RATIO.fullmatch(text) else text
     if (found := _FOR_INTEGERS.search(text)) and found[1] in text[: found.start()]:
@@ -206,7 +214,9 @@ def _text(match: re.Match) -> str:
         return ','
     if re.fullmatch(r'\\?[$£€%]', inside):
         return inside
-    if re.fullmatch(r'[A-Za-z]', inside) and not match.group(0).startswith(('\\text', '\\mbox')):
+    before = match.string[: match.start()].rstrip()
+    unit = match[1][:1].isspace() or (inside in 'mgshL' and before[-1:].isdigit())  # 5 \mathrm{~m}
+    if re.fullmatch('[A-Za-z]', inside) and not unit and not match[0].startswith(_WORDS):
         return f' {inside} '
     return rf'\text{{{inside}}}' if inside else ' '
 

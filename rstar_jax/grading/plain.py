@@ -40,6 +40,7 @@ _CHOICE = re.compile(  # (A) 5, \text{(A)} 5, A. 5
 )
 _LETTER = re.compile(r'\(?(?:\\text\{\(?)?([A-J])\)?\}?\)?')
 _LETTERS = re.compile(r'\\text\{\(?([A-Za-z]+(?: [A-Za-z]+)*)\)?\.?\}')  # \text{No}, \text{(b)}
+_LONE = re.compile(r'\\text\{([a-zA-Z])\}')  # 5\text{m}, of which 5 m is a spelling
 _WHOLE = re.compile(r'[+-]?\d+')
 _INT = r'\d+'
 _DECIMAL = re.compile(r'[+-]?(?:\d+\.?\d*|\.\d+)')
@@ -248,7 +249,7 @@ def verdict(answer: str, truth: str) -> bool | None:
     if not answer or not truth:
         return False
     texts = squeezed(answer), squeezed(truth)
-    if texts[0] == texts[1]:
+    if _LONE.sub(r'\1', texts[0]) == _LONE.sub(r'\1', texts[1]):
         return True
     if all(map(_CAPITALS.fullmatch, texts)):  # letters in their order: no product
         return False

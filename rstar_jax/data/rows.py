@@ -59,11 +59,12 @@ def _parquet(path: pathlib.Path) -> Iterator[Row]:
     if not path.is_file():
         raise UserError(f'{path}: no such file; expected a parquet file')
     try:
-        rows = pyarrow.parquet.ParquetFile(path)
-    except pyarrow.ArrowInvalid as error:
-        raise UserError(f'{path}: not a parquet file ({_short(error)})') from None
-    items = (item for batch in rows.iter_batches() for item in batch.to_pylist())
-    return ((f'{path}, row {number}', item) for number, item in enumerate(items, 1))
+        batches = pyarrow.parquet.ParquetFile(path).iter_batches()
+        items = (item for batch in batches for item in batch.to_pylist())
+        for number, item in enumerate(items, 1):
+            yield f'{path}, row {number}', item
+    except (pyarrow.ArrowException, OSError) as error:  # OSError: of a file that is damaged
+        raise UserError(f'{path}: not a whole parquet file ({_short(error)})') from None
 
 
 def _hub(source: str, folder: pathlib.Path) -> Iterator[Row]:

@@ -170,8 +170,19 @@ def test_a_file_that_is_no_parquet(tmp_path):
     with pytest.raises(UserError, match='no such file'):
         data.load_problems(path)
     path.write_text('no')
-    with pytest.raises(UserError, match='p.parquet: not a parquet file'):
+    with pytest.raises(UserError, match='p.parquet: not a whole parquet file'):
         data.load_problems(path)
+
+
+def test_a_parquet_file_that_is_damaged(numina):
+    whole = numina.read_bytes()
+    footer = len(whole) - 8 - int.from_bytes(whole[-8:-4], 'little')
+    for zeros in (slice(4, footer), slice(footer, -8)):
+        damaged = bytearray(whole)
+        damaged[zeros] = bytes(len(whole[zeros]))
+        numina.write_bytes(damaged)
+        with pytest.raises(UserError, match='not a whole parquet file'):
+            data.load_problems(numina)
 
 
 def test_names_of_the_hub_read_a_local_copy(numina, tmp_path, monkeypatch):

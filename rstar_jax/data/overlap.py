@@ -43,7 +43,7 @@ class Overlap:
 
     def find(self, question: str) -> str | None:
         """Returns the name of a benchmark that has the question, or a good part of it; or None."""
-        words = _words(question)
+        words = _words(question) if self._known else []
         grams = itertools.chain(self._grams(words), self._within(words))
         return next((self._known[gram] for gram in grams if gram in self._known), None)
 

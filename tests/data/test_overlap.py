@@ -1,5 +1,6 @@
 """Overlap of training problems with benchmarks."""
 
+from rstar_jax.data import overlap as overlap_module
 from rstar_jax.data.overlap import Overlap
 
 LONG = 'A farmer has 17 sheep and 4 dogs and sells 9 of the sheep to his old neighbour.'
@@ -19,6 +20,11 @@ def test_the_same_question_is_found_however_it_is_spelt():
 def test_questions_without_a_word_are_not_all_alike():
     overlap = Overlap({'signs': [{'question': '∑?'}]}, 13)
     assert overlap.find('∫ ∞') is None
+
+
+def test_without_benchmarks_no_text_is_looked_at(monkeypatch):
+    monkeypatch.setattr(overlap_module, '_words', None)
+    assert Overlap({}, 13).find(LONG) is None
 
 
 def test_a_short_question_is_found_within_a_longer_one():

@@ -336,14 +336,13 @@ def check_model(path: str | pathlib.Path, kind: str, flag: str) -> None:
         made = parts[-1]
         raise UserError(f'{flag}={path}: a run, or a round of one, not a model: use {made}')
     try:
-        models.read_config(path)
+        if kind == 'policy' and models.is_ppm(path):
+            raise UserError('holds a ppm, not a policy')
+        if kind == 'ppm' and folder.is_dir() and not list(folder.glob('value_head.*')):
+            raise UserError('a policy, not a PPM: has no value_head.bin')
+        models.check(path, kind == 'ppm')
     except UserError as error:
         raise UserError(f'{flag}={path}: {error}') from None
-    if kind == 'policy' and models.is_ppm(path):
-        raise UserError(f'{flag}={path}: holds a ppm, not a policy')
-    local = pathlib.Path(path)
-    if kind == 'ppm' and local.exists() and not list(local.glob('value_head.*')):
-        raise UserError(f'{flag}={path}: a policy, not a PPM: has no value_head.bin')
 
 
 def load_policy(path: str | pathlib.Path, dtype: str, mesh=None) -> models.Policy:

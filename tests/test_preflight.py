@@ -139,6 +139,27 @@ def test_a_ppm_is_no_policy(world, tmp_path, capsys):
             (tmp_path / 'ppm' / file).unlink()
 
 
+def test_a_model_is_read_but_for_its_weights(world, tmp_path):
+    folder, flag = tmp_path / 'policy', '--config.base.path'
+    models.save(checkpoints.load_policy(world / 'policy'), folder)
+    sources.check_model(folder, 'policy', flag)
+    config = (folder / 'config.json').read_text()
+    for name, content, message in (
+        ('model.safetensors', (folder / 'model.safetensors').read_bytes()[:-1], 'is cut off'),
+        ('model.safetensors', None, r'expected model\*.safetensors'),
+        ('tokenizer.json', b'{', 'its tokenizer cannot be read'),
+        ('config.json', config.replace('"vocab_size": ', '"vocab_size": 1').encode(), 'has shape'),
+        ('config.json', b'{"model_type": "qwen2", "rope_theta": "x"}', 'config.json: cannot be r'),
+    ):
+        whole = (folder / name).read_bytes()
+        (folder / name).unlink()
+        if content is not None:
+            (folder / name).write_bytes(content)
+        with pytest.raises(UserError, match=f'^{flag}={folder}: {folder}.*{message}'):
+            sources.check_model(folder, 'policy', flag)
+        (folder / name).write_bytes(whole)
+
+
 def test_a_trained_policy_is_no_ppm(world, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv('HOME', str(world.parent))
     for path in (world / 'policy', f'~/{world.name}/policy'):

@@ -47,7 +47,7 @@ def load(
     Raises UserError: no such path, a PPM, architecture not supported, damaged files, no tokenizer;
     all faults of the weights in one.
     """
-    config, params, made, generation = _read(path_or_name, dtype, mesh, headless=False)
+    config, params, made, generation = _read(_find(path_or_name), dtype, mesh, headless=False)
     return Policy(config, made, params, generation)
 
 
@@ -55,6 +55,15 @@ def read_config(path_or_name: str | pathlib.Path) -> Config:
     """The shape of a model as `load` would read it; errors as there."""
     path = _find(path_or_name)
     return GGUFFile(path).config if path.suffix == '.gguf' else _folder_config(path)
+
+
+def check(path_or_name: str | pathlib.Path, ppm: bool = False) -> None:
+    """All that `load` does, for a PPM `load_ppm`, but reading the weights; errors as there."""
+    path = _find(path_or_name)
+    if ppm:
+        _read_head(path)
+    source, config, _, _ = _open(path, headless=ppm)
+    weights.check(source, config, headless=ppm)
 
 
 def is_ppm(path_or_name: str | pathlib.Path) -> bool:
@@ -88,8 +97,6 @@ def load_ppm(
     squash: how values come into [-1, 1]; None = as saved, else 'tanh5', the released code's.
     """
     folder = _find(directory)
-    if folder.suffix == '.gguf':
-        raise UserError(f'{folder}: a PPM is read from a folder with value_head.bin')
     head = _read_head(folder)
     config, params, made, generation = _read(folder, dtype, mesh, headless=True)
     expected = {'weight': (1, config.embed_dim), 'bias': (1,)}
@@ -130,12 +137,18 @@ def write_value_head(head: dict[str, np.ndarray], folder: pathlib.Path) -> None:
     weights.publish(temporary, folder / 'value_head.safetensors')
 
 
-def _read(path_or_name, dtype, mesh, headless):
+def _read(path, dtype, mesh, headless):
     """(config, params, tokenizer, generation)."""
     dtype = default_dtype() if dtype is None else dtype
     if dtype not in ('float32', 'bfloat16'):
         raise UserError(f'dtype={dtype!r}: expected float32 or bfloat16')
-    path = _find(path_or_name)
+    source, config, made, generation = _open(path, headless)
+    params = weights.place(source, config, _putter(dtype, mesh, config), headless)
+    return config, params, made, generation
+
+
+def _open(path, headless):
+    """(source of the weights, config, tokenizer, generation)."""
     if not headless and is_ppm(path):
         raise UserError(f'{path}: holds a ppm, not a policy')
     generation: dict[str, Any] = {}
@@ -154,13 +167,15 @@ def _read(path_or_name, dtype, mesh, headless):
         raise UserError(
             f'{path}: its tokenizer has {needed} entries, its embedding {config.vocab_size} rows'
         )
-    params = weights.place(source, config, _putter(dtype, mesh, config), headless)
-    return config, params, made, generation
+    return source, config, made, generation
 
 
 def _folder_config(folder: pathlib.Path) -> Config:
     file = folder / 'config.json'
-    return families.read_config(_json(file), str(file))
+    try:
+        return families.read_config(_json(file), str(file))
+    except (TypeError, ValueError, AttributeError) as error:  # of values of other types
+        raise UserError(f'{file}: cannot be read ({error})') from None
 
 
 def _with_ends(config: Config, generation: dict[str, Any]) -> Config:
@@ -209,6 +224,8 @@ def _json(path: pathlib.Path) -> dict[str, Any]:
 
 
 def _read_head(folder: pathlib.Path) -> dict[str, np.ndarray]:
+    if folder.suffix == '.gguf':
+        raise UserError(f'{folder}: a PPM is read from a folder with value_head.bin')
     names = ('value_head.safetensors', 'value_head.bin')
     file = next((folder / name for name in names if (folder / name).exists()), None)
     if file is None:

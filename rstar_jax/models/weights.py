@@ -1,7 +1,7 @@
 """Weights in and out: one table of names serves Hugging Face files, GGUF files, loading and export.
 
 A source (a folder of safetensors, a GGUF file) says which tensors it has and reads one at a time;
-`place` checks all of them against the table, raises every fault at once, and then puts tensor
+`check` compares all of them with the table and raises every fault at once, `place` puts tensor
 after tensor on the devices: the host never holds more than the file that is open and one tensor.
 """
 
@@ -109,13 +109,8 @@ def rows(config: Config, headless: bool = False) -> tuple[Row, ...]:
     )
 
 
-def place(
-    source: Source,
-    config: Config,
-    put: Callable[[str, np.ndarray], jax.Array],
-    headless: bool = False,
-) -> decoder.Params:
-    """Reads all tensors of `config` from `source`; put(path, tensor) brings one to the devices.
+def check(source: Source, config: Config, headless: bool = False) -> dict[str, Row]:
+    """The rows of `config` by their names in `source`, which has them all.
 
     Raises UserError naming every missing, unknown, mis-shaped and non-float tensor.
     """
@@ -135,6 +130,20 @@ def place(
         elif dtype not in FLOATS:
             faults.append(f'{name} has dtype {dtype}, expected one of {", ".join(FLOATS)}')
     raise_faults(source.where, faults)
+    return by_name
+
+
+def place(
+    source: Source,
+    config: Config,
+    put: Callable[[str, np.ndarray], jax.Array],
+    headless: bool = False,
+) -> decoder.Params:
+    """Reads all tensors of `config` from `source`; put(path, tensor) brings one to the devices.
+
+    Errors as of `check`.
+    """
+    by_name = check(source, config, headless)
     flat = {}
     for name, tensor in source.read(by_name):
         row = by_name[name]

@@ -155,8 +155,8 @@ def read_results(root: pathlib.Path) -> list[Results]:
             results['benchmarks'].items()
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(
-                f'{path}: not the results of an evaluation ({error}); delete it and run the stage '
-                'eval again'
+                f'{path}: not the results of an evaluation ({error}); delete '
+                f'{path.with_name("done.json")}, and the run makes it again of the trees there are'
             ) from None
         found.append(results)
     return found

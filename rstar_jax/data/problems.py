@@ -62,8 +62,13 @@ class Selection:
                     f'--config.data.answers={self.answers}: no kind {kind}; there are '
                     f'{", ".join(ANSWER_KINDS)}'
                 )
-        if self.levels and not re.fullmatch(r'\d+(\.\d+)?(-\d+(\.\d+)?)?', self.levels):
-            raise UserError(f'--config.data.levels={self.levels}: expected a range, such as 3-5')
+        if self.levels:
+            low, _, high = self.levels.partition('-')
+            written = re.fullmatch(r'\d+(\.\d+)?(-\d+(\.\d+)?)?', self.levels)
+            if not written or float(low) > float(high or low):
+                raise UserError(
+                    f'--config.data.levels={self.levels}: expected a range, such as 3-5'
+                )
 
     def refused(self, problem: Problem) -> str:
         """Why the problem is not used; '' where it is."""

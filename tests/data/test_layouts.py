@@ -154,8 +154,9 @@ def test_selections(numina, tmp_path):
         chosen(sources='imo')
     with pytest.raises(UserError, match='data.answers=digits: no kind digits; there are integer'):
         data.Selection(answers='digits')
-    with pytest.raises(UserError, match='data.levels=hard: expected a range'):
-        data.Selection(levels='hard')
+    for wrong in ('hard', '-3', '5-3'):
+        with pytest.raises(UserError, match=f'data.levels={wrong}: expected a range'):
+            data.Selection(levels=wrong)
 
 
 def test_the_limit_counts_what_is_used(numina):

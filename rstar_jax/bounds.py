@@ -67,6 +67,7 @@ AT_LEAST: dict[str, float] = {
 ABOVE: dict[str, float] = {'search.top_p': 0}
 AT_MOST: dict[str, float] = {
     'seed': 2**32 - 1,  # of larger ones JAX reads the last 32 bits
+    'last_round': 1000,  # all are looked at before the first begins
     'search.top_p': 1,
     'search.min_p': 1,
     'curate.synthetic_correct': 1,

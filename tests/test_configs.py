@@ -231,6 +231,7 @@ def test_limits_and_choices_are_of_keys_that_exist():
         ('eval.path_tokens=100', 'needs to fit into path_tokens=100'),
         ('seed=-1', 'needs at least 0'),
         ('seed=4294967296', 'needs at most 4294967295'),
+        ('last_round=99999', 'needs at most 1000'),
         ('eval.failed_steps=twice', 'needs one of again, once'),
         ('eval.benchmarks= ,', 'names no benchmark'),
     ],

@@ -11,6 +11,9 @@ class UserError(Exception):
 
 
 def tell(text: str) -> None:
-    """Writes `text` as an error: a line by one call, as threads of the runtime write there too."""
-    sys.stderr.write(f'error: {text}\n')
+    """Writes `text` as an error: a line by one call, as threads of the runtime write there too.
+
+    What it names may have line breaks of its own.
+    """
+    sys.stderr.write(f'error: {" ".join(text.splitlines())}\n')
     sys.stderr.flush()

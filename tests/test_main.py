@@ -378,7 +378,7 @@ def test_an_error_is_written_by_one_call(monkeypatch):
             pass
 
     monkeypatch.setattr(sys, 'stderr', Stream())
-    errors.tell('process 0 is gone')
+    errors.tell('process 0\nis gone')
     assert sys.stderr.calls == ['error: process 0 is gone\n']
 
 

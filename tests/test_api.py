@@ -51,9 +51,15 @@ def test_a_search_of_texts_gives_trees_that_are_curated():
     problems = [{'index': 0, 'question': 'Half of 2?', 'answer': '1'}]
     expander = search.scripted(texts, lambda question, prefix: 0.5)
     (record,) = search.run(problems, expander=expander, config=config)
+    assert repr(record) == 'Record(index=0, tree=0, nodes=4, solved=True)'
     sft, pairs = data.curate([record.to_interchange()], final_step_pairs='steps')
     assert [set(example) for example in sft] == [{'query', 'response'}]
     assert {'prompt', 'pos', 'neg', 'pos_count', 'neg_count'} <= set(pairs[0])
+
+
+@pytest.mark.parametrize('kind', [models.Policy, models.PPM])
+def test_a_model_is_shown_without_its_weights(kind):
+    assert 'arrays' not in repr(kind('shape', 'tokenizer', 'arrays'))
 
 
 def test_a_problem_without_an_index_is_told():

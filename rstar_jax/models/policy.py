@@ -22,8 +22,8 @@ class Policy:
     """
 
     config: Config
-    tokenizer: Any
-    params: decoder.Params
+    tokenizer: Any = dataclasses.field(repr=False)
+    params: decoder.Params = dataclasses.field(repr=False)  # all would be fetched to be shown
     generation: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def logits(self, tokens: jax.Array, lengths: jax.Array) -> jax.Array:
@@ -44,8 +44,8 @@ class PPM:
     """
 
     config: Config
-    tokenizer: Any
-    params: decoder.Params
+    tokenizer: Any = dataclasses.field(repr=False)
+    params: decoder.Params = dataclasses.field(repr=False)  # all would be fetched to be shown
     squash: str = 'tanh'
     generation: dict[str, Any] = dataclasses.field(default_factory=dict)
 

@@ -79,6 +79,10 @@ class Record:
     cut: np.ndarray | None = None
     seed: int | None = None
 
+    def __repr__(self) -> str:
+        index, tree = self.problem.get('index'), self.tree
+        return f'Record({index=}, {tree=}, nodes={len(self.texts)}, solved={self.solved})'
+
     @property
     def key(self) -> tuple[int, int]:
         """(problem index, tree number): which tree of a run this is."""

@@ -386,7 +386,7 @@ def test_answers_that_agree_end_a_request(workers, config):
             else:
                 assert '2 of 2 trajectories agree' in made.choices[0].message.content
         assert live.busy == 0
-        assert not live._loop.spending._tokens and not live._loop.spending._answers
+        assert not live.spending._tokens and not live.spending._answers
 
 
 @pytest.mark.skipif(not pathlib.Path('/proc/net/if_inet6').exists(), reason='no IPv6 here')

@@ -5,6 +5,7 @@ submit (any thread) -> inbox -> the search's rows, beside those of other questio
 """
 
 import dataclasses
+import functools
 import itertools
 import queue
 import threading
@@ -48,8 +49,8 @@ class Job:
         self.cancelled = True
 
 
-class Live:
-    """Searches the questions of many callers at once; see the module's text.
+class Live(Loop):
+    """The search loop with a queue that is filled while it runs; see the module's text.
 
     A tree is the same as `search.run` grows for problem 0 with the same seed: what else is being
     searched changes nothing.
@@ -67,15 +68,18 @@ class Live:
         mesh=None,
     ):
         """Args are those of `search.run`; trees: how many at once there is to be room for."""
-        self.config = config
-        self._tokenizer = tokenizer_of(policy, ppm)
+        self._new_tree = functools.partial(
+            new_tree, config=config, tokenizer=tokenizer_of(policy, ppm)
+        )
         expander = expander or make_expander(policy, ppm, config, mesh, trees)
+        totals = Totals(0, expander.counters, None)
+        super().__init__(iter(()), self._begun, expander, config, workers, totals)
+        self.markless = None  # a question that is none must not end the service
         self._inbox: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
-        self._jobs: dict[int, Job] = {}
+        self._jobs: dict[int, Job] = {}  # by number; until no tree of theirs is left
         self._numbers = itertools.count()
         self._lock = threading.Lock()
         self._ended: BaseException | None = None
-        self._loop = _Endless(self, self._jobs, expander, config, workers)
 
     def submit(
         self,
@@ -89,13 +93,11 @@ class Live:
         Raises:
           UserError: the question is too long, or the search has ended.
         """
-        tokens = self._tokens(question)
-        room = self.config.prompt_tokens
-        if len(tokens) > room:
-            raise UserError(
-                f'the question has {len(tokens)} tokens with its prompt, at most {room} fit'
-            )
-        job = Job(question, trees, seed, len(tokens), done)
+        root = self._new_tree({'index': 0, 'question': question}, 0, seed=seed).nodes[0]
+        length, room = len(root.tokens), self.config.prompt_tokens
+        if length > room:
+            raise UserError(f'the question has {length} tokens with its prompt, at most {room} fit')
+        job = Job(question, trees, seed, length, done)
         with self._lock:
             if self._ended is not None:
                 raise UserError('the search has ended')
@@ -106,14 +108,13 @@ class Live:
         """Searches what comes until `close`; in a thread of its own."""
         ended: BaseException = UserError('the search has ended')
         try:
-            for record in self._loop.run():
-                job = self._jobs[record.problem['index']]
-                job.done(record)
+            for record in super().run():
+                self._jobs[record.problem['index']].done(record)
         except BaseException as error:
             ended = error
             raise
         finally:
-            self._loop.expander.close()
+            self.expander.close()
             with self._lock:
                 self._ended = ended
             while not self._inbox.empty():
@@ -131,53 +132,27 @@ class Live:
         """Ends `run`, whatever is being searched."""
         self._inbox.put(None)
 
-    def incoming(self, wait: bool) -> list[tuple[dict[str, Any], int]] | None:
-        """(problem, tree) of what has been submitted since; None: it is to end."""
-        fresh: list[tuple[dict[str, Any], int]] = []
+    def more(self) -> bool:
+        """Takes what has been submitted since; waits for it where nothing is left to search."""
+        left = {problem['index'] for problem, _ in self.queue} | self.searched
+        for number in self._jobs.keys() - left:
+            self.spending.forget(number)
+            self._jobs.pop(number).done(None)
+        wait = not left
         while wait or not self._inbox.empty():
             job, wait = self._inbox.get(), False
             if job is None:
-                return None
+                return False
             number = next(self._numbers)
             self._jobs[number] = job
             problem = {'index': number, SAMPLED_AS: 0, 'question': job.question, 'answer': ''}
-            fresh += [(problem, tree) for tree in range(job.trees)]
-        return fresh
-
-    def make(self, problem: dict[str, Any], tree: int) -> HostTree:
-        """The host's side of a tree, about to be put into a row."""
-        seed = self._jobs[problem['index']].seed
-        return new_tree(problem, tree, seed=seed, config=self.config, tokenizer=self._tokenizer)
-
-    def _tokens(self, question: str) -> list[int]:
-        problem = {'index': 0, 'question': question}
-        fresh = new_tree(problem, 0, seed=0, config=self.config, tokenizer=self._tokenizer)
-        return fresh.nodes[0].tokens
-
-
-class _Endless(Loop):
-    """The search's loop with a queue that is filled while it runs."""
-
-    def __init__(self, live: Live, jobs: dict[int, Job], expander, config, workers: Workers):
-        """jobs: those of `live`, by number; forgotten here when no tree of theirs is left."""
-        totals = Totals(0, expander.counters, None)
-        super().__init__(iter(()), live.make, expander, config, workers, totals)
-        self.markless = None  # a question that is none must not end the service
-        self._live, self._jobs = live, jobs
-
-    def more(self) -> bool:
-        problems = [problem for problem, _ in self.queue]
-        problems += [tree.problem for tree in self.growing.values()]
-        problems += [tree.problem for tree, _ in self.finished]
-        for number in self._jobs.keys() - {problem['index'] for problem in problems}:
-            self.spending.forget(number)
-            self._jobs.pop(number).done(None)
-        fresh = self._live.incoming(wait=not problems)
-        if fresh is None:
-            return False
-        queue = [*fresh[::-1], *self.queue]  # the next one is the last
-        self.queue = [item for item in queue if not self._jobs[item[0]['index']].cancelled]
+            # The next one is the last.
+            self.queue = [*((problem, i) for i in reversed(range(job.trees))), *self.queue]
+        self.queue = [x for x in self.queue if not self._jobs[x[0]['index']].cancelled]
         return True
 
     def unwanted(self, tree: HostTree) -> bool:
         return self._jobs[tree.problem['index']].cancelled
+
+    def _begun(self, problem: dict[str, Any], number: int) -> HostTree:
+        return self._new_tree(problem, number, seed=self._jobs[problem['index']].seed)

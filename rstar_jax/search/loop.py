@@ -181,15 +181,16 @@ class Loop:
         """Trees that could begin if there were room; in order, as many as there is room for."""
         if not self.config.in_order:
             return len(self.queue)
-        busy, others = self._busy(), set()
+        busy, others = self.searched, set()
         for problem, _ in reversed(self.queue):
             if len(others) >= len(self.free):
                 break
             others |= {problem['index']} - busy
         return len(others)
 
-    def _busy(self) -> set[int]:
-        """The problems that are being searched."""
+    @property
+    def searched(self) -> set[int]:
+        """The problems of which a tree is in flight."""
         trees = [*self.growing.values(), *(tree for tree, _ in self.finished)]
         return {tree.problem['index'] for tree in trees}
 
@@ -223,7 +224,7 @@ class Loop:
         """What is to be searched next; in order, no tree beside another of its problem."""
         if not self.config.in_order:
             return self.queue.pop() if self.queue else None
-        busy = self._busy()
+        busy = self.searched
         for at in range(len(self.queue) - 1, -1, -1):
             problem = self.queue[at][0]
             if problem['index'] in busy:

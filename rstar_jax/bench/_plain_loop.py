@@ -134,7 +134,7 @@ class Plain(Expander):
             trees[i], counts[i], tokens[i, : len(piece)] = members[i], len(piece), piece
         starts, model = np.full(count, start, np.int32), self._engine.policy
         arguments = (model.params, model.prefix, self._path, trees, tokens, counts, starts)
-        extend = programs.EXTEND.on(self.mesh, config=model.config)
+        extend = programs.EXTEND(self.mesh, config=model.config)
         self._path = extend(*arguments)
 
     def _decode(self, keys: np.ndarray, opened: np.ndarray) -> state.Cells:
@@ -143,10 +143,8 @@ class Plain(Expander):
             made = model.config, len(keys), limit, model.dtype, model.kv_dtype
             self._cells = state.empty_cells(*made)
             self._slots = state.empty_slots(*made)
-        decode = programs.DECODE.on(
-            self.mesh, config=model.config, candidates=self.config.candidates
-        )
-        open_cells = programs.OPEN.on(self.mesh)
+        decode = programs.DECODE(self.mesh, config=model.config, candidates=self.config.candidates)
+        open_cells = programs.OPEN(self.mesh)
         turn = np.zeros(len(keys), np.int32)
         self._cells, self._slots, stats = decode(
             model.params,

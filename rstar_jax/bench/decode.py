@@ -95,14 +95,12 @@ class _Ours:
         self._stops = state.Stops(
             jnp.zeros((1, vocab), jnp.uint8), jnp.zeros(1, jnp.uint8), np.int32(vocab)
         )
-        extend = programs.EXTEND.on(mesh, config=shape)
+        extend = programs.EXTEND(mesh, config=shape)
         one = np.zeros(1, np.int32)
         arguments = (one, ids[None].astype(np.int32), one + len(ids), one)
         self._path = extend(self._params, self._prefix, path, *arguments)
-        self._open = programs.OPEN.on(mesh)
-        self._decode = programs.DECODE.on(
-            mesh, config=shape, candidates=batch, near=sizes.near(mesh)
-        )
+        self._open = programs.OPEN(mesh)
+        self._decode = programs.DECODE(mesh, config=shape, candidates=batch, near=sizes.near(mesh))
         self._products = jax.jit(_products, static_argnums=(0, 3))
         self._sampling = sampling.Settings.of(Config(temperature=1.0))
 

@@ -79,8 +79,8 @@ class Loop:
         self.rules = trees_lib.Rules.of(config)
         mesh = expander.mesh
         self.arrays = devices.make(mesh, trees_lib.init, expander.width, config.nodes)
-        self.reset = programs.RESET.on(mesh)
-        self.advance = programs.ADVANCE.on(
+        self.reset = programs.RESET(mesh)
+        self.advance = programs.ADVANCE(
             mesh, longest=config.max_depth + 2, strategy=config.strategy
         )
 
@@ -350,7 +350,7 @@ class Loop:
                 np.int32,
             )
             arguments = devices.split(mesh, [values, places[:, 0], places[:, 1]])
-            expansion = programs.PUT_SCORES.on(mesh)(expansion, *arguments)
+            expansion = programs.PUT_SCORES(mesh)(expansion, *arguments)
             scores.append(([wanted[i][2] if i >= 0 else None for i in which], values))
         return expansion, scores
 

@@ -179,7 +179,7 @@ class Group:
         return parallel.bytes_on_a_device((weights, path.kv, slot.kv))
 
     def _decode(self, trees: int, slots: int) -> jax.stages.Lowered:
-        f = programs.DECODE.on(
+        f = programs.DECODE(
             self.mesh,
             config=self.shape,
             candidates=self.settings.candidates,
@@ -215,7 +215,7 @@ class Group:
         return min(_seconds(run), _seconds(run)) / count
 
     def _score(self, trees: int) -> jax.stages.Lowered:
-        f = programs.SCORE.on(self.mesh, config=self.shape, squash='tanh')
+        f = programs.SCORE(self.mesh, config=self.shape, squash='tanh')
         integers = devices.shapes(self.mesh, jnp.zeros, 1, jnp.int32)
         length = sizes.largest_call(self.mesh, self.settings, scored=True)
         tokens = devices.shapes(self.mesh, jnp.zeros, (1, length), jnp.int32)

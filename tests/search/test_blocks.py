@@ -52,9 +52,9 @@ def decoded(blocks, windows=(), running=(), count=5):
     first[list(running)] = True
     for part, chosen in ((first, None), (opened & ~first, blocks)):
         if part.any():
-            cells = programs.OPEN.on(mesh)(cells, part, keys, turn)
+            cells = programs.OPEN(mesh)(cells, part, keys, turn)
             settings = {'config': shape, 'candidates': CANDIDATES, 'mixed': True}
-            run = programs.DECODE.on(mesh, blocks=chosen, **settings)
+            run = programs.DECODE(mesh, blocks=chosen, **settings)
             iterations = np.array([count, count], np.int32)
             operands = params, stops, prefix, path, cells, slots, how, iterations
             cells, slots, _ = run(*operands)

@@ -148,16 +148,15 @@ def test_paths_that_grow_take_no_room_for_two_of_each(mesh, monkeypatch):
     keys = np.asarray(policy.path.kv[1][0][3, :, :3])
     before, live, grow = held(), [], programs.GROW
 
-    class Watched:
-        def on(self, *given, **named):
-            def run(x):
-                made = jax.block_until_ready(grow.on(*given, **named)(x))
-                live.append(held())
-                return made
+    def watched(*given, **named):
+        def run(x):
+            made = jax.block_until_ready(grow(*given, **named)(x))
+            live.append(held())
+            return made
 
-            return run
+        return run
 
-    monkeypatch.setattr(programs, 'GROW', Watched())
+    monkeypatch.setattr(programs, 'GROW', watched)
     rooms = [policy.capacity]
     for tokens in (350, 700, 1500, 3900):
         policy.reserve(tokens)
@@ -194,8 +193,12 @@ class Account:
     def __init__(self, monkeypatch):
         self.others = jax.live_arrays()  # so that none of them goes while a search is looked at
         self.before, self.programs = held(), collections.Counter()
-        on, run = programs.Program.on, functools.cache(self._run)
-        monkeypatch.setattr(programs.Program, 'on', lambda *x, **named: run(on(*x, **named)))
+        run = functools.cache(self._run)
+        for name, program in vars(programs).copy().items():
+            if isinstance(program, functools.partial):
+                monkeypatch.setattr(
+                    programs, name, lambda *x, of=program, **named: run(of(*x, **named))
+                )
 
     @property
     def peak(self) -> int:
@@ -271,12 +274,11 @@ def test_paths_grow_when_nothing_reads_them(monkeypatch):
     engine = Engine(policy, None, config, mesh, 2, [[1] * 100, [2] * 100])
     over, grow = [], programs.GROW
 
-    class Watched:
-        def on(self, *given, **named):
-            over.append(engine.slots.hidden.is_ready())
-            return grow.on(*given, **named)
+    def watched(*given, **named):
+        over.append(engine.slots.hidden.is_ready())
+        return grow(*given, **named)
 
-    monkeypatch.setattr(programs, 'GROW', Watched())
+    monkeypatch.setattr(programs, 'GROW', watched)
     for row, tokens in enumerate((100, 500)):
         nodes = [host.Node(tokens=[5] * tokens)]
         engine.start(row, tree := host.HostTree({'index': row}, 0, 0, '', nodes, [0]))

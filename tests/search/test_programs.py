@@ -67,7 +67,7 @@ def arguments(mesh) -> dict:
 def test_no_cache_is_copied(name, settings):
     """Not even one layer's keys: on a full device there is no room for it."""
     mesh = parallel.local_mesh(devices=jax.devices()[:1])
-    program = getattr(programs, name.split()[0]).on(mesh, **settings)
+    program = getattr(programs, name.split()[0])(mesh, **settings)
     compiled = program.lower(*arguments(mesh)[name]).compile()
     a_layer = TREES * ROOM * SHAPE.num_kv_heads * SHAPE.head_dim * KINDS[0].itemsize
     assert compiled.memory_analysis().temp_size_in_bytes < a_layer

@@ -111,7 +111,7 @@ class Choice:
 
     def _size(self, slots: int, blocks: int | None, room: int) -> Size:
         """A chunk of decoding that attends to so many blocks of paths; None: to all."""
-        step = programs.DECODE.on(
+        step = programs.DECODE(
             self._mesh,
             config=self._policy.config,
             candidates=self._config.candidates,

@@ -175,7 +175,7 @@ class Engine(Expander):
         if self.opened.any():
             # Copies, as the device may read the host's arrays later than this line.
             opened = [x.copy() for x in (self.opened, self.keys, self.turn)]
-            open_cells = programs.OPEN.on(self.mesh)
+            open_cells = programs.OPEN(self.mesh)
             self.cells = open_cells(self.cells, *devices.split(self.mesh, opened))
             self.known[self.opened] = state.PENDING
             self.since[self.opened] = self.chunks + 1
@@ -186,7 +186,7 @@ class Engine(Expander):
         size, way = self.choice.fit(need, self._blocks(), self.left, self._arguments())
         for slots in way:
             self._resize(slots)
-        look = programs.LOOK.on(self.mesh)
+        look = programs.LOOK(self.mesh)
         self.sending = self.sender.submit(_decoded, size, self._arguments(), look)
         self.choice.look_ahead(self.left, self._arguments())
         self.chunks += 1
@@ -269,11 +269,11 @@ class Engine(Expander):
     def _resize(self, size: int) -> None:
         """Packs the slots that are in use into so many: array by array, see `devices.replaced`."""
         slots, self.slots = self.slots, None
-        pack = programs.PACK.on(self.mesh, size=size)
+        pack = programs.PACK(self.mesh, size=size)
         arrays, shape = jax.tree.flatten(slots.kv)
         slots = slots.replace(kv=[])
         kv = devices.replaced(arrays, lambda x: pack(x, slots.cell))
-        slots = programs.RESIZE.on(self.mesh, size=size)(slots)
+        slots = programs.RESIZE(self.mesh, size=size)(slots)
         self.slots = slots.replace(kv=jax.tree.unflatten(shape, kv))
 
     def _blocks(self) -> int:

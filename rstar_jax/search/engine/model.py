@@ -92,7 +92,7 @@ class Model:
             self.manager.compute(device * self.width, 0, tokens)
         while self.manager.segments:
             self.prefill()
-        cut = programs.FIRST_PATH.on(self.mesh, positions=len(tokens))
+        cut = programs.FIRST_PATH(self.mesh, positions=len(tokens))
         self.prefix, self.prefix_tokens = cut(self.path), tokens
         self._shared[:] = len(tokens)
         self.path, self.capacity = None, 0
@@ -150,7 +150,7 @@ class Model:
 
     def _grow(self, positions: int) -> None:
         """Gives all paths more room: array by array, see `devices.replaced`."""
-        grow = programs.GROW.on(self.mesh, positions=positions)
+        grow = programs.GROW(self.mesh, positions=positions)
         path, self.path = self.path, None
         arrays, shape = jax.tree.flatten(path.kv)
         path = path.replace(kv=None)
@@ -160,7 +160,7 @@ class Model:
     def copy_steps(self, cells_kv: state.KeysValues, hidden: jax.Array | None) -> None:
         """Does the copies that the manager asks for among cells, paths and what is kept."""
         self.manager.release()
-        copy, append = programs.COPY.on(self.mesh), programs.APPEND.on(self.mesh)
+        copy, append = programs.COPY(self.mesh), programs.APPEND(self.mesh)
         for places in self._places(self.manager.born):
             self.kept = copy(self.kept, cells_kv, *places)
         for places in self._places(self.manager.left):
@@ -185,7 +185,7 @@ class Model:
         shapes = shapes[:1] if self.settings.one_size else shapes
         batch, done = self.manager.take(shapes, sizes.call_tokens(self.mesh))
         self.counters[f'{self.name}_computed'] += int(batch.counts.sum())
-        extend = programs.EXTEND.on(self.mesh, config=self.config, mixed=self.mixed)
+        extend = programs.EXTEND(self.mesh, config=self.config, mixed=self.mixed)
         rows = devices.split(self.mesh, [batch.trees, batch.tokens, batch.counts, batch.starts])
         self.path = extend(self.decoder_params, self.prefix, self.path, *rows)
         return done, batch.tokens.size // self.manager.devices
@@ -222,7 +222,7 @@ class Scorer(Model):
         for i in order:
             queues[requests[i][0] // self.width].append(i)
         settings = {'config': self.config, 'squash': self.squash, 'mixed': self.mixed}
-        score = programs.SCORE.on(self.mesh, **settings)
+        score = programs.SCORE(self.mesh, **settings)
         found: Scores = []
         while any(queues):
             length = self._length(max(len(requests[q[-1]][1].tokens) for q in queues if q))

@@ -1,41 +1,20 @@
 """Every function that a search compiles, each once: what is shared, what is donated.
 
+Each is called with a mesh and the settings of its function: the mapped one, see `devices.mapped`.
 Engine, memory plan, `--plan` and benches take them from here, so that they compile the same ones.
 What is donated is replaced by the result: whoever calls keeps no other reference to it.
 """
 
-import dataclasses
 import functools
-from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
 
 from rstar_jax.search import strategies
 from rstar_jax.search import tree as trees_lib
-from rstar_jax.search.engine import copies, decode, devices, prefill, state
+from rstar_jax.search.engine import copies, decode, prefill, state
+from rstar_jax.search.engine.devices import mapped
 from rstar_jax.search.record import Status
-
-
-@dataclasses.dataclass(frozen=True)
-class Program:
-    """A function of a module and how it is mapped over devices, see `devices.mapped`.
-
-    Attributes:
-      f: its arguments are arrays, its keyword-only arguments settings.
-      shared: arguments that are whole on each device; of the others each has its part.
-      donated: arguments whose memory the result takes over.
-    """
-
-    f: Callable
-    shared: tuple[str, ...] = ()
-    donated: tuple[str, ...] = ()
-
-    def on(self, mesh: Mesh, **settings: Any) -> Callable:
-        """The function for one mesh, with its settings: the same object for equal arguments."""
-        return devices.mapped(self.f, mesh, self.shared, self.donated, **settings)
 
 
 def _advance(tree, expansion, rules, *, longest: int, strategy: str):
@@ -55,22 +34,25 @@ def _put_scores(expansion, values, trees, children):
     )
 
 
-DECODE = Program(
-    decode.decode, shared=('params', 'stops', 'settings', 'iterations'), donated=('cells', 'slots')
+DECODE = functools.partial(
+    mapped,
+    decode.decode,
+    shared=('params', 'stops', 'settings', 'iterations'),
+    donated=('cells', 'slots'),
 )
-EXTEND = Program(prefill.extend, shared=('params',), donated=('path',))
-SCORE = Program(prefill.score, shared=('params',), donated=('cells_kv',))
-APPEND = Program(copies.append, donated=('path',))
-COPY = Program(copies.copy, donated=('into',))
-OPEN = Program(state.open_cells, donated=('cells',))
-LOOK = Program(state.look)
-PACK = Program(state.pack)
-RESIZE = Program(state.resize)
-GROW = Program(state.grow)
-FIRST_PATH = Program(state.first_path)
-RESET = Program(trees_lib.reset, donated=('tree',))
-PUT_SCORES = Program(_put_scores, donated=('expansion',))
-ADVANCE = Program(_advance, shared=('rules',), donated=('tree',))
+EXTEND = functools.partial(mapped, prefill.extend, shared=('params',), donated=('path',))
+SCORE = functools.partial(mapped, prefill.score, shared=('params',), donated=('cells_kv',))
+APPEND = functools.partial(mapped, copies.append, donated=('path',))
+COPY = functools.partial(mapped, copies.copy, donated=('into',))
+OPEN = functools.partial(mapped, state.open_cells, donated=('cells',))
+LOOK = functools.partial(mapped, state.look)
+PACK = functools.partial(mapped, state.pack)
+RESIZE = functools.partial(mapped, state.resize)
+GROW = functools.partial(mapped, state.grow)
+FIRST_PATH = functools.partial(mapped, state.first_path)
+RESET = functools.partial(mapped, trees_lib.reset, donated=('tree',))
+PUT_SCORES = functools.partial(mapped, _put_scores, donated=('expansion',))
+ADVANCE = functools.partial(mapped, _advance, shared=('rules',), donated=('tree',))
 
 
 @functools.partial(jax.jit, donate_argnums=0)  # the only reference is replaced by the result

@@ -30,7 +30,7 @@ from rstar_jax.parallel.chips import Chip, find_chip, here
 from rstar_jax.parallel.memory import GIB
 from rstar_jax.progress import percent
 from rstar_jax.search import planning as searches
-from rstar_jax.search.engine import sizes, state
+from rstar_jax.search.engine import sizes
 from rstar_jax.stages import STAGES
 from rstar_jax.training import planning as trainings
 from rstar_jax.training.defaults import HEAD_MOST
@@ -301,13 +301,12 @@ def compiled(
         settings = sources.search_config(config)
         longest = min(settings.path_tokens, sizes.path_room(found.path, settings.path_tokens))
         settings = dataclasses.replace(settings, path_tokens=longest)
-        dtypes = searches.DTYPE, searches.DTYPE
+        dtype = searches.DTYPE
         if processor:
             dtype = jnp.dtype(config.policy.dtype or default_dtype())
-            dtypes = dtype, state.cache_dtype('cpu', dtype)
         trees = -(-problems * _first_trees(config, found) // len(chips))
         host = planning.host_chips(chips)
-        one = searches.plan(settings, host, memory, shape, trees, *dtypes)
+        one = searches.plan(settings, host, memory, shape, trees, dtype)
         if one is None:
             raise UserError('--plan: the search does not fit into the chips of a host')
     made = {}

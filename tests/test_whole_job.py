@@ -181,8 +181,8 @@ def test_speeds_follow_from_the_plans_limits(monkeypatch, platform, step):
     asked = {}
     search, training = plans(whole_job.parallel.global_mesh(devices=jax.devices()[:8]))
 
-    def plan_search(settings, host, memory, shape, trees, *dtypes):
-        asked['search'] = settings.path_tokens, len(host), trees, dtypes
+    def plan_search(settings, host, memory, shape, trees, dtype):
+        asked['search'] = settings.path_tokens, len(host), trees, dtype
         return search
 
     def plan(kind, settings, shape, mesh, memory, size):
@@ -209,15 +209,15 @@ def test_speeds_follow_from_the_plans_limits(monkeypatch, platform, step):
     # 2e12 FLOPs, and a GB read and written.
     assert speed.steps == pytest.approx({'sft': 0.022, 'ppm': 0.022})
     assert asked['sft'] == 500 and asked['ppm'] == 250
-    path, host, trees, (dtype, kv_dtype) = asked['search']
+    path, host, trees, dtype = asked['search']
     assert (path, host, trees) == (512, 4, 450)
     several = config(trees=8, mean_tokens=2000)
     whole_job.compiled(several, 3600, FOUND, devices, 2**34, SHAPE, ('search',))
     assert asked['search'][2] == 900
     if platform == 'tpu':
-        assert dtype == kv_dtype == searches.DTYPE
-    else:  # the machine's own; of bfloat16 the bits
-        assert (dtype.name, kv_dtype.name) in {('bfloat16', 'uint16'), ('float32', 'float32')}
+        assert dtype == searches.DTYPE
+    else:  # the machine's own
+        assert dtype.name in ('bfloat16', 'float32')
 
 
 def test_limits_of_this_machine_are_measured():

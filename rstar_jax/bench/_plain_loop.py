@@ -21,7 +21,7 @@ import numpy as np
 from rstar_jax import models
 from rstar_jax.search import engine, loop
 from rstar_jax.search.config import Config
-from rstar_jax.search.engine import programs, sampling, sizes, state
+from rstar_jax.search.engine import devices, programs, sampling, sizes, state
 from rstar_jax.search.expander import Expander, Scores
 from rstar_jax.search.host import Step
 from rstar_jax.search.record import Record
@@ -116,7 +116,8 @@ class Plain(Expander):
         have = self._path.kv[0][0].shape if self._path else (0, 0, 0, 0)
         if have[0] != trees or have[2] < need:
             need = max(need, have[2])
-            self._path = state.empty_path(model.config, trees, need, model.dtype, model.kv_dtype)
+            made = model.config, trees, need, model.dtype
+            self._path = devices.make(self.mesh, state.empty_path, *made)
         count = max(1, sizes.prefill_budget(self.mesh) // piece)
         for start in range(0, max(map(len, prompts)), piece):
             longer = [i for i, prompt in enumerate(prompts) if len(prompt) > start]
@@ -140,9 +141,9 @@ class Plain(Expander):
     def _decode(self, keys: np.ndarray, opened: np.ndarray) -> state.Cells:
         model, limit = self._engine.policy, self.config.step_tokens
         if self._cells is None or self._cells.state.shape[0] != len(keys):
-            made = model.config, len(keys), limit, model.dtype, model.kv_dtype
-            self._cells = state.empty_cells(*made)
-            self._slots = state.empty_slots(*made)
+            made = model.config, len(keys), limit, model.dtype
+            self._cells = devices.make(self.mesh, state.empty_cells, *made)
+            self._slots = devices.make(self.mesh, state.empty_slots, *made)
         decode = programs.DECODE(self.mesh, config=model.config, candidates=self.config.candidates)
         open_cells = programs.OPEN(self.mesh)
         turn = np.zeros(len(keys), np.int32)

@@ -81,13 +81,12 @@ class _Ours:
 
         self._batch, self._tokens = batch, tokens
         mesh = parallel.local_mesh(devices=jax.devices()[:1])
-        platform, kind = jax.default_backend(), policy.params['norm']['weight'].dtype
+        kind = policy.params['norm']['weight'].dtype
         shape = self._shape = policy.config
         self._params = policy.params
-        stored = state.cache_dtype(platform, kind)
-        self._prefix = devices.make(mesh, state.empty_kv, shape, 1, 0, stored)
-        path = devices.make(mesh, state.empty_path, shape, 1, len(ids), kind, stored)
-        made = shape, batch, tokens, kind, stored
+        self._prefix = devices.make(mesh, state.empty_kv, shape, 1, 0, kind)
+        path = devices.make(mesh, state.empty_path, shape, 1, len(ids), kind)
+        made = shape, batch, tokens, kind
         self._cells = devices.make(mesh, state.empty_cells, *made)
         self._slots = devices.make(mesh, state.empty_slots, *made)
         vocab = shape.vocab_size

@@ -71,11 +71,10 @@ def plan(
     shape: models.Config,
     trees: int = MANY,
     dtype: jnp.dtype = DTYPE,
-    kv_dtype: jnp.dtype = DTYPE,
 ) -> Plan | None:
     """The plan for policy and PPM of one shape on one host's chips; None where no tree fits.
 
-    trees: that each group has to search in all. dtype, kv_dtype: of weights, and of caches.
+    trees: that each group has to search in all. dtype: of weights and caches.
 
     Larger groups read the weights for more sequences at once, smaller ones exchange less: takes the
     fewest chips a group, `settings.tensor` or more, whose limit by reading is near the best.
@@ -84,7 +83,7 @@ def plan(
     for tensor in range(settings.tensor, len(chips) + 1):
         if len(chips) % tensor == 0:
             mesh = parallel.local_mesh(tensor, chips)
-            group = Group(settings, mesh, shape, dtype, kv_dtype)
+            group = Group(settings, mesh, shape, dtype)
             if group.choose(bytes_of_chip, trees):
                 groups.append(group)
     best = max((group.speed() for group in groups), default=0.0)
@@ -99,10 +98,10 @@ class Group:
       free: bytes a chip beside them, and chosen: trees and slots; both after `choose`.
     """
 
-    def __init__(self, settings: Config, mesh, shape: models.Config, dtype=DTYPE, kv_dtype=DTYPE):
+    def __init__(self, settings: Config, mesh, shape: models.Config, dtype=DTYPE):
         """mesh: local mesh (data, tensor); `tensor` chips share the weights."""
         self.settings, self.mesh, self.shape = settings, mesh, shape
-        self.dtype, self.kv_dtype = dtype, kv_dtype
+        self.dtype = dtype
         self.step = settings.step_tokens
         self.scored = self.step + sizes.OUTPUT_ROOM
         self.longest = sizes.path_room(settings.path_tokens, settings.path_tokens)
@@ -117,10 +116,9 @@ class Group:
     def choose(self, bytes_of_chip: float, trees: int = MANY) -> bool:
         """Takes the engine's own choice of trees and slots; False where not one tree fits."""
         self.free = int(bytes_of_chip - self.weights)
-        kinds = self.shape, self.dtype, self.kv_dtype
         networks = [
-            memory.Network(*kinds, self.step),
-            memory.Network(*kinds, self.scored, scores=True),
+            memory.Network(self.shape, self.dtype, self.step),
+            memory.Network(self.shape, self.dtype, self.scored, scores=True),
         ]
         limits = sizes.default_slots(self.mesh), self.free
         try:
@@ -167,7 +165,7 @@ class Group:
         """Bytes a chip of all that stays in memory with what was chosen."""
         trees = chosen.trees
         nodes = devices.shapes(self.mesh, tree.init, trees, self.settings.nodes)
-        kept = self._made(state.empty_kv, trees, memory.kept_room(chosen.kept), self.kv_dtype)
+        kept = self._made(state.empty_kv, trees, memory.kept_room(chosen.kept))
         arrays = self._stops(), nodes, *self._policy(trees, chosen.slots), *self._ppm(trees)
         return self.weights + parallel.bytes_on_a_device((arrays, kept, kept))
 
@@ -224,25 +222,23 @@ class Group:
 
     def _policy(self, trees: int, slots: int) -> tuple:
         """prefix, path, cells and slots, as `decode.decode` takes them."""
-        cells, kinds = trees * self.settings.candidates, (self.dtype, self.kv_dtype)
         return (
-            self._made(state.empty_kv, 1, 0, self.kv_dtype),
-            self._made(state.empty_path, trees, self.longest, *kinds),
-            self._made(state.empty_cells, cells, self.step, *kinds),
-            self._made(state.empty_slots, slots, self.step, *kinds),
+            self._made(state.empty_kv, 1, 0),
+            self._made(state.empty_path, trees, self.longest),
+            self._made(state.empty_cells, trees * self.settings.candidates, self.step),
+            self._made(state.empty_slots, slots, self.step),
         )
 
     def _ppm(self, trees: int) -> tuple:
         """prefix, path and the cells' keys and values, as `prefill.score` takes them."""
-        cells = trees * self.settings.candidates
         return (
-            self._made(state.empty_kv, 1, 0, self.kv_dtype),
-            self._made(state.empty_path, trees, self.longest, self.dtype, self.kv_dtype),
-            self._made(state.empty_kv, cells, self.scored, self.kv_dtype),
+            self._made(state.empty_kv, 1, 0),
+            self._made(state.empty_path, trees, self.longest),
+            self._made(state.empty_kv, trees * self.settings.candidates, self.scored),
         )
 
-    def _made(self, f: Callable, rows: int, positions: int, *dtypes: jnp.dtype) -> Any:
-        return devices.shapes(self.mesh, f, self.shape, rows, positions, *dtypes)
+    def _made(self, f: Callable, rows: int, positions: int) -> Any:
+        return devices.shapes(self.mesh, f, self.shape, rows, positions, self.dtype)
 
     def _stops(self) -> state.Stops:
         table = self._whole((MARK_STATES, self.shape.vocab_size), jnp.uint8)

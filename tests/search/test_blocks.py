@@ -14,7 +14,7 @@ from rstar_jax.search.config import Config
 from rstar_jax.search.engine import decode, programs, sampling, state
 
 SHAPE = Shape('qwen2', 64, 32, 64, 2, 4, 2, 8)
-KINDS = np.dtype('float32'), np.dtype('float32')
+KIND = np.dtype('float32')
 TREES, CANDIDATES, ROOM, STEP, SLOTS, PREFIX = 4, 3, 300, 16, 6, 20
 LENGTHS = (0, 130, 290, 40)  # 0, 2, 3 and 1 blocks of 128; the third block ends with the room
 
@@ -31,7 +31,7 @@ def decoded(blocks, windows=(), running=(), count=5):
     """Cells after a chunk, those of `running` begun in one before; all are open."""
     mesh = parallel.local_mesh(devices=jax.devices()[:1])
     shape = dataclasses.replace(SHAPE, windows=windows)
-    path = state.empty_path(shape, TREES, ROOM, *KINDS)
+    path = state.empty_path(shape, TREES, ROOM, KIND)
     before = np.array([PREFIX, PREFIX, 0, PREFIX], np.int32)
     path = path.replace(
         kv=numbers(path.kv, 1),
@@ -39,9 +39,9 @@ def decoded(blocks, windows=(), running=(), count=5):
         length=jnp.array(LENGTHS, jnp.int32),
         hidden=numbers(path.hidden, 2),
     )
-    prefix = numbers(state.empty_kv(shape, 1, PREFIX, KINDS[0]), 3)
-    cells = state.empty_cells(shape, TREES * CANDIDATES, STEP, *KINDS)
-    slots = state.empty_slots(shape, SLOTS, STEP, *KINDS)
+    prefix = numbers(state.empty_kv(shape, 1, PREFIX, KIND), 3)
+    cells = state.empty_cells(shape, TREES * CANDIDATES, STEP, KIND)
+    slots = state.empty_slots(shape, SLOTS, STEP, KIND)
     vocab = shape.vocab_size
     stops = state.Stops(jnp.zeros((1, vocab), 'uint8'), jnp.zeros(1, 'uint8'), np.int32(vocab))
     params = decoder.init_params(shape, jax.random.key(0))
@@ -73,7 +73,7 @@ def test_the_blocks_in_use_are_enough(blocks, windows):
 
 def test_paths_of_no_room_for_a_block():
     """Of a prompt all in the prefix, or a few tokens behind it."""
-    blocks = state.empty_kv(SHAPE, 3, 40, KINDS[0])[0][0] + jnp.arange(3.0)[:, None, None, None]
+    blocks = state.empty_kv(SHAPE, 3, 40, KIND)[0][0] + jnp.arange(3.0)[:, None, None, None]
     found = decode._blocks(blocks, jnp.array([2, 0]), jnp.array([0, 0]))
     assert found.shape == (2, 2, 40, 8)
     np.testing.assert_array_equal(found[:, 0, 0, 0], [2, 0])

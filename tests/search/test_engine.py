@@ -351,9 +351,11 @@ def test_kept_steps_are_not_computed_again(policy, ppm, workers, monkeypatch):
 
 
 @pytest.mark.parametrize('dtype', ['bfloat16', 'float32'])
-def test_what_is_kept_comes_back(dtype):
+def test_what_is_kept_comes_back(policy, dtype):
     """In any dtype, to the last bit: positions 1..39 of a row, by way of another offset."""
-    stored = state.cache_dtype('cpu', jax.numpy.dtype(dtype))
+    made = devices.shapes(one_device(), state.empty_kv, policy.config, 1, 8, dtype)
+    stored = made[0][0].dtype
+    assert stored == ('uint16' if dtype == 'bfloat16' else dtype)
     row, target = (
         state.as_stored(jax.numpy.asarray(made, dtype), stored)
         for made in np.random.default_rng(0).standard_normal((2, 2, 2, 80, 32))

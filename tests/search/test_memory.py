@@ -28,7 +28,7 @@ SHAPE = Shape(
     num_kv_heads=2,
     head_dim=16,
 )
-NETWORK = memory.Network(SHAPE, np.dtype('float32'), np.dtype('float32'), 32)
+NETWORK = memory.Network(SHAPE, np.dtype('float32'), 32)
 CONFIG = Config(rollouts=2, candidates=4, max_depth=3, step_tokens=32, path_tokens=128)
 
 
@@ -52,9 +52,8 @@ def test_devices_that_do_not_tell_their_memory(mesh, monkeypatch):
 
 def test_a_tree_takes_what_its_arrays_take(mesh, monkeypatch):
     one = plan(mesh, 2**30, monkeypatch)
-    kv = [np.float32] * 2
-    path = state.empty_path(SHAPE, 1, 160, *kv)
-    cells = state.empty_cells(SHAPE, 4, 32, *kv)
+    path = state.empty_path(SHAPE, 1, 160, np.float32)
+    cells = state.empty_cells(SHAPE, 4, 32, np.float32)
     held = sum(x.nbytes for x in jax.tree.leaves((path, cells)))
     # Half of one layer's part is there twice where a path grows, or is read in blocks.
     held += sum(x.nbytes for x in jax.tree.leaves(path)) // (2 * SHAPE.num_layers)

@@ -13,7 +13,7 @@ from rstar_jax.search.engine import devices, programs, sampling, state
 
 SHAPE = Shape('qwen2', 128, 32, 64, 2, 2, 1, 16)
 TREES, CANDIDATES, ROOM, STEP, SLOTS = 256, 2, 288, 288, 4
-KINDS = jnp.dtype(jnp.float32), jnp.dtype(jnp.float32)
+KIND = jnp.dtype(jnp.float32)
 
 
 def arguments(mesh) -> dict:
@@ -28,17 +28,17 @@ def arguments(mesh) -> dict:
     params = decoder.abstract_params(SHAPE)
     head = jax.eval_shape(lambda: heads.init_value_head(SHAPE.embed_dim, jax.random.key(0)))
     path, cells = (
-        made(f, rows, room, *KINDS)
+        made(f, rows, room, KIND)
         for f, rows, room in (
             (state.empty_path, TREES, ROOM),
             (state.empty_cells, TREES * CANDIDATES, STEP),
         )
     )
-    kept, prefix = (made(state.empty_kv, n, room, KINDS[0]) for n, room in ((TREES, ROOM), (1, 0)))
+    kept, prefix = (made(state.empty_kv, n, room, KIND) for n, room in ((TREES, ROOM), (1, 0)))
     row, rows = numbers(1), numbers(1, 32)
     table = jax.ShapeDtypeStruct((1, SHAPE.vocab_size), jnp.uint8)
     stops = state.Stops(table, jax.ShapeDtypeStruct((1,), jnp.uint8), np.int32(1))
-    slots = made(state.empty_slots, SLOTS, STEP, *KINDS)
+    slots = made(state.empty_slots, SLOTS, STEP, KIND)
     drawn = sampling.Settings.of(Config(top_p=0.9))
     trunk = {'decoder': params, 'value_head': head}
     return {
@@ -69,5 +69,5 @@ def test_no_cache_is_copied(name, settings):
     mesh = parallel.local_mesh(devices=jax.devices()[:1])
     program = getattr(programs, name.split()[0])(mesh, **settings)
     compiled = program.lower(*arguments(mesh)[name]).compile()
-    a_layer = TREES * ROOM * SHAPE.num_kv_heads * SHAPE.head_dim * KINDS[0].itemsize
+    a_layer = TREES * ROOM * SHAPE.num_kv_heads * SHAPE.head_dim * KIND.itemsize
     assert compiled.memory_analysis().temp_size_in_bytes < a_layer

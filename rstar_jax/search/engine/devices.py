@@ -66,7 +66,8 @@ def shapes(mesh: Mesh, f: Callable, *args: Any) -> Any:
     Keys and values, [rows,K,positions,d], lie beside the heads that made them: cut over `tensor`
     where that divides K. All else is whole on the devices of a `data` row. On TPUs d is made a
     multiple of LANES, with zeros: otherwise the compiler stores positions side by side, and copies
-    the whole array wherever some positions are written.
+    the whole array wherever some positions are written. On CPUs those in bfloat16 are kept as their
+    bits, u16: XLA widens a bfloat16 array as a whole for each slice that a loop writes into it.
     """
     return _maker(mesh, f, args)[1]
 
@@ -106,8 +107,9 @@ def whole(x: jax.Array) -> jax.Array:
 
 @functools.lru_cache(maxsize=1024)
 def _maker(mesh: Mesh, f: Callable, args: tuple) -> tuple[Callable, Any]:
-    lanes = LANES.get(mesh.devices.flat[0].platform, 1)
-    make = mapped(_call, mesh, function=f, args=args, lanes=lanes)
+    platform = mesh.devices.flat[0].platform
+    how = {'lanes': LANES.get(platform, 1), 'bits': platform == 'cpu'}
+    make = mapped(_call, mesh, function=f, args=args, **how)
 
     def place(x):
         ways = mesh.shape['tensor']
@@ -119,8 +121,11 @@ def _maker(mesh: Mesh, f: Callable, args: tuple) -> tuple[Callable, Any]:
     return jax.jit(make, out_shardings=jax.tree.map(lambda x: x.sharding, placed)), placed
 
 
-def _call(*, function: Callable, args: tuple, lanes: int) -> Any:
-    def widen(x):
-        return jnp.pad(x, [*[(0, 0)] * 3, (0, -x.shape[3] % lanes)]) if x.ndim == 4 else x
+def _call(*, function: Callable, args: tuple, lanes: int, bits: bool) -> Any:
+    def store(x):
+        if x.ndim != 4:
+            return x
+        x = x.astype(jnp.uint16) if bits and x.dtype == jnp.bfloat16 else x  # they are zeros
+        return jnp.pad(x, [*[(0, 0)] * 3, (0, -x.shape[3] % lanes)])
 
-    return jax.tree.map(widen, function(*args))
+    return jax.tree.map(store, function(*args))

@@ -108,7 +108,7 @@ class Engine(Expander):
         self.counters: collections.Counter = collections.Counter()
         for model in self.models:
             model.prepare(self.plan, self.counters)
-        made = config.step_tokens, self.policy.dtype, self.policy.kv_dtype
+        made = config.step_tokens, self.policy.dtype
         per_device = self.width * config.candidates
         self.cells = devices.make(mesh, state.empty_cells, policy.config, per_device, *made)
         periods = state.PERIODS if config.repetition else 1

@@ -26,13 +26,12 @@ KEPT = 0.5  # of what is left may be used to keep steps
 class Network:
     """What of a model matters here.
 
-    config: models.Config. kv_dtype: of its caches. cell: tokens of its cells. scores: whether whole
-    steps are scored with it, as with the PPM.
+    config: models.Config. cell: tokens of its cells. scores: whether steps are scored with it, as
+    with the PPM.
     """
 
     config: object
     dtype: object
-    kv_dtype: object
     cell: int
     scores: bool = False
 
@@ -96,10 +95,9 @@ def plan(
         their memory.
     """
     n = config.candidates
-    tree, token, prefill = (
-        sum(part(config, mesh, network) for network in networks)
-        for part in (_tree_bytes, _token_bytes, _prefill_bytes)
-    )
+    tree = sum(_tree_bytes(config, mesh, network) for network in networks)
+    token = sum(_bytes(mesh, network, state.empty_kv, 1, 1) for network in networks)
+    prefill = sum(_prefill_bytes(config, mesh, network) for network in networks)
     tree += bytes_on_a_device(devices.shapes(mesh, init, 1, config.nodes))
     policy = networks[0]  # the only one that decodes
     # Logits, their weights, and a copy while they are summed: whole on each device.
@@ -166,15 +164,10 @@ def _tree_bytes(config, mesh, network: Network) -> int:
     return path + _bytes(mesh, network, state.empty_cells, config.candidates, network.cell)
 
 
-def _token_bytes(config, mesh, network: Network) -> int:
-    kept = devices.shapes(mesh, state.empty_kv, network.config, 1, 1, network.kv_dtype)
-    return bytes_on_a_device(kept)
-
-
 def _bytes(mesh, network: Network, f, rows: int, positions: int) -> int:
     """Of a part of the `state` on each device, in its sharding."""
-    dtypes = network.dtype, network.kv_dtype
-    return bytes_on_a_device(devices.shapes(mesh, f, network.config, rows, positions, *dtypes))
+    made = network.config, rows, positions, network.dtype
+    return bytes_on_a_device(devices.shapes(mesh, f, *made))
 
 
 def _prefill_bytes(config, mesh, network: Network) -> int:

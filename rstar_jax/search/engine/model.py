@@ -42,11 +42,9 @@ class Model:
         cell_tokens: longest step that a cell has room for.
         """
         self.name, self.mesh, self.settings = name, mesh, settings
-        self.platform = mesh.devices.flat[0].platform
         self.config = rope.for_texts_of(config, settings.path_tokens)
         self.params = sharding.shard(params, mesh, self.config)
         self.dtype = self.decoder_params['norm']['weight'].dtype
-        self.kv_dtype = state.cache_dtype(self.platform, self.dtype)
         self.cell_tokens = cell_tokens
         self.capacity = self.needed = 0
         self.path: Any = None
@@ -58,12 +56,12 @@ class Model:
 
     @property
     def network(self) -> memory.Network:
-        kinds = self.dtype, self.kv_dtype
-        return memory.Network(self.config, *kinds, self.cell_tokens, isinstance(self, Scorer))
+        scores = isinstance(self, Scorer)
+        return memory.Network(self.config, self.dtype, self.cell_tokens, scores)
 
     def empty(self, rows: int, positions: int) -> state.KeysValues:
         """Keys and values of each device."""
-        return devices.make(self.mesh, state.empty_kv, self.config, rows, positions, self.kv_dtype)
+        return devices.make(self.mesh, state.empty_kv, self.config, rows, positions, self.dtype)
 
     def prepare(self, plan: memory.Plan, counters: collections.Counter) -> None:
         """Makes room for the trees of a plan."""
@@ -131,7 +129,7 @@ class Model:
             return
         need = sizes.path_room(tokens, self.settings.path_tokens)
         if self.path is None:
-            made = self.config, self.width, need, self.dtype, self.kv_dtype
+            made = self.config, self.width, need, self.dtype
             self.path = devices.make(self.mesh, state.empty_path, *made)
             self._place_shared()
         else:

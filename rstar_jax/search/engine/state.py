@@ -6,7 +6,6 @@ ends. Keys and values are lists, one pair of arrays a layer; positions are the t
 """
 
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -109,18 +108,18 @@ def kv_length(kv: KeysValues) -> int:
     return kv[0][0].shape[2]
 
 
-def empty_path(config, trees: int, positions: int, dtype, kv_dtype=None) -> Path:
+def empty_path(config, trees: int, positions: int, dtype) -> Path:
     return Path(
-        kv=empty_kv(config, trees, positions, kv_dtype or dtype),
+        kv=empty_kv(config, trees, positions, dtype),
         prefix=jnp.zeros((trees,), jnp.int32),
         length=jnp.zeros((trees,), jnp.int32),
         hidden=jnp.zeros((trees, config.embed_dim), dtype),
     )
 
 
-def empty_cells(config, cells: int, positions: int, dtype, kv_dtype=None) -> Cells:
+def empty_cells(config, cells: int, positions: int, dtype) -> Cells:
     return Cells(
-        kv=empty_kv(config, cells, positions, kv_dtype or dtype),
+        kv=empty_kv(config, cells, positions, dtype),
         hidden=jnp.zeros((cells, config.embed_dim), dtype),
         tokens=jnp.zeros((cells, positions), jnp.int32),
         length=jnp.zeros((cells,), jnp.int32),
@@ -132,11 +131,9 @@ def empty_cells(config, cells: int, positions: int, dtype, kv_dtype=None) -> Cel
     )
 
 
-def empty_slots(
-    config, slots: int, positions: int, dtype, kv_dtype=None, periods: int = 1
-) -> Slots:
+def empty_slots(config, slots: int, positions: int, dtype, periods: int = 1) -> Slots:
     return Slots(
-        kv=empty_kv(config, slots, positions, kv_dtype or dtype),
+        kv=empty_kv(config, slots, positions, dtype),
         hidden=jnp.zeros((slots, config.embed_dim), dtype),
         cell=jnp.full((slots,), FREE, jnp.int32),
         length=jnp.zeros((slots,), jnp.int32),
@@ -145,16 +142,8 @@ def empty_slots(
     )
 
 
-def cache_dtype(platform: str, dtype) -> Any:
-    """The dtype of keys and values of a network that runs in `dtype`: the same, or its bits.
-
-    XLA for CPUs widens a bfloat16 array as a whole for each slice that a loop writes into it.
-    """
-    return jnp.dtype(jnp.uint16 if (platform, dtype) == ('cpu', jnp.bfloat16) else dtype)
-
-
 def as_stored(values: jax.Array, dtype) -> jax.Array:
-    """Keys or values in the dtype of a cache, see `cache_dtype`; read by `decoder.of_bits`."""
+    """Keys or values in the dtype of a cache, see `devices.shapes`; read by `decoder.of_bits`."""
     if values.dtype != dtype and dtype == jnp.uint16:
         return jax.lax.bitcast_convert_type(values.astype(jnp.bfloat16), dtype)
     return values.astype(dtype)

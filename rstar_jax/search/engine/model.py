@@ -6,7 +6,6 @@ beside its paths it has the cells of the steps that it has scored.
 
 import collections
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -69,19 +68,19 @@ class Model:
         count, candidates = self.mesh.shape['data'], self.settings.candidates
         # With one size, a token's rounding must not depend on whether it is computed alone.
         prompts = not self.settings.one_size
-        self.manager = CacheManager(
-            count, plan.trees, candidates, plan.kept, self._in_cell, prompts
-        )
+        # Static: a manager that held the model would keep the memory of a search that has ended.
+        in_cell = functools.partial(self.in_cell, room=self.cell_tokens)
+        self.manager = CacheManager(count, plan.trees, candidates, plan.kept, in_cell, prompts)
         self.kept = self.empty(plan.trees, memory.kept_room(plan.kept))
         self._shared = np.zeros(count * plan.trees, np.int32)
 
-    @property
-    def _in_cell(self) -> Callable[[Node], int]:
-        """How many of a node's tokens its cell is of use for.
+    @staticmethod
+    def in_cell(node: Node, room: int) -> int:
+        """How many of a node's tokens its cell, with `room` for so many, is of use for.
 
-        Not a method: the manager would hold the model, and a search that has ended its memory.
+        Without a text's end: the hidden state at hand is the one behind the mark.
         """
-        return _sampled
+        return len(node.step.tokens) - (node.step.kind == marks.EOS)
 
     def share(self, tokens: list[int]) -> None:
         """Computes what all prompts begin with; before any tree."""
@@ -202,9 +201,9 @@ class Scorer(Model):
         super().prepare(plan, counters)
         self.cells = self.empty(plan.trees * self.settings.candidates, self.cell_tokens)
 
-    @property
-    def _in_cell(self) -> Callable[[Node], int]:
-        return functools.partial(_scored, self.cell_tokens)
+    @staticmethod
+    def in_cell(node: Node, room: int) -> int:
+        return len(node.tokens) if len(node.tokens) <= room else 0
 
     def copy_steps(self) -> None:
         super().copy_steps(self.cells, None)
@@ -243,12 +242,3 @@ class Scorer(Model):
         if self.settings.one_size:
             longest = max(longest, self.settings.step_tokens + sizes.OUTPUT_TOKENS)
         return sizes.score_length(longest, self.cell_tokens)
-
-
-def _sampled(node: Node) -> int:
-    """Without a text's end: the hidden state at hand is the one behind the mark."""
-    return len(node.step.tokens) - (node.step.kind == marks.EOS)
-
-
-def _scored(cell_tokens: int, node: Node) -> int:
-    return len(node.tokens) if len(node.tokens) <= cell_tokens else 0

@@ -11,6 +11,7 @@ rest of its own subtree. Best-of-n and majority voting need no function of their
 trees of one candidate and one rollout (`config.sampled`), and a choice among their answers.
 """
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -23,18 +24,11 @@ from rstar_jax.search.tree import NO_NODE, ROOT, Rules, Tree
 Walk = Callable[[Tree, int, Rules], Tree]
 
 
-def beam(tree: Tree, n: int, rules: Rules) -> Tree:
-    """To the next beam of this level, or to the first of the `rules.width` best of the next."""
-    return _by_level(tree, rules, _best_of_all)
+def _by_level(tree: Tree, n: int, rules: Rules, choose: Callable) -> Tree:
+    """To the next beam of this level, or to the first of those that `choose` takes of the next.
 
-
-def dvts(tree: Tree, n: int, rules: Rules) -> Tree:
-    """As `beam`, but below the root each beam goes on with the best of its own children."""
-    return _by_level(tree, rules, _best_of_each)
-
-
-def _by_level(tree: Tree, rules: Rules, choose: Callable) -> Tree:
-    """Beams are the nodes with `chosen`, all of one level; those without children are left."""
+    Beams are the nodes with `chosen`, all of one level; those without children are left.
+    """
     rows = jnp.arange(tree.cursor.shape[0])
     walking = ~tree.finished & (tree.child_start[rows, tree.cursor] != NO_NODE)
     level = tree.depth[rows, tree.cursor][:, None]
@@ -90,6 +84,6 @@ def _highest(tree: Tree, below: jax.Array, width: jax.Array) -> jax.Array:
 WALKS: dict[str, Walk] = {
     'mcts': trees_lib.walk,
     'puct': trees_lib.walk,
-    'beam': beam,
-    'dvts': dvts,
+    'beam': functools.partial(_by_level, choose=_best_of_all),
+    'dvts': functools.partial(_by_level, choose=_best_of_each),
 }

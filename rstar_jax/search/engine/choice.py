@@ -44,10 +44,6 @@ class Choice:
         same = jax.tree.leaves((whole, path.length, path.hidden, cells))
         self._others = hash((compiled.generation(), *((x.shape, x.dtype) for x in same)))
 
-    def begin(self, left: float, arguments: tuple) -> None:
-        """Has what the first chunks need compiled beside the search."""
-        self._expect(self._reach, left, arguments)
-
     def fit(self, cells: int, blocks: int, left: float, arguments: tuple) -> tuple[Size, list[int]]:
         """A size that will do for so many cells and blocks of paths on each device.
 
@@ -73,7 +69,7 @@ class Choice:
         """
         reach, longest = self._reach, self._config.path_tokens
         if self._policy.needed > NEARLY * reach and reach < longest:
-            self._expect(sizes.reach(reach + 1, longest), left, arguments)
+            self.expect(left, arguments, sizes.reach(reach + 1, longest))
         taken = time.monotonic() - self._began
         if left == math.inf or taken < LONG * compiler.COMPILER.seconds:
             return
@@ -87,8 +83,9 @@ class Choice:
         """Tokens that paths are expected to have."""
         return sizes.reach(self._policy.needed, self._config.path_tokens)
 
-    def _expect(self, reach: int, left: float, arguments: tuple) -> None:
-        """Has what paths of this reach need compiled beside the search."""
+    def expect(self, left: float, arguments: tuple, reach: int = 0) -> None:
+        """Has what paths of this reach, or as they are now, need compiled beside the search."""
+        reach = reach or self._reach
         enough = self._enough(reach, *self._most(reach, left))
         compiler.COMPILER.expect(enough, functools.partial(_shapes, arguments))
 

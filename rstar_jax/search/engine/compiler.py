@@ -6,7 +6,6 @@ search no time; on a CPU the two share the cores; on a GPU XLA tries kernels bet
 """
 
 import collections
-import functools
 import threading
 import time
 from collections.abc import Callable
@@ -33,15 +32,6 @@ class Size(NamedTuple):
     others: int
 
 
-def _locked(method: Callable) -> Callable:
-    @functools.wraps(method)
-    def held(self, *arguments):
-        with self._lock:
-            return method(self, *arguments)
-
-    return held
-
-
 class Compiler:
     """What this process has compiled, in all its searches, of several threads too.
 
@@ -61,7 +51,6 @@ class Compiler:
         self._lock = threading.RLock()
         self._pool = futures.ThreadPoolExecutor(1, compiled.BESIDE)
 
-    @_locked
     def choose(
         self,
         possible: list[Size],
@@ -76,36 +65,38 @@ class Compiler:
           arguments: gives those of a size; arrays' shapes will do.
           always: the index of the size that will do whatever comes.
         """
-        self._look()
-        chosen = next((i for i, size in enumerate(possible) if size in self.ready), always)
-        for size in possible[:chosen]:
-            self.missed[size] += wasted
-            if self.missed[size] > WORTH * self.seconds:
-                self._begin(size, arguments)
-        if self.coming and self.coming[0] == possible[chosen]:
-            self.wait()
-        return chosen
+        with self._lock:
+            self._look()
+            chosen = next((i for i, size in enumerate(possible) if size in self.ready), always)
+            for size in possible[:chosen]:
+                self.missed[size] += wasted
+                if self.missed[size] > WORTH * self.seconds:
+                    self._begin(size, arguments)
+            if self.coming and self.coming[0] == possible[chosen]:
+                self.wait()
+            return chosen
 
-    @_locked
     def expect(self, possible: list[Size], arguments: Callable[[Size], Any]) -> None:
         """Has the first of some sizes compiled beside the search, unless one of them is ready."""
-        self._look()
-        if not self.ready.intersection(possible):
-            self._begin(possible[0], arguments)
+        with self._lock:
+            self._look()
+            if not self.ready.intersection(possible):
+                self._begin(possible[0], arguments)
 
-    @_locked
     def called(self, size: Size, seconds: float) -> None:
-        """Notes that a call was sent off after so many seconds: it is compiled."""
-        if size not in self.ready:
-            self._note(size, seconds)
+        """Notes that a size is compiled; its call was sent off after so many seconds."""
+        with self._lock:
+            if size not in self.ready:
+                self.ready.add(size)
+                self.seconds = max(self.seconds, seconds)
 
-    @_locked
     def wait(self) -> None:
         """Waits for what is being compiled."""
-        if self.coming:
-            with compiled.waiting():
-                futures.wait([self.coming[1]])
-            self._look()
+        with self._lock:
+            if self.coming:
+                with compiled.waiting():
+                    futures.wait([self.coming[1]])
+                self._look()
 
     def _begin(self, size: Size, arguments: Callable[[Size], Any]) -> None:
         if self.coming is None and size not in self._failed:
@@ -120,11 +111,7 @@ class Compiler:
             self._failed.add(size)
             print(f'search: no decode step of {size.slots} slots could be compiled: {error}')
         else:
-            self._note(size, future.result())
-
-    def _note(self, size: Size, seconds: float) -> None:
-        self.ready.add(size)
-        self.seconds = max(self.seconds, seconds)
+            self.called(size, future.result())
 
 
 def _compile(step: Any, arguments: Any) -> float:

@@ -170,7 +170,7 @@ class Engine(Expander):
         if self.ppm is not None:
             self.ppm.copy_steps()
         if not self.chunks:  # the prompts are computed meanwhile
-            self.choice.begin(self.left, self._arguments())
+            self.choice.expect(self.left, self._arguments())
         self._prefill()
         if self.opened.any():
             # Copies, as the device may read the host's arrays later than this line.

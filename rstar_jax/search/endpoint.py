@@ -109,13 +109,17 @@ class Endpoint:
 
 @dataclasses.dataclass(frozen=True)
 class _Request:
-    """A candidate that is wanted; `serial` tells one expansion of a row from the next."""
+    """A candidate that is wanted while it is one of `waiting`, those of its expansion."""
 
     row: int
-    serial: int
     candidate: int
     prompt: str
     seed: int
+    waiting: set[int]
+
+    @property
+    def wanted(self) -> bool:
+        return self.candidate in self.waiting
 
 
 class Remote(Expander):
@@ -154,8 +158,7 @@ class Remote(Expander):
             'flight'
         )
         self._markless: int | None = 0  # answers so far; None when a mark has come
-        self._refused: set[tuple[int, int]] | None = set()  # questions; None when a step has come
-        self._serial = [0] * self.rows
+        self._refused: int | None = 0  # questions so far; None when a step has come
         self._waiting: dict[int, set[int]] = {}  # row -> candidates that have not come
         self._requests: queue.SimpleQueue[_Request | None] = queue.SimpleQueue()
         self._answers: queue.SimpleQueue[tuple[_Request, Step | Exception]] = queue.SimpleQueue()
@@ -177,14 +180,12 @@ class Remote(Expander):
     def expand(self, row: int, tree: HostTree) -> None:
         for model in self.models:
             model.walk(row, tree)
-        self._serial[row] += 1
-        self._waiting[row] = set(range(self.config.candidates))
+        waiting = self._waiting[row] = set(range(self.config.candidates))
         prompt = tree.prompt + tree.prefix
         for candidate in range(self.config.candidates):
             key = sampling.key_of(*tree.seeds, tree.cursor.tag, candidate)
             seed = int(key[0]) >> 1  # servers take 31 bits at least
-            which = row, self._serial[row], candidate
-            self._requests.put(_Request(*which, prompt, seed))
+            self._requests.put(_Request(row, candidate, prompt, seed, waiting))
 
     def dispatch(self) -> Any:
         """Brings the PPM's paths up to date; the requests are on their way already."""
@@ -217,18 +218,17 @@ class Remote(Expander):
         """The steps that an answer makes known: itself, and those that cannot matter any more."""
         if isinstance(answer, Exception):
             raise answer
-        waiting = self._waiting.get(request.row, set())
-        if request.serial != self._serial[request.row] or request.candidate not in waiting:
+        if not request.wanted:
             return []
         self.counters['sampled'] += answer.sampled
         self._look_for_steps(request, answer)
         self._look_for_mark(answer)
         found = [answer]
         if self.config.first_answer_only and answer.kind == marks.ANSWER:
-            behind = [other for other in waiting if other > request.candidate]
+            behind = [other for other in request.waiting if other > request.candidate]
             found += [Step(request.row, other, None, [], marks.NONE) for other in behind]
-        waiting -= {step.candidate for step in found}
-        if not waiting:
+        request.waiting.difference_update(step.candidate for step in found)
+        if not request.waiting:
             del self._waiting[request.row]
         return found
 
@@ -236,10 +236,10 @@ class Remote(Expander):
         """Raises UserError when the server finds every question too long."""
         if answer.text:
             self._refused = None
-        if self._refused is None or not answer.refused:
+        if self._refused is None or not answer.refused or request.candidate:
             return
-        self._refused.add((request.row, request.serial))
-        if len(self._refused) == REFUSED:
+        self._refused += 1
+        if self._refused == REFUSED:
             raise UserError(
                 f'--config.policy.path={self.policy.url}: the first {REFUSED} questions are too '
                 'long for the context of the server: start it with a longer one (vLLM: '
@@ -260,15 +260,11 @@ class Remote(Expander):
                 'vLLM and SGLang do, or a policy that writes them'
             )
 
-    def _wanted(self, request: _Request) -> bool:
-        waiting = self._waiting.get(request.row, ())
-        return request.serial == self._serial[request.row] and request.candidate in waiting
-
     # --- in the threads ---
 
     def _serve(self) -> None:
         while (request := self._requests.get()) is not None and not self._closed.is_set():
-            if not self._wanted(request):
+            if not request.wanted:
                 continue
             try:
                 self._answers.put((request, self._step(request, self._ask(request))))

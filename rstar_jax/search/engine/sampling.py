@@ -106,18 +106,17 @@ def sample(logits: jax.Array, u: jax.Array, settings: Settings) -> tuple[jax.Arr
 def _filter(weights: jax.Array, settings: Settings) -> jax.Array:
     """Takes their weight from the tokens that may not be drawn; the likeliest has weight 1."""
 
+    def same(weights):
+        return weights
+
     def top_k(weights):
         return _cut(weights, jnp.ones_like, settings.top_k.astype(jnp.float32))
 
     def top_p(weights):
-        total = _summed(weights)
-        return _cut(weights, lambda weights: weights, settings.top_p * total)
+        return _cut(weights, same, settings.top_p * _summed(weights))
 
-    def unchanged(weights):
-        return weights
-
-    weights = jax.lax.cond(settings.top_k > 0, top_k, unchanged, weights)
-    weights = jax.lax.cond(settings.top_p < 1, top_p, unchanged, weights)
+    weights = jax.lax.cond(settings.top_k > 0, top_k, same, weights)
+    weights = jax.lax.cond(settings.top_p < 1, top_p, same, weights)
     return jnp.where(weights >= settings.min_p, weights, 0.0)
 
 

@@ -9,6 +9,7 @@ Policy and PPM are of one shape, both in memory; paths are planned at their long
 
 import dataclasses
 import time
+import timeit
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -134,15 +135,15 @@ class Group:
 
     def plan(self) -> Plan:
         """What was chosen, compiled."""
-        chosen, free = self.chosen, self.free
-        trees, slots = chosen.trees, chosen.slots
+        chosen, trees, slots = self.chosen, self.chosen.trees, self.chosen.slots
         start = time.perf_counter()
         lowered = self._decode(trees, slots), self._score(trees)
         with ThreadPoolExecutor() as threads:  # the compiler uses one core for each
             decoding, scoring = threads.map(lambda x: x.compile(), lowered)
         seconds = time.perf_counter() - start
+        at_hand = self.mesh.devices.flat[0] in jax.local_devices()
         cost, held = decoding.cost_analysis(), self.resident(chosen)
-        room = memory.MARGIN * free - chosen.prefill - slots * chosen.slot
+        room = memory.MARGIN * self.free - chosen.prefill - slots * chosen.slot
         return Plan(
             tensor=self.mesh.shape['tensor'],
             groups=self.mesh.shape['data'],
@@ -157,7 +158,7 @@ class Group:
             flops=cost['flops'],
             traffic=cost['bytes accessed'],
             floor=self.floor(trees, slots),
-            step=self._measure(decoding, trees, slots) if self._at_hand() else 0.0,
+            step=self._measure(decoding, trees, slots) if at_hand else 0.0,
             seconds=seconds,
         )
 
@@ -191,9 +192,6 @@ class Group:
         """What `decode.decode` takes, without settings and iterations."""
         return self.policy, self._stops(), *self._policy(trees, slots)
 
-    def _at_hand(self) -> bool:
-        return self.mesh.devices.flat[0] in jax.local_devices()
-
     def _measure(self, decode: jax.stages.Compiled, trees: int, slots: int) -> float:
         """Seconds of a decode step in which every slot is written to."""
 
@@ -210,7 +208,7 @@ class Group:
             done.block_until_ready()
 
         run()
-        return min(_seconds(run), _seconds(run)) / count
+        return min(timeit.repeat(run, number=1, repeat=2)) / count
 
     def _score(self, trees: int) -> jax.stages.Lowered:
         f = programs.SCORE(self.mesh, config=self.shape, squash='tanh')
@@ -248,20 +246,10 @@ class Group:
 
     def _params(self, shapes: Any) -> Any:
         places = sharding.shardings(shapes, self.mesh, self.shape)
-        return jax.tree.map(_placed, shapes, places)
+        return jax.tree.map(lambda x, where: x.update(sharding=where), shapes, places)
 
     def _whole(self, shape: tuple, dtype: Any) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(self.mesh, P()))
-
-
-def _seconds(run: Callable[[], None]) -> float:
-    start = time.perf_counter()
-    run()
-    return time.perf_counter() - start
-
-
-def _placed(shape: jax.ShapeDtypeStruct, where: NamedSharding) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=where)
 
 
 def _temporary(compiled: jax.stages.Compiled) -> int:

@@ -147,7 +147,7 @@ class Remote(Expander):
             self._continuing = tokenizer.continuing(ppm.tokenizer)
             self.scores, self.models = scorer.scores, [scorer]
             of_each, requests = (-(-n // mesh.shape['data']) for n in (total, policy.requests))
-            plan = memory.plan(config, [scorer.network], mesh, of_each, requests)
+            plan = memory.plan(config, [scorer], mesh, of_each, requests)
             scorer.prepare(plan, self.counters)
             scorer.reserve(config.path_tokens if config.one_size else 0)
             self.width = plan.trees

@@ -104,7 +104,7 @@ class Group:
         self.settings, self.mesh, self.shape = settings, mesh, shape
         self.dtype = dtype
         self.step = settings.step_tokens
-        self.scored = self.step + sizes.OUTPUT_ROOM
+        self.cell_tokens = self.step + sizes.OUTPUT_ROOM
         self.longest = sizes.path_room(settings.path_tokens, settings.path_tokens)
         trunk = models.decoder.abstract_params(shape, dtype, headless=True)
         head = jax.eval_shape(lambda: heads.init_value_head(shape.embed_dim, jax.random.key(0)))
@@ -119,7 +119,7 @@ class Group:
         self.free = int(bytes_of_chip - self.weights)
         networks = [
             memory.Network(self.shape, self.dtype, self.step),
-            memory.Network(self.shape, self.dtype, self.scored, scores=True),
+            memory.Network(self.shape, self.dtype, self.cell_tokens, scored=True),
         ]
         limits = sizes.default_slots(self.mesh), self.free
         try:
@@ -232,7 +232,7 @@ class Group:
         return (
             self._made(state.empty_kv, 1, 0),
             self._made(state.empty_path, trees, self.longest),
-            self._made(state.empty_kv, trees * self.settings.candidates, self.scored),
+            self._made(state.empty_kv, trees * self.settings.candidates, self.cell_tokens),
         )
 
     def _made(self, f: Callable, rows: int, positions: int) -> Any:

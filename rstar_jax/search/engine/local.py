@@ -98,7 +98,7 @@ class Engine(Expander):
         self.scores = self.ppm and self.ppm.scores
         self.plan = memory.plan(
             config,
-            [model.network for model in self.models],
+            self.models,
             mesh,
             -(-total // self.devices),
             sizes.default_slots(mesh),
@@ -123,9 +123,8 @@ class Engine(Expander):
         self.sending: futures.Future[_Decoded] | None = None
         self.opened = np.zeros(cells, bool)
         self.keys = np.zeros((cells, 2), np.uint32)
-        # Trees with few expansions first: the last trees shall end together, not one by one.
-        self.turn = np.zeros(cells, np.int32)
-        self.expansions = [0] * self.rows
+        # Trees with few first: the last trees shall end together, not one by one.
+        self.expansions = np.zeros(self.rows, np.int32)
         self.opening: dict[int, HostTree] = {}  # row -> the tree whose cells are opened next
         self.sampling = sampling.Settings.of(config)
         self._share(template)
@@ -174,7 +173,8 @@ class Engine(Expander):
         self._prefill()
         if self.opened.any():
             # Copies, as the device may read the host's arrays later than this line.
-            opened = [x.copy() for x in (self.opened, self.keys, self.turn)]
+            turn = np.repeat(self.expansions, self.config.candidates)
+            opened = [self.opened.copy(), self.keys.copy(), turn]
             open_cells = programs.OPEN(self.mesh)
             self.cells = open_cells(self.cells, *devices.split(self.mesh, opened))
             self.known[self.opened] = state.PENDING
@@ -242,11 +242,9 @@ class Engine(Expander):
         if row not in self.opening or any(model.manager.waits(row) for model in self.models):
             return
         tree, n = self.opening.pop(row), self.config.candidates
-        for candidate in range(n):
-            cell = row * n + candidate
-            self.opened[cell] = True
-            self.keys[cell] = sampling.key_of(*tree.seeds, tree.cursor.tag, candidate)
-            self.turn[cell] = self.expansions[row]
+        cells, place = slice(row * n, row * n + n), (*tree.seeds, tree.cursor.tag)
+        self.opened[cells] = True
+        self.keys[cells] = [sampling.key_of(*place, candidate) for candidate in range(n)]
         self.expansions[row] += 1
 
     def _prefill(self) -> None:

@@ -24,16 +24,16 @@ KEPT = 0.5  # of what is left may be used to keep steps
 
 @dataclasses.dataclass(frozen=True)
 class Network:
-    """What of a model matters here.
+    """What of a `model.Model` matters here.
 
-    config: models.Config. cell: tokens of its cells. scores: whether steps are scored with it, as
-    with the PPM.
+    config: models.Config. cell_tokens: room of its cells. scored: whether steps are scored with it,
+    as with the PPM.
     """
 
     config: object
     dtype: object
-    cell: int
-    scores: bool = False
+    cell_tokens: int
+    scored: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,7 +161,7 @@ def _tree_bytes(config, mesh, network: Network) -> int:
     """With half of a layer's part once more: one array that grows, or half of both in blocks."""
     path = _bytes(mesh, network, state.empty_path, 1, _longest_path(config))
     path += path // (2 * network.config.num_layers)
-    return path + _bytes(mesh, network, state.empty_cells, config.candidates, network.cell)
+    return path + _bytes(mesh, network, state.empty_cells, config.candidates, network.cell_tokens)
 
 
 def _bytes(mesh, network: Network, f, rows: int, positions: int) -> int:
@@ -172,7 +172,7 @@ def _bytes(mesh, network: Network, f, rows: int, positions: int) -> int:
 
 def _prefill_bytes(config, mesh, network: Network) -> int:
     """Of the largest call that computes known tokens, and of the paths that its rows copy."""
-    budget = sizes.largest_call(mesh, config, network.scores)
+    budget = sizes.largest_call(mesh, config, network.scored)
     shape, ways = network.config, mesh.shape['tensor']
     scores = 2 * shape.num_heads * _longest_path(config)
     whole = 4 * budget * (scores + 3 * shape.mlp_dim + 8 * shape.embed_dim)

@@ -32,6 +32,8 @@ class Model:
       manager: of where keys and values lie, after `prepare`.
     """
 
+    scored = False
+
     def __init__(self, name: str, mesh, settings: Config, config, params, cell_tokens: int):
         """Args:
         name: 'policy' or 'ppm', of its counter.
@@ -52,11 +54,6 @@ class Model:
     @property
     def decoder_params(self) -> Any:
         return self.params.get('decoder', self.params)
-
-    @property
-    def network(self) -> memory.Network:
-        scores = isinstance(self, Scorer)
-        return memory.Network(self.config, self.dtype, self.cell_tokens, scores)
 
     def empty(self, rows: int, positions: int) -> state.KeysValues:
         """Keys and values of each device."""
@@ -190,6 +187,8 @@ class Model:
 
 class Scorer(Model):
     """The PPM, with the keys and values of the steps that it has scored."""
+
+    scored = True
 
     def __init__(self, mesh, settings: Config, ppm):
         """ppm: models.PPM."""

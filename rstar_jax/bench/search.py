@@ -246,10 +246,10 @@ class _Run:
     def unique_scored(self) -> int:
         """Tokens that the PPM could not do without."""
         return sum(
-            len(node.tokens)
-            for tree in self.trees
-            for node in tree.nodes
-            if node is tree.nodes[0] or not math.isnan(node.score)
+            len(tokens)
+            for record in self.records.values()
+            for node, tokens in enumerate(record.tokens)
+            if node == 0 or not math.isnan(record.score[node])
         )
 
     def figures(self, scored: bool) -> dict[str, float]:

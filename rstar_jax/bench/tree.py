@@ -82,7 +82,6 @@ def _expansions(trees: int, count: int, children: int, seed: int) -> list[trees_
                 active=np.ones(trees, bool),
                 count=np.full(trees, children, np.int32),
                 status=status,
-                errors=np.zeros(shape, np.int32),
                 reward=rng.choice([-1, 1], shape).astype(np.float32),
                 score=rng.uniform(-1, 1, shape).astype(np.float32),
                 prior=np.full(shape, 1 / children, np.float32),

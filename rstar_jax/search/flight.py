@@ -90,18 +90,18 @@ def unpack(data: bytes, tree: HostTree, nodes: int) -> tuple[trees_lib.Tree, lis
         return None
     for name, value in host.items():
         setattr(tree, name, value)
-    tree.nodes = [
-        Node(**{**node, 'step': Step(**node['step']), 'status': Status(node['status'])})
-        for node in fields['nodes']
-    ]
+    known = {field.name for field in dataclasses.fields(Node)}  # earlier versions had others
+    tree.nodes = []
+    for node in fields['nodes']:
+        node |= {'step': Step(**node['step']), 'status': Status(node['status'])}
+        tree.nodes.append(Node(**{name: node[name] for name in known & node.keys()}))
     tree.started = time.monotonic() - fields['seconds']
-    fresh = trees_lib.fresh(nodes)
     row = {}
-    for name, value in saved.items():
-        row[name] = value
+    for name, value in vars(trees_lib.fresh(nodes)).items():
+        row[name] = saved[name]
         if value.ndim:
-            row[name] = np.array(getattr(fresh, name))
-            row[name][:size] = value
+            row[name] = np.array(value)
+            row[name][:size] = saved[name]
     path, node = [], int(saved['cursor'])
     while node != trees_lib.NO_NODE:
         path.append(node)

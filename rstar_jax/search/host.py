@@ -66,7 +66,7 @@ class Node:
       tag: '0' for the root, '0.2' for its second child.
       answer, code, output: what it says, its program, and what that printed or its error.
       status, errors, correct: as in `Record`.
-      reward, score, prior: as in `tree.Expansion`.
+      reward, prior: as in `tree.Expansion`.
       run, grade: what is still being found out about it.
     """
 
@@ -81,7 +81,6 @@ class Node:
     errors: int = 0
     correct: bool = False
     reward: float = 0.0
-    score: float = float('nan')
     prior: float = 0.0
     run: Future | None = None
     grade: Future | None = None
@@ -194,7 +193,7 @@ class HostTree:
             score=arrays.score[:size],
             depth=arrays.depth[:size],
             status=status,
-            errors=arrays.errors[:size],
+            errors=np.array([node.errors for node in self.nodes], np.int32),
             answers=answers,
             code=[node.code for node in self.nodes],
             outputs=[node.output for node in self.nodes],

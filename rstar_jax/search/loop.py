@@ -251,23 +251,19 @@ class Loop:
         """Has the children of the ready trees' cursors added, and each tree walk on."""
         born = {row: self.judge.children(self.growing[row]) for row in ready}
         self._look_for_marks(born)
-        expansion, scores = self._score(born, self._expansion(born))
+        expansion = self._score(born, self._expansion(born))
         self.arrays, look = self.advance(self.arrays, expansion, self.rules)
         for row, children in born.items():
             self.growing[row].add(children)
-        self.grown = ready, look, scores
+        self.grown = ready, look
 
     def walk_on(self) -> bool:
         """Reads where the trees that were grown are now, and asks for the next candidates."""
         if self.grown is None:
             return False
-        rows, look, scores = self.grown
+        rows, look = self.grown
         paths, finished, rollouts = jax.device_get(look)  # a stop comes while it waits here
         self.grown = None
-        for nodes, values in scores:
-            for node, value in zip(nodes, np.asarray(values).tolist(), strict=True):
-                if node is not None:
-                    node.score = value
         for row in rows:
             self.growing[row].rollouts = int(rollouts[row])
             if finished[row] or self.unwanted(self.growing[row]):
@@ -327,20 +323,18 @@ class Loop:
                 '--config.search.prompt=few_shot for another'
             )
 
-    def _score(self, born: dict[int, list[Node]], expansion: trees_lib.Expansion):
-        """Has the PPM score children that can be walked into, and answers where it decides.
-
-        Returns the expansion with the scores in it, and of each call its nodes and their scores.
-        """
+    def _score(
+        self, born: dict[int, list[Node]], expansion: trees_lib.Expansion
+    ) -> trees_lib.Expansion:
+        """Has the PPM score children that can be walked into, and answers where it decides."""
         wanted = [
             (row, number, node)
             for row, children in born.items()
             for number, node in enumerate(children)
             if node.is_open or (node.status == Status.ANSWER and not self.config.use_ground_truth)
         ]
-        scores: list[tuple] = []
         if not wanted or self.expander.scores is None:
-            return expansion, scores
+            return expansion
         mesh, width = self.expander.mesh, self.expander.width
         for row, _, node in wanted:
             self.growing[row].computed['ppm'] += len(node.tokens)
@@ -351,8 +345,7 @@ class Loop:
             )
             arguments = devices.split(mesh, [values, places[:, 0], places[:, 1]])
             expansion = programs.PUT_SCORES(mesh)(expansion, *arguments)
-            scores.append(([wanted[i][2] if i >= 0 else None for i in which], values))
-        return expansion, scores
+        return expansion
 
     def _expansion(self, born: dict[int, list[Node]]) -> trees_lib.Expansion:
         shape = (self.expander.rows, self.config.candidates)
@@ -360,7 +353,6 @@ class Loop:
             active=np.zeros(shape[0], bool),
             count=np.zeros(shape[0], np.int32),
             status=np.zeros(shape, np.uint8),
-            errors=np.zeros(shape, np.int32),
             reward=np.zeros(shape, np.float32),
             score=np.full(shape, np.nan, np.float32),
             prior=np.zeros(shape, np.float32),
@@ -371,6 +363,6 @@ class Loop:
             expansion.count[row] = len(children)
             expansion.last[row] = self.spending.ends(self.growing[row], children)
             for i, node in enumerate(children):
-                for name in ('status', 'errors', 'reward', 'score', 'prior'):
+                for name in ('status', 'reward', 'prior'):
                     getattr(expansion, name)[row, i] = getattr(node, name)
         return devices.split(self.expander.mesh, expansion)

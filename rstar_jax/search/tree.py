@@ -40,7 +40,6 @@ class Tree:
       chosen: bool[G,N], beams of the level that is being expanded (beam search, DVTS).
       depth: i32[G,N].
       status: u8[G,N], Status codes.
-      errors: i32[G,N], consecutive steps with code errors that end in the node.
       size: i32[G], nodes in use.
       cursor: i32[G], the node to be expanded next.
       rollout: i32[G], rollouts done.
@@ -59,7 +58,6 @@ class Tree:
     chosen: jax.Array
     depth: jax.Array
     status: jax.Array
-    errors: jax.Array
     size: jax.Array
     cursor: jax.Array
     rollout: jax.Array
@@ -75,7 +73,6 @@ class Expansion:
       active: bool[G], trees that are to be expanded now.
       count: i32[G], children.
       status: u8[G,n].
-      errors: i32[G,n].
       reward: f32[G,n], of ANSWER children.
       score: f32[G,n], PPM scores, nan where there is none.
       prior: f32[G,n], the policy's own likelihood of each, together 1.
@@ -85,7 +82,6 @@ class Expansion:
     active: jax.Array
     count: jax.Array
     status: jax.Array
-    errors: jax.Array
     reward: jax.Array
     score: jax.Array
     prior: jax.Array
@@ -153,7 +149,6 @@ def init(trees: int, nodes: int) -> Tree:
         chosen=full(False, bool),
         depth=full(0, jnp.int32),
         status=full(Status.OPEN, jnp.uint8),
-        errors=full(0, jnp.int32),
         size=each(1, jnp.int32),
         cursor=each(ROOT, jnp.int32),
         rollout=each(0, jnp.int32),
@@ -237,7 +232,6 @@ def expand(tree: Tree, expansion: Expansion) -> Tree:
         prior=put(tree.prior, expansion.prior),
         depth=put(tree.depth, depth[:, None]),
         status=put(tree.status, status),
-        errors=put(tree.errors, expansion.errors),
         child_start=tree.child_start.at[parent_at].set(tree.size, mode='drop'),
         child_count=tree.child_count.at[parent_at].set(count, mode='drop'),
         size=tree.size + count,

@@ -82,7 +82,10 @@ class Judge:
         for node in tree.candidates:
             if node.run is not None and id(node) not in kept:
                 node.run.cancel()  # it waits for a worker, and nobody for it
-        tree.spent += self._spent(tree)
+        # Behind an answer none matters, and how far those came depends on what else is searched.
+        first = self._first_answer(tree)
+        counted = tree.candidates if first is None else tree.candidates[: first + 1]
+        tree.spent += sum(node.step.sampled for node in counted)
         deep = len(tree.path) > self.config.max_depth
         for node in children:
             self._judge(tree, node)
@@ -99,26 +102,20 @@ class Judge:
 
     def _survivors(self, tree: HostTree) -> list[Node]:
         """Candidates that become children: identical texts merged, the first answer alone."""
-        alive = [node for node in tree.candidates if node.step.text is not None]
-        if self.config.first_answer_only:
-            answers = [node for node in alive if node.step.kind == marks.ANSWER]
-            if answers:
-                return answers[:1]
+        if (first := self._first_answer(tree)) is not None:
+            return [tree.candidates[first]]
         unique: dict[str, Node] = {}
-        for node in alive:
-            unique.setdefault(node.step.text, node)
+        for node in tree.candidates:
+            if node.step.text is not None:
+                unique.setdefault(node.step.text, node)
         return list(unique.values())
 
-    def _spent(self, tree: HostTree) -> int:
-        """Tokens of the candidates, up to the answer behind which none matters.
-
-        How far others came before it was known depends on what else is searched.
-        """
-        steps = [node.step for node in tree.candidates]
-        if self.config.first_answer_only:
-            answers = [i for i, step in enumerate(steps) if step.kind == marks.ANSWER]
-            steps = steps[: answers[0] + 1] if answers else steps
-        return sum(step.sampled for step in steps)
+    def _first_answer(self, tree: HostTree) -> int | None:
+        """Which candidate's answer ends its siblings; None where none does."""
+        if not self.config.first_answer_only:
+            return None
+        kinds = (node.step.kind for node in tree.candidates)
+        return next((i for i, kind in enumerate(kinds) if kind == marks.ANSWER), None)
 
     def _judge(self, tree: HostTree, node: Node) -> None:
         """Fills in what is known of a child now."""

@@ -137,14 +137,14 @@ class Remote(Expander):
         """
         self.policy, self.config = policy, config
         self.counters: collections.Counter = collections.Counter()
-        self.scores, self.models, self._continuing = None, [], None
+        self.scores, self.models = None, []
         self.mesh = parallel.local_mesh(devices=mesh.devices.flat[:1]) if ppm is None else mesh
         if ppm is None:
             busy = -(-memory.TREES_FOR_SLOTS * policy.requests // config.candidates)
             self.width = min(config.trees_in_flight or busy, total)
         else:
             scorer = Scorer(mesh, config, ppm)
-            self._continuing = tokenizer.continuing(ppm.tokenizer)
+            self.continuing = tokenizer.continuing(ppm.tokenizer)
             self.scores, self.models = scorer.scores, [scorer]
             of_each, requests = (-(-n // mesh.shape['data']) for n in (total, policy.requests))
             plan = memory.plan(config, [scorer], mesh, of_each, requests)
@@ -190,7 +190,7 @@ class Remote(Expander):
     def dispatch(self) -> Any:
         """Brings the PPM's paths up to date; the requests are on their way already."""
         for model in self.models:
-            model.make_room(model.cells)
+            model.reserve(model.needed, model.cells)
             model.copy_steps()
             while model.manager.segments:
                 model.prefill()
@@ -208,11 +208,6 @@ class Remote(Expander):
             while True:
                 found += self._taken(*self._answers.get_nowait())
         return found
-
-    def encode(self, text: str) -> list[int]:
-        if self._continuing is None:
-            return []
-        return self._continuing.encode(text, add_special_tokens=False)
 
     def _taken(self, request: _Request, answer: Step | Exception) -> list[Step]:
         """The steps that an answer makes known: itself, and those that cannot matter any more."""

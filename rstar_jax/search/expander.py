@@ -22,6 +22,7 @@ class Expander(Protocol):
       rows: trees in flight, on all devices; `width`, on each.
       mesh: local mesh on which the trees' arrays lie.
       counters: totals, such as `sampled` tokens.
+      continuing: the tokenizer of what follows a step; None where tokens are not known.
       scores: scores in [-1, 1] of (row, child of its cursor); it need not wait for the devices.
         None where nothing is scored.
       room: what else than path_tokens bounds a path, for a message.
@@ -35,6 +36,7 @@ class Expander(Protocol):
     mesh: Mesh
     counters: collections.Counter
     scores: Callable[[list[tuple[int, Node]]], Scores] | None
+    continuing: Any = None
     room: str = ''
     left: float = math.inf
     plenty: bool = False
@@ -56,4 +58,6 @@ class Expander(Protocol):
 
     def encode(self, text: str) -> list[int]:
         """Token ids of an executor output that follows a step; none where they are not known."""
-        return []
+        if self.continuing is None:
+            return []
+        return self.continuing.encode(text, add_special_tokens=False)

@@ -132,12 +132,7 @@ class Rules:
 def init(trees: int, nodes: int) -> Tree:
     """Returns G trees of one root each, the cursor on it, none visited."""
 
-    def full(value, dtype):
-        return jnp.full((trees, nodes), value, dtype)
-
-    def each(value, dtype):
-        return jnp.full((trees,), value, dtype)
-
+    full, each = (functools.partial(jnp.full, shape) for shape in ((trees, nodes), (trees,)))
     return Tree(
         parent=full(NO_NODE, jnp.int32),
         child_start=full(NO_NODE, jnp.int32),

@@ -82,16 +82,18 @@ def everywhere(mesh: Mesh, x: Any) -> Any:
     return jax.device_put(x, NamedSharding(mesh, P()))
 
 
-def replaced(arrays: list[jax.Array], f: Callable[[jax.Array], jax.Array]) -> list[jax.Array]:
+def replaced(kept: list[Any], f: Callable[[jax.Array], jax.Array]) -> list[Any]:
     """Replaces each array by `f` of it, one after the other: only one is there twice at a time.
 
-    arrays: the only references to them; the list is emptied.
+    kept: holds the only references to them; it is emptied.
     """
-    made = []
+    arrays, shape = jax.tree.flatten(kept)
+    kept.clear()
     arrays.reverse()
+    made = []
     while arrays:
         made.append(jax.block_until_ready(f(arrays.pop())))
-    return made
+    return jax.tree.unflatten(shape, made)
 
 
 def whole(x: jax.Array) -> jax.Array:

@@ -164,7 +164,7 @@ class Engine(Expander):
         """Starts what is queued and a chunk of decoding, once the chunk before is sent off."""
         self._take_state()
         for model in self.models:
-            model.make_room((self.slots, self.ppm.cells if self.ppm is not None else None))
+            model.reserve(model.needed, (self.slots, self.ppm and self.ppm.cells))
         self.policy.copy_steps(self.cells.kv, self.cells.hidden)
         if self.ppm is not None:
             self.ppm.copy_steps()
@@ -219,9 +219,6 @@ class Engine(Expander):
         self.known = np.where(here, seen, self.known)
         return ended
 
-    def encode(self, text: str) -> list[int]:
-        return self.continuing.encode(text, add_special_tokens=False)
-
     def decode(self, tokens: list[int]) -> str:
         """The text of sampled tokens."""
         return b''.join(self.texts[i] for i in tokens).decode('utf-8', errors='replace')
@@ -266,13 +263,10 @@ class Engine(Expander):
 
     def _resize(self, size: int) -> None:
         """Packs the slots that are in use into so many: array by array, see `devices.replaced`."""
-        slots, self.slots = self.slots, None
-        pack = programs.PACK(self.mesh, size=size)
-        arrays, shape = jax.tree.flatten(slots.kv)
-        slots = slots.replace(kv=[])
-        kv = devices.replaced(arrays, lambda x: pack(x, slots.cell))
-        slots = programs.RESIZE(self.mesh, size=size)(slots)
-        self.slots = slots.replace(kv=jax.tree.unflatten(shape, kv))
+        pack, cell = programs.PACK(self.mesh, size=size), self.slots.cell
+        kv = devices.replaced(self.slots.kv, lambda x: pack(x, cell))
+        slots = programs.RESIZE(self.mesh, size=size)(self.slots)  # its list is empty by now
+        self.slots = slots.replace(kv=kv)
 
     def _blocks(self) -> int:
         """Blocks that the paths take which a chunk may need, on the device with the most."""

@@ -113,15 +113,14 @@ class Model:
         tree.computed[self.name] += self.manager.walk(row, tree.nodes, tree.path)
         self.needed = max(self.needed, self.manager.length(row))
 
-    @property
-    def needs_room(self) -> bool:
-        """Whether some path is longer than all have room for."""
-        return self.needed + copies.COPIED > self.capacity
+    def reserve(self, tokens: int, running: Any = None) -> None:
+        """Makes room for paths of that many tokens, where they have less.
 
-    def reserve(self, tokens: int) -> None:
-        """Makes room for paths of that many tokens."""
+        running: arrays that what runs will give. It holds on to those that it reads, so growing
+        waits for it: else there would be two of each.
+        """
         self.needed = tokens
-        if not self.needs_room:
+        if tokens + copies.COPIED <= self.capacity:
             return
         need = sizes.path_room(tokens, self.settings.path_tokens)
         if self.path is None:
@@ -129,27 +128,10 @@ class Model:
             self.path = devices.make(self.mesh, state.empty_path, *made)
             self._place_shared()
         else:
-            self._grow(need)
-        self.capacity = need
-
-    def make_room(self, running: Any) -> None:
-        """Gives paths the room that they need.
-
-        running: arrays that what runs will give. It holds on to those that it reads, so growing
-        waits for it: else there would be two of each.
-        """
-        if self.needs_room:
             jax.block_until_ready(running)
-            self.reserve(self.needed)
-
-    def _grow(self, positions: int) -> None:
-        """Gives all paths more room: array by array, see `devices.replaced`."""
-        grow = programs.GROW(self.mesh, positions=positions)
-        path, self.path = self.path, None
-        arrays, shape = jax.tree.flatten(path.kv)
-        path = path.replace(kv=None)
-        arrays = devices.replaced(arrays, grow)
-        self.path = path.replace(kv=jax.tree.unflatten(shape, arrays))
+            grow = programs.GROW(self.mesh, positions=need)
+            self.path = self.path.replace(kv=devices.replaced(self.path.kv, grow))
+        self.capacity = need
 
     def copy_steps(self, cells_kv: state.KeysValues, hidden: jax.Array | None) -> None:
         """Does the copies that the manager asks for among cells, paths and what is kept."""

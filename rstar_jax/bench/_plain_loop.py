@@ -22,7 +22,7 @@ from rstar_jax import models
 from rstar_jax.search import engine, loop
 from rstar_jax.search.config import Config
 from rstar_jax.search.engine import devices, programs, sampling, sizes, state
-from rstar_jax.search.expander import Expander, Scores
+from rstar_jax.search.expander import Expander, Request, Scores
 from rstar_jax.search.host import Step
 from rstar_jax.search.record import Record
 from rstar_jax.steps import marks
@@ -91,9 +91,10 @@ class Plain(Expander):
         cells = self._decode(keys, np.arange(len(keys)) < len(places))
         return [self._ended(cells, cell, *place) for cell, place in enumerate(places)]
 
-    def _scores(self, requests: list[tuple[int, Any]]) -> Scores:
+    def _scores(self, requests: list[Request]) -> Scores:
         """PPM scores of children, each computed from its prompt's first token."""
-        texts = [[*self._paths[row], *node.tokens] for row, node in requests]
+        rows, numbers, nodes = zip(*requests)
+        texts = [[*self._paths[row], *node.tokens] for row, node in zip(rows, nodes)]
         order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
         found = np.zeros(len(texts), np.float32)
         while order:
@@ -106,7 +107,7 @@ class Plain(Expander):
                 tokens[i, : lengths[i]] = texts[which]
             self.counters['ppm_computed'] += sum(len(texts[which]) for which in batch)
             found[batch] = np.asarray(self.ppm.scores(tokens, lengths))[: len(batch)]
-        return [(found, range(len(found)))]
+        return [(found, np.int32(rows), np.int32(numbers))]
 
     def _prefill(self, trees: int, prompts: list[list[int]]) -> None:
         """Computes whole prompts, in pieces of as many tokens as the engine computes at once."""

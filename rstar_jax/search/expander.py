@@ -2,7 +2,7 @@
 
 import collections
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import jax
@@ -11,8 +11,11 @@ from jax.sharding import Mesh
 
 from rstar_jax.search.host import HostTree, Node, Step
 
-# Scores f32[R], here or on the devices, and which request each is of; -1 for none.
-Scores = list[tuple[np.ndarray | jax.Array, Sequence[int]]]
+# A child to be scored: the row, its number among the children of the row's cursor, and itself.
+Request = tuple[int, int, Node]
+# Of the devices one after another: scores f32[R], and of which tree of the device and which of its
+# children each is, i32[R]; a tree that does not exist, for none.
+Scores = list[tuple[np.ndarray | jax.Array, np.ndarray, np.ndarray]]
 
 
 class Expander(Protocol):
@@ -23,8 +26,8 @@ class Expander(Protocol):
       mesh: local mesh on which the trees' arrays lie.
       counters: totals, such as `sampled` tokens.
       continuing: the tokenizer of what follows a step; None where tokens are not known.
-      scores: scores in [-1, 1] of (row, child of its cursor); it need not wait for the devices.
-        None where nothing is scored.
+      scores: scores in [-1, 1], in parts; it need not wait for the devices. None where nothing is
+        scored.
       room: what else than path_tokens bounds a path, for a message.
       left: trees that still grow, where no other will begin; else inf. The loop sets it.
       plenty: whether more is waiting than one chunk of work takes on: then the next one may begin
@@ -35,7 +38,7 @@ class Expander(Protocol):
     width: int
     mesh: Mesh
     counters: collections.Counter
-    scores: Callable[[list[tuple[int, Node]]], Scores] | None
+    scores: Callable[[list[Request]], Scores] | None
     continuing: Any = None
     room: str = ''
     left: float = math.inf

@@ -335,16 +335,11 @@ class Loop:
         ]
         if not wanted or self.expander.scores is None:
             return expansion
-        mesh, width = self.expander.mesh, self.expander.width
+        mesh = self.expander.mesh
         for row, _, node in wanted:
             self.growing[row].computed['ppm'] += len(node.tokens)
-        for values, which in self.expander.scores([(row, node) for row, _, node in wanted]):
-            places = np.array(
-                [(wanted[i][0] % width, wanted[i][1]) if i >= 0 else (width, 0) for i in which],
-                np.int32,
-            )
-            arguments = devices.split(mesh, [values, places[:, 0], places[:, 1]])
-            expansion = programs.PUT_SCORES(mesh)(expansion, *arguments)
+        for part in self.expander.scores(wanted):
+            expansion = programs.PUT_SCORES(mesh)(expansion, *devices.split(mesh, part))
         return expansion
 
     def _expansion(self, born: dict[int, list[Node]]) -> trees_lib.Expansion:

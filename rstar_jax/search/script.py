@@ -57,9 +57,10 @@ class Scripted(Expander):
         return ended
 
     def _scores(self, requests) -> Scores:
-        trees = ((self._growing[row], node) for row, node in requests)
+        rows, numbers, nodes = zip(*requests)
+        trees = zip((self._growing[row] for row in rows), nodes)
         found = [self._score(tree.problem['question'], tree.prefix + x.text) for tree, x in trees]
-        return [(np.array(found, np.float32), range(len(found)))]
+        return [(np.array(found, np.float32), np.int32(rows), np.int32(numbers))]
 
 
 def _kind_of(text: str) -> int:

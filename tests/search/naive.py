@@ -98,9 +98,10 @@ class Naive(Expander):
 
     def _scores(self, requests):
         found = []
-        for _, node in requests:
+        rows, numbers, nodes = zip(*requests)
+        for node in nodes:
             tokens = [*self.path, *node.tokens]
             padded = np.zeros((1, LENGTH), np.int32)
             padded[0, : len(tokens)] = tokens
             found.append(float(self.ppm.scores(padded, np.array([len(tokens)]))[0]))
-        return [(np.array(found, np.float32), range(len(found)))]
+        return [(np.array(found, np.float32), np.int32(rows), np.int32(numbers))]

@@ -249,7 +249,7 @@ def test_a_search_stays_within_its_plan(monkeypatch):
     expand([2])
     rooms.append(engine.policy.capacity)
     longest = sizes.OUTPUT_TOKENS + config.step_tokens
-    ((values, _),) = engine.scores([(2, host.Node(step, tokens=[7] * longest))])
+    ((values, *_),) = engine.scores([(2, 0, host.Node(step, tokens=[7] * longest))])
     assert np.isfinite(values).all() and rooms == [512, 4032]
     assert {'grow', 'append', 'decode', 'extend', 'score'} <= account.programs.keys()
     assert account.peak <= engine.plan.most, account.programs

@@ -15,7 +15,7 @@ from rstar_jax.models import rope, sharding
 from rstar_jax.search.config import Config
 from rstar_jax.search.engine import copies, devices, memory, programs, sizes, state
 from rstar_jax.search.engine.kv_cache import Batch, CacheManager
-from rstar_jax.search.expander import Scores
+from rstar_jax.search.expander import Request, Scores
 from rstar_jax.search.host import HostTree, Node
 from rstar_jax.steps import marks
 
@@ -189,34 +189,32 @@ class Scorer(Model):
     def copy_steps(self) -> None:
         super().copy_steps(self.cells, None)
 
-    def scores(self, requests: list[tuple[int, Node]]) -> Scores:
+    def scores(self, requests: list[Request]) -> Scores:
         """Scores of nodes, each behind its row's path; does not wait for the devices.
 
         Steps of like length are batched together, and their keys and values kept in their cells.
         """
         n, count_devices = self.settings.candidates, self.manager.devices
-        order = sorted(range(len(requests)), key=lambda i: len(requests[i][1].tokens))
-        queues: list[list[int]] = [[] for _ in range(count_devices)]
-        for i in order:
-            queues[requests[i][0] // self.width].append(i)
+        queues: list[list[Request]] = [[] for _ in range(count_devices)]
+        for request in sorted(requests, key=lambda request: len(request[-1].tokens)):
+            queues[request[0] // self.width].append(request)
         settings = {'config': self.config, 'squash': self.squash, 'mixed': self.mixed}
         score = programs.SCORE(self.mesh, **settings)
         found: Scores = []
         while any(queues):
-            length = self._length(max(len(requests[q[-1]][1].tokens) for q in queues if q))
+            length = self._length(max(len(q[-1][-1].tokens) for q in queues if q))
             count = max(1, sizes.prefill_budget(self.mesh) // length)
-            chosen = [[q.pop() for _ in range(min(count, len(q)))] for q in queues]
             batch = Batch(count_devices, count, length, self.width)
-            for device, indices in enumerate(chosen):
-                for entry, i in enumerate(indices):
-                    row, node = requests[i]
+            numbers = np.zeros(count_devices * count, np.int32)
+            for device, queue in enumerate(queues):
+                for entry in range(min(count, len(queue))):
+                    row, numbers[device * count + entry], node = queue.pop()
                     tree = row % self.width
                     batch.put(device, entry, tree, node.tokens, tree * n + node.candidate)
             self.counters['ppm_computed'] += int(batch.counts.sum())
             rows = devices.split(self.mesh, [batch.trees, batch.starts, batch.tokens, batch.counts])
             self.cells, values = score(self.params, self.prefix, self.path, self.cells, *rows)
-            which = [x for of in chosen for x in [*of, *[-1] * (count - len(of))]]
-            found.append((values, which))
+            found.append((values, batch.trees, numbers))
         return found
 
     def _length(self, longest: int) -> int:

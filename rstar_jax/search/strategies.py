@@ -58,12 +58,9 @@ def _best_of_each(tree: Tree, below: jax.Array, answers: jax.Array, rules: Rules
     first_level = tree.parent == ROOT
     left = rules.width - (answers & first_level).sum(axis=1)
     going = below & ~_above(tree, answers)[rows, parent]
-    scores = jnp.where(going, jnp.nan_to_num(tree.score), -jnp.inf)
-    highest = jnp.full(scores.shape, -jnp.inf).at[rows, parent].max(scores)
-    best = going & (scores == highest[rows, parent])
-    number = jnp.where(best, jnp.arange(below.shape[1]), below.shape[1])
-    first = jnp.full(number.shape, below.shape[1]).at[rows, parent].min(number)
-    best &= number == first[rows, parent]
+    rank = _ranks(tree, going)
+    least = jnp.full(rank.shape, rank.shape[1]).at[rows, parent].min(rank)
+    best = going & (rank == least[rows, parent])
     at_root = (below & first_level).any(axis=1)
     return jnp.where(at_root[:, None], _highest(tree, below, left), best)
 
@@ -76,9 +73,13 @@ def _above(tree: Tree, nodes: jax.Array) -> jax.Array:
 
 def _highest(tree: Tree, below: jax.Array, width: jax.Array) -> jax.Array:
     """bool[G,N]: the `width` (i32[G]) highest-scored nodes of `below`, the first of ties."""
-    scores = jnp.where(below, jnp.nan_to_num(tree.score), -jnp.inf)
-    rank = jnp.argsort(jnp.argsort(-scores, axis=1, stable=True), axis=1)
-    return below & (rank < width[:, None])
+    return below & (_ranks(tree, below) < width[:, None])
+
+
+def _ranks(tree: Tree, nodes: jax.Array) -> jax.Array:
+    """i32[G,N]: 0 for the highest-scored of `nodes`, and so on; the first of ties; others last."""
+    scores = jnp.where(nodes, jnp.nan_to_num(tree.score), -jnp.inf)
+    return jnp.argsort(jnp.argsort(-scores, axis=1, stable=True), axis=1)
 
 
 WALKS: dict[str, Walk] = {

@@ -365,3 +365,14 @@ def test_a_tree_that_does_not_fit_begins_anew(changes):
     found = flight.unpack(packed(3, 5), tree, nodes)
     assert (found is None) == bool(changes)
     assert tree.rollouts == (0 if changes else 5)
+
+
+def test_a_tree_of_an_earlier_version_goes_on():
+    """It had scores on the host as well, and counts of errors on the devices."""
+    fields = serialization.msgpack_restore(packed(3, 5))
+    fields['nodes'][0]['score'] = float('nan')
+    fields['arrays']['errors'] = np.zeros(1, np.int32)
+    tree = HostTree({'index': 3}, 0, 0, '', [])
+    arrays, path = flight.unpack(serialization.msgpack_serialize(fields), tree, 8)
+    assert tree.nodes == [Node()] and path == [0]
+    assert arrays.parent.shape == (8,)

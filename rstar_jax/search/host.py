@@ -175,10 +175,11 @@ class HostTree:
     def record(self, arrays: trees_lib.Tree) -> Record:
         """The finished tree; arrays: of this tree alone, on the host."""
         size = int(arrays.size)
-        status = arrays.status[:size]
+        names = ('parent', 'visits', 'value_sum', 'score', 'depth', 'status')
+        held = {name: getattr(arrays, name)[:size] for name in names}
         answers = [
             TERMINAL_ANSWERS.get(Status(s), node.answer)
-            for s, node in zip(status.tolist(), self.nodes, strict=True)
+            for s, node in zip(held['status'].tolist(), self.nodes, strict=True)
         ]
         likelihood = np.array([node.step.likelihood for node in self.nodes], np.float32)
         return Record(
@@ -187,12 +188,7 @@ class HostTree:
             prompt=self.prompt,
             texts=[node.text for node in self.nodes],
             tokens=[node.tokens for node in self.nodes],
-            parent=arrays.parent[:size],
-            visits=arrays.visits[:size],
-            value_sum=arrays.value_sum[:size],
-            score=arrays.score[:size],
-            depth=arrays.depth[:size],
-            status=status,
+            **held,
             errors=np.array([node.errors for node in self.nodes], np.int32),
             answers=answers,
             code=[node.code for node in self.nodes],

@@ -108,10 +108,12 @@ class _Used:
     Attributes:
       tree: i32[U], whose they are; G where nothing is left.
       first: i32[U], position of a path that each begins at.
+      start: i32[U], where each is read from, so that it ends within the path's room.
     """
 
     tree: jax.Array
     first: jax.Array
+    start: jax.Array
 
 
 def _used(
@@ -133,8 +135,10 @@ def _used(
     ends = jnp.cumsum(jnp.where(fits, count, 0))
     number = jnp.arange(blocks)
     tree = (ends <= number[:, None]).sum(axis=1)
-    before = jnp.where(tree > 0, ends[tree - 1], 0)
-    return _Used(tree, (number - before) * BLOCK), jnp.repeat(fits, candidates)
+    first = (number - jnp.where(tree > 0, ends[tree - 1], 0)) * BLOCK
+    room = kv_length(path.kv)
+    start = jnp.minimum(first, room - min(BLOCK, room))
+    return _Used(tree, first, start), jnp.repeat(fits, candidates)
 
 
 def _refill(
@@ -227,7 +231,7 @@ def _run_token(
             path_mask = stored < path.length[:, None]
         else:
             of = jnp.minimum(used.tree, trees - 1)
-            stored = _begin(used, room)[:, None] + jnp.arange(min(BLOCK, room))
+            stored = used.start[:, None] + jnp.arange(min(BLOCK, room))
             path_mask = (stored >= used.first[:, None]) & (stored < path.length[of][:, None])
         path_mask = path_mask[:, None, :]
         step_mask = own_mask
@@ -287,8 +291,7 @@ def _path_part(
         part = two_part.attend(by_tree, decoders.of_bits(path_k), decoders.of_bits(path_v), bias)
     else:
         own = jnp.minimum(used.tree, trees - 1)
-        begin = _begin(used, path_k.shape[2])
-        blocks = (decoders.of_bits(_blocks(x, own, begin)) for x in (path_k, path_v))
+        blocks = (decoders.of_bits(_blocks(x, own, used.start)) for x in (path_k, path_v))
         part = two_part.attend(by_tree[own], *blocks, bias)
         part = two_part.gather(part, used.tree == jnp.arange(trees)[:, None])
 
@@ -322,11 +325,6 @@ def _step_part(queries, step_k, step_v, bias, own, near: int | None) -> two_part
         return two_part.Part(*(x.at[at].set(y, mode='drop') for x, y in zip(part, joined)))
 
     return jax.lax.fori_loop(0, -(-(own >= near).sum() // some), add, part)
-
-
-def _begin(used: _Used, room: int) -> jax.Array:
-    """i32[U], where each block is read from, so that it ends within the path's room."""
-    return jnp.minimum(used.first, room - min(BLOCK, room))
 
 
 def _blocks(stored: jax.Array, tree: jax.Array, first: jax.Array) -> jax.Array:

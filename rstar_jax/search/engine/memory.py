@@ -150,7 +150,7 @@ def _worth_keeping(config) -> int:
     """
     if config.one_size or config.candidates == 1:
         return 0
-    if config.strategy in ('beam', 'dvts'):
+    if config.by_level:
         expansions = config.max_depth * config.width
     else:
         expansions = 2 * config.rollouts if config.rollouts > 1 else 0

@@ -82,13 +82,13 @@ def everywhere(mesh: Mesh, x: Any) -> Any:
     return jax.device_put(x, NamedSharding(mesh, P()))
 
 
-def replaced(kept: list[Any], f: Callable[[jax.Array], jax.Array]) -> list[Any]:
+def replaced(kv: list[Any], f: Callable[[jax.Array], jax.Array]) -> list[Any]:
     """Replaces each array by `f` of it, one after the other: only one is there twice at a time.
 
-    kept: holds the only references to them; it is emptied.
+    kv: keys and values, with the only references to them; it is emptied.
     """
-    arrays, shape = jax.tree.flatten(kept)
-    kept.clear()
+    arrays, shape = jax.tree.flatten(kv)
+    kv.clear()
     arrays.reverse()
     made = []
     while arrays:

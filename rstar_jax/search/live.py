@@ -134,7 +134,9 @@ class Live(Loop):
 
     def more(self) -> bool:
         """Takes what has been submitted since; waits for it where nothing is left to search."""
-        left = {problem['index'] for problem, _ in self.queue} | self.searched
+        trees = [*self.growing.values(), *(tree for tree, _ in self.finished)]
+        left = {tree.problem['index'] for tree in trees}
+        left |= {line[0][0]['index'] for line in self.queue}
         for number in self._jobs.keys() - left:
             self.spending.forget(number)
             self._jobs.pop(number).done(None)
@@ -146,9 +148,8 @@ class Live(Loop):
             number = next(self._numbers)
             self._jobs[number] = job
             problem = {'index': number, SAMPLED_AS: 0, 'question': job.question, 'answer': ''}
-            # The next one is the last.
-            self.queue = [*((problem, i) for i in reversed(range(job.trees))), *self.queue]
-        self.queue = [x for x in self.queue if not self._jobs[x[0]['index']].cancelled]
+            self.line_up([(problem, tree) for tree in range(job.trees)])
+        self.queue = [x for x in self.queue if not self._jobs[x[0][0]['index']].cancelled]
         return True
 
     def unwanted(self, tree: HostTree) -> bool:

@@ -66,7 +66,9 @@ class Loop:
         self.totals, self.flights = totals, flights
         self.spending = Spending(config, workers.grader.classes)
         self.make = make
-        self.queue: list[Item] = []  # the next one is the last
+        # Trees that grow one after another, in order those of a problem; what is next is the last.
+        self.queue: list[list[Item]] = []
+        self.behind: dict[int, list[Item]] = {}  # a problem in flight -> what follows that tree
         self.growing: dict[int, HostTree] = {}
         self.crowded = 0  # trees that have ended whose prompts leave no room for a step
         self.chunks: collections.deque[Any] = collections.deque()  # under way, the oldest first
@@ -129,15 +131,22 @@ class Loop:
 
     def more(self) -> bool:
         """Takes more leases where there is room; False when all is done."""
-        while self.leases is not None and self._waiting() < len(self.free):
+        while self.leases is not None and len(self.queue) < len(self.free):
             lease = next(self.leases, None)
             if lease is None:
                 self.leases = None
             elif not lease:
                 break
             else:
-                self.queue = [*lease[::-1], *self.queue]
+                self.line_up(lease)
         return bool(self.leases is not None or self.queue or self.growing or self.finished)
+
+    def line_up(self, items: list[Item]) -> None:
+        """Has trees wait for a row; in order, each for the one before it of its problem, too."""
+        lines: dict[int, list[Item]] = {}
+        for place, item in enumerate(items):
+            lines.setdefault(item[0]['index'] if self.config.in_order else place, []).append(item)
+        self.queue = [*reversed(lines.values()), *self.queue]
 
     def tell(self, final: bool = False) -> None:
         most, growing = self.config.rollouts, self.growing.values()
@@ -154,15 +163,16 @@ class Loop:
     @property
     def _ending(self) -> bool:
         """Whether no tree is left to begin."""
-        return self.leases is None and not self.queue
+        return self.leases is None and not self.queue and not any(self.behind.values())
 
     def fill(self) -> None:
         """Puts waiting problems into free rows."""
         fresh = np.zeros(self.expander.rows, bool)
         starting = []
-        while self.free and (item := self._next()) is not None:
+        while self.free and (line := self._next()):
             row = self.free.pop()
-            self.growing[row] = tree = self.make(*item)
+            self.growing[row] = tree = self.make(*line[0])
+            self.behind[tree.problem['index']] = line[1:]
             tree.started = time.monotonic()
             tree.tokens_left = self.spending.left(tree.problem)
             fresh[row] = True
@@ -176,23 +186,6 @@ class Loop:
                 continue
             self.expander.start(row, self.growing[row])
             self._ask(row, path)
-
-    def _waiting(self) -> int:
-        """Trees that could begin if there were room; in order, as many as there is room for."""
-        if not self.config.in_order:
-            return len(self.queue)
-        busy, others = self.searched, set()
-        for problem, _ in reversed(self.queue):
-            if len(others) >= len(self.free):
-                break
-            others |= {problem['index']} - busy
-        return len(others)
-
-    @property
-    def searched(self) -> set[int]:
-        """The problems of which a tree is in flight."""
-        trees = [*self.growing.values(), *(tree for tree, _ in self.finished)]
-        return {tree.problem['index'] for tree in trees}
 
     def keep_flights(self) -> None:
         """Keeps every tree that has begun to grow, and is in one piece, and those that ended."""
@@ -220,20 +213,14 @@ class Loop:
         self.arrays = devices.split(self.expander.mesh, placed)
         return [] if arrays.finished else path
 
-    def _next(self) -> Item | None:
-        """What is to be searched next; in order, no tree beside another of its problem."""
-        if not self.config.in_order:
-            return self.queue.pop() if self.queue else None
-        busy = self.searched
-        for at in range(len(self.queue) - 1, -1, -1):
-            problem = self.queue[at][0]
-            if problem['index'] in busy:
-                continue
-            item = self.queue.pop(at)
-            if not self.spending.done(problem):
-                return item
-            self.totals.total -= 1
-        return None
+    def _next(self) -> list[Item]:
+        """What is to be searched next, and what then; nothing where nothing waits for a row."""
+        while self.queue:
+            line = self.queue.pop()
+            if not (self.config.in_order and self.spending.done(line[0][0])):
+                return line
+            self.totals.total -= len(line)
+        return []
 
     def await_workers(self) -> None:
         """Waits for some program or grade."""
@@ -292,6 +279,8 @@ class Loop:
             self.totals.finished(record)
             self.crowded += not tree.sampled and not any(record.texts[1:])
             self.spending.add(record)
+            if line := self.behind.pop(tree.problem['index'], None):
+                self.queue.append(line)
             yield record
 
     def _ask(self, row: int, path: list[int]) -> None:

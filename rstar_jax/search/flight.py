@@ -46,7 +46,7 @@ def pack(tree: HostTree, arrays: trees_lib.Tree) -> bytes:
     index, number = tree.key
     return serialization.msgpack_serialize(
         {
-            'index': index,
+            'index': index,  # the first three are read by `key_of`
             'number': number,
             'host': host,
             'nodes': [_packed_node(node) for node in tree.nodes],
@@ -64,14 +64,10 @@ def _packed_node(node: Node) -> dict[str, Any]:
 
 def key_of(data: bytes) -> tuple[Key, int]:
     """Which tree it is, and how many rollouts of it are done; nothing else is decoded."""
-    unpacker, fields = msgpack.Unpacker(io.BytesIO(data), max_buffer_size=len(data)), {}
-    for _ in range(unpacker.read_map_header()):
-        name = unpacker.unpack()
-        if name in ('index', 'number', 'host'):
-            fields[name] = unpacker.unpack()
-        else:
-            unpacker.skip()
-    return (fields['index'], fields['number']), fields['host']['rollouts']
+    unpacker = msgpack.Unpacker(io.BytesIO(data), max_buffer_size=len(data))
+    unpacker.read_map_header()
+    (_, index), (_, number), (_, host) = ((unpacker.unpack(), unpacker.unpack()) for _ in range(3))
+    return (index, number), host['rollouts']
 
 
 def unpack(data: bytes, tree: HostTree, nodes: int) -> tuple[trees_lib.Tree, list[int]] | None:

@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import itertools
 import time
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from typing import TypeVar
 
 import jax
@@ -73,19 +73,13 @@ class Table:
     Args:
       items: hashable.
       silent: seconds without a sign of life after which a worker is lost.
-      clock: for tests.
     """
 
-    def __init__(
-        self,
-        items: Iterable[Hashable],
-        silent: float = 60.0,
-        clock: Callable[[], float] = time.monotonic,
-    ):
+    def __init__(self, items: Iterable[Hashable], silent: float = 60.0):
         self._waiting = collections.deque(items)
         self._left = set(self._waiting)
         self._workers: dict[Hashable, _Worker] = {}
-        self._patience, self._clock = silent, clock
+        self._patience = silent
 
     @property
     def left(self) -> int:
@@ -115,7 +109,7 @@ class Table:
     def heard(self, worker: Hashable) -> _Worker:
         """Notes a sign of life."""
         found = self._workers.setdefault(worker, _Worker())
-        found.heard = self._clock()
+        found.heard = time.monotonic()
         return found
 
     def bring(self, worker: Hashable, item: Hashable) -> bool:
@@ -126,19 +120,14 @@ class Table:
         self._left.remove(item)
         return True
 
-    def holds(self, worker: Hashable) -> list[Hashable]:
-        """What the worker has of which nobody has brought anything."""
-        found = self._workers.get(worker)
-        return [item for item in found.held if item in self._left] if found else []
-
     def lose(self, worker: Hashable) -> list[Hashable]:
-        """Takes back what the worker holds; returns it."""
-        items = self.holds(worker)
-        self._workers.pop(worker, None)
+        """Takes back what the worker holds, and nobody has brought; returns it."""
+        held = self._workers.pop(worker, _Worker()).held
+        items = [item for item in held if item in self._left]
         self._waiting.extendleft(reversed(items))
         return items
 
     def silent(self) -> list[Hashable]:
         """The workers that have been silent for too long; they are lost when `lose` says so."""
-        now = self._clock()
+        now = time.monotonic()
         return [w for w, x in self._workers.items() if now - x.heard > self._patience]

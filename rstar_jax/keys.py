@@ -1,8 +1,7 @@
 """Every setting: its default and its meaning; and the paper's settings by round.
 
-Keys of the sections `search`, `execution` and `training` have the defaults of `search.Config` and
-`training.default_sft`, `training.default_ppm`; a test compares them. What a value may be, `bounds`
-says.
+Keys of the sections `search` and `execution` have the defaults of `search.Config`; a test compares
+them. What a value may be, `bounds` says.
 """
 
 from typing import Any

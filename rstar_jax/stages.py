@@ -72,7 +72,7 @@ UNBOUND = (
     *(
         f'training.{name}.{key}'
         for name in TRAININGS
-        for key in ('attention', 'form', 'log_every', 'checkpoint_minutes')
+        for key in ('attention', 'form', 'checkpoint_minutes')
     ),
 )
 

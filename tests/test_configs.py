@@ -176,15 +176,6 @@ def test_the_flags_of_the_execution_reach_the_search():
     assert made.workers == 5
 
 
-@pytest.mark.parametrize('name', ['sft', 'ppm'])
-def test_training_keys_are_those_of_the_training(name):
-    prefix = f'training.{name}.'
-    ours = {k.removeprefix(prefix): v for k, (v, _) in keys.KEYS.items() if k.startswith(prefix)}
-    theirs = getattr(training, f'default_{name}')().to_dict()
-    fixed = {'seed', 'log_every'}  # config.seed; progress is our own
-    assert ours == {key: value for key, value in theirs.items() if key not in fixed}
-
-
 def test_the_losses_of_a_ppm_are_those_of_the_training():
     assert bounds.CHOICES['training.ppm.loss'] == tuple(training.LOSSES)
     config = configs.default()

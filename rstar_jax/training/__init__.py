@@ -13,14 +13,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from rstar_jax.training.defaults import LOSSES, default_ppm, default_sft, settings
+    from rstar_jax.training.defaults import LOSSES, settings
     from rstar_jax.training.fit import check_network, ppm, sft, start_dtype
 
 __all__ = [
     'LOSSES',
     'check_network',
-    'default_ppm',
-    'default_sft',
     'ppm',
     'settings',
     'sft',
@@ -29,7 +27,7 @@ __all__ = [
 
 
 def __getattr__(name: str):
-    if name in ('LOSSES', 'default_ppm', 'default_sft', 'settings'):
+    if name in ('LOSSES', 'settings'):
         from rstar_jax.training import defaults as module
     elif name in ('check_network', 'ppm', 'sft', 'start_dtype'):
         from rstar_jax.training import fit as module

@@ -49,7 +49,7 @@ def sft(
 
     Args:
       policy: where to start; stays as it is. The tokens of the step language are added.
-      config: attributes as in `defaults.default_sft`.
+      config: as of `defaults.settings`.
       directory: gets the states while training, then the model (checkpoints.load_policy), and
         metrics.jsonl: loss, learning rate, norm of the gradients and tokens of each step, and what
         the held-out gave after it where it was measured. With config.lora it gets the adapter in
@@ -183,9 +183,9 @@ def ppm(
       examples: what config.loss learns from: 'pairwise', {prompt, pos, neg, pos_count, neg_count};
         'orm', {query, steps, correct}; 'pqm', {query, steps, values}; 'prm', {query, steps,
         labels}. An ORM in the ranking form is 'pairwise' on pairs of whole trajectories.
-      config: attributes as in `defaults.default_ppm`. With 'pairwise' a step's line in
-        metrics.jsonl tells of its pairs accuracy, the share ranked rightly, margin, the mean of
-        r(pos) - r(neg), and level, the mean value in use.
+      config: as of `defaults.settings`. With 'pairwise' a step's line in metrics.jsonl tells of its
+        pairs accuracy, the share ranked rightly, margin, the mean of r(pos) - r(neg), and level,
+        the mean value in use.
       trajectories: {query, steps, correct}; those of held-out problems give answer_accuracy.
       The others are those of `sft`.
 

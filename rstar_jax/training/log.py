@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
-from absl import logging
 
 from rstar_jax import atomic, parallel
 from rstar_jax.training import flops
@@ -44,7 +43,7 @@ class Log:
         """Args:
         directory: gets metrics.jsonl.
         sizes: examples of each step.
-        settings: log_every is read, and what the network runs in.
+        settings: what the network runs in is read.
         work: what a token costs.
         progress: gets the numbers of `tell`.
         """
@@ -54,8 +53,7 @@ class Log:
         self._sizes, self._compiled, self._work, self._progress = sizes, compiled, work, progress
         self._before = [0, *itertools.accumulate(sizes)]  # examples of the steps before each
         self._peak = parallel.peak_flops(compiled.mesh, compute_dtype(settings))
-        self._every = settings.log_every
-        self._began = self._logged = time.monotonic()
+        self._began = time.monotonic()
         self._aside = 0.0  # seconds that no step took: before the first, measuring; not compilation
         self._start = 0
         self._counts = {'tokens': 0, 'tokens_alone': 0, 'places': 0, 'flops': 0}
@@ -119,33 +117,22 @@ class Log:
         self._aside += time.monotonic() - began - (self._compiled.seconds - compiling)
 
     def tell(self, number: int, share: float = 0, line: dict[str, float] | None = None) -> None:
-        """Calls `progress`, logs now and then. number: steps done; share: of the next one."""
-        now, busy = time.monotonic(), self._busy()
+        """Calls `progress`. number: steps done; share: of the next one."""
+        if self._progress is None:
+            return
+        busy = self._busy()
         done = self._before[number] - self._before[self._start]
         done += share * self._sizes[number] if share else 0
         left = self._before[-1] - self._before[self._start] - done
         numbers = {
             'step': number,
             'steps': len(self._sizes),
-            'seconds': now - self._began,
+            'seconds': time.monotonic() - self._began,
             'seconds_left': busy / done * left if done else math.nan,
         }
         if self.lines:
             numbers |= {name: self.lines[-1][name] for name in TOLD if name in self.lines[-1]}
-        numbers |= (line or {}) | self._speed()
-        if self._progress is not None:
-            self._progress(numbers)
-        if now - self._logged >= self._every:
-            self._logged = now
-            logging.info(
-                'step %d/%d  loss %.4f  %.0f tokens/s  %.0f %% of peak  %.0f s left',
-                number,
-                len(self._sizes),
-                numbers.get('loss', math.nan),
-                numbers['tokens_per_second'],
-                100 * numbers['mfu'],
-                numbers['seconds_left'],
-            )
+        self._progress(numbers | (line or {}) | self._speed())
 
     def summary(self) -> dict[str, float]:
         """Figures of the whole training; rates and shares are of the part that ran here."""

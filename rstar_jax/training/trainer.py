@@ -41,7 +41,7 @@ LOOKED = 64  # steps whose shapes are compiled before the first, and see _Run.pr
 
 MEANS = ('loss', 'accuracy', 'margin', 'level')  # metric sums that are divided by the weight
 # Settings that do not change what is learnt: a training may go on with others.
-FREE = ('log_every', 'checkpoint_minutes', 'form', 'attention')
+FREE = ('checkpoint_minutes', 'form', 'attention')
 LAYOUT = 'stacked layers'  # of the arrays in a state
 
 
@@ -124,7 +124,7 @@ def train(
       params: a policy's or a PPM's; stay as they are, but for `release`.
       encoded, indices: the examples, and which of them to learn from.
       loss: a name in losses.BY_NAME.
-      settings: attributes as in training.default_sft.
+      settings: as of training.settings.
       directory: gets `state/`, with keep='best' `best/`, and `metrics.jsonl`, one line a step.
       name: the fingerprint of this training.
       mesh: with axes (data, fsdp, tensor); None = the first device.

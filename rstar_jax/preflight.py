@@ -104,7 +104,7 @@ def _mesh(round_: Round) -> None:
 
 def _training(round_: Round, name: str) -> None:
     try:
-        training.check_network(round_.config.training[name])
+        training.check(name, round_.config.training[name])
     except UserError as error:
         raise UserError(f'--config.training.{name}.{error}') from None
 

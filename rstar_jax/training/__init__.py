@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rstar_jax.training.defaults import LOSSES, settings
-    from rstar_jax.training.fit import check_network, ppm, sft, start_dtype
+    from rstar_jax.training.fit import check, ppm, sft, start_dtype
 
 __all__ = [
     'LOSSES',
-    'check_network',
+    'check',
     'ppm',
     'settings',
     'sft',
@@ -29,7 +29,7 @@ __all__ = [
 def __getattr__(name: str):
     if name in ('LOSSES', 'settings'):
         from rstar_jax.training import defaults as module
-    elif name in ('check_network', 'ppm', 'sft', 'start_dtype'):
+    elif name in ('check', 'ppm', 'sft', 'start_dtype'):
         from rstar_jax.training import fit as module
     else:
         raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

@@ -16,7 +16,6 @@ LOSSES = {
     'prm': ('trajectories', 'step_labels'),
 }
 
-HEADS = ('random', 'fitted')
 HEAD_MOST = 8192  # pairs or trajectories that a head is fitted to, by chance
 
 

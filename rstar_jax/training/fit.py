@@ -15,11 +15,11 @@ from typing import Any
 
 import jax
 
-from rstar_jax import atomic, interrupts, models, parallel, steps
+from rstar_jax import atomic, bounds, interrupts, models, parallel, steps
 from rstar_jax.errors import UserError
-from rstar_jax.training import checkpoints, dtypes, head, kernels, lora, losses, trainer
+from rstar_jax.training import checkpoints, dtypes, head, kernels, lora, trainer
 from rstar_jax.training import examples as encoding
-from rstar_jax.training.defaults import HEADS, LOSSES
+from rstar_jax.training.defaults import LOSSES
 
 HELD_OUT = 128  # problems that an SFT measures, at most
 PPM_HELD_OUT = 2000  # and a PPM's training
@@ -73,14 +73,13 @@ def sft(
       there.
 
     Raises:
-      UserError: no usable example, a loss that is not finite (names the step), or `directory` has
-        another training; or the form was not learnt (config.form): the policy is in `directory`.
+      UserError: a setting out of its bounds, no usable example, a loss that is not finite (names
+        the step), or `directory` has another training; or the form was not learnt (config.form):
+        the policy is in `directory`.
       Stopped: by Ctrl-C or SIGTERM in a block of interrupts.Interrupts, when the step in progress
         has ended and its state is on disk.
     """
-    check_network(config)
-    if config.marks not in ('tokens', 'text'):
-        raise UserError(f'marks={config.marks!r}: expected tokens or text')
+    check('sft', config)
     new = []
     if config.marks == 'tokens':
         new, start = models.new_tokens(policy, steps.SFT_TOKENS), policy
@@ -134,19 +133,19 @@ def _telling(progress):
     return tell
 
 
-def check_network(config) -> None:
-    """Raises UserError, beginning with the setting's name: what this host cannot train by."""
-    if config.lora < 0:
-        raise UserError(f'lora={config.lora}: expected a rank, as 16, or 0 to train all weights')
+def check(kind: str, config) -> None:
+    """Raises UserError, beginning with the setting's name: out of its bounds, or not for this host.
+
+    kind: as of `defaults.settings`.
+    """
+    for key, value in config.items():
+        if key != 'checkpoint_minutes':  # 0: after every step
+            bounds.check(f'training.{kind}.{key}', value, key)
     kernels.check(config.attention, dtypes.compute_dtype(config))
-    if config.moments not in ('float32', 'bfloat16'):
-        raise UserError(f'moments={config.moments!r}: expected float32 or bfloat16')
 
 
 def _check_keep(config, held_out: list[int]) -> None:
     """Raises UserError where there is nothing to tell the best parameters by."""
-    if config.keep not in ('last', 'best'):
-        raise UserError(f'keep={config.keep!r}: expected last or best')
     if config.keep == 'best' and config.measure_every < 1:
         raise UserError('keep=best: needs measure_every, the steps between two measurements')
     if config.keep == 'best' and not held_out:
@@ -203,15 +202,9 @@ def ppm(
       held_out_problems and answer_problems are those that these are of.
 
     Raises:
-      UserError: as `sft`; or config.loss is none of LOSSES, config.squash or config.head no such.
+      UserError: as `sft`.
     """
-    check_network(config)
-    if config.loss not in LOSSES:
-        raise UserError(f'loss={config.loss!r}: expected one of {", ".join(LOSSES)}')
-    if config.squash not in losses.LOGIT:
-        raise UserError(f'squash={config.squash!r}: expected one of {", ".join(losses.LOGIT)}')
-    if config.head not in HEADS:
-        raise UserError(f'head={config.head!r}: expected one of {", ".join(HEADS)}')
+    check('ppm', config)
     kind, encoder = LOSSES[config.loss]
     model = models.init_ppm(policy, config.seed, config.squash)
     if release:

@@ -28,7 +28,6 @@ from rstar_jax.models.kernels import has_cudnn
 from rstar_jax.training import attention
 from rstar_jax.training.attention import BLOCK, rows_over_mesh
 
-CHOICES = 'auto', 'cudnn', 'loop'  # of the setting `attention`
 ROWS = PartitionSpec(('data', 'fsdp'))
 HEADS = PartitionSpec(('data', 'fsdp'), None, 'tensor')
 
@@ -49,8 +48,9 @@ class Pairs(NamedTuple):
 def chosen(choice: str, config, length: int, dtype: jnp.dtype) -> str:
     """What computes attention in rows of `length` tokens, on the devices of jax.set_mesh: BY_NAME.
 
-    choice: one of CHOICES. Rows of one block have nothing to leave out and little attention;
-    float32 is for comparisons, by the same code everywhere; heads of a group stay on one device.
+    choice: the setting `attention`. Rows of one block have nothing to leave out and little
+    attention; float32 is for comparisons, by the same code everywhere; heads of a group stay on one
+    device.
     """
     mesh, platform = jax.sharding.get_abstract_mesh(), parallel.platform()
     if not mesh.empty and config.num_kv_heads % mesh.shape['tensor']:
@@ -73,9 +73,7 @@ def told(choice: str, config, lengths: Iterable[int], dtype: jnp.dtype) -> str:
 
 
 def check(choice: str, dtype: jnp.dtype) -> None:
-    """Raises UserError: none of CHOICES, or one that this process's devices do not have."""
-    if choice not in CHOICES:
-        raise UserError(f'attention={choice!r}: expected one of {", ".join(CHOICES)}')
+    """Raises UserError: what this process's devices do not have."""
     if choice == 'cudnn' and not has_cudnn(dtype):
         raise UserError(
             'attention=cudnn: needs an NVIDIA GPU of compute capability 8.0 or later, and dtype '

@@ -341,7 +341,7 @@ def test_the_best_is_on_disk_before_a_state_that_follows_it(policy, tmp_path, mo
 @pytest.mark.parametrize(
     ('changes', 'message'),
     [
-        ({'keep': 'first'}, "keep='first': expected last or best"),
+        ({'keep': 'first'}, 'keep=first: needs one of last, best'),
         ({'keep': 'best'}, 'keep=best: needs measure_every, the steps between two measurements'),
         (
             {'keep': 'best', 'measure_every': 1, 'held_out': 0.0},
@@ -516,20 +516,21 @@ def test_what_does_not_fit_is_dropped_and_counted(policy, tmp_path):
         training.sft(policy, [], sft_settings(), tmp_path)
     with pytest.raises(UserError, match="needs the text 'response'"):
         training.sft(policy, [{'query': 'bbb'}], sft_settings(), tmp_path)
-    with pytest.raises(UserError, match='expected linear or cosine'):
+    with pytest.raises(UserError, match='^schedule=step: needs one of linear, cosine$'):
         training.sft(policy, sft_examples(2), sft_settings(schedule='step'), tmp_path)
-    with pytest.raises(UserError, match="^loss='dpo': expected one of pairwise, orm, pqm, prm$"):
+    with pytest.raises(UserError, match='^loss=dpo: needs one of pairwise, orm, pqm, prm$'):
         training.ppm(policy, [], ppm_settings(loss='dpo'), tmp_path)
-    with pytest.raises(UserError, match="^squash='none': expected one of tanh, tanh5$"):
+    with pytest.raises(UserError, match='^squash=none: needs one of tanh, tanh5$'):
         training.ppm(policy, [], ppm_settings(squash='none'), tmp_path)
 
 
 @pytest.mark.parametrize(
     ('changes', 'message'),
     [
-        ({'dtype': 'float17'}, "dtype='float17': expected one of float32, bfloat16, float16"),
-        ({'dtype': 'float64'}, "dtype='float64': expected one of float32, bfloat16, float16"),
-        ({'moments': 'float8'}, "moments='float8': expected float32 or bfloat16"),
+        ({'dtype': 'float17'}, 'dtype=float17: needs one of nothing, float32, bfloat16, float16'),
+        ({'dtype': 'float64'}, 'dtype=float64: needs one of nothing, float32, bfloat16, float16'),
+        ({'moments': 'float8'}, 'moments=float8: needs one of float32, bfloat16'),
+        ({'attention': 'fast'}, 'attention=fast: needs one of auto, cudnn, loop'),
         ({'attention': 'cudnn'}, 'attention=cudnn: needs an NVIDIA GPU .* leave it at auto'),
     ],
 )

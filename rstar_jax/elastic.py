@@ -65,7 +65,7 @@ class Job:
 
     Attributes:
       policy, ppm: paths that the worker can read; the policy may be served elsewhere.
-      weights: '' or int8, see `sources.narrowed`.
+      weights: as of `sources.load_model`.
       total: trees to search in all.
       keep_seconds: between two looks at the trees in flight.
       compiled: as of `parallel.keep_compiled`.
@@ -89,11 +89,10 @@ class Job:
     def search(self, **given: Any) -> Iterator[Record]:
         parallel.keep_compiled(self.compiled)
         mesh = parallel.local_mesh(tensor=self.config.tensor)
-        policy, ppm = self.policy, None
+        policy, how = self.policy, (self.dtype, mesh, self.weights)
         if isinstance(policy, str):
-            policy = sources.narrowed(self.weights, sources.load_policy(policy, self.dtype, mesh))
-        if self.ppm:
-            ppm = sources.narrowed(self.weights, sources.load_ppm(self.ppm, self.dtype, mesh))
+            policy = sources.load_model(policy, 'policy', *how)
+        ppm = sources.load_model(self.ppm, 'ppm', *how) if self.ppm else None
         return search.run(
             (),
             policy,

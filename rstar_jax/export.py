@@ -96,10 +96,11 @@ def export_model(
     from rstar_jax import cards, models, parallel, sources
 
     kind, directory = kind_of(source), pathlib.Path(directory)
+    model = sources.load_model(source, kind, dtype, mesh)
     if kind == 'ppm':
-        models.save_ppm(sources.load_ppm(source, dtype, mesh), directory)
+        models.save_ppm(model, directory)
     else:
-        models.save(sources.load_policy(source, dtype, mesh), directory)
+        models.save(model, directory)
     if parallel.is_first():
         cards.write_model_card(directory, kind, cards.origin_of(source), license_, name)
     return Exported(kind, directory)

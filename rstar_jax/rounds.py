@@ -155,6 +155,7 @@ def synthesize(round_: Round, stage: ledger.Stage, line: Line) -> Figures:
     length = config.data.overlap or synthesis.WHOLE
     others = sources.benchmarks(round_, whole=True) if config.eval.benchmarks else {}
     overlap = Overlap({'training': known, **others}, length)
+    policy = sources.searching_model(round_, 'policy')
 
     def tell(now: dict[str, float]) -> None:
         round_.beat(stage)
@@ -166,7 +167,7 @@ def synthesize(round_: Round, stage: ledger.Stage, line: Line) -> Figures:
         sources.synthesis_config(config),
         sources.search_config(config),
         stage.folder,
-        functools.partial(search.run, policy=sources.searching_policy(round_), progress=tell),
+        functools.partial(search.run, policy=policy, progress=tell),
         round_.number,
         sources.search_seed(round_),
         config.job.leases,
@@ -187,7 +188,7 @@ def sft(round_: Round, stage: ledger.Stage, line: Line) -> Figures:
     dtype = training.start_dtype(round_.config.training.sft)
     path = sources.base_path(round_)
     mesh = _training_mesh(round_, 'sft', path)
-    policy = sources.load_policy(path, dtype, mesh)
+    policy = sources.load_model(path, 'policy', dtype, mesh)
     return _train(round_, stage, line, 'sft', policy, examples, mesh=mesh)
 
 
@@ -204,7 +205,7 @@ def ppm(round_: Round, stage: ledger.Stage, line: Line) -> Figures:
     sources.finished(round_.folder / 'policy', 'policy', stage.folder.name)
     dtype = training.start_dtype(round_.config.training.ppm)
     mesh = _training_mesh(round_, 'ppm', round_.folder / 'policy')
-    policy = sources.load_policy(round_.folder / 'policy', dtype, mesh)
+    policy = sources.load_model(round_.folder / 'policy', 'policy', dtype, mesh)
     whole = any(folder.glob('trajectories-*'))  # an earlier version wrote pairs only
     trajectories = data.load_examples(folder, 'trajectories') if whole else ()
     more = {'trajectories': trajectories, 'mesh': mesh}

@@ -142,7 +142,7 @@ def _searcher(round_: Round, flights: data.Flights, say: Callable[[str], None]) 
     if round_.config.job.leases == RAY:
         run = on_ray(round_.config, say, flights)
         return run, *(sources.searching_path(round_, kind) for kind in ('policy', 'ppm'))
-    return search.run, sources.searching_policy(round_), sources.searching_ppm(round_)
+    return search.run, *(sources.searching_model(round_, kind) for kind in ('policy', 'ppm'))
 
 
 def _leases(round_: Round, config: search.Config, problems: list[dict], trees: range):
@@ -167,11 +167,11 @@ def evaluated_models(
     if config.job.leases == RAY:
         return tuple(_shape(config, path) for path in evaluated_paths(round_, base, say))
     if round_.number == 0 and not base:
-        return sources.searching_policy(round_), sources.searching_ppm(round_)
-    how, weights = (config.policy.dtype, sources.searching_mesh(config)), config.policy.weights
+        return tuple(sources.searching_model(round_, kind) for kind in ('policy', 'ppm'))
     policy, ppm = evaluated_paths(round_, base, say)
-    made = sources.narrowed(weights, sources.load_policy(policy, *how))
-    return made, None if ppm is None else sources.narrowed(weights, sources.load_ppm(ppm, *how))
+    how = config.policy.dtype, sources.searching_mesh(config), config.policy.weights
+    made = sources.load_model(policy, 'policy', *how)
+    return made, None if ppm is None else sources.load_model(ppm, 'ppm', *how)
 
 
 def _shape(config: ConfigDict, path: str | pathlib.Path | None) -> Any:

@@ -38,8 +38,8 @@ def serve(config: ConfigDict, workdir: str = '') -> None:
     settings = sources.search_config(round_.config, use_ground_truth=False)
     with listening, search.Workers.start(settings) as workers:
         live = search.Live(
-            sources.searching_policy(round_),
-            sources.searching_ppm(round_),
+            sources.searching_model(round_, 'policy'),
+            sources.searching_model(round_, 'ppm'),
             config=settings,
             trees=config.serve.requests * config.search.trees,
             workers=workers,

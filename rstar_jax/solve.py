@@ -48,8 +48,8 @@ def solve(config: ConfigDict, workdir: str = '') -> str:
         records = list(
             search.run(
                 [problem],
-                sources.searching_policy(round_),
-                sources.searching_ppm(round_),
+                sources.searching_model(round_, 'policy'),
+                sources.searching_model(round_, 'ppm'),
                 config=sources.search_config(round_.config, use_ground_truth=False),
                 seed=config.seed,
                 trees=config.search.trees,

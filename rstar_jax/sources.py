@@ -191,20 +191,22 @@ def search_config(config: ConfigDict, **changes: Any) -> search.Config:
     return search.Config(**{**given, **changes})
 
 
-def searching_policy(round_: Round) -> models.Policy | search.Endpoint:
-    """The policy that the round searches with (for round 0, the one that is evaluated)."""
-    config, path = round_.config, searching_path(round_, 'policy')
-    if is_endpoint(path):
+def searching_model(
+    round_: Round, kind: str
+) -> models.Policy | models.PPM | search.Endpoint | None:
+    """The policy or the PPM (`kind`) that the round searches with; None for no PPM.
+
+    For round 0, what is evaluated.
+    """
+    config, path = round_.config, searching_path(round_, kind)
+    if path is None:
+        return None
+    if kind == 'policy' and is_endpoint(path):
         return endpoint(config)
-    if path == round_.before / 'policy':
-        finished(path, 'policy', f'--config.policy.path={config.policy.path}')
-    model = load_policy(path, config.policy.dtype, searching_mesh(config))
-    return narrowed(config.policy.weights, model)
-
-
-def narrowed(weights: str, model: Any) -> Any:
-    """A model that searches, in 8 bits where `policy.weights` says so."""
-    return models.quantized(model) if weights == 'int8' else model
+    if path == round_.before / kind:
+        finished(path, kind, f'--config.{kind}.path={config[kind].path}')
+    how = config.policy.dtype, searching_mesh(config), config.policy.weights
+    return load_model(path, kind, *how)
 
 
 def is_endpoint(path: str | pathlib.Path | None) -> bool:
@@ -220,17 +222,6 @@ def endpoint(config: ConfigDict) -> search.Endpoint:
         requests=config.policy.requests,
         seconds=config.policy.seconds,
     )
-
-
-def searching_ppm(round_: Round) -> models.PPM | None:
-    """The PPM that guides the round's search, or None."""
-    config, path = round_.config, searching_path(round_, 'ppm')
-    if path is None:
-        return None
-    if path == round_.before / 'ppm':
-        finished(path, 'ppm', f'--config.ppm.path={config.ppm.path}')
-    model = load_ppm(path, config.policy.dtype, searching_mesh(config))
-    return narrowed(config.policy.weights, model)
 
 
 def searching_path(round_: Round, kind: str) -> str | pathlib.Path | None:
@@ -253,7 +244,7 @@ def first_policy(config: ConfigDict, dtype: str, mesh=None) -> models.Policy:
     """The model that the bootstrap trains: the built-in one, or the one at policy.path."""
     if config.policy.path == TINY:
         return tiny.policy(arithmetic.vocabulary(), seed=config.seed)
-    return load_policy(config.policy.path, dtype, mesh)
+    return load_model(config.policy.path, 'policy', dtype, mesh)
 
 
 def benchmarks(round_: Round, whole: bool = False) -> dict[str, list[dict[str, Any]]]:
@@ -345,20 +336,22 @@ def check_model(path: str | pathlib.Path, kind: str, flag: str) -> None:
         raise UserError(f'{flag}={path}: {error}') from None
 
 
-def load_policy(path: str | pathlib.Path, dtype: str, mesh=None) -> models.Policy:
-    """A policy from any of the places of the module's docstring."""
+def load_model(
+    path: str | pathlib.Path, kind: str, dtype: str, mesh=None, weights: str = ''
+) -> models.Policy | models.PPM:
+    """A policy or a PPM (`kind`) from any of the places of the module's docstring.
+
+    weights: as of the setting `policy.weights`.
+    """
     if path in ('', TINY):
-        check_model(path, 'policy', '--config.policy.path')
+        check_model(path, kind, f'--config.{kind}.path')
     if holds_model(path):
-        return checkpoints.load_policy(path, dtype or default_dtype(), mesh)
-    return models.load(path, dtype or None, mesh=mesh)
-
-
-def load_ppm(path: str | pathlib.Path, dtype: str, mesh=None) -> models.PPM:
-    """A PPM from a training stage's folder or an exported one."""
-    if holds_model(path):
-        return checkpoints.load_ppm(path, dtype or default_dtype(), mesh)
-    return models.load_ppm(path, dtype or None, mesh=mesh)
+        load = checkpoints.load_policy if kind == 'policy' else checkpoints.load_ppm
+        model = load(path, dtype or default_dtype(), mesh)
+    else:
+        load = models.load if kind == 'policy' else models.load_ppm
+        model = load(path, dtype or None, mesh=mesh)
+    return models.quantized(model) if weights == 'int8' else model
 
 
 def finished(folder: pathlib.Path, what: str, flag: str) -> None:

@@ -325,8 +325,7 @@ def test_who_deals_to_workers_reads_no_weights(monkeypatch, tmp_path):
     checkpoints.save_model(policy, made / 'policy')
     checkpoints.save_model(models.init_ppm(policy), made / 'ppm')
     ledger.write_json(made / 'policy' / 'done.json', {'id': 'made'})
-    for name in ('load_policy', 'load_ppm'):
-        monkeypatch.setattr(sources, name, None)
+    monkeypatch.setattr(sources, 'load_model', None)
     config = configs.default()
     config.policy.path = config.base.path = str(tmp_path / 'policy')
     config.job.leases = 'ray'

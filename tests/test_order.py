@@ -248,8 +248,7 @@ def test_later_trees_are_for_problems_still_unsolved(tmp_path, monkeypatch):
     problems = [{'index': i, 'question': 'q', 'answer': '1'} for i in range(4)]
     read = problems, {}, collections.Counter(rows=4)
     monkeypatch.setattr(sources, 'split_problems', lambda round_: read)
-    monkeypatch.setattr(sources, 'searching_policy', lambda round_: None)
-    monkeypatch.setattr(sources, 'searching_ppm', lambda round_: None)
+    monkeypatch.setattr(sources, 'searching_model', lambda round_, kind: None)
     monkeypatch.setattr(data, 'TreeStore', Store)
     monkeypatch.setattr(search, 'run', grow)
     round_ = Round(configs.for_round(config, 4), tmp_path, 4, Events(None))
@@ -310,7 +309,7 @@ def test_a_raised_limit_extends_the_search(world, tmp_path, monkeypatch):
 
     monkeypatch.setattr(search, 'run', grow)
     monkeypatch.setattr(data, 'curate_to', curate)
-    monkeypatch.setattr(sources, 'searching_policy', lambda round_: None)
+    monkeypatch.setattr(sources, 'searching_model', lambda round_, kind: None)
     monkeypatch.setattr(summary, 'show', lambda root: None)
     monkeypatch.setattr(report, 'write', lambda root: None)
 

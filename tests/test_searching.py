@@ -155,8 +155,9 @@ def test_all_that_is_measured_is_in_8_bits_as_what_searches(monkeypatch, tmp_pat
     for name in ('policy', 'ppm'):
         for file in ('model.json', 'done.json'):
             ledger.write_json(tmp_path / 'round1' / name / file, {'kind': name, 'id': name})
-    for name in ('load_policy', 'load_ppm'):
-        monkeypatch.setattr(sources, name, lambda path, dtype, mesh: str(path))
+    for module, loads in ((sources.models, 'load'), (sources.checkpoints, 'load_policy')):
+        for name in (loads, 'load_ppm'):
+            monkeypatch.setattr(module, name, lambda path, *_, **__: str(path))
     monkeypatch.setattr(sources.models, 'quantized', lambda model: f'{model} in 8 bits')
     round_ = sources.Round(config, tmp_path, number, None)
     policy, ppm = searching.evaluated_models(round_, base)

@@ -22,8 +22,7 @@ def ask(monkeypatch):
 
         monkeypatch.setattr(solve.search, 'run', searched)
         monkeypatch.setattr(solve.preflight, 'searching_models', lambda round_: None)
-        for model in ('searching_policy', 'searching_ppm'):
-            monkeypatch.setattr(solve.sources, model, lambda round_: None)
+        monkeypatch.setattr(solve.sources, 'searching_model', lambda round_, kind: None)
         config = configs.load(str(REPOSITORY / 'experiments' / 'solve.py'))
         config.question = question
         return solve.solve(config, str(workdir))

@@ -219,7 +219,7 @@ def round_of(tmp_path, number: int, **changes) -> Round:
 
 def test_the_search_takes_them_beside_the_known_ones(tmp_path, monkeypatch):
     (tmp_path / 'known.json').write_text(json.dumps(KNOWN))
-    monkeypatch.setattr(sources, 'searching_policy', lambda round_: None)
+    monkeypatch.setattr(sources, 'searching_model', lambda round_, kind: None)
 
     def run(problems, *, policy, progress, **options):
         del policy, progress

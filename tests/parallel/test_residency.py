@@ -116,10 +116,10 @@ def sizes(folder, mesh):
 def test_loading(folder, mesh, sizes, watched, name):
     part, largest = sizes
     with watched(part + largest):
-        policy = sources.load_policy(folder / name, 'float32', mesh)
+        policy = sources.load_model(folder / name, 'policy', 'float32', mesh)
     del policy
     with pytest.raises(AssertionError), watched(part + largest):  # and that would be seen
-        sharding.shard(sources.load_policy(folder / name, 'float32').params, mesh)
+        sharding.shard(sources.load_model(folder / name, 'policy', 'float32').params, mesh)
 
 
 def test_training_and_saving(folder, mesh, sizes, watched, tmp_path):
@@ -128,7 +128,7 @@ def test_training_and_saving(folder, mesh, sizes, watched, tmp_path):
     most = 4 * part + largest + BATCHES  # parameters, gradients and two moments
     shape = dict(micro_batch=1, batch_size=8, held_out=0.3, epochs=2, checkpoint_minutes=0)
     with watched(most):
-        policy = sources.load_policy(folder / 'hf', 'float32', mesh)
+        policy = sources.load_model(folder / 'hf', 'policy', 'float32', mesh)
         config = training_program.settings('sft', form=0.0, **shape)
         data = [*training_program.examples(random), *training_program.examples(random)]
         policy, _ = training.sft(policy, data, config, tmp_path / 'policy', mesh=mesh, release=True)
@@ -136,7 +136,7 @@ def test_training_and_saving(folder, mesh, sizes, watched, tmp_path):
         models.save(policy, tmp_path / 'hf')
     del policy
     with watched(most):
-        policy = sources.load_policy(tmp_path / 'policy', 'float32', mesh)
+        policy = sources.load_model(tmp_path / 'policy', 'policy', 'float32', mesh)
         config = training_program.settings('ppm', **shape)
         ppm, _ = training.ppm(
             policy, training_program.pairs(random), config, tmp_path / 'ppm', mesh=mesh,

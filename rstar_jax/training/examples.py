@@ -8,6 +8,7 @@ cut step no end.
 """
 
 import collections
+import functools
 import hashlib
 import itertools
 import os
@@ -282,38 +283,12 @@ def _size(example: Example) -> int:
     return len(packing.layout(example.sequences, example.shareable).tokens)
 
 
-def outcomes(
-    examples: Iterable[dict[str, Any]], tokenizer, length: int, tell: Tell | None = None
-) -> Encoded:
-    """{query, steps, correct} -> whether the answer is right, at the last token (ORM)."""
-
-    def targets(example):
-        before = len(_field(example, 'steps', list)) - 1
-        return [*[None] * before, _field(example, 'correct', int)]
-
-    return _valued(examples, targets, tokenizer, length, tell)
-
-
-def q_values(
-    examples: Iterable[dict[str, Any]], tokenizer, length: int, tell: Tell | None = None
-) -> Encoded:
-    """{query, steps, values} -> the Q value of each step, at its last token (PQM)."""
-    return _valued(examples, lambda e: _field(e, 'values', list), tokenizer, length, tell)
-
-
-def step_labels(
-    examples: Iterable[dict[str, Any]], tokenizer, length: int, tell: Tell | None = None
-) -> Encoded:
-    """{query, steps, labels} -> whether a step led to a right answer, at its last token (PRM)."""
-    return _valued(examples, lambda e: _field(e, 'labels', list), tokenizer, length, tell)
-
-
 def _valued(
-    examples: Iterable[dict[str, Any]],
     targets: Callable[[dict], list],
+    examples: Iterable[dict[str, Any]],
     tokenizer,
     length: int,
-    tell: Tell | None,
+    tell: Tell | None = None,
 ) -> Encoded:
     """Trajectories that follow each other on one question are kept together, in the same row.
 
@@ -348,6 +323,19 @@ def _valued(
             for example, cut, size in _cut(made, GROUP, length, _together):
                 encoded.add(steps.prompt(query), example, places[cut], size)
     return encoded
+
+
+def _outcome(example: dict) -> list:
+    before = len(_field(example, 'steps', list)) - 1
+    return [*[None] * before, _field(example, 'correct', int)]
+
+
+# (examples, tokenizer, length, tell) -> Encoded of {query, steps} and what last tokens learn.
+# ORM, `correct`: whether the answer is right, at the end; PQM, `values`: the Q value of each step;
+# PRM, `labels`: whether a right answer was reached through it.
+outcomes = functools.partial(_valued, _outcome)
+q_values = functools.partial(_valued, lambda example: _field(example, 'values', list))
+step_labels = functools.partial(_valued, lambda example: _field(example, 'labels', list))
 
 
 def _together(examples: Sequence[Example]) -> Example:

@@ -100,19 +100,9 @@ def sft(
         form = {mark: [int(n) for n in form[mark]] for mark in encoding.MARKS if form[mark][1]}
         return {'held_out_loss': found['loss'], 'form': form}
 
-    policy, metrics = _finished(
-        policy,
-        encoded,
-        chosen,
-        loss='sft',
-        config=config,
-        directory=directory,
-        mesh=mesh,
-        progress=progress,
-        measure=measure,
-        new_rows=policy.tokenizer.convert_tokens_to_ids(new),
-        release=release,
-    )
+    rows = policy.tokenizer.convert_tokens_to_ids(new)
+    how = {'mesh': mesh, 'progress': progress, 'measure': measure, 'release': release}
+    policy, metrics = _finished(policy, encoded, chosen, 'sft', config, directory, rows, **how)
     _check_form(metrics['form_after'], config.form, directory)
     return policy, metrics | {'held_out': len(held_out)}
 
@@ -243,19 +233,9 @@ def ppm(
 
     held = sum(encoded.counts[i] for i in held_out)
     name = 'held_out_pairs' if kind == 'pairs' else 'held_out'
-    model, metrics = _finished(
-        model,
-        encoded,
-        chosen,
-        loss=config.loss,
-        config=config,
-        directory=directory,
-        mesh=mesh,
-        progress=progress,
-        begin=begin,
-        measure=measure,
-        release=release,
-    )
+    how = {'mesh': mesh, 'progress': progress, 'measure': measure, 'release': release}
+    how['begin'] = begin
+    model, metrics = _finished(model, encoded, chosen, config.loss, config, directory, **how)
     return model, metrics | {
         name: held,
         'held_out_problems': len({encoded.questions[i] for i in held_out}),
@@ -266,21 +246,12 @@ def ppm(
 
 @interrupts.held()  # what was begun is saved first
 def _finished(
-    model,
-    encoded,
-    chosen,
-    *,
-    loss,
-    config,
-    directory,
-    mesh,
-    progress,
-    measure,
-    begin=None,
-    new_rows=(),
-    release,
+    model, encoded, chosen, loss: str, config, directory, new_rows=(), **how
 ) -> tuple[Any, dict[str, Any]]:
-    """Trains `model` and puts the result on disk; or reads it where that was done before."""
+    """Trains `model` and puts the result on disk; or reads it where that was done before.
+
+    Arguments are those of `trainer.train`.
+    """
     directory = pathlib.Path(directory)
     done = directory / 'training.json'  # written last
     name = trainer.fingerprint(model.params, encoded, chosen, loss, config)
@@ -293,34 +264,19 @@ def _finished(
             )
         checkpoints.delete_states(directory)  # where it was killed before that
         load = checkpoints.load_ppm if isinstance(model, models.PPM) else checkpoints.load_policy
-        return load(directory, mesh=mesh), about['metrics']
+        return load(directory, mesh=how['mesh']), about['metrics']
+    start, how = (model.config, model.params), {'name': name, 'new_rows': new_rows} | how
     params, trained, metrics = trainer.train(
-        model.config,
-        model.params,
-        encoded,
-        chosen,
-        loss,
-        config,
-        directory,
-        name=name,
-        mesh=mesh,
-        progress=progress,
-        begin=begin,
-        measure=measure,
-        new_rows=new_rows,
-        release=release,
+        *start, encoded, chosen, loss, config, directory, **how
     )
-    metrics |= {
-        'examples': sum(encoded.counts[i] for i in chosen),
-        'dropped': encoded.dropped,
-    }
+    metrics |= {'examples': sum(encoded.counts[i] for i in chosen), 'dropped': encoded.dropped}
     model = dataclasses.replace(model, params=params)
     if trained is not None:
         lora.save(model, trained, config.lora, new_rows, directory / 'adapter')
     checkpoints.save_model(model, directory)
     if parallel.is_first():
         about = {'fingerprint': name, 'metrics': metrics}
-        atomic.write_text(done, json.dumps(about, indent=1))
+        atomic.write_json(done, about, 1)
     checkpoints.delete_states(directory)
     parallel.barrier('the model is on disk')
     return model, metrics

@@ -121,9 +121,9 @@ def export_data(
     curated, searched = folders
     if curated in finished:
         examples = data.load_examples(curated, 'sft')
-        counts['sft.json'] = data.export_sft(examples, directory / 'sft.json')
+        counts['sft.json'] = data.write_json_items(examples, directory / 'sft.json')
         pairs = data.load_examples(curated, 'pairs')
-        counts['pairs.json'] = data.export_preference(pairs, directory / 'pairs.json')
+        counts['pairs.json'] = data.write_json_items(pairs, directory / 'pairs.json')
         path = directory / 'trl_preference.jsonl'
         counts[path.name] = data.export_trl_preference(pairs, path)
     if searched in finished:

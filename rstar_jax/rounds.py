@@ -173,7 +173,7 @@ def synthesize(round_: Round, stage: ledger.Stage, line: Line) -> Figures:
         config.job.leases,
     )
     if parallel.is_first():
-        data.export_problems(made, stage.folder / synthesis.FILE)
+        data.write_json_items(made, stage.folder / synthesis.FILE)
     return dict(counts)
 
 

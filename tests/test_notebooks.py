@@ -45,8 +45,8 @@ def examples(folder):
         {'prompt': steps.prompt(e['query']), 'pos': pos, 'neg': neg, 'pos_count': 1, 'neg_count': 1}
         for e, pos, neg in zip(sft, first, [*first[1:], first[0]])
     ]
-    data.export_sft(sft, folder / 'sft.json')
-    data.export_preference(pairs, folder / 'pairs.json')
+    data.write_json_items(sft, folder / 'sft.json')
+    data.write_json_items(pairs, folder / 'pairs.json')
     return {f'curate.{kind}': folder / f'{kind}.json' for kind in ('sft', 'pairs')}
 
 

@@ -9,11 +9,10 @@ function over lists. Interchange formats: `export_*`, `import_*`.
 from rstar_jax.data.annotated import Annotated, Trajectory, annotate
 from rstar_jax.data.curation import curate, curate_to, in_order, join
 from rstar_jax.data.examples import Examples, load_examples, store_examples
+from rstar_jax.data.files import write_json_items
 from rstar_jax.data.flights import Flights
 from rstar_jax.data.interchange import (
     IMPORTS,
-    export_preference,
-    export_sft,
     export_trees,
     export_trl_preference,
     export_trl_stepwise,
@@ -22,12 +21,10 @@ from rstar_jax.data.interchange import (
     import_sft,
     import_trees,
     import_trl_preference,
-    import_trl_stepwise,
-    stepwise,
     store_trees,
 )
-from rstar_jax.data.pairs import Rules, pair_weight
-from rstar_jax.data.problems import Selection, export_problems, load_problems, told
+from rstar_jax.data.pairs import Rules
+from rstar_jax.data.problems import Selection, load_problems, told
 from rstar_jax.data.trees import TreeStore, question_id
 from rstar_jax.steps import split_prompt
 
@@ -43,9 +40,6 @@ __all__ = [
     'annotate',
     'curate',
     'curate_to',
-    'export_preference',
-    'export_problems',
-    'export_sft',
     'export_trees',
     'export_trl_preference',
     'export_trl_stepwise',
@@ -54,16 +48,14 @@ __all__ = [
     'import_sft',
     'import_trees',
     'import_trl_preference',
-    'import_trl_stepwise',
     'in_order',
     'join',
     'load_examples',
     'load_problems',
-    'pair_weight',
     'question_id',
     'split_prompt',
-    'stepwise',
     'store_examples',
     'store_trees',
     'told',
+    'write_json_items',
 ]

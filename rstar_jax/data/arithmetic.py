@@ -36,6 +36,7 @@ from rstar_jax.errors import UserError
 NAMES = ('Ann', 'Ben', 'Cleo', 'Dan', 'Eva', 'Finn', 'Gina', 'Hugo')
 THINGS = ('apples', 'books', 'cards', 'eggs', 'pens', 'shells', 'stamps', 'stones')
 DAYS = ('Monday', 'Tuesday', 'Wednesday')
+OPERATIONS = (1, 2, 3)  # that a story may tell
 MOST_START, MOST_OPERAND = 20, 9
 LARGEST = 34  # counts below this may grow, so that most have two digits at most
 KNOWN_SHARE = 0.75  # of the demonstrations' operations: so many are told by verbs that are known
@@ -74,7 +75,6 @@ KINDS = (
     Kind('//', 2, 'halving', ('halves',), ('splits', 'bisects', 'cleaves')),
 )
 UNCLEAR = {False: ('moves', 'trades'), True: ('alters', 'changes')}  # by: told by 'them'
-VERBS = ('all', 'known', 'unknown', 'mostly known')
 MOST_REPEATS = 1000  # so many known questions in a row: there are no others
 
 
@@ -159,54 +159,38 @@ class World:
     test: list[dict]
 
 
-def world(
-    demonstrations: int, train: int, test: int, seed: int = 0, operations: Sequence[int] = (1, 2, 3)
-) -> World:
+def world(demonstrations: int, train: int, test: int, seed: int = 0) -> World:
     """Makes demonstrations, mostly of known verbs, and train and test problems of all verbs.
 
     Raises:
       UserError: a count is negative, or there are not as many different questions.
     """
     used: set[str] = set()
-    tests = problems(test, seed, operations, exclude=used)
+    tests = problems(test, seed, exclude=used)
     used |= {p['question'] for p in tests}
-    trains = problems(train, seed + 1, operations, exclude=used)
+    trains = problems(train, seed + 1, exclude=used)
     used |= {p['question'] for p in trains}
-    shown = _stories(demonstrations, seed + 2, operations, 'mostly known', used)
+    shown = _stories(demonstrations, seed + 2, used, mostly_known=True)
     rng = random.Random(seed + 3)
     made = [{'query': s.question, 'response': s.guessed(rng)} for s in shown]
     return World(made, trains, tests)
 
 
-def problems(
-    count: int,
-    seed: int = 0,
-    operations: Sequence[int] = (1, 2, 3),
-    verbs: str = 'all',
-    exclude: Collection[str] = (),
-) -> list[dict]:
-    """Returns `count` different problems {index, question, answer}.
+def problems(count: int, seed: int = 0, exclude: Collection[str] = ()) -> list[dict]:
+    """Returns `count` different problems {index, question, answer} of all verbs.
 
     Args:
       count: how many; the numbers of operations take turns.
       seed: the same seed gives the same problems.
-      operations: how many operations a story may tell.
-      verbs: 'all', 'known' (to the demonstrator), 'unknown', or as in the demonstrations 'mostly
-        known'.
       exclude: questions that must not occur.
 
     Raises:
       UserError: `count` is negative, or there are not as many different questions.
     """
-    stories = _stories(count, seed, operations, verbs, exclude)
+    stories = _stories(count, seed, exclude)
     return [
         {'index': i, 'question': s.question, 'answer': str(s.answer)} for i, s in enumerate(stories)
     ]
-
-
-def count_operations(question: str) -> int:
-    """Returns how many operations the story of `question` tells."""
-    return question.count(' On ')
 
 
 def vocabulary() -> list[str]:
@@ -223,18 +207,17 @@ def vocabulary() -> list[str]:
 
 
 def _stories(
-    count: int, seed: int, operations: Sequence[int], verbs: str, exclude: Collection[str]
+    count: int, seed: int, exclude: Collection[str], mostly_known: bool = False
 ) -> list[Story]:
+    """mostly_known: most of the verbs are known to the demonstrator."""
     if count < 0:
         raise UserError(f'{count} arithmetic problems: expected 0 or more')
-    if verbs not in VERBS:
-        raise UserError(f'arithmetic verbs {verbs!r}: expected one of {", ".join(VERBS)}')
     rng = random.Random(seed)
     seen = set(exclude)
     stories: list[Story] = []
     in_vain = 0
     while len(stories) < count:
-        story = _story(rng, operations[len(stories) % len(operations)], verbs)
+        story = _story(rng, OPERATIONS[len(stories) % len(OPERATIONS)], mostly_known)
         in_vain += 1
         if len(story.readings) == 1 and story.question not in seen:
             seen.add(story.question)
@@ -247,16 +230,16 @@ def _stories(
     return stories
 
 
-def _story(rng: random.Random, operations: int, verbs: str) -> Story:
+def _story(rng: random.Random, operations: int, mostly_known: bool) -> Story:
     start = value = rng.randint(3, MOST_START)
     told = []
     for _ in range(operations):
-        which = verbs
-        if verbs == 'mostly known':
+        which = 'all'
+        if mostly_known:
             which = 'known' if rng.random() < KNOWN_SHARE else 'unknown'
         possible = [kind for kind in KINDS if _possible(kind, value)]
         kind, verb = rng.choice([(k, v) for k in possible for v in k.verbs(which)])
-        if verbs != 'known' and rng.random() < UNCLEAR_SHARE:
+        if rng.random() < UNCLEAR_SHARE:
             verb = rng.choice(UNCLEAR[kind.operand is not None])
         most = min(MOST_OPERAND, value - 1) if kind.operator == '-' else MOST_OPERAND
         operand = kind.operand or rng.randint(2, most)

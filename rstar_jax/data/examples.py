@@ -14,7 +14,7 @@ import json
 import os
 import pathlib
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, overload
+from typing import Any
 
 from rstar_jax import atomic
 from rstar_jax.data import files
@@ -34,22 +34,16 @@ FILE_EXAMPLES = 200_000
 class Examples(Sequence[dict[str, Any]]):
     """Stored examples as a sequence that is read as it is used, at any place.
 
-    `list(examples)` holds them all; 1.4 million pairs need not fit into memory. Pickles as its
-    paths, so that worker processes open the files for themselves.
+    `list(examples)` holds them all; 1.4 million pairs need not fit into memory.
     """
 
     def __init__(self, paths: Sequence[str | os.PathLike]):
-        self.paths = [pathlib.Path(path) for path in paths]
-        self._readers = [files.RecordReader(path) for path in self.paths]
+        self._readers = [files.RecordReader(path) for path in paths]
         self._starts = [0, *itertools.accumulate(len(reader) for reader in self._readers)]
 
     def __len__(self) -> int:
         return self._starts[-1]
 
-    @overload
-    def __getitem__(self, item: int) -> dict[str, Any]: ...
-    @overload
-    def __getitem__(self, item: slice) -> list[dict[str, Any]]: ...
     def __getitem__(self, item):
         if isinstance(item, slice):
             return self.read(range(*item.indices(len(self))))
@@ -72,12 +66,6 @@ class Examples(Sequence[dict[str, Any]]):
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         return (json.loads(record) for reader in self._readers for record in reader)
-
-    def __reduce__(self) -> tuple:
-        return Examples, (self.paths,)
-
-    def __repr__(self) -> str:
-        return f'Examples({[os.fspath(path) for path in self.paths]}, {len(self)} examples)'
 
 
 class ExampleWriter:

@@ -99,9 +99,12 @@ class RecordReader:
         self._reader.close()
 
 
-def write_json_items(path: str | os.PathLike, items: Iterable[Any], as_list: bool) -> int:
-    """Writes items as they come, as a JSON list or as JSONL, atomically; returns their number."""
-    count = 0
+def write_json_items(items: Iterable[Any], path: str | os.PathLike) -> int:
+    """Writes items as they come, atomically; returns their number.
+
+    As a JSON list, or as JSONL where `path` ends in '.jsonl'.
+    """
+    count, as_list = 0, not str(path).endswith('.jsonl')
     with atomic.replacing(path) as temporary, temporary.open('w', encoding='utf-8') as file:
         for item in items:
             if as_list:

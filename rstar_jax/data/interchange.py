@@ -1,6 +1,8 @@
 """The formats that others read: trees, SFT and preference data of the released code, and TRL's.
 
 Exports are written as they come and appear whole or not at all; they return the number of items.
+SFT examples, {query, response}, and pairs, {prompt, pos, neg, pos_count, neg_count}, are written as
+they are: `files.write_json_items`.
 Imports are generators, so that a file need not fit into memory (JSONL; JSON lists must).
 """
 
@@ -22,7 +24,7 @@ Item = dict[str, Any]
 def export_trees(trees: Iterable[Item | Record], path: Path) -> int:
     """Writes trees as JSONL: the problem's fields and `rstar`, {tag: node}."""
     dicts = (tree.to_interchange() if isinstance(tree, Record) else tree for tree in trees)
-    return files.write_json_items(path, dicts, as_list=False)
+    return files.write_json_items(dicts, path)
 
 
 def import_trees(path: Path) -> Iterator[Item]:
@@ -76,19 +78,9 @@ def _paths(parent: list[int]) -> list[tuple[int, ...]]:
     return paths
 
 
-def export_sft(examples: Iterable[Item], path: Path) -> int:
-    """Writes a JSON list of {query, response}."""
-    return files.write_json_items(path, examples, as_list=True)
-
-
 def import_sft(path: Path) -> Iterator[Item]:
     """Reads {query, response} from a JSON list or JSONL."""
     return _items(path, dict.fromkeys(KINDS['sft'], str))
-
-
-def export_preference(pairs: Iterable[Item], path: Path) -> int:
-    """Writes a JSON list of {prompt, pos, neg, pos_count, neg_count}."""
-    return files.write_json_items(path, pairs, as_list=True)
 
 
 def import_preference(path: Path) -> Iterator[Item]:
@@ -112,7 +104,7 @@ def import_pairs(path: Path) -> Iterator[Item]:
 def export_trl_preference(pairs: Iterable[Item], path: Path) -> int:
     """Writes TRL's preference form, JSONL of {prompt, chosen, rejected}; weights are not in it."""
     items = ({'prompt': p['prompt'], 'chosen': p['pos'], 'rejected': p['neg']} for p in pairs)
-    return files.write_json_items(path, items, as_list=False)
+    return files.write_json_items(items, path)
 
 
 def import_trl_preference(path: Path) -> Iterator[Item]:
@@ -122,13 +114,8 @@ def import_trl_preference(path: Path) -> Iterator[Item]:
         yield {'prompt': item['prompt'], 'pos': pos, 'neg': neg, 'pos_count': 1, 'neg_count': 1}
 
 
-def stepwise(tree: Item | Record, grade: Grade | None = None) -> Iterator[Item]:
-    """Every trajectory of a tree that ends in an answer, as {prompt, completions, labels}.
-
-    `prompt` is the question, `completions` the steps' texts, and a step's label whether a correct
-    answer was reached through it (annotated.leading).
-    """
-    annotated = annotate(tree, grade)
+def _stepwise(tree: Item | Record) -> Iterator[Item]:
+    annotated = annotate(tree)
     trajectories = list(annotated.trajectories())
     leads = leading(trajectories)
     for trajectory in trajectories:
@@ -139,23 +126,14 @@ def stepwise(tree: Item | Record, grade: Grade | None = None) -> Iterator[Item]:
         }
 
 
-def export_trl_stepwise(
-    trees: Iterable[Item | Record], path: Path, grade: Grade | None = None
-) -> int:
-    """Writes TRL's stepwise form, JSONL of {prompt, completions, labels}; see `stepwise`."""
-    items = (item for tree in trees for item in stepwise(tree, grade))
-    return files.write_json_items(path, items, as_list=False)
+def export_trl_stepwise(trees: Iterable[Item | Record], path: Path) -> int:
+    """Writes TRL's stepwise form, JSONL of {prompt, completions, labels}.
 
-
-def import_trl_stepwise(path: Path) -> Iterator[Item]:
-    """Reads {prompt, completions, labels}."""
-    for item in _items(path, {'prompt': str, 'completions': list, 'labels': list}):
-        if len(item['completions']) != len(item['labels']):
-            raise UserError(
-                f'{path}: {len(item["completions"])} completions with {len(item["labels"])} '
-                'labels; expected one label a completion'
-            )
-        yield item
+    One for each trajectory that ends in an answer: `prompt` is the question, `completions` the
+    steps' texts, and a step's label whether a correct answer was reached through it
+    (annotated.leading).
+    """
+    return files.write_json_items((item for tree in trees for item in _stepwise(tree)), path)
 
 
 def _items(path: Path, kinds: dict[str, type]) -> Iterator[Item]:

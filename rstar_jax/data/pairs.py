@@ -201,8 +201,3 @@ def _pair(prompt: str, pos: str, neg: str, pos_count: int, neg_count: int) -> Ex
 def _alike(one: str, other: str, distance: int) -> bool:
     """Whether two texts are fewer than `distance` edits apart."""
     return distance > 0 and (Levenshtein.distance(one, other, score_cutoff=distance - 1) < distance)
-
-
-def pair_weight(pair: Example) -> float:
-    """Weight of a pair in the PPM's loss: 1 / (positives x negatives of its node)."""
-    return 1 / (pair['pos_count'] * pair['neg_count'])

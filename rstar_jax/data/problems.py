@@ -14,11 +14,10 @@ import hashlib
 import math
 import os
 import re
-from collections.abc import Iterable
 from typing import Any
 
 from rstar_jax import steps
-from rstar_jax.data import files, rows
+from rstar_jax.data import rows
 from rstar_jax.errors import UserError
 from rstar_jax.grading import normalise, plain
 
@@ -203,11 +202,6 @@ def _can_be_kept(value: Any) -> bool:
     if isinstance(value, int):
         return -(2**63) <= value < 2**63
     return value is None or isinstance(value, str | float)
-
-
-def export_problems(problems: Iterable[Problem], path: str | os.PathLike) -> int:
-    """Writes problems as a JSON list, or as JSONL where `path` ends in '.jsonl'."""
-    return files.write_json_items(path, problems, as_list=not str(path).endswith('.jsonl'))
 
 
 def answer_kind(answer: str) -> str:

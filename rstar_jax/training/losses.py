@@ -118,7 +118,7 @@ def pairwise(config, params, batch, key, settings):
     weights = batch['pair_weights']
     better, worse = (heads.squash(TRAINED_ON[settings.squash], r) for r in (chosen, rejected))
     level = sum(heads.squash(settings.squash, r) for r in (chosen, rejected)) / 2
-    loss = pairwise_value(chosen, rejected, weights, settings.squash)
+    loss = jnp.sum(weights * jax.nn.softplus(worse - better))
     if key is not None:  # what is measured is equation 4 alone
         loss += settings.center * jnp.sum(weights * jnp.square(chosen + rejected))
     return loss, {
@@ -128,17 +128,6 @@ def pairwise(config, params, batch, key, settings):
         'pairs': jnp.sum(weights > 0),
         'pairs_right': jnp.sum((weights > 0) & (chosen > rejected)),
     }
-
-
-def pairwise_value(
-    chosen: jax.Array, rejected: jax.Array, weights: jax.Array, squash: str
-) -> jax.Array:
-    """Weighted sum of -log sigmoid(s(chosen) - s(rejected)) over raw values of any one shape.
-
-    squash: the PPM's; 'tanh' trains on tanh(r) (paper), 'tanh5' on r itself (released code).
-    """
-    chosen, rejected = (heads.squash(TRAINED_ON[squash], r) for r in (chosen, rejected))
-    return jnp.sum(weights * jax.nn.softplus(rejected - chosen))
 
 
 def labelled(config, params, batch, key, settings):

@@ -1,5 +1,4 @@
 import json
-import pickle
 
 import pytest
 
@@ -59,10 +58,10 @@ def test_verdicts_survive_wide_trees_and_ppm_scores_on_answers(tmp_path):
 def test_sft_and_preference_round_trip(tmp_path):
     for name, items in [('sft', SFT), ('preference', PAIRS)]:
         path = tmp_path / f'{name}.json'
-        assert getattr(data, f'export_{name}')(iter(items), path) == 2
+        assert data.write_json_items(iter(items), path) == 2
         assert json.loads(path.read_text(encoding='utf-8')) == items
         assert list(getattr(data, f'import_{name}')(path)) == items
-    assert data.export_sft([], tmp_path / 'empty.json') == 0
+    assert data.write_json_items([], tmp_path / 'empty.json') == 0
     assert json.loads((tmp_path / 'empty.json').read_text()) == []
 
 
@@ -90,7 +89,7 @@ def test_trl_stepwise(tmp_path):
         {'prompt': 'How many?', 'completions': ['a', 'c'], 'labels': [True, False]},
         {'prompt': 'How many?', 'completions': ['d', 'e'], 'labels': [False, False]},
     ]
-    assert list(data.import_trl_stepwise(path)) == expected
+    assert [json.loads(line) for line in path.read_text().splitlines()] == expected
 
 
 @pytest.mark.parametrize(
@@ -104,11 +103,6 @@ def test_trl_stepwise(tmp_path):
             'expected at least 1',
         ),
         ('trl_preference', '{"prompt": "", "chosen": ["a"]}', 'line 1: no usable chosen'),
-        (
-            'trl_stepwise',
-            '{"prompt": "", "completions": ["a"], "labels": []}',
-            'one label a completion',
-        ),
         ('trees', '{"index": 1}', "expected JSONL objects with a field 'rstar'"),
     ],
 )
@@ -122,15 +116,16 @@ def test_wrong_files(tmp_path, name, text, message):
 
 def test_failed_export_leaves_the_old_file(tmp_path):
     path = tmp_path / 'sft.json'
-    data.export_sft(SFT, path)
+    data.write_json_items(SFT, path)
 
     def failing():
         yield SFT[0]
         raise RuntimeError
 
-    for write in (data.export_sft, lambda items, path: data.store_examples(tmp_path, 'sft', items)):
-        with pytest.raises(RuntimeError):
-            write(failing(), path)
+    with pytest.raises(RuntimeError):
+        data.write_json_items(failing(), path)
+    with pytest.raises(RuntimeError):
+        data.store_examples(tmp_path, 'sft', failing())
     assert list(data.import_sft(path)) == SFT
     assert [p.name for p in tmp_path.iterdir()] == ['sft.json']
 
@@ -141,7 +136,6 @@ def test_examples_are_a_sequence_read_on_demand(tmp_path):
     examples = data.load_examples(tmp_path, 'pairs')
     assert len(examples) == 150 and list(examples) == items
     assert examples[7] == items[7] and examples[-1] == items[-1] and examples[3:5] == items[3:5]
-    assert pickle.loads(pickle.dumps(examples))[0] == items[0]
     with pytest.raises(IndexError):
         examples[150]
     assert data.store_examples(tmp_path, 'sft', []) == 0
@@ -161,7 +155,6 @@ def test_long_sets_are_cut_and_only_whole_sets_are_read(tmp_path):
     assert store(7, 3) == ['00000-of-00003', '00001-of-00003', '00002-of-00003']
     examples = data.load_examples(tmp_path, 'sft')
     assert [int(e['query']) for e in examples] == [int(examples[i]['query']) for i in range(7)]
-    assert [int(e['query']) for e in pickle.loads(pickle.dumps(examples))] == list(range(7))
     assert [int(e['query']) for e in examples.read([6, 0, 3, 6, 2])] == [6, 0, 3, 6, 2]
     assert examples.read([]) == []
     for position in (7, -1):

@@ -34,7 +34,6 @@ def test_two_by_two_best_against_worst():
         ('c', 'e', 2, 2),
         ('c', 'f', 2, 2),
     ]
-    assert data.pair_weight(data.curate([one])[1][0]) == 0.25
 
 
 def test_four_where_the_other_side_has_one():
@@ -175,7 +174,7 @@ def test_final_step_pairs():
     made = data.curate([one], 'trajectories', trajectory_side=2)[1][3:]
     texts = [(p['pos'], p['neg']) for p in made]
     assert texts == [(right, wrong) for right in (B + E, A + C) for wrong in (G + F, A + D)]
-    assert {data.pair_weight(p) for p in made} == {0.25}
+    assert {(p['pos_count'], p['neg_count']) for p in made} == {(2, 2)}
     assert len(data.curate([one], 'trajectories', trajectory_side=9)[1]) == 3 + 2 * 3
     # Of equal means (2 / 3) the right one whose lowest value is higher: 0.5 and 0.2.
     even = tree(

@@ -80,7 +80,7 @@ def test_limit_stops_reading(tmp_path):
 def test_export_reads_back(tmp_path):
     problems = [{'index': i, 'question': f'q{i} ≤?', 'answer': str(i)} for i in range(3)]
     for name in ('p.json', 'p.jsonl'):
-        assert data.export_problems(problems, tmp_path / name) == 3
+        assert data.write_json_items(problems, tmp_path / name) == 3
         assert data.load_problems(tmp_path / name) == problems
     assert (tmp_path / 'p.json').read_text().startswith('[')
 

@@ -212,7 +212,7 @@ def test_of_stored_examples_those_of_one_step_are_in_memory(
         gc.collect()
         return sum(isinstance(x, packing.Example) for x in gc.get_objects())
 
-    before, stored = alive(), Stored(data.load_examples(tmp_path, kind).paths)
+    before, stored = alive(), Stored(sorted(tmp_path.glob(f'{kind}-*')))
     encoded = encode(stored, policy.tokenizer, 128)
     assert alive() == before and encoded.dropped == (kind == 'pairs')
     whole = encode(texts, policy.tokenizer, 128)

@@ -220,16 +220,6 @@ def test_packed_pairs_with_shared_prefixes_equal_plain_ones(squash, center):
     assert float(metrics['level']) == pytest.approx(used.ravel()[index].mean() * 3, rel=1e-4)
 
 
-def test_pairwise_value_equals_torch():
-    rng = np.random.default_rng(0)
-    chosen, rejected, weights = rng.normal(size=(3, 4, 5)).astype(np.float32)
-    for squash, function in (('tanh', torch.tanh), ('tanh5', lambda x: x)):
-        a, b, w = (torch.tensor(x) for x in (chosen, rejected, weights))
-        expected = -(w * torch.nn.functional.logsigmoid(function(a) - function(b))).sum()
-        value = losses.pairwise_value(*map(jnp.asarray, (chosen, rejected, weights)), squash)
-        assert float(value) == pytest.approx(float(expected), rel=1e-5)
-
-
 @pytest.mark.parametrize('squash', ['tanh', 'tanh5'])
 @pytest.mark.parametrize('name', ['orm', 'prm', 'pqm'])
 def test_losses_of_values_equal_torch_with_gradients(name, squash):

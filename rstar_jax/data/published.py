@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+from collections.abc import Iterable
 
 _QWEN = 'https://raw.githubusercontent.com/QwenLM/Qwen2.5-Math/main/evaluation/data'
 _GSM8K = 'https://raw.githubusercontent.com/openai/grade-school-math/master/grade_school_math/data'
@@ -27,10 +28,11 @@ class Published:
     stems: tuple[str, ...]
     split: str = 'test'
 
-    def file_in(self, folder: pathlib.Path) -> pathlib.Path | None:
-        """The set's file in a folder, or None."""
-        names = (stem + ending for stem in self.stems for ending in ENDINGS)
-        return next((folder / name for name in names if (folder / name).is_file()), None)
+
+def file_in(folder: pathlib.Path, stems: Iterable[str]) -> pathlib.Path | None:
+    """The first file in a folder of these names and one of ENDINGS, or None."""
+    paths = (folder / (stem + ending) for stem in stems for ending in ENDINGS)
+    return next(filter(pathlib.Path.is_file, paths), None)
 
 
 SETS: dict[str, Published] = {

@@ -13,7 +13,6 @@ Problems = list[dict[str, Any]]
 
 # Name -> stems of the file that may hold it.
 KNOWN = {name: published.SETS[name].stems for name in published.BENCHMARKS}
-ENDINGS = ('.json', '.jsonl', '.parquet')
 # Configurations of data sets that say nothing of what is in them.
 PLAIN = ('', 'main', 'default')
 
@@ -77,21 +76,19 @@ def _file_of(
     benchmark: str, folder: pathlib.Path, builtin: Mapping[str, Problems]
 ) -> tuple[str, pathlib.Path]:
     path = pathlib.Path(benchmark)
-    if benchmark.endswith(ENDINGS) or os.sep in benchmark:
+    if benchmark.endswith(published.ENDINGS) or os.sep in benchmark:
         if not path.is_file():
             raise UserError(f'--config.eval.benchmarks={benchmark}: no such file')
         return path.stem, path
-    for stem in KNOWN.get(benchmark, (benchmark,)):
-        for ending in ENDINGS:
-            if (folder / (stem + ending)).is_file():
-                return benchmark, folder / (stem + ending)
+    if found := published.file_in(folder, KNOWN.get(benchmark, (benchmark,))):
+        return benchmark, found
     if benchmark in KNOWN:
         raise UserError(
             f'--config.eval.benchmarks={benchmark}: no {KNOWN[benchmark][0]}.json, .jsonl or '
             f'.parquet in {folder}/; put it there, set --config.eval.folder, give a path, or have '
             f'it downloaded as tfds:rstar_problems/{benchmark}'
         )
-    others = sorted(p.stem for p in folder.glob('*') if p.suffix in ENDINGS)
+    others = sorted(p.stem for p in folder.glob('*') if p.suffix in published.ENDINGS)
     names = dict.fromkeys([*builtin, *KNOWN, *others])
     raise UserError(
         f'--config.eval.benchmarks={benchmark}: no such benchmark; known are {", ".join(names)}, '

@@ -38,7 +38,7 @@ def checksum(problems):
 
 @pytest.mark.parametrize('name', RECORDS)
 def test_records_of_real_files(shared, tmp_path, name):
-    path = published.SETS[name].file_in(shared / 'data')
+    path = published.file_in(shared / 'data', published.SETS[name].stems)
     (tmp_path / path.name).symlink_to(path)
     found = data.load_problems(name_of(name), folder=tmp_path)
     assert (len(found), checksum(found)) == RECORDS[name]

@@ -100,7 +100,7 @@ def prepared(name: str, folder: str | os.PathLike) -> RstarProblems:
             f'{rows.TFDS}{rows.OURS}/{name}: no such set; there are {", ".join(published.SETS)}'
         )
     folder = pathlib.Path(folder)
-    path = published.SETS[name].file_in(folder)
+    path = published.file_in(folder, published.SETS[name].stems)
     paths = [path] if path else []
     options = {'data_dir': folder / rows.PREPARED, 'file_format': 'array_record', 'config': name}
     (folder / rows.PREPARED).mkdir(parents=True, exist_ok=True)

@@ -223,7 +223,8 @@ class Seed:
     """One seed's run and its variants, in a folder of their own."""
 
     def __init__(self, config: ConfigDict, root: pathlib.Path, seed: int):
-        self.config, self.seed, self.root = configs.copy(config), seed, root / f'seed{seed}'
+        self.config, self.seed = config.copy_and_resolve_references(), seed
+        self.root = root / f'seed{seed}'
         self.config.seed = seed
         self._rows: dict[Row, Figures] = {}
 
@@ -267,9 +268,9 @@ class Seed:
 
     def round(self, variant: Variant) -> Round:
         """The round of a variant."""
-        config = configs.copy(self.config)
+        config = self.config.copy_and_resolve_references()
         configs.command_line_wins(config, variant.settings)
-        configs.update(config, variant.settings)
+        config.update_from_flattened_dict(variant.settings)
         number = variant.round
         made = configs.for_round(config, number)
         return Round(made, self.root / variant.name, number, Events(None))

@@ -64,11 +64,10 @@ def for_round(config: ConfigDict, number: int) -> ConfigDict:
             made.base.path = made.base.path or made.policy.path
         made.policy.path = PREVIOUS
         made.search.prompt = 'sft'
-    rows = (
-        f'round{number or max(1, made.first_round)}'  # round 0 is evaluated as the first searches
-    )
+    # Round 0 is evaluated as the first searches.
+    rows = f'round{number or max(1, made.first_round)}'
     if rows in schedule:
-        update(made, flatten(schedule[rows]))
+        made.update_from_flattened_dict(flatten(schedule[rows]))
         if 'stages' in schedule[rows]:  # leaves some of the run's out; it has no others
             run, own = (stages_of(one.stages) for one in (config, made))
             made.stages = ','.join(name for name in own if name in run)
@@ -91,7 +90,8 @@ def paper_schedule(config: ConfigDict, numbers: Sequence[int] = (1, 2, 3, 4)) ->
 def paper_round(number: int) -> ConfigDict:
     """The default config with the paper's settings of one round."""
     config = default()
-    update(config, {**ROUNDS[number], 'first_round': number, 'last_round': number})
+    own = {**ROUNDS[number], 'first_round': number, 'last_round': number}
+    config.update_from_flattened_dict(own)
     return config
 
 
@@ -103,7 +103,7 @@ def preset(config: ConfigDict, name: str) -> ConfigDict:
     if name and name not in PRESETS:
         raise UserError(f'--config=FILE:{name}: no such preset; there are {", ".join(PRESETS)}')
     chosen = PRESETS[name] if name else {}
-    update(config, chosen)
+    config.update_from_flattened_dict(chosen)
     command_line_wins(config, chosen)
     return config
 
@@ -137,11 +137,6 @@ def flatten(config: ConfigDict) -> dict[str, Any]:
     }
 
 
-def copy(config: ConfigDict) -> ConfigDict:
-    """A config of its own, locked."""
-    return ConfigDict(config.to_dict()).lock()
-
-
 def _nested(flat: Mapping[str, Any]) -> ConfigDict:
     config = ConfigDict()
     for key, value in flat.items():
@@ -153,16 +148,6 @@ def _nested(flat: Mapping[str, Any]) -> ConfigDict:
             section = section[parent]
         section[leaf] = value
     return config
-
-
-def update(config: ConfigDict, flat: Mapping[str, Any]) -> None:
-    """Sets values by dotted key."""
-    for key, value in flat.items():
-        *parents, leaf = key.split('.')
-        section = config
-        for parent in parents:
-            section = section[parent]
-        section[leaf] = value
 
 
 def nearest(key: str, known: Sequence[str]) -> str | None:
@@ -277,8 +262,8 @@ def _names(text: str, known: Sequence[str], flag: str, what: str) -> tuple[str, 
     asked = tuple(name.strip() for name in text.split(',') if name.strip())
     for name in asked:
         if name not in known:
-            close = difflib.get_close_matches(name, known, n=1)
-            remedy = f'did you mean {close[0]}?' if close else f'there are {", ".join(known)}'
+            close = nearest(name, known)
+            remedy = f'did you mean {close}?' if close else f'there are {", ".join(known)}'
             raise UserError(f'{flag}={text}: no {what} {name}; {remedy}')
     if not asked:
         raise UserError(f'{flag}={text}: needs at least one of {", ".join(known)}')
@@ -304,7 +289,8 @@ def validate(config: ConfigDict) -> None:
         flat = flatten(rows)
         for key, value in flat.items():
             if key not in KEYS:
-                raise UserError(_unknown(f'schedule.{name}.{key}', _scheduled(name)))
+                known = [f'schedule.{name}.{key}' for key in KEYS]
+                raise UserError(_unknown(f'schedule.{name}.{key}', known))
             if key.startswith(OF_THE_RUN):
                 raise UserError(
                     f'--config.schedule.{name}.{key}={value}: is of the whole run: set '
@@ -360,10 +346,6 @@ def _validate_together(config: ConfigDict, prefix: str) -> None:
                 f'--config.{prefix}training.{name}.keep=best: needs --config.training.{name}.'
                 'held_out, the share of the problems that is measured'
             )
-
-
-def _scheduled(name: str) -> list[str]:
-    return [f'schedule.{name}.{key}' for key in KEYS]
 
 
 def _validate_values(flat: Mapping[str, Any], prefix: str) -> None:

@@ -213,7 +213,7 @@ def round_of(tmp_path, number: int, **changes) -> Round:
     config.data.problems = str(tmp_path / 'known.json')
     config.last_round = 2
     config.execution.workers = 1
-    configs.update(config, changes)
+    config.update_from_flattened_dict(changes)
     return Round(configs.for_round(config, number), tmp_path, number, Events(None))
 
 

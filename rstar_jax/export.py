@@ -63,8 +63,8 @@ def kind_of(path: str | pathlib.Path) -> str:
       UserError: it is none of these.
     """
     folder = pathlib.Path(path)
-    if (folder / 'model.json').is_file():
-        return json.loads((folder / 'model.json').read_text(encoding='utf-8'))['kind']
+    if about := ledger.read_json(folder / 'model.json'):
+        return about['kind']
     if any((folder / name).is_file() for name in ('value_head.bin', 'value_head.safetensors')):
         return 'ppm'
     if ledger.rounds(folder):  # whatever its own name

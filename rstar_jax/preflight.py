@@ -8,7 +8,7 @@ import contextlib
 import pathlib
 from collections.abc import Collection, Iterable, Sequence
 
-from rstar_jax import configs, data, ledger, searching, sources, stages, training
+from rstar_jax import configs, data, ledger, searching, sources, stages, synthesis, training
 from rstar_jax.errors import UserError
 from rstar_jax.sources import Round
 
@@ -118,7 +118,7 @@ def _bootstrap(round_: Round, made: set[pathlib.Path]) -> list[str]:
 
 def _synthesize(round_: Round, made: set[pathlib.Path]) -> list[str]:
     config = round_.config
-    sources.synthesis_config(config)
+    synthesis.Config(**config.synthesize)  # raises where its samples cannot agree
     if config.synthesize.problems and config.job.leases == searching.RAY:
         raise UserError(
             f'--config.synthesize.problems={config.synthesize.problems}: not by workers on Ray: '

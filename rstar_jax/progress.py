@@ -157,10 +157,6 @@ class Line:
         self._stop()
         print(f'{self._label}: {text}', file=self._stream, flush=True)
 
-    def end(self, text: str) -> None:
-        """The stage's last line, which stays."""
-        self.say(text)
-
     def _stop(self) -> None:
         if self._bar is not None:
             self._bar.stop()

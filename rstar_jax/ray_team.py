@@ -7,7 +7,7 @@ RAY_ADDRESS, or is that of this machine's.
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 from rstar_jax.elastic import Answer, Item, Member
@@ -109,18 +109,6 @@ class RayTeam:
         for worker in list(self._actors):
             self.drop(worker)
         self._ray.shutdown()
-
-
-@contextlib.contextmanager
-def team(
-    make: Callable[[], tuple[Callable[..., Any], float]], devices: int = 0
-) -> Iterator[RayTeam]:
-    """A RayTeam whose workers end with the block."""
-    made = RayTeam(make, devices)
-    try:
-        yield made
-    finally:
-        made.close()
 
 
 def _connected() -> Any:

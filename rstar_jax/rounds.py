@@ -133,7 +133,7 @@ def run_stage(
         if parallel.is_first():
             stage.finish(figures)
         parallel.give_memory_back()
-        line.end(f'done in {clock(stage.seconds)}')
+        line.say(f'done in {clock(stage.seconds)}')
     if parallel.is_first():
         after(round_.root)
 
@@ -164,7 +164,7 @@ def synthesize(round_: Round, stage: ledger.Stage, line: Line) -> Figures:
     made, counts = synthesis.synthesize(
         known,
         overlap,
-        sources.synthesis_config(config),
+        synthesis.Config(**config.synthesize),
         sources.search_config(config),
         stage.folder,
         functools.partial(search.run, policy=policy, progress=tell),

@@ -269,7 +269,8 @@ def on_ray(
             keep_seconds=settings.job.keep_seconds,
             compiled=settings.compiled,
         )
-        with ray_team.team(job.begin, settings.job.devices) as team:
+        team = ray_team.RayTeam(job.begin, settings.job.devices)
+        with contextlib.closing(team):
             yield from elastic.run(items, team, flights=flights, progress=progress, say=say)
 
     return run

@@ -12,16 +12,6 @@ from rstar_jax.progress import Events, Line
 from rstar_jax.report import trees
 from rstar_jax.search import Record
 
-MARKS = (
-    steps.CODE,
-    steps.STEP_END,
-    steps.CODE_END,
-    steps.OUTPUT,
-    steps.OUTPUT_END,
-    steps.ANSWER,
-    steps.ANSWER_END,
-)
-
 
 def solve(config: ConfigDict, workdir: str = '') -> str:
     """Searches `config.question` and returns the chosen solution as text.
@@ -125,7 +115,7 @@ def _told(question: str, found: list[tuple[Record, int]], chosen: int, why: str)
     lines = [f'Question: {question}', '']
     for number, node in enumerate(record.trajectory(last), start=1):
         text = record.texts[node]
-        for mark in MARKS:
+        for mark in steps.TEMPLATE_MARKS:
             text = text.replace(mark, '\nOutput: ' if mark == steps.OUTPUT else '')
         lines.append(f'Step {number}')
         lines += [f'    {line}' for line in text.splitlines() if line.strip()]

@@ -142,11 +142,6 @@ def synthetic(round_: Round, end: int) -> list[dict[str, Any]]:
     return found
 
 
-def synthesis_config(config: ConfigDict) -> synthesis.Config:
-    """How the round writes problems: section synthesize."""
-    return synthesis.Config(**config.synthesize)
-
-
 def overlap(round_: Round) -> Overlap:
     """Finds the problems of the round's benchmarks in others; none where data.overlap is 0.
 

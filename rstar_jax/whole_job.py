@@ -14,7 +14,6 @@ of decoding.
 import collections
 import dataclasses
 import itertools
-import json
 import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -147,7 +146,7 @@ def plan(
         )
     if chip is None:
         raise UserError(f'--plan={topology}: the limits of {chips[0].device_kind} are not known')
-    assumed = PROCESSOR if _platform(chips) == 'cpu' else Assumed()
+    assumed = PROCESSOR if chips[0].platform == 'cpu' else Assumed()
     if topology == HERE:
         assumed = dataclasses.replace(assumed, decode=1.0)
     yield 'assumed: ' + ', '.join(
@@ -243,10 +242,6 @@ def _first_trees(config: ConfigDict, found: Statistics) -> int:
     return config.search.trees
 
 
-def _platform(chips: Sequence[Any]) -> str:
-    return chips[0].platform
-
-
 def _common(one: list[int], other: list[int]) -> list[int]:
     """What both begin with."""
     return [x for x, _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(one, other))]
@@ -265,10 +260,9 @@ def _evaluated(folder: pathlib.Path) -> tuple[float, float]:
 
     The latter for each sampled one as in its trees: greedy reads little, only a PPM scores.
     """
-    path, sampled, read = folder / 'results.json', 0.0, 0.0
-    if not path.exists():
-        return sampled, read
-    for name, row in json.loads(path.read_text(encoding='utf-8'))['benchmarks'].items():
+    sampled, read = 0.0, 0.0
+    results = ledger.read_json(folder / 'results.json') or {'benchmarks': {}}
+    for name, row in results['benchmarks'].items():
         for strategy, figures in row['strategies'].items():
             tokens = row['problems'] * figures['tokens_per_problem']
             of_trees, besides = 0.0, 0.0
@@ -296,7 +290,7 @@ def compiled(
 
     memory: bytes that a program may use on a chip.
     """
-    processor, one = _platform(chips) == 'cpu', None
+    processor, one = chips[0].platform == 'cpu', None
     if 'search' in stages or 'eval' in stages:
         settings = sources.search_config(config)
         longest = min(settings.path_tokens, sizes.path_room(found.path, settings.path_tokens))
@@ -328,7 +322,7 @@ def compiled(
 def limits(plans: Plans, chips: Sequence[Any], chip: Chip) -> Speed:
     """What the chips do at most, each of them like `chip`."""
     # A processor reads and computes by turns.
-    both = sum if _platform(chips) == 'cpu' else max
+    both = sum if chips[0].platform == 'cpu' else max
     decoded, read, flight = 0.0, 0.0, 0
     if (search := plans.search) is not None:
         least = both([search.flops / chip.flops, search.floor / chip.bandwidth])

@@ -39,7 +39,7 @@ def test_a_log_gets_a_line_now_and_then(monkeypatch):
     for _ in range(40):
         now[0] += 1
         line.show(f'{now[0]:.0f} s')
-    line.end('done')
+    line.say('done')
     assert stream.getvalue().splitlines() == [
         'search: 1 s',
         'search: 16 s',
@@ -77,7 +77,7 @@ def test_a_terminal_gets_a_bar_that_is_redrawn(terminal, monkeypatch):
         line.show('too soon', 0.5)
         now[0] += 2
         line.show('step 3/4', 0.75)
-        line.end('done in 0:02')
+        line.say('done in 0:02')
     text = terminal.getvalue()
     assert '\x1b[2K' in text  # the line is erased before it is drawn anew
     bars = [plain(part) for part in text.split('\x1b[2K') if '━' in part]

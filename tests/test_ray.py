@@ -125,7 +125,7 @@ def test_one_killed_one_cut_off_one_added(cluster, namespace, tmp_path):
             gate.touch()
 
     try:
-        with ray_team.team(Job(0.02, str(gate)).begin) as team:
+        with contextlib.closing(ray_team.RayTeam(Job(0.02, str(gate)).begin)) as team:
             until(lambda: len([n for n in ray.nodes() if n['Resources'].get('CPU')]) == 3)
             records = elastic.run(
                 [(problem, 0) for problem in PROBLEMS], team, say=say, silent=15.0

@@ -205,7 +205,7 @@ class _Run:
         )
         self.counters, self.encode = expander.counters, expander.encode
         if line:
-            line.end(f'{len(self.records)} trees in {progress.clock(self.seconds)}')
+            line.say(f'{len(self.records)} trees in {progress.clock(self.seconds)}')
 
     def _watch(self, name: str, f, when=lambda: True):
         """Times calls of `f`, to their end, and counts all; `when` no call would be waited for."""

@@ -1,11 +1,10 @@
 """Evaluation: benchmarks, the choice among trajectories, intervals, results.json."""
 
 from rstar_jax.evals import benchmarks, comparison, metrics, selection
-from rstar_jax.evals.evaluation import GUIDED, STRATEGIES, Config, read, run
+from rstar_jax.evals.evaluation import GUIDED, Config, read, run
 
 __all__ = [
     'GUIDED',
-    'STRATEGIES',
     'Config',
     'benchmarks',
     'comparison',

@@ -65,12 +65,12 @@ from rstar_jax.errors import UserError
 from rstar_jax.evals import selection
 from rstar_jax.evals.figures import GREEDY, Outcome, Problem, Run, flops_of, grade
 from rstar_jax.evals.searches import Benchmark, Outcomes, Part, Progress, Searches
+from rstar_jax.keys import STRATEGIES
 from rstar_jax.search.record import Record
 
 SearchConfig = search.Config  # within Config `search` is a field
 SAMPLED, UNGUIDED = 'sampled', 'unguided'
 GUIDED = bounds.CHOICES['search.strategy']
-STRATEGIES = (GREEDY, SAMPLED, UNGUIDED, *GUIDED)
 COSTS = ('tokens', 'seconds', 'flops')
 
 

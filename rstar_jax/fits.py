@@ -33,8 +33,7 @@ def held(shape: models.Config, dtype: str) -> dict[str, float]:
     """Bytes held by 'search', 'search with PPM', 'training' (in full) and 'LoRA' of a model."""
     params = weights.flatten(models.decoder.abstract_params(shape))
     width, count = jnp.dtype(dtype).itemsize, sum(math.prod(x.shape) for x in params.values())
-    dense = [x.shape for path, x in params.items() if lora.DENSE.fullmatch(path)]
-    beside = RANK * sum(outputs + inputs for outputs, inputs in dense)
+    beside = RANK * sum(map(sum, lora.dense(shape).values()))
     return {
         'search': width * count,
         'search with PPM': 2 * width * count,

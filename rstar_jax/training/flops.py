@@ -10,7 +10,6 @@ that results is the MFU of arXiv 2204.02311, less attention, and no HFU.
 import dataclasses
 import math
 
-from rstar_jax.models import decoder, weights
 from rstar_jax.training import lora
 
 
@@ -38,10 +37,7 @@ def work(config, loss: str, rank: int = 0) -> Work:
     head and the rows of new tokens, a thousandth of all, are left out.
     """
     each = 4 if rank else 6
-    shapes = weights.flatten(decoder.abstract_params(config, headless=loss != 'sft'))
-    token = 0
-    for path, weight in shapes.items():
-        if lora.DENSE.fullmatch(path):
-            token += each * math.prod(weight.shape) + 6 * rank * sum(weight.shape)
+    shapes = lora.dense(config).values()
+    token = sum(each * math.prod(shape) + 6 * rank * sum(shape) for shape in shapes)
     target = each * config.vocab_size * config.embed_dim if loss == 'sft' else 0
     return Work(token, target)

@@ -35,6 +35,12 @@ PARTS = ('/lora_a', '/lora_b')  # beside what a decoder has by itself
 Params = decoders.Params
 
 
+def dense(config) -> dict[str, tuple[int, int]]:
+    """{path: (outputs, inputs)} of the dense layers of a decoder of `config`."""
+    flat = weights.flatten(decoders.abstract_params(config, headless=True))
+    return {path: x.shape for path, x in flat.items() if DENSE.fullmatch(path)}
+
+
 def split(params: Params, rank: int, new_rows: Sequence[int], seed: int) -> tuple[Params, Params]:
     """Returns (what of `params` is frozen, what is trained).
 

@@ -25,7 +25,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from rstar_jax import models, parallel, steps
-from rstar_jax.models import heads, sharding, weights
+from rstar_jax.models import heads, sharding
 from rstar_jax.parallel import collectives
 from rstar_jax.parallel.memory import GIB
 from rstar_jax.training import (
@@ -263,8 +263,7 @@ def products(
     A product's gradients are two products of its size, that of a frozen weight is none.
     """
     rank, dtype, tokens = settings.lora, jnp.dtype(settings.dtype), rows * length
-    layers = weights.flatten(models.decoder.abstract_params(shape, headless=True))
-    dense = {path: x.shape for path, x in layers.items() if lora.DENSE.fullmatch(path)}
+    dense = lora.dense(shape)
     own = 2 * tokens * sum(out * inputs for out, inputs in dense.values())
     low = 2 * tokens * rank * sum(out + inputs for out, inputs in dense.values())
     head = 2 * tokens * shape.vocab_size * shape.embed_dim if loss == 'sft' else 0

@@ -25,7 +25,8 @@ def training(run: Run, folder: pathlib.Path) -> list[Plot]:
     for name, title in titles.items():
         logs = {number: log for (number, kind), log in run.trainings.items() if kind == name}
         if logs:
-            befores = {number: _before(run, number, name) for number in logs}
+            before = 'held_out_loss_before'
+            befores = {number: run.figures(number, name).get(before) for number in logs}
             made.append(
                 draw(
                     folder,
@@ -59,16 +60,11 @@ LOSS_UNITS = {'bootstrap': 'loss, nats a token', 'sft': 'loss, nats a token', 'p
 JUDGED = {'pair_accuracy': '-', 'accuracy': '-', 'answer_accuracy': '--'}  # and how it is drawn
 
 
-def _before(run: Run, number: int, name: str) -> float | None:
-    stage = run.stage(number, name)
-    return (stage.figures or {}).get('held_out_loss_before') if stage else None
-
-
 def _judged(run: Run, number: int) -> dict[str, list[tuple[int, float]]]:
     """{what is ranked: [(step, percent), ...]}, from before the training on."""
-    stage, points = run.stage(number, 'ppm'), {}
+    figures, points = run.figures(number, 'ppm'), {}
     for key in JUDGED:
-        before = ((stage and stage.figures) or {}).get(f'{key}_before')
+        before = figures.get(f'{key}_before')
         rows = [] if before is None else [(0, 100 * before)]
         # A step's line has the accuracy on its own pairs; held-out lines have a held-out loss.
         rows += [

@@ -264,7 +264,7 @@ def _trees(parts: Sequence[Part]) -> str:
         for entry, content, _ in sample.shown
     ]
     options = ''.join(
-        f'<option value="{_text(_source_name(part, sample))}">'
+        f'<option value="{_text(part.prefix + sample.source.name)}">'
         f'{_text(_source_label(part, sample, len(parts) > 1))}: {_counted(sample)}</option>'
         for part, sample in samples
     )
@@ -316,10 +316,6 @@ def _card(part: Part, sample: Sample, entry: Entry, content: dict[str, Any]) -> 
 def _counted(sample: Sample) -> str:
     listed, total = len(sample.entries), sample.total
     return f'{listed:,} of {total:,} trees' if listed < total else f'{total:,} trees'
-
-
-def _source_name(part: Part, sample: Sample) -> str:
-    return part.prefix + sample.source.name
 
 
 def _source_label(part: Part, sample: Sample, several: bool) -> str:

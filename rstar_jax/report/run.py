@@ -82,10 +82,10 @@ class Run:
         """The stage in progress, or the one at which the run was stopped; None when complete."""
         return next((stage for stage in self.stages if stage.figures is None), None)
 
-    def stage(self, number: int, name: str) -> Stage | None:
-        """One stage, where it has begun."""
-        found = (s for s in self.stages if (s.round, s.name) == (number, name))
-        return next(found, None)
+    def figures(self, number: int, name: str) -> Figures:
+        """What a stage made; empty where it is not complete."""
+        found = (s.figures for s in self.stages if (s.round, s.name) == (number, name))
+        return next(found, None) or {}
 
 
 def read(workdir: str | os.PathLike) -> Run:

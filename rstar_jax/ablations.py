@@ -33,7 +33,7 @@ from ml_collections import ConfigDict
 from rstar_jax import configs, evals, ledger, order, report, rounds, sources, summary
 from rstar_jax.errors import UserError
 from rstar_jax.evals import comparison
-from rstar_jax.progress import Events, clock
+from rstar_jax.progress import clock
 from rstar_jax.sources import Round
 
 Figures = dict[str, Any]
@@ -230,11 +230,10 @@ class Seed:
 
     def run_rounds(self) -> None:
         """The whole run, which all variants differ from."""
-        root, events = self.root / RUN, Events(None)
         names = configs.stages_of(self.config.stages)
         rounds.run_stages(
             [
-                (Round(configs.for_round(self.config, number), root, number, events), name)
+                (Round(configs.for_round(self.config, number), self.root / RUN, number), name)
                 for number, name in order.rows(self.config, names)
             ]
         )
@@ -271,9 +270,8 @@ class Seed:
         config = self.config.copy_and_resolve_references()
         configs.command_line_wins(config, variant.settings)
         config.update_from_flattened_dict(variant.settings)
-        number = variant.round
-        made = configs.for_round(config, number)
-        return Round(made, self.root / variant.name, number, Events(None))
+        made = configs.for_round(config, variant.round)
+        return Round(made, self.root / variant.name, variant.round)
 
     def seconds(self, name: str) -> float:
         """What the stages of a part have taken, all commands together."""

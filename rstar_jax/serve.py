@@ -12,7 +12,6 @@ from ml_collections import ConfigDict
 from rstar_jax import chat, configs, preflight, search, sources
 from rstar_jax.errors import UserError
 from rstar_jax.interrupts import Stopped
-from rstar_jax.progress import Events
 from rstar_jax.search import Record
 
 STOP_SECONDS = 5  # that running requests have to end when the server is stopped
@@ -31,9 +30,7 @@ def serve(config: ConfigDict, workdir: str = '') -> None:
     """
     listening = _listen(config.serve.host, config.serve.port)
     number = max(1, config.first_round)
-    round_ = sources.Round(
-        configs.for_round(config, number), pathlib.Path(workdir), number, Events(None)
-    )
+    round_ = sources.Round(configs.for_round(config, number), pathlib.Path(workdir), number)
     preflight.searching_models(round_)
     settings = sources.search_config(round_.config, use_ground_truth=False)
     with listening, search.Workers.start(settings) as workers:

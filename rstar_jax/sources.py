@@ -47,14 +47,14 @@ class Round:
       config: the round's own (`configs.for_round`).
       root: the workdir.
       number: 0 is what the run started from.
-      events: where scalars go.
+      events: where scalars go, by default nowhere.
       place: of the workdir in an object store, where it lies in one.
     """
 
     config: ConfigDict
     root: pathlib.Path
     number: int
-    events: Events
+    events: Events = dataclasses.field(default_factory=lambda: Events(None))
     place: Place | None = None
 
     def beat(self, stage: ledger.Stage) -> None:

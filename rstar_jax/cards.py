@@ -15,7 +15,7 @@ import huggingface_hub as hub
 
 from rstar_jax import bounds, keys, ledger, sources, steps
 from rstar_jax.data import published
-from rstar_jax.errors import UserError
+from rstar_jax.errors import UserError, one_line
 from rstar_jax.progress import mean, percent
 
 Figures = dict[str, Any]
@@ -164,7 +164,7 @@ def check(path: pathlib.Path, kind: str) -> None:
         if not read.data.to_dict():
             raise ValueError('no metadata')
     except Exception as error:  # of the parser of YAML too
-        raise UserError(f'{path}: not a valid card ({" ".join(str(error).split())})') from None
+        raise UserError(f'{path}: not a valid card ({one_line(error, None)})') from None
 
 
 def _eval_results(origin: Origin, kind: str) -> Iterator[hub.EvalResult]:

@@ -20,7 +20,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from rstar_jax import bounds
-from rstar_jax.errors import UserError
+from rstar_jax.errors import UserError, one_line
 from rstar_jax.keys import ABLATIONS, ARITHMETIC, KEYS, PRESETS, PREVIOUS, ROUNDS, STRATEGIES
 from rstar_jax.stages import STAGES
 
@@ -228,7 +228,7 @@ def _error_in(file: pathlib.Path, error: Exception) -> str:
     if unknown:
         known = [*KEYS, *dict.fromkeys(key.rpartition('.')[0] for key in KEYS)]
         return f'{place}: {_unknown(_written_key(file, lines, unknown[1]), known)}'
-    return f'{place}: {type(error).__name__}: {" ".join(str(error).split())}'
+    return f'{place}: {type(error).__name__}: {one_line(error, None)}'
 
 
 def _written_key(file: pathlib.Path, lines: Sequence[int], leaf: str) -> str:

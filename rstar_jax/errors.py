@@ -10,6 +10,11 @@ class UserError(Exception):
     """
 
 
+def one_line(error: BaseException, most: int | None = 200) -> str:
+    """What an error says, in a line of so many characters at most; its type if it says nothing."""
+    return ' '.join(str(error).split())[:most] or type(error).__name__
+
+
 def tell(text: str) -> None:
     """Writes `text` as an error: a line by one call, as threads of the runtime write there too.
 

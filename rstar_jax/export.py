@@ -29,7 +29,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rstar_jax import ledger
-from rstar_jax.errors import UserError
+from rstar_jax.errors import UserError, one_line
 from rstar_jax.progress import Line, times
 
 if TYPE_CHECKING:
@@ -338,10 +338,9 @@ def push(made: Sequence[Exported], name: str, *, private: bool = False) -> Itera
                 commit_message='Export of rstar_jax',
             )
         except Exception as error:  # network, authorisation, what the hub will not have
-            reason = ' '.join(str(error).split())[:200]
             raise UserError(
-                f'--push_to_hub={name}: {repository} was not pushed ({reason}); is HF_TOKEN set, '
-                'or have you logged in with `hf auth login`?'
+                f'--push_to_hub={name}: {repository} was not pushed ({one_line(error)}); is '
+                'HF_TOKEN set, or have you logged in with `hf auth login`?'
             ) from None
         yield str(url)
 
@@ -361,7 +360,7 @@ def repositories(made: Sequence[Exported], name: str) -> list[str]:
             validate_repo_id(repository)
         except HFValidationError as error:
             raise UserError(
-                f'--push_to_hub={name}: {" ".join(str(error).split())}; expected you/name'
+                f'--push_to_hub={name}: {one_line(error, None)}; expected you/name'
             ) from None
     return names
 

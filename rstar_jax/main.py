@@ -359,7 +359,7 @@ _UNREADABLE = {
 
 def _one_line(error: Exception) -> str:
     """absl's messages without their traceback or their prefix."""
-    text = ' '.join(str(error).split())
+    text = errors.one_line(error, None)
     for theirs, ours in _UNREADABLE.items():
         flag, found, _ = text.partition(theirs)
         text = flag + ours if found else text

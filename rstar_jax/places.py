@@ -28,7 +28,7 @@ from collections.abc import Collection
 from typing import Any
 
 from rstar_jax import ledger, parallel
-from rstar_jax.errors import UserError
+from rstar_jax.errors import UserError, one_line
 
 PUSH_SECONDS = 60.0
 TRIES = 3  # of a push that must succeed, with WAIT seconds between
@@ -68,7 +68,7 @@ class Place:
             self._store, root = fsspec.core.url_to_fs(url)
         except (ImportError, ValueError) as error:
             raise UserError(
-                f'--workdir={url}: {_line(error)}; expected a folder, or the address of a store '
+                f'--workdir={url}: {one_line(error)}; expected a folder, or the address of a store '
                 'such as gs://BUCKET/RUN'
             ) from None
         self._root = root.rstrip('/')
@@ -114,7 +114,7 @@ class Place:
         except FileNotFoundError:
             there = {}
         except Exception as error:  # each store has errors of its own
-            raise UserError(f'--workdir={self.url}: cannot be read ({_line(error)})') from None
+            raise UserError(f'--workdir={self.url}: cannot be read ({one_line(error)})') from None
         # Consoles, and stores that are mounted, make an object 'FOLDER/' of each folder.
         there = {p[len(self._root) + 1 :]: x for p, x in there.items() if not p.endswith('/')}
         known = self._known()
@@ -140,7 +140,7 @@ class Place:
         try:
             self._store.get_file(f'{self._root}/{name}', str(temporary))
         except Exception as error:
-            raise UserError(f'{self.url}/{name}: cannot be read ({_line(error)})') from None
+            raise UserError(f'{self.url}/{name}: cannot be read ({one_line(error)})') from None
         temporary.replace(path)
 
     def _drop_broken_states(self) -> None:
@@ -237,7 +237,7 @@ class Place:
                 step(name)
             except Exception as error:  # each store has errors of its own
                 if step == self._remove or self._to_send(name).exists():
-                    failed[name] = _line(error)
+                    failed[name] = one_line(error)
                 continue
             known.pop(name, None)
             if step == self._send:
@@ -298,7 +298,3 @@ def _about(path: pathlib.Path) -> list[int] | None:
     except OSError:
         return None
     return [found.st_size, found.st_mtime_ns] if path.is_file() else None
-
-
-def _line(error: BaseException) -> str:
-    return ' '.join(f'{error}'.split())[:300] or type(error).__name__

@@ -21,7 +21,7 @@ import jax
 from ml_collections import ConfigDict
 
 from rstar_jax import models, parallel, sources, training
-from rstar_jax.errors import UserError
+from rstar_jax.errors import UserError, one_line
 from rstar_jax.keys import PREVIOUS
 from rstar_jax.models import published
 from rstar_jax.parallel.chips import CHIPS, Chip, find_chip
@@ -229,10 +229,9 @@ def slice_chips(topology: str) -> list[Any]:
             raise ValueError('not the name of a generation, a colon and chips of each dimension')
         return list(topologies.get_topology_desc(topology, platform='tpu', **bounds).devices)
     except Exception as error:  # the compiler's library raises many kinds
-        reason = ' '.join(str(error).split())[:160]
         raise UserError(
             f'--plan={topology}: expected a TPU slice such as v5e:2x4, and the compiler of the '
-            f'extra `plan` (pip install -e ".[plan]"): {reason}'
+            f'extra `plan` (pip install -e ".[plan]"): {one_line(error)}'
         ) from None
 
 

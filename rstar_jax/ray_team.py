@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from rstar_jax.elastic import Answer, Item, Member
-from rstar_jax.errors import UserError
+from rstar_jax.errors import UserError, one_line
 from rstar_jax.execution import workers
 
 LOOK = 2.0  # seconds between two looks at the cluster's nodes
@@ -123,7 +123,7 @@ def _connected() -> Any:
             ray.init(address='auto', log_to_driver=False, logging_level='ERROR')
         except ConnectionError as error:
             raise UserError(
-                f'--config.job.leases=ray: no Ray cluster ({" ".join(str(error).split())[:200]}): '
+                f'--config.job.leases=ray: no Ray cluster ({one_line(error)}): '
                 'start one with `ray start --head`, or see launch/ray.sh'
             ) from None
     return ray

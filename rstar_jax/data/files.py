@@ -14,7 +14,7 @@ from typing import Any
 from array_record.python import array_record_module
 
 from rstar_jax import atomic
-from rstar_jax.errors import UserError
+from rstar_jax.errors import UserError, one_line
 
 # One record a group: any record can be read alone. zstd 3 writes faster than the
 # default brotli, at nearly its size.
@@ -71,10 +71,9 @@ class RecordReader:
         try:
             yield
         except (RuntimeError, ValueError, IndexError) as error:
-            reason = ' '.join(str(error).split())
             raise UserError(
-                f'{self.path}: not a readable ArrayRecord file ({reason}); delete it, '
-                'what it held is made again'
+                f'{self.path}: not a readable ArrayRecord file ({one_line(error, None)}); delete '
+                'it, what it held is made again'
             ) from error
 
     def __len__(self) -> int:

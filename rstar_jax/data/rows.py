@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from rstar_jax.data import files
-from rstar_jax.errors import UserError
+from rstar_jax.errors import UserError, one_line
 
 Row = tuple[str, dict[str, Any]]
 
@@ -64,7 +64,7 @@ def _parquet(path: pathlib.Path) -> Iterator[Row]:
         for number, item in enumerate(items, 1):
             yield f'{path}, row {number}', item
     except (pyarrow.ArrowException, OSError) as error:  # OSError: of a file that is damaged
-        raise UserError(f'{path}: not a whole parquet file ({_short(error)})') from None
+        raise UserError(f'{path}: not a whole parquet file ({one_line(error)})') from None
 
 
 def _hub(source: str, folder: pathlib.Path) -> Iterator[Row]:
@@ -82,9 +82,8 @@ def _hub(source: str, folder: pathlib.Path) -> Iterator[Row]:
             str(path) if path.is_dir() else name, config or None, split=split
         )
     except Exception as error:  # network, authorisation, no such name, configuration or split
-        raise UserError(
-            f'{source}: neither in {path} nor had from the hub ({_short(error)})'
-        ) from None
+        reason = f'{type(error).__name__}: {one_line(error)}'
+        raise UserError(f'{source}: neither in {path} nor had from the hub ({reason})') from None
     return ((f'{source}, row {number}', dict(row)) for number, row in enumerate(rows, 1))
 
 
@@ -105,7 +104,8 @@ def _tfds(source: str, folder: pathlib.Path) -> Iterator[Row]:
     except UserError:
         raise
     except Exception as error:  # network, no such name or split, a builder that needs TensorFlow
-        raise UserError(f'{source}: cannot be prepared ({_short(error)})') from None
+        reason = f'{type(error).__name__}: {one_line(error)}'
+        raise UserError(f'{source}: cannot be prepared ({reason})') from None
     found = ((f'{source}, row {i + 1}', _plain(rows[i])) for i in range(len(rows)))
     # Its features have no way to say that there is none.
     return ((place, {k: v for k, v in row.items() if v not in ('', [])}) for place, row in found)
@@ -125,7 +125,3 @@ def _plain(value: Any) -> Any:
 def _with_split(name: str, default: str) -> tuple[str, str]:
     name, _, split = name.partition('@')
     return name, split or default
-
-
-def _short(error: Exception) -> str:
-    return f'{type(error).__name__}: {" ".join(str(error).split())[:200]}'

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rstar_jax import atomic, parallel
-from rstar_jax.errors import UserError
+from rstar_jax.errors import UserError, one_line
 from rstar_jax.models import families, sharding, tokenizer, torch_file, weights
 from rstar_jax.models.config import Config
 from rstar_jax.models.gguf_file import GGUFFile
@@ -209,7 +209,7 @@ def _from_hub(name: str) -> pathlib.Path:
     try:
         return pathlib.Path(huggingface_hub.snapshot_download(name, allow_patterns=HUB_FILES))
     except Exception as error:  # network, authorisation, no such repository: many kinds
-        reason = ' '.join(str(error).split())[:160]
+        reason = one_line(error)
         raise UserError(f'{name}: no such folder, and not had from the hub ({reason})') from None
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from rstar_jax.errors import UserError
+from rstar_jax.errors import UserError, one_line
 from rstar_jax.models.config import Config, Rope
 from rstar_jax.models.families import ARCHITECTURES, unsupported
 
@@ -45,8 +45,7 @@ class GGUFFile:
             self.fields = {name: field.contents() for name, field in reader.fields.items()}
             self._tensors = {tensor.name: tensor for tensor in reader.tensors}
         except Exception as error:  # a damaged header shows as almost any exception
-            reason = ' '.join(str(error).split()) or type(error).__name__
-            raise UserError(f'{path}: cut off or no GGUF file ({reason[:150]})') from None
+            raise UserError(f'{path}: cut off or no GGUF file ({one_line(error)})') from None
         self.family = self.fields.get('general.architecture')
         if self.family not in ARCHITECTURES:
             raise unsupported(self.family, self.where)

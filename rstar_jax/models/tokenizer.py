@@ -10,7 +10,7 @@ import pathlib
 from typing import Any
 
 from rstar_jax import atomic
-from rstar_jax.errors import UserError
+from rstar_jax.errors import UserError, one_line
 
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5  # llama.cpp's kinds of token
 WHOLE = (CONTROL, USER_DEFINED)
@@ -45,8 +45,7 @@ def load(folder: pathlib.Path) -> Any:
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder)
     except Exception as error:  # the libraries raise many kinds for a damaged file
-        reason = ' '.join(str(error).split())[:200]
-        raise UserError(f'{folder}: its tokenizer cannot be read ({reason})') from None
+        raise UserError(f'{folder}: its tokenizer cannot be read ({one_line(error)})') from None
     if not tokenizer.is_fast:
         raise UserError(f'{folder}: expected a fast tokenizer (tokenizer.json)')
     return tokenizer

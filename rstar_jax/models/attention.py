@@ -5,8 +5,6 @@ k, v [..., T, K, d] of the same tokens, and a layer's cache, and returns out [..
 new cache. In a layer with a sliding window it is also given `window=`.
 """
 
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
 
@@ -31,23 +29,6 @@ def attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.
     return out.reshape(*lead, length, heads, dim).astype(q.dtype)
 
 
-def causal_mask(
-    length: int, *, lengths: jax.Array | None = None, window: int | None = None
-) -> jax.Array:
-    """bool[..., T, T]: which tokens (second axis) a token (first axis) sees.
-
-    lengths: i32[...]; right padding from there on is not seen. window: only the latest `window`
-    positions, itself included.
-    """
-    row, column = jnp.arange(length)[:, None], jnp.arange(length)[None, :]
-    mask = column <= row
-    if window is not None:
-        mask &= column > row - window
-    if lengths is not None:
-        mask = mask & (column < lengths[..., None, None])
-    return mask
-
-
 def causal(
     q: jax.Array,
     k: jax.Array,
@@ -56,17 +37,16 @@ def causal(
     lengths: jax.Array | None = None,
     window: int | None = None,
 ) -> jax.Array:
-    """Causal attention of a text on itself: `attention` under `causal_mask`."""
-    return attention(q, k, v, causal_mask(q.shape[-3], lengths=lengths, window=window))
+    """Attention of a text on itself: no token sees those behind it.
 
-
-def full(lengths: jax.Array | None = None) -> Callable:
-    """The attention function for whole texts without a cache.
-
-    For scoring, by `kernels.full`; training has its own for packed rows, `training.attention`.
+    lengths: i32[...]; right padding from there on is not seen. window: only the latest `window`
+    positions are, itself included.
     """
-
-    def attend(q, k, v, cache=None, window=None):
-        return causal(q, k, v, lengths=lengths, window=window), cache
-
-    return attend
+    column = jnp.arange(q.shape[-3])
+    row = column[:, None]
+    mask = column <= row
+    if window is not None:
+        mask &= column > row - window
+    if lengths is not None:
+        mask = mask & (column < lengths[..., None, None])
+    return attention(q, k, v, mask)

@@ -4,7 +4,7 @@
     cudnn   flash attention of cuDNN (NVIDIA GPUs from Ampere on, 16-bit types)
     splash  the Pallas kernel for TPUs: skips what causality or the window hides
 
-All take the same arguments and agree with `attention.full` at every place that is no padding.
+All agree with `attention.causal` at every place that is no padding.
 """
 
 import functools
@@ -43,7 +43,9 @@ def full(
     kernel: str | None = None,
     interpret: bool = False,
 ) -> Callable:
-    """The decoder's `attend` for texts [B, T] without a cache; see `attention.full`.
+    """The decoder's `attend` for texts [B, T] without a cache.
+
+    Training has its own for packed rows, `training.attention`.
 
     lengths: i32[B]. kernel: 'plain', 'cudnn', 'splash'; None = `choose`. interpret: run splash
     without a TPU (slow; for tests).
@@ -56,7 +58,7 @@ def full(
         elif chosen == 'cudnn':
             out = _cudnn(q, k, v, lengths, window)
         else:
-            out, _ = attention.full(lengths=lengths)(q, k, v, window=window)
+            out = attention.causal(q, k, v, lengths=lengths, window=window)
         return out, cache
 
     return attend

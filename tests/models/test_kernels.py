@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rstar_jax.models import attention, kernels
+from rstar_jax.models import kernels
 
 
 def inputs(length=256, heads=4, kv_heads=2, dim=24):
@@ -27,7 +27,7 @@ CASES = {
 def test_splash(case, window):
     q, k, v = inputs()
     run = jax.jit(lambda attend: attend(q, k, v, window=window)[0], static_argnums=0)
-    expected = run(attention.full(**CASES[case]))
+    expected = run(kernels.full(kernel='plain', **CASES[case]))
     ours = run(kernels.full(**CASES[case], kernel='splash', interpret=True))
     for row, length in enumerate(CASES[case].get('lengths', [256, 256])):
         np.testing.assert_allclose(ours[row, :length], expected[row, :length], atol=2e-6)
@@ -40,7 +40,7 @@ def test_arguments_of_the_gpu_kernel(case, window):
     q, k, v = inputs()
     given = {'lengths': None} | CASES[case]
     ours = kernels._cudnn(q, k, v, **given, window=window, implementation='xla')
-    expected, _ = attention.full(**CASES[case])(q, k, v, window=window)
+    expected, _ = kernels.full(kernel='plain', **CASES[case])(q, k, v, window=window)
     for row, length in enumerate(CASES[case].get('lengths', [256, 256])):
         np.testing.assert_allclose(ours[row, :length], expected[row, :length], atol=2e-6)
 

@@ -127,14 +127,10 @@ def save_ppm(ppm: PPM, directory: str | pathlib.Path, *, shard_bytes: int = SHAR
 
 def write_value_head(head: dict[str, np.ndarray], folder: pathlib.Path) -> None:
     """Writes the two files of a PPM's value head."""
-    from safetensors.numpy import save_file
-
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {HEAD[name]: np.asarray(tensor, np.float32) for name, tensor in head.items()}
     torch_file.save(tensors, folder / 'value_head.bin')
-    temporary = folder / '.value_head.safetensors.tmp'
-    save_file(tensors, temporary, metadata={'format': 'pt'})
-    weights.publish(temporary, folder / 'value_head.safetensors')
+    weights.write_file(tensors, folder / 'value_head.safetensors')
 
 
 def _read(path, dtype, mesh, headless):

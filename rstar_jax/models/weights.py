@@ -241,8 +241,6 @@ def save_safetensors(
     weights of an earlier save that are not overwritten are removed. write: False on all hosts but
     one, which take part in gathering only.
     """
-    from safetensors.numpy import save_file
-
     flat = flatten(params)
 
     def whole(row: Row) -> np.ndarray:
@@ -267,9 +265,7 @@ def save_safetensors(
                 whole(row)
             continue
         tensors = {row.hf: whole(row) for row in shard}
-        temporary = folder / f'.{name}.tmp'
-        save_file(tensors, temporary, metadata={'format': 'pt'})
-        publish(temporary, folder / name)
+        write_file(tensors, folder / name)
         written.add(name)
         index |= dict.fromkeys(tensors, name)
         del tensors  # before the next file's are gathered
@@ -284,10 +280,13 @@ def save_safetensors(
             old.unlink()
 
 
-def publish(temporary: pathlib.Path, path: pathlib.Path) -> None:
-    """Renames a finished file; safetensors makes files that only their owner may read."""
-    temporary.chmod(0o644)
-    temporary.replace(path)
+def write_file(tensors: dict[str, np.ndarray], path: pathlib.Path) -> None:
+    """Writes a safetensors file; the library makes files that only their owner may read."""
+    from safetensors.numpy import save_file
+
+    with atomic.replacing(path) as temporary:
+        save_file(tensors, temporary, metadata={'format': 'pt'})
+        temporary.chmod(0o644)
 
 
 def to_host(array: Any) -> np.ndarray:

@@ -185,8 +185,6 @@ def save(model, trained: Params, rank: int, rows: Sequence[int], directory: path
       trained: as from `split`, after the training.
       rows: of the new tokens.
     """
-    from safetensors.numpy import save_file
-
     flat = weights.flatten(trained.get('decoder', trained))
     flat = {path: weights.to_host(value) for path, value in flat.items()}
     head = {name: weights.to_host(value) for name, value in trained.get('value_head', {}).items()}
@@ -223,10 +221,8 @@ def save(model, trained: Params, rank: int, rows: Sequence[int], directory: path
         'bias': 'none',
     }
     directory.mkdir(parents=True, exist_ok=True)
-    temporary = directory / '.adapter_model.safetensors.tmp'
     tensors = {f'base_model.model.{name}': tensor for name, tensor in tensors.items()}
-    save_file(tensors, temporary, metadata={'format': 'pt'})
-    weights.publish(temporary, directory / 'adapter_model.safetensors')
+    weights.write_file(tensors, directory / 'adapter_model.safetensors')
     if head:
         checkpoint.write_value_head(head, directory)
     tokenizer.save(model.tokenizer, directory)

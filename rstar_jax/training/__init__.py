@@ -5,15 +5,16 @@
 
 Both go on where they were stopped, and return at once when `directory` holds their result.
 
-Nothing is imported before it is used: whoever counts FLOPs needs no checkpoints.
+What trains is imported when it is used: whoever counts FLOPs needs no checkpoints.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from rstar_jax.training.defaults import LOSSES, settings
+
 if TYPE_CHECKING:
-    from rstar_jax.training.defaults import LOSSES, settings
     from rstar_jax.training.fit import check, ppm, sft, start_dtype
 
 __all__ = [
@@ -27,10 +28,8 @@ __all__ = [
 
 
 def __getattr__(name: str):
-    if name in ('LOSSES', 'settings'):
-        from rstar_jax.training import defaults as module
-    elif name in ('check', 'ppm', 'sft', 'start_dtype'):
-        from rstar_jax.training import fit as module
-    else:
+    if name not in __all__:
         raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
-    return getattr(module, name)
+    from rstar_jax.training import fit
+
+    return getattr(fit, name)

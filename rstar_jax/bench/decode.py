@@ -13,7 +13,15 @@ import os
 import tempfile
 import time
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+
+from rstar_jax import models, parallel
+from rstar_jax.models import decoder, published
+from rstar_jax.models.checkpoint import default_dtype
+from rstar_jax.search.config import Config
+from rstar_jax.search.engine import devices, programs, sampling, sizes, state
 
 BATCHES = (1, 8, 64)
 DTYPES = ('float32', 'bfloat16')
@@ -54,12 +62,6 @@ def run(
 
 
 def _policy(model: str, dtype: str, seed: int):
-    import jax
-
-    from rstar_jax import models
-    from rstar_jax.models import published
-    from rstar_jax.models.checkpoint import default_dtype
-
     dtype = dtype or default_dtype()
     if os.path.exists(model):
         return models.load(model, dtype)
@@ -72,13 +74,6 @@ class _Ours:
     """One tree of which all slots decode a candidate, again and again."""
 
     def __init__(self, policy, ids: np.ndarray, batch: int, tokens: int):
-        import jax
-        import jax.numpy as jnp
-
-        from rstar_jax import parallel
-        from rstar_jax.search.config import Config
-        from rstar_jax.search.engine import devices, programs, sampling, sizes, state
-
         self._batch, self._tokens = batch, tokens
         mesh = parallel.local_mesh(devices=jax.devices()[:1])
         kind = policy.params['norm']['weight'].dtype
@@ -105,8 +100,6 @@ class _Ours:
 
     def step(self) -> float:
         """Seconds of one step of all sequences."""
-        import jax
-
         batch, limit = self._batch, self._tokens
         keys = np.arange(2 * batch, dtype=np.uint32).reshape(batch, 2)
         cells = self._open(self._cells, np.ones(batch, bool), keys, np.zeros(batch, np.int32))
@@ -129,8 +122,6 @@ class _Ours:
 
     def products(self) -> float:
         """Seconds of the products that a step consists of, and nothing else."""
-        import jax
-
         start = time.perf_counter()
         jax.block_until_ready(self._products(self._shape, self._params, self._tokens, self._batch))
         return (time.perf_counter() - start) / self._tokens
@@ -138,11 +129,6 @@ class _Ours:
 
 def _products(config, params, times, batch):
     """Multiplies [batch, in] by each weight once, `times` times, one product after another."""
-    import jax
-    import jax.numpy as jnp
-
-    from rstar_jax.models import decoder
-
     network = decoder.bind(config, params)
     dtype = params['norm']['weight'].dtype
 
@@ -171,8 +157,6 @@ class _Transformers:
     def __init__(self, policy, dtype: str, ids: np.ndarray, tokens: int):
         import torch
         import transformers
-
-        from rstar_jax import models
 
         transformers.logging.set_verbosity_error()
         transformers.logging.disable_progress_bar()

@@ -28,7 +28,11 @@ from typing import Any
 
 import numpy as np
 
+from rstar_jax import atomic, bounds, data, models, steps, training
 from rstar_jax.errors import UserError
+from rstar_jax.evals import metrics
+from rstar_jax.progress import Line, of_training
+from rstar_jax.training import checkpoints, examples, layers, step, trainer
 
 PARTS = ('learnt', 'held_out')  # folders of a fold's examples
 
@@ -59,8 +63,6 @@ def run(
     """
     if not model or not trees:
         raise UserError('bench judges: needs --model=MODEL and --trees=FOLDER or FILE')
-    from rstar_jax import bounds, training
-
     names = losses.split(',')
     for name in names:
         if name not in training.LOSSES:
@@ -114,8 +116,6 @@ def _passes(epochs: str, count: int) -> list[int]:
 
 def _dealt(paths: Sequence[str], folds: int, seed: int) -> list[list[Any]]:
     """The trees by folds, those of one problem together."""
-    from rstar_jax import data
-
     of: dict[str, list[Any]] = collections.defaultdict(list)
     for path in paths:
         if path.endswith('.jsonl'):
@@ -139,8 +139,6 @@ def _dealt(paths: Sequence[str], folds: int, seed: int) -> list[list[Any]]:
 
 
 def _curate(trees: list[Any], folder: pathlib.Path, rules: dict[str, Any]) -> None:
-    from rstar_jax import data
-
     shutil.rmtree(folder, ignore_errors=True)
     data.curate_to(trees, folder, **rules)
 
@@ -182,9 +180,6 @@ class _Task:
 
     def do(self) -> dict[str, Any]:
         """Trains and ranks -> {metrics, pairs, answers: {question: [ranked rightly, all]}, of}."""
-        from rstar_jax import atomic, data, models, training
-        from rstar_jax.progress import Line, of_training
-
         loss = self.settings['loss']
         kind, _ = training.LOSSES[loss]
         config = training.settings('ppm', self.settings)
@@ -215,8 +210,6 @@ class _Task:
 
 def _digest(fold: pathlib.Path) -> str:
     """Of all examples in a fold's folder."""
-    from rstar_jax import data
-
     digest = hashlib.blake2b(digest_size=16)
     for part in PARTS:
         for kind in ('pairs', 'trajectories'):
@@ -227,9 +220,6 @@ def _digest(fold: pathlib.Path) -> str:
 
 def _ranked(ppm: Any, fold: pathlib.Path, config: Any, line: Any) -> dict[str, dict]:
     """{pairs and answers: {question: [those that the PPM ranks rightly, all]}}; takes it over."""
-    from rstar_jax import data, steps
-    from rstar_jax.training import checkpoints, examples, layers, step, trainer
-
     pairs, trajectories = (
         data.load_examples(fold / 'held_out', kind) for kind in ('pairs', 'trajectories')
     )
@@ -256,8 +246,6 @@ def _ranked(ppm: Any, fold: pathlib.Path, config: Any, line: Any) -> dict[str, d
 
 
 def _figures(found: dict[str, list[dict]]) -> dict[str, float]:
-    from rstar_jax.evals import metrics
-
     figures: dict[str, float] = {}
     for loss, folds in found.items():
         for kind in ('pairs', 'answers'):

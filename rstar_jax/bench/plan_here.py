@@ -29,9 +29,14 @@ import tempfile
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
+from rstar_jax import configs, data, ledger, parallel, planning, rounds, whole_job
 from rstar_jax.errors import UserError
+from rstar_jax.models.checkpoint import default_dtype
+from rstar_jax.parallel import chips
+from rstar_jax.stages import KINDS
 
 STAGES = ('search', 'curate', 'sft', 'ppm')
 _SEARCH = {
@@ -65,12 +70,6 @@ def run(
     """
     if not model or not problems:
         raise UserError('bench plan_here: needs --model=FILE and --problems=FILE')
-    import jax
-
-    from rstar_jax import configs, data, planning, whole_job
-    from rstar_jax.models.checkpoint import default_dtype
-    from rstar_jax.parallel import chips
-
     chosen = configs.stages_of(stages)
     found = data.load_problems(problems, small + count)
     given = list(itertools.islice(data.import_trees(trees), small + count)) if trees else []
@@ -136,8 +135,6 @@ def _means(limits: list[Any]) -> dict[str, float]:
 
 def _give(config: Any, root: pathlib.Path, problems: list[dict], trees: list[dict]) -> None:
     """Writes what a round reads into `root`, and its names into the config."""
-    from rstar_jax import data
-
     root.mkdir()
     given = {'problems': problems}
     if trees:
@@ -152,9 +149,6 @@ def _run(
     config: Any, workdir: pathlib.Path, stages: Sequence[str], look: Callable[[], None]
 ) -> dict[str, float]:
     """Runs a round's stages -> seconds of each, and of compiling."""
-    from rstar_jax import ledger, parallel, rounds, whole_job
-    from rstar_jax.stages import KINDS
-
     seconds = {'compile': 0.0}
     for name in stages:
         look()

@@ -7,7 +7,12 @@ say that it does. Needs the extra `plan`; a row takes about a minute on two core
 
 import dataclasses
 
+from rstar_jax import parallel, planning, training
 from rstar_jax.errors import UserError
+from rstar_jax.models import published
+from rstar_jax.parallel.chips import find_chip
+from rstar_jax.parallel.memory import GIB
+from rstar_jax.training import planning as trainings
 
 BATCH = {'sft': (128, 4096), 'ppm': (512, 2048)}  # examples of a step, tokens: the paper's
 
@@ -31,8 +36,6 @@ class Claim:
 
     def settings(self):
         """As `training.sft` and `training.ppm` take them."""
-        from rstar_jax import training
-
         size, length = BATCH[self.kind]
         changes = {'batch_size': size, 'length': length, 'micro_batch': 1, 'lora': self.lora}
         return training.settings(self.kind, changes | {'dtype': 'bfloat16'})
@@ -51,8 +54,6 @@ CLAIMS = (
 
 def run(*, only: str = '') -> dict[str, float]:
     """Settings: only, claims whose name begins with it, such as v5e:1x1."""
-    from rstar_jax import planning
-
     chosen = [claim for claim in CLAIMS if claim.name.startswith(only)]
     if not chosen:
         names = ', '.join(claim.name for claim in CLAIMS)
@@ -67,12 +68,6 @@ def run(*, only: str = '') -> dict[str, float]:
 
 def _planned(claim: Claim) -> dict[str, float]:
     """Prints a claim's row -> its figures."""
-    from rstar_jax import parallel, planning
-    from rstar_jax.models import published
-    from rstar_jax.parallel.chips import find_chip
-    from rstar_jax.parallel.memory import GIB
-    from rstar_jax.training import planning as trainings
-
     chips = planning.slice_chips(claim.topology)
     chip, settings = find_chip(chips[0].device_kind), claim.settings()
     shape = published.SHAPES[claim.model]

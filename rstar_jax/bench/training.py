@@ -27,11 +27,16 @@ import math
 import time
 from typing import Any
 
+import jax
 import numpy as np
 
-from rstar_jax import progress
+from rstar_jax import models, parallel, progress, training
 from rstar_jax.bench import _torch_trainer
 from rstar_jax.errors import UserError
+from rstar_jax.models import decoder, published
+from rstar_jax.models.checkpoint import default_dtype
+from rstar_jax.parallel.memory import GIB
+from rstar_jax.training import checkpoints, examples, flops, packing, step, trainer
 
 DTYPES = {'float32': 1e-3, 'bfloat16': 2e-2}  # how far first losses and norms may differ
 TURNS = 2
@@ -55,8 +60,6 @@ def run(
     nodes, tree nodes of 4 pairs of a step; batch, rows that PyTorch runs at once; lora, rank;
     repeats, measured steps of a turn (see `_best`), of which there are two; the best counts.
     """
-    import jax
-
     names = dtypes.split(',')
     for name in names:
         if name not in DTYPES:
@@ -101,8 +104,6 @@ class _Task:
         return _pair_data(rng, self.nodes, self.shape.vocab_size, self.shorter)
 
     def settings(self, loss: str, rank: int = 0):
-        from rstar_jax import training
-
         changes = {'dtype': self.dtype, 'length': LENGTH, 'micro_batch': 1, 'lora': rank}
         if loss != 'sft':
             changes |= {'dropout': 0.0, 'squash': 'tanh5'}
@@ -110,11 +111,6 @@ class _Task:
 
     def model(self, loss: str):
         """A Policy or a PPM, random, its values about 1: with a new head all losses are log 2."""
-        import jax
-
-        from rstar_jax import models
-        from rstar_jax.models import decoder
-
         params = decoder.init_params(self.shape, jax.random.key(self.seed))
         policy = models.Policy(self.shape, None, params)
         if loss == 'sft':
@@ -128,8 +124,6 @@ class _Task:
 
 def _compare(task: _Task) -> dict[str, float]:
     """SFT and PPM, ours and theirs."""
-    from rstar_jax.parallel.memory import GIB
-
     figures: dict[str, float] = {}
     for label, loss in (('sft', 'sft'), ('ppm', 'pairwise')):
         encoded, model, settings = task.data(loss), task.model(loss), task.settings(loss)
@@ -204,9 +198,6 @@ def _low_rank(task: _Task, rank: int) -> dict[str, float]:
 
 
 def _shape(model: str):
-    from rstar_jax import models
-    from rstar_jax.models import published
-
     if model == 'tiny':
         return models.Config(
             family='llama', vocab_size=1024, head_dim=32, tie_embeddings=True, **TINY
@@ -215,17 +206,11 @@ def _shape(model: str):
 
 
 def _crawls(dtype: str) -> bool:
-    import jax
-
-    from rstar_jax.models.checkpoint import default_dtype
-
     slow = jax.default_backend() == 'cpu' and default_dtype() == 'float32'
     return slow and dtype != 'float32'
 
 
 def _sft_data(rng, count: int, vocab: int, shorter: int):
-    from rstar_jax.training import examples, packing
-
     encoded = examples.Encoded(examples.SFT_FIELDS, LENGTH)
     for _ in range(count):
         prompt = int(rng.integers(50, 130)) // shorter
@@ -239,8 +224,6 @@ def _sft_data(rng, count: int, vocab: int, shorter: int):
 
 
 def _pair_data(rng, nodes: int, vocab: int, shorter: int):
-    from rstar_jax.training import examples, packing
-
     encoded = examples.Encoded(examples.PAIR_FIELDS, LENGTH, 2 * LENGTH)
     for _ in range(nodes):
         prefix = rng.integers(1, vocab, rng.integers(100, 300) // shorter)
@@ -271,11 +254,6 @@ class _Ours:
     """
 
     def __init__(self, model, loss: str, encoded, settings):
-        import jax
-
-        from rstar_jax import parallel
-        from rstar_jax.training import checkpoints, flops, step
-
         self._settings, self._encoded = settings, encoded
         self._mesh = checkpoints.one_device()
         self._compiled = step.Compiled(model.config, settings, loss, self._mesh, 100)
@@ -302,20 +280,14 @@ class _Ours:
 
     def share(self, seconds: float) -> float:
         """A step's share of the peak."""
-        from rstar_jax import parallel
-
         return self.flops / seconds / parallel.peak_flops(self._mesh, self._settings.dtype)
 
     def _pack(self):
-        from rstar_jax.training import trainer
-
         everything = range(len(self._encoded))
         return trainer.Micros(self._encoded, everything, self._settings, self._mesh)
 
     def step(self) -> float:
         """Seconds of one step, compilation left out."""
-        import jax
-
         start, compiling = time.monotonic(), self._compiled.seconds
         micros = self._pack()
         loss, norm = self._take(micros.batches, 1 / micros.weight)

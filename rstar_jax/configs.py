@@ -82,9 +82,9 @@ def schedule(config: ConfigDict, rounds: Mapping[int, Mapping[str, Any]]) -> Con
     return config
 
 
-def paper_schedule(config: ConfigDict, numbers: Sequence[int] = (1, 2, 3, 4)) -> ConfigDict:
-    """Adds the paper's settings of those rounds to `config.schedule`; returns `config`."""
-    return schedule(config, {number: ROUNDS[number] for number in numbers})
+def paper_schedule(config: ConfigDict) -> ConfigDict:
+    """Adds the paper's settings of its rounds to `config.schedule`; returns `config`."""
+    return schedule(config, ROUNDS)
 
 
 def paper_round(number: int) -> ConfigDict:

@@ -55,6 +55,8 @@ DISK = {
     errno.EACCES: 'give this user the right to it',
     errno.EFBIG: 'raise the limit that `ulimit -f` tells',
     errno.EIO: 'see whether the disk is sound',
+    errno.ENAMETOOLONG: 'shorten it',
+    errno.ENOTDIR: 'move away the file that lies in its place',
 }
 STOPPED = str(Stopped(signal.SIGINT))
 OPEN_FILES = 65536

@@ -421,7 +421,7 @@ def test_a_user_without_a_home_is_told_what_to_set(monkeypatch):
         places.Place(URL)
 
 
-@pytest.mark.parametrize('number', [errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EIO])
+@pytest.mark.parametrize('number', main.DISK)
 def test_a_disk_that_cannot_be_written_is_one_line(monkeypatch, capsys, number):
     def run():
         try:

@@ -94,7 +94,8 @@ class Judge:
             if node.is_open and (deep or full):
                 node.status = Status.TOO_DEEP
         means = np.array([node.step.likelihood / max(node.step.sampled, 1) for node in children])
-        means = np.nan_to_num(means)  # unknown ones are all alike
+        known = ~np.isnan(means)  # a server may leave some out: they count as the usual one
+        means = np.where(known, means, means[known].mean() if known.any() else 0.0)
         priors = np.exp(means - means.max(initial=0))
         for node, prior in zip(children, (priors / priors.sum()).tolist(), strict=True):
             node.prior = prior

@@ -484,6 +484,7 @@ def test_puct_goes_by_how_likely_a_token_of_a_step_is(workers):
     for said, expected in (
         ({STEP_A: (-2.0, 2), STEP_B: (-3.0, 6)}, STEP_B),
         ({STEP_A: (-2.0, 4), STEP_B: (-3.0, 4)}, STEP_A),
+        ({STEP_A: (float('nan'), 1), STEP_B: (-0.5, 1)}, STEP_B),  # one of them is not known
     ):
         expander = Likely(texts)
         expander.said = said

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from concurrent import futures
 from typing import Any, NamedTuple
 
-from rstar_jax.parallel import compiled
+from rstar_jax.parallel import compiled, memory
 
 # A smaller size is compiled when chunks of a too large one have taken so many times as long as
 # compiling takes: whatever comes, no more is lost than a few times the best choice.
@@ -118,7 +118,9 @@ def _compile(step: Any, arguments: Any) -> float:
     """Compiles a jitted function so that its first call finds it; returns the seconds it took."""
     began = time.monotonic()
     step.lower(*arguments).compile()
-    return time.monotonic() - began
+    seconds = time.monotonic() - began
+    memory.trim()  # what compiling took lies in arenas of its threads
+    return seconds
 
 
 COMPILER = Compiler()

@@ -1,6 +1,5 @@
 """Workers that come, are lost and come back: each tree once, and the same as without all that."""
 
-import contextlib
 import math
 import time
 
@@ -86,6 +85,9 @@ class Threads:
         if self.fate:
             self.fate(self)
         return found
+
+    def close(self):
+        self.members.clear()
 
 
 def test_each_tree_comes_once_whatever_becomes_of_the_workers(workers, whole, tmp_path):
@@ -241,17 +243,15 @@ def test_each_worker_asks_the_server_that_has_the_policy(monkeypatch, tmp_path):
     config.policy.requests = 3
     given = []
 
-    @contextlib.contextmanager
     def team(begin, devices):
         start, _ = begin()
         start(leases=iter(()), flights=None, progress=None)
         raise UserError('enough')
-        yield
 
     def searched(problems, policy, ppm, **_):
         given.append(policy)
 
-    monkeypatch.setattr(searching.ray_team, 'team', team)
+    monkeypatch.setattr(searching.ray_team, 'RayTeam', team)
     monkeypatch.setattr(elastic.parallel, 'keep_compiled', lambda where: None)
     monkeypatch.setattr(elastic.search, 'run', searched)
     run = searching.on_ray(config, print)
@@ -279,13 +279,12 @@ def on_workers(monkeypatch, tmp_path):
     config.job.leases = 'ray'
     teams = []
 
-    @contextlib.contextmanager
     def team(begin, devices):
         start, _ = begin()
         teams.append(Threads(start, 2))
-        yield teams[-1]
+        return teams[-1]
 
-    monkeypatch.setattr(searching.ray_team, 'team', team)
+    monkeypatch.setattr(searching.ray_team, 'RayTeam', team)
     monkeypatch.setattr(elastic.parallel, 'keep_compiled', lambda where: None)
     round_ = sources.Round(config, tmp_path, 0, Events(None))
     return searching.evaluating(round_, False, print), teams
@@ -310,7 +309,7 @@ def test_an_evaluation_by_workers_is_that_of_one_process(monkeypatch, tmp_path):
         for run in (None, run_search)
     ]
     one, many = (result['benchmarks']['sums']['strategies'] for result in found)
-    assert len(teams) == 1 and len(teams[0].members) == 2
+    assert len(teams) == 1 and len(teams[0].given) == 2 and not teams[0].members  # closed
     assert totals == [4, 4, 4]  # room for all, though no worker has more than its leases
     for name, figures in one.items():
         del figures['seconds_per_problem'], many[name]['seconds_per_problem']

@@ -1,6 +1,7 @@
 """The plan of a whole job: what a small run tells, limits of a slice, hours that add up."""
 
 import dataclasses
+import types
 
 import jax
 import pytest
@@ -177,7 +178,7 @@ def plans(mesh):
     [('tpu', 0.01), ('cpu', 0.011)],  # the longer of computing and reading; both
 )
 def test_speeds_follow_from_the_plans_limits(monkeypatch, platform, step):
-    devices = [jax.devices()[0]] * 8
+    devices = [types.SimpleNamespace(platform=platform, process_index=0)] * 8
     asked = {}
     search, training = plans(whole_job.parallel.global_mesh(devices=jax.devices()[:8]))
 
@@ -193,7 +194,6 @@ def test_speeds_follow_from_the_plans_limits(monkeypatch, platform, step):
     monkeypatch.setattr(planning, 'host_chips', lambda chips: chips[:4])
     monkeypatch.setattr(trainings, 'plan', plan)
     monkeypatch.setattr(whole_job.parallel, 'training_mesh', lambda *_: None)
-    monkeypatch.setattr(whole_job, '_platform', lambda chips: platform)
     made = whole_job.compiled(config(), 3600, FOUND, devices, 2**34, SHAPE, configs.STAGES)
     params = models.decoder.init_params(SHAPE, jax.random.key(0))
     del params['output']

@@ -202,7 +202,7 @@ def same_number(a: Number, b: Number) -> bool:
 
 @_kept
 def words(text: str) -> str | None:
-    """The lower-case words of a cleaned text answer ('\\text{Evelyn}', 'no solution'), or None."""
+    """The lower-case words of a cleaned text answer ('\\text{Evelyn}', 'not enough'), or None."""
     inside = re.fullmatch(r'\\text\{([^{}]*)\}', text)
     plain = inside[1] if inside else text
     choice = re.fullmatch(r'\(\s*([A-Z])\s*\)', plain) or (

@@ -95,7 +95,8 @@ def test_a_proof_is_no_problem():
         ('\\textbf{(B)}', 'choice'),
         ('C', 'choice'),
         ('\\text{Evelyn}', 'text'),
-        ('no solution', 'text'),
+        ('no solution', 'expression'),  # the empty set
+        ('not enough', 'text'),
         ('p - q', 'expression'),
         ('\\left( 3, \\frac{\\pi}{2} \\right)', 'expression'),
         ('x', 'expression'),

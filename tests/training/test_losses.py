@@ -12,7 +12,7 @@ import torch
 from rstar_jax import models
 from rstar_jax.models import attention as plain
 from rstar_jax.models import decoder as decoders
-from rstar_jax.models import heads
+from rstar_jax.models import heads, kernels
 from rstar_jax.training import attention, checkpoints, layers, losses, packing, recompute
 from rstar_jax.training.step import Compiled
 from tests.training import words
@@ -57,7 +57,7 @@ def plain_hidden(shape, params, sequences):
     for row, sequence in zip(padded, sequences):
         row[: len(sequence)] = sequence  # what follows a token is not seen by it
     positions = jnp.broadcast_to(jnp.arange(padded.shape[1]), padded.shape)
-    return decoders.bind(shape, params)(padded, positions, plain.full())[0]
+    return decoders.bind(shape, params)(padded, positions, kernels.full(kernel='plain'))[0]
 
 
 def packed(examples, fields, length=96, rows=1):

@@ -146,10 +146,10 @@ def load_problems(
             break
     counts['used'] += len(problems)
     if not problems:
-        why = f'none of its {counts["rows"]} is used: {told(counts)}' if counts['rows'] else ''
-        raise UserError(
-            f'{source}: holds no problems; {why or "expected objects with question and answer"}'
-        )
+        why = 'expected objects with question and answer'
+        if counts['rows']:
+            why = f'{told(counts)}; --config.data.sources, levels and answers choose'
+        raise UserError(f'{source}: holds no problems; {why}')
     return problems
 
 

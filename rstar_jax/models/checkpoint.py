@@ -171,7 +171,7 @@ def _folder_config(folder: pathlib.Path) -> Config:
     try:
         return families.read_config(_json(file), str(file))
     except (TypeError, ValueError, AttributeError) as error:  # of values of other types
-        raise UserError(f'{file}: cannot be read ({error})') from None
+        raise UserError(f'{file}: cannot be read ({one_line(error)})') from None
 
 
 def _with_ends(config: Config, generation: dict[str, Any]) -> Config:

@@ -13,6 +13,7 @@ AT_LEAST: dict[str, float] = {
     'last_round': 0,
     'bootstrap.demonstrations': 0,
     'data.limit': 0,
+    'data.solved': 0,
     'policy.requests': 1,
     'policy.seconds': 1,
     'serve.port': 0,

@@ -318,6 +318,11 @@ def _validate_together(config: ConfigDict, prefix: str) -> None:
                 f'--config.{prefix}{name}.step_tokens={section.step_tokens}: one step needs to fit '
                 f'into path_tokens={section.path_tokens}, as a path holds prompt and steps'
             )
+    if config.data.solved and config.curate.rounds != 'all':
+        raise UserError(
+            f'--config.{prefix}data.solved={config.data.solved}: no round would train on what '
+            'solves the problems that are left out: set --config.curate.rounds=all'
+        )
     if (named := config.eval.benchmarks) and not named.strip(' ,'):
         raise UserError(
             f'--config.{prefix}eval.benchmarks={named}: names no benchmark: name some, by commas, '

@@ -117,6 +117,5 @@ def _shares(stores: Sequence[data.TreeStore]) -> list[tuple[float, float]]:
 
 def searches(round_: Round) -> list[pathlib.Path]:
     """The folders of the trees that the round's examples come from, its own last."""
-    first = 1 if round_.config.curate.rounds == 'all' else round_.number
-    folders = [round_.root / f'round{n}' / 'search' for n in range(first, round_.number)]
-    return [*filter(pathlib.Path.is_dir, folders), round_.folder / 'search']
+    earlier = sources.earlier_searches(round_) if round_.config.curate.rounds == 'all' else []
+    return [*earlier, round_.folder / 'search']

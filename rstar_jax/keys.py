@@ -64,6 +64,12 @@ KEYS: dict[str, tuple[Any, str]] = {
         'use only the first so many problems; 0: all ("arithmetic": how many); when it is raised, '
         'the search goes on with the others',
     ),
+    'data.solved': (
+        0,
+        'leave out problems of which the searches of earlier rounds have so many trees with a '
+        'right answer; others, up to data.limit, take their place; 0: none is left out. Needs '
+        'curate.rounds=all, where what solves them stays',
+    ),
     'data.sources': (
         '',
         'use only problems whose source or type is one of these, by commas, as amc_aime,olympiads '

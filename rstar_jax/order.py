@@ -77,6 +77,8 @@ def stage_of(round_: Round, name: str) -> ledger.Stage:
     if name == 'synthesize' and stage.done is not None and not stage.changed:
         del settings['data.limit']  # what was written stands, however many problems are searched
     if name == 'search':
+        if round_.config.data.solved:
+            stage.inputs += tuple(sources.earlier_searches(round_))
         stage.precious = True
         stage.followers = tuple(f for f in round_.later('search') if ledger.Stage(f).binding)
     return stage

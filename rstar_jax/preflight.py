@@ -130,7 +130,8 @@ def _synthesize(round_: Round, made: set[pathlib.Path]) -> list[str]:
 def _search(round_: Round, made: set[pathlib.Path]) -> list[str]:
     sources.search_config(round_.config)
     searching_models(round_, made)
-    kept, left_out = _split(round_)
+    # What earlier rounds will have solved is not known yet.
+    kept, left_out = _split(round_, known=True)
     told = _passed_over(round_)
     if left_out:
         told.append(
@@ -153,11 +154,13 @@ def _passed_over(round_: Round) -> list[str]:
     ]
 
 
-def _split(round_: Round) -> tuple[int, dict[int, str]]:
+def _split(round_: Round, known: bool = False) -> tuple[int, dict[int, str]]:
     """See `_selected`: many problems take a minute to read, so not in every round again."""
-    key = repr((round_.config.data, round_.config.eval.benchmarks, round_.config.eval.folder))
+    config = round_.config
+    solved = round_.number if config.data.solved and not known else None
+    key = repr((config.data, config.eval.benchmarks, config.eval.folder, solved))
     if key not in _selected:
-        kept, left_out, _ = sources.split_problems(round_)
+        kept, left_out, _ = sources.split_problems(round_, known)
         _selected[key] = len(kept), left_out
     return _selected[key]
 

@@ -151,7 +151,7 @@ def bootstrap(round_: Round, stage: ledger.Stage, line: Line) -> Figures:
 def synthesize(round_: Round, stage: ledger.Stage, line: Line) -> Figures:
     """Has the policy write problems and answer them; keeps those whose answer is certain enough."""
     config = round_.config
-    known = sources.problems(round_, own=False)  # a killed run may have written its own
+    known = sources.problems(round_, known=True)  # a killed run may have written its own
     length = config.data.overlap or synthesis.WHOLE
     others = sources.benchmarks(round_, whole=True) if config.eval.benchmarks else {}
     overlap = Overlap({'training': known, **others}, length)

@@ -7,8 +7,9 @@ A policy that only searches may be served elsewhere: http://HOST:PORT/v1.
 
 import collections
 import dataclasses
+import itertools
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
@@ -84,19 +85,20 @@ class Round:
         return [folder for folder in later if folder.exists()]
 
 
-def problems(round_: Round, own: bool = True) -> list[dict[str, Any]]:
+def problems(round_: Round, known: bool = False) -> list[dict[str, Any]]:
     """The problems that the round searches: {index, question, answer}; see `split_problems`."""
-    return split_problems(round_, own)[0]
+    return split_problems(round_, known)[0]
 
 
 def split_problems(
-    round_: Round, own: bool = True
+    round_: Round, known: bool = False
 ) -> tuple[list[dict[str, Any]], dict[int, str], collections.Counter]:
     """The problems that the round searches, {index: benchmark} of those left out of them, counts.
 
     Counted is how many were read, used, and dropped for which reason; see data.load_problems.
 
-    own: with the problems that the round itself has written.
+    known: those that are known before the round begins, in their place: without those that it
+      writes itself, with those that earlier rounds have solved.
     """
     config = round_.config
     path = config.data.problems
@@ -106,21 +108,36 @@ def split_problems(
             'such as hf:AI-MO/NuminaMath-CoT or tfds:rstar_problems/gsm8k_train'
         )
     counts: collections.Counter = collections.Counter()
+    solved = frozenset() if known else solved_before(round_)
+
+    def unsolved(rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        for problem in rows:
+            counts['rows'] += 1
+            if data.question_id(problem['question']) not in solved:
+                yield problem
+            else:
+                counts['solved before'] += 1
+
     if path == ARITHMETIC:
-        found = world(config).train
-        counts['rows'] = len(found)
+        limit = config.data.limit or ARITHMETIC_TRAIN
+        found = list(itertools.islice(unsolved(world(config).train), limit))
     else:
+        chosen = config.data.sources, config.data.levels, config.data.answers
         found = data.load_problems(
             path,
             config.data.limit or None,
             folder=config.data.folder,
-            selection=data.Selection(config.data.sources, config.data.levels, config.data.answers),
+            selection=data.Selection(*chosen, solved),
             counts=counts,
         )
     kept, left_out = overlap(round_).split(found)
-    made = synthetic(round_, round_.number + own)
-    counts['rows'] += len(made)
-    if not kept:
+    made = list(unsolved(synthetic(round_, round_.number + (not known))))
+    if not found and not made:
+        raise UserError(
+            f'--config.data.problems={path}: earlier rounds have solved every problem: raise '
+            f'--config.data.solved={config.data.solved}, or 0 for all'
+        )
+    if found and not kept:
         raise UserError(
             f'--config.data.problems={path}: every problem is in a benchmark '
             f'({", ".join(sorted(set(left_out.values())))}): train on others, or on these all the '
@@ -130,6 +147,23 @@ def split_problems(
     counts['used'] = len(kept)
     counts['in a benchmark'] = len(left_out)
     return kept, left_out, counts
+
+
+def solved_before(round_: Round) -> frozenset[int]:
+    """data.question_id of the problems that earlier rounds have solved often enough."""
+    if not round_.config.data.solved:
+        return frozenset()
+    found: collections.Counter = collections.Counter()
+    for folder in earlier_searches(round_):
+        with data.TreeStore(folder, writer=None) as store:
+            found.update(facts.question for _, facts in store.facts() if facts.solved)
+    return frozenset(key for key, n in found.items() if n >= round_.config.data.solved)
+
+
+def earlier_searches(round_: Round) -> list[pathlib.Path]:
+    """The folders of the trees of the rounds before, in their order."""
+    folders = (round_.root / f'round{n}' / 'search' for n in range(1, round_.number))
+    return [folder for folder in folders if folder.is_dir()]
 
 
 def synthetic(round_: Round, end: int) -> list[dict[str, Any]]:
@@ -168,14 +202,12 @@ def search_seed(round_: Round) -> int:
 
 def world(config: ConfigDict) -> arithmetic.World:
     """The built-in problems and demonstrations."""
-    limit = config.data.limit or ARITHMETIC_TRAIN
-    made = arithmetic.world(
+    return arithmetic.world(
         demonstrations=config.bootstrap.demonstrations,
-        train=max(limit, ARITHMETIC_TRAIN),  # a round that searches more keeps all the others
+        train=max(config.data.limit, ARITHMETIC_TRAIN),  # a round that searches more keeps all
         test=ARITHMETIC_TESTS,
         seed=config.seed,
     )
-    return dataclasses.replace(made, train=made.train[:limit])
 
 
 def search_config(config: ConfigDict, **changes: Any) -> search.Config:

@@ -41,7 +41,9 @@ def test_wrong_problem_files_are_one_line(world, tmp_path, capsys, content, mess
 def test_problems_that_rounds_share_are_read_once(tmp_path, monkeypatch):
     read = []
     monkeypatch.setattr(preflight, 'searching_models', lambda round_, made: None)
-    monkeypatch.setattr(sources, 'split_problems', lambda r: read.append(r.number) or ([], {}, {}))
+    monkeypatch.setattr(
+        sources, 'split_problems', lambda r, known: read.append(r.number) or ([], {}, {})
+    )
     config, other = configs.default(), configs.default()
     other.data.overlap = config.data.overlap + 1
     rounds = [
@@ -56,7 +58,7 @@ def test_problems_that_rounds_share_are_read_once(tmp_path, monkeypatch):
 
 def test_a_trained_policy_that_is_passed_over_is_told(tmp_path, monkeypatch):
     monkeypatch.setattr(preflight, 'searching_models', lambda round_, made: None)
-    monkeypatch.setattr(sources, 'split_problems', lambda r: ([], {}, {}))
+    monkeypatch.setattr(sources, 'split_problems', lambda r, known: ([], {}, {}))
     config = configs.default()
     config.first_round = config.last_round = 2
 

@@ -14,10 +14,12 @@ import hashlib
 import math
 import os
 import re
+from collections.abc import Collection
 from typing import Any
 
 from rstar_jax import steps
 from rstar_jax.data import rows
+from rstar_jax.data.trees import question_id
 from rstar_jax.errors import UserError
 from rstar_jax.grading import normalise, plain
 
@@ -48,11 +50,13 @@ class Selection:
         source or its type must match one; empty: all.
       levels: '3-5' or '5', the difficulty as the set gives it; empty: all.
       answers: kinds of answer by commas, of ANSWER_KINDS; 'number' means integers too; empty: all.
+      solved: `question_id` of those that are left out, as they have been solved often enough.
     """
 
     sources: str = ''
     levels: str = ''
     answers: str = ''
+    solved: Collection[int] = frozenset()
 
     def __post_init__(self) -> None:
         for kind in _split(self.answers):
@@ -71,6 +75,8 @@ class Selection:
 
     def refused(self, problem: Problem) -> str:
         """Why the problem is not used; '' where it is."""
+        if question_id(problem['question']) in self.solved:
+            return 'solved before'
         if patterns := _split(self.sources):
             names = [str(problem.get(label, '')) for label in ('source', 'type')]
             if not any(fnmatch.fnmatchcase(name, p) for name in names for p in patterns):
@@ -148,7 +154,7 @@ def load_problems(
     if not problems:
         why = 'expected objects with question and answer'
         if counts['rows']:
-            why = f'{told(counts)}; --config.data.sources, levels and answers choose'
+            why = f'{told(counts)}; --config.data.sources, levels, answers and solved choose'
         raise UserError(f'{source}: holds no problems; {why}')
     return problems
 

@@ -107,7 +107,10 @@ def test_as_many_trees_as_keep_the_slots_busy(mesh, monkeypatch):
     asked = plan(mesh, 2**34, monkeypatch, slots=20, trees_in_flight=7)
     assert (asked.trees, asked.slots) == (7, 20)  # more than half of their 28 cells, as asked for
     single = plan(mesh, 2**34, monkeypatch, trees=60, candidates=1)
-    assert (single.trees, single.slots) == (60, 40)
+    assert (single.trees, single.slots) == (60, 32)
+    count = {24: 16, 45: 32, 71: 32, 72: 64, 100: 64, 143: 64, 144: 96, 190: 96, 192: 128}
+    assert {n: sizes.kept_busy(mesh, n, 1) for n in count} == count
+    assert [sizes.kept_busy(mesh, n, 4) for n in (2, 22, 60, 128, 254)] == [1, 11, 32, 64, 96]
     accelerator = types.SimpleNamespace(devices=np.array([types.SimpleNamespace(platform='tpu')]))
     assert sizes.kept_busy(accelerator, 60, 1) == 60 and sizes.kept_busy(accelerator, 60, 4) == 30
 
@@ -180,6 +183,7 @@ def test_few_blocks_of_paths_are_read_few_ways():
     rooms = [(sizes.path_room(n, 3000), sizes.reach(n, 3000)) for n in (20, 300, 900, 2500)]
     assert rooms == [(512, 224), (512, 480), (1024, 992), (3032, 3000)]
     assert sizes.slot_sizes(64) == [8, 16, 32, 64] and sizes.slot_sizes(3) == [3]
+    assert sizes.slot_sizes(96) == [8, 16, 32, 64, 96] and sizes.slot_sizes(9) == [8, 9]
 
 
 class Account:

@@ -12,6 +12,7 @@ SCORE_LENGTHS = (32, 64, 128)
 PATH_ROOMS = (512, 1024, 2048, 4096)
 # Paths are expected to become as long as the longest is, up to the next of these.
 REACHES = (256, 512, 768, 1024, 1536, 2048, 3072, 4096)
+FAST_SLOTS = (64, 32, 16)  # on CPUs
 # Positions of a step that every slot attends to, where longer ones are looked at for few slots.
 NEAR = 64
 # A decode step of fewer slots takes hardly less time: devices' products pad to so many rows.
@@ -50,11 +51,17 @@ def kept_busy(mesh, cells: int, candidates: int) -> int:
     """Slots that so many cells keep busy: others wait, so that no slot does.
 
     A tree of one candidate fills one slot, and a path is read for it alone. On accelerators, where
-    a step of fewer slots takes as long, there are no more such trees than slots.
+    a step of fewer slots takes as long, there are no more such trees than slots. On CPUs it is the
+    nearest number of those whose products are fast (0.5B model, bfloat16: steps of 64 and 32 slots
+    take 220 and 145 ms, of 66 and 40 slots 284 and 207; see models.products.features_first).
     """
-    if candidates > 1:
-        return cells // 2
-    return cells * 2 // 3 if mesh.devices.flat[0].platform == 'cpu' else cells
+    on_cpu = mesh.devices.flat[0].platform == 'cpu'
+    count = cells // 2 if candidates > 1 else cells * 2 // 3 if on_cpu else cells
+    if not on_cpu:
+        return count
+    if count >= 1.5 * FAST_SLOTS[0]:
+        return count // 32 * 32
+    return next((size for size in FAST_SLOTS if count >= 0.75 * size), count)
 
 
 def near(mesh) -> int | None:
@@ -117,7 +124,9 @@ def most_paths(slots: int) -> int:
 
 def slot_sizes(slots: int) -> list[int]:
     """Compiled numbers of slots, ascending: all, and fewer for when trees run out."""
-    return sorted({max(min(slots, FEWEST_SLOTS), slots >> shift) for shift in range(5)})
+    below = 1 << (slots - 1).bit_length() >> 1  # a power of two
+    fewer = {max(FEWEST_SLOTS, below >> shift) for shift in range(4)}
+    return sorted({slots, *(size for size in fewer if size < slots)})
 
 
 def block_sizes(paths: int, room: int) -> list[int | None]:

@@ -76,6 +76,9 @@ def guarded(run: Callable[[], int]) -> int:
     2: a mistake of the user, told in one line; 130: stopped by Ctrl-C; 143: preempted by SIGTERM,
     what was done is saved; 141: nobody reads the output any more.
     """
+    for name in ('stdout', 'stderr'):  # closed (`>&-`), and else the number of a file opened later
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, 'w'))  # noqa: SIM115 (open to the end)
     with Interrupts():
         try:
             code = run()

@@ -393,6 +393,29 @@ def test_a_closed_output_is_one_line_and_141(tmp_path):
     assert error == f'nobody reads the output; {main.STOPPED}\n'
 
 
+@pytest.mark.parametrize('closed', ['>&-', '2>&-', '>&- 2>&-'])
+def test_an_output_that_was_never_open_is_not_missed(closed):
+    code = (
+        'import os, sys\n'
+        'from rstar_jax import errors, interrupts, main, progress\n'
+        'def run():\n'
+        '    progress.show("text")\n'
+        '    progress.Line("search").show("text")\n'
+        '    for number in 1, 2:\n'
+        '        os.fstat(number)\n'  # nor will a tree's file have that number
+        '    raise errors.UserError("told")\n'
+        'interrupts.leave(main.guarded(run))\n'
+    )
+    result = subprocess.run(
+        ['bash', '-c', f'"$0" -c "$1" {closed}', sys.executable, code],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 2
+    assert result.stderr == ('' if '2>&-' in closed else 'error: told\n')
+
+
 def test_ctrl_c_is_one_line_and_130(tmp_path):
     process = _bootstrap(tmp_path)
     try:

@@ -34,16 +34,18 @@ def write_json(path: pathlib.Path, value: Any) -> None:
     atomic.write_json(path, value, indent=1)
 
 
-def read_json(path: pathlib.Path) -> Any:
-    """The content of the file, or None where there is no file."""
+def read_json(path: pathlib.Path) -> dict[str, Any] | None:
+    """The object in the file, or None where there is no file."""
     try:
-        return json.loads(path.read_text(encoding='utf-8'))
+        found = json.loads(path.read_text(encoding='utf-8'))
+        if isinstance(found, dict):
+            return found
+        reason = f'found {type(found).__name__}'
     except (FileNotFoundError, NotADirectoryError):  # a model may be one file
         return None
     except ValueError as error:
-        raise UserError(
-            f'{path}: not JSON ({error}): delete it, or use another --workdir'
-        ) from None
+        reason = str(error)
+    raise UserError(f'{path}: not a JSON object ({reason}): delete it, or use another --workdir')
 
 
 def round_number(name: str) -> int | None:

@@ -97,8 +97,8 @@ class Place:
         if parallel.is_first():
             self.pull()
             number = secrets.randbelow(2**31)
-            ledger.write_json(self.folder / SHARED, number)
-        if parallel.greatest(number) != ledger.read_json(self.folder / SHARED):
+            ledger.write_json(self.folder / SHARED, {'number': number})
+        if {'number': parallel.greatest(number)} != ledger.read_json(self.folder / SHARED):
             raise UserError(
                 f'--workdir={self.url}: {self.folder} is another folder here than on the first '
                 'process: on several machines name a folder of a disk that all mount, or set '

@@ -250,10 +250,17 @@ def test_what_would_be_older_than_its_source_is_told_first(tmp_path):
     check()
 
 
-def test_a_broken_file_is_a_user_error(tmp_path):
-    (tmp_path / 'config.json').write_text('{')
-    with pytest.raises(UserError, match='config.json: not JSON'):
-        ledger.check([stage(tmp_path / 'round1' / 'search', {})[1]])
+@pytest.mark.parametrize(
+    'name', ['config.json', 'round1/search/begun.json', 'round1/search/done.json']
+)
+@pytest.mark.parametrize('text', ['{', '[]', '3'])
+def test_a_broken_file_is_a_user_error(tmp_path, name, text):
+    search, row = stage(tmp_path / 'round1' / 'search', {})
+    search.begin()
+    (search.folder / 'tree.array_record').touch()  # begun.json is read where something was made
+    (tmp_path / name).write_text(text)
+    with pytest.raises(UserError, match=f'{name}: not a JSON object'):
+        ledger.check([row])
 
 
 def test_rounds_are_folders_with_a_number(tmp_path):
@@ -319,11 +326,11 @@ def test_writers_of_one_file_may_have_the_same_process_id(tmp_path, monkeypatch,
         names.append([x.name for x in tmp_path.iterdir() if x.name.startswith('.')])
         if len(names) == 1:
             write(path, 'other')
-            assert ledger.read_json(path) == 'other'
+            assert json.loads(path.read_text()) == 'other'
 
     monkeypatch.setattr(os, 'fsync', meanwhile)
     write(path, 'one')
-    assert ledger.read_json(path) == 'one'
+    assert json.loads(path.read_text()) == 'one'
     assert [len(found) for found in names[:2]] == [1, 2]
     assert list(tmp_path.iterdir()) == [path]
 

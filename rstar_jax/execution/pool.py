@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 
+from rstar_jax.errors import UserError
 from rstar_jax.execution.limits import Limits, Result
 from rstar_jax.execution.workers import Workers
 
@@ -129,6 +130,8 @@ def run_many(
     programs: Sequence[Program], limits: Limits | None = None, isolation: str = 'auto'
 ) -> list[Result]:
     """Run programs in parallel on a pool that is kept for later calls; results in their order."""
+    if isinstance(programs, str):  # else each of its letters
+        raise UserError(f'run_many({programs[:40]!r}): expected a list of programs: use [program]')
     limits = limits or Limits()
     with _SHARED_LOCK:
         pool = _SHARED.get((limits, isolation))

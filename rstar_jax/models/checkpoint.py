@@ -78,9 +78,9 @@ def save(policy: Policy, directory: str | pathlib.Path, *, shard_bytes: int = SH
     """Writes a Hugging Face folder: safetensors (sharded beyond `shard_bytes`), config, generation
     config and tokenizer. On several hosts all must call it; the first one writes.
 
-    Raises UserError: `directory` is a file; a model in 8 bits.
+    Raises UserError: `directory` is a file; a model in 8 bits; a PPM, which `save_ppm` saves.
     """
-    _check_wide(policy)
+    _check(policy, Policy)
     _write(pathlib.Path(directory), policy, policy.params, shard_bytes, {})
 
 
@@ -119,7 +119,7 @@ def save_ppm(ppm: PPM, directory: str | pathlib.Path, *, shard_bytes: int = SHAR
     The decoder's vocabulary head is gone where it was untied: transformers then makes up a new one
     and says so, which is right, as a PPM does not use it. Errors as of `save`.
     """
-    _check_wide(ppm)
+    _check(ppm, PPM)
     head = {name: weights.to_host(tensor) for name, tensor in ppm.params['value_head'].items()}
     extra = {SQUASH_KEY: ppm.squash}
     _write(pathlib.Path(directory), ppm, ppm.params['decoder'], shard_bytes, extra, head)
@@ -146,7 +146,7 @@ def _read(path, dtype, mesh, headless):
 def _open(path, headless):
     """(source of the weights, config, tokenizer, generation)."""
     if not headless and is_ppm(path):
-        raise UserError(f'{path}: holds a ppm, not a policy')
+        raise UserError(f'{path}: holds a ppm, not a policy: models.load_ppm reads it')
     generation: dict[str, Any] = {}
     if path.suffix == '.gguf':
         source = GGUFFile(path)
@@ -225,7 +225,10 @@ def _read_head(folder: pathlib.Path) -> dict[str, np.ndarray]:
     names = ('value_head.safetensors', 'value_head.bin')
     file = next((folder / name for name in names if (folder / name).exists()), None)
     if file is None:
-        raise UserError(f'{folder}: no value head: expected {names[1]} (or {names[0]})')
+        raise UserError(
+            f'{folder}: no value head: expected {names[1]} (or {names[0]}); models.load reads a '
+            'policy'
+        )
     if file.suffix == '.bin':
         tensors = torch_file.load(file)
     else:
@@ -263,7 +266,12 @@ def _putter(
     return put
 
 
-def _check_wide(model: Policy | PPM) -> None:
+def _check(model: Policy | PPM, kind: type) -> None:
+    if not isinstance(model, kind):
+        other = 'save_ppm' if kind is Policy else 'save'
+        raise UserError(
+            f'expected a {kind.__name__}, got a {type(model).__name__}: use models.{other}'
+        )
     if model.config.int8:
         raise UserError('a model in 8 bits is for searching only: save it before models.quantized')
 

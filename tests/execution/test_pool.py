@@ -301,6 +301,7 @@ def test_wrong_settings_are_one_line():
         lambda: execution.Limits(memory_mb='much'),
         lambda: execution.Pool(workers=0),
         lambda: execution.Pool(isolation='some'),
+        lambda: execution.run_many('print(1)'),
     ):
         with pytest.raises(UserError) as caught:
             make()

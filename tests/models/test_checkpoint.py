@@ -547,3 +547,8 @@ def test_wrong_arguments(qwen, tmp_path):
         models.load(qwen / 'config.json')
     with pytest.raises(UserError, match='is a file'):
         models.save(models.load(qwen, 'float32'), qwen / 'config.json')
+    policy = models.load(qwen, 'float32')
+    with pytest.raises(UserError, match='expected a Policy, got a PPM: use models.save_ppm'):
+        models.save(models.init_ppm(policy), tmp_path)
+    with pytest.raises(UserError, match='expected a PPM, got a Policy: use models.save'):
+        models.save_ppm(policy, tmp_path)

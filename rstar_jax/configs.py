@@ -201,7 +201,7 @@ def load(path: str) -> ConfigDict:
         config = module.get_config(*argument)
     except UserError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UserError(_error_in(file, error)) from error
     if not isinstance(config, ConfigDict):
         raise UserError(f'{file}: get_config() returned {config!r}, not a ConfigDict')
@@ -211,7 +211,7 @@ def load(path: str) -> ConfigDict:
     return config.lock()
 
 
-def _error_in(file: pathlib.Path, error: Exception) -> str:
+def _error_in(file: pathlib.Path, error: BaseException) -> str:
     """One line for an error raised by a config file; the line number is the one in that file."""
     lines = [
         f.lineno

@@ -325,6 +325,7 @@ def test_single_rounds_equal_the_schedule():
         ('c.serch.rollouts = 3', r'config.serch: no such key; did you mean config.search\?'),
         ('c.search.rollouts = "x"', 'TypeError'),
         ('1 / 0', 'ZeroDivisionError: division by zero'),
+        ('raise SystemExit', 'SystemExit: SystemExit'),
         ('return 3', 'returned 3, not a ConfigDict'),
     ],
 )  # fmt: skip

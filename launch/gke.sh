@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The job as a JobSet on a GKE cluster, on TPU slices or on GPU nodes. Needs kubectl, the JobSet
 # controller in the cluster, an image with this project (launch/Dockerfile), and a claim for the disk
-# of the workdir, which is mounted at /mnt/rstar.
+# of the workdir, which is mounted at /mnt/rstar and keeps downloads and compiled programs as well.
 #
 #   NAME=round1 IMAGE=... CLAIM=work HOSTS=16 TPU=tpu-v5-lite-podslice TOPOLOGY=8x8 CHIPS=4 \
 #     bash launch/gke.sh [--dry-run] --config=FILE --workdir=/mnt/rstar/run
@@ -10,7 +10,8 @@
 #
 # --dry-run prints the JobSet. Preempted, or lost with a node, the job is started again and goes on;
 # a mistake of the user (exit code 2) ends it. The same command again, with other arguments too,
-# runs the job anew when it has ended.
+# runs the job anew when it has ended. HF_TOKEN, where it is set, is kept as the secret NAME-hub of
+# the cluster, for models that are not for everybody.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source launch/_run.sh
@@ -27,7 +28,7 @@ if [[ -n "${TPU:-}" ]]; then
               cloud.google.com/gke-tpu-accelerator: $TPU
               cloud.google.com/gke-tpu-topology: $TOPOLOGY"
   # GKE tells TPU hosts of each other, and JAX reads that.
-  environment="env: []"
+  environment=""
   # All hosts of one slice: a cluster may have several of that topology, each a node pool.
   annotations="
   annotations:
@@ -36,7 +37,7 @@ else
   need GPUS "GPUs of a node; or TPU, the accelerator's name"
   resource="nvidia.com/gpu: $GPUS"
   place="nodeSelector: {}"
-  environment="env:
+  environment="
               - {name: JAX_COORDINATOR_ADDRESS, value: '$NAME-hosts-0-0.$NAME:8476'}
               - {name: JAX_NUM_PROCESSES, value: '$HOSTS'}
               - name: JAX_PROCESS_ID
@@ -89,7 +90,10 @@ spec:
               image: $IMAGE
               command: [python, -m, rstar_jax.main]
               args:$arguments
-              ${environment//$'\n'/$'\n'  }
+              env:
+              - {name: XDG_CACHE_HOME, value: /mnt/rstar/.cache}$environment
+              envFrom:
+              - secretRef: {name: $NAME-hub, optional: true}
               ports:
               - {containerPort: 8476, protocol: TCP}
               - {containerPort: 8477, protocol: TCP}
@@ -121,5 +125,9 @@ if [[ "$found" =~ \ (Completed|Failed)( |$) ]]; then
 elif [[ -n "$found" ]]; then
   echo "error: $NAME has not ended yet: wait for it, or end it by: ${remove[*]}" >&2
   exit 2
+fi
+if [[ -n "${HF_TOKEN:-}" ]]; then
+  kubectl delete secret "$NAME-hub" --ignore-not-found
+  kubectl create secret generic "$NAME-hub" --from-env-file=<(echo "HF_TOKEN=$HF_TOKEN")
 fi
 kubectl create -f - <<<"$jobset"

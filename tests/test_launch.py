@@ -318,6 +318,8 @@ def test_the_jobset_is_one_by_its_models(kind):
     names = {variable['name'] for variable in container['env']}
     assert ('JAX_PROCESS_ID' in names) == ('GPUS' in kind)
     assert ('annotations' in ours['metadata']) == ('TPU' in kind)  # one slice, not two halves
+    assert {'name': 'XDG_CACHE_HOME', 'value': '/mnt/rstar/.cache'} in container['env']
+    assert container['envFrom'] == [{'secretRef': {'name': 'round1-hub', 'optional': True}}]
     mounted = {volume['name'] for volume in job['template']['spec']['volumes']}
     assert {mount['name'] for mount in container['volumeMounts']} == mounted
 
@@ -338,7 +340,7 @@ def test_a_jobset_that_has_ended_makes_room_for_the_next(tmp_path, found, done):
     result = start(
         'gke.sh',
         *RUN,
-        **dict(NAME='round1', IMAGE='image', CLAIM='disk', HOSTS='4', GPUS='8'),
+        **dict(NAME='round1', IMAGE='image', CLAIM='disk', HOSTS='4', GPUS='8', HF_TOKEN=''),
         PATH=with_commands(tmp_path, kubectl=kubectl),
     )
     log = (tmp_path / 'log').read_text().splitlines() if done else []
@@ -346,6 +348,27 @@ def test_a_jobset_that_has_ended_makes_room_for_the_next(tmp_path, found, done):
     assert result.returncode == (0 if done else 2)
     ended = 'kubectl delete jobset round1 --cascade=foreground'
     assert done or (result.stderr.count('\n') == 1 and ended in result.stderr)
+
+
+def test_a_token_of_the_hub_goes_into_a_secret_by_no_argument(tmp_path):
+    kubectl = (
+        f'[[ $1 == get ]] || echo "$*" >>{tmp_path}/log\n'
+        f'[[ "$*" != *--from-env-file* ]] || cat "${{5#*=}}" >{tmp_path}/secret'
+    )
+    result = start(
+        'gke.sh',
+        *RUN,
+        **dict(NAME='round1', IMAGE='image', CLAIM='disk', HOSTS='4', GPUS='8', HF_TOKEN='hf_x'),
+        PATH=with_commands(tmp_path, kubectl=kubectl),
+    )
+    assert result.returncode == 0, result.stderr
+    log = (tmp_path / 'log').read_text()
+    assert [line.split()[:2] for line in log.splitlines()] == [
+        ['delete', 'secret'],
+        ['create', 'secret'],
+        ['create', '-f'],
+    ]
+    assert 'hf_x' not in log and (tmp_path / 'secret').read_text() == 'HF_TOKEN=hf_x\n'
 
 
 def test_the_ray_cluster_is_one_by_rays_schema():

@@ -30,6 +30,7 @@ _PRODUCT = re.compile(r'(\(-?\d+\))(?=\(\d+\)|\d)|(?<![\w.^_])(\d+)(?=\(\d+\))')
 _MIXED = re.compile(
     r'(?<![\w.^}])(\d+) ?(\\frac\{(\d+)\}\{(\d+)\})(?= ?(?:[a-zA-Z(]|\\(?:pi|sqrt)))'
 )
+_INVERSE = re.compile(r'(?<![a-zA-Z\\])([a-zA-Z])\^\{-1\}(?= ?\([a-z\d]\))')  # of a function
 _END = r'\s*((?:(?!\\(?:le|ge|ne|lt|gt)(?![a-z]))[^<>=,])+?)\s*'
 _BETWEEN = re.compile(rf'{_END}(<|\\leq?(?![a-z]))\s*[a-zA-Z]\s*(<|\\leq?(?![a-z])){_END}')
 _RELATION = re.compile(r'[<>=]|\\(?:le|ge|ne|lt|gt|neq)(?![a-z])')
@@ -74,6 +75,9 @@ def present(report: dict) -> dict:
 
 def equivalent(answer: str, truth: str) -> bool:
     """Whether two cleaned answers mean the same."""
+    if structure.differently_joined(answer, truth):
+        return False
+    answer, truth = structure.listed(answer), structure.listed(truth)
     quick = plain.verdict(answer, truth)
     if quick is not None:
         return quick
@@ -238,11 +242,12 @@ def parse(text: str):
     from math_verify.grader import should_treat_as_complex
     from sympy import Basic, I, MatrixBase
 
-    if _TWO_NUMBERS.search(text):
+    if _TWO_NUMBERS.search(text) or '!!' in text:  # no factorial of a factorial
         return None
+    text = _INVERSE.sub(r'\1_{-1}', _PRODUCT.sub(r'\g<0>\\cdot ', text))
     try:
         found = latex2sympy(
-            _MIXED.sub(_mixed, _PRODUCT.sub(r'\g<0>\\cdot ', text)),
+            _MIXED.sub(_mixed, text),
             is_real=not should_treat_as_complex(text),
             convert_degrees=False,
             normalization_config=None,
@@ -441,6 +446,7 @@ def key(answer: str) -> str:
     Others may share it, too: one leaf's key is its value (at a fixed point) to 9 digits, or to all
     of its whole part, without units, bases and names; a form's key is its parts'.
     """
+    answer = structure.listed(answer)
     _name, text = structure.assignment(answer)
     found = structure.form(text)
     parts = _spread(found.parts)

@@ -59,6 +59,7 @@ _WRAPPED = re.compile(rf'(?:{_TEXT}|{_COLOR.pattern})\s*\{{([^{{}}]*\{{.*)\}}', 
 _NOTHING = re.compile(r'(?:\\text\{)?(?:no solutions?|empty set)\.?\}?', re.IGNORECASE)
 _LETTERS = re.compile(r'\\text\{([A-J](?:(?:, ?(?:and )?| and )[A-J])+)\}')  # \text{A, B and C}
 _ORDINAL = re.compile(r'(?<=\d)(?:st|nd|rd|th|\^\{(?:\\text\{)?(?:st|nd|rd|th)\}{1,2})$')
+_SIGN = re.compile(r'[<>]|\\(?:le|ge)(?![a-z])')
 _RATIO = re.compile(r'(\d+)\s*(?:\\text\{to\}|to)\s*(\d+)')
 _TEMPERATURE = re.compile(r'(\\text\{deg)\}\s*(?:\\text\{)?([CF])\}?\s*$')
 _FOR_INTEGERS = re.compile(  # k\pi, k \in \mathbb{Z}
@@ -121,7 +122,7 @@ def clean(raw: object) -> str:
     text = _PER.sub(r'\\text{\1/\2\3}', _UNIT_FRACTION.sub(r'\1/\2', text))
     text = _TIMES.sub(r'\1\\times ', _BASE.sub(_base, text))
     text = re.sub(r'^\\text\{([^{}]*\d[^{}]*)\}$', r'\1', text.strip())
-    text = re.sub(r'(?:(?<=[\d)}])\s+|,\s*)(?:and|or)\s+(?=[-\d\\(a-z])', ', ', text)
+    text = re.sub(r'(?:(?<=[\d)}])\s+|,\s*)(and|or)\s+(?=[-\d\\(a-z])', _joined, text)
     text = _SCALED.sub(lambda match: rf'\times 10^{{{_SCALES[match[2]]}}} {match[1] or ""}', text)
     text = _functions(text.replace('\\text{}', ''))
     text = _GROUPED.sub(lambda match: match[0].replace(',', ''), text) if _scalar(text) else text
@@ -211,7 +212,7 @@ def _text(match: re.Match) -> str:
     inside = match[1].strip()
     lone = inside.lower()
     if lone in ('or', 'and'):
-        return ','
+        return _joined(match)
     if re.fullmatch(r'\\?[$£€%]', inside):
         return inside
     before = match.string[: match.start()].rstrip()
@@ -219,6 +220,11 @@ def _text(match: re.Match) -> str:
     if re.fullmatch('[A-Za-z]', inside) and not unit and not match[0].startswith(_WORDS):
         return f' {inside} '
     return rf'\text{{{inside}}}' if inside else ' '
+
+
+def _joined(match: re.Match) -> str:
+    """A comma for 'and' and 'or', but between inequalities, of which they make different sets."""
+    return rf' \l{match[1].strip().lower()} ' if _SIGN.search(match.string) else ', '
 
 
 def _base(match: re.Match) -> str:

@@ -50,6 +50,17 @@ def split(text: str, separator: str = ',') -> list[str]:
     return [*parts, text[start:].strip()]
 
 
+def listed(text: str) -> str:
+    """A text with commas for the 'and' and 'or' of inequalities (`normalise.clean`)."""
+    return re.sub(r'\\l(?:and|or)(?![a-z])', ',', text)
+
+
+def differently_joined(a: str, b: str) -> bool:
+    """Whether one text says 'and' where the other says 'or', or unites."""
+    one, two = (set(re.findall(r'\\(land|lor|cup)(?![a-z])', text)) for text in (a, b))
+    return bool(one and two) and ('land' in one) != ('land' in two)
+
+
 def assignment(text: str) -> tuple[str, str]:
     """('x', '5') of 'x = 5' or 'x \\in 5'; ('', text) where there is none."""
     match = _ASSIGN.match(text)

@@ -168,6 +168,11 @@ def grader():
         (r'3 \text{ to } 4', '3:4'),
         (r'\text{A, B, and D}', 'D, A, B'),
         (r'\frac{\pi}{4}+k\pi\ (k\in\mathbb{Z})', r'x=k\pi+\frac{\pi}{4}, k \in \mathbb Z'),
+        ('x>3 or x<2', r'x<2\text{ or }x>3'),
+        ('x<2 or x>3', 'x<2, x>3'),
+        ('x<2 or x>3', r'(-\infty,2)\cup(3,\infty)'),
+        ('x>0 and y>0', 'x>0, y>0'),
+        ('f^{-1}(x)=x+1', 'x+1'),
     ],
 )
 def test_equivalent_both_ways(grader, answer, truth):
@@ -286,6 +291,10 @@ def test_equivalent_both_ways(grader, answer, truth):
         (r'n \in \mathbb{Z}', r'\mathbb{R}'),
         ('3 to 4', '4:3'),
         (r'\text{A and B}', 'A, C'),
+        ('x<2 or x>3', 'x<2 and x>3'),
+        (r'(-\infty,2)\cup(3,\infty)', r'x<2\text{ and }x>3'),
+        ('f^{-1}(x)', '1/f(x)'),
+        ('3!!', '720'),
     ],
 )
 def test_not_equivalent(grader, answer, truth):

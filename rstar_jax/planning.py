@@ -223,11 +223,13 @@ def slice_chips(topology: str) -> list[Any]:
     # The compiler takes hosts of 2 x 2 chips for granted.
     single = {'1'} == set(topology.partition(':')[2].split('x'))
     bounds = (1, 1, 1) if single else ONE_HOST.get(topology)
-    bounds = {'chips_per_host_bounds': bounds} if bounds else {}
+    options = {'chips_per_host_bounds': bounds} if bounds else {}
+    if topology.startswith('v4:'):  # as on the chip itself, where its two cores are one device
+        options['chip_config_name'] = 'megacore'
     try:
         if not SLICE.fullmatch(topology):  # of 0x0 the compiler's library dies
             raise ValueError('not the name of a generation, a colon and chips of each dimension')
-        return list(topologies.get_topology_desc(topology, platform='tpu', **bounds).devices)
+        return list(topologies.get_topology_desc(topology, platform='tpu', **options).devices)
     except Exception as error:  # the compiler's library raises many kinds
         raise UserError(
             f'--plan={topology}: expected a TPU slice such as v5e:2x4, and the compiler of the '

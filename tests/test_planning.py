@@ -488,23 +488,29 @@ needs_slices = pytest.mark.skipif(
 
 
 @pytest.mark.parametrize(
-    ('topology', 'bounds'),
-    [('v5e:2x4', (2, 4, 1)), ('v6e:2x4', (2, 4, 1)), ('v5e:1x1', (1, 1, 1)), ('v5e:4x4', None)],
+    ('topology', 'options'),
+    [
+        ('v5e:2x4', {'chips_per_host_bounds': (2, 4, 1)}),
+        ('v6e:2x4', {'chips_per_host_bounds': (2, 4, 1)}),
+        ('v5e:1x1', {'chips_per_host_bounds': (1, 1, 1)}),
+        ('v5e:4x4', {}),
+        ('v4:2x2x1', {'chip_config_name': 'megacore'}),
+    ],
 )
-def test_eight_chips_are_one_machine(monkeypatch, topology, bounds):
+def test_a_slice_is_as_jax_finds_it(monkeypatch, topology, options):
     asked = {}
 
     class Described:
         devices = ()
 
     def describe(name, platform, **more):
-        asked[name] = more.get('chips_per_host_bounds')
+        asked[name] = more
         return Described()
 
     monkeypatch.setattr(planning, 'QUIET', {})
     monkeypatch.setattr('jax.experimental.topologies.get_topology_desc', describe)
     assert planning.slice_chips(topology) == []
-    assert asked == {topology: bounds}
+    assert asked == {topology: options}
 
 
 @needs_slices

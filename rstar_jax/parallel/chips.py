@@ -31,7 +31,8 @@ class Chip:
     bytes/s that it receives over all its links to other chips: half of the maker's "bidirectional
     ICI bandwidth per chip".
 
-    The makers' figures; TPU: https://docs.cloud.google.com/tpu/docs/v5e, .../v6e, .../v5p.
+    The makers' figures; TPU: https://docs.cloud.google.com/tpu/docs/v5e, .../v6e, .../v5p, .../v4,
+    .../tpu7x; the links of v4: https://arxiv.org/abs/2304.01433.
     """
 
     memory: float
@@ -41,9 +42,13 @@ class Chip:
 
 
 CHIPS = {  # by how device_kind begins
+    'TPU v4': Chip(30.75 * GIB, 275e12, 1200e9, 300e9),
     'TPU v5 lite': Chip(15.75 * GIB, 197e12, 819e9, 200e9),
     'TPU v6 lite': Chip(31.25 * GIB, 918e12, 1640e9, 400e9),
     'TPU v5': Chip(95.74 * GIB, 459e12, 2765e9, 600e9),
+    # Each of a chip's two cores is a device; what comes over the chip's links may be for both.
+    'TPU7x': Chip(94.74 * GIB, 2307e12 / 2, 7380e9 / 2, 600e9),
+    'NVIDIA B200': Chip(180e9, 2250e12, 8000e9),
     'NVIDIA H200': Chip(141e9, 989e12, 4800e9),
     'NVIDIA H200 NVL': Chip(141e9, 835e12, 4800e9),
     'NVIDIA H100': Chip(80e9, 989e12, 3350e9),
@@ -53,6 +58,7 @@ CHIPS = {  # by how device_kind begins
     'NVIDIA A100 80GB PCIe': Chip(80e9, 312e12, 1935e9),
     'NVIDIA A100-SXM4-40GB': Chip(40e9, 312e12, 1555e9),
     'NVIDIA A100-PCIE-40GB': Chip(40e9, 312e12, 1555e9),
+    'NVIDIA A10G': Chip(24e9, 70e12, 600e9),
     'NVIDIA L4': Chip(24e9, 121e12, 300e9),
     'Tesla T4': Chip(16e9, 65e12, 320e9),  # in float16: it has no bfloat16
 }

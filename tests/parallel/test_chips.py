@@ -12,15 +12,19 @@ from rstar_jax.parallel import chips, local_mesh, peak_flops
 @pytest.mark.parametrize(
     ('kind', 'tera'),
     [
+        ('TPU v4', 275),
         ('TPU v5 lite', 197),
         ('TPU v5e', 197),
         ('TPU v5', 459),
         ('TPU v5p', 459),
         ('TPU v6 lite', 918),
         ('TPU v6e', 918),
+        ('TPU7x', 1153.5),
+        ('NVIDIA B200', 2250),
         ('NVIDIA H100 80GB HBM3', 989),
         ('NVIDIA H100 PCIe', 756),
         ('NVIDIA A100-SXM4-80GB', 312),
+        ('NVIDIA A10G', 70),
         ('NVIDIA L4', 121),
         ('Tesla T4', 65),
     ],
@@ -29,7 +33,7 @@ def test_a_chip_is_found_by_how_its_kind_begins(kind, tera):
     assert chips.find_chip(kind).flops == tera * 1e12
 
 
-@pytest.mark.parametrize('kind', ['cpu', 'NVIDIA L40S', 'TPU v9', 'NVIDIA'])
+@pytest.mark.parametrize('kind', ['cpu', 'NVIDIA L40S', 'NVIDIA A10', 'TPU v9', 'NVIDIA'])
 def test_others_are_not_known(kind):
     assert chips.find_chip(kind) is None
 

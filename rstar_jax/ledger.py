@@ -283,13 +283,16 @@ def check(
 
 def _keep_settings(rows: Collection[tuple[Stage, str, str, Mapping[str, Any]]]) -> None:
     own = {stage.folder for stage, *_ in rows}
-    asked = {(stage.folder.parent.parent, label): settings for stage, label, _, settings in rows}
-    for (workdir, label), settings in asked.items():
-        others: dict[str, Any] = {}
-        for begun in sorted((workdir / label).glob('*/begun.json')):
-            others |= {} if begun.parent in own else Stage(begun.parent).made_with
+    kept: dict[pathlib.Path, dict[str, Mapping[str, Any]]] = {}
+    for stage, label, _, settings in rows:
+        kept.setdefault(stage.folder.parent.parent, {})[label] = settings
+    for workdir, asked in kept.items():
+        for label in asked:
+            for begun in sorted((workdir / label).glob('*/begun.json')):
+                if begun.parent not in own:
+                    asked[label] = {**asked[label], **Stage(begun.parent).made_with}
         path = workdir / 'config.json'
-        write_json(path, {**(read_json(path) or {}), label: {**settings, **others}})
+        write_json(path, {**(read_json(path) or {}), **asked})
 
 
 def _check_precious(stages: Iterable[Stage], made: set[pathlib.Path]) -> None:

@@ -129,6 +129,13 @@ def test_settings_bind_only_what_has_begun(tmp_path):
     assert kept == {'round1': settings, 'round2': {'seed': 1}}
 
 
+def test_settings_of_many_rounds_are_written_once(tmp_path, monkeypatch):
+    written = []
+    monkeypatch.setattr(ledger, 'write_json', lambda path, value: written.append(value))
+    ledger.check([stage(tmp_path / f'round{n}' / 'search', {'seed': n})[1] for n in range(3)])
+    assert written == [{f'round{n}': {'seed': n} for n in range(3)}]
+
+
 def test_each_stage_of_a_round_is_bound_by_its_own_settings(tmp_path):
     """Whichever stages a command asks for, and whatever another one asked for before."""
 

@@ -13,7 +13,7 @@ import math
 import pathlib
 import shutil
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -39,12 +39,12 @@ def curate(round_: Round, stage: ledger.Stage, line: Line) -> dict[str, Any]:
     given = {kind: rules.pop(kind) for kind in ('sft', 'pairs')}
     if any(given.values()):
         return _given(round_, given, stage.folder) if parallel.is_first() else {}
-    overlap, left_out = sources.overlap(round_), set()
+    find, left_out = _finder(round_), set()
 
     def kept(trees: Iterable[search.Record]) -> Iterator[search.Record]:
         """Those of problems that are in no benchmark, of one that was named later included."""
         for tree in trees:
-            if overlap.find(tree.problem['question']):
+            if find(tree.problem['question']):
                 left_out.add(tree.problem['index'])
             else:
                 yield tree
@@ -74,13 +74,18 @@ def curate(round_: Round, stage: ledger.Stage, line: Line) -> dict[str, Any]:
     return {**counts, 'overlapping': overlapping}
 
 
+def _finder(round_: Round) -> Callable[[str], str | None]:
+    """Finds the benchmark that has a question; a problem has many trees, and examples."""
+    return functools.lru_cache(1000)(sources.overlap(round_).find)
+
+
 def _given(round_: Round, given: dict[str, str], folder: pathlib.Path) -> dict[str, int]:
     """Stores the examples of files, without those of problems that are in a benchmark.
 
     given: {kind of examples: file}; '' is an empty set.
     """
     counts, left_out = {}, set()
-    find = functools.lru_cache(1000)(sources.overlap(round_).find)  # a problem has many examples
+    find = _finder(round_)
 
     def kept(kind: str, path: str) -> Iterator[dict[str, Any]]:
         for example in data.IMPORTS[kind](path):

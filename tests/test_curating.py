@@ -20,8 +20,13 @@ PROBLEMS = 20
 def make(tmp_path, monkeypatch):
     """Makes the stage in a new folder by so many processes, one after the other, the first last."""
     names = [samples.grown(0, index=i).problem['question'] for i in (0, 7, 18)]
-    overlap = types.SimpleNamespace(find=names.__contains__)
-    monkeypatch.setattr(sources, 'overlap', lambda round_: overlap)
+
+    def find(question):
+        asked.append(question)
+        return question in names
+
+    asked = []
+    monkeypatch.setattr(sources, 'overlap', lambda round_: types.SimpleNamespace(find=find))
 
     def make(count, alike=True, before=(), **rules):
         config = configs.default()
@@ -52,6 +57,7 @@ def make(tmp_path, monkeypatch):
                 figures = curating.curate(round_, stage, None)
         return stage.folder, figures
 
+    make.asked = asked
     return make
 
 
@@ -85,6 +91,11 @@ def test_the_rules_are_those_of_the_config(make):
     assert every['pairs'] > one['pairs'] > 0 and every['sft'] > one['sft'] > 0
     _, own = make(1, rounds='own')
     assert own['trees'] == 35
+
+
+def test_a_problem_is_looked_for_in_the_benchmarks_once_whatever_its_trees(make):
+    _, figures = make(1)
+    assert figures['trees'] == 85 and len(make.asked) == len(set(make.asked)) == 19
 
 
 def test_given_examples_of_a_benchmarks_problems_are_left_out(tmp_path):

@@ -23,11 +23,12 @@ import os
 import pathlib
 import secrets
 import shutil
+import stat
 import time
 from collections.abc import Collection
 from typing import Any
 
-from rstar_jax import ledger, parallel
+from rstar_jax import atomic, ledger, parallel
 from rstar_jax.errors import UserError, one_line
 
 PUSH_SECONDS = 60.0
@@ -84,6 +85,7 @@ class Place:
             ) from None
         self.folder = pathlib.Path(folder or cache / 'rstar_jax' / 'runs' / name)
         self._pushed = self._told = time.monotonic()  # a push has ended; KNOWN was written
+        self._stored: dict[str, list[int]] | None = None  # what KNOWN holds, or will hold
         self._thread = concurrent.futures.ThreadPoolExecutor(1)
         self._running: concurrent.futures.Future | None = None
 
@@ -259,22 +261,28 @@ class Place:
 
     def _here(self) -> dict[str, list[int]]:
         """The folder's whole files."""
-        found = {}
-        for path in self.folder.rglob('*'):
-            name = path.relative_to(self.folder).as_posix()
-            if any(part.startswith('.') or '-tmp' in part for part in name.split('/')):
-                continue
-            about = _about(path)
-            if about is not None:
-                found[name] = about
+        found, root = {}, os.path.join(self.folder, '')
+        for folder, inner, names in os.walk(root):
+            inner[:] = [name for name in inner if _is_whole(name)]
+            for path in (os.path.join(folder, name) for name in names if _is_whole(name)):
+                if (about := _about(path)) is not None:
+                    found[path.removeprefix(root)] = about
         return found
 
     def _known(self) -> dict[str, list[int]]:
-        return ledger.read_json(self.folder / KNOWN) or {}
+        if self._stored is None:
+            self._stored = ledger.read_json(self.folder / KNOWN) or {}
+        return self._stored
 
     def _write_known(self, known: dict[str, Any]) -> None:
-        ledger.write_json(self.folder / KNOWN, known)
+        self._stored = known
+        atomic.write_json(self.folder / KNOWN, known)
         self._told = time.monotonic()
+
+
+def _is_whole(name: str) -> bool:
+    """Whether a file or folder is no longer being written."""
+    return not name.startswith('.') and '-tmp' not in name
 
 
 def _is_marker(name: str) -> bool:
@@ -291,10 +299,10 @@ def _replaced(name: str, markers: Collection[str]) -> bool:
     return kind in STATES and any(marker.split('/')[:2] == stage for marker in markers)
 
 
-def _about(path: pathlib.Path) -> list[int] | None:
+def _about(path: str | os.PathLike) -> list[int] | None:
     """Size and time of change of a file; None where there is none."""
     try:
-        found = path.stat()
+        found = os.stat(path)
     except OSError:
         return None
-    return [found.st_size, found.st_mtime_ns] if path.is_file() else None
+    return [found.st_size, found.st_mtime_ns] if stat.S_ISREG(found.st_mode) else None

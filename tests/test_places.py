@@ -225,6 +225,17 @@ def test_a_killed_push_has_noted_what_it_has_sent(tmp_path, store, monkeypatch):
     assert (tmp_path / name).read_text() == '123'
 
 
+def test_what_the_store_holds_is_read_once(tmp_path, store, monkeypatch):
+    read, reads = ledger.read_json, []
+    monkeypatch.setattr(places.ledger, 'read_json', lambda path: reads.append(path) or read(path))
+    place = places.Place(URL, tmp_path)
+    place.pull()
+    for number in range(3):
+        ledger.write_json(tmp_path / 'a' / f'{number}.json', number)
+        place.push(must=True)
+    assert held(store) == on_disk(tmp_path) and reads == [tmp_path / places.KNOWN]
+
+
 @pytest.mark.parametrize('name', ['round1/policy/metrics.jsonl', 'events/events.out.tfevents.1.a'])
 def test_a_log_that_is_longer_here_is_not_shortened(tmp_path, store, name):
     place, path = places.Place(URL, tmp_path / 'one'), tmp_path / 'one' / name
@@ -253,7 +264,7 @@ def test_what_ends_a_push_in_the_background_ends_the_run(tmp_path, monkeypatch):
     monkeypatch.setattr(places, 'PUSH_SECONDS', 0.0)
     place = places.Place(URL, tmp_path)
     place.pull()
-    monkeypatch.setattr(places.ledger, 'write_json', full)
+    monkeypatch.setattr(places.atomic, 'write_json', full)
     for then in (place.push_if_due, place.push):
         place.push_if_due()
         concurrent.futures.wait([place._running])

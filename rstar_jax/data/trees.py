@@ -73,7 +73,7 @@ class _Place(NamedTuple):
     facts: Facts | None
 
 
-Rows = list[tuple[Key, Facts | None]]
+Rows = dict[Key, _Place]
 
 
 class TreeStore:
@@ -300,9 +300,9 @@ class TreeStore:
                 parts.append((keys[0], path.name))
             else:
                 rows = self._rows[path.name]
-                keys = [key for key, _ in rows]
-                for position, (key, facts) in enumerate(rows):
-                    found.setdefault(key, _Place(path.name, position, facts))
+                keys = list(rows)
+                for key, place in rows.items():
+                    found.setdefault(key, place)
             if path.name.split('-')[1:2] == [str(self._writer)] and len(keys) < self.shard_trees:
                 small[path.name] = keys
         for key, name in parts:
@@ -319,18 +319,21 @@ class TreeStore:
         return {path.name: known[path.name] for path in shards}
 
     def _rows_of(self, shard: pathlib.Path) -> Rows:
-        """The keys of its records, and facts where it is known what they hold."""
-        path = shard.with_suffix('.keys')
+        """Where each of its records is, with facts where it is known what it holds."""
+        path, name = shard.with_suffix('.keys'), shard.name
         if path.exists():
-            rows = json.loads(path.read_text(encoding='utf-8'))
-            return [((i, tree), Facts(*facts) if facts else None) for i, tree, *facts in rows]
+            rows = enumerate(json.loads(path.read_text(encoding='utf-8')))
+            return {
+                (i, tree): _Place(name, position, Facts(*facts) if facts else None)
+                for position, (i, tree, *facts) in rows
+            }
         reader = files.RecordReader(shard)
         records = map(Record.from_bytes, reader)
         rows = {record.key: Facts.of(record) for record in records}
         reader.close()
         if self._lock is not None:
             _write_keys(shard, rows, self._tag)
-        return list(rows.items())
+        return {key: _Place(name, n, facts) for n, (key, facts) in enumerate(rows.items())}
 
     def _sweep(self) -> None:
         """Removes what a killed process of this writer left half done."""

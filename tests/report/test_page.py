@@ -5,6 +5,7 @@ import collections
 import html.parser
 import io
 import json
+import pathlib
 import re
 import zlib
 
@@ -302,7 +303,9 @@ def test_only_what_has_changed_is_made_again(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(drawing.Figure, 'savefig', lambda *_, **__: 1 / 0)
         patch.setattr(trees, 'told', lambda record: 1 / 0)
+        patch.setattr(pathlib.Path, 'stat', looked_at(files := []))
         assert trim(report.write(tmp_path).read_text()) == trim(first)
+        assert not [path for path in files if path.suffix == trees.SUFFIX]
         workdirs.done(tmp_path / 'round1' / 'export', 40_000, policy='policy')
         with pytest.raises(ZeroDivisionError):
             report.write(tmp_path)
@@ -317,6 +320,17 @@ def test_only_what_has_changed_is_made_again(tmp_path, monkeypatch):
         record = store[3, 0]
     path = tmp_path / 'report' / 'trees' / 'round1-search-3-0.js'
     assert told(path) == trees.told(record)
+
+
+def looked_at(files: list):
+    """Path.stat, which adds to `files` what is looked at."""
+    stat = pathlib.Path.stat
+
+    def telling(path, **options):
+        files.append(path)
+        return stat(path, **options)
+
+    return telling
 
 
 def trim(page: str) -> str:

@@ -148,7 +148,8 @@ def write_data_card(
     )
     rows = [('file', 'items', 'what')]
     rows += [(f'`{file}`', f'{n:,}', FILES[file]) for file, n in counts.items()]
-    rows.append(('`array_record/`', '', 'the same as rstar_jax stores it (ArrayRecord)'))
+    stored = 'the same as rstar_jax stores it (ArrayRecord); `more` folders belong beside the rest'
+    rows.append(('`array_record/`', '', stored))
     parts = [f'# {name or directory.name}', DATA.format(paper=PAPER), _table(rows)]
     _write(directory / 'README.md', card, [*parts, *_made(origin)])
 

@@ -40,6 +40,7 @@ PROBE = 'Ann has 12 apples. Then Ann finds 7. How many apples are there?'
 TOLERANCE = 1e-3  # of the largest logit: float32 through many layers, in another order
 SHORT = 2.0  # seconds after which it is told how far it is
 MADE_BY = 'Made with rstar_jax'  # in every card
+MOST = 9000  # files of a folder: the hub refuses those of more than 10,000
 SUFFIXES = {'policy': '', 'ppm': '-ppm', 'data': '-data'}
 
 
@@ -139,9 +140,11 @@ def export_data(
     for file in cards.FILES.keys() - counts.keys():
         (directory / file).unlink(missing_ok=True)
     for folder in finished:
-        for path in sorted(folder.glob('*.array_record')):
-            (directory / 'array_record' / folder.name).mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, directory / 'array_record' / folder.name / path.name)
+        target = directory / 'array_record' / folder.name
+        for number, path in enumerate(sorted(folder.glob('*.array_record'))):
+            inner = target / f'more{number // MOST}' if number >= MOST else target
+            inner.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, inner / path.name)
     cards.write_data_card(directory, cards.origin_of(round_folder), counts, license_, name)
     return Exported('data', directory)
 

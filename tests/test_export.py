@@ -222,6 +222,18 @@ def test_data_in_every_form_and_their_card(run, exported):
     assert f'| `sft.json` | {len(sft)} |' in card.text
 
 
+def test_no_folder_has_more_files_than_the_hub_takes(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(export, 'MOST', 1)
+    export.export_data(run / 'round1', tmp_path)
+    folder = tmp_path / 'array_record' / 'curate'
+    assert max(len(list(inner.glob('*.array_record'))) for inner in folder.rglob('.')) == 1
+    for path in folder.glob('more*/*'):
+        path.rename(folder / path.name)
+    for kind in ('sft', 'pairs'):
+        stored = data.load_examples(run / 'round1' / 'curate', kind)
+        assert list(data.load_examples(folder, kind)) == list(stored)
+
+
 def test_data_of_an_earlier_export_do_not_stay(run, tmp_path):
     export.export_data(run / 'round1', tmp_path / 'data')
     shutil.copytree(run / 'round1' / 'curate', tmp_path / 'round1' / 'curate')

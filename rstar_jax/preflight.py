@@ -201,7 +201,7 @@ def _learnt(round_: Round, made: set[pathlib.Path]) -> list[str]:
     if folder not in made and (folder / 'done.json').exists():
         with contextlib.suppress(UserError):  # the problems may be gone since
             _, left_out = _split(round_)
-            trees = data.TreeStore(folder, writer=None).keys()
+            trees = data.TreeStore(folder, writer=None).keys() if left_out else ()
             found = {index: left_out[index] for index, _ in trees if index in left_out}
     if not found:
         return []

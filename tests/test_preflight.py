@@ -56,6 +56,18 @@ def test_problems_that_rounds_share_are_read_once(tmp_path, monkeypatch):
     assert read == [1, 3, 2]
 
 
+def test_trees_are_not_looked_at_where_no_problem_is_in_a_benchmark(tmp_path, monkeypatch):
+    config, opened = configs.default(), []
+    monkeypatch.setattr(
+        data, 'TreeStore', lambda folder, writer: opened.append(folder) or {(7, 0): None}
+    )
+    round_ = Round(config, tmp_path, 1, Events(None))
+    ledger.write_json(tmp_path / 'round1' / 'search' / 'done.json', {'id': 'a'})
+    for left_out, expected in (({}, 0), ({7: 'math500'}, 1)):
+        monkeypatch.setattr(preflight, '_split', lambda r, found=left_out: (9, found))
+        assert len(preflight._learnt(round_, set())) == len(opened) == expected
+
+
 def test_a_trained_policy_that_is_passed_over_is_told(tmp_path, monkeypatch):
     monkeypatch.setattr(preflight, 'searching_models', lambda round_, made: None)
     monkeypatch.setattr(sources, 'split_problems', lambda r, known: ([], {}, {}))

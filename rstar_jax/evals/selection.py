@@ -7,6 +7,7 @@ Answers are grouped by mathematical equivalence, not by spelling: 1/2 and 0.5 vo
 """
 
 import collections
+import functools
 import math
 from collections.abc import Sequence
 
@@ -56,10 +57,16 @@ def _ranked(candidates: Sequence[Candidate]) -> list[Candidate]:
     return sorted(found, key=lambda candidate: -candidate[1])
 
 
+@functools.lru_cache(20_000)
+def _classes(answers: tuple[str, ...]) -> list[int]:
+    """Several modes vote on the same answers of a problem, which workers compare for seconds."""
+    return grading.classes(answers)
+
+
 def _vote(votes: list[Candidate]) -> str:
     if not votes:
         return ''
-    groups = grading.classes([answer for answer, _ in votes])
+    groups = _classes(tuple(answer for answer, _ in votes))
     sums: dict[int, float] = collections.defaultdict(float)
     for group, (_, weight) in zip(groups, votes):
         sums[group] += weight

@@ -69,3 +69,13 @@ def test_answers_for_any():
 )
 def test_how_many_vote(trajectories, top):
     assert selection.top_of(trajectories) == top
+
+
+def test_modes_that_vote_on_the_same_answers_compare_them_once(monkeypatch):
+    asked, classes = [], selection.grading.classes
+    monkeypatch.setattr(
+        selection.grading, 'classes', lambda texts: asked.append(texts) or classes(texts)
+    )
+    votes = [('81', 0.9), ('82', 0.8), ('82.0', 0.7)]
+    assert selection.majority(votes, top=3) == '82' and selection.weighted(votes) == '82'
+    assert len(asked) == 1

@@ -190,6 +190,7 @@ def test_tokenizer_drops_padding_and_survives_export(tmp_path):
     text = 'Let us say:\n\tx = 3.25 + ½  # ok<eos>\n\n   émile'
     assert made(text)['input_ids'] == expected(text)['input_ids']
     assert made.decode(made(text)['input_ids']) == text
+    assert made('e\u0301')['input_ids'] == expected('\u00e9')['input_ids']  # as one letter
     assert (made.bos_token, made.eos_token, made.pad_token) == ('<bos>', '<eos>', '<pad>')
     models.save(policy, tmp_path / 'export')
     again = transformers.AutoTokenizer.from_pretrained(tmp_path / 'export')
@@ -204,6 +205,15 @@ def test_texts_for_llama_3_begin_with_bos_and_whole_words_need_no_merges(tmp_pat
     write('llama_tied_bias', tmp_path / 'm.gguf', pre=pre, words=['ab'])
     made = models.load(tmp_path / 'm.gguf', 'float32').tokenizer
     assert made.convert_ids_to_tokens(made('ab')['input_ids']) == ids
+
+
+@pytest.mark.parametrize(
+    ('pre', 'pieces'), [('qwen2', '1 2'), ('smollm', '1 2'), ('gpt-2', '12'), ('smaug-bpe', '12')]
+)
+def test_a_file_says_whether_digits_stand_alone(tmp_path, pre, pieces):
+    write('llama_tied_bias', tmp_path / 'm.gguf', pre=pre, words=['12'], merges=['1 2'])
+    made = models.load(tmp_path / 'm.gguf', 'float32').tokenizer
+    assert made.convert_ids_to_tokens(made('12')['input_ids']) == pieces.split()
 
 
 def _cut(path):

@@ -57,6 +57,10 @@ def test_what_goes_on_is_read_as_it_was_written(kind):
     pair = {'prompt': steps.prompt('a'), 'pos': RESPONSE, 'neg': '<code>\nab'}
     (encoded,) = examples.pairs([pair], tokenizer, 1024).take()
     assert {text(side[len(prompt) :]) for side in encoded.sequences} == {RESPONSE, '<code>\nab'}
+    one = {'query': 'a', 'steps': [RESPONSE[:31], RESPONSE[31:]], 'correct': True}
+    (judged,) = examples.outcomes([one], tokenizer, 1024).take()
+    assert judged.sequences[0][: len(prompt)].tolist() == prompt
+    assert text(judged.sequences[0][len(prompt) :]) == RESPONSE
     going_on = tokenizers.continuing(tokenizer)
     assert text(going_on.encode('<output>', add_special_tokens=False)) == '<output>'
     assert text(going_on.encode('ab', add_special_tokens=False)) == 'ab'

@@ -49,11 +49,11 @@ def test_a_table_has_one_line_for_all_seeds():
     rows = [
         row('form', 'MCTS', 0, range(6), judge=0.9, in_time=fewer),
         row('form', 'greedy', 0, range(3)),
-        row('form', 'MCTS', 1, range(8), judge=0.7, in_time=fewer),
+        row('form', 'MCTS', 1, range(12), 15, judge=0.7, in_time=fewer),
     ]
     mcts, greedy = comparison.table(rows)
-    assert (mcts['row'], mcts['seeds'], mcts['problems'], mcts['right']) == ('MCTS', 2, 20, 0.7)
-    assert mcts['interval95'] == metrics.interval95([True] * 14 + [False] * 6)
+    assert (mcts['row'], mcts['seeds'], mcts['problems'], mcts['right']) == ('MCTS', 2, 25, 0.72)
+    assert mcts['interval95'] == metrics.interval95([True] * 18 + [False] * 7)
     assert (mcts['least'], mcts['most'], mcts['tokens']) == (0.6, 0.8, 150.0)
     assert mcts['judge'] == pytest.approx(0.8)
     assert (mcts['in_time']['right'], mcts['in_time']['trees']) == (0.1, 2)
@@ -82,15 +82,14 @@ def test_where_the_method_loses_is_said():
 
 
 def test_a_problem_that_all_seeds_were_asked_counts_once():
-    """Three seeds on a file's ten problems, of which each seed solves the same six."""
-    same, own = {'asked': {'sums': [77, 10]}}, [{'asked': {'sums': [i, 10]}} for i in range(3)]
-    (line,) = comparison.table([row('form', 'a', i, range(6), **same) for i in range(3)])
-    assert (line['problems'], line['right'], line['seeds']) == (10, 0.6, 3)
-    low, high = line['interval95']  # as wide as of ten problems, not of thirty
-    assert 0.2 <= low <= 0.3 and 0.9 >= high >= 0.8
-    (line,) = comparison.table([row('form', 'a', i, range(6), **own[i]) for i in range(3)])
-    assert (line['problems'], line['right']) == (30, 0.6)
-    assert line['interval95'] == metrics.interval95([True] * 18 + [False] * 12)
+    """Three seeds on a file's 16 problems, of which each seed solves the same eight."""
+    same, own = {'asked': {'sums': [77, 16]}}, [{'asked': {'sums': [i, 16]}} for i in range(3)]
+    (line,) = comparison.table([row('form', 'a', i, range(8), 16, **same) for i in range(3)])
+    assert (line['problems'], line['right'], line['seeds']) == (16, 0.5, 3)
+    assert line['interval95'] == [0.25, 0.75]  # of 16 coins, not of 48
+    (line,) = comparison.table([row('form', 'a', i, range(8), 16, **own[i]) for i in range(3)])
+    assert (line['problems'], line['right']) == (48, 0.5)
+    assert line['interval95'] == metrics.interval95([True] * 24 + [False] * 24)
     # A problem is what all seeds made of it: one solved once, one twice, one always.
     made = [row('form', 'a', i, range(i, 3), 4, in_time=dict(solved=[]), **same) for i in range(3)]
     for seed in made:

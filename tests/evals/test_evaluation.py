@@ -167,6 +167,13 @@ def test_all_answers_of_a_tree_vote_where_they_are_pooled():
     verdicts = {(0, text): text != '6' for text, _ in scored}
     found = run.figures([{'index': 0}], verdicts)
     assert (found['majority'], found['pooled']) == (0.0, 1.0)
+    unscored = Run('unguided', [[one]], False, 1, 1.0, None)  # where nothing ranks them, too
+    assert unscored.lists()['majority'] == [['0.5']]
+
+
+def test_a_trajectory_is_as_likely_as_all_of_its_steps_together():
+    found = Outcome.of(tree(PROBLEMS[0], 0, [('6', 0.25, True)], likelihoods=[-4.0]))
+    assert found.answers == (Answer('6', 0.25, -4.0),)
 
 
 def test_an_answer_of_unknown_likelihood_is_left_out_of_that_figure_alone(monkeypatch):

@@ -90,7 +90,9 @@ def test_the_ppm_has_the_released_form(run, exported):
     head = torch.load(exported / 'ppm' / 'value_head.bin', weights_only=True)
     assert {*head} == {'v_head.summary.weight', 'v_head.summary.bias'}
     tokens, lengths = np.array([[5, 6, 7]], np.int32), np.array([3], np.int32)
-    ours = checkpoints.load_ppm(run / 'round1' / 'ppm').scores(tokens, lengths)
+    ppm = checkpoints.load_ppm(run / 'round1' / 'ppm')
+    assert ppm.squash == 'tanh5'
+    ours = ppm.scores(tokens, lengths)
     theirs = models.load_ppm(exported / 'ppm', 'float32').scores(tokens, lengths)
     assert np.array_equal(ours, theirs) and 0.01 < abs(float(ours[0])) < 1
 

@@ -24,7 +24,7 @@ def test_steps_that_are_not_finite_are_left_out_and_halve_the_factor(monkeypatch
     params = {'w': jnp.arange(3.0)}
     state, plain = scaled.init(params), inner.init(params)
     grads = {'w': jnp.array([1.0, -2.0, 3.0])}
-    for bad in (jnp.inf, jnp.nan):
+    for bad in (jnp.inf, jnp.nan, jnp.inf):
         before = state
         updates, state = scaled.update({'w': grads['w'].at[1].set(bad)}, state, params)
         assert np.array_equal(updates['w'], np.zeros(3))
@@ -36,7 +36,7 @@ def test_steps_that_are_not_finite_are_left_out_and_halve_the_factor(monkeypatch
         updates, state = scaled.update({'w': state.factor * grads['w']}, state, params)
         np.testing.assert_allclose(updates['w'], expected['w'], rtol=1e-6)
         factors.append(float(state.factor / loss_scale.START))
-    assert factors == [1 / 4, 1 / 2, 1 / 2, 1]
+    assert factors == [1 / 8, 1 / 4, 1 / 4, 1 / 2]
 
 
 def settings(dtype, **changes):

@@ -283,6 +283,10 @@ def test_dropout_acts_in_training_only_and_keeps_the_mean():
         return float(function(key))
 
     assert value(None) == value(None)
+    # Each side drops entries of its own: of a pair of the same text, too.
+    same = {**batch, 'rejected': batch['chosen']}
+    found = losses.pairwise(shape, params, same, jax.random.key(0), settings)[1]
+    assert float(found['margin']) != 0
     assert value(jax.random.key(0)) == value(jax.random.key(0)) != value(jax.random.key(1))
     values = jax.vmap(lambda key: heads.value(params['value_head'], hidden, dropout=0.5, key=key))(
         jax.random.split(jax.random.key(0), 400)

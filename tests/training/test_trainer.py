@@ -80,8 +80,10 @@ def test_finished_training_is_read_not_repeated(policy, tmp_path):
 @pytest.mark.parametrize('others', [(), (5,)])
 def test_the_token_that_ends_a_response_ends_texts_of_the_export(policy, tmp_path, others):
     start = dataclasses.replace(policy, config=policy.config.replace(eos_ids=others))
-    start.generation = {'eos_token_id': list(others) or None}
-    trained, _ = training.sft(start, sft_examples(2), sft_settings(epochs=1), tmp_path / 'made')
+    start.generation = {'eos_token_id': list(others) or None, 'top_k': 20}
+    training.sft(start, sft_examples(2), sft_settings(epochs=1), tmp_path / 'made')
+    trained = checkpoints.load_policy(tmp_path / 'made')
+    assert trained.generation == start.generation
     models.save(trained, tmp_path / 'export')
     for name in ('config.json', 'generation_config.json'):
         written = json.loads((tmp_path / 'export' / name).read_text())['eos_token_id']
@@ -426,6 +428,18 @@ def test_a_step_of_one_micro_batch_is_the_sum_of_its_parts(policy, kind):
     close(state, expected, 1e-6)
     after = {x.unsafe_buffer_pointer() for x in jax.tree.leaves(state['params'])}
     assert len(before & after) > len(after) // 2  # donated: the new weights lie where the old lay
+
+
+def test_a_held_out_loss_is_the_mean_of_all_tokens_however_many_are_read_at_once(policy):
+    encoded = examples.sft(sft_examples(5), policy.tokenizer, 128)
+    compiled, state = compiled_with_state(policy, sft_settings())
+    whole, parts = (
+        trainer.evaluate(compiled, state['params'], encoded, range(5), sft_settings(batch_size=n))
+        for n in (5, 2)
+    )
+    assert parts['loss'] == pytest.approx(whole['loss'], rel=1e-5)
+    assert parts['marks_due'].tolist() == whole['marks_due'].tolist()
+    assert whole['marks_due'].sum() == sum(example.weight for example in encoded.take())
 
 
 def test_dropout_follows_from_the_seed_the_step_and_the_micro_batch(policy):

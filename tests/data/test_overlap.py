@@ -38,6 +38,9 @@ def test_a_short_question_is_found_within_a_longer_one():
     assert few.find('Add 2 and 3. Find the sum of the digits of it.') == 'few'
     fewer = Overlap({'fewer': [{'question': 'Find the sum of digits.'}]}, 13)
     assert fewer.find('Add 2 and 3. Find the sum of digits of it.') is None
+    other = short.replace('in simplest radical form', 'as decimal')  # that begins alike
+    both = Overlap({'short': [{'question': other}, {'question': short}]}, 13)
+    assert all(both.find(f'{text} Why?') for text in (short, other))
     whole = Overlap({'short': [{'question': short}]}, 10**6)  # the same questions alone
     assert whole.find(f'{short} Why?') is None and whole.find(short) == 'short'
 

@@ -153,13 +153,16 @@ def test_the_same_program_says_the_same_in_every_worker():
     assert len(outputs) == 1
 
 
-def test_identical_programs_run_once_and_timeouts_again(pool):
+def test_identical_programs_run_once_and_those_that_broke_a_limit_again(pool):
     before = pool.counters
     futures = [pool.submit(['q = 21', 'print(q * 2)']) for _ in range(5)]
     assert {future.result().output for future in futures} == {'42'}
     after = pool.counters
     assert after['computed'] - before['computed'] == 1
     assert after['remembered'] - before['remembered'] == 4
+    for number, program in enumerate(2 * ['x = [0] * 10**9', 'print("y" * 10**7)'], 1):
+        assert run(pool, program).error
+        assert pool.counters['computed'] - after['computed'] == number
 
 
 def test_cancelled_programs_do_not_run(pool):
@@ -247,6 +250,12 @@ def test_a_worker_that_never_starts_is_told(monkeypatch):
 def test_run_many_keeps_the_order():
     results = execution.run_many([f'print({n} ** 2)' for n in range(20)], limits=LIMITS)
     assert [result.output for result in results] == [str(n**2) for n in range(20)]
+
+
+def test_run_many_keeps_to_the_limits_of_each_call():
+    limits = LIMITS, execution.Limits(printed_chars=10)
+    (whole,), (cut,) = (execution.run_many(['print("z" * 50)'], limits=each) for each in limits)
+    assert whole.ok and cut.error == 'OutputError: printed more than the limit of 10 characters'
 
 
 def test_only_folders_of_this_host_are_swept(monkeypatch, tmp_path):

@@ -71,6 +71,19 @@ def test_a_round_may_have_benchmarks_of_its_own():
     assert (2, 'eval') not in order.rows(config, ('sft', 'eval'))
 
 
+def test_what_a_run_starts_from_is_evaluated_unless_its_round_did(tmp_path):
+    config = configs.default()
+    config.eval.benchmarks, config.first_round, config.last_round = 'gsm8k', 3, 3
+    for policy, starts in (('instruct', [(0, 'eval')]), (configs.PREVIOUS, [])):
+        config.policy.path = policy
+        assert order.rows(config, ('eval',)) == [*starts, (3, 'eval')]
+    # A bootstrap makes another policy of the model that every training starts from.
+    config.policy.path = config.base.path = 'instruct'
+    assert order.rows(config, ('eval',)) == [(0, 'eval'), (3, 'eval')]
+    config.bootstrap.demonstrations = 8
+    assert order.rows(config, ('eval',)) == [(0, 'base'), (0, 'eval'), (3, 'eval')]
+
+
 def test_examples_may_come_from_the_trees_of_all_rounds_so_far(tmp_path):
     config = configs.default()
     config.last_round = 3
@@ -85,6 +98,20 @@ def test_examples_may_come_from_the_trees_of_all_rounds_so_far(tmp_path):
     config.curate.rounds = 'all'
     assert inputs(3) == [pathlib.Path('round1/search'), pathlib.Path('round3/search')]
     assert inputs(1) == [pathlib.Path('round1/search')]
+
+
+def test_a_search_is_made_from_the_models_that_it_searches_with(tmp_path):
+    config = configs.default()
+    config.ppm.path = 'judge'
+
+    def inputs(number, name, policy):
+        config.policy.path = policy
+        round_ = sources.Round(config, tmp_path, number)
+        return order.stage_of(round_, name).inputs[-2:]
+
+    judge = pathlib.Path('judge')
+    assert inputs(2, 'search', configs.PREVIOUS) == (tmp_path / 'round1' / 'policy', judge)
+    assert inputs(0, 'eval', 'instruct') == (pathlib.Path('instruct'), judge)
 
 
 def test_the_first_policy_binds_where_sft_starts_from_it(tmp_path):

@@ -72,10 +72,11 @@ def test_a_run_goes_on_on_another_machine(tmp_path, store):
         assert trees.keys() == {(i, 0) for i in range(10)}
     # What the other machine deletes, changes and adds comes back to the first.
     shutil.rmtree(two.folder / 'round1')
-    ledger.write_json(two.folder / 'config.json', {'round1': 1})
-    two.push()
-    one.pull()
-    assert on_disk(one.folder) == on_disk(two.folder) == held(store)
+    for number in (1, 2):  # of the same size
+        ledger.write_json(two.folder / 'config.json', {'round1': number})
+        two.push()
+        one.pull()
+        assert on_disk(one.folder) == on_disk(two.folder) == held(store)
 
 
 def test_objects_that_stand_for_folders_are_no_files(tmp_path, store, monkeypatch):
@@ -94,15 +95,19 @@ def test_objects_that_stand_for_folders_are_no_files(tmp_path, store, monkeypatc
 def test_what_was_not_pushed_yet_is_kept_and_pushed(tmp_path, store):
     place = places.Place(URL, tmp_path)
     place.pull()
-    ledger.write_json(tmp_path / 'a' / 'begun.json', 1)
-    place.push()
-    ledger.write_json(tmp_path / 'a' / 'begun.json', 2)
+    for number in (1, 2):
+        ledger.write_json(tmp_path / 'a' / 'begun.json', number)
+        ledger.write_json(tmp_path / 'a' / 'done.json', number)
+        if number == 1:
+            place.push()
     ledger.write_json(tmp_path / 'b.json', 3)
+    store.rm_file('/bucket/run/a/done.json')
     place = places.Place(URL, tmp_path)
     place.pull()
     place.push()
     assert {name: json.loads(value) for name, value in held(store).items()} == {
         'a/begun.json': 2,
+        'a/done.json': 2,
         'b.json': 3,
     }
 

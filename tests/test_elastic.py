@@ -208,7 +208,7 @@ def test_the_time_until_workers_have_come_does_not_come_again(whole, monkeypatch
     assert (told[-1]['workers'], told[-1]['slot_use']) == (2, 0.75)
 
 
-def test_a_stopped_driver_keeps_what_workers_have_told(workers, tmp_path):
+def test_a_stopped_driver_keeps_what_workers_have_told(workers, whole, tmp_path, monkeypatch):
     def slow(*arguments):
         time.sleep(0.02)
         return random_texts(*arguments)
@@ -235,6 +235,19 @@ def test_a_stopped_driver_keeps_what_workers_have_told(workers, tmp_path):
         list(elastic.run(ITEMS, team, flights=flights, say=lambda line: None))
     again = data.Flights(tmp_path, 0, 1000.0, ())
     assert team.kept and all(again.find(key) for key in team.kept)
+    # Those of the next run go on with it.
+    went_on, find = set(), elastic.Member.find
+
+    def noted(member, key):
+        tree = find(member, key)
+        went_on.update([key] if tree is not None else ())
+        return tree
+
+    monkeypatch.setattr(elastic.Member, 'find', noted)
+    next_team, again = Threads(start_with(workers), 2), data.Flights(tmp_path, 0, 1000.0, ())
+    for record in elastic.run(ITEMS, next_team, flights=again, say=lambda line: None):
+        assert_same(record, whole[record.key])
+    assert team.kept <= went_on
 
 
 def test_each_worker_asks_the_server_that_has_the_policy(monkeypatch, tmp_path):

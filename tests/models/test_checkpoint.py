@@ -284,6 +284,8 @@ def test_ends_and_sampling_settings_are_carried(qwen, broken, tmp_path):
     models.save(policy, tmp_path / 'copy')
     written = json.loads((tmp_path / 'copy' / 'generation_config.json').read_text())
     assert settings.items() <= written.items()
+    config = json.loads((tmp_path / 'copy' / 'config.json').read_text())
+    assert families.read_config(config, '').eos_ids == (2, 5)  # of a folder without that file
 
 
 def test_ppm_round_trip(qwen, tmp_path):

@@ -104,14 +104,16 @@ def test_a_search_is_made_from_the_models_that_it_searches_with(tmp_path):
     config = configs.default()
     config.ppm.path = 'judge'
 
-    def inputs(number, name, policy):
+    def stage(number, name, policy):
         config.policy.path = policy
-        round_ = sources.Round(config, tmp_path, number)
-        return order.stage_of(round_, name).inputs[-2:]
+        return order.stage_of(sources.Round(config, tmp_path, number), name)
 
     judge = pathlib.Path('judge')
-    assert inputs(2, 'search', configs.PREVIOUS) == (tmp_path / 'round1' / 'policy', judge)
-    assert inputs(0, 'eval', 'instruct') == (pathlib.Path('instruct'), judge)
+    before = tmp_path / 'round1' / 'policy'
+    assert stage(2, 'search', configs.PREVIOUS).inputs[-2:] == (before, judge)
+    start, later = (stage(number, 'eval', 'instruct') for number in (0, 1))
+    assert start.inputs[-2:] == (pathlib.Path('instruct'), judge)
+    assert start.settings['policy.path'] == 'instruct' and 'policy.path' not in later.settings
 
 
 def test_the_first_policy_binds_where_sft_starts_from_it(tmp_path):

@@ -45,7 +45,7 @@ def read_json(path: pathlib.Path) -> dict[str, Any] | None:
         return None
     except ValueError as error:
         reason = str(error)
-    raise UserError(f'{path}: not a JSON object ({reason}): delete it, or use another --workdir')
+    raise UserError(f'{path}: not a JSON object ({reason}): use another --workdir, or delete it')
 
 
 def round_number(name: str) -> int | None:

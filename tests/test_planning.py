@@ -175,7 +175,7 @@ def test_the_table_has_a_row_for_each_model(monkeypatch, ample):
         '7b    does not fit' in line for line in planning.plan(config, 'v5e:2x4', ['search'])
     )
     Chip.device_kind = 'TPU v9'
-    with pytest.raises(UserError, match='--plan=v9:2x2: TPU v9 is none of TPU v5 lite'):
+    with pytest.raises(UserError, match='--plan=v9:2x2: TPU v9 is none of TPU v4, TPU v5 lite'):
         next(planning.plan(config, 'v9:2x2'))
 
 

@@ -131,8 +131,8 @@ def read(workdir: str | os.PathLike) -> Run:
     )
 
 
-def _of_rounds(settings: Any) -> bool:
-    return isinstance(settings, dict) and all(
+def _of_rounds(settings: dict[str, Any]) -> bool:
+    return all(
         ledger.round_number(name) is not None and isinstance(keys, dict)
         for name, keys in settings.items()
     )

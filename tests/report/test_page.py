@@ -345,10 +345,16 @@ def test_long_curves_are_averaged():
     assert list(x) == [1, 2] and list(y) == [3, 4]
 
 
-@pytest.mark.parametrize('content', [{'model_type': 'qwen2', 'vocab_size': 9}, ['round1']])
-def test_a_config_of_something_else(tmp_path, content):
+@pytest.mark.parametrize(
+    ('content', 'what'),
+    [
+        ({'model_type': 'qwen2', 'vocab_size': 9}, 'the settings of a run'),
+        (['round1'], 'a JSON object .found list.: use another --workdir'),
+    ],
+)
+def test_a_config_of_something_else(tmp_path, content, what):
     workdirs.write(tmp_path / 'config.json', content)
-    with pytest.raises(UserError, match='config.json: not the settings of a run'):
+    with pytest.raises(UserError, match=f'config.json: not {what}'):
         report.write(tmp_path)
 
 

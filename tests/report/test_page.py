@@ -345,17 +345,12 @@ def test_long_curves_are_averaged():
     assert list(x) == [1, 2] and list(y) == [3, 4]
 
 
-@pytest.mark.parametrize(
-    ('content', 'what'),
-    [
-        ({'model_type': 'qwen2', 'vocab_size': 9}, 'the settings of a run'),
-        (['round1'], 'a JSON object .found list.: use another --workdir'),
-    ],
-)
-def test_a_config_of_something_else(tmp_path, content, what):
-    workdirs.write(tmp_path / 'config.json', content)
-    with pytest.raises(UserError, match=f'config.json: not {what}'):
-        report.write(tmp_path)
+def test_a_config_of_something_else(tmp_path):
+    whats = 'the settings of a run', 'a JSON object .found list.: use another --workdir'
+    for content, what in zip(({'model_type': 'qwen2', 'vocab_size': 9}, ['round1']), whats):
+        workdirs.write(tmp_path / 'config.json', content)
+        with pytest.raises(UserError, match=f'config.json: not {what}'):
+            report.write(tmp_path)
 
 
 def test_a_log_of_something_else(tmp_path):
@@ -380,12 +375,10 @@ def test_a_run_that_goes_on(tmp_path):
     page = Page(report.write(tmp_path).read_text())
     assert 'round 1, search: 1:02:05 so far' in page.text
     assert 'What does it write?' not in page.text
-    with data.TreeStore(
-        tmp_path / 'round1' / 'search', seconds=0
-    ) as store:  # a run at work holds its lock
-        store.append(
-            tree({'index': 7, 'question': 'What is one?', 'answer': '1'}, 0, [('1', 0, True)])
-        )
+    one = {'index': 7, 'question': 'What is one?', 'answer': '1'}
+    folder = tmp_path / 'round1' / 'search'
+    with data.TreeStore(folder, seconds=0) as store:  # a run at work holds its lock
+        store.append(tree(one, 0, [('1', 0, True)]))
         page = Page(report.write(tmp_path).read_text())
         assert 'What is one?' in page.text and '1 of 1' not in page.text
         assert (tmp_path / 'report' / 'trees' / 'round1-search-7-0.js').exists()

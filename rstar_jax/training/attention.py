@@ -138,11 +138,12 @@ def _forward(q, k, v, *rows):
         scores = _scores(q, k, i, j, *rows)
         before = _at(most, i)
         now = jnp.maximum(before, jnp.max(scores, axis=-1))
-        chances, shrink = jnp.exp(scores - now[..., None]), jnp.exp(before - now)
-        read = product('rkqs,rksd->rkqd', chances.astype(v.dtype), _at(v, j))
+        chances = jnp.exp(scores - now[..., None]).astype(v.dtype)
+        shrink = jnp.exp(before - now)
+        read = product('rkqs,rksd->rkqd', chances, _at(v, j))
         return (
             _put(most, i, now),
-            _put(total, i, shrink * _at(total, i) + jnp.sum(chances, axis=-1)),
+            _put(total, i, shrink * _at(total, i) + jnp.sum(chances, axis=-1, dtype=jnp.float32)),
             _put(out, i, shrink[..., None] * _at(out, i) + read),
         )
 
@@ -157,8 +158,10 @@ def _forward(q, k, v, *rows):
 
 def _backward(residuals, gradient):
     q, k, v, out, logs, *rows, (count, here, there) = residuals
-    inner = jnp.sum(gradient.astype(jnp.float32) * out, axis=-1)
     gradient = gradient.astype(q.dtype)
+    inner = product('nrkqd,nrkqd->nrkq', gradient, out)
+    # Sums over queries: CPUs have no bfloat16 products along the first axis of a matrix.
+    q_across, gradient_across = map(_across, (q, gradient))
 
     def body(p, carry):
         grad_q, grad_k, grad_v = carry
@@ -168,20 +171,26 @@ def _backward(residuals, gradient):
         by_chance = product('rkqd,rksd->rkqs', by_out, _at(v, j)) - _at(inner, i)[..., None]
         by_score = (chances * by_chance * q.shape[-1] ** -0.5).astype(q.dtype)
         of_q = product('rkqs,rksd->rkqd', by_score, _at(k, j))
-        of_k = product('rkqs,rkqd->rksd', by_score, _at(q, i))
-        of_v = product('rkqs,rkqd->rksd', chances.astype(q.dtype), by_out)
+        of_k = product('rkdq,rkqs->rkds', _at(q_across, i), by_score)
+        of_v = product('rkdq,rkqs->rkds', _at(gradient_across, i), chances.astype(q.dtype))
         return (
             _put(grad_q, i, _at(grad_q, i) + of_q),
             _put(grad_k, j, _at(grad_k, j) + of_k),
             _put(grad_v, j, _at(grad_v, j) + of_v),
         )
 
-    start = tuple(jnp.zeros(x.shape, jnp.float32) for x in (q, k, v))
-    grads = jax.lax.fori_loop(0, count, body, start)
+    shapes = q.shape, *[(*x.shape[:-2], x.shape[-1], x.shape[-2]) for x in (k, v)]
+    start = tuple(jnp.zeros(shape, jnp.float32) for shape in shapes)
+    of_q, of_k, of_v = jax.lax.fori_loop(0, count, body, start)
+    grads = (of_q, _across(of_k), _across(of_v))
     return (*(g.astype(x.dtype) for g, x in zip(grads, (q, k, v))), None, None, None, None)
 
 
 _attention.defvjp(_forward, _backward)
+
+
+def _across(x: jax.Array) -> jax.Array:
+    return jax.lax.optimization_barrier(x.swapaxes(-1, -2))
 
 
 def _at(x: jax.Array, i: jax.Array) -> jax.Array:

@@ -28,7 +28,9 @@ GIB = planning.GIB
 SHAPE = models.Config('qwen2', 320, 64, 96, 1, 8, 2, 8, qkv_bias=True)
 SETTINGS = search.Config(rollouts=2, candidates=4, step_tokens=16, path_tokens=200, slots=8)
 
-CHOSEN = memory.Plan(trees=6, slots=8, kept=1024, tree=0, slot=0, prefill=0, token=0, free=0)
+CHOSEN = memory.Plan(
+    trees=6, slots=8, kept=1024, tree=0, slot=0, prefill=0, token=0, programs=0, free=0
+)
 
 
 @pytest.fixture(scope='module')
@@ -109,6 +111,7 @@ def test_little_memory_means_fewer_trees_then_more_chips_then_none(monkeypatch, 
     monkeypatch.setattr(searches.Group, '_score', lambda *_: Compiled())
     monkeypatch.setattr(searches.Group, '_measure', lambda *_: 1.0)
     monkeypatch.setattr(sizes, 'largest_call', lambda *_, **__: 1)  # its need would hide the trees'
+    monkeypatch.setattr(memory, 'PROGRAM', 0)  # and theirs
 
     def plan(memory):
         return searches.plan(SETTINGS, jax.devices()[:2], memory, SHAPE)
@@ -128,6 +131,7 @@ def test_little_memory_means_fewer_trees_then_more_chips_then_none(monkeypatch, 
 
 def test_weights_that_leave_room_for_one_tree_are_shared(monkeypatch):
     monkeypatch.setattr(sizes, 'largest_call', lambda *_, **__: 1)
+    monkeypatch.setattr(memory, 'PROGRAM', 0)
     heavy = SHAPE.replace(mlp_dim=4096)
     meshes = [parallel.local_mesh(n, jax.devices()[:2]) for n in (1, 2)]
     one, two = (searches.Group(SETTINGS, mesh, heavy) for mesh in meshes)

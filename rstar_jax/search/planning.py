@@ -143,7 +143,8 @@ class Group:
         seconds = time.perf_counter() - start
         at_hand = self.mesh.devices.flat[0] in jax.local_devices()
         cost, held = decoding.cost_analysis(), self.resident(chosen)
-        room = memory.MARGIN * self.free - chosen.prefill - slots * chosen.slot
+        besides = chosen.prefill + chosen.programs + slots * chosen.slot
+        room = memory.MARGIN * self.free - besides
         return Plan(
             tensor=self.mesh.shape['tensor'],
             groups=self.mesh.shape['data'],

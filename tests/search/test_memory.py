@@ -37,7 +37,8 @@ def mesh():
     return parallel.local_mesh(devices=jax.local_devices()[:1])
 
 
-def plan(mesh, free, monkeypatch, trees=1000, networks=1, **changes):
+def plan(mesh, free, monkeypatch, trees=1000, networks=1, program=0, **changes):
+    monkeypatch.setattr(memory, 'PROGRAM', program)
     monkeypatch.setattr(memory, 'free_bytes', lambda mesh: free)
     monkeypatch.setattr(sizes, 'largest_call', lambda *_: 64)
     config = dataclasses.replace(CONFIG, **changes)
@@ -63,6 +64,16 @@ def test_a_tree_takes_what_its_arrays_take(mesh, monkeypatch):
     kept = state.empty_kv(SHAPE, 1, memory.kept_room(one.kept), np.float32)
     total = one.trees * (one.tree + sum(x.nbytes for x in jax.tree.leaves(kept)))
     assert one.most == total + one.slots * one.slot + one.prefill
+
+
+def test_compiled_programs_are_counted_where_they_lie(mesh, monkeypatch):
+    without, counted = (plan(mesh, 2**34, monkeypatch, program=size) for size in (0, 5000))
+    programs = memory.PROGRAMS * SHAPE.num_layers * 5000
+    assert counted.programs == programs == counted.most - without.most > 0
+    few, fewer = (plan(mesh, 3 * 10**6, monkeypatch, program=size) for size in (0, 50_000))
+    assert fewer.trees < few.trees and fewer.most <= memory.MARGIN * 3e6
+    tpu = types.SimpleNamespace(devices=np.array([types.SimpleNamespace(platform='tpu')]))
+    assert memory._program_bytes(tpu, NETWORK) == 0
 
 
 def test_steps_are_kept_in_what_is_left(mesh, monkeypatch):
@@ -229,6 +240,7 @@ def test_a_search_stays_within_its_plan(monkeypatch):
     ppm = models.init_ppm(policy, 0)
     config = dataclasses.replace(CONFIG, rollouts=1, path_tokens=4000, slots=8)
     monkeypatch.setattr(memory, 'free_bytes', lambda mesh: 2**30)
+    monkeypatch.setattr(memory, 'PROGRAM', 0)  # arrays alone
     mesh = parallel.local_mesh(devices=jax.local_devices()[:1])
     account = Account(monkeypatch)
     engine = Engine(policy, ppm, config, mesh, 3, [[1] * 100, [2] * 100])

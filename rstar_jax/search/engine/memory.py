@@ -20,6 +20,9 @@ FEW_SLOTS = 16  # are all used at once, as fewer would be hardly faster
 TREES_FOR_SLOTS = 3  # as many trees in flight as fill the slots this many times
 STEP = 64  # tokens of a step, where room is made for what trees usually have of them
 KEPT = 0.5  # of what is left may be used to keep steps
+# On CPUs, where they lie beside the arrays: what XLA keeps of a layer of a compiled decode step,
+# most of it its HLO, and so many of them.
+PROGRAM, PROGRAMS = 5 << 20, 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +49,7 @@ class Plan:
       kept: tokens that are kept of each tree beside its path, so as not to be computed again.
       tree, slot, prefill: bytes of each tree, of each slot, and of one call of the prefill.
       token: bytes of a token that is kept.
+      programs: bytes of compiled functions.
       free: bytes that are free on the device now.
     """
 
@@ -56,13 +60,14 @@ class Plan:
     slot: int
     prefill: int
     token: int
+    programs: int
     free: int
 
     @property
     def most(self) -> int:
         """Bytes, when all paths are at their longest."""
         tree = self.tree + kept_room(self.kept) * self.token
-        return self.trees * tree + self.slots * self.slot + self.prefill
+        return self.trees * tree + self.slots * self.slot + self.prefill + self.programs
 
     def __str__(self) -> str:
         return (
@@ -109,7 +114,8 @@ def plan(
             'XLA_PYTHON_CLIENT_ALLOCATOR=platform: unset that'
         )
     free = free_bytes(mesh) if free is None else free
-    room = MARGIN * free - prefill
+    programs = _program_bytes(mesh, policy)
+    room = MARGIN * free - prefill - programs
     slots = config.slots or slots
     enough = min(-(-TREES_FOR_SLOTS * slots // n), sizes.most_paths(slots))
     wanted = config.trees_in_flight or enough
@@ -120,9 +126,10 @@ def plan(
     fitting = int((room - config.slots * slot) // each)
     possible = min(wanted, fitting)
     if possible < 1 or (config.trees_in_flight and possible < wanted):
-        need = prefill + config.slots * slot + max(1, config.trees_in_flight and wanted) * each
+        least = max(1, config.trees_in_flight and wanted)
+        need = prefill + programs + config.slots * slot + least * each
         raise UserError(
-            f'search: {max(1, config.trees_in_flight and wanted)} trees in flight need '
+            f'search: {least} trees in flight need '
             f'{need / MARGIN / GIB:.2f} GiB beside the weights, and {free / GIB:.2f} GiB are free '
             'on a device: lower --config.search.path_tokens, step_tokens or candidates, or raise '
             '--config.search.tensor to share the model among devices'
@@ -134,7 +141,7 @@ def plan(
     left -= slots * slot
     fitting = int(KEPT * left // (possible * token)) - copies.COPIED
     kept = max(0, min(_worth_keeping(config), fitting))
-    return Plan(possible, slots, kept, tree, slot, prefill, token, free)
+    return Plan(possible, slots, kept, tree, slot, prefill, token, programs, free)
 
 
 def kept_room(tokens: int) -> int:
@@ -179,6 +186,11 @@ def _prefill_bytes(config, mesh, network: Network) -> int:
     rows = max(1, sizes.prefill_budget(mesh) // sizes.PREFILL_LENGTHS[0])
     paths = _bytes(mesh, network, state.empty_path, rows, _longest_path(config)) // shape.num_layers
     return paths + whole // (ways if shape.num_kv_heads % ways == 0 else 1)
+
+
+def _program_bytes(mesh, network: Network) -> int:
+    on_cpu = mesh.devices.flat[0].platform == 'cpu'
+    return PROGRAMS * PROGRAM * network.config.num_layers if on_cpu else 0
 
 
 def _longest_path(config) -> int:

@@ -44,6 +44,11 @@ def by_feature(weight: jax.Array, rows: jax.Array) -> jax.Array:
     return product('oi,ri->or', weight, _enough(rows))[:, : len(rows)]
 
 
+def of_features(weight: jax.Array, columns: jax.Array) -> jax.Array:
+    """weight [out, in] times columns [in, R] -> f32[out, R]."""
+    return product('oi,ir->or', weight, columns)
+
+
 def _enough(rows: jax.Array) -> jax.Array:
     """rows [R, D], in bfloat16 FEW_ROWS at least: zeros behind them."""
     missing = FEW_ROWS - len(rows)
@@ -100,24 +105,28 @@ class Dense(nnx.Module):
             self.bias = _parameter(outputs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        rows, weight = x.reshape(-1, x.shape[-1]), self.weight[...]
-        turn = features_first(rows, weight)
-        y = self.by_feature(rows) if turn else self.wide(rows)
-        if hasattr(self, 'bias'):
-            bias = self.bias[...].astype(jnp.float32)
-            y = y + (bias[:, None] if turn else bias)
-        y = y.astype(x.dtype)
-        return (turned(y) if turn else y).reshape(*x.shape[:-1], weight.shape[0])
+        rows = x.reshape(-1, x.shape[-1])
+        if features_first(rows, self.weight[...]):
+            y = turned(self.features_first(by_feature, rows).astype(x.dtype))
+        else:
+            y = self.wide(rows)
+            if hasattr(self, 'bias'):
+                y += self.bias[...].astype(jnp.float32)
+        return y.astype(x.dtype).reshape(*x.shape[:-1], -1)
 
     def wide(self, x: jax.Array) -> jax.Array:
         """W x, f32[..., out], without the bias."""
         y = matmul(x, self.weight[...])
         return y * self.scale[...] if hasattr(self, 'scale') else y
 
-    def by_feature(self, rows: jax.Array) -> jax.Array:
-        """W x of x [R, in] with the features first, f32[out, R], without the bias."""
-        y = by_feature(self.weight[...], rows)
-        return y * self.scale[...][:, None] if hasattr(self, 'scale') else y
+    def features_first(self, multiply: Callable, x: jax.Array) -> jax.Array:
+        """W x + b, f32[out, R], by one of the products `by_feature` and `of_features`."""
+        y = multiply(self.weight[...], x)
+        if hasattr(self, 'scale'):
+            y *= self.scale[...][:, None]
+        if hasattr(self, 'bias'):
+            y += self.bias[...].astype(jnp.float32)[:, None]
+        return y
 
 
 def normed(x: jax.Array, weight: jax.Array, eps: float) -> jax.Array:
@@ -187,16 +196,22 @@ class MLP(nnx.Module):
         self.down = Dense(config.mlp_dim, config.embed_dim, config.mlp_bias, config.int8)
 
     def __call__(self, x):
-        return self.contract(*self.expand(x))
+        if self._features_first(rows := x.reshape(-1, x.shape[-1])):
+            parts = (dense.features_first(by_feature, rows) for dense in (self.gate, self.up))
+            inner = _gated(*(part.astype(x.dtype) for part in parts))
+            out = self.down.features_first(of_features, inner).astype(x.dtype)
+            return turned(out).reshape(x.shape)
+        return self.down(_gated(kept(self.gate(x)), kept(self.up(x))))
 
-    def expand(self, x):
-        """The inner values [..., F] of x [..., D]: gates before silu, and what they gate."""
-        return kept(self.gate(x)), kept(self.up(x))
+    def _features_first(self, rows: jax.Array) -> bool:
+        """Whether what is inside stays as the products give it, turned by nobody."""
+        ends = self.gate, self.down
+        return all(isinstance(x, Dense) and features_first(rows, x.weight[...]) for x in ends)
 
-    def contract(self, gates, values):
-        # Rounded once: XLA for CPUs rounds after each operation of silu what is in bfloat16.
-        wide = jax.nn.silu(gates.astype(jnp.float32)) * values
-        return self.down(wide.astype(values.dtype))
+
+def _gated(gates: jax.Array, values: jax.Array) -> jax.Array:
+    """Rounded once: XLA for CPUs rounds after each operation of silu what is in bfloat16."""
+    return (jax.nn.silu(gates.astype(jnp.float32)) * values).astype(values.dtype)
 
 
 class Layer(nnx.Module):
@@ -281,7 +296,7 @@ class Decoder(nnx.Module):
         """
         if self.config.tie_embeddings:
             return by_feature(self.embed.weight[...], hidden)
-        return self.output.by_feature(hidden)
+        return self.output.features_first(by_feature, hidden)
 
 
 def bind_layer(config: Config, params: Params) -> Layer:

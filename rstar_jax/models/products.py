@@ -42,6 +42,7 @@ def _backward(spec, operands, gradient):
     grad_a = _wide(f'{out},{of_b}->{of_a}', gradient, b)
     if gradient.ndim == 2:
         grad_b = along_rows(gradient, a)
+        grad_b = grad_b if of_b[0] == out[1] else grad_b.T
     else:
         grad_b = _wide(f'{out},{of_a}->{of_b}', gradient, a)
     return grad_a.astype(a.dtype), grad_b.astype(b.dtype)

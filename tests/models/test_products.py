@@ -12,6 +12,8 @@ from rstar_jax.models.products import along_rows, features_first, product
 
 SPECS = {
     'ri,oi->ro': ((5, 3), (4, 3)),
+    'oi,ri->or': ((4, 3), (5, 3)),
+    'oi,ir->or': ((4, 3), (3, 5)),
     '...tkgd,...skd->...kgts': ((2, 5, 2, 3, 4), (2, 6, 2, 4)),
     '...kgts,...skd->...tkgd': ((2, 2, 3, 5, 6), (2, 6, 2, 4)),
 }
@@ -82,6 +84,39 @@ def test_few_rows_are_multiplied_with_the_features_first(rows, dtype, int8):
     first = (dtype == 'float32' and 1 < rows <= 64) or rows in (16, 32, 64)
     assert features_first(x, weight) == first
     np.testing.assert_array_equal(decoder.by_feature(weight, x).T, decoder.matmul(x, weight))
+
+
+@pytest.mark.parametrize('int8', [False, True], ids=['', 'int8'])
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+@pytest.mark.parametrize('rows', [16, 31, 64, 65])
+@pytest.mark.parametrize('width', [256, 255])
+def test_a_gated_mlp_of_few_rows_turns_its_result_alone(monkeypatch, width, rows, dtype, int8):
+    """Where each of its products can come with the features first."""
+    rng = np.random.default_rng(rows)
+    shape = models.Config('llama', 50, width, 288, 1, 4, 4, 64, mlp_bias=True, int8=int8)
+    graph, state = nnx.split(nnx.eval_shape(lambda: decoder.MLP(shape)))
+
+    def made(path, leaf):
+        if path[1] == 'weight' and int8:
+            return jnp.asarray(rng.integers(-9, 10, leaf.shape), 'int8')
+        kind = 'float32' if path[1] == 'scale' else dtype
+        return jnp.asarray(0.01 * rng.normal(size=leaf.shape), kind)
+
+    state = nnx.map_state(made, state)
+    x = jnp.asarray(rng.normal(size=(1, rows, width)), dtype)
+
+    def run():
+        traced = jax.make_jaxpr(lambda x: nnx.merge(graph, state)(x))(x)
+        y = nnx.merge(graph, state)(x).astype('float32')
+        return y, str(traced).count('dynamic_update_slice')
+
+    ours, turns = run()
+    monkeypatch.setattr(decoder, 'features_first', lambda *_: False)
+    plain, none = run()
+    tolerance = 1e-5 if dtype == 'float32' else 1e-2
+    np.testing.assert_allclose(ours, plain, atol=tolerance * float(abs(plain).max()))
+    fast = rows in (16, 64) or (dtype == 'float32' and rows == 31)
+    assert (turns, none) == ({256: 1, 255: 2}[width] if fast else 0, 0)
 
 
 def test_what_is_cut_is_not_multiplied_in_a_loop_over_its_rows():

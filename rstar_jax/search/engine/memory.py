@@ -165,9 +165,12 @@ def _worth_keeping(config) -> int:
 
 
 def _tree_bytes(config, mesh, network: Network) -> int:
-    """With half of a layer's part once more: one array that grows, or half of both in blocks."""
+    """With half of a layer's part once more: one array that grows, or half of both in blocks.
+
+    On CPUs half of all layers' parts: XLA copies the blocks of all before a chunk's first token.
+    """
     path = _bytes(mesh, network, state.empty_path, 1, _longest_path(config))
-    path += path // (2 * network.config.num_layers)
+    path += path // 2 // (1 if _on_cpu(mesh) else network.config.num_layers)
     return path + _bytes(mesh, network, state.empty_cells, config.candidates, network.cell_tokens)
 
 
@@ -189,8 +192,11 @@ def _prefill_bytes(config, mesh, network: Network) -> int:
 
 
 def _program_bytes(mesh, network: Network) -> int:
-    on_cpu = mesh.devices.flat[0].platform == 'cpu'
-    return PROGRAMS * PROGRAM * network.config.num_layers if on_cpu else 0
+    return PROGRAMS * PROGRAM * network.config.num_layers if _on_cpu(mesh) else 0
+
+
+def _on_cpu(mesh) -> bool:
+    return mesh.devices.flat[0].platform == 'cpu'
 
 
 def _longest_path(config) -> int:

@@ -20,7 +20,9 @@ second searches those and 400 more with the policy of the first; examples come f
 above had trees in both. The first round as it is here, cut to 149 problems, took greedy of the same
 test problems from 23.3 % [19-28] to 29.0 % [24-34] in an hour: 33 won, 16 lost, p = 0.02; a second
 one of samples, too, of 239 problems, to 31.0 % [26-36]: 38 won and 15 lost in both, p = 0.002; a
-third, of 199 others, to 31.0 % again. Of
+third, of 199 others, to 31.0 % again. The PPM of all three, of 257 problems, puts right answers
+above wrong ones in 81.5 % [71-90] of the cases, and its best of 8 samples is right in 39.0 % of
+100 test problems, of which greedy solves 24.0 %: 17 won and 2 lost, p = 0.0007. Of
 63 problems, right samples took it from 20.0 to 29.3 %, right trajectories of trees of as many
 tokens to 21.3 %, p = 0.017 between the two.) The PPM learns from whole solutions of different trees
 of a problem, too, or these samples would give it no pairs. No test problem is searched or trained

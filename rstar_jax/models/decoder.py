@@ -105,14 +105,14 @@ class Dense(nnx.Module):
             self.bias = _parameter(outputs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        rows = x.reshape(-1, x.shape[-1])
-        if features_first(rows, self.weight[...]):
+        rows, weight = x.reshape(-1, x.shape[-1]), self.weight[...]
+        if features_first(rows, weight):
             y = turned(self.features_first(by_feature, rows).astype(x.dtype))
         else:
             y = self.wide(rows)
             if hasattr(self, 'bias'):
                 y += self.bias[...].astype(jnp.float32)
-        return y.astype(x.dtype).reshape(*x.shape[:-1], -1)
+        return y.astype(x.dtype).reshape(*x.shape[:-1], weight.shape[0])
 
     def wide(self, x: jax.Array) -> jax.Array:
         """W x, f32[..., out], without the bias."""

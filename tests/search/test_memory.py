@@ -60,6 +60,11 @@ def test_a_tree_takes_what_its_arrays_take(mesh, monkeypatch):
     held += sum(x.nbytes for x in jax.tree.leaves(path)) // 2
     assert 0 < one.tree - held < 5000  # the tree's own statistics
     assert plan(mesh, 2**30, monkeypatch, networks=2).tree - one.tree == held
+    # A PPM reads none: there an array of one layer is twice where a path grows.
+    judge = dataclasses.replace(NETWORK, scored=True)
+    sizes_of = [memory._tree_bytes(CONFIG, mesh, network) for network in (NETWORK, judge)]
+    path_bytes = sum(x.nbytes for x in jax.tree.leaves(path))
+    assert sizes_of[0] - sizes_of[1] == path_bytes // 2 - path_bytes // (2 * SHAPE.num_layers)
     assert one.kept > 0
     kept = state.empty_kv(SHAPE, 1, memory.kept_room(one.kept), np.float32)
     total = one.trees * (one.tree + sum(x.nbytes for x in jax.tree.leaves(kept)))

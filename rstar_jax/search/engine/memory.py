@@ -167,10 +167,12 @@ def _worth_keeping(config) -> int:
 def _tree_bytes(config, mesh, network: Network) -> int:
     """With half of a layer's part once more: one array that grows, or half of both in blocks.
 
-    On CPUs half of all layers' parts: XLA copies the blocks of all before a chunk's first token.
+    On CPUs half of all layers' parts where it decodes: XLA copies the blocks of all of them before
+    a chunk's first token.
     """
     path = _bytes(mesh, network, state.empty_path, 1, _longest_path(config))
-    path += path // 2 // (1 if _on_cpu(mesh) else network.config.num_layers)
+    at_once = _on_cpu(mesh) and not network.scored
+    path += path // (2 if at_once else 2 * network.config.num_layers)
     return path + _bytes(mesh, network, state.empty_cells, config.candidates, network.cell_tokens)
 
 

@@ -151,7 +151,7 @@ class Stage:
     def _recorded(self) -> dict[str, str]:
         """The inputs that what there is was made from."""
         begun = read_json(self.folder / 'begun.json') if self.binding else None
-        return begun['inputs'] if begun else {}
+        return (begun or {}).get('inputs', {})
 
     @property
     def changed(self) -> list[str]:

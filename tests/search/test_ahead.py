@@ -1,13 +1,15 @@
 """While there is plenty of work, devices have a chunk while the host looks at the one before."""
 
+import dataclasses
 import itertools
 import time
 
 import jax
 import pytest
 
-from rstar_jax import search
+from rstar_jax import parallel, search
 from rstar_jax.models import tiny
+from rstar_jax.search import host
 from rstar_jax.search.engine import Engine, local
 from tests.search import test_engine
 
@@ -76,3 +78,27 @@ def test_a_chunk_whose_call_takes_as_long_as_the_chunk_runs_beside_the_host(even
     monkeypatch.setattr(local, '_decoded', slow)
     for number in searched(events, monkeypatch):
         assert events.index(('looked at', number - 1)) < events.index(('ended', number))
+
+
+def test_few_known_tokens_wait_for_others_where_slots_have_plenty_of_work():
+    """A call of 2 rows of 16 takes as long as 20 tokens more."""
+    mesh = parallel.local_mesh(devices=jax.devices()[:1])
+    policy = tiny.policy(['Tom has 3'], num_layers=1)
+    config = dataclasses.replace(CONFIG, chunk=1)
+    engine = Engine(policy, None, config, mesh, 6, [[1] * 10, [2] * 10])
+
+    def waiting(row, tokens):
+        """Rows that wait after a tree has begun."""
+        nodes = [host.Node(tokens=[5 + row] * tokens)]
+        engine.start(row, tree := host.HostTree({'index': row}, 0, 0, '', nodes, [0]))
+        engine.expand(row, tree)
+        engine.collect(engine.dispatch())
+        return [row for row in range(6) if engine.policy.manager.waits(row)]
+
+    assert waiting(0, 8) == []  # nothing else is to be done
+    assert waiting(1, 8) == []  # three of four slots are in use
+    assert engine.plenty
+    assert waiting(2, 8) == [2]
+    assert waiting(3, 8) == [2, 3]
+    assert waiting(4, 8) == [4]  # 24 tokens are more than 20, and the call has two rows
+    engine.close()

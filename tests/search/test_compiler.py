@@ -12,7 +12,7 @@ import pytest
 
 from rstar_jax import parallel, search
 from rstar_jax.parallel import compiled
-from rstar_jax.search.engine import choice, compiler, copies
+from rstar_jax.search.engine import choice, compiler
 from rstar_jax.search.engine import sizes as slot_sizes
 from rstar_jax.search.engine.compiler import Compiler, Size
 from tests.search import favoured, test_engine
@@ -50,7 +50,7 @@ class Step:
 
 @pytest.fixture
 def sizes():
-    return [Size(Step(), slots, 32, 0) for slots in (1, 2, 4)]
+    return [Size(Step(), slots, 32, 0, cost=slots) for slots in (1, 2, 4)]
 
 
 def choose(made, sizes, wasted=0.0):
@@ -73,9 +73,9 @@ def test_a_better_size_is_used_when_it_is_there(sizes):
     assert choose(made, sizes) == 2  # nothing is compiled: the call itself will
     assert not made.coming
     made.called(large, 10.0)
-    assert choose(made, sizes, 15.0) == 2
-    assert not made.coming
-    assert choose(made, sizes[1:], 15.0) == 1  # 15 seconds for the small one, 30 for the middle one
+    assert choose(made, sizes, 12.0) == 2
+    assert not made.coming  # the small one would have saved 9 seconds, the middle one 6
+    assert choose(made, sizes[1:], 10.0) == 1  # and now 11
     assert middle.step.begun.wait(60)
     assert middle.step.arguments == (2,)
     assert choose(made, sizes, 60.0) == 2  # worth it, but one at a time
@@ -98,7 +98,7 @@ def test_the_last_trees_wait_for_no_size_that_serves_them_all(sizes):
 @pytest.fixture
 def policy():
     """What of a policy says how long its paths are."""
-    return types.SimpleNamespace(needed=200)
+    return types.SimpleNamespace(needed=150)
 
 
 @pytest.fixture
@@ -106,7 +106,9 @@ def made(monkeypatch, policy):
     """The choice of a search of six trees of two candidates, eight slots, begun at 0 seconds."""
     monkeypatch.setattr(slot_sizes, 'block_sizes', lambda paths, room: [2, 4, 8, 12, None])
     monkeypatch.setattr(
-        choice.Choice, '_size', lambda _, slots, held, room: Size(held, slots, room, 0)
+        choice.Choice,
+        '_size',
+        lambda _, slots, held, room: Size(held, slots, room, 0, 10 + slots + (held or 16)),
     )
     monkeypatch.setattr(slot_sizes, 'FEWEST_SLOTS', 2)
     monkeypatch.setattr(choice.time, 'monotonic', lambda: 0.0)
@@ -121,39 +123,50 @@ def made(monkeypatch, policy):
     [(math.inf, (8, 12)), (4, (8, 8)), (2, (4, 4)), (1, (2, 2)), (0, (2, 2))],
 )
 def test_what_the_trees_that_are_left_may_need_is_enough(made, left, least):
-    assert made._reach == 256 - copies.COPIED  # 2 blocks a tree
-    possible = made._enough(made._reach, *made._most(made._reach, left))
+    possible = made._enough(made._room, *made._most(left))  # 2 blocks a tree
     assert (possible[0].slots, possible[0].step) == least
     assert {size.room for size in possible} == {512}
 
 
 def test_longer_paths_need_more_blocks_and_only_long_ones_more_room(made, policy):
     wanted = []
-    for policy.needed in (200, 300, 500, 900, 2000):
-        first = made._enough(made._reach, *made._most(made._reach, 2))[0]
+    for policy.needed in (150, 300, 500, 900, 2000):
+        first = made._enough(made._room, *made._most(2))[0]
         wanted.append((first.step, first.room))
     assert wanted == [(4, 512), (8, 512), (12, 1024), (None, 1024), (None, 4096)]
 
 
 def test_what_the_last_trees_of_a_long_search_need_is_compiled_before(made, policy, monkeypatch):
-    compiling, asked = Compiler(), []
+    compiling, asked, rooms = Compiler(), [], set()
+
+    def expect(sizes, _):
+        asked.append({(size.slots, size.step) for size in sizes})
+        rooms.clear()
+        rooms.update(size.room for size in sizes)
+
     monkeypatch.setattr(compiler, 'COMPILER', compiling)
-    monkeypatch.setattr(
-        compiling, 'expect', lambda sizes, _: asked.append({(x.slots, x.step) for x in sizes})
-    )
+    monkeypatch.setattr(compiling, 'expect', expect)
     monkeypatch.setattr(choice.time, 'monotonic', lambda: 100.0)
-    compiling.seconds, policy.needed = 19.0, 150
-    made.look_ahead(math.inf, ())
-    assert asked == []  # trees will follow
-    made.look_ahead(3, ())
-    assert asked == [{(4, 8), (4, 12), (4, None)}, {(2, 4), (2, 8), (2, 12), (2, None)}]
+    compiling.seconds = 19.0
+    now = made._size(8, 12, 512)
+    made._look_ahead(now, 8, 4, math.inf, None)
+    enough = {(8, 4), (8, 8), (8, 12), (8, None)}
+    assert asked == [enough]  # trees will follow
+    asked.clear()
+    made._look_ahead(now, 8, 4, 3, None)
+    assert asked == [enough, {(4, 4)}]  # the next that takes seven tenths of the time at most
+    asked.clear()
+    made._look_ahead(now, 8, 11, 3, None)
+    assert asked == [{(8, 12), (8, None)}, {(2, 4), (4, 4), (2, 8)}]  # paths as long as these
     asked.clear()
     compiling.seconds = 21.0
-    made.look_ahead(3, ())
-    assert asked == []  # it has not taken long
-    policy.needed = 400
-    made.look_ahead(3, ())  # of 480
-    assert asked == [{(8, None)}]  # three trees of 768: 18 blocks
+    made._look_ahead(now, 8, 4, 3, None)
+    assert asked == [enough]  # it has not taken long
+    asked.clear()
+    policy.needed = 400  # of 512
+    made._look_ahead(now, 8, 4, 3, None)
+    assert asked == [{(8, 12), (8, None)}]  # three trees of 464
+    assert rooms == {1024}
 
 
 def test_what_is_expected_is_waited_for(sizes):

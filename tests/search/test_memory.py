@@ -196,8 +196,8 @@ def test_few_blocks_of_paths_are_read_few_ways():
     assert sizes.block_sizes(48, 768 + 32) == [4, 18, 36, 72, 144, None]
     assert sizes.block_sizes(3, 256 + 32) == [1, None]
     assert sizes.block_sizes(1, 100) == [None]
-    rooms = [(sizes.path_room(n, 3000), sizes.reach(n, 3000)) for n in (20, 300, 900, 2500)]
-    assert rooms == [(512, 224), (512, 480), (1024, 992), (3032, 3000)]
+    rooms = [sizes.path_room(n, 3000) for n in (20, 480, 481, 2500, 3100)]
+    assert rooms == [512, 512, 1024, 3032, 4096]
     assert sizes.slot_sizes(64) == [8, 16, 32, 64] and sizes.slot_sizes(3) == [3]
     assert sizes.slot_sizes(96) == [8, 16, 32, 64, 96] and sizes.slot_sizes(9) == [8, 9]
 
@@ -304,4 +304,5 @@ def test_paths_grow_when_nothing_reads_them(monkeypatch):
         engine.start(row, tree := host.HostTree({'index': row}, 0, 0, '', nodes, [0]))
         engine.expand(row, tree)
         engine.dispatch()
+    engine.close()
     assert over == [True]

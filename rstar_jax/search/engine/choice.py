@@ -7,6 +7,7 @@ import functools
 import itertools
 import math
 import time
+from collections.abc import Callable
 
 import jax
 
@@ -17,10 +18,17 @@ from rstar_jax.search.engine.compiler import Size
 from rstar_jax.search.engine.decode import BLOCK
 from rstar_jax.search.engine.model import Model
 
-NEARLY = 0.75  # of what paths reach is what the longest takes when more is made ready
+# Tokens by which the paths of all trees are expected to grow until others take their place.
+STEPS = 64
+# Shares of the paths' room, and of blocks, that are in use when what more need is compiled.
+NEARLY_ROOM, NEARLY_BLOCKS = 0.75, 0.9
 # Where no tree is left to begin, sizes for fewer are compiled before they are needed if the search
-# has taken so many times as long as compiling one: its last trees will take long, too.
+# has taken so many times as long as compiling one: its last trees will take long, too. Each must
+# take at most so much of the time of the one in use, with so many times the blocks that as many
+# cells need now.
 LONG = 5.0
+WORTHWHILE = 0.7
+SPREAD = 1.25
 
 
 class Choice:
@@ -50,61 +58,64 @@ class Choice:
         Returns it, and the numbers of slots by way of which its own is reached: all between, as
         each change of one to another is compiled.
         """
-        reach = self._reach
-        possible = self._enough(reach, cells, blocks)
-        most = map(max, self._most(reach, left), (cells, blocks))
-        always = possible.index(self._enough(reach, *most)[0])
+        possible = self._enough(self._room, cells, blocks)
+        most = map(max, self._most(left), (cells, blocks))
+        always = possible.index(self._enough(self._room, *most)[0])
         wasted = 0.0 if self._smallest else time.monotonic() - self.sent
         shapes = functools.partial(_shapes, arguments)
         chosen = compiler.COMPILER.choose(possible, wasted, shapes, always)
         self._smallest = not chosen
         before, self._now = self._now, self._slots.index(possible[chosen].slots)
         up = self._slots[before + 1 : self._now + 1]
+        self._look_ahead(possible[chosen], cells, blocks, left, shapes)
         return possible[chosen], up or self._slots[self._now : before][::-1]
 
-    def look_ahead(self, left: float, arguments: tuple) -> None:
-        """Has what will be needed compiled before it is.
-
-        That is, what paths need that outgrow their reach, and what fewer trees do.
-        """
-        reach, longest = self._reach, self._config.path_tokens
-        if self._policy.needed > NEARLY * reach and reach < longest:
-            self.expect(left, arguments, sizes.reach(reach + 1, longest))
+    def _look_ahead(
+        self, now: Size, cells: int, blocks: int, left: float, shapes: Callable
+    ) -> None:
+        """Has what will be needed compiled before it is: for longer paths, and for fewer trees."""
+        room, longest = self._room, self._config.path_tokens
+        slots, most = self._most(left)
+        if self._policy.needed > NEARLY_ROOM * room and room < longest:
+            room = sizes.path_room(room, longest)
+            compiler.COMPILER.expect(self._enough(room, slots, most), shapes)
+        else:
+            most = int(blocks / NEARLY_BLOCKS)
+            compiler.COMPILER.expect(self._enough(room, slots, most), shapes)
         taken = time.monotonic() - self._began
         if left == math.inf or taken < LONG * compiler.COMPILER.seconds:
             return
-        shapes = functools.partial(_shapes, arguments)
         for slots in reversed(self._slots[: self._now]):
-            enough = self._enough(reach, slots, min(left, slots) * _blocks(reach))
-            compiler.COMPILER.expect([one for one in enough if one.slots == slots], shapes)
+            enough = self._enough(self._room, slots, math.ceil(SPREAD * blocks / cells * slots))
+            if cheap := [size for size in enough if size.cost <= WORTHWHILE * now.cost]:
+                return compiler.COMPILER.expect(cheap, shapes)
 
     @property
-    def _reach(self) -> int:
-        """Tokens that paths are expected to have."""
-        return sizes.reach(self._policy.needed, self._config.path_tokens)
+    def _room(self) -> int:
+        """Positions of a path."""
+        return sizes.path_room(self._policy.needed, self._config.path_tokens)
 
-    def expect(self, left: float, arguments: tuple, reach: int = 0) -> None:
-        """Has what paths of this reach, or as they are now, need compiled beside the search."""
-        reach = reach or self._reach
-        enough = self._enough(reach, *self._most(reach, left))
+    def expect(self, left: float, arguments: tuple) -> None:
+        """Has what paths need, as they are now, compiled beside the search."""
+        enough = self._enough(self._room, *self._most(left))
         compiler.COMPILER.expect(enough, functools.partial(_shapes, arguments))
 
-    def _most(self, reach: int, left: float) -> tuple[int, int]:
+    def _most(self, left: float) -> tuple[int, int]:
         """Cells and blocks that the trees in flight, and those that follow them, may need."""
-        trees = min(left, self._plan.trees)
-        return min(trees * self._config.candidates, self._plan.slots), trees * _blocks(reach)
+        trees, tokens = min(left, self._plan.trees), self._policy.needed + STEPS
+        return min(trees * self._config.candidates, self._plan.slots), trees * _blocks(tokens)
 
-    def _enough(self, reach: int, cells: int, blocks: int) -> list[Size]:
-        """The sizes that will do for so many cells and blocks of paths, smallest first."""
-        room = sizes.path_room(reach, self._config.path_tokens)
+    def _enough(self, room: int, cells: int, blocks: int) -> list[Size]:
+        """The sizes that will do for so many cells and blocks of paths, the cheapest first."""
         counts = [None]
         if not self._config.one_size:
             counts = sizes.block_sizes(self._plan.trees, room)
-        return [
+        enough = [
             self._size(slots, held, room)
             for slots, held in itertools.product(self._slots, counts)
             if slots >= min(cells, self._plan.slots) and (held is None or held >= blocks)
         ]
+        return sorted(enough, key=lambda size: size.cost)
 
     def _size(self, slots: int, blocks: int | None, room: int) -> Size:
         """A chunk of decoding that attends to so many blocks of paths; None: to all."""
@@ -117,7 +128,8 @@ class Choice:
             mixed=self._policy.mixed,
             repetition=self._config.repetition,
         )
-        return Size(step, slots, room, self._others)
+        read = self._plan.trees * _blocks(room) if blocks is None else blocks
+        return Size(step, slots, room, self._others, sizes.step_cost(self._mesh, slots, read))
 
 
 def _blocks(tokens: int) -> int:

@@ -14,22 +14,23 @@ from typing import Any, NamedTuple
 
 from rstar_jax.parallel import compiled, memory
 
-# A smaller size is compiled when chunks of a too large one have taken so many times as long as
-# compiling takes: whatever comes, no more is lost than a few times the best choice.
-WORTH = 2.0
+# A smaller size is compiled when it would have saved so many times what compiling takes: whatever
+# comes, no more is lost than a few times the best choice.
+WORTH = 1.0
 
 
 class Size(NamedTuple):
     """A jitted chunk of decoding, and what its arguments' shapes follow from.
 
     room: positions of a path. others: a hash of all shapes that are the same in a whole search,
-    and of what of a process's programs it finds.
+    and of what of a process's programs it finds. cost: of a step, by `sizes.step_cost`.
     """
 
     step: Any
     slots: int
     room: int
     others: int
+    cost: float
 
 
 class Compiler:
@@ -37,7 +38,7 @@ class Compiler:
 
     Attributes:
       ready: the sizes that are compiled; the longest took so many `seconds`.
-      missed: of the others, the seconds of chunks for which they would have done.
+      missed: of the others, the seconds that they would have saved.
       coming: the one that is being compiled. Others do not queue: a search that ends leaves no more
         than one behind.
     """
@@ -58,7 +59,7 @@ class Compiler:
         arguments: Callable[[Size], Any],
         always: int,
     ) -> int:
-        """Of sizes that will do, smallest first, the index of one that is compiled: or `always`.
+        """Of sizes that will do, cheapest first, the index of one that is compiled: or `always`.
 
         Args:
           wasted: seconds since the chunk before was begun, if a smaller size would have done.
@@ -69,7 +70,7 @@ class Compiler:
             self._look()
             chosen = next((i for i, size in enumerate(possible) if size in self.ready), always)
             for size in possible[:chosen]:
-                self.missed[size] += wasted
+                self.missed[size] += wasted * (1 - size.cost / possible[chosen].cost)
                 if self.missed[size] > WORTH * self.seconds:
                     self._begin(size, arguments)
             if self.coming and self.coming[0] == possible[chosen]:

@@ -188,7 +188,6 @@ class Engine(Expander):
             self._resize(slots)
         look = programs.LOOK(self.mesh)
         self.sending = self.sender.submit(_decoded, size, self._arguments(), look)
-        self.choice.look_ahead(self.left, self._arguments())
         self.chunks += 1
         return self.chunks, size.slots, self.sending
 
@@ -245,11 +244,17 @@ class Engine(Expander):
         self.expansions[row] += 1
 
     def _prefill(self) -> None:
-        """Computes queued segments: until no slot is idle, then as much as the chunk decodes."""
+        """Computes queued segments: until no slot is idle, then as much as the chunk decodes.
+
+        Where slots have plenty of work, few tokens wait for more that share their call.
+        """
         most = self.config.chunk * self.plan.slots
+        enough = min(sizes.call_tokens(self.mesh), sizes.prefill_budget(self.mesh)) * self.devices
         for model in self.models:
-            computed = 0
-            while model.manager.segments and (computed < most or self._wanted() < self.plan.slots):
+            computed, segments = 0, model.manager.segments
+            while segments and (computed < most or self._wanted() < self.plan.slots):
+                if self.plenty and sum(len(segment.tokens) for segment in segments) < enough:
+                    break
                 rows, tokens = model.prefill()
                 for row in rows:
                     self._open_if_ready(row)

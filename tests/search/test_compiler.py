@@ -137,12 +137,11 @@ def test_longer_paths_need_more_blocks_and_only_long_ones_more_room(made, policy
 
 
 def test_what_the_last_trees_of_a_long_search_need_is_compiled_before(made, policy, monkeypatch):
-    compiling, asked, rooms = Compiler(), [], set()
+    compiling, asked, rooms = Compiler(), [], []
 
     def expect(sizes, _):
         asked.append({(size.slots, size.step) for size in sizes})
-        rooms.clear()
-        rooms.update(size.room for size in sizes)
+        rooms.append({size.room for size in sizes})
 
     monkeypatch.setattr(compiler, 'COMPILER', compiling)
     monkeypatch.setattr(compiling, 'expect', expect)
@@ -163,10 +162,11 @@ def test_what_the_last_trees_of_a_long_search_need_is_compiled_before(made, poli
     made._look_ahead(now, 8, 4, 3, None)
     assert asked == [enough]  # it has not taken long
     asked.clear()
+    rooms.clear()
     policy.needed = 400  # of 512
     made._look_ahead(now, 8, 4, 3, None)
-    assert asked == [{(8, 12), (8, None)}]  # three trees of 464
-    assert rooms == {1024}
+    assert asked == [enough, {(8, 12), (8, None)}]  # three trees of 464
+    assert rooms == [{512}, {1024}]
 
 
 def test_what_is_expected_is_waited_for(sizes):

@@ -76,19 +76,18 @@ class Choice:
         """Has what will be needed compiled before it is: for longer paths, and for fewer trees."""
         room, longest = self._room, self._config.path_tokens
         slots, most = self._most(left)
+        compiler.COMPILER.expect(self._enough(room, slots, int(blocks / NEARLY_BLOCKS)), shapes)
         if self._policy.needed > NEARLY_ROOM * room and room < longest:
-            room = sizes.path_room(room, longest)
-            compiler.COMPILER.expect(self._enough(room, slots, most), shapes)
-        else:
-            most = int(blocks / NEARLY_BLOCKS)
-            compiler.COMPILER.expect(self._enough(room, slots, most), shapes)
+            larger = sizes.path_room(room, longest)
+            compiler.COMPILER.expect(self._enough(larger, slots, most), shapes)
         taken = time.monotonic() - self._began
         if left == math.inf or taken < LONG * compiler.COMPILER.seconds:
             return
         for slots in reversed(self._slots[: self._now]):
-            enough = self._enough(self._room, slots, math.ceil(SPREAD * blocks / cells * slots))
+            enough = self._enough(room, slots, math.ceil(SPREAD * blocks / cells * slots))
             if cheap := [size for size in enough if size.cost <= WORTHWHILE * now.cost]:
-                return compiler.COMPILER.expect(cheap, shapes)
+                compiler.COMPILER.expect(cheap, shapes)
+                break
 
     @property
     def _room(self) -> int:

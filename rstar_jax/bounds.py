@@ -41,6 +41,7 @@ AT_LEAST: dict[str, float] = {
     'search.trees_in_flight': 0,
     'search.path_tokens': 1,
     'search.chunk': 1,
+    'search.drafts': 0,
     'search.tensor': 1,
     'job.start_seconds': 1,
     'job.keep_seconds': 0,
@@ -71,6 +72,7 @@ AT_MOST: dict[str, float] = {
     'last_round': 1000,  # all are looked at before the first begins
     'search.top_p': 1,
     'search.min_p': 1,
+    'search.drafts': 15,
     'curate.synthetic_correct': 1,
 }
 BELOW: dict[str, float] = {'training.ppm.dropout': 1}

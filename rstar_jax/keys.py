@@ -152,6 +152,10 @@ KEYS: dict[str, tuple[Any, str]] = {
         'slower, but trees are byte for byte the same whatever is searched beside them',
     ),
     'search.chunk': (8, 'decode steps between two looks of the host'),
+    'search.drafts': (
+        7,
+        'tokens guessed behind each that is sampled where few slots are in use; no sample changes',
+    ),
     'search.tensor': (1, 'devices that share the weights while searching; divides their number'),
     'job.start_seconds': (300.0, 'in which all processes of a job have to come'),
     'job.leases': (

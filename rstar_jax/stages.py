@@ -67,7 +67,7 @@ BINDS_START = ('policy', 'ppm', 'search.prompt')  # the evaluation of round 0, a
 # Of the sections that bind, but what is made is the same whatever they are.
 UNBOUND = (
     *('data.folder', 'eval.folder', 'policy.requests', 'policy.seconds'),
-    *(f'search.{key}' for key in ('slots', 'trees_in_flight', 'chunk', 'tensor')),
+    *(f'search.{key}' for key in ('slots', 'trees_in_flight', 'chunk', 'drafts', 'tensor')),
     *(f'execution.{key}' for key in ('isolation', 'workers')),
     *(
         f'training.{name}.{key}'

@@ -91,7 +91,7 @@ def test_an_evaluation_is_the_same_in_every_round_whatever_is_searched():
     others = {'strategy': 'beam', 'answers_kept': 'all', 'failed_steps': 'once'} | {
         'examples': 'shuffled', 'prompt': 'few_shot', 'top_p': 0.5, 'min_p': 0.1,
     }  # fmt: skip
-    resources = {'slots', 'trees_in_flight', 'chunk', 'tensor', 'one_size'}
+    resources = {'slots', 'trees_in_flight', 'chunk', 'drafts', 'tensor', 'one_size'}
     for key, value in config.search.items():
         if key in fields - resources:
             config.search[key] = others[key] if key in others else value + 1

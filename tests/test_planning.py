@@ -29,7 +29,17 @@ SHAPE = models.Config('qwen2', 320, 64, 96, 1, 8, 2, 8, qkv_bias=True)
 SETTINGS = search.Config(rollouts=2, candidates=4, step_tokens=16, path_tokens=200, slots=8)
 
 CHOSEN = memory.Plan(
-    trees=6, slots=8, kept=1024, tree=0, slot=0, prefill=0, token=0, programs=0, free=0
+    trees=6,
+    slots=8,
+    rows=8,
+    kept=1024,
+    tree=0,
+    slot=0,
+    row=0,
+    prefill=0,
+    token=0,
+    programs=0,
+    free=0,
 )
 
 
@@ -103,7 +113,7 @@ def test_all_slots_write_in_the_step_that_is_measured():
         return results
 
     assert planned._measure(decode, 6, 8) > 0
-    assert done == 3 * [2 * [[4, 4 * 8]]]  # calls, devices: steps and tokens
+    assert done == 3 * [2 * [[4, 4 * 8, 4 * 8]]]  # calls, devices: steps, live slots and tokens
 
 
 def test_little_memory_means_fewer_trees_then_more_chips_then_none(monkeypatch, ample):
@@ -119,7 +129,7 @@ def test_little_memory_means_fewer_trees_then_more_chips_then_none(monkeypatch, 
     one, two = (
         searches.Group(SETTINGS, parallel.local_mesh(n, jax.devices()[:n]), SHAPE) for n in (1, 2)
     )
-    found = [plan(one.weights + room) for room in range(-60_000, 1_000_000, 60_000)]
+    found = [plan(one.weights + room) for room in range(-60_000, 1_180_000, 60_000)]
     trees = {(made.tensor, made.trees) for made in found if made}
     assert {(1, 3), (1, 6)} <= trees and max(n for _, n in trees) == 6
     assert plan(1e9).decode == one.resident(CHOSEN) + 1000

@@ -158,7 +158,7 @@ class Plain(Expander):
             sampling.Settings.of(dataclasses.replace(self.config, answers_kept='all')),
             np.array([limit, limit], np.int32),
         )
-        iterations, computed = np.asarray(stats)[0].tolist()
+        iterations, computed, _ = np.asarray(stats)[0].tolist()
         self.counters['iterations'] += iterations
         self.counters['slot_steps'] += iterations * len(keys)
         self.counters['live_slot_steps'] += computed

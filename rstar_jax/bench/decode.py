@@ -116,7 +116,7 @@ class _Ours:
         )
         computed = np.asarray(done)[0]
         seconds = time.perf_counter() - start
-        if computed.tolist() != [limit, limit * batch]:
+        if computed.tolist() != [limit, limit * batch, limit * batch]:
             raise RuntimeError(f'decoded {computed} of {limit} steps of {batch} sequences')
         return seconds / self._tokens
 

@@ -9,6 +9,7 @@ is the policy's decoder with a random value head: its scores mean nothing, its w
     ppm_tokens_per_unique      the same for the PPM / each prompt and each scored node once
     slot_use                   slots with a candidate that is being written / slot-steps
     slot_use_while_left        the same, until the last problem was begun
+    tokens_per_slot_step       sampled in each slot with a candidate: one, and drafts that are right
     device_wait_share          time in which nothing is left to decode until some program has run
     tree_ops_share             time in walk, expansion and backup, by the calls with no chunk ahead
     device_memory_growth       bytes on the device at the end / after a tenth of the trees
@@ -70,6 +71,7 @@ def run(
     plain: bool = True,
     plain_at_most: float = 0.0,
     slots: int = 0,
+    drafts: int = 7,
     trees_in_flight: int = 0,
     dtype: str = '',
     seed: int = 0,
@@ -96,6 +98,7 @@ def run(
         repetition=repetition,
         prompt='few_shot' if model else 'sft',
         slots=slots,
+        drafts=drafts,
         trees_in_flight=trees_in_flight,
     )
     scorer = _random_ppm(policy, seed) if ppm else None
@@ -264,6 +267,7 @@ class _Run:
             figures['slot_use_while_left'] = self.while_left['live_slot_steps'] / left
         return figures | {
             'slot_use': self.counters['live_slot_steps'] / self.counters['slot_steps'],
+            'tokens_per_slot_step': self.counters['sampled'] / self.counters['live_slot_steps'],
             'device_wait_share': self._share('waiting'),
             'tree_ops_share': self._share('trees'),
             'peak_over_plan': self.over_plan,

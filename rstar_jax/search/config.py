@@ -54,6 +54,8 @@ class Config:
         token in a million in float32.
       chunk: decode steps between two looks of the host; on accelerators up to four times as many
         while every slot has work.
+      drafts: tokens drafted behind each slot's at most, where few slots are in use, see
+        `engine.drafts`; 0, none.
       tensor: devices that share one model's weights; the others each run their own trees.
       workers: processes that run code and grade; 0 chooses one a core.
       code_seconds: time limit of one program.
@@ -88,6 +90,7 @@ class Config:
     path_tokens: int = 4096
     one_size: bool = False
     chunk: int = 8
+    drafts: int = 7
     tensor: int = 1
     workers: int = 0
     code_seconds: float = 10.0

@@ -43,9 +43,9 @@ class Plan:
     planned: bytes that the search counts with at most, weights included. decode, score: bytes in
     use while decoding and while scoring, the other model's and the trees' included, by the
     compiler. tree: bytes that one more tree takes. flops, traffic: of one decode step of all
-    `slots`, as the compiler counts them, bytes read and written; floor: bytes that it must read,
-    weights and caches once. step: seconds of one, measured; 0 where the chips are not at hand.
-    seconds: of compiling both functions side by side.
+    `slots` without drafts, as the compiler counts them, bytes read and written; floor: bytes that
+    it must read, weights and caches once. step: seconds of one, measured; 0 where the chips are not
+    at hand. seconds: of compiling both functions side by side.
     """
 
     tensor: int
@@ -143,8 +143,7 @@ class Group:
         seconds = time.perf_counter() - start
         at_hand = self.mesh.devices.flat[0] in jax.local_devices()
         cost, held = decoding.cost_analysis(), self.resident(chosen)
-        besides = chosen.prefill + chosen.programs + slots * chosen.slot
-        room = memory.MARGIN * self.free - besides
+        room = memory.MARGIN * self.free - chosen.besides
         return Plan(
             tensor=self.mesh.shape['tensor'],
             groups=self.mesh.shape['data'],

@@ -11,7 +11,7 @@ from rstar_jax import parallel
 from rstar_jax.models import decoder
 from rstar_jax.models.config import Config as Shape
 from rstar_jax.search.config import Config
-from rstar_jax.search.engine import decode, programs, sampling, state
+from rstar_jax.search.engine import layers, programs, sampling, state
 
 SHAPE = Shape('qwen2', 64, 32, 64, 2, 4, 2, 8)
 KIND = np.dtype('float32')
@@ -74,7 +74,7 @@ def test_the_blocks_in_use_are_enough(blocks, windows):
 def test_paths_of_no_room_for_a_block():
     """Of a prompt all in the prefix, or a few tokens behind it."""
     blocks = state.empty_kv(SHAPE, 3, 40, KIND)[0][0] + jnp.arange(3.0)[:, None, None, None]
-    found = decode._blocks(blocks, jnp.array([2, 0]), jnp.array([0, 0]))
+    found = layers._blocks(blocks, jnp.array([2, 0]), jnp.array([0, 0]))
     assert found.shape == (2, 2, 40, 8)
     np.testing.assert_array_equal(found[:, 0, 0, 0], [2, 0])
 

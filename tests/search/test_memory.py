@@ -69,6 +69,7 @@ def test_a_tree_takes_what_its_arrays_take(mesh, monkeypatch):
     kept = state.empty_kv(SHAPE, 1, memory.kept_room(one.kept), np.float32)
     total = one.trees * (one.tree + sum(x.nbytes for x in jax.tree.leaves(kept)))
     assert one.most == total + one.slots * one.slot + one.prefill
+    assert one.rows == sizes.fewest_rows(mesh) < one.slots
 
 
 def test_compiled_programs_are_counted_where_they_lie(mesh, monkeypatch):
@@ -112,6 +113,19 @@ def test_the_only_tree_that_fits_has_no_more_slots_than_do(mesh, monkeypatch):
         tight = plan(mesh, int(free), monkeypatch, **shape)
         assert (tight.trees, tight.slots) == (1, slots)
         assert tight.most <= memory.MARGIN * free
+
+
+def test_rows_for_drafts_where_slots_are_few(mesh, monkeypatch):
+    few = plan(mesh, 2**34, monkeypatch, trees=1)
+    assert few.slots == 4 < few.rows == sizes.fewest_rows(mesh)
+    same = plan(mesh, 2**34, monkeypatch, trees=1, one_size=True, trees_in_flight=1)
+    assert (same.slots, same.rows, same.kept) == (4, 0, 0)
+    assert plan(mesh, 2**34, monkeypatch, trees=1, drafts=0).rows == 0
+    logits = 3 * 4 * SHAPE.vocab_size
+    assert few.row == logits and few.besides - same.besides == 12 * logits
+    free = (few.tree + few.slots * few.slot + 2.5 * few.row + few.prefill) / memory.MARGIN
+    tight = plan(mesh, int(free), monkeypatch, trees=1)
+    assert (tight.slots, tight.rows) == (4, 6) and tight.most <= memory.MARGIN * free
 
 
 def test_as_many_trees_as_keep_the_slots_busy(mesh, monkeypatch):
@@ -193,13 +207,13 @@ def held() -> int:
 
 def test_few_blocks_of_paths_are_read_few_ways():
     """Of 48 paths with room for 768: 288 blocks, of which half or fewer are worth a copy."""
-    assert sizes.block_sizes(48, 768 + 32) == [4, 18, 36, 72, 144, None]
+    assert sizes.block_sizes(48, 768 + 32) == [4, 9, 18, 36, 72, 144, None]
     assert sizes.block_sizes(3, 256 + 32) == [1, None]
     assert sizes.block_sizes(1, 100) == [None]
     rooms = [sizes.path_room(n, 3000) for n in (20, 480, 481, 2500, 3100)]
     assert rooms == [512, 512, 1024, 3032, 4096]
-    assert sizes.slot_sizes(64) == [8, 16, 32, 64] and sizes.slot_sizes(3) == [3]
-    assert sizes.slot_sizes(96) == [8, 16, 32, 64, 96] and sizes.slot_sizes(9) == [8, 9]
+    assert sizes.slot_sizes(64) == [2, 4, 8, 16, 32, 64] and sizes.slot_sizes(3) == [2, 3]
+    assert sizes.slot_sizes(96) == [4, 8, 16, 32, 64, 96] and sizes.slot_sizes(9) == [2, 4, 8, 9]
 
 
 class Account:

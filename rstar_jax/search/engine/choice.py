@@ -15,7 +15,7 @@ from rstar_jax.parallel import compiled
 from rstar_jax.search.config import Config
 from rstar_jax.search.engine import compiler, memory, programs, sizes
 from rstar_jax.search.engine.compiler import Size
-from rstar_jax.search.engine.decode import BLOCK
+from rstar_jax.search.engine.layers import BLOCK
 from rstar_jax.search.engine.model import Model
 
 # Tokens by which the paths of all trees are expected to grow until others take their place.
@@ -118,6 +118,7 @@ class Choice:
 
     def _size(self, slots: int, blocks: int | None, room: int) -> Size:
         """A chunk of decoding that attends to so many blocks of paths; None: to all."""
+        drafts = sizes.drafts(self._plan.rows, slots, self._config.drafts)
         step = programs.DECODE(
             self._mesh,
             config=self._policy.config,
@@ -126,9 +127,11 @@ class Choice:
             near=sizes.near(self._mesh),
             mixed=self._policy.mixed,
             repetition=self._config.repetition,
+            ahead=drafts,
         )
         read = self._plan.trees * _blocks(room) if blocks is None else blocks
-        return Size(step, slots, room, self._others, sizes.step_cost(self._mesh, slots, read))
+        cost = sizes.step_cost(self._mesh, slots, read, self._config.candidates, drafts)
+        return Size(step, slots, room, self._others, cost)
 
 
 def _blocks(tokens: int) -> int:

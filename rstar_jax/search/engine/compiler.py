@@ -23,7 +23,7 @@ class Size(NamedTuple):
     """A jitted chunk of decoding, and what its arguments' shapes follow from.
 
     room: positions of a path. others: a hash of all shapes that are the same in a whole search,
-    and of what of a process's programs it finds. cost: of a step, by `sizes.step_cost`.
+    and of what of a process's programs it finds. cost: by `sizes.step_cost`.
     """
 
     step: Any

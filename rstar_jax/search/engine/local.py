@@ -26,10 +26,19 @@ from rstar_jax import steps
 from rstar_jax.errors import UserError
 from rstar_jax.models import tokenizer
 from rstar_jax.search.config import Config
-from rstar_jax.search.engine import compiler, devices, memory, programs, sampling, sizes, state
+from rstar_jax.search.engine import (
+    compiler,
+    devices,
+    drafts,
+    memory,
+    programs,
+    sampling,
+    sizes,
+    state,
+)
 from rstar_jax.search.engine.choice import Choice
 from rstar_jax.search.engine.compiler import Size
-from rstar_jax.search.engine.decode import BLOCK
+from rstar_jax.search.engine.layers import BLOCK
 from rstar_jax.search.engine.model import Model, Scorer
 from rstar_jax.search.expander import Expander
 from rstar_jax.search.host import HostTree, Step
@@ -126,6 +135,7 @@ class Engine(Expander):
         # Trees with few first: the last trees shall end together, not one by one.
         self.expansions = np.zeros(self.rows, np.int32)
         self.opening: dict[int, HostTree] = {}  # row -> the tree whose cells are opened next
+        self.latest = np.full((self.rows, state.LATEST), drafts.NONE, np.int32)
         self.sampling = sampling.Settings.of(config)
         self._share(template)
         self.choice = Choice(config, mesh, self.plan, self.policy, self._arguments())
@@ -177,6 +187,8 @@ class Engine(Expander):
             opened = [self.opened.copy(), self.keys.copy(), turn]
             open_cells = programs.OPEN(self.mesh)
             self.cells = open_cells(self.cells, *devices.split(self.mesh, opened))
+            latest = devices.split(self.mesh, self.latest.copy())
+            self.policy.path = self.policy.path.replace(latest=latest)
             self.known[self.opened] = state.PENDING
             self.since[self.opened] = self.chunks + 1
             self.opened[:] = False
@@ -202,7 +214,7 @@ class Engine(Expander):
         self.counters['iterations'] += int(stats[:, 0].max())
         self.counters['slot_steps'] += int((stats[:, 0] * slots).sum())
         self.counters['live_slot_steps'] += int(stats[:, 1].sum())
-        self.counters['policy_computed'] += int(stats[:, 1].sum())
+        self.counters['policy_computed'] += int(stats[:, 2].sum())
         here, ended = self.since <= chunk, []  # others are opened for a later chunk
         over = here & (seen >= state.DONE) & (self.known < state.DONE)
         for cell in np.nonzero(over)[0].tolist():
@@ -241,6 +253,7 @@ class Engine(Expander):
         cells, place = slice(row * n, row * n + n), (*tree.seeds, tree.cursor.tag)
         self.opened[cells] = True
         self.keys[cells] = [sampling.key_of(*place, candidate) for candidate in range(n)]
+        self.latest[row] = drafts.latest(tree)
         self.expansions[row] += 1
 
     def _prefill(self) -> None:

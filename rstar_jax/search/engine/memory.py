@@ -47,7 +47,9 @@ class Plan:
       trees: in flight (G).
       slots: sequences decoded at once (B).
       kept: tokens that are kept of each tree beside its path, so as not to be computed again.
-      tree, slot, prefill: bytes of each tree, of each slot, and of one call of the prefill.
+      rows: tokens of a decode step: where fewer slots are in use, drafts take their place.
+      tree, slot, row, prefill: bytes of each tree, of each slot, of each row that is none, and of
+        one call of the prefill.
       token: bytes of a token that is kept.
       programs: bytes of compiled functions.
       free: bytes that are free on the device now.
@@ -55,9 +57,11 @@ class Plan:
 
     trees: int
     slots: int
+    rows: int
     kept: int
     tree: int
     slot: int
+    row: int
     prefill: int
     token: int
     programs: int
@@ -66,8 +70,13 @@ class Plan:
     @property
     def most(self) -> int:
         """Bytes, when all paths are at their longest."""
-        tree = self.tree + kept_room(self.kept) * self.token
-        return self.trees * tree + self.slots * self.slot + self.prefill + self.programs
+        return self.trees * (self.tree + kept_room(self.kept) * self.token) + self.besides
+
+    @property
+    def besides(self) -> int:
+        """Bytes of all but the trees."""
+        decode = self.slots * self.slot + max(0, self.rows - self.slots) * self.row
+        return decode + self.prefill + self.programs
 
     def __str__(self) -> str:
         return (
@@ -139,9 +148,12 @@ def plan(
     left = room - possible * tree
     slots = min(slots, max(used, FEW_SLOTS), cells, int(left // slot))
     left -= slots * slot
+    drafted = config.drafts and not config.one_size
+    rows = min(sizes.fewest_rows(mesh), slots + int(left // logits)) if drafted else 0
+    left -= max(0, rows - slots) * logits
     fitting = int(KEPT * left // (possible * token)) - copies.COPIED
     kept = max(0, min(_worth_keeping(config), fitting))
-    return Plan(possible, slots, kept, tree, slot, prefill, token, programs, free)
+    return Plan(possible, slots, rows, kept, tree, slot, logits, prefill, token, programs, free)
 
 
 def kept_room(tokens: int) -> int:

@@ -1,6 +1,8 @@
 """The sizes that are compiled, few of each: rows, steps to be scored, paths, slots."""
 
-from rstar_jax.search.engine import copies, decode
+import math
+
+from rstar_jax.search.engine import copies, layers
 
 # Rows of known tokens are computed in one of these lengths; longer ones in pieces. Most are outputs
 # of programs, of 5 to 25 tokens, and the last tokens of prompts.
@@ -13,8 +15,7 @@ PATH_ROOMS = (512, 1024, 2048, 4096)
 FAST_SLOTS = (64, 32, 16)  # on CPUs
 # Positions of a step that every slot attends to, where longer ones are looked at for few slots.
 NEAR = 64
-# A decode step of fewer slots takes hardly less time: devices' products pad to so many rows.
-FEWEST_SLOTS = 8
+FEWEST_SLOTS = 2
 # Room behind a step's tokens for the executor's output, in the PPM's cells.
 OUTPUT_ROOM = 64
 # Longest step with its executor output (1,024 characters), where one shape must fit all.
@@ -58,14 +59,33 @@ def near(mesh) -> int | None:
     return NEAR if mesh.devices.flat[0].platform == 'cpu' else None
 
 
-def step_cost(mesh, slots: int, blocks: int) -> float:
-    """What a decode step takes, compared with others, where one slot more takes 1.
+def fewest_rows(mesh) -> int:
+    """Tokens of a decode step of which fewer take hardly less time: drafts take their place.
 
-    A part of it is the same for all: the weights are read. (The 0.5B model in bfloat16, 2 cores:
-    118, 149, 195 and 250 ms with 8, 16, 32 and 64 slots; 16 blocks of paths 25 ms.)
+    Products pad to so many rows, or take as long as their weights are read. On accelerators twice
+    as many would, too, but not what is done for each row: attention to its path, and sampling.
+    """
+    return 16 if mesh.devices.flat[0].platform == 'cpu' else 128
+
+
+def drafts(rows: int, slots: int, most: int) -> int:
+    """Tokens that are drafted behind each slot's, so that a decode step has `rows` at most."""
+    return max(0, min(most, rows // slots - 1))
+
+
+def step_cost(mesh, slots: int, blocks: int, candidates: int, drafts: int = 0) -> float:
+    """What a decode step takes for each token of a slot, compared with others; a row more takes 1.
+
+    A part of it is the same for all: the weights are read. Blocks of paths are read for all
+    candidates of their trees and for all drafts. (The 0.5B model in bfloat16, 2 cores: 95, 114, 176
+    and 250 ms with 8, 16, 32 and 64 rows; 16 blocks 25 ms for 8 candidates, and 16 for one with 7
+    drafts.) Fewer drafts are taken to be right than of greedy solutions, of which 1, 3 and 7 make
+    1.5, 1.8 and 2.1 tokens a step: 1.33, 1.67 and 2.
     """
     on_cpu = mesh.devices.flat[0].platform == 'cpu'
-    return (40 + 0.5 * blocks if on_cpu else 256 + 0.1 * blocks) + slots
+    width = 1 + drafts
+    step = 40 + 0.06 * blocks * candidates * width if on_cpu else 256 + 0.1 * blocks
+    return (step + slots * width) / (1 + math.log2(width) / 3)
 
 
 def longest_chunk(mesh, config) -> int:
@@ -124,7 +144,7 @@ def most_paths(slots: int) -> int:
 def slot_sizes(slots: int) -> list[int]:
     """Compiled numbers of slots, ascending: all, and fewer for when trees run out."""
     below = 1 << (slots - 1).bit_length() >> 1  # a power of two
-    fewer = {max(FEWEST_SLOTS, below >> shift) for shift in range(4)}
+    fewer = {max(FEWEST_SLOTS, below >> shift) for shift in range(5)}
     return sorted({slots, *(size for size in fewer if size < slots)})
 
 
@@ -135,6 +155,6 @@ def block_sizes(paths: int, room: int) -> list[int | None]:
     more of them all paths are read where they lie (None). Each size is compiled with each number
     of slots, so there is only one where paths are short.
     """
-    blocks = paths * (room // decode.BLOCK)
-    shifts = (1, 2, 3, 4, 6) if room // decode.BLOCK > 2 else (2,)
+    blocks = paths * (room // layers.BLOCK)
+    shifts = range(1, 7) if room // layers.BLOCK > 2 else (2,)
     return [*sorted({blocks >> shift for shift in shifts} - {0}), None]

@@ -14,6 +14,7 @@ from flax import struct
 EMPTY, PENDING, RUNNING, DONE, CANCELLED = range(5)
 FREE = -1
 PERIODS = 32  # the longest text, in tokens, that is found to repeat itself
+LATEST = 256  # tokens of a path that drafts are looked up in
 KeysValues = list[tuple[jax.Array, jax.Array]]
 
 
@@ -26,12 +27,14 @@ class Path:
       prefix: i32[G], tokens of the prefix that are in front: all of them, or none.
       length: i32[G], tokens in the path behind the prefix.
       hidden: [G,D], hidden state behind the path's last token: what the next token comes from.
+      latest: i32[G,LATEST], its last tokens, those of the prefix included; -1 before the first.
     """
 
     kv: KeysValues
     prefix: jax.Array
     length: jax.Array
     hidden: jax.Array
+    latest: jax.Array
 
 
 @struct.dataclass
@@ -114,6 +117,7 @@ def empty_path(config, trees: int, positions: int, dtype) -> Path:
         prefix=jnp.zeros((trees,), jnp.int32),
         length=jnp.zeros((trees,), jnp.int32),
         hidden=jnp.zeros((trees, config.embed_dim), dtype),
+        latest=jnp.full((trees, LATEST), -1, jnp.int32),
     )
 
 

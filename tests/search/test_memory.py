@@ -156,15 +156,36 @@ def test_no_room_is_one_clear_error(mesh, monkeypatch):
 def test_no_call_has_more_tokens_than_is_planned_for(mesh, step_tokens):
     config = dataclasses.replace(CONFIG, step_tokens=step_tokens)
     most = sizes.largest_call(mesh, config, scored=True)
-    budget, room = sizes.prefill_budget(mesh), step_tokens + sizes.OUTPUT_ROOM
-    calls = set()
+    room, calls = step_tokens + sizes.OUTPUT_ROOM, set()
     for tokens in range(1, step_tokens + sizes.OUTPUT_TOKENS + 1):
-        length = sizes.score_length(tokens, room)
-        assert length >= tokens
-        calls.add(max(1, budget // length) * length)
+        shapes = sizes.score_shapes(mesh, tokens, room)
+        assert all(length >= tokens for _, length in shapes)
+        calls |= {rows * length for rows, length in shapes}
     assert max(calls) == most
     calls = (rows * length for rows, length in sizes.prefill_shapes(mesh))
     assert max(calls) <= sizes.largest_call(mesh, config, scored=False) <= most
+
+
+@pytest.mark.parametrize(
+    ('waiting', 'chosen'),
+    [
+        ([35, 33, 30, 8], (3, 40)),
+        ([24, 24, 23, 20, 18, 15], (5, 24)),
+        ([30], (1, 40)),
+        ([60, 41, 12], (2, 64)),
+        ([100, 4], (1, 128)),
+        ([130], (1, 224)),
+        ([400], (1, 512)),
+    ],
+)
+def test_the_call_that_scores_most_for_its_time(mesh, waiting, chosen):
+    """The longest step decides which lengths will do; few steps do not wait for many places."""
+    scorer = types.SimpleNamespace(mesh=mesh, settings=CONFIG, cell_tokens=224)
+    queue = [(0, i, host.Node(tokens=[7] * n)) for i, n in enumerate(sorted(waiting))]
+    assert model.Scorer._shape(scorer, [queue, []]) == chosen
+    scorer.settings = dataclasses.replace(CONFIG, one_size=True)
+    rows, length = model.Scorer._shape(scorer, [queue, []])
+    assert rows * length == sizes.largest_call(mesh, CONFIG, scored=True)
 
 
 def test_paths_that_grow_take_no_room_for_two_of_each(mesh, monkeypatch):

@@ -202,8 +202,7 @@ class Scorer(Model):
         score = programs.SCORE(self.mesh, **settings)
         found: Scores = []
         while any(queues):
-            length = self._length(max(len(q[-1][-1].tokens) for q in queues if q))
-            count = max(1, sizes.prefill_budget(self.mesh) // length)
+            count, length = self._shape(queues)
             batch = Batch(count_devices, count, length, self.width)
             numbers = np.zeros(count_devices * count, np.int32)
             for device, queue in enumerate(queues):
@@ -217,7 +216,15 @@ class Scorer(Model):
             found.append((values, batch.trees, numbers))
         return found
 
-    def _length(self, longest: int) -> int:
+    def _shape(self, queues: list[list[Request]]) -> tuple[int, int]:
+        """(rows, length) of the call that scores most of what waits for its time."""
+        longest = max(len(queue[-1][-1].tokens) for queue in queues if queue)
         if self.settings.one_size:
             longest = max(longest, self.settings.step_tokens + sizes.OUTPUT_TOKENS)
-        return sizes.score_length(longest, self.cell_tokens)
+
+        def worth(shape: tuple[int, int]) -> float:
+            rows, length = shape
+            scored = sum(len(node.tokens) for queue in queues for *_, node in queue[-rows:])
+            return scored / (sizes.call_tokens(self.mesh) + rows * length)
+
+        return max(sizes.score_shapes(self.mesh, longest, self.cell_tokens), key=worth)

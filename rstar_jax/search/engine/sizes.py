@@ -8,8 +8,11 @@ from rstar_jax.search.engine import copies, layers
 # of programs, of 5 to 25 tokens, and the last tokens of prompts.
 PREFILL_LENGTHS = (16, 128)
 FEW_ROWS = (2, 16)  # rows and their length, on CPUs: the outputs of one or two programs
-# Steps are scored in one piece, in the shortest of these and the longest step that has room.
+# Steps are scored in one piece, most in rows of these lengths (GSM8K, 0.5B model: 30 tokens on
+# average). On CPUs padding takes as long as tokens do, and one step has a call of its own.
 SCORE_LENGTHS = (32, 64, 128)
+CPU_SCORE_LENGTHS = (24, 40, 64, 128)
+ONE_STEP = (1, 40)  # row, length
 # Paths have room for as many tokens as one of these; for each all is compiled anew.
 PATH_ROOMS = (512, 1024, 2048, 4096)
 FAST_SLOTS = (64, 32, 16)  # on CPUs
@@ -121,10 +124,17 @@ def call_tokens(mesh) -> int:
     return 20 if mesh.devices.flat[0].platform == 'cpu' else 1 << 20
 
 
-def score_length(tokens: int, room: int) -> int:
-    """Positions in which a step of so many tokens is scored; `room`: what a PPM's cell holds."""
-    lengths = sorted((*SCORE_LENGTHS, room))
-    return next((x for x in lengths if x >= tokens), 1 << tokens.bit_length())
+def score_shapes(mesh, tokens: int, room: int) -> list[tuple[int, int]]:
+    """(rows, length of each) of a device's calls that score steps of so many tokens at most.
+
+    room: what a PPM's cell holds, the length of steps that are longer than most.
+    """
+    on_cpu, budget = mesh.devices.flat[0].platform == 'cpu', prefill_budget(mesh)
+    lengths = CPU_SCORE_LENGTHS if on_cpu else SCORE_LENGTHS
+    shapes = [(budget // length, length) for length in lengths] + [ONE_STEP] * on_cpu
+    longest = room if tokens <= room else 1 << tokens.bit_length()
+    enough = [shape for shape in shapes if shape[1] >= tokens]
+    return enough or [(max(1, budget // longest), longest)]
 
 
 def largest_call(mesh, config, scored: bool) -> int:
@@ -132,8 +142,9 @@ def largest_call(mesh, config, scored: bool) -> int:
 
     A step is scored in one piece, with whatever its program printed.
     """
-    longest = score_length(config.step_tokens + OUTPUT_TOKENS, config.step_tokens + OUTPUT_ROOM)
-    return max(prefill_budget(mesh), longest if scored else 0)
+    step, room = config.step_tokens + OUTPUT_TOKENS, config.step_tokens + OUTPUT_ROOM
+    ((rows, length),) = score_shapes(mesh, step, room)
+    return max(prefill_budget(mesh), rows * length if scored else 0)
 
 
 def most_paths(slots: int) -> int:

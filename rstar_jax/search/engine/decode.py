@@ -84,8 +84,8 @@ def decode(
         cells, slots, token, kind = _sample(
             network, stops, cells, slots, drafted, live, settings, limit, repetition
         )
-        written = jnp.where(live, slots.length - before, 0)
-        done += jnp.stack([jnp.int32(1), live.sum(dtype=jnp.int32), written.sum()])
+        sampled = (slots.length - before).sum()
+        done += jnp.stack([jnp.int32(1), live.sum(dtype=jnp.int32), sampled])
         guesses = drafts.behind(path, cells, slots, candidates, ahead)
         tokens = jnp.concatenate([token[:, None], guesses], axis=1)
         slots, hidden = layers.run(

@@ -22,6 +22,7 @@ from rstar_jax import models
 from rstar_jax.search import engine, loop
 from rstar_jax.search.config import Config
 from rstar_jax.search.engine import devices, programs, sampling, sizes, state
+from rstar_jax.search.engine.kv_cache import CacheManager
 from rstar_jax.search.expander import Expander, Request, Scores
 from rstar_jax.search.host import Step
 from rstar_jax.search.record import Record
@@ -111,33 +112,23 @@ class Plain(Expander):
 
     def _prefill(self, trees: int, prompts: list[list[int]]) -> None:
         """Computes whole prompts, in pieces of as many tokens as the engine computes at once."""
-        model, piece = self._engine.policy, sizes.PREFILL_LENGTHS[-1]
-        # Pieces are written whole, padding included: they need room behind the last prompt.
-        need = _round_up(max(map(len, prompts)) + piece, PATH_UNIT)
+        model, shape = self._engine.policy, sizes.call_shapes(self.mesh)[0]
+        # Rows are written whole, padding included: they need room behind the last prompt.
+        need = _round_up(max(map(len, prompts)) + shape[1], PATH_UNIT)
         have = self._path.kv[0][0].shape if self._path else (0, 0, 0, 0)
         if have[0] != trees or have[2] < need:
             need = max(need, have[2])
             made = model.config, trees, need, model.dtype
             self._path = devices.make(self.mesh, state.empty_path, *made)
-        count = max(1, sizes.prefill_budget(self.mesh) // piece)
-        for start in range(0, max(map(len, prompts)), piece):
-            longer = [i for i, prompt in enumerate(prompts) if len(prompt) > start]
-            for first in range(0, len(longer), count):
-                self._extend(prompts, longer[first : first + count], start, count)
-        self.counters['policy_computed'] += sum(map(len, prompts))
-
-    def _extend(self, prompts, members: list[int], start: int, count: int) -> None:
-        pieces = [prompts[i][start : start + sizes.PREFILL_LENGTHS[-1]] for i in members]
-        longest = max(map(len, pieces))
-        length = next(size for size in sizes.PREFILL_LENGTHS if size >= longest)
-        tokens, counts = np.zeros((count, length), np.int32), np.zeros(count, np.int32)
-        trees = np.full(count, self._path.length.shape[0], np.int32)
-        for i, piece in enumerate(pieces):
-            trees[i], counts[i], tokens[i, : len(piece)] = members[i], len(piece), piece
-        starts, model = np.full(count, start, np.int32), self._engine.policy
-        arguments = (model.params, model.prefix, self._path, trees, tokens, counts, starts)
+        queue = CacheManager(1, trees, 1, 0, lambda node: 0)
+        for row, prompt in enumerate(prompts):
+            queue.compute(row, 0, prompt)
         extend = programs.EXTEND(self.mesh, config=model.config)
-        self._path = extend(*arguments)
+        while queue.segments:
+            batch, _ = queue.take([shape])
+            rows = batch.trees, batch.tokens, batch.counts, batch.starts, batch.first
+            self._path = extend(model.params, model.prefix, self._path, *rows)
+        self.counters['policy_computed'] += sum(map(len, prompts))
 
     def _decode(self, keys: np.ndarray, opened: np.ndarray) -> state.Cells:
         model, limit = self._engine.policy, self.config.step_tokens

@@ -91,7 +91,7 @@ class _Ours:
         )
         extend = programs.EXTEND(mesh, config=shape)
         one = np.zeros(1, np.int32)
-        arguments = (one, ids[None].astype(np.int32), one + len(ids), one)
+        arguments = (one, ids[None].astype(np.int32), one + len(ids), one, one)
         self._path = extend(self._params, self._prefix, path, *arguments)
         self._open = programs.OPEN(mesh)
         self._decode = programs.DECODE(mesh, config=shape, candidates=batch, near=sizes.near(mesh))

@@ -104,7 +104,7 @@ class Group:
         self.settings, self.mesh, self.shape = settings, mesh, shape
         self.dtype = dtype
         self.step = settings.step_tokens
-        self.cell_tokens = self.step + sizes.OUTPUT_ROOM
+        self.cell_tokens = sizes.scored_room(self.step)
         self.longest = sizes.path_room(settings.path_tokens, settings.path_tokens)
         trunk = models.decoder.abstract_params(shape, dtype, headless=True)
         head = jax.eval_shape(lambda: heads.init_value_head(shape.embed_dim, jax.random.key(0)))
@@ -212,11 +212,12 @@ class Group:
 
     def _score(self, trees: int) -> jax.stages.Lowered:
         f = programs.SCORE(self.mesh, config=self.shape, squash='tanh')
-        integers = devices.shapes(self.mesh, jnp.zeros, 1, jnp.int32)
-        length = sizes.largest_call(self.mesh, self.settings, scored=True)
-        tokens = devices.shapes(self.mesh, jnp.zeros, (1, length), jnp.int32)
+        rows, length = sizes.largest_call(self.mesh, self.settings, scored=True)
+        integers = devices.shapes(self.mesh, jnp.zeros, rows, jnp.int32)
+        tokens = devices.shapes(self.mesh, jnp.zeros, (rows, length), jnp.int32)
         prefix, path, cells = self._ppm(trees)
-        return f.lower(self.ppm, prefix, path, cells, integers, integers, tokens, integers)
+        rest = [integers] * 3
+        return f.lower(self.ppm, prefix, path, cells, integers, tokens, *rest)
 
     def _policy(self, trees: int, slots: int) -> tuple:
         """prefix, path, cells and slots, as `decode.decode` takes them."""

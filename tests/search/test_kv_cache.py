@@ -1,7 +1,6 @@
 """The KV cache manager on lists of tokens: after any walk a path holds what its nodes say."""
 
 import dataclasses
-import functools
 import random
 
 import numpy as np
@@ -60,13 +59,13 @@ class Machine:
                 self.paths[device * WIDTH + place][start : start + count] = tokens
         done = set()
         while manager.segments:
-            batch, finished = manager.take(((2, 4), (1, 8)), 100)
-            assert batch.tokens.shape[1] in (4, 8) and batch.tokens.size <= 8 * DEVICES
-            for entry, (tree, start, count) in enumerate(
-                zip(batch.trees, batch.starts, batch.counts)
-            ):
+            batch, finished = manager.take(((2, 4), (1, 4)), cut=manager._prompts)
+            rows, length = len(batch.trees) // DEVICES, batch.tokens.shape[1]
+            assert (rows, length) in ((2, 4), (1, 4))
+            for entry, (tree, count) in enumerate(zip(batch.trees, batch.counts)):
                 if count:
-                    row = entry // (len(batch.trees) // DEVICES) * WIDTH + tree
+                    row = entry // rows * WIDTH + tree
+                    start = batch.starts[entry] + (entry % rows - batch.first[entry]) * length
                     self.paths[row][start : start + count] = batch.tokens[entry, :count].tolist()
             done |= set(finished)
         return done
@@ -158,36 +157,17 @@ def test_a_prompt_of_another_tree_is_computed_once():
     manager.release()
     assert manager.repeated == []  # it is not there yet
     while manager.segments:
-        manager.take(((2, 4), (1, 8)), 100)
+        manager.take(((2, 4), (1, 4)))
     manager.release()
     assert manager.repeated == [(1, 0, 0, 0, 4)]
     assert [segment.tokens for segment in manager.segments] == [[4]]
-    manager.take(((2, 4), (1, 8)), 100)
+    manager.take(((2, 4), (1, 4)))
     assert not manager.waits(1)
     assert begin(1) == 1 and manager.repeated == [(1, 0, 0, 0, 4)]  # it lies in the row itself
     manager.repeated.clear()
     assert begin(1) == 1 and manager.repeated == [
         (1, 0, 0, 0, 4)
     ]  # while its last token is computed
-
-
-def test_a_call_has_the_shape_that_computes_most_for_its_time():
-    def shape(shapes, besides, *lengths):
-        manager = CacheManager(1, 8, 1, 0, lambda node: 0)
-        for row, length in enumerate(lengths):
-            manager.start(row)
-            manager.compute(row, 0, list(range(length)))
-        batch, _ = manager.take(shapes, besides)
-        assert batch.tokens[0].tolist()[:5] == [0, 1, 2, 3, 4]
-        return batch.tokens.shape
-
-    of_cpus = functools.partial(shape, [(1, 128), (4, 32), (2, 16)], 20)
-    assert of_cpus(12) == of_cpus(12, 9, 14) == of_cpus(30) == (2, 16)
-    assert of_cpus(70) == of_cpus(300) == of_cpus(128, 128, 128, 128, 5) == (1, 128)
-    assert of_cpus(*[70] * 5) == of_cpus(*[24] * 4) == (4, 32)
-    of_others = functools.partial(shape, [(2, 128), (8, 32)], 10**6)
-    assert of_others(12, 12, 12) == of_others(30, 30, 30, 90) == (8, 32)
-    assert of_others(70) == of_others(30, 90, 40) == (2, 128)
 
 
 def test_the_tree_that_was_to_compute_a_prompt_ends_before():

@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import functools
+import math
 import types
 
 import jax
@@ -40,7 +41,7 @@ def mesh():
 def plan(mesh, free, monkeypatch, trees=1000, networks=1, program=0, **changes):
     monkeypatch.setattr(memory, 'PROGRAM', program)
     monkeypatch.setattr(memory, 'free_bytes', lambda mesh: free)
-    monkeypatch.setattr(sizes, 'largest_call', lambda *_: 64)
+    monkeypatch.setattr(sizes, 'largest_call', lambda *_: (4, 16))
     config = dataclasses.replace(CONFIG, **changes)
     return memory.plan(config, [NETWORK] * networks, mesh, trees, slots=64)
 
@@ -155,37 +156,32 @@ def test_no_room_is_one_clear_error(mesh, monkeypatch):
 @pytest.mark.parametrize('step_tokens', [32, 256, 1000])
 def test_no_call_has_more_tokens_than_is_planned_for(mesh, step_tokens):
     config = dataclasses.replace(CONFIG, step_tokens=step_tokens)
-    most = sizes.largest_call(mesh, config, scored=True)
-    room, calls = step_tokens + sizes.OUTPUT_ROOM, set()
-    for tokens in range(1, step_tokens + sizes.OUTPUT_TOKENS + 1):
-        shapes = sizes.score_shapes(mesh, tokens, room)
-        assert all(length >= tokens for _, length in shapes)
-        calls |= {rows * length for rows, length in shapes}
-    assert max(calls) == most
-    calls = (rows * length for rows, length in sizes.prefill_shapes(mesh))
-    assert max(calls) <= sizes.largest_call(mesh, config, scored=False) <= most
+    most = math.prod(sizes.largest_call(mesh, config, scored=True))
+    for tokens in range(step_tokens + sizes.OUTPUT_TOKENS + 1):
+        first, *others = sizes.call_shapes(mesh, tokens)
+        assert tokens <= math.prod(first) <= most
+        assert all(math.prod(shape) <= math.prod(first) for shape in others)
+    assert math.prod(sizes.largest_call(mesh, config, scored=False)) <= most
 
 
 @pytest.mark.parametrize(
     ('waiting', 'chosen'),
     [
-        ([35, 33, 30, 8], (3, 40)),
-        ([24, 24, 23, 20, 18, 15], (5, 24)),
-        ([30], (1, 40)),
-        ([60, 41, 12], (2, 64)),
-        ([100, 4], (1, 128)),
-        ([130], (1, 224)),
-        ([400], (1, 512)),
+        ([30], (2, 16)),
+        ([40, 16], (4, 16)),
+        ([60, 50], (8, 16)),
+        ([60] * 9, (8, 16)),
+        ([130, 60], (8, 32)),
+        ([400, 300], (8, 64)),
     ],
 )
-def test_the_call_that_scores_most_for_its_time(mesh, waiting, chosen):
-    """The longest step decides which lengths will do; few steps do not wait for many places."""
-    scorer = types.SimpleNamespace(mesh=mesh, settings=CONFIG, cell_tokens=224)
-    queue = [(0, i, host.Node(tokens=[7] * n)) for i, n in enumerate(sorted(waiting))]
+def test_a_call_has_room_for_the_longest_step(mesh, waiting, chosen):
+    scorer = types.SimpleNamespace(mesh=mesh, settings=CONFIG)
+    queue = [(0, i, host.Node(tokens=[7] * n)) for i, n in enumerate(waiting)]
     assert model.Scorer._shape(scorer, [queue, []]) == chosen
     scorer.settings = dataclasses.replace(CONFIG, one_size=True)
-    rows, length = model.Scorer._shape(scorer, [queue, []])
-    assert rows * length == sizes.largest_call(mesh, CONFIG, scored=True)
+    shape = model.Scorer._shape(scorer, [queue, []])
+    assert shape == sizes.largest_call(mesh, CONFIG, scored=True)
 
 
 def test_paths_that_grow_take_no_room_for_two_of_each(mesh, monkeypatch):

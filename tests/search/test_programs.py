@@ -43,8 +43,8 @@ def arguments(mesh) -> dict:
     trunk = {'decoder': params, 'value_head': head}
     return {
         'DECODE': (params, stops, prefix, path, cells, slots, drawn, numbers(2)),
-        'EXTEND': (params, prefix, path, row, rows, row, row),
-        'SCORE': (trunk, prefix, path, cells.kv, row, row, rows, row),
+        'EXTEND': (params, prefix, path, row, rows, row, row, row),
+        'SCORE': (trunk, prefix, path, cells.kv, row, rows, row, row, row),
         'APPEND': (path, cells.kv, cells.hidden, *[row] * 4),
         'COPY': (kept, cells.kv, *[row] * 5),
         'COPY back': (path.kv, kept, *[row] * 5),

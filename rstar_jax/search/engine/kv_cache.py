@@ -20,6 +20,8 @@ from typing import Any
 
 import numpy as np
 
+from rstar_jax.search.engine.batch import Batch, Shape, fits, quickest
+
 
 @dataclasses.dataclass
 class Segment:
@@ -48,24 +50,6 @@ class _Row:
     kept: dict[int, tuple[int, int]] = dataclasses.field(default_factory=dict)
     used: int = 0
     segments: int = 0
-
-
-class Batch:
-    """The padded arguments of one call that computes known tokens: `count` entries a device."""
-
-    def __init__(self, devices: int, count: int, length: int, nowhere: int):
-        """nowhere: the tree of entries that are not used, one that does not exist."""
-        self._count = count
-        self.trees = np.full(devices * count, nowhere, np.int32)
-        self.starts = np.zeros(devices * count, np.int32)
-        self.tokens = np.zeros((devices * count, length), np.int32)
-        self.counts = np.zeros(devices * count, np.int32)
-
-    def put(self, device: int, entry: int, tree: int, tokens: list[int], start: int) -> None:
-        """Fills an entry; `start` is the path position, or the cell when steps are scored."""
-        at = device * self._count + entry
-        self.trees[at], self.counts[at], self.starts[at] = tree, len(tokens), start
-        self.tokens[at, : len(tokens)] = tokens
 
 
 class CacheManager:
@@ -167,42 +151,31 @@ class CacheManager:
         self.segments.append(Segment(row, start, tokens))
         self._rows[row].segments += 1
 
-    def take(self, shapes: Sequence[tuple[int, int]], besides: int) -> tuple[Batch, list[int]]:
+    def take(
+        self, shapes: Sequence[Shape], besides: int = 0, cut: bool = True
+    ) -> tuple[Batch, list[int]]:
         """Takes what one call computes, and the rows of which nothing is left to compute.
 
-        A piece of each of some segments.
-
-        Args:
-          shapes: (pieces of a device, tokens of each) to choose from: what computes most of what
-            waits for the time that it takes, and the first of equals.
-          besides: tokens that take as long as what every call takes.
+        shapes, besides: see `batch.quickest`. cut: see `batch.fits`.
         """
-        heads = list(itertools.islice(self.segments, 4 * len(self._rows)))
-        waiting: list[list[int]] = [[] for _ in range(self.devices)]
-        for segment in heads:
-            waiting[segment.row // self.width].append(len(segment.tokens))
-
-        def worth(shape: tuple[int, int]) -> float:
-            count, length = shape
-            computed = sum(min(n, length) for of in waiting for n in of[:count])
-            return computed / (count * length + besides)
-
-        count, length = max(shapes, key=worth)
-        batch, done = Batch(self.devices, count, length, self.width), []
-        used = [0] * self.devices
-        for segment in heads:
-            device, place = divmod(segment.row, self.width)
-            if used[device] == count:
-                continue
-            piece, segment.tokens = segment.tokens[:length], segment.tokens[length:]
-            batch.put(device, used[device], place, piece, segment.start)
-            segment.start += len(piece)
-            used[device] += 1
-            if not segment.tokens:
-                self.segments.remove(segment)
-                self._rows[segment.row].segments -= 1
-                self._rows[segment.row].ready = True
-                done.append(segment.row)
+        heads: list[list[Segment]] = [[] for _ in range(self.devices)]
+        for segment in itertools.islice(self.segments, 4 * len(self._rows)):
+            heads[segment.row // self.width].append(segment)
+        waiting = [[len(segment.tokens) for segment in of] for of in heads]
+        shape = quickest(waiting, shapes, besides)
+        batch, done = Batch(self.devices, shape, self.width), []
+        for device, lengths in enumerate(waiting):
+            for segment, count in zip(heads[device], fits(lengths, shape, cut)):
+                if not count:
+                    continue
+                piece, segment.tokens = segment.tokens[:count], segment.tokens[count:]
+                batch.put(device, segment.row % self.width, piece, segment.start)
+                segment.start += count
+                if not segment.tokens:
+                    self.segments.remove(segment)
+                    self._rows[segment.row].segments -= 1
+                    self._rows[segment.row].ready = True
+                    done.append(segment.row)
         return batch, [row for row in done if not self.waits(row)]
 
     def packed(self, queue: list[tuple[int, ...]]) -> Iterator[np.ndarray]:

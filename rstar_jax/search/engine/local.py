@@ -262,7 +262,7 @@ class Engine(Expander):
         Where slots have plenty of work, few tokens wait for more that share their call.
         """
         most = self.config.chunk * self.plan.slots
-        enough = min(sizes.call_tokens(self.mesh), sizes.prefill_budget(self.mesh)) * self.devices
+        enough = min(sizes.call_tokens(self.mesh), sizes.call_budget(self.mesh)) * self.devices
         for model in self.models:
             computed, segments = 0, model.manager.segments
             while segments and (computed < most or self._wanted() < self.plan.slots):

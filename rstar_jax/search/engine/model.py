@@ -6,6 +6,7 @@ beside its paths it has the cells of the steps that it has scored.
 
 import collections
 import functools
+import itertools
 from typing import Any
 
 import jax
@@ -14,7 +15,8 @@ import numpy as np
 from rstar_jax.models import rope, sharding
 from rstar_jax.search.config import Config
 from rstar_jax.search.engine import copies, devices, memory, programs, sizes, state
-from rstar_jax.search.engine.kv_cache import Batch, CacheManager
+from rstar_jax.search.engine.batch import Batch, Shape, fits, quickest
+from rstar_jax.search.engine.kv_cache import CacheManager
 from rstar_jax.search.expander import Request, Scores
 from rstar_jax.search.host import HostTree, Node
 from rstar_jax.steps import marks
@@ -157,14 +159,18 @@ class Model:
         Returns the rows of which all is computed, and the tokens that it computed on each device,
         with their padding.
         """
-        shapes = sizes.prefill_shapes(self.mesh)
-        shapes = shapes[:1] if self.settings.one_size else shapes
-        batch, done = self.manager.take(shapes, sizes.call_tokens(self.mesh))
+        shapes, cut = sizes.call_shapes(self.mesh), True
+        if self.settings.one_size:  # a token's rounding must not depend on what else waits
+            shapes, cut = shapes[:1], False
+        batch, done = self.manager.take(shapes, sizes.call_tokens(self.mesh), cut)
         self.counters[f'{self.name}_computed'] += int(batch.counts.sum())
         extend = programs.EXTEND(self.mesh, config=self.config, mixed=self.mixed)
-        rows = devices.split(self.mesh, [batch.trees, batch.tokens, batch.counts, batch.starts])
-        self.path = extend(self.decoder_params, self.prefix, self.path, *rows)
+        self.path = extend(self.decoder_params, self.prefix, self.path, *self._rows(batch))
         return done, batch.tokens.size // self.manager.devices
+
+    def _rows(self, batch: Batch) -> list[jax.Array]:
+        arrays = [batch.trees, batch.tokens, batch.counts, batch.starts, batch.first]
+        return devices.split(self.mesh, arrays)
 
 
 class Scorer(Model):
@@ -174,7 +180,7 @@ class Scorer(Model):
 
     def __init__(self, mesh, settings: Config, ppm):
         """ppm: models.PPM."""
-        room = settings.step_tokens + sizes.OUTPUT_ROOM
+        room = sizes.scored_room(settings.step_tokens)
         super().__init__('ppm', mesh, settings, ppm.config, ppm.params, room)
         self.squash = ppm.squash
 
@@ -192,39 +198,42 @@ class Scorer(Model):
     def scores(self, requests: list[Request]) -> Scores:
         """Scores of nodes, each behind its row's path; does not wait for the devices.
 
-        Steps of like length are batched together, and their keys and values kept in their cells.
+        Their keys and values are kept in their cells.
         """
-        n, count_devices = self.settings.candidates, self.manager.devices
-        queues: list[list[Request]] = [[] for _ in range(count_devices)]
-        for request in sorted(requests, key=lambda request: len(request[-1].tokens)):
+        count = self.manager.devices
+        queues: list[list[Request]] = [[] for _ in range(count)]
+        for request in sorted(requests, key=lambda request: -len(request[-1].tokens)):
             queues[request[0] // self.width].append(request)
         settings = {'config': self.config, 'squash': self.squash, 'mixed': self.mixed}
         score = programs.SCORE(self.mesh, **settings)
         found: Scores = []
         while any(queues):
-            count, length = self._shape(queues)
-            batch = Batch(count_devices, count, length, self.width)
-            numbers = np.zeros(count_devices * count, np.int32)
+            shape = self._shape(queues)
+            batch = Batch(count, shape, self.width)
+            # A step's score is that of its last row.
+            trees, numbers = np.full_like(batch.trees, self.width), np.zeros_like(batch.trees)
             for device, queue in enumerate(queues):
-                for entry in range(min(count, len(queue))):
-                    row, numbers[device * count + entry], node = queue.pop()
+                taken = fits(_lengths(queue), shape, cut=False)
+                for row, number, node in itertools.compress(queue, taken):
                     tree = row % self.width
-                    batch.put(device, entry, tree, node.tokens, tree * n + node.candidate)
+                    cell = tree * self.settings.candidates + node.candidate
+                    last = batch.put(device, tree, node.tokens, cell)
+                    trees[last], numbers[last] = tree, number
+                queue[:] = [x for x, count in zip(queue, taken, strict=True) if not count]
             self.counters['ppm_computed'] += int(batch.counts.sum())
-            rows = devices.split(self.mesh, [batch.trees, batch.starts, batch.tokens, batch.counts])
-            self.cells, values = score(self.params, self.prefix, self.path, self.cells, *rows)
-            found.append((values, batch.trees, numbers))
+            arrays = self.params, self.prefix, self.path, self.cells, *self._rows(batch)
+            self.cells, values = score(*arrays)
+            found.append((values, trees, numbers))
         return found
 
-    def _shape(self, queues: list[list[Request]]) -> tuple[int, int]:
-        """(rows, length) of the call that scores most of what waits for its time."""
-        longest = max(len(queue[-1][-1].tokens) for queue in queues if queue)
+    def _shape(self, queues: list[list[Request]]) -> Shape:
+        """Of the next call; queues have the longest step first."""
         if self.settings.one_size:
-            longest = max(longest, self.settings.step_tokens + sizes.OUTPUT_TOKENS)
+            return sizes.largest_call(self.mesh, self.settings, scored=True)
+        lengths = [_lengths(queue) for queue in queues]
+        shapes = sizes.call_shapes(self.mesh, max(max(of, default=0) for of in lengths))
+        return quickest(lengths, shapes, sizes.call_tokens(self.mesh))
 
-        def worth(shape: tuple[int, int]) -> float:
-            rows, length = shape
-            scored = sum(len(node.tokens) for queue in queues for *_, node in queue[-rows:])
-            return scored / (sizes.call_tokens(self.mesh) + rows * length)
 
-        return max(sizes.score_shapes(self.mesh, longest, self.cell_tokens), key=worth)
+def _lengths(queue: list[Request]) -> list[int]:
+    return [len(node.tokens) for *_, node in queue]

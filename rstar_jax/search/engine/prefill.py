@@ -10,17 +10,30 @@ from rstar_jax.search.engine.state import KeysValues, Path, as_stored, kv_length
 
 
 def forward(
-    params, prefix: KeysValues, path: Path, trees, tokens, counts, starts, *, config, mixed=False
+    params,
+    prefix: KeysValues,
+    path: Path,
+    trees,
+    tokens,
+    counts,
+    starts,
+    first,
+    *,
+    config,
+    mixed=False,
 ):
-    """Runs rows of known tokens behind paths: prompts, executor outputs, steps to be scored.
+    """Runs segments of known tokens behind paths: prompts, executor outputs, steps to be scored.
+
+    A segment lies in one or more rows that follow each other, all full but for the last.
 
     Args:
       prefix: per layer, keys and values [1,K,P,d] in front of paths; P may be 0.
-      path: whose keys and values [G,K,S,d] the rows continue.
+      path: whose keys and values [G,K,S,d] the segments continue.
       trees: i32[R], each row's tree. Rows without tokens may name any.
       tokens: i32[R,T].
       counts: i32[R], tokens of each row; 0 for none.
-      starts: i32[R], how much of its path a row continues.
+      starts: i32[R], how much of its path a row's segment continues.
+      first: i32[R], the row that a row's segment begins with.
       mixed: whether some paths have no prefix in front of them.
 
     Returns:
@@ -28,13 +41,15 @@ def forward(
       values [R,K,T,d].
     """
     network = decoders.bind(config, params)
-    length = tokens.shape[1]
+    rows, length = tokens.shape
     trees = jnp.minimum(trees, path.length.shape[0] - 1)
-    own = jnp.arange(length)
     before, shared = path.prefix[trees][:, None], kv_length(prefix)
+    own = _offsets(first, length)[:, None] + jnp.arange(length)  # in the segment
     positions = before + starts[:, None] + own
-    causal = (own[None, None, :] <= own[None, :, None]) & (own < counts[:, None])[:, None, :]
-    causal |= jnp.eye(length, dtype=bool)[None]
+    # Row by row the rows from the segment's first one on; those behind the row itself are masked.
+    segment = jnp.minimum(first[:, None] + jnp.arange(rows), rows - 1)
+    of_segment = jnp.arange(rows * length)
+    causal = of_segment <= own[..., None]
 
     group = config.num_heads // config.num_kv_heads
 
@@ -45,7 +60,7 @@ def forward(
         if window is not None:
             path_mask = path_mask & (before[..., None] + stored > positions[..., None] - window)
             path_mask = jnp.repeat(path_mask, group, axis=1)
-            own_mask = own_mask & (own[None, None, :] > own[None, :, None] - window)
+            own_mask = own_mask & (of_segment > own[..., None] - window)
         own_mask = jnp.repeat(own_mask, group, axis=1)
         present = before[:, 0] > 0 if mixed else None
         to_prefix = two_part.prefix_bias(shared, group, positions, window, present)
@@ -59,21 +74,29 @@ def forward(
         queries = two_part.by_key_head(q, k.shape[2])
         k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)
         path_kv = [decoders.of_bits(x[trees]) for x in (path_k, path_v)]
+        own_kv = [
+            x[segment].swapaxes(1, 2).reshape(rows, x.shape[1], -1, x.shape[3]) for x in (k, v)
+        ]
         parts = [
             two_part.attend(queries, *path_kv, path_bias),
-            two_part.attend(queries, k, v, own_bias),
+            two_part.attend(queries, *own_kv, own_bias),
         ]
         if shared:
             prefix_kv = map(decoders.of_bits, prefix_kv)
             parts.append(two_part.attend_shared(queries, *prefix_kv, prefix_bias))
         out = two_part.merge(*parts).astype(q.dtype)
-        own_kv = as_stored(k, path_k.dtype), as_stored(v, path_k.dtype)
-        return two_part.by_position(out, length), own_kv
+        stored = as_stored(k, path_k.dtype), as_stored(v, path_k.dtype)
+        return two_part.by_position(out, length), stored
 
     caches = list(zip(prefix, path.kv, strict=True))
     hidden, kv = network(tokens, positions, attend, caches)
     last = jnp.maximum(counts - 1, 0)
     return jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0], kv
+
+
+def _offsets(first, length: int):
+    """i32[R]: where in its segment each row of `length` tokens begins."""
+    return (jnp.arange(first.shape[0]) - first) * length
 
 
 def extend(
@@ -84,6 +107,7 @@ def extend(
     tokens,
     counts,
     starts,
+    first,
     *,
     config,
     mixed: bool = False,
@@ -92,15 +116,16 @@ def extend(
 
     Rows in use come first; a row without tokens names a tree that does not exist.
     """
-    rows = trees, tokens, counts, starts
+    rows = trees, tokens, counts, starts, first
     hidden, kv = forward(params, prefix, path, *rows, config=config, mixed=mixed)
+    at = starts + _offsets(first, tokens.shape[1])
 
     # The loop takes the hidden states in as well, so that the last layer has read its part of the
     # paths before: otherwise the compiler copies that part of all paths.
     def write(i, path):
         return path.replace(
-            kv=copies.put_row(path.kv, kv, trees[i], i, starts[i], counts[i]),
-            length=path.length.at[trees[i]].set(starts[i] + counts[i]),
+            kv=copies.put_row(path.kv, kv, trees[i], i, at[i], counts[i]),
+            length=path.length.at[trees[i]].set(at[i] + counts[i]),
             hidden=path.hidden.at[trees[i]].set(hidden[i]),
         )
 
@@ -113,9 +138,10 @@ def score(
     path: Path,
     cells_kv: KeysValues,
     trees,
-    cells,
     tokens,
     counts,
+    cells,
+    first,
     *,
     config,
     squash,
@@ -127,22 +153,25 @@ def score(
       params: {'decoder', 'value_head'}.
       prefix: as for `forward`.
       path: the trees' paths [G,K,S,d]; a step continues the whole of its own.
-      cells_kv: per layer, keys and values [C,K,M,d] of the steps that were scored.
-      trees: i32[R], each step's tree.
-      cells: i32[R], where in `cells_kv` the first M positions of each step are put.
-      tokens: i32[R,T], the steps. Rows in use come first.
-      counts: i32[R], tokens of each row; 0 for none.
+      cells_kv: per layer, keys and values [C,K,M,d] of the steps that were scored, M a multiple of
+        `copies.COPIED`.
+      trees, tokens, counts, first: as for `forward`; rows in use come first.
+      cells: i32[R], where in `cells_kv` the first M positions of each row's step are put.
       squash: a name in `heads.SQUASHES`.
       mixed: as for `forward`.
 
     Returns:
-      cells_kv, and f32[R] scores, in [-1, 1] where they are squashed.
+      cells_kv, and f32[R] scores behind each row, in [-1, 1] where they are squashed: a step's own
+      is that of its last row.
     """
     starts = path.length[jnp.minimum(trees, path.length.shape[0] - 1)]
-    rows = trees, tokens, counts, starts
+    rows = trees, tokens, counts, starts, first
     hidden, kv = forward(params['decoder'], prefix, path, *rows, config=config, mixed=mixed)
-    room = cells_kv[0][0].shape[2]
-    kv = jax.tree.map(lambda x: x[:, :, :room], kv)
-    at, none = jnp.arange(cells.shape[0]), jnp.zeros_like(cells)
-    cells_kv = copies.copy(cells_kv, kv, cells, at, none, none, jnp.minimum(counts, room))
+    at = _offsets(first, tokens.shape[1])
+    held = jnp.minimum(counts, cells_kv[0][0].shape[2] - at)
+
+    def write(i, cells_kv):
+        return copies.put_row(cells_kv, kv, cells[i], i, at[i], held[i])
+
+    cells_kv = jax.lax.fori_loop(0, (counts > 0).sum(), write, cells_kv)
     return cells_kv, heads.squash(squash, heads.value(params['value_head'], hidden))

@@ -1,18 +1,13 @@
-"""The sizes that are compiled, few of each: rows, steps to be scored, paths, slots."""
+"""The sizes that are compiled, few of each: calls of known tokens, paths, slots."""
 
 import math
 
-from rstar_jax.search.engine import copies, layers
+from rstar_jax.search.engine import batch, copies, layers
 
-# Rows of known tokens are computed in one of these lengths; longer ones in pieces. Most are outputs
-# of programs, of 5 to 25 tokens, and the last tokens of prompts.
-PREFILL_LENGTHS = (16, 128)
-FEW_ROWS = (2, 16)  # rows and their length, on CPUs: the outputs of one or two programs
-# Steps are scored in one piece, most in rows of these lengths (GSM8K, 0.5B model: 30 tokens on
-# average). On CPUs padding takes as long as tokens do, and one step has a call of its own.
-SCORE_LENGTHS = (32, 64, 128)
-CPU_SCORE_LENGTHS = (24, 40, 64, 128)
-ONE_STEP = (1, 40)  # row, length
+# Known tokens are computed in rows of so many, see `batch`: outputs of programs have 5 to 25, steps
+# 30 on average (GSM8K, 0.5B model).
+ROW = 16
+FEW_ROWS = (4, 2)  # on CPUs, where rows that are not used take as long as others
 # Paths have room for as many tokens as one of these; for each all is compiled anew.
 PATH_ROOMS = (512, 1024, 2048, 4096)
 FAST_SLOTS = (64, 32, 16)  # on CPUs
@@ -99,7 +94,7 @@ def longest_chunk(mesh, config) -> int:
     return config.chunk * (1 if mesh.devices.flat[0].platform == 'cpu' else 4)
 
 
-def prefill_budget(mesh) -> int:
+def call_budget(mesh) -> int:
     """Tokens of one call that computes known tokens on one device.
 
     On accelerators as many as take no longer to compute than the weights take to be read: few rows
@@ -108,11 +103,17 @@ def prefill_budget(mesh) -> int:
     return 128 if mesh.devices.flat[0].platform == 'cpu' else 256
 
 
-def prefill_shapes(mesh) -> list[tuple[int, int]]:
-    """(rows, tokens of each) of a device's calls that compute known tokens, longest first."""
-    budget = prefill_budget(mesh)
-    shapes = [(max(1, budget // length), length) for length in PREFILL_LENGTHS[::-1]]
-    return [*shapes, FEW_ROWS] if mesh.devices.flat[0].platform == 'cpu' else shapes
+def call_shapes(mesh, longest: int = 0) -> list[batch.Shape]:
+    """Of a device's calls that compute known tokens, the largest first.
+
+    longest: tokens of a segment that is computed in one piece; the first call has room for it.
+    """
+    budget = call_budget(mesh)
+    rows = budget // ROW
+    if longest > budget:
+        return [(rows, (1 << (longest - 1).bit_length()) // rows)]
+    few = FEW_ROWS if mesh.devices.flat[0].platform == 'cpu' else ()
+    return [(count, ROW) for count in (rows, *few)]
 
 
 def call_tokens(mesh) -> int:
@@ -124,27 +125,17 @@ def call_tokens(mesh) -> int:
     return 20 if mesh.devices.flat[0].platform == 'cpu' else 1 << 20
 
 
-def score_shapes(mesh, tokens: int, room: int) -> list[tuple[int, int]]:
-    """(rows, length of each) of a device's calls that score steps of so many tokens at most.
-
-    room: what a PPM's cell holds, the length of steps that are longer than most.
-    """
-    on_cpu, budget = mesh.devices.flat[0].platform == 'cpu', prefill_budget(mesh)
-    lengths = CPU_SCORE_LENGTHS if on_cpu else SCORE_LENGTHS
-    shapes = [(budget // length, length) for length in lengths] + [ONE_STEP] * on_cpu
-    longest = room if tokens <= room else 1 << tokens.bit_length()
-    enough = [shape for shape in shapes if shape[1] >= tokens]
-    return enough or [(max(1, budget // longest), longest)]
-
-
-def largest_call(mesh, config, scored: bool) -> int:
-    """Tokens of the largest call that computes known tokens; `scored`: whether steps are scored.
+def largest_call(mesh, config, scored: bool) -> batch.Shape:
+    """Of the calls that compute known tokens; `scored`: whether steps are scored.
 
     A step is scored in one piece, with whatever its program printed.
     """
-    step, room = config.step_tokens + OUTPUT_TOKENS, config.step_tokens + OUTPUT_ROOM
-    ((rows, length),) = score_shapes(mesh, step, room)
-    return max(prefill_budget(mesh), rows * length if scored else 0)
+    return call_shapes(mesh, config.step_tokens + OUTPUT_TOKENS if scored else 0)[0]
+
+
+def scored_room(step_tokens: int) -> int:
+    """Positions of a PPM's cell: a step of so many tokens, and most outputs."""
+    return -(-(step_tokens + OUTPUT_ROOM) // copies.COPIED) * copies.COPIED
 
 
 def most_paths(slots: int) -> int:

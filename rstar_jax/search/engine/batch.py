@@ -1,0 +1,81 @@
+"""The padded arguments of one call that computes known tokens behind paths.
+
+A call has R rows of T tokens. What is computed for a tree, its segment, takes as many rows as it
+needs, one after another: only the last is padded, so one shape serves a program's output of ten
+tokens, a step of forty and a prompt.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+Shape = tuple[int, int]  # rows of a device, tokens of each
+
+
+class Batch:
+    """Segments of all devices.
+
+    Attributes, the devices' parts one after another:
+      trees: i32[R], each row's tree; one that does not exist for rows that are not used.
+      tokens: i32[R,T].
+      counts: i32[R], tokens of each row.
+      starts: i32[R], what `put` was given for the row's segment.
+      first: i32[R], the row on its device that its segment begins with.
+    """
+
+    def __init__(self, devices: int, shape: Shape, nowhere: int):
+        """nowhere: a tree that does not exist."""
+        self._rows, self._length = shape
+        count = devices * self._rows
+        self.trees = np.full(count, nowhere, np.int32)
+        self.tokens = np.zeros((count, self._length), np.int32)
+        self.counts, self.starts = np.zeros(count, np.int32), np.zeros(count, np.int32)
+        self.first = np.tile(np.arange(self._rows, dtype=np.int32), devices)
+        self._used = [0] * devices
+
+    def put(self, device: int, tree: int, tokens: list[int], start: int) -> int:
+        """Puts a segment into the next rows of a device; returns the last of them, of all rows."""
+        used = self._used[device]
+        rows = -(-len(tokens) // self._length)
+        self._used[device] += rows
+        at = slice(device * self._rows + used, device * self._rows + used + rows)
+        self.trees[at], self.starts[at], self.first[at] = tree, start, used
+        self.tokens[at].reshape(-1)[: len(tokens)] = tokens
+        self.counts[at] = np.minimum(len(tokens) - self._length * np.arange(rows), self._length)
+        return at.stop - 1
+
+
+def fits(lengths: list[int], shape: Shape, cut: bool) -> list[int]:
+    """How many tokens of each segment, one after another, a call takes on one device.
+
+    Of one that is longer than a call, as much as a call takes.
+
+    cut: whether of one that does not fit the first part is taken; else it waits for another call.
+    """
+    rows, length = shape
+    taken = []
+    for tokens in lengths:
+        count = min(tokens, shape[0] * length)
+        if count > rows * length:
+            count = rows * length if cut else 0
+        rows -= -(-count // length)
+        taken.append(count)
+    return taken
+
+
+def quickest(waiting: Sequence[list[int]], shapes: Sequence[Shape], besides: int) -> Shape:
+    """The shape of the first of those calls that take what waits in the least time.
+
+    Args:
+      waiting: the lengths of each device's segments; the device with the most rows decides.
+      shapes: to choose from, the largest first, with rows of one length.
+      besides: tokens that take as long as what every call takes.
+    """
+    length = shapes[0][1]
+    rows = max(sum(-(-tokens // length) for tokens in lengths) for lengths in waiting)
+
+    def time(shape: Shape, rows: int) -> int:
+        others = (time(then, rows - shape[0]) for then in shapes if rows > shape[0])
+        return besides + shape[0] * length + min(others, default=0)
+
+    return min(shapes, key=lambda shape: time(shape, min(rows, shapes[0][0])))

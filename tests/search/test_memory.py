@@ -171,8 +171,8 @@ def test_no_call_has_more_tokens_than_is_planned_for(mesh, step_tokens):
         ([40, 16], (4, 16)),
         ([60, 50], (8, 16)),
         ([60] * 9, (8, 16)),
-        ([130, 60], (8, 32)),
-        ([400, 300], (8, 64)),
+        ([130, 60], (4, 64)),
+        ([400, 300], (4, 128)),
     ],
 )
 def test_a_call_has_room_for_the_longest_step(mesh, waiting, chosen):

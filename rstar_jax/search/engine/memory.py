@@ -197,10 +197,11 @@ def _bytes(mesh, network: Network, f, rows: int, positions: int) -> int:
 def _prefill_bytes(config, mesh, network: Network) -> int:
     """Of the largest call that computes known tokens, and of the paths that its rows copy."""
     rows, length = sizes.largest_call(mesh, config, network.scored)
+    most = max(rows, sizes.call_shapes(mesh)[0][0])
     shape, ways = network.config, mesh.shape['tensor']
     scores = 2 * shape.num_heads * _longest_path(config)
     whole = 4 * rows * length * (scores + 3 * shape.mlp_dim + 8 * shape.embed_dim)
-    paths = _bytes(mesh, network, state.empty_path, rows, _longest_path(config)) // shape.num_layers
+    paths = _bytes(mesh, network, state.empty_path, most, _longest_path(config)) // shape.num_layers
     return paths + whole // (ways if shape.num_kv_heads % ways == 0 else 1)
 
 

@@ -8,6 +8,7 @@ from rstar_jax.search.engine import batch, copies, layers
 # 30 on average (GSM8K, 0.5B model).
 ROW = 16
 FEW_ROWS = (4, 2)  # on CPUs, where rows that are not used take as long as others
+LONG_ROWS = 4  # of a step that is longer than most: a path is copied for each row
 # Paths have room for as many tokens as one of these; for each all is compiled anew.
 PATH_ROOMS = (512, 1024, 2048, 4096)
 FAST_SLOTS = (64, 32, 16)  # on CPUs
@@ -109,11 +110,10 @@ def call_shapes(mesh, longest: int = 0) -> list[batch.Shape]:
     longest: tokens of a segment that is computed in one piece; the first call has room for it.
     """
     budget = call_budget(mesh)
-    rows = budget // ROW
     if longest > budget:
-        return [(rows, (1 << (longest - 1).bit_length()) // rows)]
+        return [(LONG_ROWS, (1 << (longest - 1).bit_length()) // LONG_ROWS)]
     few = FEW_ROWS if mesh.devices.flat[0].platform == 'cpu' else ()
-    return [(count, ROW) for count in (rows, *few)]
+    return [(rows, ROW) for rows in (budget // ROW, *few)]
 
 
 def call_tokens(mesh) -> int:

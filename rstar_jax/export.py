@@ -80,7 +80,6 @@ def export_model(
     directory: str | pathlib.Path,
     dtype: str = 'float32',
     *,
-    mesh=None,
     license_: str = '',
     name: str = '',
 ) -> Exported:
@@ -91,13 +90,12 @@ def export_model(
     Args:
       source: a folder that a training wrote, a Hugging Face directory or a .gguf file.
       dtype: of the weights, 'float32' or 'bfloat16'.
-      mesh: where the parameters are meanwhile; None: the default device.
       license_, name: for the card.
     """
     from rstar_jax import cards, models, parallel, sources
 
     kind, directory = kind_of(source), pathlib.Path(directory)
-    model = sources.load_model(source, kind, dtype, mesh)
+    model = sources.load_model(source, kind, dtype, _mesh(source))
     if kind == 'ppm':
         models.save_ppm(model, directory)
     else:
@@ -170,18 +168,17 @@ def export(
     """
     from rstar_jax import sources
 
-    mesh = _mesh()
     kind, folder, target = kind_of(source), pathlib.Path(source), pathlib.Path(directory)
     if kind == 'run':
         folder, kind = _last_round(folder), 'round'
     if kind != 'round':
-        return [export_model(source, target, dtype, mesh=mesh, license_=license_, name=name)]
+        return [export_model(source, target, dtype, license_=license_, name=name)]
     made: list[Exported] = []
     for part in ('policy', 'ppm'):
         if sources.holds_model(folder / part) and (folder / part / 'done.json').exists():
             print(f'writing {target / part}', flush=True)
             options = {'license_': license_, 'name': name and name + SUFFIXES[part]}
-            made.append(export_model(folder / part, target / part, dtype, mesh=mesh, **options))
+            made.append(export_model(folder / part, target / part, dtype, **options))
     print(f'writing {target / "data"}', flush=True)
     title = name and name + SUFFIXES['data']
     found = export_data(folder, target / 'data', license_=license_, name=title)
@@ -212,13 +209,15 @@ def check_target(source: str, directory: str) -> None:
         path.rmdir()
 
 
-def _mesh() -> Any:
+def _mesh(source: str | pathlib.Path) -> Any:
     """All devices, where there are several: one alone may not hold a model in float32."""
     import jax
 
-    from rstar_jax import parallel
+    from rstar_jax import parallel, sources
 
-    return parallel.global_mesh() if jax.device_count() > 1 else None
+    if jax.device_count() == 1:
+        return None
+    return parallel.global_mesh(model=sources.config_of(source))
 
 
 def _has_model(source: pathlib.Path) -> bool:
@@ -250,7 +249,7 @@ def largest_difference(exported: Exported) -> float | None:
     load = models.load if exported.kind == 'policy' else models.load_ppm
     theirs, tokens = _by_transformers(exported, steps.prompt(PROBE))
     with jax.default_matmul_precision('highest'):
-        model = load(exported.folder, 'float32', mesh=_mesh())
+        model = load(exported.folder, 'float32', mesh=_mesh(exported.folder))
         lengths = np.array([tokens.shape[1]], np.int32)
         run = model.logits if exported.kind == 'policy' else model.scores
         ours = np.asarray(run(tokens, lengths), np.float32)

@@ -46,14 +46,15 @@ def held(shape: models.Config, dtype: str) -> dict[str, float]:
 def table(memory: float, dtype: str, count: int = 1) -> Table:
     """What fits where each of `count` devices has so many bytes: 'fits' or not, and gigabytes.
 
-    Searches have the weights on every device, trainings share theirs out.
+    Searches have the weights on every device, trainings share theirs out: see parallel.shares.
     """
-    kinds = {'search': 1, 'search with PPM': 1, 'LoRA': count, 'training': count}
+    alone = ('search', 'search with PPM')
     rows = [('model', 'search', 'search with PPM', 'training, LoRA', 'training, in full')]
     for name, shape in published.SHAPES.items():
         needs = held(shape, dtype)
         cells = []
-        for kind, devices in kinds.items():
+        for kind in (*alone, 'LoRA', 'training'):
+            devices = 1 if kind in alone else parallel.shares(shape, count)
             fits = needs[kind] <= (1 - LEFT) * memory * devices
             cells.append(f'{"fits" if fits else "no":4} {needs[kind] / 1e9:6.1f} GB')
         rows.append((name, *cells))

@@ -276,11 +276,10 @@ def evaluate(round_: Round, stage: ledger.Stage, line: Line) -> Figures:
 def export(round_: Round, stage: ledger.Stage, line: Line) -> Figures:
     """Writes what the round trained as Hugging Face directories."""
     made, folder = {}, round_.folder
-    mesh = parallel.global_mesh() if jax.device_count() > 1 else None
     sources.finished(folder / 'policy', 'policy', f'round {round_.number} export')
     for part in filter(None, (folder / 'policy', sources.own_ppm(round_, line.say))):
         title = f'{round_.root.absolute().name}-round{round_.number}-{part.name}'
-        exporting.export_model(part, stage.folder / part.name, mesh=mesh, name=title)
+        exporting.export_model(part, stage.folder / part.name, name=title)
         made[part.name] = part.name
         parallel.give_memory_back()
     return made

@@ -14,7 +14,7 @@ import torch
 import transformers
 import yaml
 
-from rstar_jax import cards, configs, data, export, ledger, models
+from rstar_jax import cards, configs, data, export, ledger, models, sources
 from rstar_jax.data import arithmetic
 from rstar_jax.errors import UserError
 from rstar_jax.models import tiny
@@ -139,6 +139,12 @@ def test_no_device_holds_a_large_array_alone(run, tmp_path, monkeypatch):
         assert len(large) > 7
         for leaf in large:
             assert all(8 * shard.data.nbytes == leaf.nbytes for shard in leaf.addressable_shards)
+
+
+def test_devices_that_do_not_divide_a_width_share_what_they_can(monkeypatch):
+    shape = models.Config('qwen2', 64, 36, 64, 1, 4, 2, 8)
+    monkeypatch.setattr(sources, 'config_of', lambda path: shape)
+    assert dict(export._mesh('of any model').shape) == {'data': 2, 'fsdp': 4, 'tensor': 1}
 
 
 def test_weights_in_bfloat16(run, tmp_path):

@@ -34,4 +34,8 @@ def test_what_fits(capsys):
     assert tight['qwen2.5-math-1.5b'].split()[1::3] == ['fits', 'no', 'fits', 'no']
     shared = rows_of(fits.table(15.75e9, 'bfloat16', 8))
     assert shared['qwen2.5-math-1.5b'].split()[1::3] == ['fits', 'fits', 'fits', 'fits']
+    few, one = (rows_of(fits.table(15.75e9, 'bfloat16', n)) for n in (7, 1))
+    assert few['qwen2.5-math-1.5b'] == one['qwen2.5-math-1.5b']  # its width of 1,536 is not cut
+    shared = rows_of(fits.table(15.75e9, 'bfloat16', 12))
+    assert shared['qwen2.5-math-7b'].split()[1::3][3] == 'no'  # 3,584 is cut in four
     assert fits.main() == 0 and 'CPU with' in capsys.readouterr().out

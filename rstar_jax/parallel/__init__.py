@@ -20,7 +20,7 @@ from rstar_jax.parallel.memory import (
     give_memory_back,
     trim,
 )
-from rstar_jax.parallel.mesh import global_mesh, local_mesh, training_mesh
+from rstar_jax.parallel.mesh import global_mesh, local_mesh, shares, training_mesh
 from rstar_jax.parallel.roll import free_port
 
 __all__ = [
@@ -47,6 +47,7 @@ __all__ = [
     'of_first',
     'peak_flops',
     'platform',
+    'shares',
     'sharing_cores',
     'training_mesh',
     'trim',

@@ -7,6 +7,7 @@ slices, `data` goes over them.
 """
 
 import collections
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -32,13 +33,17 @@ def local_mesh(tensor: int = 1, devices: Sequence[jax.Device] | None = None) -> 
 
 
 def global_mesh(
-    fsdp: int | None = None, tensor: int = 1, devices: Sequence[jax.Device] | None = None
+    fsdp: int | None = None,
+    tensor: int = 1,
+    devices: Sequence[jax.Device] | None = None,
+    model: Any = None,
 ) -> Mesh:
     """Mesh [data, fsdp, tensor] over all devices of all hosts (or those given).
 
     fsdp: number of devices over which parameters and optimiser state are cut; None = all that
-    `tensor` leaves, so that no device holds a whole copy. With several TPU slices: all of a slice,
-    for between slices there is but a data-centre network.
+    `tensor` leaves, or `shares` of them where `model`, a config, is given, so that no device holds
+    a whole copy. With several TPU slices: those of a slice, for between slices there is but a
+    data-centre network.
 
     Raises UserError: a size that does not divide; slices of different sizes.
     """
@@ -53,7 +58,8 @@ def global_mesh(
     what = 'devices' if len(slices) == 1 else 'devices of a slice'
     _divides('tensor', tensor, count, what)
     rest = count // tensor
-    fsdp = rest if fsdp is None else fsdp
+    if fsdp is None:
+        fsdp = rest if model is None else shares(model, rest)
     _divides('fsdp', fsdp, rest, f'{what} left beside tensor={tensor}')
     shape = rest // fsdp, fsdp, tensor
     if len(slices) == 1:
@@ -66,6 +72,14 @@ def global_mesh(
     return Mesh(grid, GLOBAL_AXES)
 
 
+def shares(model: Any, count: int) -> int:
+    """In how many parts so many devices hold a model, by its config: those that divide its width.
+
+    All that is cut over fsdp is cut along the width (models.sharding), or not at all.
+    """
+    return math.gcd(count, model.embed_dim)
+
+
 def training_mesh(
     examples: int, model: Any = None, devices: Sequence[jax.Device] | None = None
 ) -> Mesh:
@@ -76,7 +90,7 @@ def training_mesh(
     doubled while they are more, as far as it divides the model's heads and a host's devices: what
     is exchanged in every layer goes between neighbours.
 
-    model: its config; None = one that `tensor` does not cut.
+    model: its config; None = one that is cut over all devices, along fsdp.
     """
     devices = list(jax.devices() if devices is None else devices)
     host = min(collections.Counter(device.process_index for device in devices).values())
@@ -84,7 +98,7 @@ def training_mesh(
     tensor = 1
     while len(devices) // tensor > examples and not any(n % (2 * tensor) for n in parts):
         tensor *= 2
-    return global_mesh(tensor=tensor, devices=devices)
+    return global_mesh(tensor=tensor, devices=devices, model=model)
 
 
 def _divides(name: str, size: int, count: int, what: str) -> None:

@@ -1,6 +1,7 @@
 """Meshes over the eight fake devices: shapes, axes, a real sharded sum, one-line errors."""
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -121,8 +122,40 @@ def test_a_mesh_has_no_more_rows_than_a_step_has_examples(examples, heads, shape
     hosts = [Chip(i, 0, 'gpu', 'NVIDIA H100', process_index=i // 4) for i in range(1024)]
     model = None
     if heads is not None:
-        model = models.Config('qwen2', 64, 32, 64, 1, *heads, 16)
+        model = models.Config('qwen2', 64, 4096, 64, 1, *heads, 16)
     assert parallel.training_mesh(examples, model, hosts).devices.shape == shape
+
+
+@pytest.mark.parametrize(
+    ('count', 'width', 'examples', 'shape'),
+    [
+        (24, 3584, 128, (3, 8, 1)),
+        (24, 1536, 128, (1, 24, 1)),
+        (6, 896, 128, (3, 2, 1)),
+        (3, 3584, 128, (3, 1, 1)),
+        (24, 3584, 12, (3, 4, 2)),
+    ],
+)
+def test_parameters_are_cut_over_as_many_devices_as_divide_their_width(
+    count, width, examples, shape
+):
+    """The others hold copies: left to all, no device would have less than the whole."""
+    model = models.Config('qwen2', 64, width, 64, 1, 28, 4, 16)
+    hosts = [Chip(i, 0, 'gpu', 'NVIDIA H100', process_index=i // 2) for i in range(count)]
+    mesh = parallel.training_mesh(examples, model, hosts)
+    assert mesh.devices.shape == shape
+    assert parallel.shares(model, count) == math.gcd(count, width)
+    params = models.decoder.abstract_params(model)
+    cut = models.sharding.spec('embed/weight', params['embed']['weight'].shape, mesh, model)
+    assert mesh.shape['fsdp'] == 1 or 'fsdp' in cut
+
+
+def test_devices_of_a_slice_that_do_not_divide_the_width_hold_copies_within_it():
+    model = models.Config('qwen2', 64, 36, 64, 1, 8, 8, 16)
+    mesh = parallel.training_mesh(128, model, chips(16))
+    assert mesh.devices.shape == (4, 4, 1)
+    of = np.vectorize(lambda chip: chip.slice_index)(mesh.devices).reshape(2, 8)
+    assert of.tolist() == [[0] * 8, [1] * 8]
 
 
 def test_the_mesh_of_few_examples_goes_over_slices():

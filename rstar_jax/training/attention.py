@@ -49,6 +49,12 @@ def columns_over_mesh(x: jax.Array) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, PartitionSpec(None, None, 'fsdp'))
 
 
+def words_missing(vocab_size: int) -> int:
+    """How many words more the devices of jax.set_mesh would divide."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return 0 if mesh.empty else -vocab_size % mesh.size
+
+
 def vocabulary_over_mesh(x: jax.Array) -> jax.Array:
     """Cuts x [V, ...] along the vocabulary over all devices, where they divide it."""
     mesh = jax.sharding.get_abstract_mesh()

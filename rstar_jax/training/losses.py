@@ -24,6 +24,7 @@ import jax
 import jax.numpy as jnp
 
 from rstar_jax.models import heads
+from rstar_jax.models.attention import MASKED
 from rstar_jax.models.products import along_rows
 from rstar_jax.training import attention, examples, kernels, layers, lora
 
@@ -194,15 +195,20 @@ def _forward(hidden, head, targets, weights, new=None):
     learnt = head if new is None else new[1]
     # Each device has the logits of some words for all tokens of a chunk: left to the compiler, it
     # has those of all words for some tokens, and the gradients of the whole table are exchanged for
-    # every chunk.
+    # every chunk. A vocabulary that they do not divide is filled up with words without a chance.
     of_words = attention.vocabulary_over_mesh
-    head = of_words(head)
+    vocab_size, missing = len(head), attention.words_missing(len(head))
+    head = of_words(jnp.pad(head, ((0, missing), (0, 0))) if missing else head)
     product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
 
     def body(i, carry):
         total, grad_hidden, grad_learnt = carry
         h, target, weight = chunks(i)
-        loss, grad_logits = _chunk_loss(of_words(_logits(h, head, new)), target, weight)
+        logits = of_words(_logits(h, head, new))
+        if missing:
+            there = jnp.arange(len(head)) < vocab_size
+            logits = jnp.where(there[:, None, None], logits, MASKED)
+        loss, grad_logits = _chunk_loss(logits, target, weight)
         grad_logits = grad_logits.astype(h.dtype)
         grad_h = along_rows(grad_logits.reshape(len(grad_logits), -1), head).reshape(h.shape)
         if new is not None:
@@ -217,11 +223,12 @@ def _forward(hidden, head, targets, weights, new=None):
     start = (
         jnp.float32(0),
         jnp.zeros((rows, padded, dim), jnp.float32),
-        of_words(jnp.zeros(learnt.shape, jnp.float32)),
+        of_words(jnp.zeros((head if new is None else learnt).shape, jnp.float32)),
     )
     total, grad_hidden, grad_learnt = jax.lax.fori_loop(0, steps, body, start)
     back = _places(weights)
     grad_hidden = jnp.take_along_axis(grad_hidden, back[..., None], axis=1)
+    grad_learnt = grad_learnt[: len(learnt)]
     # In float32 until they are multiplied: sums over tokens may be too large for float16.
     grads = (grad_learnt, None) if new is None else (None, (None, grad_learnt))
     return total, (grad_hidden, *grads, learnt)

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from rstar_jax import models
+from rstar_jax import models, parallel
 from rstar_jax.models import attention as plain
 from rstar_jax.models import decoder as decoders
 from rstar_jax.models import heads, kernels
+from rstar_jax.parallel import collectives
 from rstar_jax.training import attention, checkpoints, layers, losses, packing, recompute
 from rstar_jax.training.step import Compiled
 from tests.training import words
@@ -112,6 +113,34 @@ def test_cross_entropy_equals_torch_with_gradients(monkeypatch, chunk):
     assert float(value) == pytest.approx(float(expected.detach()), rel=1e-5)
     assert float(function(*arrays)) == pytest.approx(float(value), rel=1e-6)
     close(gradients, [jnp.asarray(h.grad.numpy()), jnp.asarray(w.grad.numpy())], 1e-6)
+
+
+@pytest.mark.parametrize('frozen', [False, True])
+@pytest.mark.parametrize('tensor', [1, 2])
+def test_a_vocabulary_that_the_devices_do_not_divide_is_cut_over_them(monkeypatch, tensor, frozen):
+    """For a chunk of logits they do not exchange gradients of the whole table."""
+    monkeypatch.setattr(losses, 'CHUNK_TOKENS', 1)
+    rng, mesh = np.random.default_rng(0), parallel.global_mesh(tensor=tensor)
+    hidden, table, new = (rng.normal(size=(*n, 32)) for n in ((8, 19), (1001,), (3,)))
+    targets, weights = rng.integers(990, 1001, (8, 19)), rng.random((8, 19))
+    cut = [(('data', 'fsdp'),), (None, 'fsdp'), (None, 'fsdp'), (), ()]
+    places = [jax.NamedSharding(mesh, jax.P(*axes)) for axes in cut]
+    given = [np.float32(hidden), np.float32(table), np.float32(new), targets, np.float32(weights)]
+
+    def loss(hidden, table, new, targets, weights):
+        new = (np.array([0, 998, 1000]), new) if frozen else None
+        return losses.cross_entropy(hidden, table, targets, weights, new)
+
+    function = jax.value_and_grad(loss, (0, 2 if frozen else 1))
+    with jax.set_mesh(mesh):
+        placed = list(map(jax.device_put, given, places))
+        jitted = jax.jit(function, out_shardings=(None, tuple(places[:2])))
+        program = jitted.lower(*placed).compile()
+    close(program(*placed), jax.jit(function)(*given), 1e-6)
+    text = program.as_text()
+    once, twice = (collectives.exchanged(text, trips) for trips in (1, 2))
+    chunk = sum(part.bytes - once[kind].bytes for kind, part in twice.items())
+    assert 0 < chunk < given[1].nbytes / 8
 
 
 @pytest.mark.parametrize('tied, kept', [(True, 2**40), (False, 0)])

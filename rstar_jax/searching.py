@@ -3,6 +3,7 @@
 import contextlib
 import math
 import pathlib
+import time
 import types
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -11,6 +12,7 @@ import jax
 from ml_collections import ConfigDict
 
 from rstar_jax import configs, data, elastic, evals, ledger, parallel, ray_team, search, sources
+from rstar_jax.data.trees import STALE_SECONDS
 from rstar_jax.errors import UserError
 from rstar_jax.keys import EVAL_SEARCH
 from rstar_jax.progress import Line, of_search
@@ -109,11 +111,26 @@ def passes(
 
 
 def _meet(store: data.TreeStore) -> None:
-    """Waits for all processes; then each knows of the trees that the others have found."""
+    """Waits for all processes; then each knows of the trees that the others have found.
+
+    By them each decides what is left to search: what they see has to be the same, and a shared disk
+    may tell late of files that others have made.
+
+    Raises:
+      UserError: it is not the same after a minute.
+    """
     store.flush()
     store.merge()
     parallel.barrier('searched')
-    store.refresh()
+    for _ in range(round(STALE_SECONDS)):  # counted, so that all give up at once
+        store.refresh()
+        if parallel.alike(sorted(store.keys())):
+            return
+        time.sleep(1)
+    raise UserError(
+        f'{store.directory}: after {STALE_SECONDS:g} s the processes still see different trees: '
+        'put --workdir on a disk that all of them share, and start the same command again'
+    )
 
 
 def _tree_figures(store: data.TreeStore, seconds: float) -> dict[str, Any]:

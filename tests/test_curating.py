@@ -53,7 +53,8 @@ def make(tmp_path, monkeypatch):
             with monkeypatch.context() as process:
                 process.setattr(jax, 'process_index', lambda number=number: number)
                 process.setattr(jax, 'process_count', lambda: count)
-                process.setattr(parallel, 'gathered', gathered)
+                for module in (parallel, parallel.hosts):
+                    process.setattr(module, 'gathered', gathered)
                 figures = curating.curate(round_, stage, None)
         return stage.folder, figures
 

@@ -6,7 +6,18 @@ import types
 
 import pytest
 
-from rstar_jax import configs, data, ledger, order, rounds, search, searching, sources, stages
+from rstar_jax import (
+    configs,
+    data,
+    ledger,
+    order,
+    parallel,
+    rounds,
+    search,
+    searching,
+    sources,
+    stages,
+)
 from rstar_jax.errors import UserError
 from rstar_jax.progress import Events
 from tests.data import samples
@@ -71,6 +82,28 @@ def test_no_tree_is_read_for_the_figures(search_trees, tmp_path, monkeypatch, se
     assert figures['solved'] == len({r.problem['index'] for r in records if r.solved})
     assert figures['nodes'] == sum(len(r.texts) for r in records)
     assert figures['tokens'] == sum(r.counters['sampled_tokens'] for r in records) > 0
+
+
+def test_processes_go_on_when_all_of_them_see_the_same_trees(monkeypatch, tmp_path):
+    """A shared disk may tell this one late of what another one has found."""
+    told, waited = [], []
+    monkeypatch.setattr(parallel.hosts, 'gathered', lambda n: told.append(n) or [n, told[0]])
+    assert parallel.alike([(0, 0), (1, 0)])  # what the other one sees
+
+    def sleep(seconds):
+        waited.append(seconds)
+        if len(waited) == 3:
+            other.append(samples.grown(1, index=1))
+
+    monkeypatch.setattr(searching.time, 'sleep', sleep)
+    with data.TreeStore(tmp_path, 0) as own, data.TreeStore(tmp_path, 1) as other:
+        own.append(samples.grown(0, index=0))
+        searching._meet(own)
+        assert own.keys() == {(0, 0), (1, 0)} and len(waited) == 3
+        told[0] += 1  # a disk of its own
+        with pytest.raises(UserError, match='after 60 s the processes still see different trees: '):
+            searching._meet(own)
+    assert sum(waited) == 3 + 60
 
 
 def test_all_that_draws_goes_by_the_seed_of_the_run(monkeypatch, tmp_path):

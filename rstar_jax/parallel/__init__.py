@@ -3,6 +3,7 @@
 from rstar_jax.parallel.chips import devices_in_use, has_bfloat16, peak_flops, platform
 from rstar_jax.parallel.compiled import compile_seconds, keep_compiled
 from rstar_jax.parallel.hosts import (
+    alike,
     barrier,
     gathered,
     greatest,
@@ -26,6 +27,7 @@ from rstar_jax.parallel.roll import free_port
 __all__ = [
     'COUNTER',
     'Table',
+    'alike',
     'barrier',
     'bytes_of_program',
     'bytes_on_a_device',

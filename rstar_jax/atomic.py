@@ -2,7 +2,8 @@
 
 A process killed at any moment, or a machine that loses power, leaves the old file or the new one,
 never half of either. What says that a whole folder is complete is removed before the folder changes
-(`sync` makes that last), and written after `sync_all`.
+(`sync` makes that last), and written after `sync_all`. Locks keep two processes from writing into
+one folder.
 """
 
 import contextlib
@@ -12,7 +13,7 @@ import os
 import pathlib
 import secrets
 from collections.abc import Iterator
-from typing import Any
+from typing import IO, Any
 
 # With the ending '.part' no pattern for finished files (`*.array_record`) matches these names.
 TEMPORARY = '.writing-'
@@ -55,6 +56,32 @@ def replacing(path: str | os.PathLike, tag: str = '') -> Iterator[pathlib.Path]:
         sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def lock(file: IO[str]) -> bool:
+    """Takes the lock of an open file for this process; False if another one has it.
+
+    On a file system without locks, such as NFS without its daemon, nobody is kept out.
+    """
+    import fcntl
+
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        pass
+    return True
+
+
+def unlock(file: IO[str]) -> None:
+    """Lets go of the lock, and closes the file."""
+    import fcntl
+
+    # A process that is being started just now has the file open, too.
+    with contextlib.suppress(OSError):
+        fcntl.flock(file, fcntl.LOCK_UN)
+    file.close()
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:

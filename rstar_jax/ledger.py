@@ -332,19 +332,14 @@ def check_writable(folder: pathlib.Path, flag: str = '--workdir') -> None:
 @contextlib.contextmanager
 def lock(workdir: pathlib.Path) -> Iterator[None]:
     """Holds the workdir for this process, so that two runs never write into the same files."""
-    import fcntl
-
     check_writable(workdir)
     file = open(workdir / '.lock', 'w')  # noqa: SIM115 (closing it would let go of the lock)
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    if not atomic.lock(file):
         file.close()
         raise UserError(
             f'--workdir={workdir}: another run is writing into it: wait for it, or use another one'
-        ) from None
+        )
     try:
         yield
     finally:
-        fcntl.flock(file, fcntl.LOCK_UN)  # a process being started just now has the file open, too
-        file.close()
+        atomic.unlock(file)

@@ -1,5 +1,7 @@
 """The workdir's bookkeeping: completion, settings that bind, inputs that are new, the lock."""
 
+import errno
+import fcntl
 import json
 import os
 import pathlib
@@ -9,8 +11,9 @@ import sys
 
 import pytest
 
-from rstar_jax import atomic, ledger, parallel
+from rstar_jax import atomic, data, ledger, parallel
 from rstar_jax.errors import UserError
+from tests.data import samples
 
 
 def finished(folder: pathlib.Path, **arguments) -> ledger.Stage:
@@ -298,6 +301,21 @@ def test_two_processes_do_not_share_a_workdir(tmp_path):
         other.communicate('')
     with ledger.lock(tmp_path):
         pass
+
+
+@pytest.mark.parametrize('error', [errno.ENOLCK, errno.ENOSYS])
+def test_a_file_system_without_locks_keeps_nobody_out(tmp_path, monkeypatch, error):
+    """NFS without its daemon, Lustre without flock."""
+
+    def flock(file, how):
+        raise OSError(error, os.strerror(error))
+
+    monkeypatch.setattr(fcntl, 'flock', flock)
+    with ledger.lock(tmp_path), ledger.lock(tmp_path):
+        pass
+    for number in range(2):
+        with data.TreeStore(tmp_path / 'trees') as store:
+            assert store.append(samples.grown(number, index=number))
 
 
 def test_a_workdir_that_cannot_be_made_is_a_user_error(tmp_path):

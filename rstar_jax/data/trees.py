@@ -14,8 +14,6 @@ lost `.keys` file is made again from its shard.
 
 import collections
 import concurrent.futures
-import contextlib
-import fcntl
 import itertools
 import json
 import math
@@ -381,23 +379,16 @@ class TreeStore:
         if self._lock is None:
             # A file object: the system frees the lock when it is closed, at the process's end too.
             lock = (self.directory / f'.lock-{self._writer}').open('a')
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+            if not atomic.lock(lock):
                 lock.close()
                 return False
-            except OSError:  # a file system without locks: then nobody is kept out
-                pass
             self._lock = lock
         return True
 
     def _release_lock(self) -> None:
         self._number = None
         if self._lock is not None:
-            # A process that is being started just now has the file open, too.
-            with contextlib.suppress(OSError):
-                fcntl.flock(self._lock, fcntl.LOCK_UN)
-            self._lock.close()
+            atomic.unlock(self._lock)
             self._lock = None
 
 

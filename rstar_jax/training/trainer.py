@@ -175,6 +175,8 @@ def train(
         state, found = compiled.init(params, release), states.newest()
         parallel.give_memory_back()  # what loading has left
         if found is None:
+            run.prepare(state, 0)  # nothing is on disk yet: another micro_batch may be chosen
+            parallel.give_memory_back()  # what compiling has left
             if begin is not None:
                 state['params'] = begin(compiled, state['params'])
             before = measure(compiled, state['params']) if measure else {}
@@ -187,8 +189,8 @@ def train(
             like = checkpoints.abstract(state)
             del state  # no two states in memory
             state = states.restore(start, like)
-        run.prepare(state, start)
-        parallel.give_memory_back()  # what measuring and compiling have left
+            run.prepare(state, start)
+        parallel.give_memory_back()  # what measuring or compiling has left
         trained = run.steps(state, start, states, about)['params']
         del state
         after, more = run.measured, {}

@@ -3,7 +3,7 @@
 import jax
 import pytest
 
-from rstar_jax import parallel, steps, training
+from rstar_jax import ledger, parallel, steps, training
 from rstar_jax.errors import UserError
 from rstar_jax.training import checkpoints, examples, fit, recompute, trainer
 from tests.training import test_trainer
@@ -20,13 +20,19 @@ def test_moments_take_the_bytes_that_they_should(policy, moments, bytes_of_one):
     assert parallel.bytes_on_a_device(state['optimiser']) == bytes_of_one * count + counters
 
 
-def test_what_does_not_fit_is_refused_before_the_first_step(policy, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    'changes', [{}, {'keep': 'best', 'measure_every': 1, 'held_out': 0.4}], ids=str
+)
+def test_what_does_not_fit_is_refused_before_anything_is_written(
+    policy, tmp_path, monkeypatch, changes
+):
+    """So that another micro batch may be chosen: a stage's settings bind where it has files."""
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(policy.params))
     for room, message in ((size, 'the moments of AdamW take'), (3 * size, 'a micro batch takes')):
         monkeypatch.setattr(parallel, 'free_bytes', lambda mesh, room=room: room)
         with pytest.raises(UserError, match=f'{message} .* GiB are free on a device: lower length'):
-            training.sft(policy, sft_examples(), sft_settings(), tmp_path / str(room))
-        assert not (tmp_path / str(room) / 'metrics.jsonl').exists()
+            training.sft(policy, sft_examples(), sft_settings(**changes), tmp_path / str(room))
+        assert not ledger.Stage(tmp_path / str(room)).binding
 
 
 @pytest.mark.parametrize('late', [False, True])

@@ -108,7 +108,8 @@ class Judge:
         unique: dict[str, Node] = {}
         for node in tree.candidates:
             if node.step.text is not None:
-                unique.setdefault(node.step.text, node)
+                # A mark's last token may take whitespace along, which says nothing.
+                unique.setdefault(node.step.text.rstrip(), node)
         return list(unique.values())
 
     def _first_answer(self, tree: HostTree) -> int | None:

@@ -16,6 +16,7 @@ from rstar_jax.steps.language import (
     UNPARSABLE_ANSWER,
     boxed,
     code_of,
+    ended_at_marks,
     well_formed,
     with_output,
 )
@@ -40,6 +41,7 @@ __all__ = [
     'MarkTable',
     'boxed',
     'code_of',
+    'ended_at_marks',
     'eos_ids',
     'mark_table',
     'prompt',

@@ -16,6 +16,7 @@ The executor, never the model, writes what stands between `<output>` and `<end_o
 """
 
 import re
+from collections.abc import Sequence
 
 CODE = '<code>'
 STEP_END = '<end_of_step>'
@@ -102,6 +103,21 @@ def well_formed(solution: str) -> bool:
     Between them stands nothing but space.
     """
     return _SOLUTION.fullmatch(solution) is not None
+
+
+def ended_at_marks(texts: Sequence[str]) -> list[str]:
+    """Steps that follow each other, as a policy writes them whose marks are tokens.
+
+    To a general model, whose steps end in tokens such as `>\\n`, whitespace behind a mark belongs
+    to the step before. Here it begins the next one, and behind the last there is none.
+    """
+    made, space = [], ''
+    for text in texts:
+        end = text.rstrip()
+        cut = len(end) if end.endswith(TEMPLATE_MARKS) else len(text)
+        made.append(space + text[:cut])
+        space = text[cut:]
+    return made
 
 
 def with_output(step: str, output: str, behind: str = '') -> str:

@@ -231,7 +231,9 @@ def _sides(examples: Sequence[dict[str, Any]], tokenizer, going_on) -> list[tupl
     prompts = [_parts(_text(e, 'prompt')) for e in examples]
     rest = [prefix for _, prefix in prompts for _ in range(2)]
     heads = _encode(tokenizer, [head for head, _ in prompts], first=True)
-    tails = _encode(going_on, [prefix + text for prefix, text in zip(rest, texts)])
+    ended = _ended(going_on)
+    whole = [ended([prefix + text])[0] for prefix, text in zip(rest, texts)]
+    tails = _encode(going_on, whole)
     made = []
     for i, example in enumerate(examples):
         sides = [np.array([*heads[i], *tails[2 * i + side]], np.int32) for side in (0, 1)]
@@ -296,10 +298,12 @@ def _valued(
     """
 
     source, going_on = _Source(examples, tell), continuing(tokenizer)
+    ended = _ended(going_on)
 
     def judged(texts: Sequence[dict]) -> list[Example | None]:
         prompts = _encode(tokenizer, [steps.prompt(_text(e, 'query')) for e in texts], first=True)
-        parts = iter(_encode(going_on, [t for e in texts for t in _field(e, 'steps', list)]))
+        split = [ended(_field(e, 'steps', list)) for e in texts]
+        parts = iter(_encode(going_on, list(itertools.chain.from_iterable(split))))
         return [
             _judged(text, prompt, [next(parts) for _ in text['steps']], targets(text))
             for text, prompt in zip(texts, prompts)
@@ -409,6 +413,15 @@ def _parts(prompt: str) -> tuple[str, str]:
     """Splits a pair's prompt into the SFT prompt of its question and the prefix of steps."""
     question, prefix = steps.split_prompt(prompt)
     return steps.prompt(question), prefix
+
+
+def _ended(tokenizer) -> Callable[[list[str]], list[str]]:
+    """What steps are read as, so that each is judged at the token that the search reads it at.
+
+    Where marks are tokens a step ends at one; else in whatever token its policy sampled.
+    """
+    marked = tokenizer.backend_tokenizer.token_to_id(steps.STEP_END) is not None
+    return steps.ended_at_marks if marked else list
 
 
 def _encode(tokenizer, texts: list[str], first: bool = False) -> list[list[int]]:

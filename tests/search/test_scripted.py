@@ -151,6 +151,8 @@ WRONG = '<answer>\\boxed{2}<end_of_answer>'
 def test_identical_texts_are_merged(grow):
     record = grow({'': [STEP_A, STEP_A]}, max_depth=1)
     assert record.texts == ['', STEP_A]
+    record = grow({'': [STEP_A, STEP_A + '\n']}, max_depth=1)  # a mark's last token took one along
+    assert record.texts == ['', STEP_A]
 
 
 def test_only_the_first_answer_is_kept(grow):

@@ -1,11 +1,14 @@
 """From texts to what is learnt at which token, and that the losses of trajectories are learnt."""
 
 import gc
+import itertools
 import os
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import transformers
+from tokenizers import pre_tokenizers
 
 from rstar_jax import data, steps, training
 from rstar_jax.errors import UserError
@@ -52,6 +55,32 @@ def test_pairs_of_one_prefix_stay_together(policy):
     chosen, held = examples.hold_out(encoded, 0.1, 0)
     assert len(held) == 1 and sorted(chosen + held) == [0, 1]
     assert examples.hold_out(encoded, 0.0, 0) == ([0, 1], [])
+
+
+def test_steps_are_judged_at_the_mark_that_they_end_in(policy):
+    """There the search reads them; a general model's last tokens took newlines along."""
+    prefix, end = steps.prompt('bbb') + '<code>\nw3<end_of_step>\n', steps.STEP_END
+    pair = {'prompt': prefix, 'pos': f'eee{end}\n\n', 'neg': f'fff{end}'}
+    texts = [f'ccc{end}\n', f'\n{end} \n', 'ddd\n', f'eee{end}\n']
+    one = {'query': 'bbb', 'steps': texts, 'values': [0.1, 0.2, 0.3, 0.4]}
+    mark = policy.tokenizer.convert_tokens_to_ids(end)
+
+    def read(tokenizer):
+        (pairs,) = examples.pairs([pair], tokenizer, 512).take()
+        (values,) = examples.q_values([one], tokenizer, 512).take()
+        (tokens,), (field,) = values.sequences, values.fields
+        ends = np.nonzero(field['weights'])[0].tolist()
+        decoded = [tokenizer.decode(tokens[a:b]) for a, b in itertools.pairwise(ends)]
+        return [x[-1] for x in pairs.sequences], [tokens[i] for i in ends], decoded
+
+    last, ends, between = read(policy.tokenizer)
+    assert last == [mark, mark] and [x == mark for x in ends] == [True, True, False, True]
+    assert [x.removeprefix(end) for x in between] == ['\n\n', ' \nddd', '\neee']
+    # Where marks are text, the search reads whatever was sampled last.
+    letters = {letter: i for i, letter in enumerate(pre_tokenizers.ByteLevel.alphabet())}
+    plain = transformers.Qwen2Tokenizer(vocab=letters, merges=[])
+    newline, close = plain('\n>')['input_ids']
+    assert read(plain)[:2] == ([newline, close], [newline] * 4)
 
 
 def test_the_seed_decides_which_problems_are_held_out(policy):

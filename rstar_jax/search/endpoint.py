@@ -331,6 +331,8 @@ class Remote(Expander):
         else:
             for end in marks.ENDS:
                 text = text.removesuffix(end)
+        if self.config.prompt == 'few_shot' and kind in (marks.STEP, marks.CODE):
+            text += '\n'  # as in the examples: a server stops right behind the mark
         logprobs = (choice.logprobs and choice.logprobs.token_logprobs) or []
         usage = answer.usage
         sampled = usage.completion_tokens if usage is not None else len(logprobs)

@@ -14,6 +14,7 @@ import urllib.request
 
 import jax
 import numpy as np
+import openai
 import pytest
 
 from rstar_jax import configs, data, models, parallel, rounds, search, serve, steps
@@ -124,6 +125,33 @@ def test_a_server_that_cuts_the_marks_off(grown, server, workers):
         assert cut[key].texts == record.texts
         assert cut[key].visits.tolist() == record.visits.tolist()
         assert cut[key].likelihood is None
+
+
+def read(server, text, prompt='sft', reason='stop', mark=None):
+    """The step that an answer of a server holds."""
+    config = dataclasses.replace(CONFIG, prompt=prompt)
+    mesh = parallel.local_mesh(devices=jax.devices()[:1])
+    remote = endpoint.Remote(search.Endpoint(server.url, 'whole'), None, config, mesh, 4)
+    remote.close()
+    answer = completions.completion({'model': 'whole', 'prompt': '', 'seed': 0})
+    answer['choices'][0].update(text=text, finish_reason=reason, stop_reason=mark)
+    completion = openai.types.Completion.construct(**answer)
+    return remote._step(endpoint._Request(0, 0, '', 0, {0}), completion)
+
+
+@pytest.mark.parametrize('mark', [steps.STEP_END, steps.CODE_END])
+def test_few_shot_steps_go_on_behind_a_newline(server, workers, mark):
+    """As in the examples, whether the server cuts the mark, what is behind it, or neither."""
+    for text, named in (('x\n', mark), (f'x\n{mark}', None), (f'x\n{mark}\n\n', mark)):
+        assert read(server, text, 'few_shot', mark=named).text == f'x\n{mark}\n'
+        assert read(server, text, mark=named).text == f'x\n{mark}'
+    answer = f'<answer>1{steps.ANSWER_END}'
+    assert read(server, answer, 'few_shot').text == answer
+    few = dataclasses.replace(CONFIG, prompt='few_shot', answers_kept='all')
+    grown = grow(search.Endpoint(server.url, 'whole'), workers, config=few, problems=PROBLEMS[:4])
+    texts = [text for record in grown.values() for text in record.texts if mark in text]
+    assert texts and all(f'{mark}\n' in text for text in texts)
+    assert not any('\n\n' in text for text in texts)
 
 
 def test_a_server_that_cuts_the_marks_off_and_does_not_name_them(server, workers):

@@ -281,9 +281,11 @@ class Remote(Expander):
             'no_stop_trim': True,
             'skip_special_tokens': False,  # a mark may be one
             'spaces_between_special_tokens': False,
+            # What is not said, servers take from the model's generation_config.json.
+            'top_k': config.top_k or -1,
+            'min_p': config.min_p,
+            'repetition_penalty': 1.0,
         }
-        extra |= {'top_k': config.top_k} if config.top_k else {}
-        extra |= {'min_p': config.min_p} if config.min_p else {}
         started, pause = time.monotonic(), 0.5
         while True:
             try:

@@ -4,7 +4,7 @@ Models: `whole` gives stop strings back when asked to, `cut` only names them, as
 `mute` does neither;
 `busy` refuses every other request for its rate limit, `full` every one, `torn` fails now and then,
 `slow` takes 5 seconds, `crowd` waits until 32 are there, `short` has no room for more than CONTEXT
-words. /stats tells how many there were at once.
+words. /stats tells how many there were at once, and what the last one asked for.
 """
 
 import asyncio
@@ -42,6 +42,7 @@ def text_of(prompt: str, seed: int) -> str:
 class Server:
     def __init__(self, key: str):
         self.key, self.seen, self.now, self.most = key, 0, 0, 0
+        self.asked = {}
         self.crowded = asyncio.Event()
         routes = [
             Route('/v1/models', self.models),
@@ -51,7 +52,7 @@ class Server:
         self.app = Starlette(routes=routes)
 
     async def stats(self, request):
-        return JSONResponse({'seen': self.seen, 'most': self.most})
+        return JSONResponse({'seen': self.seen, 'most': self.most, 'asked': self.asked})
 
     async def models(self, request):
         if refused := self.refused(request):
@@ -66,7 +67,7 @@ class Server:
     async def complete(self, request):
         if refused := self.refused(request):
             return refused
-        asked = await request.json()
+        self.asked = asked = await request.json()
         self.seen += 1
         if asked['model'] not in MODELS:
             return failed(404, f'The model `{asked["model"]}` does not exist.')

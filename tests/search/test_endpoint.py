@@ -127,6 +127,16 @@ def test_a_server_that_cuts_the_marks_off(grown, server, workers):
         assert cut[key].likelihood is None
 
 
+def test_nothing_is_left_to_the_generation_config_of_the_model(server, workers):
+    """vLLM and SGLang take from it what a request does not say, at temperature 0 too."""
+    keys = 'top_k', 'min_p', 'top_p', 'temperature', 'repetition_penalty'
+    for change, top_k, min_p in (({}, -1, 0.0), ({'top_k': 5, 'min_p': 0.1}, 5, 0.1)):
+        config = dataclasses.replace(CONFIG, temperature=0.0, **change)
+        grow(search.Endpoint(server.url, 'whole'), workers, problems=PROBLEMS[:1], config=config)
+        asked = server.stats()['asked']
+        assert [asked.get(key) for key in keys] == [top_k, min_p, 1.0, 0.0, 1.0]
+
+
 def read(server, text, prompt='sft', reason='stop', mark=None):
     """The step that an answer of a server holds."""
     config = dataclasses.replace(CONFIG, prompt=prompt)

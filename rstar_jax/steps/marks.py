@@ -73,7 +73,10 @@ def stops(prompt: str) -> dict[str, int]:
 
 
 # Tokens with which chat and base models end a text, beside the tokenizer's own.
-ENDS = ('<|endoftext|>', '<|im_end|>', '<|end|>', '<|eot_id|>', '</s>')
+ENDS = (
+    *('<|endoftext|>', '<|im_end|>', '<|end|>', '<|eot_id|>', '<|end_of_text|>', '</s>'),
+    *('<|EOT|>', '<\uff5cend\u2581of\u2581sentence\uff5c>', '<eos>', '<end_of_turn>'),
+)
 
 
 def eos_ids(tokenizer) -> list[int]:

@@ -164,6 +164,16 @@ def test_few_shot_steps_go_on_behind_a_newline(server, workers, mark):
     assert not any('\n\n' in text for text in texts)
 
 
+@pytest.mark.parametrize(
+    'end',
+    ['</s>', '<|end_of_text|>', '<\uff5cend\u2581of\u2581sentence\uff5c>', '<|EOT|>', '<eos>'],
+)
+def test_the_end_of_a_text_is_no_part_of_its_step(server, end):
+    for text in ('print(1)', 'It is \\boxed{5}.'):
+        assert read(server, text + end).text == text
+    assert read(server, f'a {end} b').text == f'a {end} b'
+
+
 def test_a_server_that_cuts_the_marks_off_and_does_not_name_them(server, workers):
     """No tree could hold a mark."""
     with pytest.raises(UserError, match='32 steps ended without a mark .*: use a server that giv'):

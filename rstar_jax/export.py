@@ -10,7 +10,7 @@ usage: python -m rstar_jax.export CHECKPOINT DIR [--dtype=bfloat16] [--push_to_h
   --dtype=bfloat16     of the weights; float32 by default
   --license=NAME       for the cards, as the hub spells it: apache-2.0
   --push_to_hub=NAME   you/name, pushed once transformers gives the same logits; a round goes to
-                       NAME, NAME-ppm and, as a dataset, NAME-data
+                       NAME, NAME-ppm and, as a dataset, NAME-data; other files there are deleted
   --private            what the push creates is visible to you only
   --dry_run            writes and checks everything and lists what would be pushed, without network
 """
@@ -338,6 +338,8 @@ def push(made: Sequence[Exported], name: str, *, private: bool = False) -> Itera
                 folder_path=exported.folder,
                 repo_type=kind,
                 commit_message='Export of rstar_jax',
+                # An earlier push's: readers would take its weights for these.
+                delete_patterns='*',
             )
         except Exception as error:  # network, authorisation, what the hub will not have
             raise UserError(

@@ -318,6 +318,9 @@ def test_a_push(run, tmp_path, monkeypatch):
 
         def upload_folder(self, repo_id, folder_path, **options):
             assert (folder_path / 'README.md').exists()
+            old = ['model-00001-of-00002.safetensors', 'array_record/search/0.array_record']
+            deleted = hub.utils.filter_repo_objects(old, allow_patterns=options['delete_patterns'])
+            assert list(deleted) == old  # of an earlier push
             calls.append(('upload', repo_id, options['repo_type']))
             return f'https://huggingface.co/{repo_id}'
 

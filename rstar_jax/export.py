@@ -358,7 +358,8 @@ def repositories(made: Sequence[Exported], name: str) -> list[str]:
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
 
-    names = [name + (SUFFIXES[exported.kind] if len(made) > 1 else '') for exported in made]
+    alone = len(made) == 1 and made[0].kind != 'data'  # a model
+    names = [name + ('' if alone else SUFFIXES[exported.kind]) for exported in made]
     for repository in names:
         try:
             validate_repo_id(repository)

@@ -335,6 +335,17 @@ def test_a_push(run, tmp_path, monkeypatch):
     assert calls == expected
 
 
+def test_names_of_repositories():
+    made = {kind: export.Exported(kind, pathlib.Path()) for kind in export.SUFFIXES}
+    for kinds, names in (
+        (['policy', 'ppm', 'data'], ['me/small', 'me/small-ppm', 'me/small-data']),
+        (['data'], ['me/small-data']),  # as its card says
+        (['policy'], ['me/small']),
+        (['ppm'], ['me/small']),
+    ):
+        assert export.repositories([made[kind] for kind in kinds], 'me/small') == names
+
+
 def test_nothing_is_pushed_unseen(exported, tmp_path, monkeypatch, capsys):
     """Without torch there is no transformers to compare with."""
     monkeypatch.setattr(export, 'largest_difference', lambda made: None)

@@ -24,6 +24,7 @@ from rstar_jax.search import Record
 
 MODEL = 'rstar_jax'
 ABOUT = {'id': MODEL, 'object': 'model', 'created': 0, 'owned_by': MODEL}
+TEXT = {'type': 'text'}  # OpenAI's default of response_format
 BODY_BYTES = 1 << 20
 POLL_SECONDS = 1.0  # between two looks whether the client is still there
 ALIVE_SECONDS = 10.0  # between two signs of life in a stream
@@ -64,7 +65,7 @@ class Asked:
             raise Refused('expected a JSON object')
         _check_model(body.get('model'))
         for name in ('tools', 'functions', 'response_format'):
-            if body.get(name):
+            if body.get(name) and body[name] != TEXT:
                 raise Refused(f'{name}: not supported', name)
         most = config.serve.trajectories
         stream = _typed(body, 'stream', bool, False)

@@ -150,7 +150,8 @@ def test_a_stream_tells_each_tree_and_then_the_steps(client):
 
 
 def test_no_answer(client):
-    made = client.chat.completions.create(**asking('nothing 1'))
+    plain = {'type': 'text'}  # what the answer is anyway
+    made = client.chat.completions.create(**asking('nothing 1', response_format=plain))
     assert made.choices[0].message.content == 'No answer found in 2 trees.'
 
 
@@ -261,6 +262,11 @@ def test_a_stream_that_nobody_reads_is_given_up():
             {'tools': [{'type': 'function', 'function': {'name': 'f'}}]},
             openai.BadRequestError,
             'tools: not supported',
+        ),
+        (
+            {'response_format': {'type': 'json_object'}},
+            openai.BadRequestError,
+            'response_format: not supported',
         ),
     ],
 )

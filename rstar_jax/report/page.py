@@ -169,10 +169,8 @@ def _better(parts: Sequence[Part], accuracy: Sequence[Plot]) -> str:
                 bodies.append(_table(further, text=(0, 1, 2)))
         bodies += [f'<p class="note">{_text(note)}</p>' for note in tables.accuracy_notes(results)]
     if len(parts) > 1:
-        one, other = (part.run for part in parts)
-        if one.results and other.results:
-            notes = tables.compared(one.results[-1], other.results[-1], one.name, other.name)
-            bodies += [f'<p class="note">{_text(note)}</p>' for note in notes]
+        notes = tables.side_by_side(*(part.run for part in parts))
+        bodies += [f'<p class="note">{_text(note)}</p>' for note in notes]
     if not bodies and all(part.run.ablations or not part.run.stages for part in parts):
         return ''
     return '\n'.join(bodies) or '<p class="lead">Nothing was evaluated yet.</p>'

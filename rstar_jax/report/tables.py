@@ -239,6 +239,14 @@ def compared(before: Results, after: Results, old: str, new: str) -> Iterator[st
         )
 
 
+def side_by_side(one: Run, other: Run) -> Iterator[str]:
+    """What the policy of the latest round that both have has won and lost in the other run."""
+    before, after = ({row['round']: row for row in run.results} for run in (one, other))
+    for number in [number for number in before if number in after][-1:]:
+        for note in compared(before[number], after[number], one.name, other.name):
+            yield f'{policy_name(number)}: {note}'
+
+
 def headlines(run: Run) -> list[tuple[str, str, str]]:
     """(what, figure, more) of what is asked first; fewer while a run has not come to them."""
     made = []

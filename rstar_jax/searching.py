@@ -1,6 +1,7 @@
 """Searches of a round and of its evaluation: by this job's processes, or by workers on Ray."""
 
 import contextlib
+import itertools
 import math
 import pathlib
 import time
@@ -11,7 +12,18 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from rstar_jax import configs, data, elastic, evals, ledger, parallel, ray_team, search, sources
+from rstar_jax import (
+    configs,
+    data,
+    elastic,
+    evals,
+    ledger,
+    parallel,
+    ray_team,
+    search,
+    sources,
+    synthesis,
+)
 from rstar_jax.data.trees import STALE_SECONDS
 from rstar_jax.errors import UserError
 from rstar_jax.keys import EVAL_SEARCH
@@ -63,7 +75,8 @@ def search_trees(round_: Round, stage: ledger.Stage, line: Line) -> dict[str, An
         if not parallel.is_first():
             return {}
         flights.forget()
-        figures = {**_tree_figures(store, stage.seconds), 'read': dict(read)}
+        figures = {**_tree_figures(store, stage.seconds), 'so_far': _so_far(round_, store)}
+        figures['read'] = dict(read)
         return figures if math.isnan(use[0]) else {**figures, 'slot_use': use[0]}
 
 
@@ -149,6 +162,21 @@ def _tree_figures(store: data.TreeStore, seconds: float) -> dict[str, Any]:
         'tokens': int(tokens),
         'tokens_per_second': tokens / seconds,
     }
+
+
+def _so_far(round_: Round, store: data.TreeStore) -> dict[str, int]:
+    """Problems searched and solved, by earlier rounds too where this one leaves theirs out.
+
+    Those that a policy has written do not count: their answers are its own.
+    """
+    solved: dict[int, bool] = {}
+    earlier = sources.earlier_searches(round_) if round_.config.data.solved else []
+    with contextlib.ExitStack() as stack:
+        stores = [stack.enter_context(data.TreeStore(path, writer=None)) for path in earlier]
+        for (index, _), facts in itertools.chain(*(one.facts() for one in (*stores, store))):
+            if index < synthesis.ROUND_INDEX:
+                solved[facts.question] = solved.get(facts.question, False) or facts.solved
+    return {'problems': len(solved), 'solved': sum(solved.values())}
 
 
 def _searcher(round_: Round, flights: data.Flights, say: Callable[[str], None]) -> tuple:

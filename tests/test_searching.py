@@ -17,6 +17,7 @@ from rstar_jax import (
     searching,
     sources,
     stages,
+    synthesis,
 )
 from rstar_jax.errors import UserError
 from rstar_jax.progress import Events
@@ -80,6 +81,7 @@ def test_no_tree_is_read_for_the_figures(search_trees, tmp_path, monkeypatch, se
         records = list(store)
     assert len(records) == figures['trees'] > figures['problems'] == len(PROBLEMS)
     assert figures['solved'] == len({r.problem['index'] for r in records if r.solved})
+    assert figures['so_far'] == {key: figures[key] for key in ('problems', 'solved')}
     assert figures['nodes'] == sum(len(r.texts) for r in records)
     assert figures['tokens'] == sum(r.counters['sampled_tokens'] for r in records) > 0
 
@@ -104,6 +106,24 @@ def test_processes_go_on_when_all_of_them_see_the_same_trees(monkeypatch, tmp_pa
         with pytest.raises(UserError, match='after 60 s the processes still see different trees: '):
             searching._meet(own)
     assert sum(waited) == 3 + 60
+
+
+def test_what_is_solved_is_counted_with_what_was_left_out_of_the_round(tmp_path):
+    config, own = configs.default(), synthesis.ROUND_INDEX
+    right = {1: {0: True, 1: False, 2: False, 3: True}, 2: {1: True, 2: False, 4: False, own: True}}
+    for number, found in right.items():
+        with data.TreeStore(tmp_path / f'round{number}' / 'search') as store:
+            for index, correct in found.items():
+                record = samples.grown(0, index)
+                record = dataclasses.replace(record, correct=[correct] * len(record.texts))
+                assert record.solved == correct
+                store.append(record)
+    for least, expected in ((0, (3, 1)), (1, (5, 3)), (2, (5, 3))):
+        config.data.solved = least
+        round_ = sources.Round(config, tmp_path, 2, Events(None))
+        with data.TreeStore(tmp_path / 'round2' / 'search', writer=None) as store:
+            figures = searching._so_far(round_, store)
+        assert (figures['problems'], figures['solved']) == expected
 
 
 def test_all_that_draws_goes_by_the_seed_of_the_run(monkeypatch, tmp_path):

@@ -306,18 +306,19 @@ def _token_unit(count: float) -> tuple[str, float]:
 def found(run: Run, samples: Sequence[Sample], folder: pathlib.Path) -> list[Plot]:
     """Problems solved by round, what the newest round's trees gave, and how branches end."""
     made = []
-    solved = {
-        stage.round: 100 * stage.figures['solved'] / stage.figures['problems']
-        for stage in run.stages
-        if stage.name == 'search' and stage.figures and stage.figures['problems']
-    }
+    solved = {k: 100 * right / asked for k, (right, asked) in tables.training_solved(run).items()}
     if len(solved) > 1:
+        so_far = tables.leaves_out(run)
+        last = max(solved)
+        theirs = [(k, y) for k, y in enumerate(paper.SOLVED) if y is not None and k <= last]
         made.append(
             draw(
                 folder,
                 'solved',
                 'Training problems solved',
-                functools.partial(_paint_solved, solved=solved),
+                # The paper's rounds search all of the same problems.
+                functools.partial(_paint_solved, solved=solved, theirs=[] if so_far else theirs),
+                'Solved by this round or one before, of all searched so far.' if so_far else '',
             )
         )
     if run.counts:
@@ -370,12 +371,14 @@ ENDINGS = {
 }
 
 
-def _paint_solved(axes: Axes, solved: Mapping[int, float]) -> None:
-    theirs = [(x, y) for x, y in enumerate(paper.SOLVED) if y is not None and x <= max(solved)]
-    axes.plot(
-        *zip(*theirs), '--', marker='D', markersize=3, linewidth=1.0, color=COLOURS['paper'],
-        label='paper, 747k problems',
-    )  # fmt: skip
+def _paint_solved(
+    axes: Axes, solved: Mapping[int, float], theirs: Sequence[tuple[int, float]]
+) -> None:
+    if theirs:
+        axes.plot(
+            *zip(*theirs), '--', marker='D', markersize=3, linewidth=1.0, color=COLOURS['paper'],
+            label='paper, 747k problems',
+        )  # fmt: skip
     axes.plot(*zip(*sorted(solved.items())), marker='o', color=COLOURS['blue'], label='this run')
     axes.set_xticks(sorted(solved))
     axes.set_ylim(*_limits([*solved.values(), *(y for _, y in theirs)]))

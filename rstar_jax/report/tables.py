@@ -267,18 +267,35 @@ def headlines(run: Run) -> list[tuple[str, str, str]]:
             if trees > 1 and search.get('any') is not None:
                 more += f'; any right: {percent(search["any"])}'
             made.append((f'{name}, with search', percent(search.get('majority')), more))
-    searches = [s for s in run.stages if s.name == 'search' and s.figures and s.figures['problems']]
-    if searches:
-        figures = searches[-1].figures
-        part = percent(figures['solved'] / figures['problems'])
-        more = f'{figures["solved"]:,} of {figures["problems"]:,}, round {searches[-1].round}'
-        made.append(('training problems solved', part, more))
+    for number, (solved, problems) in [*training_solved(run).items()][-1:]:
+        by = f'rounds 1 to {number}' if number > 1 and leaves_out(run) else f'round {number}'
+        more = f'{solved:,} of {problems:,}, {by}'
+        made.append(('training problems solved', percent(solved / problems), more))
     used = sum(count for row in tokens(run).values() for count in row.values())
     if run.stages:
         seconds = sum(stage.seconds for stage in run.stages)
         unit = 'h:min:s' if round(seconds) >= 3600 else 'min:s'
         made.append((f'time, {unit}', clock(seconds), f'{_short(used)} tokens' if used else ''))
     return made
+
+
+def training_solved(run: Run) -> dict[int, tuple[int, int]]:
+    """{round: (problems solved, searched)}; all so far, where rounds leave out what is solved."""
+    found = {}
+    for stage in run.stages:
+        if stage.name == 'search' and stage.figures:
+            figures = stage.figures
+            before = figures.get('read', {}).get('solved before', 0)
+            own = {key: figures[key] + before for key in ('solved', 'problems')}
+            counts = figures.get('so_far', own)  # an earlier version did not say
+            if counts['problems']:
+                found[stage.round] = counts['solved'], counts['problems']
+    return found
+
+
+def leaves_out(run: Run) -> bool:
+    """Whether rounds leave out of their searches what earlier ones have solved."""
+    return any(settings.get('data.solved') for settings in run.settings.values())
 
 
 def tokens(run: Run) -> dict[str, dict[int, float]]:

@@ -1,6 +1,8 @@
 """What the tables and plots of a run's results count."""
 
-from rstar_jax.report import run, tables
+import pytest
+
+from rstar_jax.report import plots, run, tables
 from tests.report import workdirs
 from tests.report.workdirs import benchmark, results
 
@@ -20,3 +22,27 @@ def test_two_runs_are_compared_at_the_latest_round_that_both_have(tmp_path):
     assert note.startswith('round 2: sums, policy alone, long against short: 0 problems won, 10 lo')
     workdirs.write(tmp_path / 'none' / 'config.json', {'round1': {}})
     assert not [*tables.side_by_side(runs[0], run.read(tmp_path / 'none'))]
+
+
+@pytest.mark.parametrize('told', [True, False])
+def test_problems_are_solved_in_all_rounds_so_far_where_later_ones_leave_them_out(tmp_path, told):
+    """The second round solves 10 of the 40 that the first has not."""
+    root, keys = tmp_path / 'run', {'data.solved': 1, 'data.problems': 'arithmetic'}
+    rounds = {1: ((100, 60), (100, 60)), 2: ((40, 10), (100, 70))}
+    for number, (own, so_far) in rounds.items():
+        figures = {'trees': 6, 'tokens': 9, 'nodes': 9, 'tokens_per_second': 1.0}
+        figures |= dict(zip(('problems', 'solved'), own))
+        figures['read'] = {'solved before': so_far[0] - own[0]}
+        if told:  # an earlier version did not
+            figures['so_far'] = dict(zip(('problems', 'solved'), so_far))
+        workdirs.done(root / f'round{number}' / 'search', 1, **figures)
+    for solved, more in ((1, 'rounds 1 to 2'), (0, 'round 2')):
+        settings = {f'round{number}': keys | {'data.solved': solved} for number in rounds}
+        workdirs.write(root / 'config.json', settings)
+        made = run.read(root)
+        assert tables.training_solved(made) == {1: (60, 100), 2: (70, 100)}
+        tiles = {what: (part, more) for what, part, more in tables.headlines(made)}
+        assert tiles['training problems solved'] == ('70.0 %', f'70 of 100, {more}')
+        (plot,) = plots.found(made, [], tmp_path)
+        assert ('paper' in plot.svg) == (not solved)
+        assert ('searched so far' in plot.note) == bool(solved)

@@ -172,9 +172,10 @@ def synthesize(round_: Round, stage: ledger.Stage, line: Line) -> Figures:
         sources.search_seed(round_),
         config.job.leases,
     )
-    if parallel.is_first():
-        data.write_json_items(made, stage.folder / synthesis.FILE)
-    return dict(counts)
+    if not parallel.is_first():
+        return {}
+    data.write_json_items(made, stage.folder / synthesis.FILE)
+    return {**counts, 'tokens': synthesis.tokens(stage.folder)}
 
 
 def sft(round_: Round, stage: ledger.Stage, line: Line) -> Figures:

@@ -116,6 +116,15 @@ def synthesize(
     return kept, counts
 
 
+def tokens(folder: pathlib.Path) -> int:
+    """How many were sampled for all that lies in `folder`."""
+    total = 0.0
+    for name in ('written', 'solved'):
+        with data.TreeStore(folder / name, writer=None) as store:
+            total += sum(facts.tokens for _, facts in store.facts())
+    return int(total)
+
+
 def agreed(answers: list[str]) -> tuple[str, int]:
     """The commonest answer, as it was first written, and how many are equivalent to it."""
     if not answers:

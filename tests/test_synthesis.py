@@ -49,6 +49,13 @@ def workers():
         WORKERS.clear()
 
 
+class Counting(search.scripted):
+    """Each step is of three tokens."""
+
+    def collect(self, running):
+        return [dataclasses.replace(step, sampled=3) for step in super().collect(running)]
+
+
 def run_search(problems, *, config, seed, trees, skip, leases, calls=None):
     """search.run by a policy that knows TEXTS; `calls` collects what it was asked for."""
     prompts = [p['question'] for p in problems]
@@ -68,7 +75,7 @@ def run_search(problems, *, config, seed, trees, skip, leases, calls=None):
 
     return SEARCH(
         problems,
-        expander=search.scripted(texts),
+        expander=Counting(texts),
         config=config,
         seed=seed,
         trees=trees,
@@ -230,6 +237,7 @@ def test_the_search_takes_them_beside_the_known_ones(tmp_path, monkeypatch):
     stage = order.stage_of(first, 'synthesize')
     figures = rounds.synthesize(first, stage, Line('synthesize'))
     assert figures['kept'] == 3 and figures['like one in training'] == 1  # there is no benchmark
+    assert figures['tokens'] == 3 * (figures['written'] + 10 * figures['new'])
     assert [p['index'] for p in sources.problems(first)][:5] == [0, 1, 2, 3, 4]
     # Killed before it was marked complete, it makes the same of what it has sampled.
     before = (stage.folder / synthesis.FILE).read_text()

@@ -277,14 +277,19 @@ def cost(run: Run, folder: pathlib.Path) -> list[Plot]:
                 'tokens',
                 'Tokens',
                 functools.partial(bars, rows=used, colours=TOKEN_COLOURS, unit=word),
-                'Sampled in searches and evaluations, computed in trainings.',
+                'Sampled for new problems, in searches and evaluations; computed in trainings.',
                 height=bars_height(used),
             )
         )
     return made
 
 
-TOKEN_COLOURS = {'search': 'blue', 'training': 'teal', 'evaluation': 'amber'}
+TOKEN_COLOURS = {
+    'synthesize': 'ink',
+    'search': 'blue',
+    'training': 'teal',
+    'evaluation': 'amber',
+}
 
 
 def _time_unit(seconds: float) -> tuple[str, float]:

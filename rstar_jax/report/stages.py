@@ -53,9 +53,11 @@ def _search(figures: Figures) -> str:
 
 
 def _synthesize(figures: Figures) -> str:
-    others = {why: n for why, n in figures.items() if why not in ('written', 'new', 'kept')}
-    dropped = [f'{n:,} {why}' for why, n in others.items()]
+    known = 'written', 'new', 'kept', 'tokens'
+    dropped = [f'{n:,} {why}' for why, n in figures.items() if why not in known]
     text = f'{figures.get("kept", 0):,} of {figures["written"]:,} written problems kept'
+    if 'tokens' in figures:  # an earlier version did not count them
+        text += f', {figures["tokens"]:,} tokens generated'
     return text + (f'; dropped: {", ".join(dropped)}' if dropped else '')
 
 

@@ -300,11 +300,12 @@ def leaves_out(run: Run) -> bool:
 
 def tokens(run: Run) -> dict[str, dict[int, float]]:
     """{what for: {round: tokens}}: sampled in searches and evaluations, computed in trainings."""
-    used: dict[str, dict[int, float]] = {'search': {}, 'training': {}, 'evaluation': {}}
+    names = 'synthesize', 'search', 'training', 'evaluation'
+    used: dict[str, dict[int, float]] = {name: {} for name in names}
     for stage in run.stages:
         figures = stage.figures or {}
-        if stage.name == 'search':
-            name, count = 'search', figures.get('tokens', 0)
+        if stage.name in ('synthesize', 'search'):
+            name, count = stage.name, figures.get('tokens', 0)
         elif stage.name in ('eval', BASE):
             name = 'evaluation'
             count = sum(map(_evaluated, figures.values()))

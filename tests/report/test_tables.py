@@ -2,7 +2,7 @@
 
 import pytest
 
-from rstar_jax.report import plots, run, tables
+from rstar_jax.report import plots, run, stages, tables
 from tests.report import workdirs
 from tests.report.workdirs import benchmark, results
 
@@ -46,3 +46,25 @@ def test_problems_are_solved_in_all_rounds_so_far_where_later_ones_leave_them_ou
         (plot,) = plots.found(made, [], tmp_path)
         assert ('paper' in plot.svg) == (not solved)
         assert ('searched so far' in plot.note) == bool(solved)
+
+
+def test_tokens_of_new_problems_are_told_beside_those_of_the_search(tmp_path):
+    figures = {'written': 9, 'new': 3, 'kept': 2, 'answers differ': 1, 'not ended': 6}
+    for number, more in ((1, {}), (2, {'tokens': 5000})):  # an earlier version did not count them
+        folder = tmp_path / f'round{number}'
+        workdirs.done(folder / 'synthesize', 1, **figures, **more)
+        counts = {'trees': 6, 'problems': 5, 'solved': 3, 'nodes': 9, 'tokens_per_second': 1.0}
+        workdirs.done(folder / 'search', 1, tokens=100, **counts)
+    workdirs.write(tmp_path / 'config.json', {})
+    made = run.read(tmp_path)
+    used = tables.tokens(made)
+    assert used == {
+        'synthesize': {2: 5000}, 'search': {1: 100, 2: 100}, 'training': {}, 'evaluation': {},
+    }  # fmt: skip
+    texts = [text for _, name, _, text in stages.table(made) if name == 'synthesize']
+    dropped = '; dropped: 1 answers differ, 6 not ended'
+    assert texts == [
+        f'2 of 9 written problems kept{dropped}',
+        f'2 of 9 written problems kept, 5,000 tokens generated{dropped}',
+    ]
+    assert 'synthesize' in next(x for x in plots.cost(made, tmp_path) if x.name == 'tokens').svg

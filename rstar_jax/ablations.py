@@ -12,8 +12,9 @@ stopped, and nothing here searches, trains or evaluates by itself.
 ablations.json: {"rows": of each seed, "table": of all seeds together, "notes": what follows, in
 words}. A row's tokens and seconds are those of the evaluation for one problem; in the group `data`,
 those of the search, for one training problem. `in_time` is what the same trees give in the seconds
-that the plain samples of as many tokens took; `samples` and `samples_in_time`, what the majority of
-plain samples gives for the row's tokens and in its seconds, where there are so many samples.
+that the plain samples of as many tokens took, where one tree is done by then; `samples` and
+`samples_in_time`, what the majority of plain samples gives for the row's tokens and in its seconds,
+where there are so many samples.
 """
 
 import collections
@@ -312,11 +313,12 @@ def _figures(row: Row, round_: Round, samples: Round | None) -> Figures:
         if row.group == 'rollouts':
             for name, key in (('samples', 'tokens'), ('samples_in_time', 'seconds')):
                 count = round(plain['trees'] * made[key] / plain[key])
-                if count <= plain['trees']:  # else there are not so many
+                if 1 <= count <= plain['trees']:  # else there are not so many
                     made[name] = _first(samples, round_, 'sampled', 'majority', plain, count)
         else:
             count = int(made['trees'] * plain['seconds'] / made['seconds'])
-            made['in_time'] = _first(round_, round_, row.strategy, row.mode, made, count)
+            if count >= 1:  # else not even one tree is done in the time
+                made['in_time'] = _first(round_, round_, row.strategy, row.mode, made, count)
     return made
 
 
@@ -338,11 +340,11 @@ def _measured(round_: Round, strategy: str, mode: str) -> Figures:
 def _first(
     round_: Round, asked: Round, strategy: str, mode: str, whole: Figures, trees: int
 ) -> Figures:
-    """What the first `trees` trees of each problem would have given: at least 1, at most all.
+    """What the first `trees` trees of each problem would have given; at most all.
 
     asked: whose problems. whole: what all trees gave, and took.
     """
-    trees = min(max(trees, 1), round(whole['trees']))
+    trees = min(trees, round(whole['trees']))
     scored = strategy != 'unguided' and sources.holds_model(round_.folder / 'ppm')
     found = {
         name: (

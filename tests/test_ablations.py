@@ -222,6 +222,25 @@ def test_rollouts_are_not_set_beside_fewer_samples_than_they_cost(world, tmp_pat
     assert last['row'] == '8' and 'samples' not in last and 'samples_in_time' in last
 
 
+def test_what_is_too_slow_for_one_tree_has_no_figure_in_the_same_time(world, tmp_path, monkeypatch):
+    """All samples are done before its first tree is."""
+    monkeypatch.setattr(ablations.report, 'write', lambda root: None)
+    evaluated = world.evaluated
+
+    def slow(round_):
+        results = evaluated(round_)
+        if round_.root.name == 'searches':
+            for name, figures in results['arithmetic']['strategies'].items():
+                figures['seconds_per_problem'] *= {'puct': 4.1, 'beam': 3.9}.get(name, 1)
+        return results
+
+    world.evaluated = slow
+    ablations.run(small(1, 'form'), str(tmp_path))
+    lines = {line['row']: line for line in ledger.read_json(tmp_path / 'ablations.json')['table']}
+    assert 'in_time' not in lines['PUCT']
+    assert (lines['beam']['in_time']['trees'], lines['MCTS']['in_time']['trees']) == (1, 4)
+
+
 def test_seeds_that_are_asked_the_same_have_the_same_problems(world, tmp_path, monkeypatch):
     monkeypatch.setattr(ablations.report, 'write', lambda root: None)
     evaluated = world.evaluated

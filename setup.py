@@ -87,7 +87,7 @@ setuptools.setup(
     long_description=(pathlib.Path(__file__).parent / 'README.md').read_text(encoding='utf-8'),
     long_description_content_type='text/markdown',
     license='Apache-2.0',
-    python_requires='>=3.11',
+    python_requires='>=3.11,<3.15',  # array_record has no wheel for 3.15
     packages=setuptools.find_packages(include=['rstar_jax', 'rstar_jax.*']),
     package_data={'rstar_jax.report': ['*.css', '*.html', '*.js']},
     install_requires=CORE,

@@ -3,16 +3,17 @@
 # project and the named extra installed, and puts its python first on PATH. The environment is
 # reused while setup.py is unchanged; one that is active already and has what is needed is used.
 
+# Of later ones array_record has no wheel.
 find_python() {
-  local candidate
-  for candidate in "${PYTHON:-}" python3 python3.13 python3.12 python3.11; do
+  local candidate test='import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))'
+  for candidate in "${PYTHON:-}" python3 python3.14 python3.13 python3.12 python3.11; do
     if [[ -n "$candidate" ]] && command -v "$candidate" >/dev/null \
-      && "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+      && "$candidate" -c "$test" 2>/dev/null; then
       echo "$candidate"
       return
     fi
   done
-  echo "error: no Python 3.11 or newer found: install one, or name it with PYTHON=/path/to/python" >&2
+  echo "error: no Python 3.11 to 3.14 found: install one, or name it with PYTHON=/path/to/python" >&2
   return 1
 }
 

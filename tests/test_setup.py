@@ -6,9 +6,13 @@ import importlib.metadata
 import pathlib
 import re
 import runpy
+import shutil
+import subprocess
+import sys
 
 import pytest
 import setuptools
+from packaging import specifiers
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
 # Not imported by name, and why it is needed all the same.
@@ -24,12 +28,18 @@ INDIRECT = {
 
 
 @pytest.fixture(scope='module')
-def requirements():
-    """{'core' or extra: names of distributions}, as setup.py gives them."""
+def given():
+    """What setup.py tells setuptools."""
     given = {}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(setuptools, 'setup', lambda **options: given.update(options))
         runpy.run_path(str(REPOSITORY / 'setup.py'))
+    return given
+
+
+@pytest.fixture(scope='module')
+def requirements(given):
+    """{'core' or extra: names of distributions}, as setup.py gives them."""
     rows = {'core': given['install_requires'], **given['extras_require']}
     return {key: [re.match(r'[\w.-]+', r)[0] for r in row] for key, row in rows.items()}
 
@@ -78,3 +88,32 @@ def test_what_the_package_imports_is_asked_for(requirements):
     asked |= {'ml_dtypes', 'latex2sympy2_extended', 'rstar_jax'}
     known = {module for module in installed() if not module.startswith('_')}
     assert not (imported('rstar_jax') & known) - asked
+
+
+@pytest.mark.parametrize(
+    ('there', 'chosen'),
+    [
+        ({'python3': 12, 'python3.13': 13}, 'python3'),
+        ({'python3': 15, 'python3.11': 11, 'python3.13': 13}, 'python3.13'),
+        ({'python3': 10, 'python3.14': 14, 'python3.13': 13}, 'python3.14'),
+        ({'python3': 12, 'mine': 11}, 'mine'),
+        ({'python3': 15, 'python3.15': 15}, ''),
+        ({}, ''),
+    ],
+)
+def test_a_python_that_all_requirements_have_wheels_for_is_found(tmp_path, given, there, chosen):
+    allowed = specifiers.SpecifierSet(given['python_requires'])
+    for name, minor in there.items():
+        told = f'import sys; sys.version_info = (3, {minor}, 1); exec(sys.argv[1])'
+        (tmp_path / name).write_text(f'#!/bin/sh\nexec {sys.executable} -c "{told}" "$2"\n')
+        (tmp_path / name).chmod(0o755)
+        assert (name == chosen) <= allowed.contains(f'3.{minor}.1')
+    assert not allowed.contains('3.15.0')
+    result = subprocess.run(
+        [shutil.which('bash'), '-c', f'source {REPOSITORY}/launch/_venv.sh && find_python'],
+        env={'PATH': str(tmp_path), 'PYTHON': 'mine'},
+        capture_output=True,
+        text=True,
+    )
+    assert result.stdout.strip() == chosen and (result.returncode == 0) == bool(chosen)
+    assert chosen or result.stderr.startswith('error: no Python 3.11 to 3.14 found: install one')

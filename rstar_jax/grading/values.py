@@ -14,7 +14,7 @@ _DIGITS = 25
 _ALL = 400  # digits, of values that sympy has in full
 _SAME = 1e-300
 _CLOSE = 1e-9
-NOTHING = 1e-60  # what sympy leaves of a difference of equal numbers, with its 100 digits
+NOTHING = 1e-100  # what sympy leaves of a difference of equal numbers, with its 100 digits
 LARGE = 1e9  # from here on, whole numbers that differ may be as close as that
 _TWO_NUMBERS = re.compile(r'(?<![\d.^_])[\d.]+ \d+(?![\d/])')  # not one: 1 2/3 is
 # Whole numbers side by side, of which the parser would make a mixed number: 2(3).
@@ -135,8 +135,15 @@ def _equal_exactly(a, b, at: dict) -> bool:
     """Whether two values that are close are equal, where no rounded number is in them."""
     if _rounded(a) or _rounded(b):
         return True
-    gap = value(a - b, at)
-    return gap is None or abs(gap) < NOTHING * max(1, abs(value(a, at)), abs(value(b, at)))
+    gap = (a - b).doit()
+    if gap.is_Rational:
+        return gap == 0
+    found = _evaluated(gap, at)
+    if found is None:
+        return False
+    # Of a number of which sympy finds no digit it keeps one bit; of powers it does not look.
+    least = NOTHING * max(abs(value(a, at)), abs(value(b, at)))
+    return all(not part or part._prec == 1 or abs(part) < least for part in found.as_real_imag())
 
 
 def close(x: complex, y: complex) -> bool:
@@ -159,16 +166,25 @@ def places(expression, point: int) -> dict:
 
 def value(expression, at: dict) -> complex | None:
     """The value at a point as a complex number, or None (none, not finite, not a number)."""
+    found = _evaluated(expression, at)
+    if found is None:
+        return None
+    out = complex(found)
+    return out if abs(out) < 1e300 else None
+
+
+def _evaluated(expression, at: dict):
+    """`value`, with the digits that sympy found."""
     try:
         found = expression.evalf(_DIGITS, subs=at) if at else expression.evalf(_DIGITS)
         if at and getattr(found, 'free_symbols', True):
             found = expression.xreplace(at).doit().evalf(_DIGITS)
-        out = complex(found)
+        complex(found)
     except MemoryError:
         raise
     except Exception:
         return None
-    return out if abs(out) < 1e300 else None
+    return found
 
 
 def in_ratio(first, second) -> bool:

@@ -220,7 +220,7 @@ def leaf(a: str, b: str) -> bool:
 
 def _exact(text: str, number: plain.Number | None):
     """A value as a sympy expression; plain numbers have spellings that the parser misreads."""
-    if number is None or number.decimal:
+    if number is None or number.rounded:
         return parse(text)
     from sympy import Rational
 

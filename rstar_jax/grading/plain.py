@@ -61,11 +61,16 @@ _kept = functools.lru_cache(maxsize=20_000)
 
 @dataclass(frozen=True, slots=True)
 class Number:
-    """A plain number: exact value, and how many significant digits a decimal spelling shows."""
+    """A plain number.
+
+    Attributes:
+      value: exact.
+      rounded: it may be a rounded one: a decimal of 6 or more digits that is not whole.
+      places: of a decimal, digits after the point.
+    """
 
     value: Fraction
-    decimal: bool = False
-    digits: int = 0
+    rounded: bool = False
     places: int = 0
 
 
@@ -155,9 +160,9 @@ def number(text: str) -> Number | None:
     if len(text) > 400:
         return None
     if _DECIMAL.fullmatch(text):
-        _, point, after = text.partition('.')
+        value, (_, _, after) = Fraction(text), text.partition('.')
         digits = len(text.replace('.', '').lstrip('+-0'))
-        return Number(Fraction(text), bool(point and after), digits, len(after))
+        return Number(value, digits >= 6 and value.denominator > 1, len(after))
     power = _POWER10.fullmatch(text)
     if power:
         exponent = int(power[2] or power[3])
@@ -188,16 +193,14 @@ def same_number(a: Number, b: Number) -> bool:
     """Equal exactly, up to floating point noise, or one the other rounded to 6 or more digits."""
     if a.value == b.value:
         return True
-    if not (a.decimal or b.decimal):
+    if not (a.rounded or b.rounded):
         return False
     gap = abs(a.value - b.value)
     if gap <= Fraction(1, 10**9) * max(abs(a.value), abs(b.value)):
         return True
-    for rounded, exact in ((a, b), (b, a)):
-        if rounded.decimal and not exact.decimal and rounded.digits >= 6:
-            if gap <= Fraction(1, 2 * 10**rounded.places):
-                return True
-    return False
+    if a.rounded and b.rounded:
+        return False
+    return gap <= Fraction(1, 2 * 10 ** (a if a.rounded else b).places)
 
 
 @_kept

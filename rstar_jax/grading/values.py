@@ -75,10 +75,9 @@ def same_values(a, b, one=None, two=None) -> bool | None:
             return round(a) == round(b)
         if close(x, y):
             return _equal_exactly(a, b, {})
-        for rounded in (one, two):
-            if rounded and rounded.decimal and rounded.digits >= 6:
-                if abs(x - y) <= 0.5 * 10.0**-rounded.places:
-                    return True
+        for number in (one, two):
+            if number and number.rounded and abs(x - y) <= 0.5 * 10.0**-number.places:
+                return True
         return _same_where_real(a, b)
     agreed = 0
     for point in range(POINTS):

@@ -32,6 +32,7 @@ _MODULO = re.compile(  # 5 \pmod{7}, 5 (\bmod 7), 5 \text{(mod 7)}
     r'\s*(?:\\pmod\s*\{?\s*(\w+)\s*\}?|\(\s*(?:\\[bp]?mod|\\text\{mod\}|mod)\s*\{?(\w+)\}?\s*\)|'
     r'\\text\{\(mod (\w+)\)\})$'
 )
+_OTHERWISE = re.compile(r'\b(?:or|not?|impossible|least|most)\b', re.IGNORECASE)  # 3 or more
 _CURRENCY = {'$': '$', '£': 'pound', '€': 'euro', '¥': 'yen'}
 _HYPHEN = re.compile(r'(?<=[A-Za-z]{3})-(?=[A-Za-z])|(?<=[A-Za-z])-(?=[A-Za-z]{3})')
 _CAPITALS = re.compile('[A-Z]{2,}')
@@ -104,7 +105,9 @@ def split_unit(text: str) -> tuple[str, str]:
         words = (tail[1] if tail[1] is not None else tail[2]).strip()
         known = _unit(words)
         plain = tail[1] is None
-        if re.search(r'[\d})]$|\\pi$', head) and (known[0] != '?' or not plain or _wordy(words)):
+        apart = text[tail.start() - 1] == ' '  # 6xyz is a product
+        named = known[0] != '?' or not plain or (apart and _wordy(words))
+        if named and re.search(r'[\d})]$|\\pi$', head) and not _OTHERWISE.search(words):
             if not (plain and len(words) == 1):
                 power = re.sub(r'\D', '', tail[3] or '')
                 return head, known + (f'^{power}' if power else '')

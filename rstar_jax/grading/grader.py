@@ -133,10 +133,8 @@ class Grader:
 
 def _odd(text: str) -> bool:
     """Forms that may equal one of another outer form: relations, intervals, tuples, matrices."""
-    return any(
-        mark in text
-        for mark in ('<', '>', '=', '\\le', '\\ge', '[', ']', ',', '\\infty', 'matrix', 'mathbb')
-    )
+    marks = ('<', '>', '=', '\\le', '\\ge', '[', ']', ',', '\\infty', 'matrix', 'mathbb', '\\pm')
+    return any(mark in text for mark in marks)
 
 
 def _short_enough(text: str) -> bool:

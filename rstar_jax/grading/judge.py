@@ -25,6 +25,7 @@ from rstar_jax.grading.values import (
 
 _END = r'\s*((?:(?!\\(?:le|ge|ne|lt|gt)(?![a-z]))[^<>=,])+?)\s*'
 _BETWEEN = re.compile(rf'{_END}(<|\\leq?(?![a-z]))\s*[a-zA-Z]\s*(<|\\leq?(?![a-z])){_END}')
+_PLUS_MINUS = re.compile(r'\\(?:pm|mp)(?![a-z])')
 _RELATION = re.compile(r'[<>=]|\\(?:le|ge|ne|lt|gt|neq)(?![a-z])')
 
 
@@ -106,12 +107,13 @@ def same(a: str, b: str) -> bool:
         return False
     if kinds == {'tuple'}:
         return one.brackets == two.brackets and ordered(one.parts, two.parts)
-    if kinds == {'tuple', 'set'}:  # a Python list may be meant as a set
-        brackets = one.brackets or two.brackets
-        return brackets == '[]' and unordered(_spread(one.parts), _spread(two.parts))
+    if 'tuple' in kinds and '[]' in (one.brackets, two.brackets):
+        if kinds & {'set', 'list'} or _PLUS_MINUS.search(a + b):  # a Python list, meant as a set
+            return unordered(_spread(one.parts), _spread(two.parts))
+    if kinds == {'tuple', 'set'}:
+        return False
     if kinds == {'tuple', 'list'}:
-        brackets = one.brackets or two.brackets
-        return (unordered if brackets == '[]' else ordered)(one.parts, two.parts)
+        return ordered(one.parts, two.parts)
     if kinds <= {'set', 'list', 'one'} and not _relations(a, b):
         return unordered(_spread(one.parts), _spread(two.parts))
     if kinds == {'one', 'tuple'} and _relations(a, b):
@@ -152,7 +154,7 @@ def _spread(parts: tuple[str, ...]) -> tuple[str, ...]:
     for part in parts:
         name, value = structure.assignment(part)
         part = value if name else part
-        if re.search(r'\\(pm|mp)(?![a-z])', part):
+        if _PLUS_MINUS.search(part):
             up = re.sub(r'\\pm(?![a-z])', '+', re.sub(r'\\mp(?![a-z])', '-', part))
             down = re.sub(r'\\pm(?![a-z])', '-', re.sub(r'\\mp(?![a-z])', '+', part))
             out += [up, down]
@@ -187,7 +189,7 @@ def leaf(a: str, b: str) -> bool:
         return True
     if '\\text' in value_a or '\\text' in value_b:
         return False
-    if re.search(r'\\pm|\\mp', value_a + value_b):
+    if _PLUS_MINUS.search(value_a + value_b):
         both = _spread((value_a,)), _spread((value_b,))
         return unordered(*both) if len(both[0]) == len(both[1]) == 2 else False
     if _relations(value_a) != _relations(value_b):

@@ -26,6 +26,7 @@ from rstar_jax.grading.values import (
 _END = r'\s*((?:(?!\\(?:le|ge|ne|lt|gt)(?![a-z]))[^<>=,])+?)\s*'
 _BETWEEN = re.compile(rf'{_END}(<|\\leq?(?![a-z]))\s*[a-zA-Z]\s*(<|\\leq?(?![a-z])){_END}')
 _PLUS_MINUS = re.compile(r'\\(?:pm|mp)(?![a-z])')
+_BASED = re.compile(r'_\{?(\d+)\}?$')
 _RELATION = re.compile(r'[<>=]|\\(?:le|ge|ne|lt|gt|neq)(?![a-z])')
 
 
@@ -196,8 +197,11 @@ def leaf(a: str, b: str) -> bool:
         return symbolic(value_a, value_b) if _relations(value_a, value_b) else False
     if _relations(value_a):
         return relation(value_a, value_b)
-    based = [re.search(r'_\{?(\d+)\}?$', value) for value in (value_a, value_b)]
+    based = [_BASED.search(value) for value in (value_a, value_b)]
     if any(based):
+        if not based[0]:  # as a unit, a base that only the truth has is left out
+            digits_b = re.fullmatch(r'\d[\dA-F.]*', value_b[: based[1].start()].strip())
+            return digits_b is not None and plain.squeezed(value_a) == digits_b[0]
         return (
             all(based)
             and based[0][1] == based[1][1]
@@ -266,7 +270,7 @@ def key(answer: str) -> str:
     """A text that equivalent answers share, where values can tell it; else the answer itself.
 
     Others may share it, too: one leaf's key is its value (at a fixed point) to 9 digits, or to all
-    of its whole part, without units, bases and names; a form's key is its parts'.
+    of its whole part, without units and names; a form's key is its parts'.
     """
     answer = structure.listed(answer)
     _name, text = structure.assignment(answer)
@@ -287,6 +291,8 @@ def key(answer: str) -> str:
 def _leaf_key(text: str) -> str:
     text, unit = plain.split_unit(text)
     unit = '%' if unit == '%' else ''
+    if based := _BASED.search(text):
+        return f'{_leaf_key(text[: based.start()])}_{based[1]}'
     number = plain.number(text)
     if number is not None:
         return f'{_short(complex(number.value), number.value)}{unit}'

@@ -340,6 +340,21 @@ def test_not_equivalent(grader, answer, truth):
     assert not grader.equivalent(answer, truth)
 
 
+def test_a_base_may_be_left_out_of_an_answer_alone(grader):
+    assert grader.equivalent('2516', '2516_8')
+    assert grader.equivalent('1011', r'1011_{\text{two}}')
+    assert grader.equivalent('2A', '2A_{16}')
+    others = (
+        ('2516_8', '2516'),
+        ('2516', '2561_8'),
+        ('1358', '2516_8'),
+        ('a', 'a_1'),
+        ('3x', '3x_1'),
+    )
+    for answer, truth in others:
+        assert not grader.equivalent(answer, truth)
+
+
 def test_several_accepted_answers(grader):
     assert grader.equivalent('x+1', ['7', '1+x'])
     assert not grader.equivalent('x+1', ['7', 'x+2'])

@@ -108,6 +108,10 @@ def same(a: str, b: str) -> bool:
         return False
     if kinds == {'tuple'}:
         return one.brackets == two.brackets and ordered(one.parts, two.parts)
+    if kinds == {'tuple', 'list'} and 1 in map(len, (one.parts, two.parts)):  # [(1, 2)]
+        return same(
+            one.parts[0] if one.kind == 'list' else a, two.parts[0] if two.kind == 'list' else b
+        )
     if 'tuple' in kinds and '[]' in (one.brackets, two.brackets):
         if kinds & {'set', 'list'} or _PLUS_MINUS.search(a + b):  # a Python list, meant as a set
             return unordered(_spread(one.parts), _spread(two.parts))
@@ -213,6 +217,7 @@ def leaf(a: str, b: str) -> bool:
     first, second = _exact(value_a, one), _exact(value_b, two)
     if first is None or second is None:
         return False
+    first = _with_e(first, second)
     if (unit_a == '%') != (unit_b == '%'):
         if unit_a == '%':
             alike = same_values(first / 100, second, one and plain.hundredth(one), two)
@@ -222,6 +227,14 @@ def leaf(a: str, b: str) -> bool:
             return True
     found = same_values(first, second, one, two)
     return symbolic(value_a, value_b) if found is None else found
+
+
+def _with_e(answer, truth):
+    """The answer, its E (a symbol named e) as sympy prints the number e if the truth has that."""
+    from sympy import E, exp
+
+    letter = [one for one in answer.free_symbols - truth.free_symbols if one.name == 'e']
+    return answer.xreplace({letter[0]: E}) if letter and truth.has(E, exp) else answer
 
 
 def _exact(text: str, number: plain.Number | None):

@@ -19,8 +19,17 @@ _FUNCTIONS = {
     'sqrt': r'\sqrt', 'sin': r'\sin', 'cos': r'\cos', 'tan': r'\tan', 'cot': r'\cot',
     'sec': r'\sec', 'csc': r'\csc', 'log': r'\ln', 'ln': r'\ln', 'exp': r'\exp',
     'arcsin': r'\arcsin', 'arccos': r'\arccos', 'arctan': r'\arctan', 'asin': r'\arcsin',
-    'acos': r'\arccos', 'atan': r'\arctan',
+    'acos': r'\arccos', 'atan': r'\arctan', 'sinh': r'\sinh', 'cosh': r'\cosh', 'tanh': r'\tanh',
 }  # fmt: skip
+# Calls as they are written: before, between and after their arguments.
+_CALLS = {
+    r'\sqrt': (r'\sqrt{', '}'), r'\cbrt': (r'\cbrt{', '}'), '^': ('^{', '}'), 'abs': ('|', '|'),
+    'Abs': ('|', '|'), 'factorial': ('(', ')!'), 'floor': (r'\lfloor ', r'\rfloor '),
+    'ceiling': (r'\lceil ', r'\rceil '), 'binomial': (r'\binom{', '}{', '}'),
+    'Rational': (r'\frac{', '}{', '}'), 'Fraction': (r'\frac{', '}{', '}'), 'Eq': ('', '=', ''),
+    r'\ln': (r'\frac{\ln(', r')}{\ln(', ')}'),
+}  # fmt: skip
+_CALLED = re.compile(rf'(?:(?<![\\a-zA-Z])|(?=[\\^]))({"|".join(map(re.escape, _CALLS))})\s*\(')
 _NAMES = {
     'pi': r'\pi', 'infinity': r'\infty', 'inf': r'\infty', 'oo': r'\infty', 'theta': r'\theta',
     'alpha': r'\alpha', 'beta': r'\beta', 'gamma': r'\gamma', 'lambda': r'\lambda', 'phi': r'\phi',
@@ -69,10 +78,10 @@ _FOR_INTEGERS = re.compile(  # k\pi, k \in \mathbb{Z}
 _END = r'((?:[^(),<>=&|]|\([^()]*\))+?)'
 _INTERVAL = re.compile(rf'Interval(?:\.(open|Lopen|Ropen))?\({_END}, {_END}\)')
 _BETWEEN = re.compile(rf'\(?\({_END} (<=?) ([a-z])\) & \(\3 (<=?) {_END}\)\)?')
+_DICT = re.compile(r'\[?\{[A-Za-z]\w*: [^:<>=|{}]+(?:, [A-Za-z]\w*: [^:<>=|{}]+)*\}\]?')
 _SPACES = re.compile(r'\\[,;:! ]|\\q?quad(?![a-zA-Z])|(?<!\\)~|\\(?:hspace|phantom)\{[^{}]*\}')
 _COMPLEX = re.compile(r'(\(?-?[\d.]+[-+][\d.]+)j(\)?)')
-_CALLED = re.compile(r'(\\(?:sqrt|cbrt)|\^|(?<![\\a-zA-Z])[Aa]bs)\s*\(')
-_TAKES = re.compile(r'\\(?:frac|mathbb)(?![a-zA-Z])|\\sqrt(?![a-zA-Z])(\s*\[[^\]]*\])?')
+_TAKES = re.compile(r'\\(?:frac|binom|mathbb)(?![a-zA-Z])|\\sqrt(?![a-zA-Z])(\s*\[[^\]]*\])?')
 _ATOM = re.compile(r'\\[a-zA-Z]+|.')
 _GROUPED = re.compile(r'(?<![\d.,])\d{1,3}(?:,\d{3})+(?!\d|,\d)')
 _SPACED = re.compile(r'(?<![\d.^_])\d{1,3}(?: \d{3})+(?![\d/])')
@@ -102,7 +111,7 @@ def clean(raw: object) -> str:
     text = re.sub(r'(?<=\d),\\!\s*(?=\d)|(?<=\d)\\!\s*,\s*(?=\d)|(?<=\d)\{,\}(?=\d)', ',', text)
     text = _SPACES.sub(' ', text).replace('\\displaystyle', ' ')
     text = re.sub(r'\\(?:left|right|bigl?|bigr?|Bigl?|Bigr?)(?=[\s()\[\]|\\.{}])', '', text)
-    text = re.sub(r'\\[dtc]frac(?![a-z])', r'\\frac', text)
+    text = re.sub(r'\\[dtc](frac|binom)(?![a-z])', r'\\\1', text)
     text = re.sub(r'\\(?:leqslant|leq)(?![a-z])', r'\\le ', text)
     text = re.sub(r'\\(?:geqslant|geq)(?![a-z])', r'\\ge ', text)
     text = text.replace('<=', r'\le ').replace('>=', r'\ge ')
@@ -172,6 +181,8 @@ def _printed_sets(text: str) -> str:
         found = re.sub(
             r'(?<=[)\]}])(?:, | \| )(?=[(\[{])', r' \\cup ', union[1] if union else found
         )
+    if _DICT.fullmatch(found):
+        return re.sub(r'(\w): ', r'\1 = ', found.strip('[{}]'))
     return {'EmptySet': r'\emptyset', 'Reals': r'\mathbb{R}'}.get(found, found)
 
 
@@ -278,11 +289,15 @@ def _functions(text: str) -> str:
     text = re.sub(r'\^\s*(-(?:[\d.]*\d|[a-zA-Z]))', r'^{\1}', text)
     ends, chars = _closings(text, '([{', ')]}'), list(text)
     for start in _CALLED.finditer(text):
-        end = ends.get(start.end() - 1)
-        if end is None:
+        found = ends.get(start.end() - 1)
+        if found is None:
             break
-        left, chars[end] = ('|', '|') if start[1].endswith('bs') else (f'{start[1]}{{', '}')
-        chars[start.start() : start.end()] = [left] + [''] * (len(start[0]) - 1)
+        first, *others = _CALLS[start[1]]
+        if len(others) > 1 and len(found) != len(others):
+            continue
+        chars[start.start() : start.end()] = [first] + [''] * (len(start[0]) - 1)
+        for index, other in zip(found[-len(others) :], others, strict=True):
+            chars[index] = other
     return re.sub(r'\s*\*\s*', r'\\cdot ', ''.join(chars))
 
 
@@ -300,14 +315,17 @@ def closing(text: str, start: int) -> int:
     return -1
 
 
-def _closings(text: str, opening: str, closing: str) -> dict[int, int]:
-    """The index of the bracket that closes it for each that is closed; in one pass."""
+def _closings(text: str, opening: str, closing: str) -> dict[int, list[int]]:
+    """Of each bracket that is closed: its commas (not those in others), its end; in one pass."""
     ends, open_ = {}, []
     for index, char in enumerate(text):
         if char in opening:
-            open_.append(index)
+            open_.append((index, []))
+        elif char == ',' and open_:
+            open_[-1][1].append(index)
         elif char in closing and open_:
-            ends[open_.pop()] = index
+            start, commas = open_.pop()
+            ends[start] = [*commas, index]
     return ends
 
 
@@ -321,7 +339,7 @@ def _arguments(text: str) -> str:
         if wanted and char == ' ':
             index += 1
         elif wanted and char == '{' and index in ends:
-            inside.append((ends[index], wanted - 1))
+            inside.append((ends[index][-1], wanted - 1))
             out.append(char)
             index, wanted = index + 1, 0
             while text[index] == ' ':
@@ -337,7 +355,7 @@ def _arguments(text: str) -> str:
             index, wanted = index + 1, inside.pop()[1]
         elif match := _TAKES.match(text, index, inside[-1][0] if inside else len(text)):
             out.append(re.sub(r'\s', '', match[0]))
-            index, wanted = match.end(), 2 if match[0] == '\\frac' else 1
+            index, wanted = match.end(), 2 if match[0] in ('\\frac', '\\binom') else 1
         else:
             out.append(char)
             index, wanted = index + 1, 0

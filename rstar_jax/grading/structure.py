@@ -88,7 +88,7 @@ def form(text: str) -> Form:
     if text[:1] == '{' and text[-1:] == '}' and closing(text, 0) == len(text) - 1:
         return Form('set', _items(text[1:-1]))
     if text[:1] in ('(', '[') and text[-1:] in (')', ']') and closing(text, 0) == len(text) - 1:
-        parts = split(text[1:-1])
+        parts = split(text[1:-1].replace(';', ','))
         if len(parts) > 1:
             return Form('tuple', tuple(parts), text[0] + text[-1])
         if text[0] == '[':

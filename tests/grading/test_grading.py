@@ -108,6 +108,20 @@ def grader():
         ('1e+20', '10^{20}'),
         ('4.0', r'\sqrt{16}'),
         ('[1 - sqrt(19), 1 + sqrt(19)]', r'1 \pm \sqrt{19}'),
+        ('binomial(n, floor(n/2))', r'\binom{n}{\lfloor n/2 \rfloor}'),
+        ('2**n*factorial(n)', '2^n n!'),
+        ('ceiling(n/2)', r'\lceil n/2 \rceil'),
+        ('log(8, 2)', '3'),
+        ('sinh(x)', r'\frac{e^x-e^{-x}}{2}'),
+        ('[Rational(1, 2), Fraction(3, 2)]', '0.5, 1.5'),
+        ('Eq(y, 2*x + 3)', 'y=2x+3'),
+        ('{x: 5}', 'x=5'),
+        ('[{x: 1, y: sqrt(2)}]', r'(1,\sqrt2)'),
+        ('[(1, 2)]', '(1,2)'),
+        ('[(1, 2)]', r'\{(1,2)\}'),
+        ('[-2; 3]', '[-2,3]'),
+        (r'\binom52', '10'),
+        (r'\binom nk', r'\dbinom{n}{k}'),
         ('[-3, 3]', r'\pm 3'),
         ('[-3, 3]', r'x = \pm 3'),
         ('[-2, 1 - sqrt(5), 1 + sqrt(5)]', r'-2, 1\pm\sqrt{5}'),
@@ -275,6 +289,11 @@ def test_equivalent_both_ways(grader, answer, truth):
         ('e^{-300}', 'e^{-200}'),
         (r'\pi+10^{-70}', r'\pi'),
         ('[3, 5]', r'\pm 3'),
+        ('log(8, 2)', r'\log_8 2'),
+        ('{x: 5}', 'y=5'),
+        ('[(1, 2)]', '(2,1)'),
+        ('[-2; 3]', '(-2,3)'),
+        ('Eq(y, 2*x + 3)', 'y=2x+4'),
         ('[-3, 3, 3]', r'\pm 3'),
         ('6xyz', '6'),
         ('3xyz', '3abc'),
@@ -353,6 +372,14 @@ def test_a_base_may_be_left_out_of_an_answer_alone(grader):
     )
     for answer, truth in others:
         assert not grader.equivalent(answer, truth)
+
+
+def test_the_number_e_as_sympy_prints_it(grader):
+    for answer, truth in (('E', 'e'), ('(1 + E)/2', r'\frac{1+e}{2}'), ('x*E**2', 'xe^2')):
+        assert grader.equivalent(answer, truth)
+        assert not grader.equivalent(truth, answer)  # a letter there
+    assert grader.equivalent('E', r'\text{(E)}')
+    assert not grader.equivalent('E', '2e')
 
 
 def test_several_accepted_answers(grader):
@@ -463,7 +490,13 @@ def test_module_functions():
 def test_garbage_is_cleaned_in_a_moment():
     """In the main process, where nothing bounds it; its search waits meanwhile."""
     began = time.process_time()
-    for part, end in (('^(', ')'), (r'\sqrt(', ')'), (r'\frac{', '}'), (r'\sqrt()', '')):
+    for part, end in (
+        ('^(', ')'),
+        (r'\sqrt(', ')'),
+        (r'\frac{', '}'),
+        (r'\sqrt()', ''),
+        ('binomial(,', ')'),
+    ):
         count = 6000 // len(part + end)
         for text in (part * count + end * count, part * (6000 // len(part))):
             assert len(normalise.clean(text)) >= 4000

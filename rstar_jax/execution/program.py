@@ -99,6 +99,7 @@ def warm() -> None:
         if error:
             raise RuntimeError(f'a warm-up program failed: {error}')
     warnings.simplefilter('ignore')
+    sys.set_int_max_str_digits(0)  # the limits bound what a program may convert
     _seed_generators()
 
 

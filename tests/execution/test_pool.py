@@ -48,6 +48,12 @@ def test_cells_of_a_whole_program_end_it_with_their_first_error(pool):
     assert pool.submit(['x = 4', 'print(x)'], whole=True).result(60).output == '4'
 
 
+def test_integers_of_any_length_are_printed(pool):
+    assert run(pool, 'print(sum(int(digit) for digit in str(2**20000)))').output == '26995'
+    assert run(pool, 'print(len(str(int("7" * 5000))))').output == '5000'
+    assert 'TimeoutError' in run(pool, 'print(2**50_000_000)').error
+
+
 def test_cells_share_names_functions_and_imports(pool):
     cells = ['import math\ndef area(r):\n    return math.pi * r ** 2', 'r = 2', 'print(area(r))']
     assert run(pool, cells).output == '12.5664'

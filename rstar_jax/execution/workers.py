@@ -83,6 +83,8 @@ class _Worker:
             'PATH': os.defpath,
             'HOME': '.',
             'TMPDIR': '.',
+            'MPLCONFIGDIR': '.',
+            'MPLBACKEND': 'Agg',
             'LANG': 'C.UTF-8',
             'PYTHONHASHSEED': '0',
             'PYTHONDONTWRITEBYTECODE': '1',

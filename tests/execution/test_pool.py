@@ -122,6 +122,14 @@ def test_errors_are_one_line_that_says_what_failed(pool, program, error):
     assert '\n' not in result.error
 
 
+def test_a_plot_is_drawn_for_nobody(pool):
+    pytest.importorskip('matplotlib')
+    plot = 'import matplotlib.pyplot as plt\nplt.plot([1, 2], [3, 4])\nplt.show()\nprint(7)'
+    result = run(pool, plot)
+    assert (result.output, result.error) == ('7', '')
+    assert run(pool, 'import os\nprint(os.listdir())').output == '[]'
+
+
 def test_earlier_cells_are_history(pool):
     result = run(pool, ['x = 2\nprint(1 / 0)', 'syntax error here', 'print(x)'])
     assert (result.ok, result.output, result.error) == (True, '2', '')

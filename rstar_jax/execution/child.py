@@ -25,8 +25,8 @@ from rstar_jax.execution.isolation import Cage
 
 _TICK = 0.05  # seconds between two looks at the size of the scratch folder
 _STOPPED = 2.0  # seconds without a look at the clock
-# A trusted job ends after so many times its limit, or seconds beyond it, whatever it has used; the
-# main process waits longer.
+# A job ends after so many times its limit, or seconds beyond it, whatever it has used; the main
+# process waits longer.
 _WALL, _BUSY = 5, 20.0
 _FRAME_BYTES = 1 << 20
 _ENDING_BYTES = 8192
@@ -64,6 +64,7 @@ class _Child:
             finally:
                 os._exit(70)
         os.close(reports)
+        self._start()
 
     def arriving(self, deadline: float) -> Iterator[bytes]:
         """What the child sends, as it comes; Broken at a limit; ends with its end of stream."""
@@ -92,9 +93,25 @@ class _Child:
                 self.measure()
                 measured = time.monotonic()
 
+    def _start(self) -> None:
+        """A job begins."""
+        self._began, self._before = time.monotonic(), self._clock()
+
+    def _used(self) -> float:
+        """Seconds that processors have worked for the job."""
+        return self._clock() - self._before
+
+    def _clock(self) -> float:
+        """Seconds that processors have worked for the child; elsewhere than on Linux, the clock."""
+        if not sys.platform.startswith('linux'):
+            return time.monotonic()
+        return time.clock_gettime((~self.pid << 3) | 2)  # clock_getcpuclockid
+
     def owed(self) -> float:
-        """Seconds that the child may go on at the deadline."""
-        return 0.0
+        """Seconds that the child may go on at the deadline: its limit is time of a processor."""
+        seconds = self.parent.limits['seconds']
+        last = self._began + min(_WALL * seconds, seconds + _BUSY)
+        return max(0.0, min(seconds - self._used(), last - time.monotonic()))
 
     def measure(self) -> None:
         """Broken where the child's files are too big."""
@@ -124,6 +141,11 @@ class Once(_Child):
             os._exit(0)
 
         super().__init__(parent, live, [])
+
+    def owed(self) -> float:
+        """As of any job; but a program that sleeps has its limit by the clock."""
+        asleep = _WALL * self._used() < time.monotonic() - self._began
+        return 0.0 if asleep else super().owed()
 
     def report(self, deadline: float) -> dict:
         """{'output', 'ending'}: what it printed, and what handler.handle returned."""
@@ -166,8 +188,8 @@ class Many(_Child):
         os.close(jobs)
 
     def report(self, job: dict, deadline: float) -> dict:
-        """Do one job; on a busy machine for longer: it has its limit in time of a processor."""
-        self._since = time.monotonic(), self._used()
+        """Do one job."""
+        self._start()
         token = secrets.token_hex(8)
         try:
             wire.write_all(self.jobs, wire.frame([token, job]))
@@ -185,18 +207,6 @@ class Many(_Child):
                     raise Broken('forged')
                 return report
         raise Broken('ended')
-
-    def owed(self) -> float:
-        seconds, (began, used) = self.parent.limits['seconds'], self._since
-        left = seconds - (self._used() - used)
-        last = began + min(_WALL * seconds, seconds + _BUSY)
-        return max(0.0, min(left, last - time.monotonic()))
-
-    def _used(self) -> float:
-        """Seconds that processors have worked for the child; elsewhere than on Linux, the clock."""
-        if not sys.platform.startswith('linux'):
-            return time.monotonic()
-        return time.clock_gettime((~self.pid << 3) | 2)  # clock_getcpuclockid
 
     def end(self) -> int:
         os.close(self.jobs)

@@ -18,7 +18,9 @@ class Limits:
     """What one program may use.
 
     Attributes:
-      seconds: wall time, and CPU time rounded up to whole seconds.
+      seconds: time of a processor (on Linux), so that a busy machine does not change what comes of
+        a program; by the clock five times as much, or 20 more, and no more of it than `seconds` for
+        one that sleeps.
       memory_mb: address space in MiB beyond what the warm interpreter already has.
       printed_chars: characters (bytes of UTF-8) printed before the program is ended (the output
         shown is shorter, see `format_output`).

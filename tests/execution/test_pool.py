@@ -86,6 +86,23 @@ def test_a_trusted_job_is_not_over_while_it_waits_for_a_processor():
         several.close()
 
 
+@pytest.mark.skipif(sys.platform != 'linux', reason='its processor time is not known elsewhere')
+def test_a_program_is_not_over_while_it_waits_for_a_processor():
+    ours = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(ours)})  # the workers share one
+    try:
+        with execution.Pool(workers=2, limits=execution.Limits(seconds=1)) as pool:
+            work = 'import time\nwhile time.process_time() < 0.8: pass\nprint({})'
+            both = [pool.submit(work.format(number)) for number in range(2)]
+            assert [future.result(60).output for future in both] == ['0', '1']
+            for program in ('while True: pass', 'import time\ntime.sleep(60)'):
+                result = run(pool, program)
+                assert 'TimeoutError' in result.error
+                assert result.seconds < 10
+    finally:
+        os.sched_setaffinity(0, ours)
+
+
 def test_a_trusted_job_does_not_suffer_from_what_others_left_in_memory():
     spawn = {'count': 1, 'jobs_per_child': 9, 'isolation': 'auto', 'finish': lambda r: (r, False)}
     several = workers.Workers('tests.execution.waiting', limits=LIMITS, **spawn)

@@ -199,7 +199,7 @@ def same_number(a: Number, b: Number) -> bool:
     if not (a.rounded or b.rounded):
         return False
     gap = abs(a.value - b.value)
-    if gap <= Fraction(1, 10**9) * max(abs(a.value), abs(b.value)):
+    if gap <= Fraction(1, 10**9) * min(10**6, max(abs(a.value), abs(b.value))):
         return True
     if a.rounded and b.rounded:
         return False

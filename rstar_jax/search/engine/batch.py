@@ -73,9 +73,12 @@ def quickest(waiting: Sequence[list[int]], shapes: Sequence[Shape], besides: int
     """
     length = shapes[0][1]
     rows = max(sum(-(-tokens // length) for tokens in lengths) for lengths in waiting)
-
-    def time(shape: Shape, rows: int) -> int:
-        others = (time(then, rows - shape[0]) for then in shapes if rows > shape[0])
-        return besides + shape[0] * length + min(others, default=0)
-
-    return min(shapes, key=lambda shape: time(shape, min(rows, shapes[0][0])))
+    times = [0]  # of so many rows, and the shape of the first call
+    first = [shapes[0]]
+    for left in range(1, min(rows, shapes[0][0]) + 1):
+        takes = {
+            shape: besides + shape[0] * length + times[max(0, left - shape[0])] for shape in shapes
+        }
+        first.append(min(takes, key=takes.__getitem__))
+        times.append(takes[first[-1]])
+    return first[-1]

@@ -5,7 +5,8 @@ problems; with one (Hugging Face folder, hub name or .gguf), --problems names it
 is the policy's decoder with a random value head: its scores mean nothing, its work is the same.
 
     policy_tokens_per_unique   positions that the policy was run on / each tree's prompt, every
-                               sampled token and every output of a kept node, each once
+                               sampled token and every output of a kept node, each once; without
+                               drafts that are wrong, of which tokens_per_slot_step tells
     ppm_tokens_per_unique      the same for the PPM / each prompt and each scored node once
     slot_use                   slots with a candidate that is being written / slot-steps
     slot_use_while_left        the same, until the last problem was begun

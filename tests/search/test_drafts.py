@@ -1,6 +1,7 @@
 """Drafted tokens: what they are, and that they change nothing but how many steps it takes."""
 
 import dataclasses
+import types
 
 import jax
 import jax.numpy as jnp
@@ -155,11 +156,26 @@ def test_steps_end_at_marks_and_at_the_limit_among_drafts():
 
 
 def test_so_many_are_drafted_that_rows_are_used():
-    assert [sizes.drafts(16, n, 7) for n in (64, 16, 9, 8, 4, 2, 1)] == [0, 0, 0, 1, 3, 7, 7]
-    assert sizes.drafts(16, 2, 4) == 4 and sizes.drafts(16, 2, 0) == sizes.drafts(0, 2, 7) == 0
+    most = [sizes.drafts(16, n, 7)[-1] for n in (64, 16, 9, 8, 4, 2, 1)]
+    assert most == [0, 0, 0, 1, 3, 7, 7]
+    assert sizes.drafts(16, 2, 7) == [0, 1, 3, 7] and sizes.drafts(16, 2, 4) == [0, 1, 3, 4]
+    assert sizes.drafts(16, 2, 0) == sizes.drafts(0, 2, 7) == [0]
     mesh = parallel.local_mesh(devices=jax.devices()[:1])
-    costs = [sizes.step_cost(mesh, n, 8, 1, sizes.drafts(16, n, 7)) for n in (16, 8, 4, 2)]
+    costs = [sizes.step_cost(mesh, n, 8, 1, most) for n, most in ((16, 0), (8, 1), (4, 3), (2, 7))]
     assert costs == sorted(costs, reverse=True)
+
+
+def test_no_drafts_where_paths_are_read_for_many_candidates():
+    """On accelerators, too: nine long paths for 32 candidates each, and a few short ones."""
+    chip = types.SimpleNamespace(platform='tpu')
+    mesh = types.SimpleNamespace(devices=np.array([chip]))
+
+    def cheapest(slots, blocks, candidates):
+        drafts = sizes.drafts(128, slots, 7)
+        return min(drafts, key=lambda n: sizes.step_cost(mesh, slots, blocks, candidates, n))
+
+    assert cheapest(16, 9 * 33, 32) == cheapest(16, 24 * 33, 8) == 0
+    assert cheapest(4, 2 * 4, 8) == 7 and cheapest(16, 8, 8) == 3 and cheapest(100, 8, 8) == 0
 
 
 def test_latest_tokens_lie_beside_their_paths():

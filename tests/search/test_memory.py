@@ -90,6 +90,16 @@ def test_steps_are_kept_in_what_is_left(mesh, monkeypatch):
     assert plan(mesh, 2**34, monkeypatch, one_size=True).kept == 0
 
 
+def test_with_one_size_free_memory_changes_no_shape(mesh, monkeypatch):
+    """Where it is too little, the user says what is searched at once."""
+    ample, enough = (plan(mesh, free, monkeypatch, one_size=True) for free in (2**34, 2**33))
+    assert (ample.trees, ample.slots) == (enough.trees, enough.slots)
+    free = (ample.tree + ample.slot) * 6 + ample.prefill
+    with pytest.raises(UserError, match='48 trees .*: set --config.search.trees_in_flight=4, low'):
+        plan(mesh, free, monkeypatch, one_size=True)
+    assert plan(mesh, free, monkeypatch, one_size=True, trees_in_flight=4).trees == 4
+
+
 def test_with_one_size_the_number_of_trees_changes_no_shape(mesh, monkeypatch):
     few, many = (
         plan(mesh, 2**34, monkeypatch, trees, one_size=True, candidates=1, rollouts=1)

@@ -8,6 +8,7 @@ import pytest
 from rstar_jax import parallel
 from rstar_jax.models import decoder, heads
 from rstar_jax.models.config import Config as Shape
+from rstar_jax.search import tree
 from rstar_jax.search.config import Config
 from rstar_jax.search.engine import devices, programs, sampling, state
 
@@ -50,6 +51,19 @@ def arguments(mesh) -> dict:
         'COPY back': (path.kv, kept, *[row] * 5),
         'COPY inside': (path.kv, None, *[row] * 5),
     }
+
+
+def test_a_tree_is_read_from_its_own_device():
+    """Nothing of the others' is moved: what comes back lies there alone."""
+    mesh = parallel.local_mesh(tensor=2, devices=jax.devices()[:8])
+    trees = devices.make(mesh, tree.init, 3, 4)
+    numbers = devices.split(mesh, np.arange(12, dtype=np.int32))
+    trees = trees.replace(rollout=numbers)
+    for row in range(12):
+        one = programs.tree_of(trees, row)
+        assert int(one.rollout) == row
+        (device,) = one.rollout.devices()
+        assert device in mesh.devices[row // 3]
 
 
 @pytest.mark.parametrize(

@@ -118,7 +118,11 @@ class Choice:
 
     def _size(self, slots: int, blocks: int | None, room: int) -> Size:
         """A chunk of decoding that attends to so many blocks of paths; None: to all."""
-        drafts = sizes.drafts(self._plan.rows, slots, self._config.drafts)
+        read = self._plan.trees * _blocks(room) if blocks is None else blocks
+        cost, drafts = min(
+            (sizes.step_cost(self._mesh, slots, read, self._config.candidates, drafts), drafts)
+            for drafts in sizes.drafts(self._plan.rows, slots, self._config.drafts)
+        )
         step = programs.DECODE(
             self._mesh,
             config=self._policy.config,
@@ -129,8 +133,6 @@ class Choice:
             repetition=self._config.repetition,
             ahead=drafts,
         )
-        read = self._plan.trees * _blocks(room) if blocks is None else blocks
-        cost = sizes.step_cost(self._mesh, slots, read, self._config.candidates, drafts)
         return Size(step, slots, room, self._others, cost)
 
 

@@ -200,6 +200,10 @@ class Engine(Expander):
             self._resize(slots)
         look = programs.LOOK(self.mesh)
         self.sending = self.sender.submit(_decoded, size, self._arguments(), look)
+        if self.mesh.shape['tensor'] > 1:
+            # Of two programs that exchange data, sent by two threads, each device must have the
+            # same one first: else they wait for each other.
+            futures.wait([self.sending])
         self.chunks += 1
         return self.chunks, size.slots, self.sending
 

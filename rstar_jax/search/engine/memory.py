@@ -134,14 +134,16 @@ def plan(
     each = tree + (0 if config.slots else max(1, n // 2) * slot)
     fitting = int((room - config.slots * slot) // each)
     possible = min(wanted, fitting)
-    if possible < 1 or (config.trees_in_flight and possible < wanted):
-        least = max(1, config.trees_in_flight and wanted)
+    fixed = config.trees_in_flight or config.one_size  # what is searched at once, whatever is free
+    if possible < 1 or (fixed and possible < wanted):
+        least = wanted if fixed else 1
         need = prefill + programs + config.slots * slot + least * each
+        fewer = f'set --config.search.trees_in_flight={possible}, ' if possible > 0 else ''
         raise UserError(
             f'search: {least} trees in flight need '
             f'{need / MARGIN / GIB:.2f} GiB beside the weights, and {free / GIB:.2f} GiB are free '
-            'on a device: lower --config.search.path_tokens, step_tokens or candidates, or raise '
-            '--config.search.tensor to share the model among devices'
+            f'on a device: {fewer}lower --config.search.path_tokens, step_tokens or candidates, or '
+            'raise --config.search.tensor to share the model among devices'
         )
     cells = possible * n
     used = cells if config.slots else sizes.kept_busy(mesh, cells, n)

@@ -228,10 +228,11 @@ class Scorer(Model):
 
     def _shape(self, queues: list[list[Request]]) -> Shape:
         """Of the next call; queues have the longest step first."""
-        if self.settings.one_size:
-            return sizes.largest_call(self.mesh, self.settings, scored=True)
         lengths = [_lengths(queue) for queue in queues]
-        shapes = sizes.call_shapes(self.mesh, max(max(of, default=0) for of in lengths))
+        longest = max(max(of, default=0) for of in lengths)
+        if self.settings.one_size:
+            longest = max(longest, self.settings.step_tokens + sizes.OUTPUT_TOKENS)
+        shapes = sizes.call_shapes(self.mesh, longest)
         return quickest(lengths, shapes, sizes.call_tokens(self.mesh))
 
 

@@ -61,7 +61,20 @@ def with_tree(trees: trees_lib.Tree, row: int, tree: trees_lib.Tree) -> trees_li
     return jax.tree.map(lambda x, y: x.at[row].set(y), trees, tree)
 
 
-@jax.jit
 def tree_of(trees: trees_lib.Tree, row: int) -> trees_lib.Tree:
-    """One tree out of many, in one call: field by field takes as long as a small tree's search."""
+    """One tree out of many, of its own device's alone: else all devices' would go to each."""
+
+    def own(x):
+        for shard in x.addressable_shards:
+            first = shard.index[0].start or 0
+            if first <= row < first + len(shard.data):
+                return shard.data
+        raise IndexError(row)
+
+    width = len(trees.size.addressable_shards[0].data)
+    return _row(jax.tree.map(own, trees), row % width)
+
+
+@jax.jit  # in one call: field by field takes as long as a small tree's search
+def _row(trees: trees_lib.Tree, row: int) -> trees_lib.Tree:
     return jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, row, keepdims=False), trees)

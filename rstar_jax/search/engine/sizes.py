@@ -67,9 +67,10 @@ def fewest_rows(mesh) -> int:
     return 16 if mesh.devices.flat[0].platform == 'cpu' else 128
 
 
-def drafts(rows: int, slots: int, most: int) -> int:
-    """Tokens that are drafted behind each slot's, so that a decode step has `rows` at most."""
-    return max(0, min(most, rows // slots - 1))
+def drafts(rows: int, slots: int, most: int) -> list[int]:
+    """Numbers of tokens to draft behind each slot's, so that a decode step has `rows` at most."""
+    limit = max(0, min(most, rows // slots - 1))
+    return sorted({0, *(count for count in (1, 3, 7) if count < limit), limit})
 
 
 def step_cost(mesh, slots: int, blocks: int, candidates: int, drafts: int = 0) -> float:
@@ -78,12 +79,14 @@ def step_cost(mesh, slots: int, blocks: int, candidates: int, drafts: int = 0) -
     A part of it is the same for all: the weights are read. Blocks of paths are read for all
     candidates of their trees and for all drafts. (The 0.5B model in bfloat16, 2 cores: 95, 114, 176
     and 250 ms with 8, 16, 32 and 64 rows; 16 blocks 25 ms for 8 candidates, and 16 for one with 7
-    drafts.) Fewer drafts are taken to be right than of greedy solutions, of which 1, 3 and 7 make
-    1.5, 1.8 and 2.1 tokens a step: 1.33, 1.67 and 2.
+    drafts. Compiled for a v5e, the bytes of a layer of the 1.5B and the 7B.) Fewer drafts are taken
+    to be right than of greedy solutions, of which 1, 3 and 7 make 1.5, 1.8 and 2.1 tokens a step:
+    1.33, 1.67 and 2.
     """
     on_cpu = mesh.devices.flat[0].platform == 'cpu'
     width = 1 + drafts
-    step = 40 + 0.06 * blocks * candidates * width if on_cpu else 256 + 0.1 * blocks
+    weights, block = (40, 0.06) if on_cpu else (256, 0.05)
+    step = weights + block * blocks * candidates * width
     return (step + slots * width) / (1 + math.log2(width) / 3)
 
 

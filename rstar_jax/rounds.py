@@ -265,6 +265,7 @@ def evaluate(round_: Round, stage: ledger.Stage, line: Line) -> Figures:
         progress=tell,
         run_search=searching.evaluating(round_, base, line.say),
         leases=round_.config.job.leases,
+        say=line.say,
     )
     benchmarks = results['benchmarks']
     if not base:

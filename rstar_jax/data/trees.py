@@ -23,7 +23,7 @@ import re
 import resource
 import time
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from typing import IO, NamedTuple
 
 from rstar_jax import atomic
@@ -130,12 +130,7 @@ class TreeStore:
         """
         if record.key in self:
             return False
-        assert self._writer is not None, 'this store only reads'
-        if not self._take_lock():
-            raise UserError(
-                f'{self.directory}: another process is writing trees here; wait for it to end, '
-                'or choose another workdir'
-            )
+        self._must_lock()
         self._waiting[record.key] = record
         full = len(self._waiting) >= self.shard_trees
         if full or time.monotonic() - self._written >= self.seconds:
@@ -174,6 +169,28 @@ class TreeStore:
             self._write_shard(rows, (self._read(self._where[key]) for key in keys))
         for name in small:
             self._remove(name)
+
+    def discard(self, keys: Set[Key]) -> None:
+        """Removes trees, whoever wrote them; no other process may be at work here.
+
+        Safe to be killed in: some of them may be there still, all others are.
+
+        Raises:
+          UserError: as `append`.
+        """
+        self.flush()
+        while gone := keys & self._where.keys():
+            self._must_lock()
+            names = {self._where[key].name for key in gone}
+            kept = sorted(
+                key for key, place in self._where.items() if place.name in names and key not in gone
+            )
+            if kept:
+                rows = {key: self._where[key].facts or Facts.of(self[key]) for key in kept}
+                self._write_shard(rows, (self._read(self._where[key]) for key in kept))
+            for name in names:
+                self._remove(name)
+            self._scan()  # the same trees may lie elsewhere, where a merge was killed
 
     def _in(self, name: str, key: Key) -> bool:
         return self._where[key].name == name
@@ -348,7 +365,7 @@ class TreeStore:
                 self._remove(name)
 
     def _remove(self, name: str) -> None:
-        del self._small[name]
+        self._small.pop(name, None)
         self._forget_reader(name)
         path = self.directory / name
         path.unlink(missing_ok=True)
@@ -384,6 +401,14 @@ class TreeStore:
                 return False
             self._lock = lock
         return True
+
+    def _must_lock(self) -> None:
+        assert self._writer is not None, 'this store only reads'
+        if not self._take_lock():
+            raise UserError(
+                f'{self.directory}: another process is writing trees here; wait for it to end, '
+                'or choose another workdir'
+            )
 
     def _release_lock(self) -> None:
         self._number = None

@@ -9,6 +9,12 @@ from rstar_jax import atomic, ledger, parallel
 KEPT_SECONDS = 1.0  # between two writes
 
 
+def keep_share(path: pathlib.Path, share: float) -> None:
+    """Leaves a share of the seconds that are kept, if any: the rest was spent on what is gone."""
+    if kept := ledger.read_json(path):
+        atomic.write_json(path, {'seconds': share * kept['seconds']})
+
+
 class Clock:
     """Seconds spent on each of several benchmarks that are searched at once, by their tokens.
 

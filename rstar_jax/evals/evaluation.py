@@ -10,7 +10,8 @@
 
 A strategy's trees of all benchmarks are one search, so that its last trees, behind which devices
 have ever less to do, come once. Finished trees go into a TreeStore each, so an evaluation that was
-killed goes on where it stopped.
+killed goes on where it stopped. Samples from before there was a
+PPM are drawn again, for it to score.
 
 results.json, accuracies in [0, 1], intervals Wilson's:
 
@@ -121,6 +122,7 @@ def run(
     progress: Progress | None = None,
     run_search: Callable[..., Iterable[Record]] | None = None,
     leases: str = parallel.COUNTER,
+    say: Callable[[str], None] = print,
 ) -> dict[str, Any]:
     """Evaluates on every benchmark.
 
@@ -140,6 +142,7 @@ def run(
         and `kind` (the strategy).
       run_search: stands in for `search.run`.
       leases: how several processes share the trees out, see `parallel.dealt`.
+      say: gets a line that stays.
 
     Returns:
       The content of results.json, see the module's text; of the processes that share a directory,
@@ -159,7 +162,7 @@ def run(
             for name, problems in problems_by_benchmark.items()
         ]
         searches = Searches(of_each, seed, folder, progress, run_search, leases)
-        benchmarks = _evaluate(searches, policy, ppm, config)
+        benchmarks = _evaluate(searches, policy, ppm, config, say)
     results = {'round': round_number, 'benchmarks': benchmarks}
     if folder is not None and parallel.is_first():
         atomic.write_json(folder / 'results.json', results, ensure_ascii=False)
@@ -206,7 +209,7 @@ def _sharing_workers(
 
 
 def _evaluate(
-    searches: Searches, policy: Any, ppm: Any, config: Config
+    searches: Searches, policy: Any, ppm: Any, config: Config, say: Callable[[str], None]
 ) -> dict[str, dict[str, Any]]:
     """The figures of each benchmark, on the processes that get to know all trees."""
     runs: list[list[Run]] = [[] for _ in searches.benchmarks]
@@ -214,6 +217,8 @@ def _evaluate(
         settings, judge, most = _settings(name, config, ppm)
         if not most:
             continue
+        if name == SAMPLED and judge is not None:  # what it guides is never searched without one
+            searches.drop_unscored(name, say)
         parts = [Part(benchmark) for benchmark in searches.benchmarks]
         grow = functools.partial(searches.grow, parts, name, policy, judge, settings)
         budget = config.mean_tokens if name != GREEDY else 0

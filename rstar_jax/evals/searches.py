@@ -11,14 +11,16 @@ from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from typing import Any
 
 import jax
+import numpy as np
 
 from rstar_jax import parallel, search
 from rstar_jax.data.trees import TreeStore
 from rstar_jax.errors import UserError
-from rstar_jax.evals.clock import Clock
+from rstar_jax.evals.clock import Clock, keep_share
 from rstar_jax.evals.figures import Outcome, Problem
 from rstar_jax.search.record import Record
 
+SECONDS = 'seconds.json'
 Progress = Callable[[dict[str, Any]], None]
 Key = tuple[int, int]  # a problem's index and the number of its tree
 Outcomes = dict[Key, Outcome]
@@ -53,6 +55,27 @@ class Benchmark:
                 )
             found[key] = Outcome.of(record)
         return found
+
+    def drop_unscored(self, kind: str) -> int:
+        """Removes the trees without a score of an answer, where some of them have answers.
+
+        Their share of the seconds goes with them. Returns how many.
+        """
+        scored, unscored, blind = 0.0, {}, False
+        with self.store(kind) as store:
+            for record in store.unordered():
+                tokens, nodes = record.counters['sampled_tokens'], record.answer_nodes
+                if np.isnan(record.score[nodes]).all():
+                    unscored[record.key] = tokens
+                    blind = blind or bool(nodes)
+                else:
+                    scored += tokens
+            if not blind:
+                return 0
+            store.discard(unscored.keys())
+        share = scored / max(1.0, scored + sum(unscored.values()))
+        keep_share(store.directory / SECONDS, share)
+        return len(unscored)
 
 
 @dataclasses.dataclass
@@ -94,6 +117,16 @@ class Searches:
         """Whether this process gets to know all trees, and so has the figures."""
         return self.folder is None or parallel.is_first()
 
+    def drop_unscored(self, kind: str, say: Callable[[str], None]) -> None:
+        """Removes what was sampled before there was a PPM, so that it is sampled and scored anew.
+
+        say: gets a line where there is such.
+        """
+        if self.folder is not None and parallel.is_first():
+            if count := sum(benchmark.drop_unscored(kind) for benchmark in self.benchmarks):
+                say(f'{kind}: {count} trees done again, as the PPM has not scored them')
+        parallel.barrier(f'{kind}: looked through')
+
     def grow(
         self,
         parts: Sequence[Part],
@@ -123,7 +156,7 @@ class Searches:
                     if self.whole:
                         part.found |= part.benchmark.stored(store, known - part.found.keys())
             first = bool(stores) and parallel.is_first()
-            paths = [store.directory / 'seconds.json' if first else None for store in stores]
+            paths = [store.directory / SECONDS if first else None for store in stores]
             clock = Clock(paths or [None] * len(parts), [part.seconds for part in parts])
             if any(own - known for own, known in zip(wanted, done)):
                 run = self._run_search(

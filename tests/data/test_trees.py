@@ -293,6 +293,31 @@ def test_two_writers_share_a_folder(tmp_path):
     check(tmp_path, expected)
 
 
+@pytest.mark.parametrize('killed', [False, True])
+def test_discarded_trees_are_gone_from_all_files_and_others_stay(tmp_path, monkeypatch, killed):
+    expected = trees([(i, t) for i in range(4) for t in range(3)])
+    for writer in (0, 1):
+        with data.TreeStore(tmp_path, writer, shard_trees=2, seconds=0) as store:
+            for record in list(expected.values())[writer::2]:
+                store.append(record)
+    part = data.TreeStore(tmp_path, seconds=0)  # of one tree, not merged
+    part.append(samples.grown(9, 9, 0))
+    gone = {(9, 0), *[key for key in expected if key[1] == 1]}
+    if killed:
+        with monkeypatch.context() as patch:
+            patch.setattr(data.TreeStore, '_remove', lambda *_: 1 / 0)
+            with pytest.raises(ZeroDivisionError):
+                part.discard(gone)
+        assert part.keys() == expected.keys() | {(9, 0)}
+    part.discard(gone)
+    assert part.keys() == expected.keys() - gone
+    again = samples.grown(5, 9, 0)
+    assert part.append(again)
+    part.close()
+    rest = {key: record for key, record in expected.items() if key not in gone}
+    check(tmp_path, rest | {(9, 0): again})
+
+
 def test_trees_that_end_together_are_written_together(tmp_path):
     expected = trees([(i, 0) for i in (4, 2, 0, 1, 3)])
     with data.TreeStore(tmp_path, seconds=1e9) as store:

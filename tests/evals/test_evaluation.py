@@ -6,6 +6,7 @@ import math
 import time
 import types
 
+import numpy as np
 import pytest
 
 from rstar_jax import evals, models, search
@@ -302,6 +303,49 @@ def test_a_killed_evaluation_goes_on(tmp_path, lifetime):
     assert written['benchmarks']['sums']['search'] == results['benchmarks']['sums']['search']
 
 
+class Scoring(Searcher):
+    """Where there is a PPM it scores the samples, the first of each problem below the others."""
+
+    def __call__(self, problems, policy, ppm, **options):
+        for record in super().__call__(problems, policy, ppm, **options):
+            if kind_of(options['config'], ppm) == 'sampled' and ppm is not None:
+                score = np.where(np.isnan(record.score), record.tree / 4 - 0.9, record.score)
+                record = dataclasses.replace(record, score=score)
+            yield record
+
+
+@pytest.mark.parametrize('mixed', [False, True])
+def test_samples_from_before_there_was_a_ppm_are_drawn_again(tmp_path, capsys, mixed):
+    """Others stay, also of a folder in which an earlier version has mixed them."""
+    config = dataclasses.replace(CONFIG, strategies=('sampled', 'unguided'), samples=3)
+    before = dataclasses.replace(config, samples=2) if mixed else config
+    evaluate(Searcher(), tmp_path, ppm=None, config=before)
+    if mixed:
+        scoring = Scoring()
+        with TreeStore(tmp_path / 'sums' / 'sampled') as store:
+            given = dict.fromkeys(('seed', 'earlier', 'progress'))
+            given |= {'config': search.sampled(CONFIG.search), 'trees': 3, 'skip': store.keys()}
+            for record in scoring(PROBLEMS, POLICY, PPM, **given):
+                store.append(record)
+    place = tmp_path / 'sums' / 'sampled' / 'seconds.json'
+    place.write_text('{"seconds": 40}')
+    searcher = Scoring()
+    found = evaluate(searcher, tmp_path, config=config)['benchmarks']['sums']['strategies']
+    # Of the last problem's samples only the second has an answer.
+    stay = [(i, 2) for i in range(3)] if mixed else []
+    again = {(i, t, 'sampled') for i in range(4) for t in range(3) if (i, t) not in stay}
+    assert len(searcher.made) == len(again) and set(searcher.made) == again
+    told = f'sampled: {len(again)} trees done again, as the PPM has not scored them\n'
+    assert capsys.readouterr().out == told
+    seconds = found['sampled'].pop('seconds_per_problem') * 4
+    assert seconds == pytest.approx(40 * len(stay) / 12, abs=0.5)
+    expected = evaluate(Scoring(), config=config)['benchmarks']['sums']['strategies']
+    expected['sampled'].pop('seconds_per_problem')
+    assert found['sampled'] == expected['sampled'] and found['sampled']['judge']['pairs'] == 6
+    evaluate(Scoring(0), tmp_path, config=config)
+    assert capsys.readouterr().out == ''
+
+
 def test_trees_of_other_problems_are_not_taken_for_answers(tmp_path):
     """The benchmark's file has been changed; by new answers they are graded."""
     evaluate(Searcher(), tmp_path)
@@ -426,7 +470,7 @@ def test_progress_names_benchmark_and_kind():
 def test_of_processes_that_share_a_directory_the_first_has_the_figures(tmp_path, monkeypatch):
     """Others read and grade nothing; how many trees a budget buys they are told."""
     config = dataclasses.replace(CONFIG, strategies=('sampled',), mean_tokens=70)
-    told, other, first = [], Searcher(), Searcher()
+    told, other, first = [], Scoring(), Scoring()
     with monkeypatch.context() as patch:
         patch.setattr(evals.evaluation.parallel, 'is_first', lambda: False)
         patch.setattr(evals.evaluation.parallel, 'greatest', lambda n: told.append(n) or 2)

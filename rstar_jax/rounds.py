@@ -169,7 +169,7 @@ def synthesize(round_: Round, stage: ledger.Stage, line: Line) -> Figures:
         stage.folder,
         functools.partial(search.run, policy=policy, progress=tell),
         round_.number,
-        sources.search_seed(round_),
+        sources.synthesis_seed(round_),
         config.job.leases,
     )
     if not parallel.is_first():

@@ -38,6 +38,7 @@ EXECUTION = {
 TINY = 'tiny'
 NONE = 'none'
 SEEDS_APART = 1_000_003  # of the searches of two rounds
+SYNTHESIS_APART = SEEDS_APART // 2  # of a round's search and its new problems
 
 
 @dataclasses.dataclass(frozen=True)
@@ -198,6 +199,11 @@ def overlap(round_: Round) -> Overlap:
 def search_seed(round_: Round) -> int:
     """The seed of the round's search: another in each, so that problems are not tried as before."""
     return round_.config.seed + SEEDS_APART * (round_.number - 1)
+
+
+def synthesis_seed(round_: Round) -> int:
+    """The seed of what the round writes: its search is not to find again what has voted there."""
+    return search_seed(round_) + SYNTHESIS_APART
 
 
 def world(config: ConfigDict) -> arithmetic.World:

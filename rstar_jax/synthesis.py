@@ -176,6 +176,10 @@ def _sample(
     wanted = {(problem['index'], tree) for problem in problems for tree in range(trees)}
     with data.TreeStore(folder, writer=jax.process_index()) as store:
         done = frozenset(store.keys())
+        if done and store[min(done)].seed not in (None, seed):
+            raise UserError(
+                f'{folder.parent}: begun by an earlier version, under another seed: delete it'
+            )
         if wanted - done:
             items = search.items(problems, range(trees))
             name = '/'.join(folder.parts[-3:])

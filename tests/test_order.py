@@ -295,14 +295,15 @@ def test_later_trees_are_for_problems_still_unsolved(tmp_path, monkeypatch):
     assert asked == []
 
 
-def test_every_round_searches_by_a_seed_of_its_own():
+def test_every_round_searches_and_writes_by_seeds_of_its_own():
     config = configs.paper_schedule(configs.default())
     config.seed = 7
     seeds = [
-        sources.search_seed(Round(configs.for_round(config, n), pathlib.Path(), n, Events(None)))
+        seed(Round(configs.for_round(config, n), pathlib.Path(), n, Events(None)))
+        for seed in (sources.search_seed, sources.synthesis_seed)
         for n in range(1, 5)
     ]
-    assert seeds[0] == 7 and len(set(seeds)) == 4
+    assert seeds[0] == 7 and len(set(seeds)) == 8
 
 
 def test_a_training_has_a_row_for_each_example_where_its_heads_let_it(tmp_path):

@@ -179,6 +179,14 @@ def test_each_round_and_each_seed_has_prompts_of_its_own(tmp_path):
     assert len(set(prompts)) == 3 and seeds == (0, 0, 1)
 
 
+def test_what_was_begun_under_another_seed_does_not_go_on(tmp_path):
+    synthesize(tmp_path)
+    config, overlap = synthesis.Config(problems=len(TEXTS)), Overlap({'training': KNOWN}, 13)
+    message = f'^{tmp_path}: begun by an earlier version, under another seed: delete it$'
+    with pytest.raises(UserError, match=message):
+        synthesis.synthesize(KNOWN, overlap, config, SETTINGS, tmp_path, run_search, seed=4)
+
+
 def test_many_known_problems_are_not_copied_for_each_prompt():
     class Known(list):
         def __iter__(self):
@@ -228,8 +236,11 @@ def test_the_search_takes_them_beside_the_known_ones(tmp_path, monkeypatch):
     (tmp_path / 'known.json').write_text(json.dumps(KNOWN))
     monkeypatch.setattr(sources, 'searching_model', lambda round_, kind: None)
 
+    seeds = set()
+
     def run(problems, *, policy, progress, **options):
         del policy, progress
+        seeds.add(options['seed'])
         return run_search(problems, **options)
 
     monkeypatch.setattr(rounds.search, 'run', run)
@@ -239,6 +250,8 @@ def test_the_search_takes_them_beside_the_known_ones(tmp_path, monkeypatch):
     assert figures['kept'] == 3 and figures['like one in training'] == 1  # there is no benchmark
     assert figures['tokens'] == 3 * (figures['written'] + 10 * figures['new'])
     assert [p['index'] for p in sources.problems(first)][:5] == [0, 1, 2, 3, 4]
+    # The search does not draw again what has voted for an answer.
+    assert seeds == {sources.synthesis_seed(first)} and sources.search_seed(first) not in seeds
     # Killed before it was marked complete, it makes the same of what it has sampled.
     before = (stage.folder / synthesis.FILE).read_text()
     assert rounds.synthesize(first, stage, Line('synthesize')) == figures

@@ -43,12 +43,19 @@ def announce(line: str) -> None:
 class Judge:
     """Decides what becomes of the candidates of a tree's cursor."""
 
-    def __init__(self, config: Config, workers: Workers, encode: Callable[[str], list[int]]):
-        """encode: token ids of an executor output."""
+    def __init__(
+        self,
+        config: Config,
+        workers: Workers,
+        encode: Callable[[str], list[int]],
+        marked: bool | None = None,
+    ):
+        """encode: token ids of an executor output; marked: as of Expander."""
         self.config, self.workers, self.encode = config, workers, encode
-        # A general model has the last mark in pieces, and the last of them takes a newline along:
-        # where the mark ends without, it has never seen one follow.
-        self.behind_output = '\n' if config.prompt == 'few_shot' else ''
+        # Whoever has the last mark in pieces has learnt it with a newline in the last of them, and
+        # has never seen one follow where the mark ends without. Mostly that is a general model.
+        marked = config.prompt != 'few_shot' if marked is None else marked
+        self.behind_output = '' if marked else '\n'
 
     def begin(self, tree: HostTree, step: Step) -> None:
         """Takes in a sampled step, and starts what it needs: its program run, its answer graded."""

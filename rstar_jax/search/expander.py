@@ -25,6 +25,7 @@ class Expander(Protocol):
       rows: trees in flight, on all devices; `width`, on each.
       mesh: local mesh on which the trees' arrays lie.
       counters: totals, such as `sampled` tokens.
+      marked: whether the policy has the marks as tokens; None where its tokens are not known.
       continuing: the tokenizer of what follows a step; None where tokens are not known.
       scores: scores in [-1, 1], in parts; it need not wait for the devices. None where nothing is
         scored.
@@ -39,6 +40,7 @@ class Expander(Protocol):
     mesh: Mesh
     counters: collections.Counter
     scores: Callable[[list[Request]], Scores] | None
+    marked: bool | None = None
     continuing: Any = None
     room: str = ''
     left: float = math.inf

@@ -20,7 +20,14 @@ from rstar_jax.steps.language import (
     well_formed,
     with_output,
 )
-from rstar_jax.steps.marks import MarkTable, eos_ids, mark_table, stops, token_bytes
+from rstar_jax.steps.marks import (
+    MarkTable,
+    eos_ids,
+    mark_table,
+    marks_are_tokens,
+    stops,
+    token_bytes,
+)
 from rstar_jax.steps.prompts import ORDERS, prompt, split_prompt, writing_prompt
 
 __all__ = [
@@ -44,6 +51,7 @@ __all__ = [
     'ended_at_marks',
     'eos_ids',
     'mark_table',
+    'marks_are_tokens',
     'prompt',
     'split_prompt',
     'stops',

@@ -72,6 +72,11 @@ def stops(prompt: str) -> dict[str, int]:
     return {**kinds, language.OUTPUT_END: STEP} if prompt == 'few_shot' else kinds
 
 
+def marks_are_tokens(tokenizer) -> bool:
+    """Whether a transformers fast tokenizer has the marks as tokens of their own."""
+    return tokenizer.backend_tokenizer.token_to_id(language.STEP_END) is not None
+
+
 # Tokens with which chat and base models end a text, beside the tokenizer's own.
 ENDS = (
     *('<|endoftext|>', '<|im_end|>', '<|end|>', '<|eot_id|>', '<|end_of_text|>', '</s>'),

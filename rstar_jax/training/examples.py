@@ -420,8 +420,7 @@ def _ended(tokenizer) -> Callable[[list[str]], list[str]]:
 
     Where marks are tokens a step ends at one; else in whatever token its policy sampled.
     """
-    marked = tokenizer.backend_tokenizer.token_to_id(steps.STEP_END) is not None
-    return steps.ended_at_marks if marked else list
+    return steps.ended_at_marks if steps.marks_are_tokens(tokenizer) else list
 
 
 def _encode(tokenizer, texts: list[str], first: bool = False) -> list[list[int]]:

@@ -9,6 +9,8 @@ import weakref
 import jax
 import numpy as np
 import pytest
+import transformers
+from tokenizers import pre_tokenizers
 
 from rstar_jax import models, parallel, search
 from rstar_jax.errors import UserError
@@ -219,6 +221,17 @@ def test_a_prompt_that_begins_otherwise(policy, ppm, workers, monkeypatch, windo
         PROBLEMS, expander=Naive(policy, ppm, CONFIG), config=CONFIG, workers=workers
     )
     assert_same(ours, {record.key: record for record in naive}, exact=False)
+
+
+def test_behind_an_output_goes_what_the_policy_has_learnt_there(policy, workers):
+    """Where the marks are text, their last token took the newline along; whatever the prompt."""
+    letters = {letter: i for i, letter in enumerate(pre_tokenizers.ByteLevel.alphabet())}
+    text = transformers.Qwen2Tokenizer(vocab=letters, merges=[])
+    for tokenizer, behind in ((policy.tokenizer, ''), (text, '\n')):
+        made = dataclasses.replace(policy, tokenizer=tokenizer)
+        live = search.Live(made, config=CONFIG, trees=1, workers=workers, mesh=one_device())
+        live.expander.close()
+        assert live.judge.behind_output == behind
 
 
 def test_a_long_prompt_makes_no_path_longer(policy, workers, monkeypatch):

@@ -91,6 +91,7 @@ class Engine(Expander):
                 f'{len(ppm.tokenizer)} tokens): use a PPM that was trained from this policy'
             )
         self.config, self.mesh = config, mesh
+        self.marked = steps.marks_are_tokens(policy.tokenizer)
         self.continuing = tokenizer.continuing(policy.tokenizer)
         self.devices = mesh.shape['data']
         self.texts = steps.token_bytes(policy.tokenizer, policy.config.vocab_size)

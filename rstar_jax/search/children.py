@@ -47,10 +47,10 @@ class Judge:
         self,
         config: Config,
         workers: Workers,
-        encode: Callable[[str], list[int]],
+        encode: Callable[[str, str], list[int]],
         marked: bool | None = None,
     ):
-        """encode: token ids of an executor output; marked: as of Expander."""
+        """encode, marked: as of Expander."""
         self.config, self.workers, self.encode = config, workers, encode
         # Whoever has the last mark in pieces has learnt it with a newline in the last of them, and
         # has never seen one follow where the mark ends without. Mostly that is a general model.
@@ -146,7 +146,7 @@ class Judge:
                 node.status = Status.UNPARSABLE
             if node.status == Status.CODE_ERRORS or steps.CODE_END in text:
                 node.text = steps.with_output(text, node.output, self.behind_output)
-                node.tokens = node.step.tokens + self.encode(node.text[len(text) :])
+                node.tokens = node.step.tokens + self.encode(node.text[len(text) :], text)
 
 
 def _goes_round(tree: HostTree, node: Node) -> bool:

@@ -7,7 +7,8 @@ A request says a step's end marks as stop strings, and its seed is that of the c
 server honours seeds, a tree is the same whatever else is searched. Servers cut a stop string off
 and do not say which it was, unless asked in their own words: vLLM and what is built on it (also
 tpu-inference) by `include_stop_str_in_output`, SGLang by `no_stop_trim`. Both also name it in the
-answer. A PPM, where there is one, runs on this host's devices and reads the same texts.
+answer. A PPM, where there is one, runs on this host's devices and reads the same texts, in the form
+that it has learnt: behind the prompt of SFT, and each step up to its mark.
 """
 
 import collections
@@ -144,7 +145,7 @@ class Remote(Expander):
             self.width = min(config.trees_in_flight or busy, total)
         else:
             scorer = Scorer(mesh, config, ppm)
-            self.continuing = tokenizer.continuing(ppm.tokenizer)
+            self.ppm, self.continuing = ppm, tokenizer.continuing(ppm.tokenizer)
             self.scores, self.models = scorer.scores, [scorer]
             of_each, requests = (-(-n // mesh.shape['data']) for n in (total, policy.requests))
             plan = memory.plan(config, [scorer], mesh, of_each, requests)
@@ -175,7 +176,15 @@ class Remote(Expander):
 
     def start(self, row: int, tree: HostTree) -> None:
         for model in self.models:
+            if self.config.prompt == 'few_shot':
+                prompt = steps.prompt(tree.problem['question'])
+                tree.nodes[0].tokens = self.ppm.tokenizer(prompt)['input_ids']
             model.start(row, tree)
+
+    def encode(self, text: str, before: str = '') -> list[int]:
+        if self.models and steps.marks_are_tokens(self.continuing):
+            _, text = steps.ended_at_marks([before, text])
+        return super().encode(text)
 
     def expand(self, row: int, tree: HostTree) -> None:
         for model in self.models:
@@ -340,7 +349,8 @@ class Remote(Expander):
         sampled = usage.completion_tokens if usage is not None else len(logprobs)
         known = bool(logprobs) and None not in logprobs
         likelihood = float(sum(logprobs)) if known else math.nan
-        tokens, context = self.encode(text), usage.total_tokens if usage is not None else 0
+        tokens = self.encode(text, request.prompt)
+        context = usage.total_tokens if usage is not None else 0
         which = request.row, request.candidate
         return Step(*which, text, tokens, kind, sampled, likelihood, context)
 

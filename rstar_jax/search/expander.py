@@ -61,8 +61,11 @@ class Expander(Protocol):
     def close(self) -> None:
         """Ends what runs beside the loop."""
 
-    def encode(self, text: str) -> list[int]:
-        """Token ids of an executor output that follows a step; none where they are not known."""
+    def encode(self, text: str, before: str = '') -> list[int]:
+        """Token ids of an executor output that follows a step; none where they are not known.
+
+        before: what it follows, for whoever reads the texts otherwise than they are written.
+        """
         if self.continuing is None:
             return []
         return self.continuing.encode(text, add_special_tokens=False)

@@ -93,7 +93,7 @@ class Naive(Expander):
         padded[0, : len(tokens)] = tokens
         return model.logits(padded, np.array([len(tokens)]))[0, len(tokens) - 1]
 
-    def encode(self, text):
+    def encode(self, text, before=''):
         return self.policy.tokenizer.encode(text, add_special_tokens=False)
 
     def _scores(self, requests):

@@ -22,6 +22,7 @@ from rstar_jax.errors import UserError
 from rstar_jax.models import tiny
 from rstar_jax.search import Status, endpoint
 from rstar_jax.search.engine import copies, sampling
+from rstar_jax.training import examples
 from tests.search import completions
 
 CONFIG = search.Config(rollouts=4, candidates=4, max_depth=4, error_threshold=2)
@@ -304,13 +305,15 @@ def test_what_is_wrong_is_told_in_a_line(server, workers, monkeypatch):
         grow(search.Endpoint(server.url, 'full'), workers)
 
 
-def test_a_ppm_of_this_host_scores(server, workers):
-    """By the same texts, as tokens of its own tokenizer."""
+@pytest.mark.parametrize('prompt', ['sft', 'few_shot'])
+def test_a_ppm_of_this_host_scores(server, workers, prompt):
+    """By the same texts, as tokens of its own tokenizer, and those that it learns of them."""
     policy = tiny.policy(['print(1)\n x = 0 1 2 \\boxed{3} and so on'], num_layers=1)
     ppm = models.init_ppm(policy, seed=1)
     weight = 0.3 * jax.random.normal(jax.random.key(0), (1, policy.config.embed_dim))
     ppm.params['value_head'] = {'weight': weight, 'bias': np.zeros(1)}
-    records = grow(search.Endpoint(server.url, 'whole'), workers, ppm, PROBLEMS[:4])
+    config = dataclasses.replace(CONFIG, prompt=prompt, answers_kept='all')
+    records = grow(search.Endpoint(server.url, 'whole'), workers, ppm, PROBLEMS[:4], config)
     scored = 0
     for record in records.values():
         for node in np.nonzero(np.isfinite(record.score))[0]:
@@ -318,6 +321,11 @@ def test_a_ppm_of_this_host_scores(server, workers):
             tokens = [token for i in path for token in record.tokens[i]]
             (score,) = ppm.scores(np.array([tokens], np.int32), np.array([len(tokens)]))
             assert math.isclose(record.score[node], score, abs_tol=1e-4)
+            *before, text = (record.texts[i] for i in path[1:])
+            question = steps.prompt(record.problem['question'])
+            pair = {'prompt': question + ''.join(before), 'pos': text, 'neg': 'x'}
+            (learnt,) = examples.pairs([pair], ppm.tokenizer, 512).take()
+            assert learnt.sequences[0].tolist() == tokens
             scored += 1
     assert scored > 10
     config = dataclasses.replace(CONFIG, one_size=True, path_tokens=512)

@@ -193,7 +193,10 @@ KEYS: dict[str, tuple[Any, str]] = {
         'ones, by chance; any, right or wrong',
     ),
     'curate.distinct': (False, 'of trajectories with the same program only the best is kept'),
-    'curate.well_formed': (False, 'only trajectories that keep to the form of a solution are kept'),
+    'curate.well_formed': (
+        False,
+        'only trajectories that keep to the form of a solution are kept, or paired as wholes',
+    ),
     'curate.side': (2, 'positives and negatives paired at a node, each'),
     'curate.side_of_one': (4, 'the same where the other side has only one'),
     'curate.trajectory_side': (

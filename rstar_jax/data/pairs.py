@@ -45,9 +45,9 @@ class Rules:
         rejection sampling takes them; 'any', correct or wrong, by chance.
       distinct: of correct trajectories that hold the same program (comments and layout aside) the
         best is kept, the shortest of several; as in rejection sampling (arXiv 2308.01825).
-      well_formed: correct trajectories are kept, or paired as wholes, only in the form of
-        steps/language.py, closed and with nothing between their parts; a general model often leaves
-        it.
+      well_formed: correct trajectories are kept, and right and wrong ones paired as wholes, only in
+        the form of steps/language.py, closed and with nothing between their parts; a general model
+        often leaves it. Of both sides, as form would tell them apart if only one kept to it.
       side: positives and negatives paired at a node, each.
       side_of_one: the same where the other side has only one.
       trajectory_side: right and wrong trajectories of a tree, or of a problem, that are paired as
@@ -152,7 +152,7 @@ def _trajectory_pairs(
     def first(correct: bool) -> list[str]:
         sign = -1 if correct else 1
         found = [text for text, t in texts.items() if t.correct == correct]
-        if correct and rules.well_formed:
+        if rules.well_formed:
             found = [text for text in found if steps.well_formed(text)]
         ranked = sorted(found, key=lambda x: (sign * texts[x].mean_q, sign * texts[x].min_q))
         return ranked[: rules.trajectory_side]
@@ -169,7 +169,7 @@ def solution_pairs(
 ) -> list[Example]:
     """Pairs of whole solutions of a problem, from whatever trees: right ones against wrong ones."""
     if rules.well_formed:
-        right = [text for text in right if steps.well_formed(text)]
+        right, wrong = (list(filter(steps.well_formed, texts)) for texts in (right, wrong))
     positives, negatives = (spread(texts, rules.trajectory_side) for texts in (right, wrong))
     return _all_pairs(steps.prompt(problem['question']), positives, negatives, counts)
 

@@ -113,7 +113,10 @@ def test_solutions_that_leave_the_form_can_be_left_out():
             (program, 0.9, [(f'{between}<answer>5<end_of_answer>', 1.0, 'right')])
             for between in ('utes\n', '\n', ' <end_of_code>\n')
         ]
-        + [(program, -0.9, [('utes\n<answer>6<end_of_answer>', -1.0, 'wrong')])]
+        + [
+            (program, -0.9, [(f'{between}<answer>6<end_of_answer>', -1.0, 'wrong')])
+            for between in ('utes\n', '\n')
+        ]
     )
     counts = collections.Counter()
     kept, pairs = data.curate(
@@ -122,10 +125,10 @@ def test_solutions_that_leave_the_form_can_be_left_out():
     assert [e['response'] for e in kept] == [f'{program}\n<answer>5<end_of_answer>']
     assert counts['trajectories_malformed'] == 2
     assert len(responses(one)) == 2
-    # Of a pair of wholes the right one keeps to the form; the wrong one may not.
+    # Of a pair of wholes both keep to the form: it would tell the right one otherwise.
     wholes = [pair for pair in pairs if 'answer' in pair['pos']]
     assert [pair['pos'] for pair in wholes] == [f'{program}\n<answer>5<end_of_answer>']
-    assert wholes[0]['neg'] == f'{program}utes\n<answer>6<end_of_answer>'
+    assert [pair['neg'] for pair in wholes] == [f'{program}\n<answer>6<end_of_answer>']
 
 
 def test_trajectories_may_be_chosen_without_their_values():

@@ -218,8 +218,11 @@ def test_solutions_of_all_trees_of_a_problem_are_paired():
     assert len(lengths([*right, halves, *wrong], 9)) == 3 * 6
     assert data.curate(right + wrong, 'problem', well_formed=True)[1] == []
     form = '<code>\nprint(5)\n<end_of_code>\n<output>5<end_of_output>\n<answer>5<end_of_answer>'
-    made = data.curate([*right, sample(form, 'right'), *wrong], 'problem', well_formed=True)[1]
-    assert [(p['pos'], p['neg']) for p in made] == [(form, 'w')]
+    formed, other = sample(form, 'right'), form.replace('5', '6')
+    assert data.curate([*right, formed, *wrong], 'problem', well_formed=True)[1] == []
+    trees = [*right, formed, *wrong, sample(other, 'wrong')]
+    made = data.curate(trees, 'problem', well_formed=True)[1]
+    assert [(p['pos'], p['neg']) for p in made] == [(form, other)]
 
 
 def test_steps_are_paired_within_their_tree():

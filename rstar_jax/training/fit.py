@@ -5,6 +5,7 @@
 A directory that has training.json is not trained in again: that file is written last.
 """
 
+import copy
 import dataclasses
 import json
 import os
@@ -24,6 +25,8 @@ from rstar_jax.training.defaults import LOSSES
 HELD_OUT = 128  # problems that an SFT measures, at most
 PPM_HELD_OUT = 2000  # and a PPM's training
 SHORT = 3.0  # seconds in which nobody needs to be told how far it is
+# The question in a chat template: what the user said last.
+QUESTION = "{{ (messages | selectattr('role', 'equalto', 'user') | list | last)['content'] }}"
 
 
 def start_dtype(config) -> str:
@@ -48,7 +51,8 @@ def sft(
     """Trains a policy on {query, response}: next token, on the response only.
 
     Args:
-      policy: where to start; stays as it is. The tokens of the step language are added.
+      policy: where to start; stays as it is. The tokens of the step language are added, and its
+        chat template becomes the prompt that is trained.
       config: as of `defaults.settings`.
       directory: gets the states while training, then the model (checkpoints.load_policy), and
         metrics.jsonl: loss, learning rate, norm of the gradients and tokens of each step, and what
@@ -90,6 +94,7 @@ def sft(
     # It learns to end its texts by this token, whatever ended those of its start.
     ends = dict.fromkeys((*policy.config.eos_ids, policy.tokenizer.eos_token_id))
     policy = dataclasses.replace(policy, config=policy.config.replace(eos_ids=tuple(ends)))
+    policy = _asked_as_trained(policy)
     chosen, held_out = encoding.hold_out(encoded, config.held_out, config.seed, HELD_OUT)
     _check_keep(config, held_out)
 
@@ -105,6 +110,19 @@ def sft(
     policy, metrics = _finished(policy, encoded, chosen, 'sft', config, directory, rows, **how)
     _check_form(metrics['form_after'], config.form, directory)
     return policy, metrics | {'held_out': len(held_out)}
+
+
+def _asked_as_trained(policy: models.Policy) -> models.Policy:
+    """`policy` for servers: a chat asks by the trained prompt, and nothing says how to sample.
+
+    What its start was given for chats, template and temperature, is not what it learns here.
+    """
+    tokenizer = copy.deepcopy(policy.tokenizer)
+    # Of a chat's text no tokenizer begins with BOS by itself.
+    begins = tokenizer('')['input_ids'][:1] == [tokenizer.bos_token_id]
+    tokenizer.chat_template = '{{ bos_token }}' * begins + steps.prompt(QUESTION)
+    ids = {key: ends for key, ends in policy.generation.items() if key.endswith('_token_id')}
+    return dataclasses.replace(policy, tokenizer=tokenizer, generation=ids)
 
 
 def _telling(progress):

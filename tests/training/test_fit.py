@@ -1,9 +1,16 @@
-"""What a training takes on its devices is counted, told, and refused where it does not fit."""
+"""What a training takes on its devices is counted, told, and refused where it does not fit; what a
+chat asks the policy that it makes."""
+
+import copy
+import dataclasses
+import json
 
 import jax
 import pytest
+import tokenizers
+import transformers
 
-from rstar_jax import ledger, parallel, steps, training
+from rstar_jax import ledger, models, parallel, steps, training
 from rstar_jax.errors import UserError
 from rstar_jax.training import checkpoints, examples, fit, recompute, trainer
 from tests.training import test_trainer
@@ -116,3 +123,46 @@ def test_a_setting_that_there_is_not_is_named(kind):
     assert training.settings(kind, {'learning_rate': 1e-3}).learning_rate == 1e-3
     with pytest.raises(UserError, match=f'^lerning_rate: no setting of {kind}: .* learning_rate'):
         training.settings(kind, {'lerning_rate': 1e-3})
+
+
+@pytest.mark.parametrize('marks', ['tokens', 'text'])
+@pytest.mark.parametrize('begins', [False, True])
+def test_a_chat_asks_by_the_prompt_that_was_trained(policy, tmp_path, marks, begins):
+    tokenizer = copy.deepcopy(policy.tokenizer)
+    tokenizer.chat_template = theirs = "{{ '<|im_start|>' + messages[0].content }}"
+    tokenizer.bos_token = 'aaa'
+    if begins:
+        tokenizer.backend_tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
+            single='aaa $A', special_tokens=[('aaa', tokenizer.bos_token_id)]
+        )
+    said = {'do_sample': True, 'temperature': 0.7, 'top_p': 0.8, 'repetition_penalty': 1.1}
+    said['eos_token_id'] = [tokenizer.eos_token_id]
+    start = dataclasses.replace(policy, tokenizer=tokenizer, generation=said)
+    settings = sft_settings(epochs=1, marks=marks)
+    trained, _ = training.sft(start, sft_examples(4), settings, tmp_path / 'made')
+    again = checkpoints.load_policy(tmp_path / 'made')
+    models.save(again, tmp_path / 'export')
+    exported = transformers.AutoTokenizer.from_pretrained(tmp_path / 'export')
+    question = 'Is {{ \'bbb\' }}\n < 3 & "ccc"?\n'
+    chat = [{'role': 'user', 'content': question}]
+    earlier = [
+        {'role': 'system', 'content': 'ddd'},
+        {'role': 'user', 'content': 'eee'},
+        {'role': 'assistant', 'content': 'fff'},
+    ]
+    for made in (trained.tokenizer, again.tokenizer, exported):
+        for messages in (chat, earlier + chat):
+            text = made.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+            assert text == 'aaa' * begins + steps.prompt(question)
+            ids = made.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+            assert ids == made(steps.prompt(question))['input_ids']
+    written = json.loads((tmp_path / 'export' / 'generation_config.json').read_text())
+    assert {key for key in written if not key.endswith('_token_id')} == set()
+    assert written['eos_token_id'] == tokenizer.eos_token_id
+    # What is only loaded and saved keeps its own.
+    assert (start.tokenizer.chat_template, start.generation) == (theirs, said)
+    models.save(start, tmp_path / 'start')
+    kept = transformers.AutoTokenizer.from_pretrained(tmp_path / 'start')
+    assert kept.chat_template == theirs
+    written = json.loads((tmp_path / 'start' / 'generation_config.json').read_text())
+    assert said.keys() <= written.keys()

@@ -387,3 +387,21 @@ def test_stages_run_in_their_order():
         configs.stages_of('serch')
     with pytest.raises(UserError, match='needs at least one of'):
         configs.stages_of(',')
+
+
+@pytest.mark.parametrize('name', ['solve', 'serve'])
+def test_one_question_is_searched_as_in_an_evaluation_but_for_what_is_told(name):
+    made, measured = (
+        configs.load(str(REPOSITORY / 'experiments' / f'{file}.py')) for file in (name, 'evaluate')
+    )
+    text = ' '.join((REPOSITORY / 'experiments' / f'{name}.py').read_text().split())
+    shared = ('rollouts', 'candidates', *keys.EVAL_SEARCH)
+    differ = {key for key in shared if made.search[key] != measured.eval[key]}
+    assert differ == {'candidates', 'temperature'}
+    trees = made.search.trees
+    assert f'{trees} tree{"s" * (trees > 1)} in place of {measured.eval.trajectories},' in text
+    for told in (
+        '{0.candidates} candidates in place of {1.candidates}',
+        'temperature {0.temperature:g} in place of {1.temperature:g}',
+    ):
+        assert told.format(made.search, measured.eval) in text

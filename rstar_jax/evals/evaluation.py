@@ -10,8 +10,8 @@
 
 A strategy's trees of all benchmarks are one search, so that its last trees, behind which devices
 have ever less to do, come once. Finished trees go into a TreeStore each, so an evaluation that was
-killed goes on where it stopped. Samples from before there was a
-PPM are drawn again, for it to score.
+killed goes on where it stopped. Samples from before there was a PPM are drawn again, for it to
+score.
 
 results.json, accuracies in [0, 1], intervals Wilson's:
 

@@ -73,12 +73,11 @@ def quickest(waiting: Sequence[list[int]], shapes: Sequence[Shape], besides: int
     """
     length = shapes[0][1]
     rows = max(sum(-(-tokens // length) for tokens in lengths) for lengths in waiting)
-    times = [0]  # of so many rows, and the shape of the first call
-    first = [shapes[0]]
+    times, first = [0], shapes[0]  # of so many rows, and the shape of their first call
     for left in range(1, min(rows, shapes[0][0]) + 1):
         takes = {
             shape: besides + shape[0] * length + times[max(0, left - shape[0])] for shape in shapes
         }
-        first.append(min(takes, key=takes.__getitem__))
-        times.append(takes[first[-1]])
-    return first[-1]
+        first = min(takes, key=takes.__getitem__)
+        times.append(takes[first])
+    return first

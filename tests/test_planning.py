@@ -36,7 +36,8 @@ CHOSEN = memory.Plan(
     tree=0,
     slot=0,
     row=0,
-    prefill=0,
+    path=0,
+    call=0,
     token=0,
     programs=0,
     free=0,
@@ -120,7 +121,7 @@ def test_little_memory_means_fewer_trees_then_more_chips_then_none(monkeypatch, 
     monkeypatch.setattr(searches.Group, '_decode', lambda *_: Compiled())
     monkeypatch.setattr(searches.Group, '_score', lambda *_: Compiled())
     monkeypatch.setattr(searches.Group, '_measure', lambda *_: 1.0)
-    monkeypatch.setattr(memory, '_prefill_bytes', lambda *_: 0)  # its need would hide the trees'
+    monkeypatch.setattr(memory, '_call_bytes', lambda *_: 0)  # its need would hide the trees'
     monkeypatch.setattr(memory, 'PROGRAM', 0)  # and theirs
 
     def plan(memory):
@@ -129,7 +130,7 @@ def test_little_memory_means_fewer_trees_then_more_chips_then_none(monkeypatch, 
     one, two = (
         searches.Group(SETTINGS, parallel.local_mesh(n, jax.devices()[:n]), SHAPE) for n in (1, 2)
     )
-    found = [plan(one.weights + room) for room in range(-60_000, 900_000, 60_000)]
+    found = [plan(one.weights + room) for room in range(-60_000, 1_100_000, 60_000)]
     trees = {(made.tensor, made.trees) for made in found if made}
     assert {(1, 3), (1, 6)} <= trees and max(n for _, n in trees) == 6
     assert plan(1e9).decode == one.resident(CHOSEN) + 1000
@@ -140,13 +141,13 @@ def test_little_memory_means_fewer_trees_then_more_chips_then_none(monkeypatch, 
 
 
 def test_weights_that_leave_room_for_one_tree_are_shared(monkeypatch):
-    monkeypatch.setattr(memory, '_prefill_bytes', lambda *_: 0)
+    monkeypatch.setattr(memory, '_call_bytes', lambda *_: 0)
     monkeypatch.setattr(memory, 'PROGRAM', 0)
     heavy = SHAPE.replace(mlp_dim=4096)
     meshes = [parallel.local_mesh(n, jax.devices()[:2]) for n in (1, 2)]
     one, two = (searches.Group(SETTINGS, mesh, heavy) for mesh in meshes)
     planned = []
-    for room in (160_000, 260_000):
+    for room in (160_000, 300_000):
         assert one.choose(one.weights + room) and two.choose(one.weights + room)
         planned.append((one.chosen.trees, two.chosen.trees))
         made = searches.plan(SETTINGS, jax.devices()[:2], one.weights + room, heavy)

@@ -143,16 +143,15 @@ class Group:
         seconds = time.perf_counter() - start
         at_hand = self.mesh.devices.flat[0] in jax.local_devices()
         cost, held = decoding.cost_analysis(), self.resident(chosen)
-        room = memory.MARGIN * self.free - chosen.besides
         return Plan(
             tensor=self.mesh.shape['tensor'],
             groups=self.mesh.shape['data'],
             slots=slots,
             trees=trees,
-            most=int(room // chosen.tree),
+            most=chosen.largest(MANY, lambda count: {'trees': count, 'kept': 0}),
             weights=self.weights,
             planned=self.weights + chosen.most,
-            tree=chosen.tree,
+            tree=chosen.tree + chosen.path,
             decode=held + _temporary(decoding),
             score=held + _temporary(scoring),
             flops=cost['flops'],

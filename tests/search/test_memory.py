@@ -15,6 +15,7 @@ from rstar_jax.errors import UserError
 from rstar_jax.models import decoder, tiny
 from rstar_jax.models.config import Config as Shape
 from rstar_jax.search import host
+from rstar_jax.search import planning as search_planning
 from rstar_jax.search.config import Config
 from rstar_jax.search.engine import Engine, memory, model, programs, sizes, state
 from rstar_jax.steps import marks
@@ -38,10 +39,10 @@ def mesh():
     return parallel.local_mesh(devices=jax.local_devices()[:1])
 
 
-def plan(mesh, free, monkeypatch, trees=1000, networks=1, program=0, **changes):
+def plan(mesh, free, monkeypatch, trees=1000, networks=1, program=0, call=(4, 16), **changes):
     monkeypatch.setattr(memory, 'PROGRAM', program)
     monkeypatch.setattr(memory, 'free_bytes', lambda mesh: free)
-    monkeypatch.setattr(sizes, 'largest_call', lambda *_: (4, 16))
+    monkeypatch.setattr(sizes, 'largest_call', lambda *_: call)
     config = dataclasses.replace(CONFIG, **changes)
     return memory.plan(config, [NETWORK] * networks, mesh, trees, slots=64)
 
@@ -56,20 +57,21 @@ def test_a_tree_takes_what_its_arrays_take(mesh, monkeypatch):
     one = plan(mesh, 2**30, monkeypatch)
     path = state.empty_path(SHAPE, 1, 160, np.float32)
     cells = state.empty_cells(SHAPE, 4, 32, np.float32)
-    held = sum(x.nbytes for x in jax.tree.leaves((path, cells)))
-    # Half of the paths is there twice where all layers' are read in blocks.
-    held += sum(x.nbytes for x in jax.tree.leaves(path)) // 2
+    held, of_path = (sum(x.nbytes for x in jax.tree.leaves(y)) for y in ((path, cells), path))
+    held += of_path // (
+        2 * SHAPE.num_layers
+    )  # keys or values of a layer are there twice: they grow
     assert 0 < one.tree - held < 5000  # the tree's own statistics
     assert plan(mesh, 2**30, monkeypatch, networks=2).tree - one.tree == held
-    # A PPM reads none: there an array of one layer is twice where a path grows.
-    judge = dataclasses.replace(NETWORK, scored=True)
-    sizes_of = [memory._tree_bytes(CONFIG, mesh, network) for network in (NETWORK, judge)]
-    path_bytes = sum(x.nbytes for x in jax.tree.leaves(path))
-    assert sizes_of[0] - sizes_of[1] == path_bytes // 2 - path_bytes // (2 * SHAPE.num_layers)
+    assert one.path == of_path  # copied before a chunk's first token
     assert one.kept > 0
     kept = state.empty_kv(SHAPE, 1, memory.kept_room(one.kept), np.float32)
     total = one.trees * (one.tree + sum(x.nbytes for x in jax.tree.leaves(kept)))
-    assert one.most == total + one.slots * one.slot + one.prefill
+    total += one.slots * one.slot
+    decoding = one.trees * one.path + one.slots * one.row
+    assert one.most == total + decoding > total + one.call
+    calls = dataclasses.replace(one, call=decoding + 1)
+    assert calls.most == one.most + 1  # one of the two runs at a time
     assert one.rows == sizes.fewest_rows(mesh) < one.slots
 
 
@@ -94,7 +96,7 @@ def test_with_one_size_free_memory_changes_no_shape(mesh, monkeypatch):
     """Where it is too little, the user says what is searched at once."""
     ample, enough = (plan(mesh, free, monkeypatch, one_size=True) for free in (2**34, 2**33))
     assert (ample.trees, ample.slots) == (enough.trees, enough.slots)
-    free = (ample.tree + ample.slot) * 6 + ample.prefill
+    free = (ample.tree + ample.slot) * 6 + ample.call
     with pytest.raises(UserError, match='48 trees .*: set --config.search.trees_in_flight=4, low'):
         plan(mesh, free, monkeypatch, one_size=True)
     assert plan(mesh, free, monkeypatch, one_size=True, trees_in_flight=4).trees == 4
@@ -120,10 +122,10 @@ def test_the_only_tree_that_fits_has_no_more_slots_than_do(mesh, monkeypatch):
     shape = {'candidates': 16, 'step_tokens': 64}
     roomy = plan(mesh, 2**34, monkeypatch, **shape)
     for slots in (8, 11, 16):
-        free = (roomy.tree + (slots + 0.5) * roomy.slot + roomy.prefill) / memory.MARGIN
-        tight = plan(mesh, int(free), monkeypatch, **shape)
+        most = dataclasses.replace(roomy, trees=1, slots=slots, rows=slots, kept=0).most
+        tight = plan(mesh, int((most + roomy.slot / 2) / memory.MARGIN), monkeypatch, **shape)
         assert (tight.trees, tight.slots) == (1, slots)
-        assert tight.most <= memory.MARGIN * free
+        assert tight.most <= tight.room
 
 
 def test_rows_for_drafts_where_slots_are_few(mesh, monkeypatch):
@@ -132,11 +134,11 @@ def test_rows_for_drafts_where_slots_are_few(mesh, monkeypatch):
     same = plan(mesh, 2**34, monkeypatch, trees=1, one_size=True, trees_in_flight=1)
     assert (same.slots, same.rows, same.kept) == (4, 0, 0)
     assert plan(mesh, 2**34, monkeypatch, trees=1, drafts=0).rows == 0
-    logits = 3 * 4 * SHAPE.vocab_size
-    assert few.row == logits and few.besides - same.besides == 12 * logits
-    free = (few.tree + few.slots * few.slot + 2.5 * few.row + few.prefill) / memory.MARGIN
-    tight = plan(mesh, int(free), monkeypatch, trees=1)
-    assert (tight.slots, tight.rows) == (4, 6) and tight.most <= memory.MARGIN * free
+    assert few.row == 3 * 4 * SHAPE.vocab_size
+    few = plan(mesh, 2**34, monkeypatch, trees=1, call=(1, 1))
+    most = dataclasses.replace(few, rows=6, kept=0).most
+    tight = plan(mesh, int((most + few.row / 2) / memory.MARGIN), monkeypatch, trees=1, call=(1, 1))
+    assert (tight.slots, tight.rows) == (4, 6) and tight.most <= tight.room
 
 
 def test_as_many_trees_as_keep_the_slots_busy(mesh, monkeypatch):
@@ -316,10 +318,35 @@ def test_a_search_stays_within_its_plan(monkeypatch):
     assert {'grow', 'append', 'decode', 'extend', 'score'} <= account.programs.keys()
     assert account.peak <= engine.plan.most, account.programs
     # Without what the largest calls need, arrays as long as they are planned:
-    arrays = account.programs['look']
+    arrays, planned = (
+        account.programs['look'],
+        dataclasses.replace(engine.plan, path=0, row=0, call=0),
+    )
     unread = engine.plan.trees * 2 * arrays_of_half_a_layer(policy.config)
-    assert arrays <= engine.plan.most - engine.plan.prefill
-    assert arrays + unread == pytest.approx(engine.plan.most - engine.plan.prefill, rel=0.1)
+    assert arrays <= planned.most
+    assert arrays + unread == pytest.approx(planned.most, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    'changes',
+    [
+        {'path_tokens': 1536},
+        {'path_tokens': 4096, 'trees_in_flight': 4},
+        {'path_tokens': 1536, 'candidates': 1, 'rollouts': 1},
+    ],
+)
+def test_what_compiled_functions_take_is_what_is_planned(mesh, changes):
+    """With paths at their longest, arrays and what the compiler takes for the larger function."""
+    shape = dataclasses.replace(
+        SHAPE, vocab_size=8192, num_layers=4, num_heads=14, embed_dim=128, mlp_dim=512
+    )
+    config = dataclasses.replace(Config(step_tokens=64), **changes)
+    group = search_planning.Group(config, mesh, shape, np.dtype('float32'))
+    assert group.choose(2**33)
+    plan = dataclasses.replace(group.chosen, programs=0)
+    made = group.plan()
+    peak = max(made.decode, made.score) - made.weights
+    assert 0.9 * plan.most <= peak <= plan.most
 
 
 def arrays_of_half_a_layer(shape) -> int:

@@ -1,13 +1,16 @@
 """How many trees a device has room for, and how many slots they can keep busy.
 
 Weights are on the device already; what is counted here comes on top. A tree takes its longest path
-and the cells of its candidates, for the policy and for the PPM, a slot one step, and the largest
-call of each its rows' paths and the scores against them. Lengths are the longest that the settings
-allow, so that a search that began does not run out of memory in the middle. Some of what is left
-keeps steps that a later walk comes by again.
+and the cells of its candidates, for the policy and for the PPM, and a slot one step. One function
+runs at a time: a decode step takes its rows' logits, the largest call of known tokens its rows'
+paths and the scores against them. Lengths are the longest that the settings allow, so that a search
+that began does not run out of memory in the middle. Some of what is left keeps steps that a later
+walk comes by again.
 """
 
+import bisect
 import dataclasses
+from collections.abc import Callable
 
 from rstar_jax.errors import UserError
 from rstar_jax.parallel import bytes_on_a_device, device_bytes, free_bytes
@@ -48,8 +51,9 @@ class Plan:
       slots: sequences decoded at once (B).
       kept: tokens that are kept of each tree beside its path, so as not to be computed again.
       rows: tokens of a decode step: where fewer slots are in use, drafts take their place.
-      tree, slot, row, prefill: bytes of each tree, of each slot, of each row that is none, and of
-        one call of the prefill.
+      tree, slot: bytes of each, whatever runs.
+      path, row: bytes of each tree and of each token of a step while one is decoded.
+      call: bytes of the largest call that computes known tokens, while it runs.
       token: bytes of a token that is kept.
       programs: bytes of compiled functions.
       free: bytes that are free on the device now.
@@ -61,8 +65,9 @@ class Plan:
     kept: int
     tree: int
     slot: int
+    path: int
     row: int
-    prefill: int
+    call: int
     token: int
     programs: int
     free: int
@@ -70,13 +75,22 @@ class Plan:
     @property
     def most(self) -> int:
         """Bytes, when all paths are at their longest."""
-        return self.trees * (self.tree + kept_room(self.kept) * self.token) + self.besides
+        held = self.trees * (self.tree + kept_room(self.kept) * self.token) + self.slots * self.slot
+        decode = self.trees * self.path + max(self.slots, self.rows) * self.row
+        return held + max(decode, self.call) + self.programs
 
     @property
-    def besides(self) -> int:
-        """Bytes of all but the trees."""
-        decode = self.slots * self.slot + max(0, self.rows - self.slots) * self.row
-        return decode + self.prefill + self.programs
+    def room(self) -> int:
+        """Bytes that it may take."""
+        return int(MARGIN * self.free)
+
+    def largest(self, most: int, numbers: Callable[[int], dict[str, int]]) -> int:
+        """The most, from 0 to `most`, whose `numbers` there is room for in place of its own."""
+
+        def too_many(count: int) -> bool:
+            return dataclasses.replace(self, **numbers(count)).most > self.room
+
+        return bisect.bisect(range(1, most + 1), False, key=too_many)
 
     def __str__(self) -> str:
         return (
@@ -108,54 +122,68 @@ def plan(
       UserError: not one tree fits, or not those that the settings ask for; the devices do not tell
         their memory.
     """
-    n = config.candidates
-    tree = sum(_tree_bytes(config, mesh, network) for network in networks)
-    token = sum(_bytes(mesh, network, state.empty_kv, 1, 1) for network in networks)
-    prefill = sum(_prefill_bytes(config, mesh, network) for network in networks)
-    tree += bytes_on_a_device(devices.shapes(mesh, init, 1, config.nodes))
-    policy = networks[0]  # the only one that decodes
-    # Logits, their weights, and a copy while they are summed: whole on each device.
-    logits = 3 * 4 * policy.config.vocab_size
-    slot = _bytes(mesh, policy, state.empty_slots, 1, config.step_tokens) + logits
+    n, slots = config.candidates, config.slots or slots
+    fewest = max(1, n // 2)  # slots that a tree fills
+    nothing = _nothing(config, networks, mesh, free)
+
+    def begun(trees: int) -> dict[str, int]:
+        """A tree and the slots that it can fill, or as many slots as were asked for."""
+        return {'trees': trees, 'slots': config.slots or min(slots, trees * fewest)}
+
+    enough = min(-(-TREES_FOR_SLOTS * slots // n), sizes.most_paths(slots))
+    wanted = config.trees_in_flight or enough
+    if not config.one_size:
+        wanted = min(wanted, total)
+    trees = nothing.largest(wanted, begun)
+    fixed = config.trees_in_flight or config.one_size  # what is searched at once, whatever is free
+    if trees < 1 or (fixed and trees < wanted):
+        least = wanted if fixed else 1
+        need = dataclasses.replace(nothing, **begun(least)).most
+        fewer = f'set --config.search.trees_in_flight={trees}, ' if trees > 0 else ''
+        raise UserError(
+            f'search: {least} trees in flight need {need / MARGIN / GIB:.2f} GiB beside the '
+            f'weights, and {nothing.free / GIB:.2f} GiB are free on a device: {fewer}lower '
+            '--config.search.path_tokens, step_tokens or candidates, or raise '
+            '--config.search.tensor to share the model among devices'
+        )
+    cells = trees * n
+    used = cells if config.slots else sizes.kept_busy(mesh, cells, n)
+    chosen = dataclasses.replace(nothing, trees=trees)
+    slots = chosen.largest(min(slots, max(used, FEW_SLOTS), cells), lambda x: {'slots': x})
+    chosen = dataclasses.replace(chosen, slots=slots)
+    drafted = config.drafts and not config.one_size
+    rows = chosen.largest(sizes.fewest_rows(mesh), lambda x: {'rows': x}) if drafted else 0
+    chosen = dataclasses.replace(chosen, rows=rows)
+    left = chosen.room - chosen.most
+    fitting = int(KEPT * left // (trees * chosen.token)) - copies.COPIED
+    return dataclasses.replace(chosen, kept=max(0, min(_worth_keeping(config), fitting)))
+
+
+def _nothing(config, networks: list[Network], mesh, free: int | None) -> Plan:
+    """What each tree, slot and call takes, of which there are none yet."""
     if free is None and not device_bytes(mesh):
         raise UserError(
             'search: the devices do not tell how much memory they have, as with '
             'XLA_PYTHON_CLIENT_ALLOCATOR=platform: unset that'
         )
-    free = free_bytes(mesh) if free is None else free
-    programs = _program_bytes(mesh, policy)
-    room = MARGIN * free - prefill - programs
-    slots = config.slots or slots
-    enough = min(-(-TREES_FOR_SLOTS * slots // n), sizes.most_paths(slots))
-    wanted = config.trees_in_flight or enough
-    if not config.one_size:
-        wanted = min(wanted, total)
-    # A tree and the slots that it can fill, or as many slots as were asked for.
-    each = tree + (0 if config.slots else max(1, n // 2) * slot)
-    fitting = int((room - config.slots * slot) // each)
-    possible = min(wanted, fitting)
-    fixed = config.trees_in_flight or config.one_size  # what is searched at once, whatever is free
-    if possible < 1 or (fixed and possible < wanted):
-        least = wanted if fixed else 1
-        need = prefill + programs + config.slots * slot + least * each
-        fewer = f'set --config.search.trees_in_flight={possible}, ' if possible > 0 else ''
-        raise UserError(
-            f'search: {least} trees in flight need '
-            f'{need / MARGIN / GIB:.2f} GiB beside the weights, and {free / GIB:.2f} GiB are free '
-            f'on a device: {fewer}lower --config.search.path_tokens, step_tokens or candidates, or '
-            'raise --config.search.tensor to share the model among devices'
-        )
-    cells = possible * n
-    used = cells if config.slots else sizes.kept_busy(mesh, cells, n)
-    left = room - possible * tree
-    slots = min(slots, max(used, FEW_SLOTS), cells, int(left // slot))
-    left -= slots * slot
-    drafted = config.drafts and not config.one_size
-    rows = min(sizes.fewest_rows(mesh), slots + int(left // logits)) if drafted else 0
-    left -= max(0, rows - slots) * logits
-    fitting = int(KEPT * left // (possible * token)) - copies.COPIED
-    kept = max(0, min(_worth_keeping(config), fitting))
-    return Plan(possible, slots, rows, kept, tree, slot, logits, prefill, token, programs, free)
+    policy = networks[0]  # the only one that decodes
+    tree = bytes_on_a_device(devices.shapes(mesh, init, 1, config.nodes))
+    return Plan(
+        trees=0,
+        slots=0,
+        rows=0,
+        kept=0,
+        tree=tree + sum(_tree_bytes(config, mesh, network) for network in networks),
+        slot=_bytes(mesh, policy, state.empty_slots, 1, config.step_tokens),
+        # On CPUs XLA copies the paths of all layers, or their blocks, before a chunk's first token.
+        path=_path_bytes(config, mesh, policy) if _on_cpu(mesh) and not policy.scored else 0,
+        # Logits, their weights, and a copy while they are summed: whole on each device.
+        row=3 * 4 * policy.config.vocab_size,
+        call=max(_call_bytes(config, mesh, network) for network in networks),
+        token=sum(_bytes(mesh, network, state.empty_kv, 1, 1) for network in networks),
+        programs=_program_bytes(mesh, policy),
+        free=free_bytes(mesh) if free is None else free,
+    )
 
 
 def kept_room(tokens: int) -> int:
@@ -179,15 +207,14 @@ def _worth_keeping(config) -> int:
 
 
 def _tree_bytes(config, mesh, network: Network) -> int:
-    """With half of a layer's part once more: one array that grows, or half of both in blocks.
-
-    On CPUs half of all layers' parts where it decodes: XLA copies the blocks of all of them before
-    a chunk's first token.
-    """
-    path = _bytes(mesh, network, state.empty_path, 1, _longest_path(config))
-    at_once = _on_cpu(mesh) and not network.scored
-    path += path // (2 if at_once else 2 * network.config.num_layers)
+    """With half of a layer's part once more: one array that grows, or half of both in blocks."""
+    path = _path_bytes(config, mesh, network)
+    path += path // (2 * network.config.num_layers)
     return path + _bytes(mesh, network, state.empty_cells, config.candidates, network.cell_tokens)
+
+
+def _path_bytes(config, mesh, network: Network, rows: int = 1) -> int:
+    return _bytes(mesh, network, state.empty_path, rows, _longest_path(config))
 
 
 def _bytes(mesh, network: Network, f, rows: int, positions: int) -> int:
@@ -196,15 +223,22 @@ def _bytes(mesh, network: Network, f, rows: int, positions: int) -> int:
     return bytes_on_a_device(devices.shapes(mesh, f, *made))
 
 
-def _prefill_bytes(config, mesh, network: Network) -> int:
-    """Of the largest call that computes known tokens, and of the paths that its rows copy."""
-    rows, length = sizes.largest_call(mesh, config, network.scored)
-    most = max(rows, sizes.call_shapes(mesh)[0][0])
+def _call_bytes(config, mesh, network: Network) -> int:
+    """Of the largest call of known tokens: its rows' paths, and scores against these and its own.
+
+    Of scores there are two, with their weights, on accelerators up to three. On CPUs XLA copies the
+    rows' paths of all layers first.
+    """
     shape, ways = network.config, mesh.shape['tensor']
-    scores = 2 * shape.num_heads * _longest_path(config)
-    whole = 4 * rows * length * (scores + 3 * shape.mlp_dim + 8 * shape.embed_dim)
-    paths = _bytes(mesh, network, state.empty_path, most, _longest_path(config)) // shape.num_layers
-    return paths + whole // (ways if shape.num_kv_heads % ways == 0 else 1)
+    copied, layers = (2, 1) if _on_cpu(mesh) else (3, shape.num_layers)
+
+    def of(rows: int, length: int) -> int:
+        scores = copied * shape.num_heads * (_longest_path(config) + rows * length)
+        whole = 4 * rows * length * (scores + 3 * shape.mlp_dim + 8 * shape.embed_dim)
+        paths = _path_bytes(config, mesh, network, rows) // layers
+        return paths + whole // (ways if shape.num_kv_heads % ways == 0 else 1)
+
+    return max(of(*sizes.largest_call(mesh, config, scored)) for scored in {False, network.scored})
 
 
 def _program_bytes(mesh, network: Network) -> int:

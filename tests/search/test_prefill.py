@@ -53,7 +53,7 @@ def scores(shape, params, texts):
 
 
 @WINDOWS
-@pytest.mark.parametrize('rows', [(40, 4), (12, 16), (6, 64)])
+@pytest.mark.parametrize('rows', [(40, 4), (12, 16), (6, 64), (8, 36)])
 def test_scores_are_those_of_whole_texts(windows, rows):
     """Of prompts in front of which something is shared (but for one), step behind step."""
     shape, params, shared, texts = made(windows)

@@ -12,10 +12,12 @@ import bisect
 import dataclasses
 from collections.abc import Callable
 
+import jax.numpy as jnp
+
 from rstar_jax.errors import UserError
 from rstar_jax.parallel import bytes_on_a_device, device_bytes, free_bytes
 from rstar_jax.parallel.memory import GIB
-from rstar_jax.search.engine import copies, devices, sizes, state
+from rstar_jax.search.engine import copies, devices, prefill, sizes, state
 from rstar_jax.search.tree import init
 
 MARGIN = 0.9  # of the free memory; the rest is for what compiled functions work with
@@ -175,8 +177,7 @@ def _nothing(config, networks: list[Network], mesh, free: int | None) -> Plan:
         kept=0,
         tree=tree + sum(_tree_bytes(config, mesh, network) for network in networks),
         slot=_bytes(mesh, policy, state.empty_slots, 1, config.step_tokens),
-        # On CPUs XLA copies the paths of all layers, or their blocks, before a chunk's first token.
-        path=_path_bytes(config, mesh, policy) if _on_cpu(mesh) and not policy.scored else 0,
+        path=0 if policy.scored else _read_bytes(config, mesh, policy),
         # Logits, their weights, and a copy while they are summed: whole on each device.
         row=3 * 4 * policy.config.vocab_size,
         call=max(_call_bytes(config, mesh, network) for network in networks),
@@ -223,6 +224,17 @@ def _bytes(mesh, network: Network, f, rows: int, positions: int) -> int:
     return bytes_on_a_device(devices.shapes(mesh, f, *made))
 
 
+def _read_bytes(config, mesh, network: Network) -> int:
+    """Of a path while it is decoded behind.
+
+    On CPUs XLA copies the blocks of all layers before a chunk's first token; where they are no more
+    than half of the paths, or lie there as bits (bfloat16), all paths.
+    """
+    if not _on_cpu(mesh):
+        return 0
+    return _path_bytes(config, mesh, network) // (2 if network.dtype == jnp.float32 else 1)
+
+
 def _call_bytes(config, mesh, network: Network) -> int:
     """Of the largest call of known tokens: its rows' paths, and scores against these and its own.
 
@@ -233,9 +245,11 @@ def _call_bytes(config, mesh, network: Network) -> int:
     copied, layers = (2, 1) if _on_cpu(mesh) else (3, shape.num_layers)
 
     def of(rows: int, length: int) -> int:
+        at_once = rows if length <= prefill.AT_ONCE else 1
         scores = copied * shape.num_heads * (_longest_path(config) + rows * length)
-        whole = 4 * rows * length * (scores + 3 * shape.mlp_dim + 8 * shape.embed_dim)
-        paths = _path_bytes(config, mesh, network, rows) // layers
+        inner = 3 * shape.mlp_dim + 8 * shape.embed_dim
+        whole = 4 * length * (at_once * scores + rows * inner)
+        paths = _path_bytes(config, mesh, network, at_once) // layers
         return paths + whole // (ways if shape.num_kv_heads % ways == 0 else 1)
 
     return max(of(*sizes.largest_call(mesh, config, scored)) for scored in {False, network.scored})

@@ -8,6 +8,10 @@ from rstar_jax.models import heads, two_part
 from rstar_jax.search.engine import copies
 from rstar_jax.search.engine.state import KeysValues, Path, as_stored, kv_length
 
+AT_ONCE = (
+    64  # tokens of a row: the scores of longer ones are made row by row, which takes less room
+)
+
 
 def forward(
     params,
@@ -45,18 +49,16 @@ def forward(
     trees = jnp.minimum(trees, path.length.shape[0] - 1)
     before, shared = path.prefix[trees][:, None], kv_length(prefix)
     own = _offsets(first, length)[:, None] + jnp.arange(length)  # in the segment
-    positions = before + starts[:, None] + own
     # Row by row the rows from the segment's first one on; those behind the row itself are masked.
     segment = jnp.minimum(first[:, None] + jnp.arange(rows), rows - 1)
-    of_segment = jnp.arange(rows * length)
-    causal = of_segment <= own[..., None]
-
     group = config.num_heads // config.num_kv_heads
 
-    def biases(window):
+    def biases(window, starts, before, own):
         """Of path, own tokens and prefix."""
-        stored = jnp.arange(path.kv[0][0].shape[2])
-        path_mask, own_mask = (stored < starts[:, None])[:, None, :], causal
+        stored, of_segment = jnp.arange(path.kv[0][0].shape[2]), jnp.arange(rows * length)
+        positions = before + starts[:, None] + own
+        path_mask = (stored < starts[:, None])[:, None, :]
+        own_mask = of_segment <= own[..., None]
         if window is not None:
             path_mask = path_mask & (before[..., None] + stored > positions[..., None] - window)
             path_mask = jnp.repeat(path_mask, group, axis=1)
@@ -66,30 +68,43 @@ def forward(
         to_prefix = two_part.prefix_bias(shared, group, positions, window, present)
         return two_part.bias(path_mask[:, None]), two_part.bias(own_mask[:, None]), to_prefix
 
-    by_window = {window: biases(window) for window in dict.fromkeys(config.windows or (None,))}
+    places = starts, before, own
+    windows = dict.fromkeys(config.windows or (None,))
+    by_window = {window: biases(window, *places) for window in windows}
 
     def attend(q, k, v, cache, window=None):
         prefix_kv, (path_k, path_v) = cache
-        path_bias, own_bias, prefix_bias = by_window[window]
-        queries = two_part.by_key_head(q, k.shape[2])
+        prefix_kv = [decoders.of_bits(x) for x in prefix_kv]
         k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)
-        path_kv = [decoders.of_bits(x[trees]) for x in (path_k, path_v)]
-        own_kv = [
-            x[segment].swapaxes(1, 2).reshape(rows, x.shape[1], -1, x.shape[3]) for x in (k, v)
-        ]
-        parts = [
-            two_part.attend(queries, *path_kv, path_bias),
-            two_part.attend(queries, *own_kv, own_bias),
-        ]
-        if shared:
-            prefix_kv = map(decoders.of_bits, prefix_kv)
-            parts.append(two_part.attend_shared(queries, *prefix_kv, prefix_bias))
-        out = two_part.merge(*parts).astype(q.dtype)
+
+        def attended(queries, trees, segment, path_bias, own_bias, prefix_bias):
+            path_kv = [decoders.of_bits(x[trees]) for x in (path_k, path_v)]
+            own_kv = [
+                x[segment].swapaxes(1, 2).reshape(len(trees), x.shape[1], -1, x.shape[3])
+                for x in (k, v)
+            ]
+            parts = [
+                two_part.attend(queries, *path_kv, path_bias),
+                two_part.attend(queries, *own_kv, own_bias),
+            ]
+            if shared:
+                parts.append(two_part.attend_shared(queries, *prefix_kv, prefix_bias))
+            return two_part.merge(*parts).astype(q.dtype)
+
+        def one(row):
+            queries, trees, segment, *place = jax.tree.map(lambda x: x[None], row)
+            return attended(queries, trees, segment, *biases(window, *place))[0]
+
+        of_rows = two_part.by_key_head(q, k.shape[1]), trees, segment
+        if length <= AT_ONCE:
+            out = attended(*of_rows, *by_window[window])
+        else:
+            out = jax.lax.map(one, (*of_rows, *places))
         stored = as_stored(k, path_k.dtype), as_stored(v, path_k.dtype)
         return two_part.by_position(out, length), stored
 
     caches = list(zip(prefix, path.kv, strict=True))
-    hidden, kv = network(tokens, positions, attend, caches)
+    hidden, kv = network(tokens, before + starts[:, None] + own, attend, caches)
     last = jnp.maximum(counts - 1, 0)
     return jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0], kv
 

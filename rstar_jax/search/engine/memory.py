@@ -1,11 +1,10 @@
 """How many trees a device has room for, and how many slots they can keep busy.
 
 Weights are on the device already; what is counted here comes on top. A tree takes its longest path
-and the cells of its candidates, for the policy and for the PPM, and a slot one step. One function
-runs at a time: a decode step takes its rows' logits, the largest call of known tokens its rows'
-paths and the scores against them. Lengths are the longest that the settings allow, so that a search
-that began does not run out of memory in the middle. Some of what is left keeps steps that a later
-walk comes by again.
+and the cells of its candidates, for the policy and for the PPM, a slot one step; a step of decoding
+takes its rows' logits, the largest call of known tokens its rows' paths and the scores against
+them. Lengths are the longest that the settings allow, so that a search that began does not run out
+of memory in the middle. Some of what is left keeps steps that a later walk comes by again.
 """
 
 import bisect
@@ -79,7 +78,7 @@ class Plan:
         """Bytes, when all paths are at their longest."""
         held = self.trees * (self.tree + kept_room(self.kept) * self.token) + self.slots * self.slot
         decode = self.trees * self.path + max(self.slots, self.rows) * self.row
-        return held + max(decode, self.call) + self.programs
+        return held + decode + self.call + self.programs
 
     @property
     def room(self) -> int:

@@ -1,4 +1,4 @@
-"""The one exception for what a user did wrong: a line of text, no traceback."""
+"""What ends a command by a line of text, without traceback."""
 
 import sys
 
@@ -8,6 +8,10 @@ class UserError(Exception):
 
     `rstar_jax.main` prints it as `error: ...` and exits with code 2.
     """
+
+
+class Missing(UserError):
+    """Processes of the job have not come: started again, it may go well. Exit code 1."""
 
 
 def one_line(error: BaseException, most: int | None = 200) -> str:

@@ -72,9 +72,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def guarded(run: Callable[[], int]) -> int:
     """Runs a command and returns the exit code; the other processes of the job end with it.
 
-    0: done; 1: failed, by an error of the program's or as another process of the job is gone;
-    2: a mistake of the user, told in one line; 130: stopped by Ctrl-C; 143: preempted by SIGTERM,
-    what was done is saved; 141: nobody reads the output any more.
+    0: done; 1: failed, by an error of the program's or as another process of the job is gone or
+    has not come; 2: a mistake of the user, told in one line; 130: stopped by Ctrl-C; 143: preempted
+    by SIGTERM, what was done is saved; 141: nobody reads the output any more. A process that ends
+    for another one's mistake or error has its code.
     """
     for name in ('stdout', 'stderr'):  # closed (`>&-`), and else the number of a file opened later
         if getattr(sys, name) is None:
@@ -84,8 +85,9 @@ def guarded(run: Callable[[], int]) -> int:
             code = run()
         except UserError as error:
             errors.tell(str(error))
-            _tell_others(2, f'has ended: {error}')
-            return 2
+            code = 1 if isinstance(error, errors.Missing) else 2
+            _tell_others(code, f'has ended: {error}')
+            return code
         except Stopped as stopped:
             print(f'\n{stopped}', file=sys.stderr)
             _tell_others(stopped.code)

@@ -74,7 +74,8 @@ def initialise(environment: Mapping[str, str] = os.environ, seconds: float = STA
     """Joins the processes of this job; must come before the first use of a device.
 
     Raises:
-      UserError: some have not come within `seconds`; it names them.
+      UserError: some have not come within `seconds`; it names them (`Missing`). Or this process
+        does not belong to them.
     """
     global _roll
     arguments = launch_arguments(environment)
@@ -157,7 +158,7 @@ def _when_lost(number: int, text: str, code: int) -> None:
     tell(f'{text}: the job ends; run the same command again to go on')
     if number and code == GONE:  # without the first, JAX ends this process at once
         time.sleep(GRACE)
-    leave(1)
+    leave(1 if code == GONE else code)
 
 
 def end(code: int, why: str = '') -> bool:

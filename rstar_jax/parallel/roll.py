@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from rstar_jax.errors import UserError
+from rstar_jax.errors import Missing, UserError
 
 BEAT = 5.0  # seconds between two signs of life
 SILENT = 90.0  # seconds without one after which a process is taken for gone; JAX waits for 100
@@ -28,6 +28,7 @@ RETRY = 0.5  # seconds between two attempts to reach the first process
 LINGER = 15.0  # seconds that the first, ending for a reason, waits for the others to end as well
 FLUSH = 3.0  # seconds that a process that ends waits for the first to have told the others
 
+OWN_NUMBER = 'each process needs a number of its own, and each job an address of its own'
 PORTS = 20_000, 32_000  # below those that systems give to connections
 
 Message = dict[str, Any]
@@ -101,19 +102,41 @@ class _Desk:
             hello = line.receive()
         if not hello or 'process' not in hello:
             return line.close()
-        number = hello['process']
+        number, count = hello['process'], hello['count']
         with self._lock:
-            self._lines[number] = line
-            self._names[number] = f'process {number} ({hello["host"]})'
-            if len(self._lines) == self._count:
-                self._all_here.set()
+            before = self._lines.get(number)
+            refused = self._refused(number, count)
+            if not refused:
+                self._lines[number] = line
+                self._names[number] = f'process {number} ({hello["host"]})'
+                if len(self._lines) == self._count:
+                    self._all_here.set()
+        if refused:
+            line.send({'refused': refused})
+            return line.close()
+        if before is not None:  # its machine was lost without a word and has come back
+            before.send({'refused': f'another one has come as process {number}: {OWN_NUMBER}'})
+            before.close()
         why = self._talk(number, line)
         with self._lock:
-            self._lines.pop(number, None)
+            if self._lines.get(number) is not line:
+                return None
+            del self._lines[number]
         if why and self._all_here.is_set():
             self._tell(number, f'{self._names[number]} {why}', GONE)
         line.close()
         return None
+
+    def _refused(self, number: int, count: int) -> str:
+        """Why a process cannot be one of this job's; '' where it can."""
+        if count != self._count:
+            return (
+                f'process {number} was started as one of {count}, the first as one of '
+                f'{self._count}: start all with the same number of processes'
+            )
+        if self._all_here.is_set():
+            return f'process {number} of {count} runs already: {OWN_NUMBER}'
+        return ''
 
     def _talk(self, number: int, line: _Line) -> str:
         """Answers until the process leaves; returns how it was lost, '' where it said good-bye."""
@@ -190,8 +213,9 @@ class Roll:
     def call(self, seconds: float) -> None:
         """Returns when every process has come.
 
-        Raises:
-          UserError: after so many seconds some have not; their numbers are named.
+          Raises:
+            Missing: after so many seconds some have not; their numbers are named.
+        UserError: this process is none of the job, as another one has its number.
         """
         host, port = self._where
         end = time.monotonic() + seconds
@@ -204,7 +228,8 @@ class Roll:
                     "the coordinator's; give the job another coordinator address"
                 ) from None
         self._line = self._reach(host, port, end, seconds)
-        self._line.send({'process': self.number, 'host': socket.gethostname()})
+        about = {'process': self.number, 'count': self.count, 'host': socket.gethostname()}
+        self._line.send(about)
         threading.Thread(target=self._beat, daemon=True).start()
         if self._desk is not None:
             missing = self._desk.wait(end - time.monotonic())
@@ -213,7 +238,7 @@ class Roll:
             answer = self._until_called(end)
         if missing := answer.get('missing'):
             names = ', '.join(map(str, missing))
-            raise UserError(
+            raise Missing(
                 f'process {names} of {self.count} did not come within {seconds:.0f} s: look at '
                 f'its log, and whether its machine reaches {self._where[0]}:{port}'
             )
@@ -225,7 +250,7 @@ class Roll:
                 return _Line(socket.create_connection((host, port), timeout=5.0))
             except OSError as error:
                 if time.monotonic() > end:
-                    raise UserError(
+                    raise Missing(
                         f'process 0 of {self.count}: {host}:{port} was not reached within '
                         f'{seconds:.0f} s ({error}): look at its log, and whether machines reach '
                         'each other on this port, the one after the coordinator'
@@ -239,7 +264,9 @@ class Roll:
             while time.monotonic() < end + SILENT and (message := self._line.receive()):
                 if 'go' in message or 'missing' in message:
                     return message
-        raise UserError(f'process 0 of {self.count} is gone before all had come: look at its log')
+                if 'refused' in message:
+                    raise UserError(message['refused'])
+        raise Missing(f'process 0 of {self.count} is gone before all had come: look at its log')
 
     def _beat(self) -> None:
         while not self._leaving:

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import threading
 
 import pytest
 
@@ -132,6 +133,18 @@ def test_a_half_set_environment_is_a_user_error(change, message):
 def test_a_host_of_a_slice_that_lacks_jax_s_part_for_tpus_is_told():
     with pytest.raises(UserError, match=r'JAX does not find the others: .*\[tpu\].*JAX_PROCESS_ID'):
         hosts.initialise({'TPU_WORKER_HOSTNAMES': 'a,b'}, 1.0)
+
+
+@pytest.mark.parametrize(('code', 'own'), [(2, 2), (1, 1), (hosts.GONE, 1)])
+def test_a_process_ends_as_the_one_does_that_ends_the_job(monkeypatch, capsys, code, own):
+    """A job that is started again unless all that ends is a mistake (2) is not started for it."""
+    left = []
+    monkeypatch.setattr(hosts, 'leave', left.append)
+    monkeypatch.setattr(hosts, 'GRACE', 0.0)
+    monkeypatch.setattr(hosts, '_lost', threading.Event())
+    hosts._when_lost(0, 'process 0 (a) has ended', code)
+    assert left == [own]
+    assert capsys.readouterr().err.startswith('error: process 0 (a) has ended: the job ends; run')
 
 
 def test_one_host_has_all_the_work():

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from rstar_jax.errors import UserError
+from rstar_jax.errors import Missing, UserError
 from rstar_jax.parallel import roll as rolls
 from rstar_jax.parallel.roll import GONE, Roll
 
@@ -39,7 +39,7 @@ def called(port, count, come=None, seconds=20.0):
         try:
             roll.call(seconds)
         except UserError as error:
-            errors.append(str(error))
+            errors.append(error)
 
     threads = [threading.Thread(target=call, args=(roll,)) for roll in made[::-1]]
     for thread in threads:
@@ -69,14 +69,18 @@ def test_all_come_and_take_numbers(port):
 def test_those_that_have_not_come_are_named_by_all_others(port):
     made, errors = called(port, 5, come=(0, 1, 3), seconds=1.0)
     assert len(errors) == len(made) == 3
+    assert {type(error) for error in errors} == {Missing}
     for error in errors:
-        assert error.startswith('process 2, 4 of 5 did not come within 1 s: look at its log')
+        assert str(error).startswith('process 2, 4 of 5 did not come within 1 s: look at its log')
 
 
 def test_the_first_is_named_where_nobody_answers(port):
     _, errors = called(port, 2, come=(1,), seconds=1.0)
     assert len(errors) == 1
-    assert errors[0].startswith(f'process 0 of 2: localhost:{port} was not reached within 1 s (')
+    assert isinstance(errors[0], Missing)
+    assert str(errors[0]).startswith(
+        f'process 0 of 2: localhost:{port} was not reached within 1 s ('
+    )
 
 
 _PROCESS = """
@@ -110,6 +114,51 @@ def test_one_that_is_silent_is_named(port, monkeypatch):
     assert made[1]._lost.event.wait(10)
     assert made[1]._lost[0][1].endswith(') has been silent for 1 s')
     assert made[1]._lost[0][0] == 2
+
+
+def test_a_machine_that_was_lost_before_all_had_come_may_come_back(port, monkeypatch):
+    """What is left of its first connection, which was never closed, does not end the job."""
+    monkeypatch.setattr(rolls, 'BEAT', 0.2)
+    monkeypatch.setattr(rolls, 'SILENT', 3.0)
+    made, errors, threads = [], [], []
+
+    def come(number):
+        rolls_, errors_ = called(port, 3, come=(number,))
+        made.extend(rolls_)
+        errors.extend(errors_)
+
+    for number in (0, 2, 1):
+        threads.append(threading.Thread(target=come, args=(number,)))
+        threads[-1].start()
+        if number == 0:
+            end = time.monotonic() + 20
+            lost = Roll('localhost', port, 2, 3, Lost())._reach('localhost', port, end, 20)
+            lost.send({'process': 2, 'count': 3, 'host': 'h'})
+        time.sleep(0.5)
+    for thread in threads:
+        thread.join()
+    assert errors == []
+    time.sleep(3.5)
+    assert [roll._lost for roll in made] == 3 * [[]]
+    assert [roll.take('a') for roll in made] == [0, 1, 2]
+    assert 'each process needs a number of its own' in lost.receive()['refused']
+
+
+@pytest.mark.parametrize(
+    ('number', 'count', 'told'),
+    [
+        (1, 2, 'process 1 of 2 runs already: each process needs a number of its own'),
+        (2, 3, 'process 2 was started as one of 3, the first as one of 2: start all with the same'),
+    ],
+)
+def test_who_does_not_belong_to_a_job_is_told_and_does_not_end_it(port, number, count, told):
+    made, _ = called(port, 2)
+    _, errors = called(port, count, come=(number,), seconds=5.0)
+    assert len(errors) == 1 and str(errors[0]).startswith(told)
+    time.sleep(0.3)
+    assert [roll._lost for roll in made] == [[], []]
+    made[0].leave(1, 'has failed')
+    assert made[1]._lost.event.wait(10)
 
 
 def test_one_that_leaves_for_a_reason_tells_all_others(port):

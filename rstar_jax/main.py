@@ -173,7 +173,9 @@ def _run(arguments: list[str]) -> int:
     if values.stages and (config.question or config.serve.port):
         raise UserError(f'--stages={values.stages}: a question is answered, no round is run')
     parallel.initialise(seconds=config.job.start_seconds)
-    workers.share(parallel.sharing_cores())
+    sharing = parallel.sharing_cores()
+    workers.share(sharing)
+    parallel.share_memory(sharing)
     parallel.keep_compiled(config.compiled)
     _open_many_files()
     grading.set_workers(config.execution.workers)

@@ -19,6 +19,7 @@ from rstar_jax.parallel.memory import (
     device_bytes,
     free_bytes,
     give_memory_back,
+    share_memory,
     trim,
 )
 from rstar_jax.parallel.mesh import global_mesh, local_mesh, shares, training_mesh
@@ -49,6 +50,7 @@ __all__ = [
     'of_first',
     'peak_flops',
     'platform',
+    'share_memory',
     'shares',
     'sharing_cores',
     'training_mesh',

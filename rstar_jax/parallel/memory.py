@@ -25,6 +25,15 @@ CGROUP_FILES = {
 }
 
 
+_sharing = 1
+
+
+def share_memory(processes: int) -> None:
+    """Leaves its part of the memory to the CPUs of this process, one of so many on its machine."""
+    global _sharing
+    _sharing = processes
+
+
 def bytes_on_a_device(tree: Any) -> int:
     """Bytes that arrays, or shapes with a sharding, take on one device."""
     leaves = jax.tree.leaves(tree)
@@ -38,7 +47,7 @@ def device_bytes(mesh: Mesh) -> int:
     """
     local = list(mesh.local_devices)
     if local[0].platform == 'cpu':
-        return _host_limit() // len(local)
+        return _host_limit() // (len(local) * _sharing)
     return min((device.memory_stats() or {}).get('bytes_limit', 0) for device in local)
 
 
@@ -58,7 +67,7 @@ def free_bytes(mesh: Mesh) -> int:
     local = list(mesh.local_devices)
     if local[0].platform == 'cpu':
         free = [_host_bytes(), *(limit - used for limit, used in _groups())]
-        return max(0, min(free)) // len(local)
+        return max(0, min(free)) // (len(local) * _sharing)
     stats = [device.memory_stats() or {} for device in local]
     return min(s.get('bytes_limit', 0) - s.get('bytes_in_use', 0) for s in stats)
 

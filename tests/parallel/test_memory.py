@@ -41,6 +41,18 @@ def test_the_least_of_host_and_control_groups_counts(tmp_path, monkeypatch, file
     assert parallel.free_bytes(mesh) == 0
 
 
+def test_processes_of_one_machine_plan_with_their_part_of_its_memory(monkeypatch):
+    """Each on its own would take all that is free."""
+    monkeypatch.setattr(memory, '_sharing', 1)
+    monkeypatch.setattr(memory, '_host_bytes', lambda: 12 * MIB)
+    monkeypatch.setattr(memory, '_groups', lambda: iter(()))
+    mesh = Mesh(jax.devices()[:2], 'data')
+    total, free = parallel.device_bytes(mesh), parallel.free_bytes(mesh)
+    parallel.share_memory(3)
+    assert (parallel.device_bytes(mesh), parallel.free_bytes(mesh)) == (total // 3, free // 3)
+    assert free == 6 * MIB
+
+
 def test_programs_are_forgotten_where_they_take_much(monkeypatch):
     twice = jax.jit(lambda x: 2 * x)
     assert twice(1) == 2

@@ -270,7 +270,8 @@ def _strategy(own: Figures) -> str:
     """The search by PPM whose figures are a benchmark's `search`; its key has had two names."""
     names = own.get('eval.strategies') or own.get('eval.strategy') or ''
     guided = bounds.CHOICES['search.strategy']
-    return next((name for name in names.split(',') if name in guided), guided[0])
+    asked = (name.strip() for name in names.split(','))
+    return next((name for name in asked if name in guided), guided[0])
 
 
 def _hub_datasets(origin: Origin) -> list[str] | None:

@@ -193,6 +193,14 @@ def test_of_one_tree_a_problem_a_card_has_one_figure(tmp_path):
     assert 'Search: 1 tree a problem (' in card.text
 
 
+def test_a_card_names_the_search_whose_figures_it_has(tmp_path):
+    row = results(1, 0.55, SEARCH)['benchmarks']
+    settings = {**configs.flatten(configs.default()), 'eval.strategies': 'sampled, puct, mcts'}
+    origin = cards.Origin(1, {'round1': settings}, results={'round': row})
+    cards.write_model_card(tmp_path, 'policy', origin)
+    assert ' a problem (puct, ' in hub.ModelCard.load(tmp_path / 'README.md').text
+
+
 def test_a_card_tells_a_mean_of_trees_in_few_digits(tmp_path):
     row = results(1, 0.55, {**SEARCH, 'trajectories': 10 / 3})['benchmarks']
     settings = {'round1': configs.flatten(configs.default())}

@@ -303,8 +303,8 @@ def on_ray(
         if not items:
             return
         job = elastic.Job(
-            policy=sources.endpoint(settings) if sources.is_endpoint(policy) else str(policy),
-            ppm=None if ppm is None else str(ppm),
+            policy=sources.endpoint(settings) if sources.is_endpoint(policy) else _anywhere(policy),
+            ppm=None if ppm is None else _anywhere(ppm),
             dtype=settings.policy.dtype,
             weights=settings.policy.weights,
             config=config,
@@ -319,3 +319,9 @@ def on_ray(
             yield from elastic.run(items, team, flights=flights, progress=progress, say=say)
 
     return run
+
+
+def _anywhere(path: str | pathlib.Path) -> str:
+    """A model's path for a process that works in another folder; a hub name as it is."""
+    path = pathlib.Path(path)
+    return str(path.absolute() if path.exists() else path)

@@ -2,6 +2,8 @@
 
 import collections
 import dataclasses
+import pathlib
+import time
 import types
 
 import pytest
@@ -212,13 +214,15 @@ def test_all_that_is_measured_is_in_8_bits_as_what_searches(monkeypatch, tmp_pat
         for name in (loads, 'load_ppm'):
             monkeypatch.setattr(module, name, lambda path, *_, **__: str(path))
     monkeypatch.setattr(sources.models, 'quantized', lambda model: f'{model} in 8 bits')
-    round_ = sources.Round(config, tmp_path, number, None)
+    monkeypatch.chdir(tmp_path)
+    round_ = sources.Round(config, pathlib.Path(), number, None)
     policy, ppm = searching.evaluated_models(round_, base)
     assert policy.endswith(' in 8 bits') and (base or ppm.endswith(' in 8 bits'))
     stage = order.stage_of(round_, stages.BASE if base else 'eval')
     assert stage.settings['policy.weights'] == 'int8'
 
-    def job(*, weights, **_):
+    def job(*, weights, policy, ppm, **_):
+        assert pathlib.Path(policy).is_absolute() == (number == 1)  # a name is no folder
         raise RuntimeError(f'weights={weights}')
 
     monkeypatch.setattr(searching.elastic, 'Job', job)

@@ -17,6 +17,7 @@ from typing import IO, Any
 
 # With the ending '.part' no pattern for finished files (`*.array_record`) matches these names.
 TEMPORARY = '.writing-'
+STALE_SECONDS = 60.0  # in which a shared disk has told all machines that a file is there, or gone
 
 
 def sync(path: pathlib.Path) -> None:

@@ -95,17 +95,17 @@ class Place:
         Raises:
           UserError: a process works in another one, as it runs on another machine.
         """
-        number = 0
+        shared = self.folder / SHARED
         if parallel.is_first():
             self.pull()
-            number = secrets.randbelow(2**31)
-            ledger.write_json(self.folder / SHARED, {'number': number})
-        if {'number': parallel.greatest(number)} != ledger.read_json(self.folder / SHARED):
-            raise UserError(
-                f'--workdir={self.url}: {self.folder} is another folder here than on the first '
-                'process: on several machines name a folder of a disk that all mount, or set '
-                'XDG_CACHE_HOME to one'
-            )
+            ledger.write_json(shared, {'number': secrets.randbelow(2**31)})
+        if parallel.alike_soon(lambda: ledger.read_json(shared)):
+            return
+        raise UserError(
+            f'--workdir={self.url}: {self.folder} is another folder here than on the first '
+            'process: on several machines name a folder of a disk that all mount, or set '
+            'XDG_CACHE_HOME to one'
+        )
 
     def pull(self) -> None:
         """Makes the folder what the store holds, and what it has not been told of yet."""

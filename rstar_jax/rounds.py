@@ -119,11 +119,8 @@ def run_stage(
         changed = stage.drop_if_stale()
         if changed:
             print(f'{label}: done again, {changed} is new', flush=True)
-    # All look at what the first has left of it, and none begins while another still looks.
-    parallel.barrier(f'{label} begins')
-    done = stage.done
-    parallel.barrier(f'{label} is looked up')
-    if done is not None:
+    # As the first sees it: a shared disk may tell others late of what it has made or deleted.
+    if parallel.gathered(int(parallel.is_first() and stage.done is not None))[0]:
         print(f'{label}: complete', flush=True)
         return
     stage.begin()
@@ -132,6 +129,12 @@ def run_stage(
         parallel.barrier(f'{label} ends')
         if parallel.is_first():
             stage.finish(figures)
+        parallel.barrier(f'{label} is kept')
+        if not parallel.alike_soon(lambda: stage.done):
+            raise UserError(
+                f'{stage.folder}: the processes still see different files: put --workdir on a disk '
+                'that all of them share, and start the same command again'
+            )
         parallel.give_memory_back()
         line.say(f'done in {clock(stage.seconds)}')
     if parallel.is_first():

@@ -4,7 +4,6 @@ import contextlib
 import itertools
 import math
 import pathlib
-import time
 import types
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -24,7 +23,6 @@ from rstar_jax import (
     sources,
     synthesis,
 )
-from rstar_jax.data.trees import STALE_SECONDS
 from rstar_jax.errors import UserError
 from rstar_jax.keys import EVAL_SEARCH
 from rstar_jax.progress import Line, of_search
@@ -104,7 +102,7 @@ def passes(
     """
     trees = 1 if config.search.mean_tokens else config.search.trees
     yield config.search.rollouts, range(trees), problems
-    _meet(store)
+    store.meet()
     if config.search.mean_tokens:
         own = {problem['index'] for problem in problems}
         first = [x.tokens for (index, tree), x in store.facts() if tree == 0 and index in own]
@@ -114,36 +112,13 @@ def passes(
         if parallel.is_first():
             ledger.write_json(kept, {'trees': trees})
         yield config.search.rollouts, range(1, trees), problems
-        _meet(store)
+        store.meet()
     for number, rollouts in enumerate(config.search.more_rollouts, start=trees):
         solved = {index for (index, tree), x in store.facts() if tree < number and x.solved}
         todo = [problem for problem in problems if problem['index'] not in solved]
         if todo:
             yield rollouts, range(number, number + 1), todo
-        _meet(store)
-
-
-def _meet(store: data.TreeStore) -> None:
-    """Waits for all processes; then each knows of the trees that the others have found.
-
-    By them each decides what is left to search: what they see has to be the same, and a shared disk
-    may tell late of files that others have made.
-
-    Raises:
-      UserError: it is not the same after a minute.
-    """
-    store.flush()
-    store.merge()
-    parallel.barrier('searched')
-    for _ in range(round(STALE_SECONDS)):  # counted, so that all give up at once
-        store.refresh()
-        if parallel.alike(sorted(store.keys())):
-            return
-        time.sleep(1)
-    raise UserError(
-        f'{store.directory}: after {STALE_SECONDS:g} s the processes still see different trees: '
-        'put --workdir on a disk that all of them share, and start the same command again'
-    )
+        store.meet()
 
 
 def _tree_figures(store: data.TreeStore, seconds: float) -> dict[str, Any]:

@@ -193,7 +193,7 @@ def _sample(
             )
             for record in found:
                 store.append(record)
-    parallel.barrier(f'{folder.name}: all is sampled')
+        store.meet()
 
 
 def _read(

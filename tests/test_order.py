@@ -13,6 +13,7 @@ from rstar_jax import (
     main,
     models,
     order,
+    parallel,
     report,
     rounds,
     search,
@@ -188,9 +189,22 @@ def test_rounds_follow_each_other(tmp_path, monkeypatch, capsys):
         rounds.run(config, str(tmp_path), ('search',))
 
 
-def test_a_budget_of_tokens_is_spent_on_all_problems_alike(monkeypatch, tmp_path):
-    monkeypatch.setattr(searching, '_meet', lambda store: None)
+@pytest.mark.parametrize('complete', [True, False])
+def test_all_do_what_the_first_process_finds_to_do(tmp_path, monkeypatch, capsys, complete):
+    """A shared disk may show the others what it has deleted, or not yet what it has made."""
+    done = []
+    monkeypatch.setattr(rounds, 'STAGES', {'curate': lambda *_: done.append(1)})
+    monkeypatch.setattr(parallel, 'is_first', lambda: False)
+    monkeypatch.setattr(parallel, 'gathered', lambda n: [int(complete), n])
+    round_ = Round(configs.default(), tmp_path, 1, Events(None))
+    if not complete:
+        ledger.write_json(tmp_path / 'round1' / 'curate' / 'done.json', {'id': 'a'})
+    rounds.run_stage(round_, 'curate')
+    assert bool(done) != complete
+    assert ('round 1 curate: complete' in capsys.readouterr().out) == complete
 
+
+def test_a_budget_of_tokens_is_spent_on_all_problems_alike(monkeypatch, tmp_path):
     def tree(index, tree, tokens, solved=False):
         return (index, tree), Facts(solved, 1, tokens, 0)
 
@@ -201,6 +215,7 @@ def test_a_budget_of_tokens_is_spent_on_all_problems_alike(monkeypatch, tmp_path
     stored = [tree(0, 0, 50.0), tree(1, 0, 150.0, True), tree(2, 0, 100.0)]
     stored += [tree(9, 0, 5.0), tree(0, 1, 5.0)]
     store = types.SimpleNamespace(facts=lambda: stored, directory=tmp_path / 'one')
+    store.meet = lambda: None
     made = searching.passes(config, problems, store)
     assert [(rollouts, list(trees), len(todo)) for rollouts, trees, todo in made] == [
         (8, [0], 3), (8, [1], 3), (64, [2], 2),
@@ -258,10 +273,8 @@ def test_later_trees_are_for_problems_still_unsolved(tmp_path, monkeypatch):
         def facts(self):
             return [(key, Facts.of(tree)) for key, tree in self.trees.items()]
 
-        def refresh(self):
+        def meet(self):
             pass
-
-        flush = merge = refresh
 
         def append(self, tree):
             assert tree.key not in self.trees

@@ -99,14 +99,14 @@ def test_processes_go_on_when_all_of_them_see_the_same_trees(monkeypatch, tmp_pa
         if len(waited) == 3:
             other.append(samples.grown(1, index=1))
 
-    monkeypatch.setattr(searching.time, 'sleep', sleep)
+    monkeypatch.setattr(time, 'sleep', sleep)
     with data.TreeStore(tmp_path, 0) as own, data.TreeStore(tmp_path, 1) as other:
         own.append(samples.grown(0, index=0))
-        searching._meet(own)
+        own.meet()
         assert own.keys() == {(0, 0), (1, 0)} and len(waited) == 3
         told[0] += 1  # a disk of its own
         with pytest.raises(UserError, match='after 60 s the processes still see different trees: '):
-            searching._meet(own)
+            own.meet()
     assert sum(waited) == 3 + 60
 
 

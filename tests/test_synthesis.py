@@ -8,7 +8,19 @@ import weakref
 
 import pytest
 
-from rstar_jax import configs, ledger, order, rounds, search, sources, steps, synthesis
+from rstar_jax import (
+    configs,
+    data,
+    ledger,
+    order,
+    parallel,
+    rounds,
+    search,
+    sources,
+    steps,
+    synthesis,
+)
+from rstar_jax.data import trees
 from rstar_jax.data.overlap import Overlap
 from rstar_jax.errors import UserError
 from rstar_jax.progress import Events, Line
@@ -221,6 +233,27 @@ def test_of_several_processes_the_first_one_counts_votes(tmp_path, monkeypatch):
         made, counts = synthesize(tmp_path)
     assert made == [] and counts['new'] == 3
     assert synthesize(tmp_path)[0] == whole != []
+
+
+def test_what_others_wrote_is_waited_for(tmp_path, monkeypatch):
+    """Though the disk tells late of it."""
+    whole, _ = synthesize(tmp_path / 'whole')
+    late, run = [], tmp_path / 'run'
+
+    def elsewhere(problems, *, config, **given):
+        name = 'written' if config.prompt == 'whole' else 'solved'
+        late.extend((run / name, x) for x in run_search(problems, config=config, **given))
+        yield from ()
+
+    def sleep(seconds):
+        while late:
+            folder, record = late.pop()
+            with data.TreeStore(folder, writer=1) as store:
+                store.append(record)
+
+    monkeypatch.setattr(parallel.hosts, 'gathered', lambda n: [n, n + bool(late)])
+    monkeypatch.setattr(trees.time, 'sleep', sleep)
+    assert synthesize(run, run=elsewhere)[0] == whole != []
 
 
 def round_of(tmp_path, number: int, **changes) -> Round:

@@ -26,7 +26,8 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from typing import IO, NamedTuple
 
-from rstar_jax import atomic
+from rstar_jax import atomic, parallel
+from rstar_jax.atomic import STALE_SECONDS
 from rstar_jax.data import files
 from rstar_jax.errors import UserError
 from rstar_jax.search.record import Record
@@ -37,7 +38,6 @@ SUFFIX = '.array_record'
 OPEN_READERS = 8, 8192  # of a store, at least and at most; one takes 30 kB
 READING = 32  # files' keys that are read at once: a store's answer takes as long as 100 ms
 _PART = re.compile(r'tree-\d+-(-?\d+)-(\d+)$')
-STALE_SECONDS = 60.0  # in which a shared disk has told all machines that a file is gone
 
 
 class Facts(NamedTuple):
@@ -265,6 +265,30 @@ class TreeStore:
         """Writes what waits, and looks for what other processes have stored since."""
         self.flush()
         self._scan()
+
+    def meet(self) -> None:
+        """Waits for all processes of the job; then each knows of the trees that others have found.
+
+        By them it is decided what is left to search, and told what came of it: what they see has to
+        be the same, and a shared disk may tell late of files that others have made.
+
+        Raises:
+          UserError: it is not the same after a minute.
+        """
+        self.flush()
+        self.merge()
+        parallel.barrier('searched')
+
+        def look() -> list[Key]:
+            self.refresh()
+            return sorted(self.keys())
+
+        if not parallel.alike_soon(look):
+            raise UserError(
+                f'{self.directory}: after {STALE_SECONDS:g} s the processes still see different '
+                'trees: put --workdir on a disk that all of them share, and start the same command '
+                'again'
+            )
 
     def close(self) -> None:
         """Writes what waits, closes open files and lets others write. The store stays usable.

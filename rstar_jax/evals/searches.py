@@ -158,6 +158,7 @@ class Searches:
             first = bool(stores) and parallel.is_first()
             paths = [store.directory / SECONDS if first else None for store in stores]
             clock = Clock(paths or [None] * len(parts), [part.seconds for part in parts])
+            stack.callback(clock.keep)
             if any(own - known for own, known in zip(wanted, done)):
                 run = self._run_search(
                     self._asked,
@@ -172,7 +173,6 @@ class Searches:
                     leases=self._dealt(kind, config, trees) if stores else None,
                 )
                 clock.begin()
-                stack.callback(clock.keep)
                 for record in run:
                     which, problem = self._origin[record.problem['index']]
                     record = dataclasses.replace(record, problem=problem)
@@ -181,17 +181,14 @@ class Searches:
                     if self.whole:
                         outcome = parts[which].found[record.key] = Outcome.of(record)
                         clock.tick(which, outcome.tokens)
-        parallel.barrier(f'{kind}: searched')
-        if stores and self.whole:
-            for which, (part, own) in enumerate(zip(parts, wanted)):
-                if others := own - part.found.keys():
-                    with part.benchmark.store(kind) as store:
-                        theirs = part.benchmark.stored(store, others)
+            for which, (part, own, store) in enumerate(zip(parts, wanted, stores)):
+                store.meet()
+                if self.whole:
+                    theirs = part.benchmark.stored(store, own - part.found.keys())
                     part.found |= theirs
                     # They were under way for as long as this process has waited.
                     for outcome in theirs.values():
                         clock.tick(which, outcome.tokens)
-            clock.keep()
         for part, seconds in zip(parts, clock.seconds):
             part.seconds = seconds
 

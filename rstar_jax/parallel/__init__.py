@@ -4,6 +4,7 @@ from rstar_jax.parallel.chips import devices_in_use, has_bfloat16, peak_flops, p
 from rstar_jax.parallel.compiled import compile_seconds, keep_compiled
 from rstar_jax.parallel.hosts import (
     alike,
+    alike_soon,
     barrier,
     gathered,
     greatest,
@@ -29,6 +30,7 @@ __all__ = [
     'COUNTER',
     'Table',
     'alike',
+    'alike_soon',
     'barrier',
     'bytes_of_program',
     'bytes_on_a_device',

@@ -16,12 +16,13 @@ import socket
 import threading
 import time
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 
+from rstar_jax.atomic import STALE_SECONDS
 from rstar_jax.errors import UserError, tell
 from rstar_jax.interrupts import leave
 from rstar_jax.parallel.roll import GONE, Roll
@@ -205,6 +206,18 @@ def gathered(number: int) -> list[int]:
 def alike(value: Any) -> bool:
     """Whether the processes, each of which calls this once, do so with the same, by its `repr`."""
     return len(set(gathered(zlib.crc32(repr(value).encode()) >> 1))) == 1
+
+
+def alike_soon(look: Callable[[], Any]) -> bool:
+    """Whether the processes come to see the same in STALE_SECONDS; each looks once a second.
+
+    For what lies on a shared disk, which may tell a machine late of what others have done.
+    """
+    for _ in range(round(STALE_SECONDS)):  # counted, so that all give up at once
+        if alike(look()):
+            return True
+        time.sleep(1)
+    return False
 
 
 def of_first(arrays: Any) -> Any:

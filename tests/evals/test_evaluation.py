@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import math
-import time
 import types
 
 import numpy as np
@@ -491,25 +490,6 @@ def test_mistakes_are_one_line():
         evals.Config(samples=0)
     with pytest.raises(UserError, match='--config.eval.strategies=best: expected greedy, sampled'):
         evals.Config(strategies=('best',))
-
-
-def test_trees_of_other_processes_take_their_time(tmp_path):
-    """This process gets none, and waits."""
-
-    class Elsewhere(Searcher):
-        def __call__(self, *arguments, **options):
-            kind = kind_of(options['config'], arguments[2])
-            time.sleep(0.2)
-            with TreeStore(tmp_path / 'sums' / kind, writer=1) as store:
-                for record in super().__call__(*arguments, **options):
-                    problem = PROBLEMS[record.problem['index']]
-                    store.append(dataclasses.replace(record, problem=problem))
-            yield from ()
-
-    config = dataclasses.replace(CONFIG, strategies=('greedy',))
-    row = evaluate(Elsewhere(), tmp_path, None, config)['benchmarks']['sums']
-    assert row['seconds_per_problem'] * len(PROBLEMS) >= 0.2
-    assert row['greedy'] == evaluate(Searcher(), None, None, config)['benchmarks']['sums']['greedy']
 
 
 # Two benchmarks of which two problems have the same index.

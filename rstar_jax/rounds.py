@@ -96,6 +96,7 @@ def run_stages(
     after: called with the workdir after each stage that was not complete.
     """
     flat = configs.flatten
+    _check_alike([(r.number, name, flat(r.config)) for r, name in rows])
     looked = [
         (order.stage_of(r, name), f'round{r.number}', name, flat(r.config)) for r, name in rows
     ]
@@ -107,6 +108,25 @@ def run_stages(
     parallel.barrier('all is looked at')
     for round_, name in rows:
         run_stage(round_, name, after)
+
+
+def _check_alike(rows: Sequence[tuple[int, str, dict[str, Any]]]) -> None:
+    """Raises UserError where the processes of a job were not all told to make the same."""
+    again = 'start the same command on all of them'
+    if not parallel.alike([row[:2] for row in rows]):
+        raise UserError(f'the processes of this job have other rounds or stages to run: {again}')
+    binds = sorted({'job.leases', *(key for kind in stages.KINDS.values() for key in kind.binds)})
+    bound = [stages.bound(settings, binds) for *_, settings in rows]
+    keys = sorted({key for settings in bound for key in settings})
+    if not parallel.alike(keys):
+        raise UserError(f'the processes of this job have other versions of rstar_jax: {again}')
+    if parallel.alike(bound):
+        return
+    for key in keys:
+        own = [settings.get(key) for settings in bound]
+        if not parallel.alike(own):
+            shown = ', '.join(dict.fromkeys(map(str, own)))
+            raise UserError(f'--config.{key}={shown}: differs among the processes: {again}')
 
 
 def run_stage(

@@ -1,7 +1,9 @@
 """The order of rounds and stages, and what each of them is given; no model runs."""
 
 import collections
+import concurrent.futures
 import pathlib
+import threading
 import types
 
 import pytest
@@ -202,6 +204,44 @@ def test_all_do_what_the_first_process_finds_to_do(tmp_path, monkeypatch, capsys
     rounds.run_stage(round_, 'curate')
     assert bool(done) != complete
     assert ('round 1 curate: complete' in capsys.readouterr().out) == complete
+
+
+def told(monkeypatch, *configs_: configs.ConfigDict, names: tuple = (('search',),) * 2):
+    """What processes with these configs and stages say of each other; '' where they go on."""
+    meeting, found = threading.Barrier(len(configs_)), {}
+
+    def gathered(number: int) -> list[int]:
+        found[threading.get_ident()] = number
+        meeting.wait(20)
+        everyone = list(found.values())
+        meeting.wait(20)
+        return everyone
+
+    def check(config, stages) -> str:
+        try:
+            rounds._check_alike([(1, name, configs.flatten(config)) for name in stages])
+        except UserError as error:
+            return str(error)
+        return ''
+
+    monkeypatch.setattr(parallel.hosts, 'gathered', gathered)
+    with concurrent.futures.ThreadPoolExecutor(len(configs_)) as pool:
+        return list(pool.map(check, configs_, names))
+
+
+def test_processes_that_were_told_different_things_do_not_begin(monkeypatch):
+    one, other = configs.default(), configs.default()
+    assert told(monkeypatch, one, other) == ['', '']
+    other.execution.workers, other.data.folder, other.search.slots = 3, '/mnt', 8
+    assert told(monkeypatch, one, other) == ['', '']  # each machine may have its own
+    other.search.rollouts, again = 77, ': differs among the processes: start the same command on'
+    rows = zip((one, other), told(monkeypatch, one, other))
+    assert all(f'--config.search.rollouts={c.search.rollouts}{again}' in text for c, text in rows)
+    texts = told(monkeypatch, one, one, names=(('search',), ('search', 'curate')))
+    assert all('have other rounds or stages to run' in text for text in texts)
+    other = configs.default()
+    other.job.leases = 'static'
+    assert all('--config.job.leases=' in text for text in told(monkeypatch, one, other))
 
 
 def test_a_budget_of_tokens_is_spent_on_all_problems_alike(monkeypatch, tmp_path):

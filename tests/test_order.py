@@ -206,6 +206,28 @@ def test_all_do_what_the_first_process_finds_to_do(tmp_path, monkeypatch, capsys
     assert ('round 1 curate: complete' in capsys.readouterr().out) == complete
 
 
+def test_no_process_ends_before_the_first_has_written_all(tmp_path, monkeypatch):
+    """JAX gives the last one five minutes, and a push to a store may take longer."""
+    happened = []
+
+    class Place:
+        def __init__(self, workdir):
+            self.folder = tmp_path
+
+        def begin(self):
+            pass
+
+        def push(self):
+            happened.append('pushed')
+
+    monkeypatch.setattr(rounds.places, 'Place', Place)
+    monkeypatch.setattr(rounds.summary, 'show', lambda root: happened.append('shown'))
+    monkeypatch.setattr(parallel, 'barrier', happened.append)
+    config = configs.load(str(REPOSITORY / 'experiments' / 'self_evolve.py'))
+    rounds.run(config, 'gs://bucket/run', ())
+    assert happened[-3:] == ['pushed', 'shown', 'all is done']
+
+
 def told(monkeypatch, *configs_: configs.ConfigDict, names: tuple = (('search',),) * 2):
     """What processes with these configs and stages say of each other; '' where they go on."""
     meeting, found = threading.Barrier(len(configs_)), {}

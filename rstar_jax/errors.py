@@ -10,8 +10,9 @@ class UserError(Exception):
     """
 
 
-class Missing(UserError):
-    """Processes of the job have not come: started again, it may go well. Exit code 1."""
+class Later(UserError):
+    """What may be over when the same command is started again: others of the job that have not
+    come, a lock that a lost machine held. Exit code 1, so that schedulers do that."""
 
 
 def one_line(error: BaseException, most: int | None = 200) -> str:

@@ -24,7 +24,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 from rstar_jax import atomic
-from rstar_jax.errors import UserError
+from rstar_jax.errors import Later, UserError
 
 BEAT_SECONDS = 10.0
 
@@ -336,7 +336,7 @@ def lock(workdir: pathlib.Path) -> Iterator[None]:
     file = open(workdir / '.lock', 'w')  # noqa: SIM115 (closing it would let go of the lock)
     if not atomic.lock(file):
         file.close()
-        raise UserError(
+        raise Later(
             f'--workdir={workdir}: another run is writing into it: wait for it, or use another one'
         )
     try:

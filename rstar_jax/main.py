@@ -72,10 +72,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def guarded(run: Callable[[], int]) -> int:
     """Runs a command and returns the exit code; the other processes of the job end with it.
 
-    0: done; 1: failed, by an error of the program's or as another process of the job is gone or
-    has not come; 2: a mistake of the user, told in one line; 130: stopped by Ctrl-C; 143: preempted
-    by SIGTERM, what was done is saved; 141: nobody reads the output any more. A process that ends
-    for another one's mistake or error has its code.
+    0: done; 1: failed, by an error of the program's, as another process of the job is gone or has
+    not come, or as the workdir is in use; 2: a mistake of the user, told in one line; 130: stopped
+    by Ctrl-C; 143: preempted by SIGTERM, what was done is saved; 141: nobody reads the output any
+    more. A process that ends for another one's mistake or error has its code.
     """
     for name in ('stdout', 'stderr'):  # closed (`>&-`), and else the number of a file opened later
         if getattr(sys, name) is None:
@@ -85,7 +85,7 @@ def guarded(run: Callable[[], int]) -> int:
             code = run()
         except UserError as error:
             errors.tell(str(error))
-            code = 1 if isinstance(error, errors.Missing) else 2
+            code = 1 if isinstance(error, errors.Later) else 2
             _tell_others(code, f'has ended: {error}')
             return code
         except Stopped as stopped:
@@ -372,7 +372,7 @@ def _one_line(error: Exception) -> str:
     for theirs, ours in _UNREADABLE.items():
         flag, found, _ = text.partition(theirs)
         text = flag + ours if found else text
-    without, found, flag = text.partition('Missing value for flag ')
+    without, found, flag = text.partition('Later value for flag ')
     if found and not without:
         return f'{flag}: needs a value, {flag}=VALUE; --help lists the flags'
     return text.removeprefix('flag ').replace('Unknown command line flag', 'unknown flag')

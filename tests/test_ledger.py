@@ -12,7 +12,7 @@ import sys
 import pytest
 
 from rstar_jax import atomic, data, ledger, parallel
-from rstar_jax.errors import UserError
+from rstar_jax.errors import Later, UserError
 from tests.data import samples
 
 
@@ -295,7 +295,7 @@ def test_two_processes_do_not_share_a_workdir(tmp_path):
     )
     try:
         assert other.stdout.readline() == 'held\n'
-        with pytest.raises(UserError, match='another run is writing'), ledger.lock(tmp_path):
+        with pytest.raises(Later, match='another run is writing'), ledger.lock(tmp_path):
             pass
     finally:
         other.communicate('')

@@ -144,6 +144,17 @@ def test_paths_may_begin_with_the_home_folder(monkeypatch, tmp_path):
     assert config.eval.benchmarks == f'{tmp_path}/a.json,b~/c,{tmp_path}/d.json'
 
 
+@pytest.mark.parametrize(('kind', 'code'), [(errors.UserError, 2), (errors.Later, 1)])
+def test_what_may_be_over_when_started_again_has_the_code_for_that(capsys, kind, code):
+    """A JobSet starts a job again by it: a lost machine's lock lives on for a while."""
+
+    def fail() -> int:
+        raise kind('in use')
+
+    assert main.guarded(fail) == code
+    assert capsys.readouterr().err == 'error: in use\n'
+
+
 def test_the_process_exits_with_2_and_one_line():
     result = run(f'--config={QUICKSTART}', '--config.search.rolouts=3')
     assert result.returncode == 2

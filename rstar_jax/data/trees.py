@@ -29,7 +29,7 @@ from typing import IO, NamedTuple
 from rstar_jax import atomic, parallel
 from rstar_jax.atomic import STALE_SECONDS
 from rstar_jax.data import files
-from rstar_jax.errors import UserError
+from rstar_jax.errors import Later, UserError
 from rstar_jax.search.record import Record
 
 Key = tuple[int, int]
@@ -429,7 +429,7 @@ class TreeStore:
     def _must_lock(self) -> None:
         assert self._writer is not None, 'this store only reads'
         if not self._take_lock():
-            raise UserError(
+            raise Later(
                 f'{self.directory}: another process is writing trees here; wait for it to end, '
                 'or choose another workdir'
             )

@@ -75,7 +75,7 @@ def initialise(environment: Mapping[str, str] = os.environ, seconds: float = STA
     """Joins the processes of this job; must come before the first use of a device.
 
     Raises:
-      UserError: some have not come within `seconds`; it names them (`Missing`). Or this process
+      UserError: some have not come within `seconds`; it names them (`Later`). Or this process
         does not belong to them.
     """
     global _roll

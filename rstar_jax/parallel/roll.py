@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from rstar_jax.errors import Missing, UserError
+from rstar_jax.errors import Later, UserError
 
 BEAT = 5.0  # seconds between two signs of life
 SILENT = 90.0  # seconds without one after which a process is taken for gone; JAX waits for 100
@@ -214,7 +214,7 @@ class Roll:
         """Returns when every process has come.
 
           Raises:
-            Missing: after so many seconds some have not; their numbers are named.
+            Later: after so many seconds some have not; their numbers are named.
         UserError: this process is none of the job, as another one has its number.
         """
         host, port = self._where
@@ -238,7 +238,7 @@ class Roll:
             answer = self._until_called(end)
         if missing := answer.get('missing'):
             names = ', '.join(map(str, missing))
-            raise Missing(
+            raise Later(
                 f'process {names} of {self.count} did not come within {seconds:.0f} s: look at '
                 f'its log, and whether its machine reaches {self._where[0]}:{port}'
             )
@@ -250,7 +250,7 @@ class Roll:
                 return _Line(socket.create_connection((host, port), timeout=5.0))
             except OSError as error:
                 if time.monotonic() > end:
-                    raise Missing(
+                    raise Later(
                         f'process 0 of {self.count}: {host}:{port} was not reached within '
                         f'{seconds:.0f} s ({error}): look at its log, and whether machines reach '
                         'each other on this port, the one after the coordinator'
@@ -266,7 +266,7 @@ class Roll:
                     return message
                 if 'refused' in message:
                     raise UserError(message['refused'])
-        raise Missing(f'process 0 of {self.count} is gone before all had come: look at its log')
+        raise Later(f'process 0 of {self.count} is gone before all had come: look at its log')
 
     def _beat(self) -> None:
         while not self._leaving:

@@ -11,7 +11,7 @@ import pytest
 
 from rstar_jax import atomic, data
 from rstar_jax.data import files
-from rstar_jax.errors import UserError
+from rstar_jax.errors import Later, UserError
 from tests.data import samples
 
 
@@ -397,7 +397,7 @@ def test_second_process_may_not_write_and_removes_nothing(tmp_path):
         making.write_bytes(b'')
         store = data.TreeStore(tmp_path)
         assert store.keys() == {(0, 0)} and making.exists()
-        with pytest.raises(UserError, match='another process is writing'):
+        with pytest.raises(Later, match='another process is writing'):
             store.append(samples.grown(1, 1))
     finally:
         end.set()

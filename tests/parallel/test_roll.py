@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from rstar_jax.errors import Missing, UserError
+from rstar_jax.errors import Later, UserError
 from rstar_jax.parallel import roll as rolls
 from rstar_jax.parallel.roll import GONE, Roll
 
@@ -69,7 +69,7 @@ def test_all_come_and_take_numbers(port):
 def test_those_that_have_not_come_are_named_by_all_others(port):
     made, errors = called(port, 5, come=(0, 1, 3), seconds=1.0)
     assert len(errors) == len(made) == 3
-    assert {type(error) for error in errors} == {Missing}
+    assert {type(error) for error in errors} == {Later}
     for error in errors:
         assert str(error).startswith('process 2, 4 of 5 did not come within 1 s: look at its log')
 
@@ -77,7 +77,7 @@ def test_those_that_have_not_come_are_named_by_all_others(port):
 def test_the_first_is_named_where_nobody_answers(port):
     _, errors = called(port, 2, come=(1,), seconds=1.0)
     assert len(errors) == 1
-    assert isinstance(errors[0], Missing)
+    assert isinstance(errors[0], Later)
     assert str(errors[0]).startswith(
         f'process 0 of 2: localhost:{port} was not reached within 1 s ('
     )

@@ -3,6 +3,8 @@
 import dataclasses
 import time
 
+import pytest
+
 from rstar_jax import parallel
 from rstar_jax.data import TreeStore
 from tests.evals.test_evaluation import CONFIG, PROBLEMS, Searcher, evaluate, kind_of
@@ -27,24 +29,27 @@ def test_trees_of_other_processes_take_their_time(tmp_path):
     assert row['greedy'] == evaluate(Searcher(), None, None, config)['benchmarks']['sums']['greedy']
 
 
-def test_what_others_found_counts_though_the_disk_tells_late_of_it(tmp_path, monkeypatch):
+@pytest.mark.parametrize('late', ['greedy', 'guided'])
+def test_what_others_found_counts_though_the_disk_tells_late_of_it(tmp_path, monkeypatch, late):
     """Figures of what is seen at first would be wrong ones, and stay."""
     found = []
 
     class Elsewhere(Searcher):
         def __call__(self, *arguments, **options):
             for record in super().__call__(*arguments, **options):
+                if kind_of(options['config'], arguments[2]) != late:
+                    yield record
+                    continue
                 problem = PROBLEMS[record.problem['index']]
                 found.append(dataclasses.replace(record, problem=problem))
-            yield from ()
 
     def sleep(seconds):
-        with TreeStore(tmp_path / 'sums' / 'greedy', writer=1) as store:
+        name = 'greedy' if late == 'greedy' else 'mcts'
+        with TreeStore(tmp_path / 'sums' / name, writer=1) as store:
             while found:
                 store.append(found.pop())
 
     monkeypatch.setattr(parallel.hosts, 'gathered', lambda n: [n, n + bool(found)])
     monkeypatch.setattr(time, 'sleep', sleep)
-    config = dataclasses.replace(CONFIG, strategies=('greedy',))
-    row = evaluate(Elsewhere(), tmp_path, None, config)['benchmarks']['sums']
-    assert row['greedy'] == 0.5 and row['answered'] == 0.75
+    row = evaluate(Elsewhere(), tmp_path)['benchmarks']['sums']
+    assert (row['greedy'], row['search']['any']) == (0.5, 0.75)

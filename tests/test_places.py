@@ -8,6 +8,7 @@ import pathlib
 import random
 import shutil
 import threading
+import types
 
 import fsspec
 import pytest
@@ -511,7 +512,7 @@ def test_the_processes_of_a_run_work_in_one_folder(tmp_path, store, monkeypatch)
         if len(waited) == 3:  # a shared disk tells late of what the first has written
             shutil.copy(one.folder / places.SHARED, late.folder / places.SHARED)
 
-    monkeypatch.setattr(places.parallel.hosts.time, 'sleep', sleep)
+    monkeypatch.setattr(places.parallel.hosts, 'time', types.SimpleNamespace(sleep=sleep))
     late = places.Place(URL, tmp_path / 'late')
     late.folder.mkdir()
     late.begin()

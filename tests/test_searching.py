@@ -3,7 +3,6 @@
 import collections
 import dataclasses
 import pathlib
-import time
 import types
 
 import pytest
@@ -99,7 +98,7 @@ def test_processes_go_on_when_all_of_them_see_the_same_trees(monkeypatch, tmp_pa
         if len(waited) == 3:
             other.append(samples.grown(1, index=1))
 
-    monkeypatch.setattr(time, 'sleep', sleep)
+    monkeypatch.setattr(parallel.hosts, 'time', types.SimpleNamespace(sleep=sleep))
     with data.TreeStore(tmp_path, 0) as own, data.TreeStore(tmp_path, 1) as other:
         own.append(samples.grown(0, index=0))
         own.meet()

@@ -4,6 +4,7 @@ import collections
 import dataclasses
 import functools
 import json
+import types
 import weakref
 
 import pytest
@@ -20,7 +21,6 @@ from rstar_jax import (
     steps,
     synthesis,
 )
-from rstar_jax.data import trees
 from rstar_jax.data.overlap import Overlap
 from rstar_jax.errors import UserError
 from rstar_jax.progress import Events, Line
@@ -252,7 +252,7 @@ def test_what_others_wrote_is_waited_for(tmp_path, monkeypatch):
                 store.append(record)
 
     monkeypatch.setattr(parallel.hosts, 'gathered', lambda n: [n, n + bool(late)])
-    monkeypatch.setattr(trees.time, 'sleep', sleep)
+    monkeypatch.setattr(parallel.hosts, 'time', types.SimpleNamespace(sleep=sleep))
     assert synthesize(run, run=elsewhere)[0] == whole != []
 
 

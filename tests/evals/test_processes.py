@@ -2,6 +2,7 @@
 
 import dataclasses
 import time
+import types
 
 import pytest
 
@@ -50,6 +51,6 @@ def test_what_others_found_counts_though_the_disk_tells_late_of_it(tmp_path, mon
                 store.append(found.pop())
 
     monkeypatch.setattr(parallel.hosts, 'gathered', lambda n: [n, n + bool(found)])
-    monkeypatch.setattr(time, 'sleep', sleep)
+    monkeypatch.setattr(parallel.hosts, 'time', types.SimpleNamespace(sleep=sleep))
     row = evaluate(Elsewhere(), tmp_path)['benchmarks']['sums']
     assert (row['greedy'], row['search']['any']) == (0.5, 0.75)

@@ -152,7 +152,7 @@ def _list_items(path: pathlib.Path, file: Iterable[str]) -> Iterator[tuple[str, 
     try:
         items = _parsed(text, path)
     except json.JSONDecodeError as error:
-        shown = _shown(text.splitlines()[error.lineno - 1].strip() if text else '')
+        shown = _shown(text.split('\n')[error.lineno - 1].strip())
         raise UserError(
             f'{path}, line {error.lineno}: not JSON ({error.msg}): {shown}; expected a JSON list '
             'of objects, or JSONL'

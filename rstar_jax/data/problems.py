@@ -189,25 +189,35 @@ def problem_of(row: dict[str, Any], place: str, position: int) -> Problem | None
         raise UserError(f'{place}: problem without an answer; {_found(row)}')
     problem = {'index': index, 'question': question, 'answer': answer}
     if solution is None and 'question' in row and 'answer' in row:
-        return {**{key: value for key, value in row.items() if _can_be_kept(value)}, **problem}
-    for label, keys in LABELS.items():
-        found = next((row[key] for key in keys if row.get(key) not in (None, '')), None)
-        if isinstance(found, str | int | float) and _can_be_kept(found):
-            problem[label] = found
+        kept = {key: value for key, value in row.items() if _can_be_kept(value)}
+        return {**kept, **_labels(row), **problem}
+    problem |= _labels(row)
     if isinstance(row.get('synthetic'), bool):
         problem['synthetic'] = row['synthetic']
     return problem
 
 
+def _labels(row: dict[str, Any]) -> Problem:
+    """What the row tells of LABELS, under our names."""
+    labels = {}
+    for label, keys in LABELS.items():
+        found = next((row[key] for key in keys if row.get(key) not in (None, '')), None)
+        if isinstance(found, str | int | float) and _can_be_kept(found):
+            labels[label] = found
+    return labels
+
+
 def _can_be_kept(value: Any) -> bool:
-    """Whether a tree can be stored with it: no date, no integer beyond 64 bits."""
+    """Whether a tree can be stored, and exported, with it: no date, no integer beyond 64 bits."""
     if isinstance(value, list):
         return all(map(_can_be_kept, value))
     if isinstance(value, dict):
         return all(isinstance(k, str) and _can_be_kept(v) for k, v in value.items())
     if isinstance(value, int):
         return -(2**63) <= value < 2**63
-    return value is None or isinstance(value, str | float)
+    if isinstance(value, float):  # JSON has no NaN, as pandas writes that there is none
+        return math.isfinite(value)
+    return value is None or isinstance(value, str)
 
 
 def answer_kind(answer: str) -> str:

@@ -160,6 +160,17 @@ def test_selections(numina, tmp_path):
             data.Selection(levels=wrong)
 
 
+def test_plain_rows_are_selected_by_labels_of_any_name(tmp_path):
+    path = tmp_path / 'college.jsonl'
+    row = {'data_source': 'college_math.Calculus', 'difficulty': 4, 'question': 'a?', 'answer': '1'}
+    path.write_text(json.dumps(row))
+    selection = data.Selection(sources='college_math*', levels='3-5')
+    (problem,) = data.load_problems(path, selection=selection)
+    assert problem == {**row, 'index': 0, 'source': 'college_math.Calculus', 'level': 4}
+    path.write_text(json.dumps({**row, 'level': ''}))
+    assert data.load_problems(path, selection=selection) == [problem]
+
+
 def test_the_limit_counts_what_is_used(numina):
     counts = collections.Counter()
     only = data.Selection(sources='olympiads')

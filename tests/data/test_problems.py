@@ -30,7 +30,7 @@ def test_fields_that_no_tree_can_be_stored_with_are_left_out():
     kept = {'a': 2**63 - 1, 'b': [1.5, None, {'c': True}], 'job': 3}
     date = datetime.date(2024, 1, 1)
     others = {'date': date, 'price': decimal.Decimal('1.5'), 'deep': [{'when': date}]}
-    others |= {'map': [('x', 1)], 'bytes': b'x', 'huge': 2**63}
+    others |= {'map': [('x', 1)], 'bytes': b'x', 'huge': 2**63, 'rate': float('nan')}
     asked = {'question': 'a?', 'answer': '1'}
     problem = problems.problem_of({**asked, **kept, **others}, 'here', 0)
     assert problem == {'index': 0, **asked, **kept}
@@ -96,6 +96,7 @@ GOOD = '{"question": "a?", "answer": "1"}\n'
         ('[]', 'holds no problems'),
         (GOOD + '\n{"question": oops}\n', 'line 3: not JSON'),
         ('[\n{"question": "a?", "answer": "1"},\n{"question" 1}]', 'line 3: not JSON'),
+        ('[\n{"question": "a?", "answer": "1"},\n', 'line 3: not JSON'),
         (GOOD + '[1, 2]\n', 'line 2: expected a JSON object'),
         (GOOD + '{"question": "b?"}\n', 'line 2: problem without an answer'),
         (GOOD + '{"question": "b?", "answer": " "}\n', 'line 2: problem without an answer'),

@@ -84,7 +84,19 @@ def _hub(source: str, folder: pathlib.Path) -> Iterator[Row]:
     except Exception as error:  # network, authorisation, no such name, configuration or split
         reason = f'{type(error).__name__}: {one_line(error)}'
         raise UserError(f'{source}: neither in {path} nor had from the hub ({reason})') from None
+    rows = rows.remove_columns([name for name, kind in rows.features.items() if _is_media(kind)])
     return ((f'{source}, row {number}', dict(row)) for number, row in enumerate(rows, 1))
+
+
+def _is_media(kind: Any) -> bool:
+    """Whether a column has pictures or sounds: nothing uses them, and reading decodes them."""
+    if isinstance(kind, dict):
+        return any(map(_is_media, kind.values()))
+    if isinstance(kind, list):
+        return any(map(_is_media, kind))
+    if hasattr(kind, 'feature'):  # a list of it
+        return _is_media(kind.feature)
+    return getattr(kind, 'decode', False) and type(kind).__name__ != 'Json'
 
 
 def _tfds(source: str, folder: pathlib.Path) -> Iterator[Row]:

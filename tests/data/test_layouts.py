@@ -209,6 +209,21 @@ def test_names_of_the_hub_read_a_local_copy(numina, tmp_path, monkeypatch):
         data.load_problems('hf:AI-MO/NuminaMath-CoT@test', folder=tmp_path)
 
 
+def test_pictures_of_a_set_are_not_looked_at(tmp_path, monkeypatch):
+    datasets = pytest.importorskip('datasets')
+    monkeypatch.setattr(datasets.config, 'HF_DATASETS_CACHE', tmp_path / 'cache')
+    picture, text = datasets.Image(), datasets.Value('string')
+    kinds = {'question': text, 'final_answer': text, 'image_1': picture, 'images': [picture]}
+    drawn = {'bytes': b'no picture', 'path': None}
+    row = {'question': 'a?', 'final_answer': '1', 'image_1': drawn, 'images': [drawn]}
+    (tmp_path / 'drawn').mkdir()
+    made = datasets.Dataset.from_list([row], features=datasets.Features(kinds))
+    made.to_parquet(tmp_path / 'drawn' / 'train.parquet')
+    assert data.load_problems('hf:drawn', folder=tmp_path) == [
+        {'index': 0, 'question': 'a?', 'answer': '1'}
+    ]
+
+
 def test_names_of_the_hub_need_a_package(monkeypatch):
     monkeypatch.setattr('importlib.util.find_spec', lambda name: None)
     with pytest.raises(UserError, match=r"hf:a/b: needs .*pip install -e '.\[datasets\]'"):

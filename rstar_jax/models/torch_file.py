@@ -41,6 +41,8 @@ def load(path: pathlib.Path) -> dict[str, np.ndarray]:
         ValueError,
         AttributeError,
         EOFError,
+        OSError,
+        NotImplementedError,  # what zipfile makes of a damaged header
     ) as error:
         raise UserError(f'{path}: expected a torch file with a dict of tensors ({error})') from None
 

@@ -1,6 +1,7 @@
 """Round trips through Hugging Face folders, PPMs, added tokens, and what is wrong with a file."""
 
 import collections
+import contextlib
 import importlib
 import itertools
 import json
@@ -351,6 +352,16 @@ def test_a_torch_file_cannot_run_code(tmp_path):
     torch.save({'a': Evil()}, tmp_path / 'x.bin')
     with pytest.raises(UserError, match='is no part of a tensor'):
         torch_file.load(tmp_path / 'x.bin')
+
+
+def test_a_torch_file_of_which_any_byte_is_damaged(tmp_path):
+    path, whole = tmp_path / 'x.bin', {'a': np.arange(3, dtype=np.float32)}
+    torch_file.save(whole, path)
+    data = path.read_bytes()
+    for place in range(len(data)):
+        path.write_bytes(data[:place] + bytes([data[place] ^ 255]) + data[place + 1 :])
+        with contextlib.suppress(UserError):
+            torch_file.load(path)
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ they are: `files.write_json_items`.
 Imports are generators, so that a file need not fit into memory (JSONL; JSON lists must).
 """
 
+import itertools
 import os
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -80,13 +81,17 @@ def _paths(parent: list[int]) -> list[tuple[int, ...]]:
 
 def import_sft(path: Path) -> Iterator[Item]:
     """Reads {query, response} from a JSON list or JSONL."""
-    return _items(path, dict.fromkeys(KINDS['sft'], str))
+    return _items(rows.read(path), dict.fromkeys(KINDS['sft'], str))
 
 
 def import_preference(path: Path) -> Iterator[Item]:
     """Reads {prompt, pos, neg, pos_count, neg_count} from a JSON list or JSONL."""
+    return _preference(path, rows.read(path))
+
+
+def _preference(path: Path, found: Iterable[rows.Row]) -> Iterator[Item]:
     kinds = {'prompt': str, 'pos': str, 'neg': str, 'pos_count': int, 'neg_count': int}
-    for item in _items(path, kinds):
+    for item in _items(found, kinds):
         if item['pos_count'] < 1 or item['neg_count'] < 1:
             raise UserError(
                 f'{path}: pos_count {item["pos_count"]}, neg_count {item["neg_count"]}: '
@@ -97,8 +102,11 @@ def import_preference(path: Path) -> Iterator[Item]:
 
 def import_pairs(path: Path) -> Iterator[Item]:
     """Reads pairs in the released form or, where its first item has `chosen`, in TRL's."""
-    _, first = next(rows.read(path), ('', {}))
-    return (import_trl_preference if 'chosen' in first else import_preference)(path)
+    found = rows.read(path)
+    first = list(itertools.islice(found, 1))
+    found = itertools.chain(first, found)  # not from the start: a JSON list is read as a whole
+    is_trl = any('chosen' in item for _, item in first)
+    return _trl_preference(found) if is_trl else _preference(path, found)
 
 
 def export_trl_preference(pairs: Iterable[Item], path: Path) -> int:
@@ -109,7 +117,11 @@ def export_trl_preference(pairs: Iterable[Item], path: Path) -> int:
 
 def import_trl_preference(path: Path) -> Iterator[Item]:
     """Reads {prompt, chosen, rejected} as pairs of weight 1."""
-    for item in _items(path, {'prompt': str, 'chosen': str, 'rejected': str}):
+    return _trl_preference(rows.read(path))
+
+
+def _trl_preference(found: Iterable[rows.Row]) -> Iterator[Item]:
+    for item in _items(found, {'prompt': str, 'chosen': str, 'rejected': str}):
         pos, neg = item['chosen'], item['rejected']
         yield {'prompt': item['prompt'], 'pos': pos, 'neg': neg, 'pos_count': 1, 'neg_count': 1}
 
@@ -136,9 +148,9 @@ def export_trl_stepwise(trees: Iterable[Item | Record], path: Path) -> int:
     return files.write_json_items((item for tree in trees for item in _stepwise(tree)), path)
 
 
-def _items(path: Path, kinds: dict[str, type]) -> Iterator[Item]:
+def _items(found: Iterable[rows.Row], kinds: dict[str, type]) -> Iterator[Item]:
     """The named fields of each item, checked; others are left out."""
-    for place, item in rows.read(path):
+    for place, item in found:
         wrong = [key for key in kinds if not isinstance(item.get(key), kinds[key])]
         if wrong:
             expected = ', '.join(f'{key} ({kind.__name__})' for key, kind in kinds.items())

@@ -3,6 +3,7 @@ import json
 import pytest
 
 from rstar_jax import data
+from rstar_jax.data import files
 from rstar_jax.data.examples import ExampleWriter
 from rstar_jax.errors import UserError
 from tests.data import samples
@@ -72,6 +73,18 @@ def test_trl_preference(tmp_path):
     assert lines[0] == {'prompt': 'p\n', 'chosen': 'good ≥', 'rejected': 'bad'}
     back = list(data.import_trl_preference(path))
     assert back == [{**p, 'pos_count': 1, 'neg_count': 1} for p in PAIRS]
+
+
+def test_the_form_of_pairs_is_known_from_the_first(tmp_path, monkeypatch):
+    released, trl, read = tmp_path / 'pairs.json', tmp_path / 'trl.jsonl', []
+    data.write_json_items(PAIRS, released)
+    data.export_trl_preference(PAIRS, trl)
+    monkeypatch.setattr(
+        files, 'read_json_items', lambda p, f=files.read_json_items: read.append(p) or f(p)
+    )
+    assert list(data.import_pairs(released)) == PAIRS
+    assert list(data.import_pairs(trl)) == [{**p, 'pos_count': 1, 'neg_count': 1} for p in PAIRS]
+    assert len(read) == 2  # each once: a JSON list is parsed as a whole
 
 
 def test_trl_stepwise(tmp_path):

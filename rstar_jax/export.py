@@ -28,7 +28,7 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from rstar_jax import ledger
+from rstar_jax import atomic, ledger
 from rstar_jax.errors import UserError, one_line
 from rstar_jax.progress import Line, times
 
@@ -340,6 +340,7 @@ def push(made: Sequence[Exported], name: str, *, private: bool = False) -> Itera
                 commit_message='Export of rstar_jax',
                 # An earlier push's: readers would take its weights for these.
                 delete_patterns='*',
+                ignore_patterns=f'*{atomic.TEMPORARY}*',  # of an export that was killed
             )
         except Exception as error:  # network, authorisation, what the hub will not have
             raise UserError(

@@ -329,6 +329,9 @@ def test_a_push(run, tmp_path, monkeypatch):
             old = ['model-00001-of-00002.safetensors', 'array_record/search/0.array_record']
             deleted = hub.utils.filter_repo_objects(old, allow_patterns=options['delete_patterns'])
             assert list(deleted) == old  # of an earlier push
+            half = ['.writing-1a-trees.jsonl.part', 'array_record/.writing-2b-x.part', 'README.md']
+            kept = hub.utils.filter_repo_objects(half, ignore_patterns=options['ignore_patterns'])
+            assert list(kept) == ['README.md']
             calls.append(('upload', repo_id, options['repo_type']))
             return f'https://huggingface.co/{repo_id}'
 

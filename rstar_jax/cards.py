@@ -133,7 +133,8 @@ def write_data_card(
 
     counts: file -> items in it.
     """
-    tables = {name: file for name, file in TABLES.items() if file in counts}
+    # The hub's library reads no table without a row.
+    tables = {name: file for name, file in TABLES.items() if counts.get(file)}
     card = hub.DatasetCardData(
         language='en',
         license=license_ or None,

@@ -284,6 +284,12 @@ def test_a_card_tells_what_is_known_of_the_base_model(number, path, told, tmp_pa
     assert f'| base model | {told} |' in card.text and card.data.base_model is None
 
 
+def test_a_table_without_rows_is_not_in_the_card(tmp_path):
+    cards.write_data_card(tmp_path, cards.Origin(), {'sft.json': 2, 'pairs.json': 0})
+    configs = hub.DatasetCard.load(tmp_path / 'README.md').data.configs
+    assert [row['config_name'] for row in configs] == ['sft']
+
+
 def test_the_hub_library_reads_the_data_by_the_card(exported, tmp_path):
     datasets = pytest.importorskip('datasets')
     folder = exported / 'data'

@@ -172,8 +172,8 @@ class Record:
         parent = [index[t.rpartition('.')[0]] if '.' in t else -1 for t in tags]
         answers = [nodes[t].get('final_answer') or '' for t in tags]
         status = [kinds.get(a, Status.ANSWER if a else Status.OPEN) for a in answers]
-        visits = np.array([nodes[t]['visit_count'] for t in tags], np.int32)
-        q_values = np.array([nodes[t]['q_value'] for t in tags], np.float32)
+        visits = np.array([nodes[t]['visit_count'] or 0 for t in tags], np.int32)
+        q_values = np.array([nodes[t].get('q_value') or 0.0 for t in tags], np.float32)
         score = np.array([nodes[t].get('value') or np.nan for t in tags], np.float32)
         answer_nodes = [s == Status.ANSWER for s in status]
         return cls(

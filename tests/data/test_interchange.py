@@ -1,5 +1,6 @@
 import json
 
+import numpy as np
 import pytest
 
 from rstar_jax import data
@@ -43,6 +44,18 @@ def test_trees_into_a_store(tmp_path):
         assert data.store_trees(trees, store) == 0
     with pytest.raises(UserError, match="index 'a'"):
         data.store_trees([{**trees[0], 'index': 'a'}], store)
+
+
+def test_what_was_never_visited_needs_no_value(tmp_path):
+    one = samples.tree([('a', 1.0, [('b', 1.0, 'right')]), ('c', 0.0, 'open'), ('d', 0.0, 'open')])
+    one['rstar']['0.2'].update(q_value=None, visit_count=None)
+    del one['rstar']['0.3']['q_value']
+    one['rstar']['0.3'].update(visit_count=0)
+    with data.TreeStore(tmp_path) as store:
+        data.store_trees([one], store)
+        (record,) = store
+        assert data.curate(store) == data.curate([one])
+    assert np.isfinite(record.value_sum).all()
 
 
 def test_verdicts_survive_wide_trees_and_ppm_scores_on_answers(tmp_path):

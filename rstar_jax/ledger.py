@@ -183,6 +183,11 @@ class Stage:
         self.reopen()
         return [*changed, *added][0]
 
+    def sweep(self) -> None:
+        """Removes what killed runs have left half written, while nobody writes here."""
+        for path in self.folder.rglob(f'{atomic.TEMPORARY}*'):
+            path.unlink(missing_ok=True)
+
     def begin(self) -> None:
         """Starts the clock and records what the stage is made from."""
         recorded = read_json(self.folder / 'begun.json') or {}

@@ -140,6 +140,8 @@ def run_stage(
         changed = stage.drop_if_stale()
         if changed:
             print(f'{label}: done again, {changed} is new', flush=True)
+        if stage.done is None:
+            stage.sweep()
     # As the first sees it: a shared disk may tell others late of what it has made or deleted.
     if parallel.gathered(int(parallel.is_first() and stage.done is not None))[0]:
         print(f'{label}: complete', flush=True)

@@ -257,6 +257,21 @@ def test_a_loss_without_examples_is_named(world, finished, tmp_path):
         rounds.run_stage(round_, 'ppm')
 
 
+def test_what_killed_runs_left_half_written_goes_with_the_next(tmp_path, monkeypatch):
+    round_ = Round(configs.default(), tmp_path, 1, Events(None))
+    folder = round_.folder_of('curate')
+    left = [folder / '.writing-77-sft-00000.part', folder / 'part00001' / '.writing-1a-x.part']
+    for path in left:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b'half')
+    found = []
+    monkeypatch.setitem(
+        rounds.STAGES, 'curate', lambda *_: found.extend(p for p in left if p.exists()) or {}
+    )
+    rounds.run_stage(round_, 'curate')
+    assert found == [] and ledger.Stage(folder).done is not None
+
+
 def test_the_same_command_again_does_nothing(world, finished, capsys):
     workdir, _ = finished
     before = {path: path.stat().st_mtime_ns for path in workdir.rglob('*.array_record')}

@@ -99,13 +99,6 @@ def load_ppm(
     folder = _find(directory)
     head = _read_head(folder)
     config, params, made, generation = _read(folder, dtype, mesh, headless=True)
-    expected = {'weight': (1, config.embed_dim), 'bias': (1,)}
-    faults = [
-        f'{HEAD[name]} has shape {list(head[name].shape)}, expected {list(shape)}'
-        for name, shape in expected.items()
-        if head[name].shape != shape
-    ]
-    weights.raise_faults(str(folder), faults)
     put = _putter('float32', mesh, config)
     value_head = {name: put(f'value_head/{name}', tensor) for name, tensor in head.items()}
     saved = json.loads((folder / 'config.json').read_text()).get(SQUASH_KEY, 'tanh5')
@@ -240,6 +233,13 @@ def _read_head(folder: pathlib.Path) -> dict[str, np.ndarray]:
             raise UserError(f'{file}: cut off or no safetensors file ({error})') from None
     missing = [name for name in HEAD.values() if name not in tensors]
     weights.raise_faults(str(file), [f'{name} is missing' for name in missing])
+    expected = {'weight': (1, _folder_config(folder).embed_dim), 'bias': (1,)}
+    faults = [
+        f'{HEAD[name]} has shape {list(tensors[HEAD[name]].shape)}, expected {list(shape)}'
+        for name, shape in expected.items()
+        if tensors[HEAD[name]].shape != shape
+    ]
+    weights.raise_faults(str(folder), faults)
     return {ours: np.asarray(tensors[name], np.float32) for ours, name in HEAD.items()}
 
 

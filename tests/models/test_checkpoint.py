@@ -553,6 +553,8 @@ def test_one_line_for_a_damaged_value_head(broken, tensors, message):
     with pytest.raises(UserError, match=message) as caught:
         models.load_ppm(broken)
     assert '\n' not in str(caught.value)
+    with pytest.raises(UserError, match=message):
+        models.check(broken, ppm=True)
 
 
 def test_wrong_arguments(qwen, tmp_path):

@@ -78,8 +78,6 @@ class ExampleWriter:
     def __init__(self, directory: str | os.PathLike, kind: str, file_examples: int = FILE_EXAMPLES):
         self.directory = _checked(directory, kind)
         self.directory.mkdir(parents=True, exist_ok=True)
-        for left in self.directory.glob(f'{atomic.TEMPORARY}*-{kind}-*.part'):
-            left.unlink(missing_ok=True)  # by a process that was killed
         self.count = 0
         self._kind, self._file_examples = kind, file_examples
         self._parts: list[pathlib.Path] = []

@@ -209,6 +209,7 @@ class Stage:
 
     def finish(self, figures: Mapping[str, Any]) -> None:
         """Marks the stage complete."""
+        self._write(self.seconds)  # a stage that goes on later adds to them
         done = {'id': uuid.uuid4().hex, 'seconds': round(self.seconds, 3), 'figures': dict(figures)}
         write_json(self.folder / 'done.json', done)
 

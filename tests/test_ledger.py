@@ -52,6 +52,23 @@ def test_seconds_of_a_killed_run_are_counted(tmp_path, monkeypatch):
     assert again.seconds == 65
 
 
+def test_seconds_of_a_complete_stage_count_when_it_goes_on(tmp_path, monkeypatch):
+    """Also those since they were last kept: of a short stage, all."""
+    now = [100.0]
+    monkeypatch.setattr(ledger.time, 'monotonic', lambda: now[0])
+    for limit, seconds in ((2, 7.0), (4, 12.0)):
+        search, row = stage(
+            tmp_path / 'round1' / 'search', {'data.limit': limit}, growing=('data.limit',)
+        )
+        ledger.check([row])
+        search.begin()
+        (search.folder / 'tree').write_text('')
+        now[0] += 7 if limit == 2 else 5
+        search.finish({})
+        assert search.done['seconds'] == seconds
+        now[0] += 1000  # nobody was working
+
+
 def test_a_new_input_makes_the_stage_stale(tmp_path):
     search = finished(tmp_path / 'search')
     curate = finished(tmp_path / 'curate', inputs=(search.folder,))

@@ -314,11 +314,12 @@ def _figures(row: Row, round_: Round, samples: Round | None) -> Figures:
             for name, key in (('samples', 'tokens'), ('samples_in_time', 'seconds')):
                 count = round(plain['trees'] * made[key] / plain[key])
                 if 1 <= count <= plain['trees']:  # else there are not so many
-                    made[name] = _first(samples, round_, 'sampled', 'majority', plain, count)
+                    part = count / plain['trees']
+                    made[name] = _first(samples, round_, 'sampled', 'majority', plain, part)
         else:
-            count = int(made['trees'] * plain['seconds'] / made['seconds'])
-            if count >= 1:  # else not even one tree is done in the time
-                made['in_time'] = _first(round_, round_, row.strategy, row.mode, made, count)
+            part = min(1.0, plain['seconds'] / made['seconds'])
+            if part * made['trees'] >= 1:  # else not even one tree is done in the time
+                made['in_time'] = _first(round_, round_, row.strategy, row.mode, made, part)
     return made
 
 
@@ -338,26 +339,26 @@ def _measured(round_: Round, strategy: str, mode: str) -> Figures:
 
 
 def _first(
-    round_: Round, asked: Round, strategy: str, mode: str, whole: Figures, trees: int
+    round_: Round, asked: Round, strategy: str, mode: str, whole: Figures, part: float
 ) -> Figures:
-    """What the first `trees` trees of each problem would have given; at most all.
+    """What a part of the trees of each problem, the first ones, would have given.
+
+    Of several benchmarks, which may have other numbers of trees, it is the same part.
 
     asked: whose problems. whole: what all trees gave, and took.
     """
-    trees = min(trees, round(whole['trees']))
+    results = ledger.read_json(round_.folder / 'eval' / 'results.json')['benchmarks']
     scored = strategy != 'unguided' and sources.holds_model(round_.folder / 'ppm')
-    found = {
-        name: (
-            len(problems),
-            evals.read(
-                round_.folder / 'eval', name, problems, strategy, trees,
-                scored=scored, top=round_.config.eval.top,
-            ),
-        )
-        for name, problems in sources.benchmarks(asked).items()
-    }  # fmt: skip
+    found = {}
+    for name, problems in sources.benchmarks(asked).items():
+        trees = part * results[name]['strategies'][strategy]['trajectories']
+        figures = evals.read(
+            round_.folder / 'eval', name, problems, strategy, max(1, int(trees + 1e-9)),
+            scored=scored, top=round_.config.eval.top,
+        )  # fmt: skip
+        found[name] = len(problems), figures
     made = comparison.pooled(found, mode)
-    return made | {'seconds': whole['seconds'] * trees / whole['trees']}
+    return made | {'seconds': whole['seconds'] * made['trees'] / whole['trees']}
 
 
 def _write(config: ConfigDict, root: pathlib.Path, seeds: Sequence[Seed], groups) -> None:

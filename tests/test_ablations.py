@@ -241,6 +241,39 @@ def test_what_is_too_slow_for_one_tree_has_no_figure_in_the_same_time(world, tmp
     assert (lines['beam']['in_time']['trees'], lines['MCTS']['in_time']['trees']) == (1, 4)
 
 
+def test_a_budget_buys_each_benchmark_a_number_of_trees_of_its_own(world, tmp_path, monkeypatch):
+    """Of `long` two where `arithmetic` has four; half of the time is enough for half of each."""
+    monkeypatch.setattr(ablations.report, 'write', lambda root: None)
+    both = {'arithmetic': PROBLEMS, 'long': PROBLEMS}
+    monkeypatch.setattr(sources, 'benchmarks', lambda round_: both)
+    evaluated, asked = world.evaluated, []
+
+    def two(round_):
+        row = evaluated(round_)['arithmetic']
+        rows = {'arithmetic': row, 'long': row | {'strategies': {}}}
+        for name, figures in row['strategies'].items():
+            seconds = (2 if name == 'mcts' else 1) * figures['seconds_per_problem']
+            row['strategies'][name] = figures | {'seconds_per_problem': seconds}
+            rows['long']['strategies'][name] = row['strategies'][name] | {'trajectories': 2}
+        return rows
+
+    def read(folder, name, problems, strategy, trees, **_):
+        if trees > (most := {'arithmetic': 4, 'long': 2}[name]):
+            raise KeyError(trees)
+        asked.append((strategy, name, trees, most))
+        return world.figures(trees, 1)
+
+    world.evaluated = two
+    monkeypatch.setattr(ablations.evals, 'read', read)
+    ablations.run(small(1, 'form'), str(tmp_path))
+    assert {(name, trees) for strategy, name, trees, _ in asked if strategy == 'mcts'} == {
+        ('arithmetic', 2), ('long', 1),
+    }  # fmt: skip
+    assert {(trees, most) for strategy, _, trees, most in asked if strategy == 'beam'} == {
+        (4, 4), (2, 2),
+    }  # fmt: skip
+
+
 def test_seeds_that_are_asked_the_same_have_the_same_problems(world, tmp_path, monkeypatch):
     monkeypatch.setattr(ablations.report, 'write', lambda root: None)
     evaluated = world.evaluated

@@ -182,15 +182,18 @@ def read(
     """The figures of a strategy's first `trees` trees of each problem, as an evaluation left them.
 
     Neither searches nor needs a model: for what fewer trees would have come to. Seconds are nan,
-    FLOPs None.
+    FLOPs None. Where answers agreed, or a budget was spent, a problem may have fewer.
 
     scored: whether a PPM scored them.
 
     Raises:
-      KeyError: a problem has fewer trees there.
+      KeyError: no problem has so many trees there.
     """
     with TreeStore(pathlib.Path(directory) / benchmark / strategy) as store:
-        found = [[Outcome.of(store[p['index'], t]) for t in range(trees)] for p in problems]
+        keys = [[key for t in range(trees) if (key := (p['index'], t)) in store] for p in problems]
+        if max(map(len, keys)) < trees:
+            raise KeyError(trees)
+        found = [[Outcome.of(store[key]) for key in own] for own in keys]
     voters = top or selection.top_of(trees) if strategy in GUIDED else trees
     run = Run(strategy, found, scored, voters, math.nan, None)
     return run.figures(problems, grade(problems, [run]))

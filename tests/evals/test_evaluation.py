@@ -437,6 +437,11 @@ def test_what_fewer_trees_would_have_given(tmp_path):
             assert found == expected
     with pytest.raises(KeyError):
         evals.read(tmp_path, 'sums', PROBLEMS, 'mcts', 4, scored=True)
+    with TreeStore(tmp_path / 'sums' / 'mcts') as store:  # of one problem, whose answers agreed
+        store.discard({(10, 2)})
+    found = evals.read(tmp_path, 'sums', PROBLEMS, 'mcts', 3, scored=True)
+    assert (found['trajectories'], found['tokens_per_problem']) == (11 / 4, 275)
+    assert found['solved']['majority'] == [10, 11]
 
 
 def test_compilation_does_not_count(tmp_path, monkeypatch):

@@ -55,6 +55,7 @@ def write(
     roots = [one.root.resolve() for one in runs]
     if len(set(roots)) < len(roots):
         raise UserError(f'{other}: the same run twice; expected another WORKDIR')
+    runs = run.told_apart(*runs) if other is not None else runs
     parts = [_part(one, trees, problems) for one in runs]
     found = {entry.index for part in parts for one in part.samples for entry in one.entries}
     if missing := sorted(set(problems) - found):
@@ -70,7 +71,7 @@ def write(
         atomic.write_text(written[-1], page.page([part], plots.accuracy([one], folder)))
     if other is None:
         return written[0]
-    folder, name = runs[0].root / 'report', f'against-{runs[1].name}'
+    folder, name = runs[0].root / 'report', f'against-{runs[1].name.replace("/", "-")}'
     beside = os.path.relpath(roots[1] / 'report', roots[0] / 'report')
     both = [
         dataclasses.replace(parts[0], prefix='a-'),

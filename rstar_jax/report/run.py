@@ -46,6 +46,7 @@ class Run:
       counts: {round: what its curation saw, kept and dropped}.
       trainings: {(round, stage): the lines of its metrics.jsonl}.
       ablations: content of ablations.json, where the workdir is of these.
+      called: what it is called in place of the workdir's own name.
     """
 
     root: pathlib.Path
@@ -55,11 +56,12 @@ class Run:
     counts: Mapping[int, Mapping[str, int]]
     trainings: Mapping[tuple[int, str], list[dict[str, Any]]]
     ablations: Mapping[str, Any] | None = None
+    called: str = ''
 
     @property
     def name(self) -> str:
-        """What the run is called: the workdir's own name."""
-        return self.root.resolve().name
+        """What the run is called: as a rule by the workdir's own name."""
+        return self.called or self.root.resolve().name
 
     @property
     def newest(self) -> Mapping[str, Any]:
@@ -129,6 +131,16 @@ def read(workdir: str | os.PathLike) -> Run:
         {key: lines for key, lines in trainings.items() if lines},
         ablations,
     )
+
+
+def told_apart(one: Run, other: Run) -> list[Run]:
+    """The two by names that differ: with as much of their paths as it takes."""
+    runs, length = [one, other], 1
+    while runs[0].name == runs[1].name:
+        length += 1
+        paths = ['/'.join(run.root.resolve().parts[-length:]) for run in runs]
+        runs = [dataclasses.replace(run, called=path) for run, path in zip(runs, paths)]
+    return runs
 
 
 def _of_rounds(settings: dict[str, Any]) -> bool:

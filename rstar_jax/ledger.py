@@ -20,7 +20,7 @@ import shutil
 import tempfile
 import time
 import uuid
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 from rstar_jax import atomic
@@ -261,6 +261,7 @@ def _items(text: str) -> list[str]:
 def check(
     rows: Collection[tuple[Stage, str, str, Mapping[str, Any]]],
     defaults: Mapping[str, Any] | None = None,
+    further: Callable[[Collection[pathlib.Path]], None] = lambda grown: None,
 ) -> None:
     """Compares what is to be done with what is there; reopens what goes on; writes config.json.
 
@@ -271,15 +272,17 @@ def check(
       rows: the stages to be done, in their order: (stage, 'round3', 'search', all of the round's
         settings).
       defaults: see `Stage.grows`.
+      further: called with the folders of the stages that will be reopened; may raise.
 
     Raises:
       UserError: see `Stage.grows`; or precious results would be older than what they come from, all
-        of which are named. Nothing has changed then.
+        of which are named; or as `further`. Nothing has changed then.
     """
     from rstar_jax import parallel
 
     grown = [stage for stage, label, name, _ in rows if stage.grows(f'{label}, {name}', defaults)]
     _check_precious([stage for stage, *_ in rows], {stage.folder for stage in grown})
+    further({stage.folder for stage in grown})
     if parallel.is_first():
         for stage in grown:
             stage.reopen()

@@ -17,7 +17,7 @@ skipped, an incomplete one goes on (`ledger`), so killing a run loses at most wh
 import contextlib
 import functools
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import jax
@@ -101,11 +101,15 @@ def run_stages(
     looked = [
         (order.stage_of(r, name), f'round{r.number}', name, flat(r.config)) for r, name in rows
     ]
-    ledger.check(looked, defaults=flat(configs.default()))
-    todo = [(r, name) for r, name in rows if order.stage_of(r, name).done is None]
-    for text in preflight.check(todo):
-        if parallel.is_first():
-            print(text, flush=True)
+
+    def look_further(grown: Collection[pathlib.Path]) -> None:
+        stages_ = [stage for stage, *_ in looked]
+        todo = [row for row, s in zip(rows, stages_) if s.done is None or s.folder in grown]
+        for text in preflight.check(todo):
+            if parallel.is_first():
+                print(text, flush=True)
+
+    ledger.check(looked, flat(configs.default()), look_further)
     parallel.barrier('all is looked at')
     for round_, name in rows:
         run_stage(round_, name, after)

@@ -233,6 +233,35 @@ def test_what_grows_reopens_the_stage(tmp_path):
     assert check(0, 'mcts, greedy').done
 
 
+def test_what_is_found_missing_leaves_all_as_it_is(tmp_path):
+    """As a benchmark whose name has a slip: what was complete stays so."""
+
+    def check(limit, **options):
+        settings = {'eval.limit': limit}
+        made, row = stage(tmp_path / 'round1' / 'eval', settings, growing=('eval.limit',))
+        ledger.check([row], **options)
+        return made
+
+    made = check(2)
+    made.begin()
+    (made.folder / 'tree').write_text('')
+    made.finish({})
+    looked = []
+
+    def missing(grown):
+        looked.append(grown)
+        raise UserError('no such benchmark')
+
+    kept = {path: path.read_bytes() for path in tmp_path.rglob('*') if path.is_file()}
+    with pytest.raises(UserError, match='no such benchmark'):
+        check(4, further=missing)
+    assert looked == [{made.folder}]
+    assert kept == {path: path.read_bytes() for path in tmp_path.rglob('*') if path.is_file()}
+    check(2, further=looked.append)
+    assert looked[1:] == [set()] and made.done
+    assert check(4, further=looked.append).done is None
+
+
 def test_an_empty_setting_is_told_in_a_word(tmp_path):
     made, _ = stage(tmp_path / 'round1' / 'search', {'data.levels': ''})
     made.begin()

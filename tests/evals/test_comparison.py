@@ -99,6 +99,7 @@ def test_a_problem_that_all_seeds_were_asked_counts_once():
     rng = np.random.default_rng(1)
     shares = rng.choice([1 / 3, 2 / 3, 1, 0], size=(20_000, 4)).mean(axis=1)
     assert line['interval95'] == pytest.approx(np.quantile(shares, [0.025, 0.975]), abs=0.09)
+    assert line['interval95'] == metrics.wilson(0.5, 4)  # too few to be drawn again
     assert line['in_time']['interval95'] == metrics.interval95([False] * 4)
 
 
@@ -134,6 +135,15 @@ def test_what_one_seed_denies_is_no_certain_difference():
     assert text.endswith("McNemar's test; in 2 of 3 seeds)") and '18 lost (p = 7' in text
     (text,) = comparison.notes([r for r in rows if r['seed'] < 2], {'form': 'MCTS'})['form']
     assert text.startswith('MCTS LOSES to beam')
+    equal = [row('form', name, 2, range(5)) for name in ('MCTS', 'beam')]
+    (text,) = comparison.notes([*(r for r in rows if r['seed'] < 2), *equal], {'form': 'MCTS'})[
+        'form'
+    ]
+    assert text.startswith('MCTS LOSES to beam') and text.endswith('; in 2 of 3 seeds)')
+
+
+def test_nothing_is_said_of_a_row_that_stands_alone():
+    assert comparison.notes([row('form', 'MCTS', 0, [0])], {'form': 'MCTS'}) == {'form': []}
 
 
 def test_the_chance_of_differences_is_that_of_all_signs():

@@ -2,7 +2,7 @@
 
 import pytest
 
-from rstar_jax.report import plots, run, stages, tables
+from rstar_jax.report import paper, plots, run, stages, tables
 from tests.report import workdirs
 from tests.report.workdirs import benchmark, results
 
@@ -68,3 +68,35 @@ def test_tokens_of_new_problems_are_told_beside_those_of_the_search(tmp_path):
         f'2 of 9 written problems kept, 5,000 tokens generated{dropped}',
     ]
     assert 'synthesize' in next(x for x in plots.cost(made, tmp_path) if x.name == 'tokens').svg
+
+
+def test_the_papers_figures_lie_at_its_rounds():
+    """As far as the run has come; that of its base model, of which no search is told, at ours."""
+    assert plots._until(paper.ALONE['gsm8k'], [-1, 0, 1, 2]) == [(-1, 91.6), (1, 88.4), (2, 89.1)]
+    assert plots._until(paper.SEARCH['gsm8k'], [0, 1]) == [(1, 90.9)]
+    assert plots._until(None, [1]) == []
+    assert {len(row) for table in (paper.ALONE, paper.SEARCH) for row in table.values()} == {5}
+
+
+def test_time_and_tokens_of_all_stages_are_told(tmp_path):
+    workdirs.finished(tmp_path)
+    made = run.read(tmp_path)
+    seconds = sum(stage.seconds for stage in made.stages)
+    assert seconds == 3 * 37 + 61 + 122 + 2 * (2 + 30 + 300 + 1)
+    used = 3 * 123_450 + 2 * (56_003 + 900 * (40 + 20))
+    assert sum(x for row in tables.tokens(made).values() for x in row.values()) == used
+    *_, time = tables.headlines(made)
+    assert time == ('time, min:s', '16:00', f'{used / 1000:.1f} thousand tokens')
+    assert stages.table(made)[-1][2] == time[1]
+
+
+def test_first_is_told_where_the_latest_round_is_and_where_it_began(tmp_path):
+    """The search of the latest round that has one, which may be another."""
+    rows = {None: benchmark(0.1), 0: benchmark(0.2), 1: benchmark(0.3, 0.5), 2: benchmark(0.4)}
+    found = tuple(results(number, sums=row) for number, row in rows.items())
+    alone, searched = tables.headlines(run.Run(tmp_path, {}, (), found, {}, {}))
+    assert alone == ('sums, policy alone', '40.0 %', 'round 2; base: 10.0 %')
+    more = 'round 1, majority of 8 trees; any right: 90.0 %'
+    assert searched == ('sums, with search', '50.0 %', more)
+    (only,) = tables.headlines(run.Run(tmp_path, {}, (), found[1:2], {}, {}))
+    assert only == ('sums, policy alone', '20.0 %', 'start, 100 problems')

@@ -580,18 +580,6 @@ def test_two_runs_side_by_side(tmp_path, workdir, capsys):
     assert note in page.text  # this run has a second round
 
 
-def test_two_runs_of_one_name_are_told_apart(tmp_path, capsys):
-    roots = [tmp_path / name / 'run' for name in ('first', 'second')]
-    for root, share in zip(roots, (0.25, 0.5)):
-        workdirs.write(root / 'round1' / 'eval' / 'results.json', results(1, sums=benchmark(share)))
-    assert command.main([str(root) for root in roots]) == 0
-    path = roots[0] / 'report' / 'against-second-run.html'
-    assert capsys.readouterr().out.strip() == str(path)
-    page = Page(path.read_text())
-    assert 'round 1: sums, policy alone, second/run against first/run: 25 problems' in page.text
-    assert page.text.count('first/run') > 2
-
-
 @pytest.mark.parametrize(
     ('arguments', 'message'),
     [

@@ -2,6 +2,7 @@
 
 import pytest
 
+from rstar_jax import report
 from rstar_jax.report import paper, plots, run, stages, tables
 from tests.report import workdirs
 from tests.report.workdirs import benchmark, results
@@ -100,3 +101,14 @@ def test_first_is_told_where_the_latest_round_is_and_where_it_began(tmp_path):
     assert searched == ('sums, with search', '50.0 %', more)
     (only,) = tables.headlines(run.Run(tmp_path, {}, (), found[1:2], {}, {}))
     assert only == ('sums, policy alone', '20.0 %', 'start, 100 problems')
+
+
+def test_two_runs_of_one_name_are_told_apart(tmp_path):
+    roots = [tmp_path / name / 'run' for name in ('first', 'second')]
+    for root, share in zip(roots, (0.25, 0.5)):
+        workdirs.write(root / 'round1' / 'eval' / 'results.json', results(1, sums=benchmark(share)))
+    path = report.write(*roots)
+    assert path == roots[0] / 'report' / 'against-second-run.html'
+    text = path.read_text()
+    assert 'round 1: sums, policy alone, second/run against first/run: 25 problems' in text
+    assert text.count('first/run') > 2

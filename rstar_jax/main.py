@@ -80,6 +80,8 @@ def guarded(run: Callable[[], int]) -> int:
     for name in ('stdout', 'stderr'):  # closed (`>&-`), and else the number of a file opened later
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, 'w'))  # noqa: SIM115 (open to the end)
+        with contextlib.suppress(AttributeError):  # what stands in for it is no text file
+            getattr(sys, name).reconfigure(errors='backslashreplace')  # an encoding may lack signs
     with Interrupts():
         try:
             code = run()
@@ -146,6 +148,7 @@ def _run(arguments: list[str]) -> int:
     config, values = parse(path, rest)
     configs.validate(config)
     stages = configs.stages_of(config.stages if values.stages is None else values.stages)
+    _check_text('--workdir', values.workdir)
     workdir = _at_home(values.workdir)
     if values.problems and not values.plan:
         raise UserError(f'--problems={values.problems}: goes with --plan; see --config.data.limit')

@@ -1,6 +1,7 @@
 """The command line: help, wrong flags and keys, Ctrl-C, exit codes; nothing is a traceback."""
 
 import errno
+import os
 import pathlib
 import re
 import signal
@@ -44,6 +45,7 @@ def failing(capsys, *arguments: str) -> str:
         ([], '--config: needs a config file, for example experiments/quickstart.py'),
         (['--config=nope.py'], '--config=nope.py: no such file'),
         (['--config.question=caf\udce9?'], r"--config.question='caf\udce9?': not UTF-8 text"),
+        (['--workdir=caf\udce9'], r"--workdir='caf\udce9': not UTF-8 text"),
         (['--config.search.rolouts=3'], 'did you mean --config.search.rollouts?'),
         (['--config.rolouts=3'], 'did you mean --config.'),
         (['--config.search=3'], '--config.search: a section; set one of its keys'),
@@ -248,6 +250,17 @@ def test_ctrl_c_is_not_lost_where_python_ignores_it():
         assert process.communicate(timeout=120)[0] == '130\n'
     finally:
         process.kill()
+
+
+def test_an_answer_is_told_where_the_locale_lacks_its_signs():
+    process = python(
+        'from rstar_jax import main\n'
+        "main._run = lambda arguments: print('Answer: \\u221a2') or 0\n"
+        'raise SystemExit(main.main([]))\n',
+        env={**os.environ, 'PYTHONIOENCODING': 'latin-1'},
+    )
+    assert process.communicate(timeout=120)[0] == 'Answer: \\u221a2\n'
+    assert process.returncode == 0
 
 
 HANGS = (

@@ -5,15 +5,35 @@ models' paths, stages that others are made from, settings that only make sense t
 """
 
 import contextlib
+import math
 import pathlib
 from collections.abc import Collection, Iterable, Sequence
+from typing import Any
 
-from rstar_jax import configs, data, ledger, searching, sources, stages, synthesis, training
+import jax
+
+from rstar_jax import (
+    configs,
+    data,
+    execution,
+    ledger,
+    models,
+    parallel,
+    search,
+    searching,
+    sources,
+    stages,
+    synthesis,
+    training,
+)
 from rstar_jax.errors import UserError
+from rstar_jax.parallel.memory import GIB, device_bytes
 from rstar_jax.sources import Round
 
+RUN_PROGRAMS = ('synthesize', 'search', stages.BASE, 'eval')
 # Of the problems in this check, by their settings: how many are used, {index: benchmark} of others.
 _selected: dict[str, tuple[int, dict[int, str]]] = {}
+_shapes: dict[str, models.Config] = {}  # of its models, by their paths
 
 
 def check(rows: Sequence[tuple[Round, str]]) -> list[str]:
@@ -26,7 +46,9 @@ def check(rows: Sequence[tuple[Round, str]]) -> list[str]:
       UserError: what is missing or cannot be meant.
     """
     told: list[str] = []
+    strict = False
     _selected.clear()
+    _shapes.clear()
     made: set[pathlib.Path] = set()
     for round_, name in rows:
         needed = stages.KINDS[name].needs
@@ -38,8 +60,12 @@ def check(rows: Sequence[tuple[Round, str]]) -> list[str]:
             _need(round_.folder / folder, made, f'round {round_.number} {name}')
         if name in round_.config.training:
             _training(round_, name)
+        elif name in RUN_PROGRAMS and round_.config.job.leases != searching.RAY:
+            strict |= round_.config.execution.isolation == 'strict'
         told += CHECKS.get(name, lambda round_, made: [])(round_, made)
         made.add(round_.folder_of(name))
+    if strict:
+        execution.Pool(1, isolation='strict').close()
     return list(dict.fromkeys(told))
 
 
@@ -77,15 +103,21 @@ def _need(folder: pathlib.Path, made: set[pathlib.Path], flag: str) -> None:
         sources.finished(folder, folder.name, flag)
 
 
-def _model(path: str | pathlib.Path | None, kind: str, flag: str, made: set[pathlib.Path]) -> None:
+def _model(path: str | pathlib.Path | None, kind: str, flag: str, made: set[pathlib.Path]) -> Any:
+    """Its tokenizer, where it is not one that a round trains, or has trained."""
     if isinstance(path, pathlib.Path):  # in the workdir
         _need(path, made, flag)
     elif path is not None:
-        sources.check_model(path, kind, flag)
+        return sources.check_model(path, kind, flag)
+    return None
 
 
-def searching_models(round_: Round, made: Collection[pathlib.Path] = ()) -> None:
-    """Raises UserError where a search's models cannot be read; made: by then, in the workdir."""
+def searching_models(round_: Round, made: Collection[pathlib.Path] = ()) -> Any:
+    """Raises UserError where a search's models cannot be read; made: by then, in the workdir.
+
+    Returns the policy's tokenizer, as of `_model`.
+    """
+    found = {}
     for kind in ('policy', 'ppm'):
         path = sources.searching_path(round_, kind)
         flag = f'--config.{kind}.path'
@@ -93,8 +125,15 @@ def searching_models(round_: Round, made: Collection[pathlib.Path] = ()) -> None
             sources.endpoint(round_.config).check()
             continue
         shown = f'{flag}={round_.config[kind].path}' if isinstance(path, pathlib.Path) else flag
-        _model(path, kind, shown, made)
+        found[kind] = _model(path, kind, shown, made)
     _mesh(round_)
+    return found.get('policy')
+
+
+def _room(config: search.Config, tokenizer: Any) -> None:
+    """Raises UserError where no step fits behind a prompt; None for a tokenizer: not known."""
+    if tokenizer is not None:
+        search.begin.template(config, tokenizer)
 
 
 def _mesh(round_: Round) -> None:
@@ -109,10 +148,35 @@ def _training(round_: Round, name: str) -> None:
         raise UserError(f'--config.training.{name}.{error}') from None
 
 
+def _memory(round_: Round, name: str, path: str | pathlib.Path) -> None:
+    """Raises UserError where the devices cannot hold a training's model and its moments.
+
+    What it needs beside these it tells itself, before its first step. path: of the model, or of
+    one of its shape.
+    """
+    if path == sources.TINY or (isinstance(path, pathlib.Path) and not sources.holds_model(path)):
+        return  # it will be made here, in this memory
+    if str(path) not in _shapes:
+        _shapes[str(path)] = sources.config_of(path)
+    settings, shape = round_.config.training[name], _shapes[str(path)]
+    shapes = models.decoder.abstract_params(shape, headless=name == 'ppm')
+    each = 4 if settings.lora else 12 - 2 * (settings.moments == 'bfloat16')  # of a parameter
+    held = each * sum(math.prod(x.shape) for x in jax.tree.leaves(shapes))
+    held /= parallel.shares(shape, jax.device_count())
+    memory = device_bytes(parallel.local_mesh())
+    if held > memory > 0:
+        lora = f'--config.training.{name}.lora=16, ' if not settings.lora else ''
+        raise UserError(
+            f'--config.training.{name}: at least {held / GIB:.1f} GiB of {path} have to lie on '
+            f'each device, which has {memory / GIB:.1f} GiB: {lora}a smaller model or more devices'
+        )
+
+
 def _bootstrap(round_: Round, made: set[pathlib.Path]) -> list[str]:
     path = round_.config.policy.path
     if path != sources.TINY:
         sources.check_model(path, 'policy', '--config.policy.path')
+    _memory(round_, 'bootstrap', path)
     return []
 
 
@@ -128,8 +192,10 @@ def _synthesize(round_: Round, made: set[pathlib.Path]) -> list[str]:
 
 
 def _search(round_: Round, made: set[pathlib.Path]) -> list[str]:
-    sources.search_config(round_.config)
-    searching_models(round_, made)
+    asked = round_.config.search
+    for rollouts in (*asked.more_rollouts, asked.rollouts):
+        settings = sources.search_config(round_.config, rollouts=rollouts)
+    _room(settings, searching_models(round_, made))
     # What earlier rounds will have solved is not known yet.
     kept, left_out = _split(round_, known=True)
     told = _passed_over(round_)
@@ -180,17 +246,27 @@ def _curate(round_: Round, made: set[pathlib.Path]) -> list[str]:
 
 
 def _sft(round_: Round, made: set[pathlib.Path]) -> list[str]:
-    path = sources.base_path(round_)
-    _model(path, 'policy', '--config.base.path', made)
+    _base_model(round_, made)
+    _memory(round_, 'sft', sources.base_path(round_))
     return []
+
+
+def _ppm(round_: Round, made: set[pathlib.Path]) -> list[str]:
+    policy = round_.folder_of('sft')
+    _memory(round_, 'ppm', sources.base_path(round_) if policy in made else policy)
+    return []
+
+
+def _base_model(round_: Round, made: set[pathlib.Path]) -> Any:
+    return _model(sources.base_path(round_), 'policy', '--config.base.path', made)
 
 
 def _eval(round_: Round, made: set[pathlib.Path]) -> list[str]:
     sources.benchmarks(round_)
-    searching.evaluation_config(round_)
+    settings = searching.evaluation_config(round_)
     _mesh(round_)
     if not round_.number:
-        searching_models(round_, made)
+        _room(settings.search, searching_models(round_, made))
         return []
     return _learnt(round_, made)
 
@@ -212,8 +288,9 @@ def _learnt(round_: Round, made: set[pathlib.Path]) -> list[str]:
 
 
 def _base(round_: Round, made: set[pathlib.Path]) -> list[str]:
-    searching.evaluation_config(round_, base=True)
-    return _sft(round_, made)
+    settings = searching.evaluation_config(round_, base=True)
+    _room(settings.search, _base_model(round_, made))
+    return []
 
 
 CHECKS = {
@@ -222,6 +299,7 @@ CHECKS = {
     'search': _search,
     'curate': _curate,
     'sft': _sft,
+    'ppm': _ppm,
     'eval': _eval,
     stages.BASE: _base,
 }

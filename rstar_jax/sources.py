@@ -335,16 +335,18 @@ def own_ppm(round_: Round, say: Callable[[str], None] = lambda text: None) -> pa
     return ppm
 
 
-def check_model(path: str | pathlib.Path, kind: str, flag: str) -> None:
+def check_model(path: str | pathlib.Path, kind: str, flag: str) -> Any:
     """Raises UserError where no policy or PPM can be read at `path`, without reading its weights.
 
     kind: 'policy' or 'ppm'. A name of the hub is fetched.
+
+    Returns its tokenizer; None of what a training wrote.
     """
     if holds_model(path):
         found = ledger.read_json(pathlib.Path(path) / 'model.json')['kind']
         if found != kind:
             raise UserError(f'{flag}={path}: holds a {found}, not a {kind}')
-        return
+        return None
     if path == TINY:
         raise UserError(
             f'{flag}={TINY}: is made by the bootstrap alone: set --config.bootstrap.demonstrations'
@@ -364,7 +366,7 @@ def check_model(path: str | pathlib.Path, kind: str, flag: str) -> None:
             raise UserError('holds a ppm, not a policy')
         if kind == 'ppm' and folder.is_dir() and not list(folder.glob('value_head.*')):
             raise UserError('a policy, not a PPM: has no value_head.bin')
-        models.check(path, kind == 'ppm')
+        return models.check(path, kind == 'ppm')
     except UserError as error:
         raise UserError(f'{flag}={path}: {error}') from None
 

@@ -3,10 +3,23 @@
 import pathlib
 import shutil
 
+import jax
 import pytest
 
-from rstar_jax import configs, data, ledger, main, models, order, preflight, rounds, sources
+from rstar_jax import (
+    configs,
+    data,
+    ledger,
+    main,
+    models,
+    order,
+    preflight,
+    rounds,
+    sources,
+    stages,
+)
 from rstar_jax.errors import UserError
+from rstar_jax.models import tiny
 from rstar_jax.progress import Events
 from rstar_jax.sources import Round
 from rstar_jax.training import checkpoints
@@ -100,6 +113,76 @@ def test_built_in_problems_are_made_where_a_benchmark_asks_for_them(tmp_path):
     assert found(f'{path}, arithmetic', 40) == {'sums': 1, 'arithmetic': 3}
     with pytest.raises(UserError, match='known are arithmetic, '):
         found('arithmetics', 40)
+
+
+def alone(monkeypatch):
+    """Neither models nor problems are read."""
+    monkeypatch.setattr(preflight, 'searching_models', lambda round_, made: None)
+    monkeypatch.setattr(sources, 'split_problems', lambda r, known: ([], {}, {}))
+    monkeypatch.setattr(sources, 'benchmarks', lambda round_, whole=False: {})
+
+
+def test_each_pass_of_a_search_is_looked_at(tmp_path, monkeypatch):
+    alone(monkeypatch)
+    config = configs.default()
+    config.search.more_rollouts = (64, 10**6)
+    with pytest.raises(UserError, match='a tree of .* nodes, with rollouts=1000000'):
+        preflight.check([(Round(config, tmp_path, 1, Events(None)), 'search')])
+
+
+def test_full_isolation_is_looked_for_before_what_comes_first(tmp_path, monkeypatch):
+    def lacking(count, isolation):
+        raise UserError(f'{isolation}: this machine lacks it')
+
+    alone(monkeypatch)
+    monkeypatch.setattr(preflight.execution, 'Pool', lacking)
+    config = configs.default()
+    config.execution.isolation = 'strict'
+    config.curate.sft = str(tmp_path / 'sft.json')
+    data.write_json_items([{'query': 'a', 'response': 'b'}], config.curate.sft)
+    round_ = Round(config, tmp_path, 1, Events(None))
+    assert preflight.check([(round_, 'curate')]) == []
+    with pytest.raises(UserError, match='strict: this machine lacks it'):
+        preflight.check([(round_, 'search')])
+
+
+def test_prompts_that_an_evaluation_has_no_room_for(tmp_path, monkeypatch):
+    models.save(tiny.policy(['What is 1 + 1?'], num_layers=1), tmp_path / 'policy')
+    monkeypatch.setattr(sources, 'benchmarks', lambda round_: {})
+    config = configs.default()
+    config.policy.path = config.base.path = str(tmp_path / 'policy')
+    config.search.prompt, config.search.path_tokens = 'few_shot', 100_000
+
+    def look(tokens, name):
+        config.eval.path_tokens = tokens
+        return preflight.check([(Round(config, tmp_path / 'run', 0, Events(None)), name)])
+
+    for name in ('eval', stages.BASE):
+        assert look(100_000, name) == []
+        with pytest.raises(UserError, match='path_tokens=300: a prompt has'):
+            look(300, name)
+
+
+@pytest.mark.parametrize('name', ['sft', 'ppm'])
+def test_a_model_that_no_training_can_hold(tmp_path, monkeypatch, name):
+    policy = tiny.policy(['What is 1 + 1?'], num_layers=1)
+    models.save(policy, tmp_path / 'policy')
+    shapes = models.decoder.abstract_params(policy.config, headless=name == 'ppm')
+    count = sum(x.size for x in jax.tree.leaves(shapes))
+    config = configs.default()
+    config.base.path = str(tmp_path / 'policy')
+    round_ = Round(config, tmp_path / 'run', 1, Events(None))
+    devices = preflight.parallel.shares(policy.config, jax.device_count())
+
+    def look(lora, bytes_each):
+        monkeypatch.setattr(preflight, 'device_bytes', lambda mesh: bytes_each * count / devices)
+        config.training[name].lora = lora
+        return preflight.CHECKS[name](round_, {round_.folder_of('sft')})
+
+    for lora, bytes_each in ((0, 11), (16, 3)):
+        with pytest.raises(UserError, match=f'--config.training.{name}: at least .* of .*/policy'):
+            look(lora, bytes_each)
+    assert look(0, 12) == look(16, 4) == look(0, 0) == []  # 0: a device that does not say
 
 
 LATER = [

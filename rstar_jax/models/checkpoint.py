@@ -57,13 +57,17 @@ def read_config(path_or_name: str | pathlib.Path) -> Config:
     return GGUFFile(path).config if path.suffix == '.gguf' else _folder_config(path)
 
 
-def check(path_or_name: str | pathlib.Path, ppm: bool = False) -> None:
-    """All that `load` does, for a PPM `load_ppm`, but reading the weights; errors as there."""
+def check(path_or_name: str | pathlib.Path, ppm: bool = False) -> Any:
+    """All that `load` does, for a PPM `load_ppm`, but reading the weights; errors as there.
+
+    Returns the tokenizer.
+    """
     path = _find(path_or_name)
     if ppm:
         _read_head(path)
-    source, config, _, _ = _open(path, headless=ppm)
+    source, config, made, _ = _open(path, headless=ppm)
     weights.check(source, config, headless=ppm)
+    return made
 
 
 def is_ppm(path_or_name: str | pathlib.Path) -> bool:

@@ -128,13 +128,6 @@ def make_expander(policy, ppm, config: Config, mesh, total: int) -> Expander:
     if isinstance(policy, Endpoint):
         return Remote(policy, ppm, config, mesh, total)
     prompts = template(config, policy.tokenizer)
-    shortest = min(map(len, prompts))
-    if shortest > config.prompt_tokens:
-        raise UserError(
-            f'path_tokens={config.path_tokens}: a prompt has {shortest} tokens, more with a longer '
-            f'question, which leaves no room for a step of step_tokens={config.step_tokens}: raise '
-            'path_tokens of search or eval, or lower step_tokens'
-        )
     if config.path_tokens > policy.config.max_length:
         announce(
             f'search: path_tokens={config.path_tokens}, but the policy was made for texts of up to '
@@ -144,10 +137,22 @@ def make_expander(policy, ppm, config: Config, mesh, total: int) -> Expander:
 
 
 def template(config: Config, tokenizer) -> list[list[int]]:
-    """Token ids of prompts that have nothing in common but how the template begins."""
+    """Token ids of prompts that have nothing in common but how the template begins.
+
+    Raises:
+      UserError: paths are so short that no step fits behind any prompt.
+    """
     orders = range(steps.ORDERS) if config.examples == 'shuffled' else (0,)
     prompts = [steps.prompt(q, config.prompt, order) for q in QUESTIONS for order in orders]
-    return [tokenizer(prompt)['input_ids'] for prompt in prompts]
+    found = [tokenizer(prompt)['input_ids'] for prompt in prompts]
+    shortest = min(map(len, found))
+    if shortest > config.prompt_tokens:
+        raise UserError(
+            f'path_tokens={config.path_tokens}: a prompt has {shortest} tokens, more with a longer '
+            f'question, which leaves no room for a step of step_tokens={config.step_tokens}: raise '
+            'path_tokens of search or eval, or lower step_tokens'
+        )
+    return found
 
 
 def new_tree(

@@ -96,6 +96,8 @@ def export_model(
 
     kind, directory = kind_of(source), pathlib.Path(directory)
     model = sources.load_model(source, kind, dtype, _mesh(source))
+    if parallel.is_first():
+        _begin(directory)
     if kind == 'ppm':
         models.save_ppm(model, directory)
     else:
@@ -118,6 +120,8 @@ def export_data(
     folders = [round_folder / name for name in ('curate', 'search')]
     finished = [folder for folder in folders if (folder / 'done.json').exists()]
     curated, searched = folders
+    if finished:
+        _begin(directory)
     if curated in finished:
         examples = data.load_examples(curated, 'sft')
         counts['sft.json'] = data.write_json_items(examples, directory / 'sft.json')
@@ -145,6 +149,13 @@ def export_data(
             shutil.copyfile(path, inner / path.name)
     cards.write_data_card(directory, cards.origin_of(round_folder), counts, license_, name)
     return Exported('data', directory)
+
+
+def _begin(directory: pathlib.Path) -> None:
+    """Makes a folder ours from the first file on: one that is killed may be done again."""
+    directory.mkdir(parents=True, exist_ok=True)
+    if not (card := directory / 'README.md').exists():
+        card.write_text(f'{MADE_BY}, and not yet whole.\n', encoding='utf-8')
 
 
 def _told(store: TreeStore, name: str) -> Iterator[Record]:

@@ -431,6 +431,22 @@ def test_nothing_else_is_written_over(run, exported, tmp_path, monkeypatch):
     assert not (tmp_path / 'new').exists()
 
 
+def test_an_export_that_was_stopped_is_done_again(run, tmp_path, monkeypatch):
+    def dies(given, path):
+        path = pathlib.Path(path)
+        (path if path.suffix else path / 'model.safetensors').write_text('half')
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(models, 'save', dies)
+    monkeypatch.setattr(data, 'export_trl_preference', dies)
+    for write, name in ((export.export_model, 'policy'), (export.export_data, 'data')):
+        source = run / 'round1' / ('policy' if name == 'policy' else '')
+        with pytest.raises(KeyboardInterrupt):
+            write(source, tmp_path / name)
+        assert len(list((tmp_path / name).iterdir())) > 1
+    export.check_target(str(run / 'round1'), str(tmp_path))
+
+
 def test_a_run_without_anything_to_export(tmp_path):
     (tmp_path / 'round1.log').touch()
     ledger.write_json(tmp_path / 'round1_old' / 'policy' / 'done.json', {})

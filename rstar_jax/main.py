@@ -250,6 +250,8 @@ def _check_ablations(config: ConfigDict, stages: str) -> None:
     """Raises UserError for what ablations cannot do."""
     import jax
 
+    from rstar_jax import order
+
     if not config.eval.benchmarks:
         raise UserError('--config.eval.benchmarks=: ablations compare what is right of some')
     if config.first_round > 1:
@@ -262,13 +264,28 @@ def _check_ablations(config: ConfigDict, stages: str) -> None:
                     f'--config.eval.{key}={settings[key]}: ablations need as many trees of each '
                     f'problem: set it to 0 in round {number}'
                 )
-    first = configs.for_round(config, 1).search
-    if 'data' in configs.groups_of(config.ablations.groups) and first.candidates == 1:
-        raise UserError(
-            '--config.ablations.groups: data compares trees with samples, and round 1 draws '
-            'samples (search.candidates=1): give it trees, as by --config.search.candidates=3 '
-            '--config.search.rollouts=4 --config.search.trees=1 --config.curate.choice=best'
-        )
+        if not settings.trajectories:
+            raise UserError(
+                '--config.eval.trajectories=0: ablations compare searches: needs at least 1 in '
+                f'round {number}'
+            )
+    first = configs.for_round(config, 1)
+    if 'data' in configs.groups_of(config.ablations.groups):
+        ran = order.rows(config, configs.stages_of(config.stages))
+        lacking = [x for x in ('search', 'curate', 'sft', 'eval') if (1, x) not in ran]
+        given = first.curate.sft or first.curate.pairs
+        if lacking or given:
+            why = f'examples come from {given}' if given else f'round 1 has no {lacking[0]}'
+            raise UserError(
+                f'--config.ablations.groups: data compares what round 1 learns from, and {why}: '
+                'change that, or name other groups'
+            )
+        if first.search.candidates == 1:
+            raise UserError(
+                '--config.ablations.groups: data compares trees with samples, and round 1 draws '
+                'samples (search.candidates=1): give it trees, as by --config.search.candidates=3 '
+                '--config.search.rollouts=4 --config.search.trees=1 --config.curate.choice=best'
+            )
     if stages:
         raise UserError(
             f'--stages={stages}: ablations run all; --config.stages says which the rounds have, '

@@ -111,6 +111,18 @@ def failing(capsys, *arguments: str) -> str:
             '--config.ablations.groups: data compares trees with samples, and round 1 draws',
         ),
         (
+            ['--config=experiments/ablations.py', '--workdir=x', '--config.eval.trajectories=0'],
+            '--config.eval.trajectories=0: ablations compare searches',
+        ),
+        (
+            ['--config=experiments/ablations.py', '--workdir=x', '--config.curate.sft=a.json'],
+            'data compares what round 1 learns from, and examples come from a.json',
+        ),
+        (
+            ['--config=experiments/ablations.py', '--workdir=x', '--config.stages=bootstrap,sft'],
+            'data compares what round 1 learns from, and round 1 has no search',
+        ),
+        (
             ['--config=experiments/ablations.py', '--workdir=x', '--config.eval.agree=2'],
             '--config.eval.agree=2: ablations need as many trees of each problem',
         ),

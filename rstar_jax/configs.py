@@ -313,10 +313,10 @@ def _validate_together(config: ConfigDict, prefix: str) -> None:
                 f'--config.{prefix}{name}.{key}={section[key]}: has the trees of a problem grow '
                 'one after another, which --config.job.leases=ray does not'
             )
-        if section.step_tokens > section.path_tokens:
+        if section.step_tokens >= section.path_tokens:
             raise UserError(
                 f'--config.{prefix}{name}.step_tokens={section.step_tokens}: one step needs to fit '
-                f'into path_tokens={section.path_tokens}, as a path holds prompt and steps'
+                f'into path_tokens={section.path_tokens} behind a prompt'
             )
     if config.data.solved and config.curate.rounds != 'all':
         raise UserError(

@@ -220,6 +220,7 @@ def test_limits_and_choices_are_of_keys_that_exist():
         ('training.ppm.dropout=1', 'needs less than 1'),
         ('search.step_tokens=5000', 'one step needs to fit into path_tokens=4096'),
         ('eval.path_tokens=100', 'needs to fit into path_tokens=100'),
+        ('eval.path_tokens=256', 'needs to fit into path_tokens=256 behind a prompt'),
         ('seed=-1', 'needs at least 0'),
         ('seed=4294967296', 'needs at most 4294967295'),
         ('last_round=99999', 'needs at most 1000'),

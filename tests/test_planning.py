@@ -537,9 +537,9 @@ def test_a_real_slice(monkeypatch):
     made = searches.plan(SETTINGS, chips, planning.CHIPS['TPU v5 lite'].memory, SHAPE)
     assert made.trees == 6 and np.isfinite(made.flops)
     # As many trees as there is room for, of a model with layers of 0.5B parameters.
-    large = models.Config('qwen2', 50_000, 896, 4864, 4, 14, 2, 64, qkv_bias=True)
-    made = searches.plan(search.Config(candidates=4), chips, 3 * GIB, large)
-    assert 0.9 * made.planned <= max(made.decode, made.score) <= made.planned < 3 * GIB
+    large = models.Config('qwen2', 50_000, 896, 4864, 12, 14, 2, 64, qkv_bias=True)
+    made = searches.plan(search.Config(candidates=4), chips, 8 * GIB, large)
+    assert 0.9 * made.planned <= max(made.decode, made.score) <= made.planned < 8 * GIB
 
 
 @needs_slices

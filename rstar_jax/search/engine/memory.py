@@ -177,8 +177,9 @@ def _nothing(config, networks: list[Network], mesh, free: int | None) -> Plan:
         tree=tree + sum(_tree_bytes(config, mesh, network) for network in networks),
         slot=_bytes(mesh, policy, state.empty_slots, 1, config.step_tokens),
         path=0 if policy.scored else _read_bytes(config, mesh, policy),
-        # Logits, their weights, and a copy while they are summed: whole on each device.
-        row=3 * 4 * policy.config.vocab_size,
+        # Logits, their weights, and a copy while they are summed: whole on each device. Where each
+        # makes a part of them, the parts are sent and put together, too.
+        row=(3 if mesh.shape['tensor'] == 1 else 7) * 4 * policy.config.vocab_size,
         call=max(_call_bytes(config, mesh, network) for network in networks),
         token=sum(_bytes(mesh, network, state.empty_kv, 1, 1) for network in networks),
         programs=_program_bytes(mesh, policy),
@@ -237,15 +238,15 @@ def _read_bytes(config, mesh, network: Network) -> int:
 def _call_bytes(config, mesh, network: Network) -> int:
     """Of the largest call of known tokens: its rows' paths, and scores against these and its own.
 
-    Of scores there are two, with their weights, on accelerators up to three. On CPUs XLA copies the
-    rows' paths of all layers first.
+    Of scores there are two, with their weights; of short rows, which come all at once, up to three
+    on accelerators. On CPUs XLA copies the rows' paths of all layers first.
     """
     shape, ways = network.config, mesh.shape['tensor']
     copied, layers = (2, 1) if _on_cpu(mesh) else (3, shape.num_layers)
 
     def of(rows: int, length: int) -> int:
-        at_once = rows if length <= prefill.AT_ONCE else 1
-        scores = copied * shape.num_heads * (_longest_path(config) + rows * length)
+        at_once, scored = (rows, copied) if length <= prefill.AT_ONCE else (1, 2)
+        scores = scored * shape.num_heads * (_longest_path(config) + rows * length)
         inner = 3 * shape.mlp_dim + 8 * shape.embed_dim
         whole = 4 * length * (at_once * scores + rows * inner)
         paths = _path_bytes(config, mesh, network, at_once) // layers

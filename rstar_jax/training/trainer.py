@@ -155,7 +155,9 @@ def train(
         )
     mesh = mesh or checkpoints.one_device()
     compiled = Compiled(config, settings, loss, mesh, len(steps), new_rows)
-    if lacks(dtype := compute_dtype(settings)) and parallel.is_first():
+    dtype = compute_dtype(settings)
+    own = {'fingerprint': name, 'layout': LAYOUT, 'dtype': str(dtype)}
+    if lacks(dtype) and parallel.is_first():
         print(
             f'training: dtype={dtype}: the device has no instructions for it and uses float32; '
             f'dtype={fast_dtype()} is what it is fast at',
@@ -166,7 +168,7 @@ def train(
         best = None
         if settings.keep == 'best':
             kept = stack.enter_context(checkpoints.States(directory, 'best'))
-            best = _Best(kept, name, directory)
+            best = _Best(kept, own, directory)
         work = flops.work(config, loss, settings.lora)
         sizes = [len(chosen) for _, chosen in steps]
         log = Log(directory, sizes, compiled, settings, work, progress)
@@ -180,12 +182,12 @@ def train(
             if begin is not None:
                 state['params'] = begin(compiled, state['params'])
             before = measure(compiled, state['params']) if measure else {}
-            start, about = 0, _about(name, metrics=_named(before, 'before'))
+            start, about = 0, own | {'metrics': _named(before, 'before')}
             if best is not None:
                 best.offer(start, state['params'], before)
         else:
             start, about = found
-            _check_name(about, name, directory)
+            _check_own(about, own, directory)
             like = checkpoints.abstract(state)
             del state  # no two states in memory
             state = states.restore(start, like)
@@ -201,21 +203,19 @@ def train(
     return compiled.whole(trained), low_rank, metrics
 
 
-def _check_name(about: dict[str, Any], name: str, directory) -> None:
-    if about['fingerprint'] != name:
+def _check_own(about: dict[str, Any], own: dict[str, str], directory) -> None:
+    if about['fingerprint'] != own['fingerprint']:
+        dtype = about.get('dtype', own['dtype'])
+        differs = f'; in {dtype}, here in {own["dtype"]}' if dtype != own['dtype'] else ''
         raise UserError(
-            f'{directory}: holds the state of another training (other settings, examples or start)'
-            '; remove it or choose another directory'
+            f'{directory}: holds the state of another training (other settings, examples or start'
+            f'{differs}); remove it or choose another directory'
         )
-    if about.get('layout') != LAYOUT:
+    if about.get('layout') != own['layout']:
         raise UserError(
             f'{directory}: holds the state of a training by another version of rstar_jax; go on '
             'with that one, or remove it to begin anew'
         )
-
-
-def _about(name: str, **more: Any) -> dict[str, Any]:
-    return {'fingerprint': name, 'layout': LAYOUT} | more
 
 
 def _named(found: dict[str, Any], suffix: str) -> dict[str, Any]:
@@ -228,11 +228,11 @@ class _Best:
     Step 0 are those that the training begins with.
     """
 
-    def __init__(self, states: checkpoints.States, name: str, directory):
-        self._states, self._name = states, name
+    def __init__(self, states: checkpoints.States, own: dict[str, str], directory):
+        self._states, self._own = states, own
         self._step, about = states.newest() or (-1, None)
         if about is not None:
-            _check_name(about, name, directory)
+            _check_own(about, own, directory)
         self._found = about['found'] if about else {'held_out_loss': math.inf}
 
     def offer(self, step: int, params, found: dict[str, Any]) -> None:
@@ -242,7 +242,7 @@ class _Best:
         """
         if step > self._step and found['held_out_loss'] < self._found['held_out_loss']:
             self._step, self._found = step, found
-            self._states.save(step, params, _about(self._name, found=found))
+            self._states.save(step, params, self._own | {'found': found})
 
     def wait(self) -> None:
         """Returns when all that was offered is on disk."""
@@ -272,6 +272,8 @@ def fingerprint(params, encoded: Encoded, indices: Sequence[int], loss: str, set
     """Identifies a training: its settings, its examples and what it starts from."""
     digest = hashlib.sha256(loss.encode())
     kept = {key: settings[key] for key in sorted(settings) if key not in FREE}
+    if compute_dtype(settings) == 'float16':  # by default, too: its states are others (loss_scale)
+        kept['dtype'] = 'float16'
     digest.update(json.dumps(kept, sort_keys=True, default=str).encode())
     for i in indices:
         digest.update(encoded.digests[i])

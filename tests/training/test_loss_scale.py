@@ -10,9 +10,11 @@ import optax
 import pytest
 
 from rstar_jax import bounds, models, training
+from rstar_jax.errors import UserError
 from rstar_jax.models import checkpoint, decoder
 from rstar_jax.training import checkpoints, dtypes, loss_scale, packing, step, trainer
 from rstar_jax.training.examples import Encoded
+from tests.training import words
 
 SHAPE = models.Config('llama', 64, 32, 48, 2, 4, 2, 8, tie_embeddings=True)
 
@@ -119,6 +121,23 @@ def test_the_rate_that_is_told_is_the_one_that_was_taken(tmp_path, monkeypatch):
     assert 0 < left_out < len(lines) == 12 and updates[-1] == 11 - left_out
     expected = [1e-3 * (1 - done / 12) for done in updates]
     assert [line['learning_rate'] for line in lines] == pytest.approx(expected)
+
+
+def test_what_an_old_gpu_has_begun_no_other_device_goes_on_with(policy, tmp_path, monkeypatch):
+    config = words.sft_settings(dtype='', epochs=1, checkpoint_minutes=0)
+
+    def killed(now):
+        if now['step'] == 2:
+            raise InterruptedError
+
+    def run(dtype):
+        monkeypatch.setattr(dtypes, 'fast_dtype', lambda: dtype)
+        training.sft(policy, words.sft_examples(), config, tmp_path, progress=killed)
+
+    with pytest.raises(InterruptedError):
+        run('float16')
+    with pytest.raises(UserError, match='another training .* in float16, here in float32'):
+        run('float32')
 
 
 @pytest.mark.parametrize(

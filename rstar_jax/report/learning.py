@@ -57,7 +57,8 @@ def training(run: Run, folder: pathlib.Path) -> list[Plot]:
 
 
 LOSS_UNITS = {'bootstrap': 'loss, nats a token', 'sft': 'loss, nats a token', 'ppm': 'loss'}
-JUDGED = {'pair_accuracy': '-', 'accuracy': '-', 'answer_accuracy': '--'}  # and how it is drawn
+# What is ranked, and how it is drawn.
+JUDGED = {'pair_accuracy': '-', 'held_out_accuracy': '-', 'answer_accuracy': '--'}
 
 
 def _judged(run: Run, number: int) -> dict[str, list[tuple[int, float]]]:
@@ -66,13 +67,9 @@ def _judged(run: Run, number: int) -> dict[str, list[tuple[int, float]]]:
     for key in JUDGED:
         before = figures.get(f'{key}_before')
         rows = [] if before is None else [(0, 100 * before)]
-        # A step's line has the accuracy on its own pairs; held-out lines have a held-out loss.
-        rows += [
-            (line['step'], 100 * line[key])
-            for line in run.trainings[number, 'ppm']
-            if key in line and 'held_out_loss' in line
-        ]
-        if rows and not (key == 'accuracy' and 'pair_accuracy' in points):
+        log = run.trainings[number, 'ppm']
+        rows += [(line['step'], 100 * line[key]) for line in log if key in line]
+        if rows:
             points[key] = rows
     return points
 

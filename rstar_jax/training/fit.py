@@ -70,9 +70,9 @@ def sft(
       loss_last (means over the first and last tenth of the steps), examples, dropped, tokens,
       tokens_per_second, mfu (share of the devices' peak, see training.flops), padding_share,
       shared_prefix_tokens_share (tokens computed by tokens of the sequences one by one), seconds,
-      compiles, compile_seconds. On held-out problems (on the examples themselves where there is but
-      one problem): held_out, held_out_loss_before and _after, and form_before and _after, {mark:
-      [places where it is likeliest, places where it is due]}, counted in the mark's tokens;
+      compiles, compile_seconds. On held-out problems (on the examples themselves where none is held
+      out): held_out, held_out_loss_before and _after, and form_before and _after, {mark: [places
+      where it is likeliest, places where it is due]}, counted in the mark's tokens;
       examples.MARKS are the names. With keep='best', best_step and, in `_after`, what was measured
       there.
 
@@ -205,8 +205,8 @@ def ppm(
         share in which the right one has the higher value at its last token;
       pair_accuracy (pairwise), the share of the pairs (held_out_pairs, their number) whose better
         side has the higher value;
-      accuracy (orm, prm), the share of targets on whose side of 0 the value is (held_out, the
-        number of trajectories; of pqm as well).
+      held_out_accuracy (orm, prm), the share of targets on whose side of 0 the value is (held_out,
+        the number of trajectories; of pqm as well).
       held_out_problems and answer_problems are those that these are of.
 
     Raises:
@@ -242,7 +242,7 @@ def ppm(
         if 'pairs' in found:
             named['pair_accuracy'] = found['pairs_right'] / found['pairs']
         elif 'accuracy' in found:
-            named['accuracy'] = found['accuracy']
+            named['held_out_accuracy'] = found['accuracy']  # a step's line has its own besides
         if len(answers):
             every = range(len(answers))
             found = trainer.evaluate(compiled, params, answers, every, config, 'pairwise')

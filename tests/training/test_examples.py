@@ -14,6 +14,7 @@ from rstar_jax import data, steps, training
 from rstar_jax.errors import UserError
 from rstar_jax.training import checkpoints, examples, packing, trainer
 from tests.training.words import (
+    log_of,
     pair_examples,
     ppm_settings,
     same,
@@ -190,7 +191,7 @@ def test_losses_of_trajectories_learn(policy, tmp_path, loss):
     assert metrics['held_out_loss_after'] < 0.5 * metrics['held_out_loss_before']
     assert metrics['answer_accuracy_after'] == 1
     if loss != 'pqm':
-        assert metrics['accuracy_after'] > 0.9
+        assert metrics['held_out_accuracy_after'] > 0.9
     # As the search reads it: at the end of a step.
     texts = [steps.prompt(t['query']) + ''.join(t['steps']) for t in trajectories[:2]]
     tokens = [ppm.tokenizer(text)['input_ids'] for text in texts]
@@ -198,6 +199,16 @@ def test_losses_of_trajectories_learn(policy, tmp_path, loss):
     assert -1 <= bad < 0 < good <= 1
     loaded = checkpoints.load_ppm(tmp_path)
     assert loaded.squash == 'tanh' and same(loaded.params, ppm.params)
+
+
+def test_a_step_keeps_its_own_accuracy_beside_that_of_what_is_held_out(
+    policy, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(trainer, 'evaluate', lambda *_: {'loss': 1.0, 'accuracy': 2.0})
+    settings = ppm_settings(loss='prm', epochs=1, measure_every=1, held_out=0.25)
+    training.ppm(policy, trajectory_examples(), settings, tmp_path)
+    lines = log_of(tmp_path)
+    assert lines and all(line['accuracy'] <= 1 < line['held_out_accuracy'] for line in lines)
 
 
 class Stored(data.Examples):

@@ -82,9 +82,10 @@ def packed(end: jax.Array, positions: jax.Array) -> Callable:
     length = end.shape[1]
     size = block_size(length)
     end, positions = _blocks(end, size), _blocks(positions, size)
-    pairs = _pairs(end)
+    everything = _pairs(end, positions)
 
     def attend(q, k, v, cache=None, window=None):
+        pairs = everything if window is None else _pairs(end, positions, window)
         q, k, v = (_blocks(rows_over_mesh(x, heads=True), size) for x in (q, k, v))
         n, rows, _, kv_heads, dim = k.shape
         # Queries [n, R, K, G * size, d], keys and values [n, R, K, size, d].
@@ -106,14 +107,18 @@ def _blocks(x: jax.Array, size: int) -> jax.Array:
     return x.reshape(x.shape[0], -1, size, *x.shape[2:]).swapaxes(0, 1)
 
 
-def _pairs(end: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """(number, blocks of queries i32[P], of keys i32[P]): those that have something to see.
+def _pairs(
+    end: jax.Array, positions: jax.Array, window: jax.Array | int = WHOLE
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """(number, blocks of queries i32[P], of keys i32[P]): those that may have something to see.
 
-    end: i32[n, R, size].
+    end, positions: i32[n, R, size].
     """
     n, _, size = end.shape
     here, there = np.tril_indices(n)
-    needed = jnp.max(end, axis=(1, 2))[there] > here * size
+    seen = jnp.max(end, axis=2)[there] > here[:, None] * size
+    seen &= jnp.max(positions, axis=2)[there] > jnp.min(positions, axis=2)[here] - window
+    needed = jnp.any(seen, axis=1)
     (places,) = jnp.nonzero(needed, size=len(here), fill_value=0)
     return jnp.sum(needed), jnp.asarray(here)[places], jnp.asarray(there)[places]
 

@@ -286,7 +286,9 @@ def _pairs(shape: models.Config, length: int) -> tuple[int, int]:
     """Pairs of query and key in all layers of one row: (seen, scored)."""
     size = attention.block_size(length)
     blocks = -(-length // size)
-    scored = blocks * (blocks + 1) // 2 * size**2
     windows = [min(shape.window(i) or length, length) for i in range(shape.num_layers)]
     seen = sum(w * (w + 1) // 2 + (length - w) * w for w in windows)
-    return seen, shape.num_layers * scored
+    # Blocks that one of queries looks at, its own included.
+    most = [min(blocks, (w - 2) // size + 2) for w in windows]
+    scored = sum(w * (w + 1) // 2 + (blocks - w) * w for w in most)
+    return seen, scored * size**2

@@ -14,7 +14,15 @@ from rstar_jax.models import attention as plain
 from rstar_jax.models import decoder as decoders
 from rstar_jax.models import heads, kernels
 from rstar_jax.parallel import collectives
-from rstar_jax.training import attention, checkpoints, layers, losses, packing, recompute
+from rstar_jax.training import (
+    attention,
+    checkpoints,
+    layers,
+    losses,
+    packing,
+    planning,
+    recompute,
+)
 from rstar_jax.training.step import Compiled
 from tests.training import words
 
@@ -377,6 +385,21 @@ def test_gradients_of_blocks_are_those_of_plain_attention(monkeypatch, window, l
         jax.jit(jax.value_and_grad(f, (0, 1, 2)))(q, k, v) for f in (ours, reference)
     )
     close(found, expected, 2e-6)
+
+
+@pytest.mark.parametrize('window', [None, 1, 2, 9, 10, 79])
+def test_blocks_beyond_the_window_are_left_out(monkeypatch, window):
+    monkeypatch.setattr(attention, 'BLOCKS', {'cpu': 8})
+    text = np.arange(80).reshape(10, 1, 8)
+    end, here = np.full_like(text, 80), np.arange(80)
+    seen = here <= here[:, None]
+    if window:
+        seen &= here > here[:, None] - window
+    needed = seen.reshape(10, 8, 10, 8).any(axis=(1, 3))
+    count, *blocks = attention._pairs(end, text, window or attention.WHOLE)
+    assert [x[:count].tolist() for x in blocks] == [x.tolist() for x in np.nonzero(needed)]
+    shape = config(windows=(window,) * 3, num_layers=3)
+    assert planning._pairs(shape, 80) == (3 * seen.sum(), 3 * needed.sum() * 64)
 
 
 def test_a_text_gives_the_same_beside_longer_ones():

@@ -99,7 +99,7 @@ class Killed(Exception):
 def killed_at(step):
     def progress(numbers):
         # Within the step, before its update.
-        if numbers['step'] == step and not {'grad_norm', 'held_out_loss'} & numbers.keys():
+        if numbers.get('step') == step and not {'grad_norm', 'held_out_loss'} & numbers.keys():
             raise Killed
 
     return progress

@@ -15,7 +15,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
+from flax import nnx, traverse_util
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
@@ -333,13 +333,8 @@ def _shapes(config: Config, headless: bool) -> tuple[tuple[tuple[str, ...], tupl
 
 def abstract_params(config: Config, dtype: Any = jnp.float32, headless: bool = False) -> Params:
     """The parameters of `config` as a nested dict of ShapeDtypeStructs: what `bind` expects."""
-    tree: Params = {}
-    for path, shape in _shapes(config, headless):
-        node = tree
-        for key in path[:-1]:
-            node = node.setdefault(key, {})
-        node[path[-1]] = jax.ShapeDtypeStruct(shape, dtype)
-    return tree
+    flat = {path: jax.ShapeDtypeStruct(shape, dtype) for path, shape in _shapes(config, headless)}
+    return traverse_util.unflatten_dict(flat)
 
 
 def init_params(config: Config, key: jax.Array, dtype: Any = jnp.float32) -> Params:

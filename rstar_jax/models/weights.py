@@ -6,6 +6,7 @@ after tensor on the devices: the host never holds more than the file that is ope
 """
 
 import dataclasses
+import functools
 import json
 import pathlib
 import re
@@ -15,6 +16,7 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import traverse_util
 
 from rstar_jax import atomic
 from rstar_jax.errors import UserError
@@ -298,25 +300,9 @@ def to_host(array: Any) -> np.ndarray:
     return np.asarray(array)
 
 
-def flatten(tree: dict[str, Any], prefix: str = '') -> dict[str, Any]:
-    """{'a': {'b': x}} -> {'a/b': x}."""
-    flat = {}
-    for key, value in tree.items():
-        path = f'{prefix}{key}'
-        flat |= flatten(value, f'{path}/') if isinstance(value, dict) else {path: value}
-    return flat
-
-
-def nest(flat: dict[str, Any]) -> dict[str, Any]:
-    """{'a/b': x} -> {'a': {'b': x}}."""
-    tree: dict[str, Any] = {}
-    for path, value in flat.items():
-        *parents, last = path.split('/')
-        node = tree
-        for key in parents:
-            node = node.setdefault(key, {})
-        node[last] = value
-    return tree
+# {'a': {'b': x}} -> {'a/b': x}, and back.
+flatten = functools.partial(traverse_util.flatten_dict, sep='/')
+nest = functools.partial(traverse_util.unflatten_dict, sep='/')
 
 
 def cast(tensor: np.ndarray, dtype: Any) -> np.ndarray:

@@ -77,9 +77,10 @@ def of_bits(x: jax.Array) -> jax.Array:
     return lax.bitcast_convert_type(x, jnp.bfloat16) if x.dtype == jnp.uint16 else x
 
 
+@jax.custom_vjp
 def kept(x: jax.Array) -> jax.Array:
     """x, by the name of what a training's forward pass keeps: see training.recompute."""
-    return _kept(x)
+    return named(x)
 
 
 def named(x: jax.Array) -> jax.Array:
@@ -87,8 +88,7 @@ def named(x: jax.Array) -> jax.Array:
     return of_bits(checkpoint_name(bits(x), KEPT))
 
 
-_kept = jax.custom_vjp(named)
-_kept.defvjp(lambda x: (named(x), None), lambda _, gradient: (gradient,))
+kept.defvjp(lambda x: (named(x), None), lambda _, gradient: (gradient,))
 
 
 class Dense(nnx.Module):

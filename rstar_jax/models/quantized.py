@@ -41,13 +41,11 @@ def _layer(layer: dict) -> dict:
     return {**layer, **_scaled_in_place(layer['weight'])}
 
 
-def _scale(weight: jax.Array) -> dict[str, jax.Array]:
+@jax.jit
+def _scaled(weight: jax.Array) -> dict[str, jax.Array]:
     wide = jnp.asarray(weight, jnp.float32)
     scale = jnp.maximum(jnp.abs(wide).max(axis=1), jnp.finfo(jnp.float32).tiny) / LARGEST
     return {'weight': jnp.round(wide / scale[:, None]).astype(jnp.int8), 'scale': scale}
-
-
-_scaled = jax.jit(_scale)
 
 
 def _scaled_in_place(weight: jax.Array) -> dict[str, jax.Array]:

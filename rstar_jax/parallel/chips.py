@@ -132,11 +132,6 @@ def here(dtype) -> Chip:
     return Chip(memory, *(rate / share for rate in rates))
 
 
-@functools.cache
-def _measured(device: jax.Device, dtype: jnp.dtype) -> float:
-    return _product(device, dtype)
-
-
 def _product(device: jax.Device, dtype: jnp.dtype) -> float:
     """FLOP/s of one product, as the decoder has them: the best of some."""
     side = SIDES.get(device.platform, SIDE)
@@ -150,6 +145,9 @@ def _product(device: jax.Device, dtype: jnp.dtype) -> float:
     square = jax.device_put(jnp.ones((side, side), dtype), device)
     run = jax.jit(product).lower(square, square).compile()
     return 2 * side**3 / _best(lambda: run(square, square).block_until_ready())
+
+
+_measured = functools.cache(_product)
 
 
 def _stream(device: jax.Device) -> float:

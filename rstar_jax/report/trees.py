@@ -21,6 +21,7 @@ import numpy as np
 
 from rstar_jax import grading
 from rstar_jax.data.annotated import NEITHER, annotate, leading
+from rstar_jax.data.pairs import spread
 from rstar_jax.data.trees import SUFFIX, TreeStore
 from rstar_jax.report.run import Run
 from rstar_jax.search.record import Record, Status
@@ -187,7 +188,7 @@ def sample(
     entries, steps, shown = [], Steps(), _Shown()
     with TreeStore(source.folder, writer=None) as store:
         keys = sorted(store.keys())
-        chosen = {keys[i] for i in _spaced(len(keys), most)}
+        chosen = set(keys if most is None else spread(keys, most))
         chosen |= {key for key in keys if key[0] in problems}
         for record in _graded((store[key] for key in sorted(chosen)), source):
             entry, content = entry_of(record, source), told(record)
@@ -202,11 +203,6 @@ def sample(
     made = Sample(source, len(keys), entries, steps, shown.chosen())
     _sampled[source.folder] = asked, made
     return made
-
-
-def _spaced(count: int, most: int | None) -> Iterator[int]:
-    kept = count if most is None else min(count, most)
-    return (i * count // kept for i in range(kept))
 
 
 def _graded(records: Iterator[Record], source: Source) -> Iterator[Record]:

@@ -343,13 +343,7 @@ step_labels = functools.partial(_valued, lambda example: _field(example, 'labels
 
 
 def _together(examples: Sequence[Example]) -> Example:
-    """One example of several, which have no pairs."""
-    return Example(
-        tuple(itertools.chain.from_iterable(one.sequences for one in examples)),
-        tuple(itertools.chain.from_iterable(one.shareable for one in examples)),
-        tuple(itertools.chain.from_iterable(one.fields for one in examples)),
-        count=len(examples),
-    )
+    return functools.reduce(packing.joined, examples)
 
 
 def _judged(text: dict, prompt: list[int], split: list[list[int]], values: list) -> Example | None:

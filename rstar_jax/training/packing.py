@@ -124,7 +124,7 @@ def merge(examples: list[Example], length: int) -> list[tuple[Example, Layout]]:
     for example in sorted(examples, key=lambda e: e.sequences[0].tolist()):
         alone = layout(example.sequences, example.shareable)
         if ready:
-            both = _joined(ready[-1][0], example)
+            both = joined(ready[-1][0], example)
             together = layout(both.sequences, both.shareable)
             size = len(together.tokens)
             saved = len(ready[-1][1].tokens) + len(alone.tokens) - size
@@ -136,7 +136,8 @@ def merge(examples: list[Example], length: int) -> list[tuple[Example, Layout]]:
     return ready
 
 
-def _joined(a: Example, b: Example) -> Example:
+def joined(a: Example, b: Example) -> Example:
+    """One example of two."""
     return Example(
         a.sequences + b.sequences,
         a.shareable + b.shareable,

@@ -16,13 +16,13 @@ import huggingface_hub as hub
 from rstar_jax import bounds, keys, ledger, sources, steps
 from rstar_jax.data import published
 from rstar_jax.errors import UserError, one_line
+from rstar_jax.models.checkpoint import HUB_NAME
 from rstar_jax.progress import mean, percent
 
 Figures = dict[str, Any]
 
 PAPER = '[rStar-Math](https://arxiv.org/abs/2501.04519)'
 TAGS = ('rstar-math', 'mathematics', 'mcts')
-HUB_NAME = re.compile(r'[\w-][\w.-]*/[\w-][\w.-]*')
 MODES = {
     'greedy': 'policy alone, greedy',
     'best': 'search, best by PPM score',

@@ -4,6 +4,7 @@ In a terminal both are drawn by rich, in colours and to its width; into a file o
 lines, whatever their length.
 """
 
+import contextlib
 import io
 import math
 import pathlib
@@ -104,7 +105,7 @@ class Events:
             self._writer = None
 
 
-class Line:
+class Line(contextlib.AbstractContextManager):
     """One stage's progress: a bar that is redrawn in a terminal, now and then a line in a log.
 
     A context manager: leaving it, by an exception too, gives the terminal back.
@@ -114,9 +115,6 @@ class Line:
         self._label, self._stream = label, stream or sys.stdout
         self._bar: Progress | None = None
         self._last = -math.inf
-
-    def __enter__(self) -> 'Line':
-        return self
 
     def __exit__(self, *_: object) -> None:
         self._stop()

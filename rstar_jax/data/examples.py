@@ -9,6 +9,7 @@ files take their names together at the end; a set of which some are missing is r
 
 import bisect
 import collections
+import contextlib
 import itertools
 import json
 import os
@@ -68,7 +69,7 @@ class Examples(Sequence[dict[str, Any]]):
         return (json.loads(record) for reader in self._readers for record in reader)
 
 
-class ExampleWriter:
+class ExampleWriter(contextlib.AbstractContextManager):
     """Writes examples of one kind; the set appears when the block ends without an error.
 
     Raises:
@@ -88,9 +89,6 @@ class ExampleWriter:
             self._next_file()
         self._writer.write(json.dumps(example, ensure_ascii=False).encode())
         self.count += 1
-
-    def __enter__(self) -> 'ExampleWriter':
-        return self
 
     def __exit__(self, kind: object, *_: object) -> None:
         try:

@@ -24,7 +24,7 @@ READER_BUFFER = 1 << 16
 READ_AT_ONCE = 64
 
 
-class RecordWriter:
+class RecordWriter(contextlib.AbstractContextManager):
     """Writes one ArrayRecord file; use as a context manager, which closes it."""
 
     def __init__(self, path: str | os.PathLike):
@@ -34,9 +34,6 @@ class RecordWriter:
     def write(self, record: bytes) -> None:
         self._writer.write(record)
         self.count += 1
-
-    def __enter__(self) -> 'RecordWriter':
-        return self
 
     def close(self) -> None:
         self._writer.close()

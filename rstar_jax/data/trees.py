@@ -14,6 +14,7 @@ lost `.keys` file is made again from its shard.
 
 import collections
 import concurrent.futures
+import contextlib
 import itertools
 import json
 import math
@@ -74,7 +75,7 @@ class _Place(NamedTuple):
 Rows = dict[Key, _Place]
 
 
-class TreeStore:
+class TreeStore(contextlib.AbstractContextManager):
     """The trees of one search, in a folder.
 
     Iteration gives the Records ordered by (problem index, tree number), whatever order they were
@@ -301,9 +302,6 @@ class TreeStore:
         while self._readers:
             self._forget_reader(next(iter(self._readers)))
         self._release_lock()
-
-    def __enter__(self) -> 'TreeStore':
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()

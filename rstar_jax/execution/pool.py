@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 from collections.abc import Callable, Sequence
@@ -16,7 +17,7 @@ _SIGKILL, _SIGXCPU = 9, 24
 _FAILED_CHILD = 70  # exit code of a child that could not send its report
 
 
-class Pool:
+class Pool(contextlib.AbstractContextManager):
     """Runs model-written programs in isolated children of warm workers; a context manager.
 
     Identical programs are run once: they are deterministic. Time-outs and other limits broken are
@@ -114,9 +115,6 @@ class Pool:
     def close(self) -> None:
         """End all worker processes."""
         self._workers.close()
-
-    def __enter__(self) -> Pool:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import threading
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ from rstar_jax.grading import normalise, plain
 _JOBS_PER_CHILD = 2000
 
 
-class Grader:
+class Grader(contextlib.AbstractContextManager):
     """Compares answers in warm, isolated worker processes; a context manager.
 
     A pair that a worker cannot decide within the limits is not equivalent.
@@ -123,9 +124,6 @@ class Grader:
         """End the workers."""
         if self._workers is not None:
             self._workers.close()
-
-    def __enter__(self) -> Grader:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()

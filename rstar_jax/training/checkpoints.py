@@ -10,6 +10,7 @@
 `model.json` is written last, by rename: a directory that has it is whole.
 """
 
+import contextlib
 import functools
 import json
 import os
@@ -30,7 +31,7 @@ from rstar_jax.models import heads, sharding
 KEPT = 1  # states on disk; a new one is whole before the old one goes
 
 
-class States:
+class States(contextlib.AbstractContextManager):
     """The states of one training, by step; a context manager, whose end waits for all writing.
 
     Args:
@@ -96,9 +97,6 @@ class States:
 
     def close(self) -> None:
         self._manager.close()
-
-    def __enter__(self) -> 'States':
-        return self
 
     def __exit__(self, *error) -> None:
         self.close()

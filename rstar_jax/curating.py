@@ -17,7 +17,7 @@ from typing import Any
 
 import jax
 
-from rstar_jax import data, ledger, parallel, search, sources
+from rstar_jax import data, ledger, parallel, search, sources, steps
 from rstar_jax.errors import UserError
 from rstar_jax.progress import Line
 from rstar_jax.sources import Round
@@ -88,7 +88,7 @@ def _given(round_: Round, given: dict[str, str], folder: pathlib.Path) -> dict[s
 
     def kept(kind: str, path: str) -> Iterator[dict[str, Any]]:
         for example in data.IMPORTS[kind](path):
-            question, _ = data.split_prompt(example['query' if kind == 'sft' else 'prompt'])
+            question, _ = steps.split_prompt(example['query' if kind == 'sft' else 'prompt'])
             if find(question):
                 left_out.add(question)
             else:

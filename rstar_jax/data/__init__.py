@@ -6,7 +6,6 @@
 function over lists. Interchange formats: `export_*`, `import_*`.
 """
 
-from rstar_jax.data.annotated import Annotated, Trajectory, annotate
 from rstar_jax.data.curation import curate, curate_to, in_order, join
 from rstar_jax.data.examples import Examples, load_examples, store_examples
 from rstar_jax.data.files import write_json_items
@@ -26,18 +25,14 @@ from rstar_jax.data.interchange import (
 from rstar_jax.data.pairs import Rules
 from rstar_jax.data.problems import Selection, load_problems, told
 from rstar_jax.data.trees import TreeStore, question_id
-from rstar_jax.steps import split_prompt
 
 __all__ = [
     'IMPORTS',
-    'Annotated',
     'Examples',
     'Flights',
     'Rules',
     'Selection',
-    'Trajectory',
     'TreeStore',
-    'annotate',
     'curate',
     'curate_to',
     'export_trees',
@@ -53,7 +48,6 @@ __all__ = [
     'load_examples',
     'load_problems',
     'question_id',
-    'split_prompt',
     'store_examples',
     'store_trees',
     'told',

@@ -21,7 +21,6 @@ from rstar_jax.steps.language import (
     with_output,
 )
 from rstar_jax.steps.marks import (
-    MarkTable,
     eos_ids,
     mark_table,
     marks_are_tokens,
@@ -45,7 +44,6 @@ __all__ = [
     'TEMPLATE_MARKS',
     'TOO_DEEP_ANSWER',
     'UNPARSABLE_ANSWER',
-    'MarkTable',
     'boxed',
     'code_of',
     'ended_at_marks',

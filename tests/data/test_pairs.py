@@ -84,7 +84,7 @@ def test_walk_goes_down_where_both_are_below():
         (START + A, C, D, 2, 1),
         (START + A + D, G, H, 1, 1),
     ]
-    assert [data.split_prompt(p['prompt']) for p in made] == [
+    assert [steps.split_prompt(p['prompt']) for p in made] == [
         ('How many?', ''),
         ('How many?', A),
         ('How many?', A + D),

@@ -27,7 +27,6 @@ Seconds that wait for tracing and compiling are not counted, on neither side.
 
 import collections
 import contextlib
-import functools
 import math
 import os
 import tempfile
@@ -154,13 +153,6 @@ def _random_ppm(policy: models.Policy, seed: int) -> models.PPM:
     return scorer
 
 
-def _show(line: progress.Line, now: dict[str, float]) -> None:
-    line.show(
-        f'{now["trees_done"]}/{now["trees_total"]} trees, {now["tokens"]:,} tokens, '
-        f'{now["tokens_per_second"]:.0f}/s, {progress.times(now["seconds"], now["seconds_left"])}'
-    )
-
-
 class _Run:
     """One search: its records, trees, counters and times (seconds, without compiling).
 
@@ -180,7 +172,7 @@ class _Run:
             peak = parallel.memory.watch_peak(mesh)
             expander = kind.expander(policy, scorer, config, mesh, len(problems), template)
             numbers = [(number,) for number in range(len(problems))]
-            show = line and functools.partial(_show, line)
+            show = line and (lambda now: line.show(*progress.of_search(now)))
             about = totals.Totals(len(problems), expander.counters, show)
             leases, make = iter([numbers]), self.trees.__getitem__
             search_loop = kind(leases, make, expander, config, workers, about)

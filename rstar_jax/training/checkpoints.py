@@ -21,7 +21,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
-from jax.sharding import Mesh
+from jax.sharding import Mesh, Sharding
 
 from rstar_jax import atomic, models, parallel
 from rstar_jax.errors import UserError
@@ -117,11 +117,14 @@ def one_device() -> Mesh:
     return parallel.global_mesh(devices=jax.local_devices()[:1])
 
 
+def placed(shape: Any, where: Sharding) -> jax.ShapeDtypeStruct:
+    """The shape and dtype of an array, or of a shape, in another sharding."""
+    return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=where)
+
+
 def abstract(state: Any) -> Any:
     """Shape, dtype and sharding of each array."""
-    return jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
-    )
+    return jax.tree.map(lambda x: placed(x, x.sharding), state)
 
 
 def delete_states(directory: str | os.PathLike) -> None:
@@ -189,9 +192,7 @@ def _load(directory, kind: str, dtype: str, mesh):
         head = jax.eval_shape(make_head, jax.random.key(0))
         shapes = {'decoder': shapes, 'value_head': head}
     where = sharding.shardings(shapes, mesh or one_device(), config)
-    shapes = jax.tree.map(
-        lambda s, place: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=place), shapes, where
-    )
+    shapes = jax.tree.map(placed, shapes, where)
     with ocp.Checkpointer(_handler()) as checkpointer:
         params = checkpointer.restore(directory / 'params', _restore(shapes))
     return about, config, tokenizer, params

@@ -32,6 +32,7 @@ from rstar_jax.training import (
     losses,
     recompute,
 )
+from rstar_jax.training.checkpoints import placed
 from rstar_jax.training.dtypes import compute_dtype
 from rstar_jax.training.optimiser import decay, optimiser
 
@@ -119,7 +120,7 @@ class Compiled:
             params,
             transform_non_params=lambda _: self._everywhere,
         )
-        return jax.tree.map(_placed, shapes, where)
+        return jax.tree.map(placed, shapes, where)
 
     def held(self, state) -> int:
         """Bytes on a device of what is there all the time."""
@@ -183,10 +184,10 @@ class Compiled:
         state, frozen: shapes. batches: as of `prepare`. Keys are (function, shape of the tokens).
         """
         params = state['params']
-        scale, number = (_placed(x, self._everywhere) for x in _numbers(0, (0, 0)))
+        scale, number = (placed(x, self._everywhere) for x in _numbers(0, (0, 0)))
         calls = {}
         for name, batch in batches:
-            shapes = {key: _placed(value, self._rows) for key, value in batch.items()}
+            shapes = {key: placed(value, self._rows) for key, value in batch.items()}
             first = (state,) if name == 'step' else (params, params)
             calls[_key(name, batch)] = name, (*first, shapes, scale, number, frozen)
             if name == 'accumulate':
@@ -420,10 +421,6 @@ def _numbers(scale: float, number: Sequence[int]) -> tuple[np.ndarray, np.ndarra
 def _spread(value: np.ndarray, where: NamedSharding) -> jax.Array:
     """`value`, which every process has, on the devices of all of them."""
     return jax.make_array_from_callback(value.shape, where, lambda index: value[index])
-
-
-def _placed(shape, where: NamedSharding) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=where)
 
 
 def own_dtype(leaf, dtype: jnp.dtype) -> jnp.dtype:

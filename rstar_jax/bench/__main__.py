@@ -1,6 +1,5 @@
 """Dispatcher of the benches: finds the module, types the settings, writes the figures."""
 
-import ast
 import importlib
 import inspect
 import os
@@ -14,7 +13,7 @@ from rstar_jax import pages
 if __name__ == '__main__':
     pages.take_large()
 
-from rstar_jax import atomic, ledger
+from rstar_jax import atomic, configs, ledger
 from rstar_jax import main as command
 from rstar_jax.errors import UserError
 from rstar_jax.interrupts import leave
@@ -27,8 +26,7 @@ def names() -> dict[str, str]:
     found = {}
     for path in sorted(pathlib.Path(__file__).parent.glob('*.py')):
         if not path.stem.startswith('_'):
-            doc = ast.get_docstring(ast.parse(path.read_text(encoding='utf-8'))) or ''
-            found[path.stem] = doc.partition('\n')[0]
+            found[path.stem] = configs.docstring(path).partition('\n')[0]
     return found
 
 

@@ -5,16 +5,13 @@ import pathlib
 from rstar_jax.errors import UserError
 from rstar_jax.models.config import Config, Rope
 
+_QWEN_7B = Config('qwen2', 152064, 3584, 18944, 28, 28, 4, 128, 10000.0, 1e-6, False, True)
 _PHI3 = Config('phi3', 32064, 3072, 8192, 32, 32, 32, 96, norm_eps=1e-5)
 _LONG = Rope('longrope', short=(1.0,) * 48, long=(2.0,) * 48, original=4096)  # factors: shape only
 
 SHAPES = {
-    'qwen2.5-math-7b': Config(
-        'qwen2', 152064, 3584, 18944, 28, 28, 4, 128, 10000.0, 1e-6, False, True
-    ),
-    'qwen2-math-7b': Config(
-        'qwen2', 152064, 3584, 18944, 28, 28, 4, 128, 10000.0, 1e-6, False, True
-    ),
+    'qwen2.5-math-7b': _QWEN_7B,
+    'qwen2-math-7b': _QWEN_7B,
     'qwen2.5-math-1.5b': Config(
         'qwen2', 151936, 1536, 8960, 28, 12, 2, 128, 10000.0, 1e-6, True, True
     ),

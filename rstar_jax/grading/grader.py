@@ -25,13 +25,10 @@ class Grader(contextlib.AbstractContextManager):
       workers: worker processes; None for one a core. They start when the first hard pair comes.
       seconds: time of a processor for one pair (on Linux); by the clock five times as much, or 20
         more, so that a busy machine does not change verdicts.
-      memory_mb: address space for one worker's child beyond its start.
     """
 
-    def __init__(
-        self, workers: int | None = None, *, seconds: float = 3.0, memory_mb: int = 1024
-    ) -> None:
-        self.limits = Limits(seconds=seconds, memory_mb=memory_mb)
+    def __init__(self, workers: int | None = None, *, seconds: float = 3.0) -> None:
+        self.limits = Limits(seconds=seconds)
         self._count = workers
         self._workers: Workers | None = None
         self._keyless: set[str] = set()  # answers of which no worker found a key within the limits

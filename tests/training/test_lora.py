@@ -19,6 +19,7 @@ from rstar_jax.parallel import global_mesh
 from rstar_jax.training import checkpoints, examples, layers, lora, losses, recompute, trainer
 from rstar_jax.training.step import merging
 from tests.models import tiny_torch
+from tests.training.words import Killed, killed_at, same
 
 RANK = 3
 MARKS = ['<code>', '<end_of_step>']
@@ -178,25 +179,6 @@ def test_no_gradient_of_a_frozen_weight_is_computed(kept):
     assert len(sizes) == 4  # of q and o, k and v, the MLP, the tables
     assert sizes <= products(whole)
     assert not sizes & products(trained, frozen)
-
-
-class Killed(Exception):
-    pass
-
-
-def killed_at(step):
-    def progress(numbers):
-        # Within the step, before its update.
-        if numbers['step'] == step and 'grad_norm' not in numbers:
-            raise Killed
-
-    return progress
-
-
-def same(a, b):
-    return all(
-        np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
-    )
 
 
 @pytest.mark.parametrize('loss', ['sft', 'pairwise'])

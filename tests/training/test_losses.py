@@ -77,12 +77,6 @@ def packed(examples, fields, length=96, rows=1):
     return {name: jnp.asarray(value) for name, value in batch.items()}
 
 
-def close(a, b, tolerance=2e-5):
-    scale = max(float(jnp.max(jnp.abs(x))) for x in jax.tree.leaves(b))
-    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
-        np.testing.assert_allclose(x, y, atol=tolerance * scale)
-
-
 def random_sequences(count, seed=0, low=5, high=14):
     rng = np.random.default_rng(seed)
     return [rng.integers(1, 61, rng.integers(low, high)).astype(np.int32) for _ in range(count)]
@@ -120,7 +114,7 @@ def test_cross_entropy_equals_torch_with_gradients(monkeypatch, chunk):
     value, gradients = jax.jit(jax.value_and_grad(function, (0, 1)))(*arrays)
     assert float(value) == pytest.approx(float(expected.detach()), rel=1e-5)
     assert float(function(*arrays)) == pytest.approx(float(value), rel=1e-6)
-    close(gradients, [jnp.asarray(h.grad.numpy()), jnp.asarray(w.grad.numpy())], 1e-6)
+    words.close(gradients, [jnp.asarray(h.grad.numpy()), jnp.asarray(w.grad.numpy())], 1e-6)
 
 
 @pytest.mark.parametrize('frozen', [False, True])
@@ -144,7 +138,7 @@ def test_a_vocabulary_that_the_devices_do_not_divide_is_cut_over_them(monkeypatc
         placed = list(map(jax.device_put, given, places))
         jitted = jax.jit(function, out_shardings=(None, tuple(places[:2])))
         program = jitted.lower(*placed).compile()
-    close(program(*placed), jax.jit(function)(*given), 1e-6)
+    words.close(program(*placed), jax.jit(function)(*given), 1e-6)
     text = program.as_text()
     once, twice = (collectives.exchanged(text, trips) for trips in (1, 2))
     chunk = sum(part.bytes - once[kind].bytes for kind, part in twice.items())
@@ -180,7 +174,7 @@ def test_packed_sft_equals_sequences_one_by_one(tied, kept):
         value, gradients = jax.jit(jax.value_and_grad(function))(params)
     expected, expected_gradients = jax.jit(jax.value_and_grad(reference))(params)
     assert float(value) == pytest.approx(float(expected), rel=1e-5)
-    close(gradients, expected_gradients)
+    words.close(gradients, expected_gradients, 2e-5)
 
 
 def pair_examples(seed=0):
@@ -243,7 +237,7 @@ def test_packed_pairs_with_shared_prefixes_equal_plain_ones(squash, center):
     (value, metrics), gradients = jax.jit(jax.value_and_grad(function, has_aux=True))(params)
     expected, expected_gradients = jax.jit(jax.value_and_grad(reference))(params)
     assert float(value) == pytest.approx(float(expected), rel=1e-5)
-    close(gradients, expected_gradients)
+    words.close(gradients, expected_gradients, 2e-5)
     assert int(metrics['pairs']) == 12
     values = np.asarray(jax.jit(rewards)(params))
     right = sum(r[i] > r[j] for r, example in zip(values, examples) for i, j in example.pairs)
@@ -302,7 +296,7 @@ def test_losses_of_values_equal_torch_with_gradients(name, squash):
 
     (value, metrics), found = jax.jit(jax.value_and_grad(ours, has_aux=True))(params)
     assert float(value) == pytest.approx(float(expected.detach()), rel=1e-5)
-    close(found, gradients, 1e-5)
+    words.close(found, gradients, 1e-5)
     assert metrics == ({} if name == 'pqm' else {'accuracy': right})
 
 
@@ -384,7 +378,7 @@ def test_gradients_of_blocks_are_those_of_plain_attention(monkeypatch, window, l
     found, expected = (
         jax.jit(jax.value_and_grad(f, (0, 1, 2)))(q, k, v) for f in (ours, reference)
     )
-    close(found, expected, 2e-6)
+    words.close(found, expected, 2e-6)
 
 
 @pytest.mark.parametrize('window', [None, 1, 2, 9, 10, 79])

@@ -17,7 +17,9 @@ from rstar_jax.errors import UserError
 from rstar_jax.parallel import global_mesh
 from rstar_jax.training import checkpoints, examples, fit, layers, trainer
 from tests.training.words import (
+    Killed,
     close,
+    killed_at,
     log_of,
     pair_examples,
     ppm_settings,
@@ -90,19 +92,6 @@ def test_the_token_that_ends_a_response_ends_texts_of_the_export(policy, tmp_pat
         ends = written if isinstance(written, list) else [written]
         assert ends == [*others, policy.tokenizer.eos_token_id]
     assert start.config.eos_ids == others
-
-
-class Killed(Exception):
-    pass
-
-
-def killed_at(step):
-    def progress(numbers):
-        # Within the step, before its update.
-        if numbers.get('step') == step and not {'grad_norm', 'held_out_loss'} & numbers.keys():
-            raise Killed
-
-    return progress
 
 
 @pytest.mark.parametrize('kind', ['sft', 'ppm'])

@@ -90,6 +90,19 @@ def ppm_settings(**changes):
     return training.settings('ppm', {'dtype': 'float32'} | shape | changes)
 
 
+class Killed(Exception):
+    pass
+
+
+def killed_at(step):
+    def progress(numbers):
+        # Within the step, before its update.
+        if numbers.get('step') == step and not {'grad_norm', 'held_out_loss'} & numbers.keys():
+            raise Killed
+
+    return progress
+
+
 def same(a, b):
     return all(
         np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)

@@ -128,12 +128,3 @@ def test_missing_file_folder_and_binary(tmp_path):
             data.load_problems(tmp_path / path)
     with pytest.raises(UserError, match='limit=0'):
         data.load_problems(tmp_path / 'b.json', limit=0)
-
-
-@pytest.mark.parametrize(
-    'name, count', [('gsm8k_train.jsonl', 7473), ('gsm8k_test.json', 1319), ('math500.json', 500)]
-)
-def test_shared_sets(shared, name, count):
-    problems = data.load_problems(shared / 'data' / name)
-    assert len(problems) == len({p['index'] for p in problems}) == count
-    assert not any('####' in p['answer'] for p in problems)

@@ -93,13 +93,3 @@ def test_mistakes_are_one_line(folder, asked, said):
     with pytest.raises(UserError, match=said) as error:
         benchmarks.load(asked, folder, builtin={'sums': PROBLEMS})
     assert '\n' not in str(error.value)
-
-
-def test_shared_benchmarks(shared):
-    found = benchmarks.load('math500,aime2024,amc23,gsm8k', shared / 'data')
-    assert {name: len(problems) for name, problems in found.items()} == {
-        'math500': 500,
-        'aime2024': 30,
-        'amc23': 40,
-        'gsm8k': 1319,
-    }

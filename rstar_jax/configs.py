@@ -187,7 +187,8 @@ def load(path: str) -> ConfigDict:
     """
     file, *argument = _file_and_preset(path)
     if not file.is_file():
-        raise UserError(f'--config={path}: no such file; there are {_known_files()}')
+        known = ', '.join(f'experiments/{name}' for name, _ in experiments()) or NONE_HERE
+        raise UserError(f'--config={path}: no such file; there are {known}')
     spec = importlib.util.spec_from_file_location(f'config_{file.stem}', file)
     if spec is None or spec.loader is None:
         raise UserError(f'--config={path}: needs a Python file with get_config()')
@@ -400,7 +401,3 @@ def _file_and_preset(path: str) -> tuple[pathlib.Path, *tuple[str, ...]]:
     name, mark, preset = path.rpartition(':')
     whole = not mark or pathlib.Path(path).is_file()
     return (pathlib.Path(path),) if whole else (pathlib.Path(name), preset)
-
-
-def _known_files() -> str:
-    return ', '.join(f'experiments/{name}' for name, _ in experiments()) or NONE_HERE

@@ -198,7 +198,8 @@ class TreeStore(contextlib.AbstractContextManager):
 
     def _write_shard(self, rows: Mapping[Key, Facts], records: Iterable[bytes]) -> None:
         if self._number is None:  # looked up once: a folder may hold very many
-            numbers = (int(path.stem.split('-')[2]) for path in self._own_shards())
+            own = self.directory.glob(f'shard-{self._writer}-*{SUFFIX}')
+            numbers = (int(path.stem.split('-')[2]) for path in own)
             self._number = 1 + max(numbers, default=-1)
         shard = self.directory / f'shard-{self._writer}-{self._number:06d}{SUFFIX}'
         _write_keys(shard, rows, self._tag)
@@ -309,9 +310,6 @@ class TreeStore(contextlib.AbstractContextManager):
     @property
     def _tag(self) -> str:
         return f'{self._writer}-'
-
-    def _own_shards(self) -> Iterator[pathlib.Path]:
-        return self.directory.glob(f'shard-{self._writer}-*{SUFFIX}')
 
     def _scan(self) -> None:
         """Finds out which trees are stored where; anew where files are merged meanwhile."""

@@ -77,7 +77,8 @@ class Grader(contextlib.AbstractContextManager):
         distinct = list(dict.fromkeys(cleaned))
         if len(distinct) < 2:
             return [0] * len(cleaned)
-        asked = [text for text in distinct if _short_enough(text) and text not in self._keyless]
+        short = (text for text in distinct if 0 < len(text) <= plain.LONGEST)
+        asked = [text for text in short if text not in self._keyless]
         keys = {text: self._ask({'answer': text}) for text in asked}
         key_of = {text: (keys[text].result() if text in keys else None) for text in distinct}
         self._keyless |= {text for text in asked if not key_of[text]}
@@ -130,10 +131,6 @@ def _odd(text: str) -> bool:
     """Forms that may equal one of another outer form: relations, intervals, tuples, matrices."""
     marks = ('<', '>', '=', '\\le', '\\ge', '[', ']', ',', '\\infty', 'matrix', 'mathbb', '\\pm')
     return any(mark in text for mark in marks)
-
-
-def _short_enough(text: str) -> bool:
-    return bool(text) and len(text) <= plain.LONGEST
 
 
 @functools.lru_cache(maxsize=20_000)

@@ -173,7 +173,8 @@ class Attention(nnx.Module):
 
     def project(self, x, cos, sin):
         """q, k, v [..., T, heads, d] of x [..., T, D], q and k rotated."""
-        q, k, v = (self._heads(dense(x)) for dense in (self.q, self.k, self.v))
+        shape = *x.shape[:-1], -1, self.dim
+        q, k, v = (dense(x).reshape(shape) for dense in (self.q, self.k, self.v))
         if hasattr(self, 'q_norm'):
             q, k = self.q_norm(q), self.k_norm(k)
         q, k = rope.rotate(q, cos, sin), rope.rotate(k, cos, sin)
@@ -182,9 +183,6 @@ class Attention(nnx.Module):
     def combine(self, out):
         """[..., T, D] of what the heads have read [..., T, H, d]."""
         return self.o(out.reshape(*out.shape[:-2], -1))
-
-    def _heads(self, x):
-        return x.reshape(*x.shape[:-1], -1, self.dim)
 
 
 class MLP(nnx.Module):

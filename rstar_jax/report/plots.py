@@ -152,17 +152,13 @@ def _paint_accuracy(
             x + beside, y, errors, color=COLOURS[curve.colour], linestyle=curve.style, marker='o',
             elinewidth=0.8, capsize=2, capthick=0.8, label=curve.label,
         )  # fmt: skip
-    axes.set_xticks(ticks, [_round_name(x) for x in ticks])
+    axes.set_xticks(ticks, [{-1: 'base', 0: 'start'}.get(x, str(x)) for x in ticks])
     axes.set_xlim(ticks[0] - 0.4, ticks[-1] + 0.4)
     axes.set_ylim(*limits)
     axes.set_ylabel('problems solved, %')
     axes.set_xlabel('policy after round')
     axes.grid(axis='x', visible=False)
     legend(axes, 2)
-
-
-def _round_name(number: int) -> str:
-    return {-1: 'base', 0: 'start'}.get(number, str(number))
 
 
 # --- what is each part worth ---

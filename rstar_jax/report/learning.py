@@ -27,32 +27,20 @@ def training(run: Run, folder: pathlib.Path) -> list[Plot]:
         if logs:
             before = 'held_out_loss_before'
             befores = {number: run.figures(number, name).get(before) for number in logs}
-            made.append(
-                draw(
-                    folder,
-                    f'{name}-loss',
-                    title,
-                    functools.partial(
-                        _paint_losses, logs=logs, befores=befores, unit=LOSS_UNITS[name]
-                    ),
-                    'Line: on the examples of each step; points: on problems held out.'
-                    if any('held_out_loss' in line for log in logs.values() for line in log)
-                    else '',
-                )
-            )
+            measured = any('held_out_loss' in line for log in logs.values() for line in log)
+            note = 'Line: on the examples of each step; points: on problems held out.'
+            how = {'logs': logs, 'befores': befores, 'unit': LOSS_UNITS[name]}
+            paint = functools.partial(_paint_losses, **how)
+            made.append(draw(folder, f'{name}-loss', title, paint, note if measured else ''))
     judged = {number: _judged(run, number) for number, name in run.trainings if name == 'ppm'}
     judged = {number: points for number, points in judged.items() if points}
     if judged:
-        made.append(
-            draw(
-                folder,
-                'ppm-accuracy',
-                'PPM: held-out accuracy',
-                functools.partial(_paint_judged, judged=judged),
-                'Solid: of pairs of a better and a worse step. Dashed: of pairs of a right and a '
-                'wrong answer to the same held-out problem. 50: chance.',
-            )
+        paint = functools.partial(_paint_judged, judged=judged)
+        note = (
+            'Solid: of pairs of a better and a worse step. Dashed: of pairs of a right and a '
+            'wrong answer to the same held-out problem. 50: chance.'
         )
+        made.append(draw(folder, 'ppm-accuracy', 'PPM: held-out accuracy', paint, note))
     return made
 
 

@@ -257,26 +257,12 @@ def cost(run: Run, folder: pathlib.Path) -> list[Plot]:
     used = {name: {k: x / size for k, x in row.items()} for name, row in used.items() if row}
     made = []
     if times:
-        made.append(
-            draw(
-                folder,
-                'time',
-                'Time by stage',
-                functools.partial(bars, rows=times, colours=STAGE_COLOURS, unit=unit),
-                height=bars_height(times),
-            )
-        )
+        paint = functools.partial(bars, rows=times, colours=STAGE_COLOURS, unit=unit)
+        made.append(draw(folder, 'time', 'Time by stage', paint, height=bars_height(times)))
     if used:
-        made.append(
-            draw(
-                folder,
-                'tokens',
-                'Tokens',
-                functools.partial(bars, rows=used, colours=TOKEN_COLOURS, unit=word),
-                'Sampled for new problems, in searches and evaluations; computed in trainings.',
-                height=bars_height(used),
-            )
-        )
+        paint = functools.partial(bars, rows=used, colours=TOKEN_COLOURS, unit=word)
+        note = 'Sampled for new problems, in searches and evaluations; computed in trainings.'
+        made.append(draw(folder, 'tokens', 'Tokens', paint, note, bars_height(used)))
     return made
 
 
@@ -312,28 +298,16 @@ def found(run: Run, samples: Sequence[Sample], folder: pathlib.Path) -> list[Plo
         so_far = tables.leaves_out(run)
         last = max(solved)
         theirs = [(k, y) for k, y in enumerate(paper.SOLVED) if y is not None and k <= last]
-        made.append(
-            draw(
-                folder,
-                'solved',
-                'Training problems solved',
-                # The paper's rounds search all of the same problems.
-                functools.partial(_paint_solved, solved=solved, theirs=[] if so_far else theirs),
-                'Solved by this round or one before, of all searched so far.' if so_far else '',
-            )
-        )
+        # The paper's rounds search all of the same problems.
+        paint = functools.partial(_paint_solved, solved=solved, theirs=[] if so_far else theirs)
+        note = 'Solved by this round or one before, of all searched so far.' if so_far else ''
+        made.append(draw(folder, 'solved', 'Training problems solved', paint, note))
     if run.counts:
         number, counts = max(run.counts.items())
         rows = {key: counts[key] for key in FUNNEL if key in counts}
-        made.append(
-            draw(
-                folder,
-                'found',
-                f'From problems to examples, round {number}',
-                functools.partial(_paint_funnel, counts=rows),
-                height=0.7 + 0.26 * len(rows),
-            )
-        )
+        title, height = f'From problems to examples, round {number}', 0.7 + 0.26 * len(rows)
+        paint = functools.partial(_paint_funnel, counts=rows)
+        made.append(draw(folder, 'found', title, paint, height=height))
     endings = {s.source.round: s.steps.endings for s in samples if s.source.graded}
     endings = {number: counts for number, counts in endings.items() if counts}
     if endings:

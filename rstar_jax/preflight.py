@@ -160,7 +160,8 @@ def _memory(round_: Round, name: str, path: str | pathlib.Path) -> None:
         _shapes[str(path)] = sources.config_of(path)
     settings, shape = round_.config.training[name], _shapes[str(path)]
     shapes = models.decoder.abstract_params(shape, headless=name == 'ppm')
-    each = 4 if settings.lora else 12 - 2 * (settings.moments == 'bfloat16')  # of a parameter
+    # Of a parameter; a frozen one may be in bfloat16.
+    each = 2 if settings.lora else 12 - 2 * (settings.moments == 'bfloat16')
     held = each * sum(math.prod(x.shape) for x in jax.tree.leaves(shapes))
     held /= parallel.shares(shape, jax.device_count())
     memory = device_bytes(parallel.local_mesh())

@@ -392,7 +392,7 @@ def _one_line(error: Exception) -> str:
     for theirs, ours in _UNREADABLE.items():
         flag, found, _ = text.partition(theirs)
         text = flag + ours if found else text
-    without, found, flag = text.partition('Later value for flag ')
+    without, found, flag = text.partition('Missing value for flag ')
     if found and not without:
         return f'{flag}: needs a value, {flag}=VALUE; --help lists the flags'
     return text.removeprefix('flag ').replace('Unknown command line flag', 'unknown flag')

@@ -213,9 +213,9 @@ class Roll:
     def call(self, seconds: float) -> None:
         """Returns when every process has come.
 
-          Raises:
-            Later: after so many seconds some have not; their numbers are named.
-        UserError: this process is none of the job, as another one has its number.
+        Raises:
+          Later: after so many seconds some have not; their numbers are named.
+          UserError: this process is none of the job, as another one has its number.
         """
         host, port = self._where
         end = time.monotonic() + seconds

@@ -227,13 +227,14 @@ class Scorer(Model):
         return found
 
     def _shape(self, queues: list[list[Request]]) -> Shape:
-        """Of the next call; queues have the longest step first."""
+        """Of the next call, which takes the longest step whole; queues have it first."""
         lengths = [_lengths(queue) for queue in queues]
         longest = max(max(of, default=0) for of in lengths)
         if self.settings.one_size:
             longest = max(longest, self.settings.step_tokens + sizes.OUTPUT_TOKENS)
         shapes = sizes.call_shapes(self.mesh, longest)
-        return quickest(lengths, shapes, sizes.call_tokens(self.mesh))
+        roomy = [(rows, length) for rows, length in shapes if rows * length >= longest]
+        return quickest(lengths, roomy, sizes.call_tokens(self.mesh))
 
 
 def _lengths(queue: list[Request]) -> list[int]:

@@ -17,7 +17,7 @@ from rstar_jax.models import decoder, tiny
 from rstar_jax.models.config import Config as Shape
 from rstar_jax.search import host
 from rstar_jax.search.config import Config
-from rstar_jax.search.engine import Engine, memory, model, programs, sizes, state
+from rstar_jax.search.engine import Engine, batch, memory, model, programs, sizes, state
 from rstar_jax.steps import marks
 
 SHAPE = Shape(
@@ -246,6 +246,21 @@ def test_few_blocks_of_paths_are_read_few_ways():
     assert rooms == [512, 512, 1024, 3032, 4096]
     assert sizes.slot_sizes(64) == [2, 4, 8, 16, 32, 64] and sizes.slot_sizes(3) == [2, 3]
     assert sizes.slot_sizes(96) == [4, 8, 16, 32, 64, 96] and sizes.slot_sizes(9) == [2, 4, 8, 9]
+
+
+@pytest.mark.parametrize('one_size', [False, True])
+def test_every_step_is_scored_whole(mesh, one_size):
+    """Whatever waits, also where little is left: no call takes a part of a step, or nothing."""
+    config = dataclasses.replace(CONFIG, one_size=one_size)
+    scorer, rng = types.SimpleNamespace(mesh=mesh, settings=config), np.random.default_rng(0)
+    for _ in range(300):
+        many, most = rng.integers(1, 40), rng.choice([20, 100, 300, 1000])
+        left = sorted(rng.integers(1, most, many).tolist(), reverse=True)
+        while left:
+            queue = [(0, i, host.Node(tokens=[7] * n)) for i, n in enumerate(left)]
+            taken = batch.fits(left, model.Scorer._shape(scorer, [queue, []]), cut=False)
+            assert any(taken) and all(count in (0, n) for count, n in zip(taken, left))
+            left = [n for n, count in zip(left, taken) if not count]
 
 
 class Account:

@@ -21,7 +21,7 @@ from rstar_jax.parallel.mesh import GLOBAL_AXES
 from rstar_jax.search import planning as searches
 from rstar_jax.search import tree
 from rstar_jax.search.engine import copies, devices, memory, state
-from rstar_jax.training import attention, checkpoints, recompute, step
+from rstar_jax.training import attention, checkpoints, flops, recompute, step
 from rstar_jax.training import planning as trainings
 
 GIB = planning.GIB
@@ -256,7 +256,7 @@ def test_products_are_what_the_compiler_counts(kind, lora, again, monkeypatch):
     flops = sum(times * program.cost_analysis()['flops'] for times, program in counted)
     # The compiler counts a loop's body once: one layer, and in it one pair of blocks.
     with monkeypatch.context() as once:
-        once.setattr(trainings, '_pairs', lambda *_: (0, block**2))
+        once.setattr(trainings, '_scored', lambda *_: block**2)
         one = TRAINED.replace(num_layers=1)
         _, computed = trainings.Training(kind, settings, one, mesh, 10**12).products()
     assert computed < 4 * flops < 1.05 * computed
@@ -293,7 +293,8 @@ def test_the_memory_counts_the_micro_batch_of_the_most_tokens():
 
 def test_attention_counts_what_is_seen():
     long = TRAINED.replace(windows=(300, 5000))
-    seen, scored = trainings._pairs(long, 1000)
+    seen = flops.work(long, 'sft').seen(np.arange(1000))
+    scored = trainings._scored(long, 1000)
     row, column = np.arange(1000)[:, None], np.arange(1000)
     visible = [(column <= row) & (column > row - window) for window in (300, 5000)]
     assert seen == sum(mask.sum() for mask in visible)

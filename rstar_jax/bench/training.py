@@ -144,13 +144,13 @@ def _compare(task: _Task) -> dict[str, float]:
                 figures[f'{label}_{what}_difference'] = _agree(task, loss, what, *values)
         if loss == 'sft':
             figures['matmul_peak_share'] = ours.share(mine)
-            figures['padding_share'] = 1 - sum(micros.tokens) / micros.places
+            figures['padding_share'] = 1 - micros.tokens / micros.places
             figures['bytes_per_parameter'] = ours.bytes_per_parameter
             figures['peak_gib'] = ours.peak_bytes / GIB
             figures['peak_gib_recomputed'] = ours.peak_bytes_recomputed() / GIB
         else:
             figures['ppm_matmul_peak_share'] = ours.share(mine)
-            figures['shared_prefix_tokens_share'] = sum(micros.tokens) / micros.alone
+            figures['shared_prefix_tokens_share'] = micros.tokens / micros.alone
     return figures
 
 
@@ -272,7 +272,7 @@ class _Ours:
             step.Compiled, model.config, settings, loss, self._mesh, 100, memory=1
         )
         work = flops.work(model.config, loss, settings.lora)
-        self.flops = work.of(sum(self.micros.tokens), sum(self.micros.targets))
+        self.flops = sum(map(work.of_batch, self.micros.batches))
 
     def peak_bytes_recomputed(self) -> int:
         """`peak_bytes` on a device that has no room for activations; not with LoRA."""

@@ -164,11 +164,12 @@ def flops_of(trees: Iterable[Outcome], policy: Any, ppm: Any) -> float | None:
     if isinstance(policy, Endpoint):  # nobody knows what it computes
         return None
     policy_work = flops.work(policy.config, 'sft')
-    ppm_work = flops.work(ppm.config, 'pairwise').of(1, 0) if ppm is not None else 0
+    ppm_work = flops.work(ppm.config, 'pairwise').token if ppm is not None else 0
     total = 0.0
     for tree in trees:
         by_policy, by_ppm = tree.computed
-        total += policy_work.of(by_policy, tree.tokens) + (by_ppm * ppm_work if ppm_work else 0)
+        total += policy_work.token * by_policy + policy_work.target * tree.tokens
+        total += by_ppm * ppm_work if ppm_work else 0
     return None if math.isnan(total) else total / 3
 
 

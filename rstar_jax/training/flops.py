@@ -1,14 +1,18 @@
 """Work of a training, as the model asks for it: what the share of the devices' peak is taken of.
 
 Counted are the products with weight matrices, 2 FLOPs a weight and token forward, 2 for the
-gradient of the activations and 2 for that of the weight, which a frozen weight has not. Not counted
-are the look-up in the embedding, attention's own products, padding, tokens of shared prefixes
-beyond the first, and what is computed a second time in the backward pass: the share of the peak
-that results is the MFU of arXiv 2204.02311, less attention, and no HFU.
+gradient of the activations and 2 for that of the weight, which a frozen weight has not, and those
+of attention, of each token with what it may see. Not counted are the look-up in the embedding,
+padding, tokens of shared prefixes beyond the first, what attention masks, and what is computed a
+second time in the backward pass: the share of the peak that results is the MFU of arXiv 2204.02311
+(appendix B, which takes a token to see all of its row), and no HFU.
 """
 
 import dataclasses
 import math
+from collections.abc import Mapping
+
+import numpy as np
 
 from rstar_jax.training import lora
 
@@ -20,14 +24,30 @@ class Work:
     Attributes:
       token: of each token.
       target: of each token whose successor is learnt, besides: the vocabulary's products.
+      pair: of a token and one that it sees, itself included, in a layer's attention.
+      windows: of the layers: a token sees so many, as of models.Config, or all (None).
     """
 
     token: int
     target: int
+    pair: int
+    windows: tuple[int | None, ...]
 
-    def of(self, tokens: int, targets: int) -> int:
-        """FLOPs of so many tokens, with so many targets among them."""
-        return self.token * tokens + self.target * targets
+    def of(self, positions: np.ndarray, targets: int) -> int:
+        """FLOPs of tokens at these positions i32[...] of their sequences, with so many targets."""
+        tokens = self.token * positions.size + self.target * targets
+        return tokens + self.pair * self.seen(positions)
+
+    def of_batch(self, batch: Mapping[str, np.ndarray]) -> int:
+        """FLOPs of a micro batch, as packing.fill makes it."""
+        positions = batch['positions'][batch['end'] > 0]  # 0: padding
+        return self.of(positions, np.count_nonzero(batch.get('weights', 0)))
+
+    def seen(self, positions: np.ndarray) -> int:
+        """Tokens that those at these positions see, in all layers."""
+        found = positions + 1
+        of_windows = {w: found if w is None else np.minimum(found, w) for w in set(self.windows)}
+        return sum(int(of_windows[window].sum()) for window in self.windows)
 
 
 def work(config, loss: str, rank: int = 0) -> Work:
@@ -38,6 +58,9 @@ def work(config, loss: str, rank: int = 0) -> Work:
     """
     each = 4 if rank else 6
     shapes = lora.dense(config).values()
-    token = sum(each * math.prod(shape) + 6 * rank * sum(shape) for shape in shapes)
-    target = each * config.vocab_size * config.embed_dim if loss == 'sft' else 0
-    return Work(token, target)
+    return Work(
+        token=sum(each * math.prod(shape) + 6 * rank * sum(shape) for shape in shapes),
+        target=each * config.vocab_size * config.embed_dim if loss == 'sft' else 0,
+        pair=12 * config.num_heads * config.head_dim,
+        windows=tuple(config.window(layer) for layer in range(config.num_layers)),
+    )

@@ -7,7 +7,7 @@ import math
 import os
 import pathlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -44,7 +44,7 @@ class Log:
         directory: gets metrics.jsonl.
         sizes: examples of each step.
         settings: what the network runs in is read.
-        work: what a token costs.
+        work: what tokens cost.
         progress: gets the numbers of `tell`.
         """
         self.path = pathlib.Path(directory) / 'metrics.jsonl'
@@ -79,10 +79,10 @@ class Log:
         self._write()
         self._aside += self._busy()
 
-    def count(self, tokens: int, targets: int) -> None:
-        """Counts a micro batch's tokens, and those of them that are learnt."""
-        self._counts['tokens'] += tokens
-        self._counts['flops'] += self._work.of(tokens, targets)
+    def count(self, batch: Mapping[str, np.ndarray]) -> None:
+        """Counts the tokens of a micro batch, and their work."""
+        self._counts['tokens'] += np.count_nonzero(batch['end'])
+        self._counts['flops'] += self._work.of_batch(batch)
 
     def add(self, line: dict[str, Any], alone: int, places: int) -> None:
         """Keeps and tells the line of a step that has ended.

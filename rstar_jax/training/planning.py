@@ -32,6 +32,7 @@ from rstar_jax.training import (
     attention,
     defaults,
     examples,
+    flops,
     kernels,
     layers,
     lora,
@@ -266,29 +267,26 @@ def products(
     dense = lora.dense(shape)
     own = 2 * tokens * sum(out * inputs for out, inputs in dense.values())
     low = 2 * tokens * rank * sum(out + inputs for out, inputs in dense.values())
-    head = 2 * tokens * shape.vocab_size * shape.embed_dim if loss == 'sft' else 0
-    seen, scored = (rows * n for n in _pairs(shape, length))
-    each = 4 * shape.num_heads * shape.head_dim  # of a query and a key: score and weighted sum
-    ways = 2 if rank else 3
-    needed = ways * (own + head) + 3 * low + 3 * each * seen
+    work, row = flops.work(shape, loss, rank), np.arange(length)
+    needed = rows * work.of(row, length)
+    apart = needed - rows * work.pair * work.seen(row)  # of attention
+    scored = rows * _scored(shape, length)
     again = recompute.whole_layers(shape, rows, length, dtype)
     # What ends a layer is computed once: nothing behind it is computed again.
     ends = [size for path, size in dense.items() if path.endswith('down/weight')]
     last = 2 * tokens * sum(out * (inputs + rank) for out, inputs in ends)
-    computed = ways * (own + head) + 3 * low + again * (own + low - last)
+    computed = apart + again * (own + low - last)
     # Backwards attention's scores are made again, for four products of their size; splash has one
     # pass for queries, one for keys, and makes two of these five in both.
     by_splash = kernels.chosen(settings.attention, shape, length, dtype) == 'splash'
-    return needed, computed + (3.5 + by_splash + again) * each * scored
+    return needed, computed + (3.5 + by_splash + again) * work.pair / 3 * scored
 
 
-def _pairs(shape: models.Config, length: int) -> tuple[int, int]:
-    """Pairs of query and key in all layers of one row: (seen, scored)."""
+def _scored(shape: models.Config, length: int) -> int:
+    """Pairs of query and key in all layers of one row that are scored, seen or not."""
     size = attention.block_size(length)
     blocks = -(-length // size)
     windows = [min(shape.window(i) or length, length) for i in range(shape.num_layers)]
-    seen = sum(w * (w + 1) // 2 + (length - w) * w for w in windows)
     # Blocks that one of queries looks at, its own included.
     most = [min(blocks, (w - 2) // size + 2) for w in windows]
-    scored = sum(w * (w + 1) // 2 + (blocks - w) * w for w in most)
-    return seen, scored * size**2
+    return size**2 * sum(w * (w + 1) // 2 + (blocks - w) * w for w in most)

@@ -50,9 +50,8 @@ class Micros:
 
     Attributes:
       batches: what packing.fill makes, one for each.
-      tokens: tokens of each that are no padding.
-      targets: of them, tokens whose successor (or value) is learnt.
-      places: of all of them, padding included.
+      tokens: of all of them.
+      places: of tokens, padding included.
       alone: tokens, had every sequence been run by itself.
       weight: sum of the weights of all that is learnt.
     """
@@ -67,8 +66,7 @@ class Micros:
         budget = settings.micro_batch * encoded.length * multiple
         micros = packing.plan(sizes, pairs, lengths, budget, multiple)
         self.batches = [packing.fill(micro, items, encoded.fields) for micro in micros]
-        self.tokens = [sum(sizes[i] for row in micro.members for i in row) for micro in micros]
-        self.targets = [np.count_nonzero(batch.get('weights', 0)) for batch in self.batches]
+        self.tokens = sum(sizes)
         self.places = sum(micro.places for micro in micros)
         self.alone = sum(example.alone for example in chosen)
         self.weight = float(sum(example.weight for example in chosen))
@@ -383,7 +381,7 @@ class _Run:
         compiled, params = self._compiled, state['params']
         scale = 1 / max(micros.weight, 1e-9)
         if len(micros.batches) == 1:
-            self._log.count(micros.tokens[0], micros.targets[0])
+            self._log.count(micros.batches[0])
             self._log.tell(number)
             return compiled.step(state, micros.batches[0], scale, (number, 0))
         grads, sums, last = compiled.zeros(params), {}, None
@@ -394,7 +392,7 @@ class _Run:
             # One micro batch waits in the device's queue while another is computed, no more.
             jax.block_until_ready(last)
             last = new
-            self._log.count(micros.tokens[i], micros.targets[i])
+            self._log.count(batch)
             self._log.tell(number, i / len(micros.batches))
         state, norm = compiled.update(state, grads)
         return state, sums, norm
@@ -415,7 +413,7 @@ class _Run:
                 )
         line = {'step': number + 1, 'epoch': self._steps[number][0]}
         line |= {'learning_rate': self._compiled.learning_rate(taken)} | found
-        line |= {'tokens': sum(micros.tokens), 'micro_batches': len(micros.batches)}
+        line |= {'tokens': micros.tokens, 'micro_batches': len(micros.batches)}
         self._log.add(line, micros.alone, micros.places)
 
     def _norm(self, norm: float) -> dict[str, float | bool]:

@@ -47,7 +47,7 @@ def counted(loss, rank):
     seen = []
     compiled.lower = _noting(compiled.lower, seen)
     compiled.accumulate(compiled.zeros(params), params, micros.batches[0], 1.0, (0, 0))
-    ours = flops.work(WIDE, loss, rank).of(micros.tokens[0], micros.targets[0])
+    ours = flops.work(WIDE, loss, rank).of_batch(micros.batches[0])
     return micros, ours, seen[0].compile().cost_analysis()['flops']
 
 
@@ -63,8 +63,8 @@ def _noting(lower, seen):
 @pytest.mark.parametrize('rank', [0, 4])
 def test_work_is_what_the_compiler_counts(loss, rank):
     micros, ours, theirs = counted(loss, rank)
-    assert micros.tokens == [TOKENS] and micros.places == TOKENS
-    # Beside the products with weights: attention, norms, softmax, gradients added up.
+    assert micros.tokens == micros.places == TOKENS
+    # Beside: what attention masks, norms, softmax, gradients added up.
     assert ours < theirs < 1.35 * ours
 
 
@@ -72,15 +72,24 @@ def test_work_by_hand():
     dense = 2 * (128 * (128 + 64 + 64 + 128) + 3 * 128 * 384)
     factors = 4 * 2 * (2 * (128 + 128) + 2 * (128 + 64) + 3 * (128 + 384))
     table = 512 * 128
-    assert flops.work(SHAPE, 'sft') == flops.Work(6 * dense, 6 * table)
+    attention = 3 * 2 * 2 * 128, (None, None)
+    assert flops.work(SHAPE, 'sft') == flops.Work(6 * dense, 6 * table, *attention)
     assert flops.work(SHAPE.replace(tie_embeddings=False), 'sft') == flops.work(SHAPE, 'sft')
-    assert flops.work(SHAPE, 'prm') == flops.Work(6 * dense, 0)
-    assert flops.work(SHAPE, 'sft', 4) == flops.Work(4 * dense + 6 * factors, 4 * table)
-    assert flops.Work(5, 3).of(7, 2) == 41
+    assert flops.work(SHAPE, 'prm') == flops.Work(6 * dense, 0, *attention)
+    assert flops.work(SHAPE, 'sft', 4) == flops.Work(4 * dense + 6 * factors, 4 * table, *attention)
+    # Seen in the layers: 1 + 2 + 5 and, of three at most, 1 + 2 + 3.
+    assert flops.Work(5, 3, 10, (None, 3)).of(np.array([0, 1, 4]), 2) == 3 * 5 + 2 * 3 + 14 * 10
+
+
+@pytest.mark.parametrize('loss', ['sft', 'pairwise'])
+def test_what_is_seen_is_what_rows_show(loss):
+    batch = batch_of(loss)[0].batches[0]
+    (end,), places = batch['end'], np.arange(TOKENS)
+    shown = (places <= places[:, None]) & (places[:, None] < end)
+    pairs = flops.work(SHAPE.replace(embed_dim=0, mlp_dim=0, vocab_size=0), 'sft').of_batch(batch)
+    assert pairs == 2 * shown.sum() * 12 * 128
 
 
 def test_shares_of_shared_prefixes():
     micros, _ = batch_of('pairwise')
-    assert micros.alone == 96 + 96 and sum(micros.tokens) == 64 + 32 + 32
-    assert micros.targets == [0]
-    assert batch_of('sft')[0].targets == [TOKENS // 2]
+    assert micros.alone == 96 + 96 and micros.tokens == 64 + 32 + 32

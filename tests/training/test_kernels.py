@@ -146,7 +146,7 @@ def test_products_of_the_kernel_are_those_that_are_planned(monkeypatch):
     settings, computed = training.settings('sft', {'dtype': 'bfloat16'}), {}
     for settings.attention in ('splash', 'loop'):
         computed[settings.attention] = planning.products(CONFIG, settings, 'sft', 2, 1024)[1]
-    one = 2 * 2 * planning._pairs(CONFIG, 1024)[1] * CONFIG.num_heads * CONFIG.head_dim
+    one = 2 * 2 * planning._scored(CONFIG, 1024) * CONFIG.num_heads * CONFIG.head_dim
     assert computed['splash'] - computed['loop'] == (sum(made.values()) - 7) * one
 
 

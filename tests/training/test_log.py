@@ -5,6 +5,7 @@ import json
 import math
 import types
 
+import numpy as np
 import pytest
 
 from rstar_jax import parallel, training
@@ -103,17 +104,20 @@ def test_figures_are_those_of_the_steps_alone(tmp_path, monkeypatch):
     monkeypatch.setattr(log.time, 'monotonic', lambda: now[0])
     monkeypatch.setattr(parallel, 'peak_flops', lambda mesh, dtype: 1000.0)
     compiled = types.SimpleNamespace(mesh=checkpoints.one_device(), seconds=0.0, count=2)
-    work = flops.Work(token=30, target=20)
+    work = flops.Work(token=30, target=20, pair=1, windows=(None,))
     made = log.Log(tmp_path, [3, 1], compiled, sft_settings(), work, told.append)
     made.resume(0)
     with made.aside():
         now[0], compiled.seconds = now[0] + 7, 1.0
     now[0], compiled.seconds = now[0] + 13, 4.0
-    made.count(100, 50)
+    batch = {'end': np.full((2, 60), 60), 'positions': np.zeros((2, 60), np.int32)}
+    batch['end'][1, 40:] = 0
+    batch['weights'] = np.ones((2, 25))
+    made.count(batch)
     made.add({'step': 1, 'loss': 2.0, 'tokens': 100}, alone=200, places=125)
     found = made.summary()
     assert found['tokens_per_second'] == told[-1]['tokens_per_second'] == pytest.approx(10)
-    assert found['mfu'] == pytest.approx((30 * 100 + 20 * 50) / 10 / 1000)
+    assert found['mfu'] == pytest.approx((30 * 100 + 20 * 50 + 100) / 10 / 1000)
     assert told[-1]['seconds_left'] == pytest.approx(10 / 3)
     assert found['padding_share'] == pytest.approx(0.2)
     assert found['shared_prefix_tokens_share'] == 0.5

@@ -17,6 +17,7 @@ from rstar_jax.parallel import collectives
 from rstar_jax.training import (
     attention,
     checkpoints,
+    flops,
     layers,
     losses,
     packing,
@@ -393,7 +394,8 @@ def test_blocks_beyond_the_window_are_left_out(monkeypatch, window):
     count, *blocks = attention._pairs(end, text, window or attention.WHOLE)
     assert [x[:count].tolist() for x in blocks] == [x.tolist() for x in np.nonzero(needed)]
     shape = config(windows=(window,) * 3, num_layers=3)
-    assert planning._pairs(shape, 80) == (3 * seen.sum(), 3 * needed.sum() * 64)
+    assert flops.work(shape, 'sft').seen(here) == 3 * seen.sum()
+    assert planning._scored(shape, 80) == 3 * needed.sum() * 64
 
 
 def test_a_text_gives_the_same_beside_longer_ones():

@@ -13,7 +13,8 @@ the store before these change and written after them, and a training's state goe
 one, or the model, is whole there: so whenever a machine is lost, the store holds what a run can go
 on from. What cannot be written is told in a line and tried again.
 
-Of several processes the first one does all this, for the folder that all of them work in.
+Of several processes the first one does all this, for the folder that all of them work in. Of runs
+on several machines one has the workdir, see claims.py.
 """
 
 import concurrent.futures
@@ -28,7 +29,7 @@ import time
 from collections.abc import Collection
 from typing import Any
 
-from rstar_jax import atomic, ledger, parallel
+from rstar_jax import atomic, claims, ledger, parallel
 from rstar_jax.errors import UserError, one_line
 
 PUSH_SECONDS = 60.0
@@ -88,16 +89,23 @@ class Place:
         self._stored: dict[str, list[int]] | None = None  # what KNOWN holds, or will hold
         self._thread = concurrent.futures.ThreadPoolExecutor(1)
         self._running: concurrent.futures.Future | None = None
+        self._claim = claims.Claim(self._store, self._root, url, self.folder)
 
     def begin(self) -> None:
         """Pulls; returns, on all processes, when they may work in the folder.
 
         Raises:
-          UserError: a process works in another one, as it runs on another machine.
+          Later: another run works on it.
+          UserError: a process works in another folder, as it runs on another machine.
         """
         shared = self.folder / SHARED
         if parallel.is_first():
-            self.pull()
+            self._claim.take()
+            try:
+                self.pull()
+            except BaseException:
+                self._claim.release()
+                raise
             ledger.write_json(shared, {'number': secrets.randbelow(2**31)})
         if parallel.alike_soon(lambda: ledger.read_json(shared)):
             return
@@ -106,6 +114,13 @@ class Place:
             'process: on several machines name a folder of a disk that all mount, or set '
             'XDG_CACHE_HOME to one'
         )
+
+    def end(self) -> None:
+        """Pushes, and lets other runs begin."""
+        try:
+            self.push()
+        finally:
+            self._claim.release()
 
     def pull(self) -> None:
         """Makes the folder what the store holds, and what it has not been told of yet."""
@@ -119,6 +134,7 @@ class Place:
             raise UserError(f'--workdir={self.url}: cannot be read ({one_line(error)})') from None
         # Consoles, and stores that are mounted, make an object 'FOLDER/' of each folder.
         there = {p[len(self._root) + 1 :]: x for p, x in there.items() if not p.endswith('/')}
+        there.pop(claims.CLAIM, None)
         known = self._known()
         for name in known.keys() - there.keys():  # deleted there
             if _about(self.folder / name) == known[name]:
@@ -192,6 +208,7 @@ class Place:
         Else training would delete a state before it is sent, and the store would never hold one;
         and a log would be longer there than KNOWN says.
         """
+        self._claim.check()
         here, known = self._here(), self._known()
         shutil.rmtree(self.folder / SENDING, ignore_errors=True)
         for name, (size, changed) in here.items():

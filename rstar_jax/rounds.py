@@ -66,7 +66,7 @@ def run(config: ConfigDict, workdir: str, names: Sequence[str]) -> None:
             place.begin()
         store = place if parallel.is_first() else None  # for the one process that writes to it
         if store:
-            stack.callback(store.push)
+            stack.callback(store.end)
         events = Events(root / 'events' if parallel.is_first() else None)
         stack.callback(events.close)
         rows = [

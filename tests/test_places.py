@@ -14,7 +14,7 @@ import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from rstar_jax import atomic, data, ledger, main, places
+from rstar_jax import atomic, claims, data, ledger, main, places
 from rstar_jax.errors import UserError
 from tests.evals.trees import tree
 
@@ -32,7 +32,8 @@ def store():
 
 def held(store) -> dict[str, bytes]:
     root = '/bucket/run/'
-    return {path.removeprefix(root): store.cat_file(path) for path in store.find(root)}
+    found = {path.removeprefix(root): store.cat_file(path) for path in store.find(root)}
+    return {name: data for name, data in found.items() if name != claims.CLAIM}
 
 
 def on_disk(folder) -> dict[str, bytes]:
@@ -520,3 +521,4 @@ def test_the_processes_of_a_run_work_in_one_folder(tmp_path, store, monkeypatch)
     for folder in ('two', 'made'):  # of another machine: nothing there, or what an earlier run left
         with pytest.raises(UserError, match='is another folder here .* that all mount'):
             places.Place(URL, tmp_path / folder).begin()
+    one.end()

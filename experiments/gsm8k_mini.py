@@ -34,7 +34,6 @@ def get_config() -> ConfigDict:
     config.search.temperature = 0.7
     config.search.step_tokens = 256
     config.search.answers_kept = 'all'
-    config.search.repetition = config.eval.repetition = 48
 
     config.curate.final_step_pairs = 'trajectories'
     config.curate.distinct = True

@@ -60,7 +60,6 @@ def get_config() -> ConfigDict:
     config.search.answers_kept = config.eval.answers_kept = 'all'
     config.search.unvisited_value = config.eval.unvisited_value = 10.0
     config.search.path_tokens = config.eval.path_tokens = 1536
-    config.search.repetition = config.eval.repetition = 48
 
     config.curate.rounds = 'all'
     config.curate.final_step_pairs = 'problem'

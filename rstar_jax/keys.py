@@ -130,9 +130,9 @@ KEYS: dict[str, tuple[Any, str]] = {
     'search.top_p': (1.0, 'and of these from the likeliest that have this share; 1: all'),
     'search.min_p': (0.0, 'and of these from those this many times as likely as the first; 0: all'),
     'search.repetition': (
-        0,
+        48,
         'a step that repeats itself for so many tokens ends its branch, as do three steps in a row '
-        'that do the same; 0: never',
+        'that do the same and change nothing; 0: never',
     ),
     'search.tokens': (
         0,
@@ -406,5 +406,6 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
 }
 for _preset in PRESETS.values():
-    for _key in ('answers_kept', 'unvisited_value', 'failed_steps', 'examples'):
+    _preset['search.repetition'] = 0
+    for _key in ('answers_kept', 'unvisited_value', 'failed_steps', 'examples', 'repetition'):
         _preset[f'eval.{_key}'] = _preset[f'search.{_key}']

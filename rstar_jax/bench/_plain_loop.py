@@ -136,7 +136,12 @@ class Plain(Expander):
             made = model.config, len(keys), limit, model.dtype
             self._cells = devices.make(self.mesh, state.empty_cells, *made)
             self._slots = devices.make(self.mesh, state.empty_slots, *made)
-        decode = programs.DECODE(self.mesh, config=model.config, candidates=self.config.candidates)
+        decode = programs.DECODE(
+            self.mesh,
+            config=model.config,
+            candidates=self.config.candidates,
+            repetition=self.config.repetition,
+        )
         open_cells = programs.OPEN(self.mesh)
         turn = np.zeros(len(keys), np.int32)
         self._cells, self._slots, stats = decode(

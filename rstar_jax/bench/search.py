@@ -66,7 +66,7 @@ def run(
     step_tokens: int = 256,
     error_threshold: int = 2,
     temperature: float = 0.7,
-    repetition: int = 0,
+    repetition: int = 48,
     ppm: bool = True,
     plain: bool = True,
     plain_at_most: float = 0.0,

@@ -1,5 +1,6 @@
 """From sampled steps to children: programs run, answers graded, what is the same merged."""
 
+import ast
 import contextlib
 import dataclasses
 import functools
@@ -152,12 +153,24 @@ class Judge:
 def _goes_round(tree: HostTree, node: Node) -> bool:
     """Whether a step was stopped as it repeats itself, or does what the two before it do."""
     before = [tree.nodes[i] for i in tree.path[1:][-2:]]
-    said = {_statements(one.code) for one in (*before, node)}
-    again = len(before) == 2 and len(said) == 1 and said != {()}
+    done = {_done_again(one.code) for one in (*before, node)}
+    again = len(before) == 2 and len(done) == 1 and done != {''}
     return again or node.step.kind == marks.REPEATED
 
 
-def _statements(code: str) -> tuple[str, ...]:
-    """The lines of a program that are no comments, without which steps differ in their number."""
-    lines = [line.strip() for line in code.splitlines()]
-    return tuple(line for line in lines if line and not line.startswith('#'))
+def _done_again(code: str) -> str:
+    """The statements of a step that may be done again and change nothing; '' if they may not.
+
+    Those that double a number say the same each time, and do not.
+    """
+    try:
+        parsed = ast.parse(code)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return ''
+    names = [node for node in ast.walk(parsed) if isinstance(node, ast.Name)]
+    read = {name.id for name in names if isinstance(name.ctx, ast.Load)}
+    changed = {name.id for name in names if not isinstance(name.ctx, ast.Load)}
+    calls = [node.value for node in parsed.body if isinstance(node, ast.Expr)]
+    others = [call for call in calls if getattr(getattr(call, 'func', None), 'id', '') != 'print']
+    added = any(isinstance(node, ast.AugAssign) for node in ast.walk(parsed))
+    return '' if others or added or read & changed else ast.unparse(parsed)

@@ -36,7 +36,7 @@ class Config:
         samples from the whole distribution.
       repetition: a step is stopped when so many tokens in a row each were the same as the one some
         way before, no further than 32; by local models only. Its branch ends, as does one of which
-        three steps in a row do the same. 0: neither.
+        three steps in a row do the same and change nothing by it. 0: neither.
       tokens: sampled for each problem: its trees grow one after another, and none begins, and no
         node is expanded, when so many have been sampled; 0 for no limit.
       agree: at test time a problem is finished when its commonest answer has been found so many
@@ -80,7 +80,7 @@ class Config:
     top_k: int = 0
     top_p: float = 1.0
     min_p: float = 0.0
-    repetition: int = 0
+    repetition: int = 48
     tokens: int = 0
     agree: int = 0
     answers_kept: str = 'first'

@@ -181,6 +181,7 @@ class Group:
             self.mesh,
             config=self.shape,
             candidates=self.settings.candidates,
+            repetition=self.settings.repetition,
             near=sizes.near(self.mesh),
         )
         how = jax.tree.map(lambda x: self._whole((), x.dtype), sampling.Settings.of(self.settings))

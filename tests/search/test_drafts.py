@@ -90,8 +90,7 @@ def decoded(ahead, temperature=0.0, windows=(), seed=0, **settings):
     )
     prefix = numbers(state.empty_kv(shape, 1, PREFIX, KIND), 3)
     cells = state.empty_cells(shape, TREES * CANDIDATES, STEP, KIND)
-    periods = state.PERIODS if 'repetition' in settings else 1
-    slots = state.empty_slots(shape, SLOTS, STEP, KIND, periods)
+    slots = state.empty_slots(shape, SLOTS, STEP, KIND)
     after = np.zeros((2, shape.vocab_size), np.uint8)
     after[:, MARKS] = 1
     stops = state.Stops(after, np.array([marks.NONE, marks.STEP], np.uint8), shape.vocab_size)

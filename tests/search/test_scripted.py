@@ -97,7 +97,7 @@ def _compare(record, nodes):
 )
 def test_random_searches_equal_the_reference(settings, workers):
     scored = settings.pop('scored', False)
-    config = search.Config(**{'candidates': 4, **settings})
+    config = search.Config(**{'candidates': 4, 'repetition': 0, **settings})
     score = random_score if scored else None
     expander = search.scripted(random_texts, score, trees=64)
     records = list(search.run(_problems(200), expander=expander, config=config, workers=workers))
@@ -275,21 +275,45 @@ def test_beams_that_have_found_answers_end_alone(grow):
 
 
 def test_a_solution_that_goes_round_ends(grow):
-    """At the third step in a row that does the same, whatever number it has, if that is wanted."""
+    """At the third step in a row that does the same, whatever number it has."""
     one, *others = (f'# Step {i}\nx = 1\n<end_of_step>\n' for i in range(1, 5))
     script, prefix = {'': [STEP_A], STEP_A: [one]}, STEP_A + one
     for text in others:
         script[prefix] = [text]
         prefix += text
-    record = grow(script, repetition=48, max_depth=8)
+    record = grow(script, max_depth=8)
     assert record.texts == ['', STEP_A, one, *others[:2]]
     assert record.status[-1] == Status.UNPARSABLE and record.value_sum[-1] == -1
-    record = grow(script, max_depth=8)
+    record = grow(script, repetition=0, max_depth=8)
     assert record.texts[:6] == ['', STEP_A, one, *others]
     talk = [f'# {i}\n<end_of_step>' for i in range(3)]
     script = {'': talk[:1], talk[0]: talk[1:2], talk[0] + talk[1]: talk[2:]}
-    record = grow(script, repetition=48, max_depth=3)
+    record = grow(script, max_depth=3)
     assert record.texts[:4] == ['', *talk] and Status.UNPARSABLE not in record.status
+
+
+@pytest.mark.parametrize(
+    ('code', 'ends'),
+    [
+        ('x = 1', True),
+        ('x = 6 * 7\nprint(x * 2)', False),  # reads what it sets
+        ('y = 6 * 7  # {i}\nprint(6)', True),
+        ('x = x * 2', False),
+        ('x += x', False),
+        ('seen.append(3)', False),
+        ('print(x)', True),
+        ('total = [', False),
+    ],
+)
+def test_only_a_step_that_changes_nothing_goes_round(grow, code, ends):
+    """What doubles three times over three steps is no loop."""
+    first = '<code>\nx, seen = 1, []\n<end_of_step>\n'
+    script, prefix = {'': [first]}, first
+    for i in range(3):
+        script[prefix] = [code.replace('{i}', str(i)) + '\n<end_of_step>\n']
+        prefix += script[prefix][0]
+    record = grow(script, max_depth=5, error_threshold=9, rollouts=1)
+    assert (record.status[4] == Status.UNPARSABLE) == ends
 
 
 def test_children_beyond_the_depth_limit(grow):
@@ -448,9 +472,8 @@ def test_a_tree_ends_when_its_answers_agree(workers):
     def texts(question, prefix, n):
         return [STEP_A, RIGHT]
 
-    settings = dict(
-        rollouts=2, candidates=2, max_depth=4, answers_kept='all', use_ground_truth=False
-    )
+    settings = dict(rollouts=2, candidates=2, max_depth=4, answers_kept='all', repetition=0)
+    settings['use_ground_truth'] = False
     sizes = []
     for agree in (0, 2):
         config = search.Config(agree=agree, **settings)

@@ -64,7 +64,7 @@ def decode(
         for those slots alone whose step is longer. None: all positions, for all.
       mixed: as for `prefill.forward`.
       repetition: a step is stopped when so many tokens in a row were written before at one
-        distance, up to the periods of `slots`; 0, never.
+        distance, of PERIODS at most; 0, never.
       ahead: tokens drafted behind each that is sampled (see `drafts`) and computed with it. Those
         that are then sampled, too, take no step of their own.
 

@@ -121,8 +121,7 @@ class Engine(Expander):
         made = config.step_tokens, self.policy.dtype
         per_device = self.width * config.candidates
         self.cells = devices.make(mesh, state.empty_cells, policy.config, per_device, *made)
-        periods = state.PERIODS if config.repetition else 1
-        self.slots = devices.make(mesh, state.empty_slots, policy.config, slots, *made, periods)
+        self.slots = devices.make(mesh, state.empty_slots, policy.config, slots, *made)
         cells = self.rows * config.candidates
         self.known = np.zeros(cells, np.uint8)  # the cells' states, when they were last seen
         self.since = np.zeros(cells, np.int64)  # the first chunk that each is opened for

@@ -135,14 +135,14 @@ def empty_cells(config, cells: int, positions: int, dtype) -> Cells:
     )
 
 
-def empty_slots(config, slots: int, positions: int, dtype, periods: int = 1) -> Slots:
+def empty_slots(config, slots: int, positions: int, dtype) -> Slots:
     return Slots(
         kv=empty_kv(config, slots, positions, dtype),
         hidden=jnp.zeros((slots, config.embed_dim), dtype),
         cell=jnp.full((slots,), FREE, jnp.int32),
         length=jnp.zeros((slots,), jnp.int32),
         mark=jnp.zeros((slots,), jnp.uint8),
-        runs=jnp.zeros((slots, periods), jnp.int32),
+        runs=jnp.zeros((slots, PERIODS), jnp.int32),
     )
 
 

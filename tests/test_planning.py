@@ -27,21 +27,7 @@ from rstar_jax.training import planning as trainings
 GIB = planning.GIB
 SHAPE = models.Config('qwen2', 320, 64, 96, 1, 8, 2, 8, qkv_bias=True)
 SETTINGS = search.Config(rollouts=2, candidates=4, step_tokens=16, path_tokens=200, slots=8)
-
-CHOSEN = memory.Plan(
-    trees=6,
-    slots=8,
-    rows=8,
-    kept=1024,
-    tree=0,
-    slot=0,
-    row=0,
-    path=0,
-    call=0,
-    token=0,
-    programs=0,
-    free=0,
-)
+KEPT = 1024  # tokens of each tree
 
 
 @pytest.fixture(scope='module')
@@ -64,7 +50,7 @@ def test_sizes_are_those_of_the_arrays(ample):
                 (state.empty_slots, 8, 16),
                 (state.empty_path, 6, 200 + copies.COPIED),
                 (state.empty_kv, 24, 96),  # 16 + 64, in thirty-twos
-                *[(state.empty_kv, 6, CHOSEN.kept + copies.COPIED)] * 2,
+                *[(state.empty_kv, 6, KEPT + copies.COPIED)] * 2,
             )
         ),
         devices.make(mesh, tree.init, 6, SETTINGS.nodes),
@@ -73,7 +59,8 @@ def test_sizes_are_those_of_the_arrays(ample):
     held += searches.MARK_STATES * (SHAPE.vocab_size + 1) + 4
     assert (ample.tensor, ample.trees, ample.slots) == (1, 6, 8)
     assert min(ample.decode, ample.score) > held
-    assert searches.Group(SETTINGS, mesh, SHAPE).resident(CHOSEN) == held
+    group = searches.Group(SETTINGS, mesh, SHAPE)
+    assert group.choose(1e9) and group.resident() == held
     assert ample.weights == sum(x.nbytes for x in jax.tree.leaves(made[:2]))
     # The products of one step of 8 sequences, embedding look-up left out.
     products = sum(x.size for x in jax.tree.leaves(params) if x.ndim == 2)
@@ -106,14 +93,14 @@ class Compiled:
 def test_all_slots_write_in_the_step_that_is_measured():
     planned = searches.Group(SETTINGS, parallel.local_mesh(devices=jax.devices()[:2]), SHAPE)
     assert planned.choose(1e9)
-    compiled, done = planned._decode(6, 8).compile(), []
+    compiled, done = planned._decode().compile(), []
 
     def decode(*arrays):
         results = compiled(*arrays)
         done.append(np.asarray(results[-1]).tolist())
         return results
 
-    assert planned._measure(decode, 6, 8) > 0
+    assert planned._measure(decode) > 0
     assert done == 3 * [2 * [[4, 4 * 8, 4 * 8]]]  # calls, devices: steps, live slots and tokens
 
 
@@ -133,7 +120,7 @@ def test_little_memory_means_fewer_trees_then_more_chips_then_none(monkeypatch, 
     found = [plan(one.weights + room) for room in range(-60_000, 1_100_000, 60_000)]
     trees = {(made.tensor, made.trees) for made in found if made}
     assert {(1, 3), (1, 6)} <= trees and max(n for _, n in trees) == 6
-    assert plan(1e9).decode == one.resident(CHOSEN) + 1000
+    assert one.choose(1e9) and plan(1e9).decode == one.resident() + 1000
     assert found[-1].most > found[-1].trees
     shared = next(made for made in found if made)
     assert shared.tensor == 2 and shared.weights == two.weights < one.weights
@@ -157,14 +144,14 @@ def test_weights_that_leave_room_for_one_tree_are_shared(monkeypatch):
 
 
 def test_keys_and_values_are_cut_over_tensor():
-    one, two = (
-        searches.Group(SETTINGS, parallel.local_mesh(n, jax.devices()[:n]), SHAPE) for n in (1, 2)
-    )
-    kv = [group._policy(3, 8)[1].kv for group in (one, two)]
-    one, two = map(parallel.bytes_on_a_device, kv)
-    assert one == 2 * two
-    four = searches.Group(SETTINGS, parallel.local_mesh(4, jax.devices()[:4]), SHAPE)
-    assert parallel.bytes_on_a_device(four._policy(3, 8)[1].kv) == one  # 2 heads, 4 chips
+    settings, held = dataclasses.replace(SETTINGS, trees_in_flight=3), []
+    for n in (1, 2, 4):
+        group = searches.Group(settings, parallel.local_mesh(n, jax.devices()[:n]), SHAPE)
+        assert group.choose(1e9)
+        _, _, _, path, *_ = group.decoded
+        held.append(parallel.bytes_on_a_device(path.kv))
+    one, two, four = held
+    assert one == 2 * two == four  # 2 heads, 4 chips
 
 
 def test_the_table_has_a_row_for_each_model(monkeypatch, ample):

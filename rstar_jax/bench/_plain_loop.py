@@ -125,9 +125,8 @@ class Plain(Expander):
             queue.compute(row, 0, prompt)
         extend = programs.EXTEND(self.mesh, config=model.config)
         while queue.segments:
-            batch, _ = queue.take([shape])
-            rows = batch.trees, batch.tokens, batch.counts, batch.starts, batch.first
-            self._path = extend(model.params, model.prefix, self._path, *rows)
+            known, _ = queue.take([shape])
+            self._path = extend(model.params, model.prefix, self._path, known)
         self.counters['policy_computed'] += sum(map(len, prompts))
 
     def _decode(self, keys: np.ndarray, opened: np.ndarray) -> state.Cells:

@@ -22,6 +22,7 @@ from rstar_jax.models import decoder, published
 from rstar_jax.models.checkpoint import default_dtype
 from rstar_jax.search.config import Config
 from rstar_jax.search.engine import devices, programs, sampling, sizes, state
+from rstar_jax.search.engine.batch import Known
 
 BATCHES = (1, 8, 64)
 DTYPES = ('float32', 'bfloat16')
@@ -91,8 +92,8 @@ class _Ours:
         )
         extend = programs.EXTEND(mesh, config=shape)
         one = np.zeros(1, np.int32)
-        arguments = (one, ids[None].astype(np.int32), one + len(ids), one, one)
-        self._path = extend(self._params, self._prefix, path, *arguments)
+        known = Known(one, ids[None].astype(np.int32), one + len(ids), one, one)
+        self._path = extend(self._params, self._prefix, path, known)
         self._open = programs.OPEN(mesh)
         self._decode = programs.DECODE(mesh, config=shape, candidates=batch, near=sizes.near(mesh))
         self._products = jax.jit(_products, static_argnums=(0, 3))

@@ -25,7 +25,7 @@ from rstar_jax.errors import UserError
 from rstar_jax.models import heads, sharding
 from rstar_jax.search import tree
 from rstar_jax.search.config import Config
-from rstar_jax.search.engine import devices, memory, programs, sampling, sizes, state
+from rstar_jax.search.engine import batch, devices, memory, programs, sampling, sizes, state
 
 DTYPE = jnp.dtype(jnp.bfloat16)  # of weights and caches: plans are for TPUs
 MANY = 1 << 30  # trees to search in all: as many as one likes
@@ -96,58 +96,66 @@ class Group:
 
     Attributes:
       weights: bytes a chip, of policy and PPM.
-      free: bytes a chip beside them, and chosen: trees and slots; both after `choose`.
+      chosen: trees and slots; decoded, scored: what `decode.decode` takes before its settings, and
+        `prefill.score` before its tokens; all after `choose`.
     """
 
     def __init__(self, settings: Config, mesh, shape: models.Config, dtype=DTYPE):
         """mesh: local mesh (data, tensor); `tensor` chips share the weights."""
-        self.settings, self.mesh, self.shape = settings, mesh, shape
-        self.dtype = dtype
-        self.step = settings.step_tokens
-        self.cell_tokens = sizes.scored_room(self.step)
-        self.longest = sizes.path_room(settings.path_tokens, settings.path_tokens)
+        self.settings, self.mesh, self.shape, self.dtype = settings, mesh, shape, dtype
         trunk = models.decoder.abstract_params(shape, dtype, headless=True)
         head = jax.eval_shape(lambda: heads.init_value_head(shape.embed_dim, jax.random.key(0)))
         self.policy = self._params(models.decoder.abstract_params(shape, dtype))
         self.ppm = self._params({'decoder': trunk, 'value_head': head})
         self.weights = parallel.bytes_on_a_device((self.policy, self.ppm))
-        self.free = 0
-        self.chosen: memory.Plan | None = None
 
     def choose(self, bytes_of_chip: float, trees: int = MANY) -> bool:
         """Takes the engine's own choice of trees and slots; False where not one tree fits."""
-        self.free = int(bytes_of_chip - self.weights)
+        step = self.settings.step_tokens
+        cell = sizes.scored_room(step)
         networks = [
-            memory.Network(self.shape, self.dtype, self.step),
-            memory.Network(self.shape, self.dtype, self.cell_tokens, scored=True),
+            memory.Network(self.shape, self.dtype, step),
+            memory.Network(self.shape, self.dtype, cell, scored=True),
         ]
-        limits = sizes.default_slots(self.mesh), self.free
+        limits = sizes.default_slots(self.mesh), int(bytes_of_chip - self.weights)
         try:
             self.chosen = memory.plan(self.settings, networks, self.mesh, trees, *limits)
         except UserError:
             return False
+        cells = self.chosen.trees * self.settings.candidates
+        longest = sizes.path_room(self.settings.path_tokens, self.settings.path_tokens)
+        prefix = self._made(state.empty_kv, 1, 0)
+        path = self._made(state.empty_path, self.chosen.trees, longest)
+        of_step = (
+            self._made(state.empty_cells, cells, step),
+            self._made(state.empty_slots, self.chosen.slots, step),
+        )
+        table = self._whole((MARK_STATES, self.shape.vocab_size), jnp.uint8)
+        kinds, vocab = self._whole((MARK_STATES,), jnp.uint8), self._whole((), jnp.int32)
+        stops = state.Stops(table, kinds, vocab)
+        self.decoded = self.policy, stops, prefix, path, *of_step
+        self.scored = self.ppm, prefix, path, self._made(state.empty_kv, cells, cell)
         return True
 
     def speed(self) -> float:
         """Sequences that a host decodes for a byte that each chip reads."""
-        slots = self.mesh.shape['data'] * self.chosen.slots
-        return slots / self.floor(self.chosen.trees, self.chosen.slots)
+        return self.mesh.shape['data'] * self.chosen.slots / self.floor()
 
     def plan(self) -> Plan:
         """What was chosen, compiled."""
-        chosen, trees, slots = self.chosen, self.chosen.trees, self.chosen.slots
+        chosen = self.chosen
         start = time.perf_counter()
-        lowered = self._decode(trees, slots), self._score(trees)
+        lowered = self._decode(), self._score()
         with ThreadPoolExecutor() as threads:  # the compiler uses one core for each
             decoding, scoring = threads.map(lambda x: x.compile(), lowered)
         seconds = time.perf_counter() - start
         at_hand = self.mesh.devices.flat[0] in jax.local_devices()
-        cost, held = decoding.cost_analysis(), self.resident(chosen)
+        cost, held = decoding.cost_analysis(), self.resident()
         return Plan(
             tensor=self.mesh.shape['tensor'],
             groups=self.mesh.shape['data'],
-            slots=slots,
-            trees=trees,
+            slots=chosen.slots,
+            trees=chosen.trees,
             most=chosen.largest(MANY, lambda count: {'trees': count, 'kept': 0}),
             weights=self.weights,
             planned=self.weights + chosen.most,
@@ -156,27 +164,26 @@ class Group:
             score=held + _temporary(scoring),
             flops=cost['flops'],
             traffic=cost['bytes accessed'],
-            floor=self.floor(trees, slots),
-            step=self._measure(decoding, trees, slots) if at_hand else 0.0,
+            floor=self.floor(),
+            step=self._measure(decoding) if at_hand else 0.0,
             seconds=seconds,
         )
 
-    def resident(self, chosen: memory.Plan) -> int:
+    def resident(self) -> int:
         """Bytes a chip of all that stays in memory with what was chosen."""
-        trees = chosen.trees
+        trees, kept = self.chosen.trees, memory.kept_room(self.chosen.kept)
         nodes = devices.shapes(self.mesh, tree.init, trees, self.settings.nodes)
-        kept = self._made(state.empty_kv, trees, memory.kept_room(chosen.kept))
-        arrays = self._stops(), nodes, *self._policy(trees, chosen.slots), *self._ppm(trees)
-        return self.weights + parallel.bytes_on_a_device((arrays, kept, kept))
+        of_both = [self._made(state.empty_kv, trees, kept)] * 2
+        return parallel.bytes_on_a_device((self.decoded, self.scored, nodes, of_both))
 
-    def floor(self, trees: int, slots: int) -> int:
+    def floor(self) -> int:
         """Bytes a chip that a decode step reads, were everything read once."""
-        _, path, _, slot = self._policy(trees, slots)
+        *_, path, _, slots = self.decoded
         rows = ('embed',) if 'output' in self.policy else ()  # of the table a few rows are read
         weights = {name: part for name, part in self.policy.items() if name not in rows}
-        return parallel.bytes_on_a_device((weights, path.kv, slot.kv))
+        return parallel.bytes_on_a_device((weights, path.kv, slots.kv))
 
-    def _decode(self, trees: int, slots: int) -> jax.stages.Lowered:
+    def _decode(self) -> jax.stages.Lowered:
         f = programs.DECODE(
             self.mesh,
             config=self.shape,
@@ -185,23 +192,19 @@ class Group:
             near=sizes.near(self.mesh),
         )
         how = jax.tree.map(lambda x: self._whole((), x.dtype), sampling.Settings.of(self.settings))
-        iterations = self._whole((2,), jnp.int32)
-        return f.lower(*self._decoded(trees, slots), how, iterations)
+        return f.lower(*self.decoded, how, self._whole((2,), jnp.int32))
 
-    def _decoded(self, trees: int, slots: int) -> tuple:
-        """What `decode.decode` takes, without settings and iterations."""
-        return self.policy, self._stops(), *self._policy(trees, slots)
-
-    def _measure(self, decode: jax.stages.Compiled, trees: int, slots: int) -> float:
+    def _measure(self, decode: jax.stages.Compiled) -> float:
         """Seconds of a decode step in which every slot is written to."""
 
         def zeros(shape: jax.ShapeDtypeStruct) -> jax.Array:
             return jnp.zeros(shape.shape, shape.dtype, device=shape.sharding)
 
         # Zeros are slots that write the first cell, and weights take no longer for being others.
-        held = jax.tree.map(zeros, self._decoded(trees, slots))
-        arrays, how = list(held), sampling.Settings.of(self.settings)
-        count = max(1, min(MEASURED, self.step // 3))  # no step ends within three calls
+        arrays = list(jax.tree.map(zeros, self.decoded))
+        how = sampling.Settings.of(self.settings)
+        # No step ends within three calls.
+        count = max(1, min(MEASURED, self.settings.step_tokens // 3))
 
         def run() -> None:
             *arrays[-2:], done = decode(*arrays, how, np.full(2, count, np.int32))
@@ -210,40 +213,15 @@ class Group:
         run()
         return min(timeit.repeat(run, number=1, repeat=2)) / count
 
-    def _score(self, trees: int) -> jax.stages.Lowered:
+    def _score(self) -> jax.stages.Lowered:
         f = programs.SCORE(self.mesh, config=self.shape, squash='tanh')
         rows, length = sizes.largest_call(self.mesh, self.settings, scored=True)
         integers = devices.shapes(self.mesh, jnp.zeros, rows, jnp.int32)
         tokens = devices.shapes(self.mesh, jnp.zeros, (rows, length), jnp.int32)
-        prefix, path, cells = self._ppm(trees)
-        rest = [integers] * 3
-        return f.lower(self.ppm, prefix, path, cells, integers, tokens, *rest)
-
-    def _policy(self, trees: int, slots: int) -> tuple:
-        """prefix, path, cells and slots, as `decode.decode` takes them."""
-        return (
-            self._made(state.empty_kv, 1, 0),
-            self._made(state.empty_path, trees, self.longest),
-            self._made(state.empty_cells, trees * self.settings.candidates, self.step),
-            self._made(state.empty_slots, slots, self.step),
-        )
-
-    def _ppm(self, trees: int) -> tuple:
-        """prefix, path and the cells' keys and values, as `prefill.score` takes them."""
-        return (
-            self._made(state.empty_kv, 1, 0),
-            self._made(state.empty_path, trees, self.longest),
-            self._made(state.empty_kv, trees * self.settings.candidates, self.cell_tokens),
-        )
+        return f.lower(*self.scored, batch.Known(integers, tokens, *[integers] * 3))
 
     def _made(self, f: Callable, rows: int, positions: int) -> Any:
         return devices.shapes(self.mesh, f, self.shape, rows, positions, self.dtype)
-
-    def _stops(self) -> state.Stops:
-        table = self._whole((MARK_STATES, self.shape.vocab_size), jnp.uint8)
-        return state.Stops(
-            table, self._whole((MARK_STATES,), jnp.uint8), self._whole((), jnp.int32)
-        )
 
     def _params(self, shapes: Any) -> Any:
         places = sharding.shardings(shapes, self.mesh, self.shape)

@@ -15,6 +15,7 @@ def test_segments_are_read_back(seed):
     rng = random.Random(seed)
     shape = rng.randint(1, 6), rng.randint(1, 5)
     batch, put = Batch(DEVICES, shape, NOWHERE), []
+    known = batch.known
     for device in range(DEVICES):
         lengths = [rng.randint(1, 9) for _ in range(4)]
         for tree, count in enumerate(fits(lengths, shape, cut=rng.random() < 0.5)):
@@ -22,15 +23,15 @@ def test_segments_are_read_back(seed):
                 tokens = [rng.randrange(1000) for _ in range(count)]
                 put.append((device, tree, tokens, rng.randrange(50)))
                 last = batch.put(*put[-1])
-                assert batch.trees[last] == tree and last // shape[0] == device
+                assert known.trees[last] == tree and last // shape[0] == device
     found = {}
-    for row in np.nonzero(batch.counts)[0].tolist():
-        device, first = row // shape[0], int(batch.first[row])
-        key = device, int(batch.trees[row]), int(batch.starts[row])
-        found.setdefault(key, []).extend(batch.tokens[row, : batch.counts[row]].tolist())
-        assert first == row % shape[0] or batch.counts[row - 1] == shape[1]
+    for row in np.nonzero(known.counts)[0].tolist():
+        device, first = row // shape[0], int(known.first[row])
+        key = device, int(known.trees[row]), int(known.starts[row])
+        found.setdefault(key, []).extend(known.tokens[row, : known.counts[row]].tolist())
+        assert first == row % shape[0] or known.counts[row - 1] == shape[1]
     assert found == {(device, tree, start): tokens for device, tree, tokens, start in put}
-    assert (batch.trees[batch.counts == 0] == NOWHERE).all()
+    assert (known.trees[known.counts == 0] == NOWHERE).all()
 
 
 def test_a_segment_takes_whole_rows():

@@ -11,7 +11,7 @@ from rstar_jax import models, parallel
 from rstar_jax.models import decoder, heads
 from rstar_jax.models.config import Config as Shape
 from rstar_jax.search.engine import programs, state
-from rstar_jax.search.engine.batch import Batch
+from rstar_jax.search.engine.batch import Batch, Known
 
 SHAPE = Shape('qwen2', 64, 32, 64, 2, 4, 2, 8)
 KIND = np.dtype('float32')
@@ -40,7 +40,7 @@ def batch(shape, segments):
     """Of (tree, tokens, start)."""
     one = Batch(1, shape, TREES)
     lasts = [one.put(0, *segment) for segment in segments]
-    return (one.trees, one.tokens, one.counts, one.starts, one.first), lasts
+    return one.known, lasts
 
 
 def scores(shape, params, texts):
@@ -60,8 +60,8 @@ def test_scores_are_those_of_whole_texts(windows, rows):
     empty = state.empty_kv(shape, 1, 0, KIND)
     one = state.empty_path(shape, 1, len(shared), KIND)
     zero = np.zeros(1, np.int32)
-    given = zero, np.array([shared], np.int32), zero + len(shared), zero, zero
-    one = programs.EXTEND(MESH, config=shape)(params['decoder'], empty, one, *given)
+    given = Known(zero, np.array([shared], np.int32), zero + len(shared), zero, zero)
+    one = programs.EXTEND(MESH, config=shape)(params['decoder'], empty, one, given)
     before = np.full(TREES, len(shared), np.int32)
     before[2] = 0
     path = state.empty_path(shape, TREES, ROOM, KIND).replace(prefix=jnp.asarray(before))
@@ -72,14 +72,14 @@ def test_scores_are_those_of_whole_texts(windows, rows):
 
     order = 2, 0, 3, 1
     given, _ = batch(rows, [(i, texts[i][0], 0) for i in order])
-    path = extend(params['decoder'], one.kv, path, *given)
+    path = extend(params['decoder'], one.kv, path, given)
     assert path.length.tolist() == [len(prompt) for prompt, *_ in texts]
 
     cells = state.empty_kv(shape, 2 * TREES, CELL, KIND)
     for number in (1, 2, 3):
         steps = [of[number] for of in texts]
         given, lasts = batch(rows, [(i, steps[i], 2 * i + 1) for i in order])
-        cells, found = score(params, one.kv, path, cells, *given)
+        cells, found = score(params, one.kv, path, cells, given)
         for i in order:
             so_far[i] += steps[i]
         wanted = scores(shape, params, [so_far[i] for i in order])
@@ -91,7 +91,7 @@ def test_scores_are_those_of_whole_texts(windows, rows):
         rest = [(i, steps[i][CELL:], int(path.length[i])) for i in order if len(steps[i]) > CELL]
         if rest:
             given, _ = batch(rows, rest)
-            path = extend(params['decoder'], one.kv, path, *given)
+            path = extend(params['decoder'], one.kv, path, given)
 
 
 @WINDOWS
@@ -103,7 +103,7 @@ def test_hidden_states_are_those_of_whole_texts(windows):
     prompts = [texts[1][0], texts[2][1]]
     given, _ = batch((12, 16), [(3, prompts[0], 0), (1, prompts[1], 0)])
     empty = state.empty_kv(shape, 1, 0, KIND)
-    path = programs.EXTEND(MESH, config=shape)(params['decoder'], empty, path, *given)
+    path = programs.EXTEND(MESH, config=shape)(params['decoder'], empty, path, given)
     for tree, prompt in zip((3, 1), prompts):
         logits = policy.logits(np.array([prompt]), np.array([len(prompt)]))[0, -1]
         network = decoder.bind(shape, params['decoder'])

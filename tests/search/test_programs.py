@@ -11,6 +11,7 @@ from rstar_jax.models.config import Config as Shape
 from rstar_jax.search import tree
 from rstar_jax.search.config import Config
 from rstar_jax.search.engine import devices, programs, sampling, state
+from rstar_jax.search.engine.batch import Known
 
 SHAPE = Shape('qwen2', 128, 32, 64, 2, 2, 1, 16)
 TREES, CANDIDATES, ROOM, STEP, SLOTS = 256, 2, 288, 288, 4
@@ -36,7 +37,8 @@ def arguments(mesh) -> dict:
         )
     )
     kept, prefix = (made(state.empty_kv, n, room, KIND) for n, room in ((TREES, ROOM), (1, 0)))
-    row, rows = numbers(1), numbers(1, 32)
+    row = numbers(1)
+    known = Known(row, numbers(1, 32), row, row, row)
     table = jax.ShapeDtypeStruct((1, SHAPE.vocab_size), jnp.uint8)
     stops = state.Stops(table, jax.ShapeDtypeStruct((1,), jnp.uint8), np.int32(1))
     slots = made(state.empty_slots, SLOTS, STEP, KIND)
@@ -44,8 +46,8 @@ def arguments(mesh) -> dict:
     trunk = {'decoder': params, 'value_head': head}
     return {
         'DECODE': (params, stops, prefix, path, cells, slots, drawn, numbers(2)),
-        'EXTEND': (params, prefix, path, row, rows, row, row, row),
-        'SCORE': (trunk, prefix, path, cells.kv, row, rows, row, row, row),
+        'EXTEND': (params, prefix, path, known),
+        'SCORE': (trunk, prefix, path, cells.kv, known),
         'APPEND': (path, cells.kv, cells.hidden, *[row] * 4),
         'COPY': (kept, cells.kv, *[row] * 5),
         'COPY back': (path.kv, kept, *[row] * 5),

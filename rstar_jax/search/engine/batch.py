@@ -7,41 +7,63 @@ tokens, a step of forty and a prompt.
 
 from collections.abc import Sequence
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+from flax import struct
 
 Shape = tuple[int, int]  # rows of a device, tokens of each
 
 
-class Batch:
-    """Segments of all devices.
+@struct.dataclass
+class Known:
+    """What a call computes; rows in use come first.
 
-    Attributes, the devices' parts one after another:
+    Attributes:
       trees: i32[R], each row's tree; one that does not exist for rows that are not used.
       tokens: i32[R,T].
-      counts: i32[R], tokens of each row.
-      starts: i32[R], what `put` was given for the row's segment.
-      first: i32[R], the row on its device that its segment begins with.
+      counts: i32[R], tokens of each row; 0 for none.
+      starts: i32[R], where each row's segment goes: behind so many tokens of its path, or, of a
+        step that is scored, into this cell.
+      first: i32[R], the row on its device that each row's segment begins with.
     """
+
+    trees: jax.Array
+    tokens: jax.Array
+    counts: jax.Array
+    starts: jax.Array
+    first: jax.Array
+
+    def offsets(self) -> jax.Array:
+        """i32[R]: where in its segment each row of one device begins."""
+        return (jnp.arange(len(self.first)) - self.first) * self.tokens.shape[1]
+
+
+class Batch:
+    """Segments of all devices; `known`, whose parts lie one after another, takes them in."""
 
     def __init__(self, devices: int, shape: Shape, nowhere: int):
         """nowhere: a tree that does not exist."""
         self._rows, self._length = shape
         count = devices * self._rows
-        self.trees = np.full(count, nowhere, np.int32)
-        self.tokens = np.zeros((count, self._length), np.int32)
-        self.counts, self.starts = np.zeros(count, np.int32), np.zeros(count, np.int32)
-        self.first = np.tile(np.arange(self._rows, dtype=np.int32), devices)
+        self.known = Known(
+            trees=np.full(count, nowhere, np.int32),
+            tokens=np.zeros((count, self._length), np.int32),
+            counts=np.zeros(count, np.int32),
+            starts=np.zeros(count, np.int32),
+            first=np.tile(np.arange(self._rows, dtype=np.int32), devices),
+        )
         self._used = [0] * devices
 
     def put(self, device: int, tree: int, tokens: list[int], start: int) -> int:
         """Puts a segment into the next rows of a device; returns the last of them, of all rows."""
-        used = self._used[device]
+        used, known = self._used[device], self.known
         rows = -(-len(tokens) // self._length)
         self._used[device] += rows
         at = slice(device * self._rows + used, device * self._rows + used + rows)
-        self.trees[at], self.starts[at], self.first[at] = tree, start, used
-        self.tokens[at].reshape(-1)[: len(tokens)] = tokens
-        self.counts[at] = np.minimum(len(tokens) - self._length * np.arange(rows), self._length)
+        known.trees[at], known.starts[at], known.first[at] = tree, start, used
+        known.tokens[at].reshape(-1)[: len(tokens)] = tokens
+        known.counts[at] = np.minimum(len(tokens) - self._length * np.arange(rows), self._length)
         return at.stop - 1
 
 

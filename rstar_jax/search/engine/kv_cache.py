@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from rstar_jax.search.engine.batch import Batch, Shape, fits, quickest
+from rstar_jax.search.engine.batch import Batch, Known, Shape, fits, quickest
 
 
 @dataclasses.dataclass
@@ -153,7 +153,7 @@ class CacheManager:
 
     def take(
         self, shapes: Sequence[Shape], besides: int = 0, cut: bool = True
-    ) -> tuple[Batch, list[int]]:
+    ) -> tuple[Known, list[int]]:
         """Takes what one call computes, and the rows of which nothing is left to compute.
 
         shapes, besides: see `batch.quickest`. cut: see `batch.fits`.
@@ -176,7 +176,7 @@ class CacheManager:
                     self._rows[segment.row].segments -= 1
                     self._rows[segment.row].ready = True
                     done.append(segment.row)
-        return batch, [row for row in done if not self.waits(row)]
+        return batch.known, [row for row in done if not self.waits(row)]
 
     def packed(self, queue: list[tuple[int, ...]]) -> Iterator[np.ndarray]:
         """Empties a queue: i32[columns,devices*A], A entries of a device at a time.

@@ -162,15 +162,12 @@ class Model:
         shapes, cut = sizes.call_shapes(self.mesh), True
         if self.settings.one_size:  # a token's rounding must not depend on what else waits
             shapes, cut = shapes[:1], False
-        batch, done = self.manager.take(shapes, sizes.call_tokens(self.mesh), cut)
-        self.counters[f'{self.name}_computed'] += int(batch.counts.sum())
+        known, done = self.manager.take(shapes, sizes.call_tokens(self.mesh), cut)
+        self.counters[f'{self.name}_computed'] += int(known.counts.sum())
         extend = programs.EXTEND(self.mesh, config=self.config, mixed=self.mixed)
-        self.path = extend(self.decoder_params, self.prefix, self.path, *self._rows(batch))
-        return done, batch.tokens.size // self.manager.devices
-
-    def _rows(self, batch: Batch) -> list[jax.Array]:
-        arrays = [batch.trees, batch.tokens, batch.counts, batch.starts, batch.first]
-        return devices.split(self.mesh, arrays)
+        given = devices.split(self.mesh, known)
+        self.path = extend(self.decoder_params, self.prefix, self.path, given)
+        return done, known.tokens.size // self.manager.devices
 
 
 class Scorer(Model):
@@ -211,7 +208,8 @@ class Scorer(Model):
             shape = self._shape(queues)
             batch = Batch(count, shape, self.width)
             # A step's score is that of its last row.
-            trees, numbers = np.full_like(batch.trees, self.width), np.zeros_like(batch.trees)
+            trees = np.full_like(batch.known.trees, self.width)
+            numbers = np.zeros_like(trees)
             for device, queue in enumerate(queues):
                 taken = fits(_lengths(queue), shape, cut=False)
                 for row, number, node in itertools.compress(queue, taken):
@@ -220,9 +218,9 @@ class Scorer(Model):
                     last = batch.put(device, tree, node.tokens, cell)
                     trees[last], numbers[last] = tree, number
                 queue[:] = [x for x, count in zip(queue, taken, strict=True) if not count]
-            self.counters['ppm_computed'] += int(batch.counts.sum())
-            arrays = self.params, self.prefix, self.path, self.cells, *self._rows(batch)
-            self.cells, values = score(*arrays)
+            self.counters['ppm_computed'] += int(batch.known.counts.sum())
+            known = devices.split(self.mesh, batch.known)
+            self.cells, values = score(self.params, self.prefix, self.path, self.cells, known)
             found.append((values, trees, numbers))
         return found
 

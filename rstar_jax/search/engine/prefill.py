@@ -6,38 +6,21 @@ import jax.numpy as jnp
 from rstar_jax.models import decoder as decoders
 from rstar_jax.models import heads, two_part
 from rstar_jax.search.engine import copies
+from rstar_jax.search.engine.batch import Known
 from rstar_jax.search.engine.state import KeysValues, Path, as_stored, kv_length
 
-AT_ONCE = (
-    64  # tokens of a row: the scores of longer ones are made row by row, which takes less room
-)
+# Tokens of a row: the scores of longer ones are made row by row, which takes less room.
+AT_ONCE = 64
 
 
 def forward(
-    params,
-    prefix: KeysValues,
-    path: Path,
-    trees,
-    tokens,
-    counts,
-    starts,
-    first,
-    *,
-    config,
-    mixed=False,
-):
+    params, prefix: KeysValues, path: Path, known: Known, *, config, mixed: bool
+) -> tuple[jax.Array, KeysValues]:
     """Runs segments of known tokens behind paths: prompts, executor outputs, steps to be scored.
-
-    A segment lies in one or more rows that follow each other, all full but for the last.
 
     Args:
       prefix: per layer, keys and values [1,K,P,d] in front of paths; P may be 0.
       path: whose keys and values [G,K,S,d] the segments continue.
-      trees: i32[R], each row's tree. Rows without tokens may name any.
-      tokens: i32[R,T].
-      counts: i32[R], tokens of each row; 0 for none.
-      starts: i32[R], how much of its path a row's segment continues.
-      first: i32[R], the row that a row's segment begins with.
       mixed: whether some paths have no prefix in front of them.
 
     Returns:
@@ -45,17 +28,17 @@ def forward(
       values [R,K,T,d].
     """
     network = decoders.bind(config, params)
-    rows, length = tokens.shape
-    trees = jnp.minimum(trees, path.length.shape[0] - 1)
+    rows, length = known.tokens.shape
+    trees, starts = jnp.minimum(known.trees, path.length.shape[0] - 1), known.starts
     before, shared = path.prefix[trees][:, None], kv_length(prefix)
-    own = _offsets(first, length)[:, None] + jnp.arange(length)  # in the segment
+    own = known.offsets()[:, None] + jnp.arange(length)  # in the segment
     # Row by row the rows from the segment's first one on; those behind the row itself are masked.
-    segment = jnp.minimum(first[:, None] + jnp.arange(rows), rows - 1)
+    segment = jnp.minimum(known.first[:, None] + jnp.arange(rows), rows - 1)
     group = config.num_heads // config.num_kv_heads
 
     def biases(window, starts, before, own):
         """Of path, own tokens and prefix."""
-        stored, of_segment = jnp.arange(path.kv[0][0].shape[2]), jnp.arange(rows * length)
+        stored, of_segment = jnp.arange(kv_length(path.kv)), jnp.arange(rows * length)
         positions = before + starts[:, None] + own
         path_mask = (stored < starts[:, None])[:, None, :]
         own_mask = of_segment <= own[..., None]
@@ -104,36 +87,17 @@ def forward(
         return two_part.by_position(out, length), stored
 
     caches = list(zip(prefix, path.kv, strict=True))
-    hidden, kv = network(tokens, before + starts[:, None] + own, attend, caches)
-    last = jnp.maximum(counts - 1, 0)
+    hidden, kv = network(known.tokens, before + starts[:, None] + own, attend, caches)
+    last = jnp.maximum(known.counts - 1, 0)
     return jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0], kv
 
 
-def _offsets(first, length: int):
-    """i32[R]: where in its segment each row of `length` tokens begins."""
-    return (jnp.arange(first.shape[0]) - first) * length
-
-
 def extend(
-    params,
-    prefix: KeysValues,
-    path: Path,
-    trees,
-    tokens,
-    counts,
-    starts,
-    first,
-    *,
-    config,
-    mixed: bool = False,
+    params, prefix: KeysValues, path: Path, known: Known, *, config, mixed: bool = False
 ) -> Path:
-    """Computes tokens behind paths and makes them part of these; arguments as for `forward`.
-
-    Rows in use come first; a row without tokens names a tree that does not exist.
-    """
-    rows = trees, tokens, counts, starts, first
-    hidden, kv = forward(params, prefix, path, *rows, config=config, mixed=mixed)
-    at = starts + _offsets(first, tokens.shape[1])
+    """Computes tokens behind paths and makes them part of these; arguments as for `forward`."""
+    hidden, kv = forward(params, prefix, path, known, config=config, mixed=mixed)
+    trees, counts, at = known.trees, known.counts, known.starts + known.offsets()
 
     # The loop takes the hidden states in as well, so that the last layer has read its part of the
     # paths before: otherwise the compiler copies that part of all paths.
@@ -152,16 +116,12 @@ def score(
     prefix: KeysValues,
     path: Path,
     cells_kv: KeysValues,
-    trees,
-    tokens,
-    counts,
-    cells,
-    first,
+    known: Known,
     *,
     config,
-    squash,
+    squash: str,
     mixed: bool = False,
-):
+) -> tuple[KeysValues, jax.Array]:
     """Scores steps with the PPM, each behind its tree's path.
 
     Args:
@@ -169,9 +129,7 @@ def score(
       prefix: as for `forward`.
       path: the trees' paths [G,K,S,d]; a step continues the whole of its own.
       cells_kv: per layer, keys and values [C,K,M,d] of the steps that were scored, M a multiple of
-        `copies.COPIED`.
-      trees, tokens, counts, first: as for `forward`; rows in use come first.
-      cells: i32[R], where in `cells_kv` the first M positions of each row's step are put.
+        `copies.COPIED`. The first M positions of a step are put into its cell.
       squash: a name in `heads.SQUASHES`.
       mixed: as for `forward`.
 
@@ -179,14 +137,14 @@ def score(
       cells_kv, and f32[R] scores behind each row, in [-1, 1] where they are squashed: a step's own
       is that of its last row.
     """
-    starts = path.length[jnp.minimum(trees, path.length.shape[0] - 1)]
-    rows = trees, tokens, counts, starts, first
-    hidden, kv = forward(params['decoder'], prefix, path, *rows, config=config, mixed=mixed)
-    at = _offsets(first, tokens.shape[1])
-    held = jnp.minimum(counts, cells_kv[0][0].shape[2] - at)
+    starts = path.length[jnp.minimum(known.trees, path.length.shape[0] - 1)]
+    behind = known.replace(starts=starts)
+    hidden, kv = forward(params['decoder'], prefix, path, behind, config=config, mixed=mixed)
+    counts, at = known.counts, known.offsets()
+    held = jnp.minimum(counts, kv_length(cells_kv) - at)
 
     def write(i, cells_kv):
-        return copies.put_row(cells_kv, kv, cells[i], i, at[i], held[i])
+        return copies.put_row(cells_kv, kv, known.starts[i], i, at[i], held[i])
 
     cells_kv = jax.lax.fori_loop(0, (counts > 0).sum(), write, cells_kv)
     return cells_kv, heads.squash(squash, heads.value(params['value_head'], hidden))

@@ -69,10 +69,10 @@ def stage_of(round_: Round, name: str) -> ledger.Stage:
     settings = stages.bound(configs.flatten(round_.config), binds)
     stage = ledger.Stage(round_.folder_of(name), settings, tuple(inputs), growing=kind.grows)
     if name == 'sft' and not round_.config.base.path:
-        # Whatever the first policy is, it binds; an earlier version did not say which it was.
+        # Whatever the first policy is, it binds.
         with contextlib.suppress(UserError):
             base = sources.base_path(round_)
-            if base == round_.config.policy.path and stage.made_with.get('base.path', base):
+            if base == round_.config.policy.path:
                 settings['base.path'] = base
     if name == 'synthesize' and stage.done is not None and not stage.changed:
         del settings['data.limit']  # what was written stands, however many problems are searched

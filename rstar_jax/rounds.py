@@ -237,7 +237,7 @@ def ppm(round_: Round, stage: ledger.Stage, line: Line) -> Figures:
     dtype = training.start_dtype(round_.config.training.ppm)
     mesh = _training_mesh(round_, 'ppm', round_.folder / 'policy')
     policy = sources.load_model(round_.folder / 'policy', 'policy', dtype, mesh)
-    whole = any(folder.glob('trajectories-*'))  # an earlier version wrote pairs only
+    whole = any(folder.glob('trajectories-*'))  # given pairs come alone
     trajectories = data.load_examples(folder, 'trajectories') if whole else ()
     more = {'trajectories': trajectories, 'mesh': mesh}
     return _train(round_, stage, line, 'ppm', policy, examples, **more)

@@ -135,11 +135,6 @@ def test_the_first_policy_binds_where_sft_starts_from_it(tmp_path):
     for again in (stage('other'), stage('instruct', 'other')):
         with pytest.raises(UserError, match='^--config.base.path=other: .* made with instruct'):
             again.grows('round1, sft')
-    # An earlier version kept what base.path said.
-    begun = ledger.read_json(made.folder / 'begun.json')
-    begun['settings']['base.path'] = ''
-    ledger.write_json(made.folder / 'begun.json', begun)
-    assert not stage('instruct').grows('round1, sft')
     # A policy of the workdir may have moved with it.
     ledger.write_json(tmp_path / 'round0' / 'policy' / 'model.json', {})
     ledger.write_json(tmp_path / 'config.json', {'round1': {'policy.path': 'instruct'}})

@@ -46,7 +46,8 @@ def test_the_table_of_a_round(tmp_path):
     done(tmp_path / 'round1' / 'policy', 30, **training, form_after=form)
     done(tmp_path / 'round1' / 'ppm', 3600, **training, pair_accuracy_before=0.5,
          pair_accuracy_after=0.75, held_out_pairs=40, held_out_problems=4,
-         answer_accuracy_before=0.25, answer_accuracy_after=0.75, answer_pairs=40)  # fmt: skip
+         answer_accuracy_before=0.25, answer_accuracy_after=0.75, answer_pairs=40,
+         answer_problems=40)  # fmt: skip
     results(tmp_path, 0, benchmark(0.25, None))
     modes = {'trajectories': 8, 'best': 0.5, 'majority': 0.4375, 'weighted': 0.5, 'any': 0.75}
     results(tmp_path, 1, benchmark(0.3125, modes))

@@ -89,13 +89,8 @@ class Flights:
 
 def _index(reader: files.RecordReader) -> Iterator[tuple[int, flight.Key, int]]:
     """(position, key, rollouts) of each tree of a file."""
-    first = reader[0] if len(reader) else b'[]'
-    if first.startswith(b'['):
-        for position, (index, tree, rollouts) in enumerate(json.loads(first), 1):
-            yield position, (index, tree), rollouts
-    else:  # of an earlier version, whose files have trees alone
-        for position, data in enumerate(reader):
-            yield position, *flight.key_of(data)
+    for position, (index, tree, rollouts) in enumerate(json.loads(reader[0]), 1):
+        yield position, (index, tree), rollouts
 
 
 def _read(key: flight.Key, path: pathlib.Path) -> bytes | None:

@@ -157,8 +157,7 @@ class TreeStore(contextlib.AbstractContextManager):
     def merge(self) -> None:
         """Merges this writer's small files into a shard that need not grow any more.
 
-        An earlier version has left many: what is enough for a shard is taken at a time. Safe to be
-        killed in.
+        What is enough for a shard is taken at a time. Safe to be killed in.
         """
         if len(self._small) < 2 or not self._take_lock():
             return
@@ -252,7 +251,7 @@ class TreeStore(contextlib.AbstractContextManager):
     def facts(self) -> Iterator[tuple[Key, Facts]]:
         """What is known of each tree, in no order.
 
-        Few are read for it: parts that were there on opening, shards that an earlier version wrote.
+        Few are read for it: parts that were there on opening.
         """
         unknown = []
         for key, place in self._where.items():
@@ -359,7 +358,7 @@ class TreeStore(contextlib.AbstractContextManager):
         if path.exists():
             rows = enumerate(json.loads(path.read_text(encoding='utf-8')))
             return {
-                (i, tree): _Place(name, position, Facts(*facts) if facts else None)
+                (i, tree): _Place(name, position, Facts(*facts))
                 for position, (i, tree, *facts) in rows
             }
         reader = files.RecordReader(shard)

@@ -55,9 +55,10 @@ def _search(figures: Figures) -> str:
 def _synthesize(figures: Figures) -> str:
     known = 'written', 'new', 'kept', 'tokens'
     dropped = [f'{n:,} {why}' for why, n in figures.items() if why not in known]
-    text = f'{figures.get("kept", 0):,} of {figures["written"]:,} written problems kept'
-    if 'tokens' in figures:  # an earlier version did not count them
-        text += f', {figures["tokens"]:,} tokens generated'
+    text = (
+        f'{figures.get("kept", 0):,} of {figures["written"]:,} written problems kept, '
+        f'{figures["tokens"]:,} tokens generated'
+    )
     return text + (f'; dropped: {", ".join(dropped)}' if dropped else '')
 
 
@@ -94,7 +95,7 @@ def _ppm(figures: Figures) -> str:
         pairs = figures.get(f'{key}_pairs')
         if pairs:
             before, after = (figures.get(f'{name}_accuracy_{when}') for when in ('before', 'after'))
-            problems = figures.get(f'{key}_problems', pairs)  # an earlier version did not say
+            problems = figures[f'{key}_problems']
             text += (
                 f', held-out {name} accuracy {percent(before)} -> {percent(after)} '
                 f'({pairs:.0f} pairs of {problems:.0f} problems{_chance(after, problems)})'

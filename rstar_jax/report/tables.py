@@ -284,10 +284,7 @@ def training_solved(run: Run) -> dict[int, tuple[int, int]]:
     found = {}
     for stage in run.stages:
         if stage.name == 'search' and stage.figures:
-            figures = stage.figures
-            before = figures.get('read', {}).get('solved before', 0)
-            own = {key: figures[key] + before for key in ('solved', 'problems')}
-            counts = figures.get('so_far', own)  # an earlier version did not say
+            counts = stage.figures['so_far']
             if counts['problems']:
                 found[stage.round] = counts['solved'], counts['problems']
     return found

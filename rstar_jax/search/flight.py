@@ -86,11 +86,10 @@ def unpack(data: bytes, tree: HostTree, nodes: int) -> tuple[trees_lib.Tree, lis
         return None
     for name, value in host.items():
         setattr(tree, name, value)
-    known = {field.name for field in dataclasses.fields(Node)}  # earlier versions had others
     tree.nodes = []
     for node in fields['nodes']:
         node |= {'step': Step(**node['step']), 'status': Status(node['status'])}
-        tree.nodes.append(Node(**{name: node[name] for name in known & node.keys()}))
+        tree.nodes.append(Node(**node))
     tree.started = time.monotonic() - fields['seconds']
     row = {}
     for name, value in vars(trees_lib.fresh(nodes)).items():

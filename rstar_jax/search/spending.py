@@ -29,8 +29,7 @@ class Spending:
         if not self.config.in_order:
             return
         index = record.problem['index']
-        sampled = record.counters['sampled_tokens']  # all that earlier versions counted
-        self._tokens[index] += int(record.counters.get('spent_tokens', sampled))
+        self._tokens[index] += int(record.counters['spent_tokens'])
         self._answers[index] += [record.answers[i] for i in record.answer_nodes]
 
     def forget(self, index: int) -> None:

@@ -218,22 +218,6 @@ def test_facts_of_stored_trees_are_known_without_reading_them(tmp_path, monkeypa
     assert len({facts[0] for facts in dict(store.facts()).values()}) == 2
 
 
-def test_facts_of_what_an_earlier_version_stored(tmp_path):
-    """Its .keys files have none; shards that are merged get them."""
-    store, expected = batched(tmp_path, [1, 2, 3], 9)
-    store._lock.close()  # as by SIGKILL
-    for path in tmp_path.glob('*.keys'):
-        path.write_text(json.dumps([row[:2] for row in json.loads(path.read_text())]))
-    check(tmp_path, expected)
-    with data.TreeStore(tmp_path, shard_trees=9) as store:
-        assert dict(store.facts()) == told(expected.values())
-        expected |= trees([(7, 0)])
-        store.append(expected[7, 0])
-    (path,) = tmp_path.glob('*.keys')
-    rows = {(index, tree): tuple(facts) for index, tree, *facts in json.loads(path.read_text())}
-    assert rows == told(expected.values())
-
-
 def test_trees_without_an_order_are_read_file_by_file(tmp_path, monkeypatch):
     expected = trees([(i, t) for t in range(3) for i in range(20)])
     with data.TreeStore(tmp_path, shard_trees=3, seconds=0) as store:

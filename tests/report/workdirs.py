@@ -50,7 +50,8 @@ def training(folder: pathlib.Path, steps: int, seconds: float, **further) -> Non
     before = {f'{name}_before': 0.5 for name in further} | {'held_out_loss_before': 2.1}
     after = {f'{name}_after': value for name, value in further.items()}
     done(folder, seconds, loss_first=2.0, loss_last=lines[-1]['loss'], steps=steps,
-         tokens=900 * steps, tokens_per_second=431.2, held_out_pairs=8, answer_pairs=9,
+         tokens=900 * steps, tokens_per_second=431.2, held_out_pairs=8, held_out_problems=8,
+         answer_pairs=9, answer_problems=9,
          **before, **after)  # fmt: skip
 
 
@@ -74,7 +75,8 @@ def finished(root: pathlib.Path, rounds: int = 2, name: str = 'gsm8k', gain: flo
             continue
         trees(folder / 'search', 6, seed=100 * k, scored=k > 1)
         done(folder / 'search', 61 * k, trees=6, problems=100, solved=50 + 10 * k, nodes=360,
-             tokens=56003, tokens_per_second=95.3)  # fmt: skip
+             tokens=56003, tokens_per_second=95.3,
+             so_far={'problems': 100, 'solved': 50 + 10 * k})  # fmt: skip
         counts = {'problems': 100, 'problems_solved': 50 + 10 * k, 'trajectories_correct': 300,
                   'trajectories_wrong': 800, 'sft': 110, 'sft_dropped_error': 3, 'pairs': 240 * k,
                   'pairs_dropped_margin': 31, 'trajectories': 400}  # fmt: skip

@@ -12,7 +12,6 @@ import pytest
 from flax import serialization
 
 from rstar_jax import data, search
-from rstar_jax.data import files
 from rstar_jax.search import flight
 from rstar_jax.search.host import HostTree, Node, Step
 from rstar_jax.steps import marks
@@ -303,13 +302,6 @@ def test_others_trees_are_known_without_being_read(tmp_path, monkeypatch):
         assert one.find((4, 0)) is None
         found = one.find((3, 0))
     assert flight.key_of(found) == ((3, 0), 3)
-    # An earlier version wrote the trees alone.
-    with files.RecordWriter(tmp_path / '2.array_record') as out:
-        for i in range(3):
-            out.write(packed(i, 9))
-    one = data.Flights(tmp_path, 0, 1.0, ())
-    assert flight.key_of(one.find((2, 0))) == ((2, 0), 9)
-    assert flight.key_of(one.find((3, 0))) == ((3, 0), 3)
 
 
 def test_a_file_of_another_process_is_read_and_outdone_by_what_went_further(tmp_path):
@@ -365,14 +357,3 @@ def test_a_tree_that_does_not_fit_begins_anew(changes):
     found = flight.unpack(packed(3, 5), tree, nodes)
     assert (found is None) == bool(changes)
     assert tree.rollouts == (0 if changes else 5)
-
-
-def test_a_tree_of_an_earlier_version_goes_on():
-    """It had scores on the host as well, and counts of errors on the devices."""
-    fields = serialization.msgpack_restore(packed(3, 5))
-    fields['nodes'][0]['score'] = float('nan')
-    fields['arrays']['errors'] = np.zeros(1, np.int32)
-    tree = HostTree({'index': 3}, 0, 0, '', [])
-    arrays, path = flight.unpack(serialization.msgpack_serialize(fields), tree, 8)
-    assert tree.nodes == [Node()] and path == [0]
-    assert arrays.parent.shape == (8,)

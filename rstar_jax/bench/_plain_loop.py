@@ -21,7 +21,7 @@ import numpy as np
 from rstar_jax import models
 from rstar_jax.search import engine, loop
 from rstar_jax.search.config import Config
-from rstar_jax.search.engine import devices, programs, sampling, sizes, state
+from rstar_jax.search.engine import programs, sampling, sizes, state
 from rstar_jax.search.engine.kv_cache import CacheManager
 from rstar_jax.search.expander import Expander, Request, Scores
 from rstar_jax.search.host import Step
@@ -118,8 +118,7 @@ class Plain(Expander):
         have = self._path.kv[0][0].shape if self._path else (0, 0, 0, 0)
         if have[0] != trees or have[2] < need:
             need = max(need, have[2])
-            made = model.config, trees, need, model.dtype
-            self._path = devices.make(self.mesh, state.empty_path, *made)
+            self._path = model.made(state.empty_path, trees, need)
         queue = CacheManager(1, trees, 1, 0, lambda node: 0)
         for row, prompt in enumerate(prompts):
             queue.compute(row, 0, prompt)
@@ -132,9 +131,8 @@ class Plain(Expander):
     def _decode(self, keys: np.ndarray, opened: np.ndarray) -> state.Cells:
         model, limit = self._engine.policy, self.config.step_tokens
         if self._cells is None or self._cells.state.shape[0] != len(keys):
-            made = model.config, len(keys), limit, model.dtype
-            self._cells = devices.make(self.mesh, state.empty_cells, *made)
-            self._slots = devices.make(self.mesh, state.empty_slots, *made)
+            self._cells = model.made(state.empty_cells, len(keys), limit)
+            self._slots = model.made(state.empty_slots, len(keys), limit)
         decode = programs.DECODE(
             self.mesh,
             config=model.config,

@@ -22,7 +22,9 @@ import threading
 import time
 from typing import Any
 
-from rstar_jax import parallel, steps
+from jax.sharding import Mesh
+
+from rstar_jax import models, parallel, steps
 from rstar_jax.errors import UserError
 from rstar_jax.models import tokenizer
 from rstar_jax.search.config import Config
@@ -128,14 +130,10 @@ class Remote(Expander):
 
     room = ' or in the context of the server'
 
-    def __init__(self, policy: Endpoint, ppm, config: Config, mesh, total: int):
-        """Args:
-        policy: where the steps come from.
-        ppm: models.PPM or None.
-        config: what is searched.
-        mesh: local mesh (data, tensor), used for the PPM.
-        total: trees to search in all.
-        """
+    def __init__(
+        self, policy: Endpoint, ppm: models.PPM | None, config: Config, mesh: Mesh, total: int
+    ):
+        """mesh: local mesh (data, tensor), used for the PPM. total: trees to search in all."""
         self.policy, self.config = policy, config
         self.counters: collections.Counter = collections.Counter()
         self.scores, self.models = None, []
@@ -158,8 +156,8 @@ class Remote(Expander):
             f'{policy.model} at {policy.url}, {policy.requests} requests and {self.rows} trees in '
             'flight'
         )
-        self._markless: int | None = 0  # answers so far; None when a mark has come
-        self._refused: int | None = 0  # questions so far; None when a step has come
+        # Answers without a mark and questions refused, before any other; -inf after.
+        self._markless = self._refused = 0.0
         self._waiting: dict[int, set[int]] = {}  # row -> candidates that have not come
         self._requests: queue.SimpleQueue[_Request | None] = queue.SimpleQueue()
         self._answers: queue.SimpleQueue[tuple[_Request, Step | Exception]] = queue.SimpleQueue()
@@ -225,8 +223,7 @@ class Remote(Expander):
         if not request.wanted:
             return []
         self.counters['sampled'] += answer.sampled
-        self._look_for_steps(request, answer)
-        self._look_for_mark(answer)
+        self._check(request, answer)
         found = [answer]
         if self.config.first_answer_only and answer.kind == marks.ANSWER:
             behind = [other for other in request.waiting if other > request.candidate]
@@ -236,27 +233,23 @@ class Remote(Expander):
             del self._waiting[request.row]
         return found
 
-    def _look_for_steps(self, request: _Request, answer: Step) -> None:
-        """Raises UserError when the server finds every question too long."""
+    def _check(self, request: _Request, answer: Step) -> None:
+        """Raises UserError when the server finds every question too long, or cuts off the marks.
+
+        The latter where it does not say which it was.
+        """
         if answer.text:
-            self._refused = None
-        if self._refused is None or not answer.refused or request.candidate:
-            return
-        self._refused += 1
+            self._refused = -math.inf
+        self._refused += answer.refused and not request.candidate
         if self._refused == REFUSED:
             raise UserError(
                 f'--config.policy.path={self.policy.url}: the first {REFUSED} questions are too '
                 'long for the context of the server: start it with a longer one (vLLM: '
                 '--max-model-len)'
             )
-
-    def _look_for_mark(self, answer: Step) -> None:
-        """Raises UserError when the server cuts off the marks, and does not say which it was."""
         if answer.kind in self._stops.values():
-            self._markless = None
-        if self._markless is None or answer.kind != marks.EOS or steps.boxed(answer.text):
-            return
-        self._markless += 1
+            self._markless = -math.inf
+        self._markless += answer.kind == marks.EOS and not steps.boxed(answer.text)
         if self._markless == MARKLESS:
             raise UserError(
                 f'--config.policy.path={self.policy.url}: {MARKLESS} steps ended without a mark '

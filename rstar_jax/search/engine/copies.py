@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from rstar_jax.search.engine.state import KeysValues, Path
+from rstar_jax.search.engine.state import KeysValues, Path, kv_length
 
 COPIED = 32  # positions that are copied at once
 
@@ -59,7 +59,7 @@ def put_row(
     In blocks: up to COPIED - 1 positions behind the last are overwritten as well, and looked at
     where they do not begin at 0.
     """
-    length = (source or into)[0][0].shape[2]
+    length = kv_length(source or into)
     block = min(COPIED, length)
 
     def move(i, into):

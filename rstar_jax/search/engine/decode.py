@@ -73,7 +73,6 @@ def decode(
       tokens sampled.
     """
     network = decoders.bind(config, params)
-    limit = cells.tokens.shape[1]
     used, taken = layers.used(path, cells, candidates, blocks)
 
     def iterate(carry):
@@ -82,7 +81,7 @@ def decode(
         live = slots.cell != FREE
         before = slots.length
         cells, slots, token, kind = _sample(
-            network, stops, cells, slots, drafted, live, settings, limit, repetition
+            network, stops, cells, slots, drafted, live, settings, repetition
         )
         sampled = (slots.length - before).sum()
         done += jnp.stack([jnp.int32(1), live.sum(dtype=jnp.int32), sampled])
@@ -153,8 +152,7 @@ def _sample(
     slots: Slots,
     drafted: _Drafted,
     live,
-    settings,
-    limit: int,
+    settings: sampling.Settings,
     repetition: int,
 ):
     """Samples each live slot's next tokens, and notes them in its cell.
@@ -181,7 +179,8 @@ def _sample(
         token = tokens[:, i]
         mark = stops.next[slots.mark, token]
         length = slots.length + going
-        kind = jnp.where(length >= limit, jnp.uint8(marks.LIMIT), jnp.uint8(marks.NONE))
+        over = length >= cells.tokens.shape[1]
+        kind = jnp.where(over, jnp.uint8(marks.LIMIT), jnp.uint8(marks.NONE))
         runs = _runs(cells.tokens[cell], slots, token)
         if repetition:
             repeated = (runs >= repetition).any(axis=1)

@@ -55,6 +55,11 @@ def mapped(
     return jax.jit(whole, donate_argnums=tuple(map(names.index, donated)))
 
 
+def on_cpu(mesh: Mesh) -> bool:
+    """Whether its devices are CPUs."""
+    return mesh.devices.flat[0].platform == 'cpu'
+
+
 def make(mesh: Mesh, f: Callable, *args: Any) -> Any:
     """Makes each device's part of a state, `f(*args)`, where `shapes` says."""
     return _maker(mesh, f, args)[0]()
@@ -109,8 +114,8 @@ def whole(x: jax.Array) -> jax.Array:
 
 @functools.lru_cache(maxsize=1024)
 def _maker(mesh: Mesh, f: Callable, args: tuple) -> tuple[Callable, Any]:
-    platform = mesh.devices.flat[0].platform
-    how = {'lanes': LANES.get(platform, 1), 'bits': platform == 'cpu'}
+    lanes = LANES.get(mesh.devices.flat[0].platform, 1)
+    how = {'lanes': lanes, 'bits': on_cpu(mesh)}
     make = mapped(_call, mesh, function=f, args=args, **how)
 
     def place(x):

@@ -90,7 +90,7 @@ def run(
     own = jnp.maximum(slots.length - 1, 0)[:, None] + jnp.arange(width)
     before, shared = path.prefix[tree], kv_length(prefix)
     position = (before + path.length[tree])[:, None] + own
-    limit = slots.kv[0][0].shape[2]
+    limit = kv_length(slots.kv)
     group = network.config.num_heads // network.config.num_kv_heads
     own_mask = jnp.arange(limit) <= own[..., None]
     slot_of_cell = jnp.zeros((trees * candidates,), jnp.int32).at[cell].set(rows, mode='drop')

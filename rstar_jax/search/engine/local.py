@@ -21,8 +21,9 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
-from rstar_jax import steps
+from rstar_jax import models, steps
 from rstar_jax.errors import UserError
 from rstar_jax.models import tokenizer
 from rstar_jax.search.config import Config
@@ -76,13 +77,17 @@ def _decoded(size: Size, arguments: tuple, look: Any) -> _Decoded:
 class Engine(Expander):
     """Drives policy and PPM on this host's devices."""
 
-    def __init__(self, policy, ppm, config: Config, mesh, total: int, template: list[list[int]]):
-        """Args:
-        policy: models.Policy.
-        ppm: models.PPM or None.
-        config: what is searched.
-        mesh: local mesh with the axes (data, tensor).
-        total: trees to search in all; fewer need less memory.
+    def __init__(
+        self,
+        policy: models.Policy,
+        ppm: models.PPM | None,
+        config: Config,
+        mesh: Mesh,
+        total: int,
+        template: list[list[int]],
+    ):
+        """mesh: local mesh (data, tensor). total: trees to search in all; fewer need less memory.
+
         template: token ids of prompts with nothing in common but how the template begins.
         """
         if ppm is not None and len(ppm.tokenizer) != len(policy.tokenizer):
@@ -106,22 +111,16 @@ class Engine(Expander):
         self.ppm = Scorer(mesh, config, ppm) if ppm is not None else None
         self.models = [model for model in (self.policy, self.ppm) if model is not None]
         self.scores = self.ppm and self.ppm.scores
-        self.plan = memory.plan(
-            config,
-            self.models,
-            mesh,
-            -(-total // self.devices),
-            sizes.default_slots(mesh),
-        )
+        of_each = -(-total // self.devices)
+        self.plan = memory.plan(config, self.models, mesh, of_each, sizes.default_slots(mesh))
         self.width, slots = self.plan.trees, self.plan.slots
         self.rows = self.devices * self.width
         self.counters: collections.Counter = collections.Counter()
         for model in self.models:
             model.prepare(self.plan, self.counters)
-        made = config.step_tokens, self.policy.dtype
         per_device = self.width * config.candidates
-        self.cells = devices.make(mesh, state.empty_cells, policy.config, per_device, *made)
-        self.slots = devices.make(mesh, state.empty_slots, policy.config, slots, *made)
+        self.cells = self.policy.made(state.empty_cells, per_device, config.step_tokens)
+        self.slots = self.policy.made(state.empty_slots, slots, config.step_tokens)
         cells = self.rows * config.candidates
         self.known = np.zeros(cells, np.uint8)  # the cells' states, when they were last seen
         self.since = np.zeros(cells, np.int64)  # the first chunk that each is opened for

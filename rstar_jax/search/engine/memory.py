@@ -230,7 +230,7 @@ def _read_bytes(config, mesh, network: Network) -> int:
     On CPUs XLA copies the blocks of all layers before a chunk's first token; where they are no more
     than half of the paths, or lie there as bits (bfloat16), all paths.
     """
-    if not _on_cpu(mesh):
+    if not devices.on_cpu(mesh):
         return 0
     return _path_bytes(config, mesh, network) // (2 if network.dtype == jnp.float32 else 1)
 
@@ -242,7 +242,7 @@ def _call_bytes(config, mesh, network: Network) -> int:
     on accelerators. On CPUs XLA copies the rows' paths of all layers first.
     """
     shape, ways = network.config, mesh.shape['tensor']
-    copied, layers = (2, 1) if _on_cpu(mesh) else (3, shape.num_layers)
+    copied, layers = (2, 1) if devices.on_cpu(mesh) else (3, shape.num_layers)
 
     def of(rows: int, length: int) -> int:
         at_once, scored = (rows, copied) if length <= prefill.AT_ONCE else (1, 2)
@@ -256,11 +256,7 @@ def _call_bytes(config, mesh, network: Network) -> int:
 
 
 def _program_bytes(mesh, network: Network) -> int:
-    return PROGRAMS * PROGRAM * network.config.num_layers if _on_cpu(mesh) else 0
-
-
-def _on_cpu(mesh) -> bool:
-    return mesh.devices.flat[0].platform == 'cpu'
+    return PROGRAMS * PROGRAM * network.config.num_layers if devices.on_cpu(mesh) else 0
 
 
 def _longest_path(config) -> int:

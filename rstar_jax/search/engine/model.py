@@ -7,11 +7,13 @@ beside its paths it has the cells of the steps that it has scored.
 import collections
 import functools
 import itertools
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
 
+from rstar_jax import models
 from rstar_jax.models import rope, sharding
 from rstar_jax.search.config import Config
 from rstar_jax.search.engine import copies, devices, memory, programs, sizes, state
@@ -37,12 +39,9 @@ class Model:
     scored = False
 
     def __init__(self, name: str, mesh, settings: Config, config, params, cell_tokens: int):
-        """Args:
-        name: 'policy' or 'ppm', of its counter.
-        mesh: local mesh (data, tensor).
-        settings: what is searched.
-        config, params: of the model.
-        cell_tokens: longest step that a cell has room for.
+        """name: 'policy' or 'ppm', of its counter. config, params: of the model.
+
+        mesh: local mesh (data, tensor). cell_tokens: longest step that a cell has room for.
         """
         self.name, self.mesh, self.settings = name, mesh, settings
         self.config = rope.for_texts_of(config, settings.path_tokens)
@@ -51,15 +50,16 @@ class Model:
         self.cell_tokens = cell_tokens
         self.capacity = self.needed = 0
         self.path: Any = None
-        self.prefix, self.prefix_tokens = self.empty(1, 0), []
+        self.prefix, self.prefix_tokens = self.made(state.empty_kv, 1, 0), []
 
     @property
     def decoder_params(self) -> Any:
         return self.params.get('decoder', self.params)
 
-    def empty(self, rows: int, positions: int) -> state.KeysValues:
-        """Keys and values of each device."""
-        return devices.make(self.mesh, state.empty_kv, self.config, rows, positions, self.dtype)
+    def made(self, f: Callable, rows: int, positions: int, *more: int) -> Any:
+        """Each device's part of the state, by an `f` of `state`."""
+        given = self.config, rows, positions, self.dtype, *more
+        return devices.make(self.mesh, f, *given)
 
     def prepare(self, plan: memory.Plan, counters: collections.Counter) -> None:
         """Makes room for the trees of a plan."""
@@ -70,7 +70,7 @@ class Model:
         # Static: a manager that held the model would keep the memory of a search that has ended.
         in_cell = functools.partial(self.in_cell, room=self.cell_tokens)
         self.manager = CacheManager(count, plan.trees, candidates, plan.kept, in_cell, prompts)
-        self.kept = self.empty(plan.trees, memory.kept_room(plan.kept))
+        self.kept = self.made(state.empty_kv, plan.trees, memory.kept_room(plan.kept))
         self._shared = np.zeros(count * plan.trees, np.int32)
 
     @staticmethod
@@ -126,8 +126,7 @@ class Model:
             return
         need = sizes.path_room(tokens, self.settings.path_tokens)
         if self.path is None:
-            made = self.config, self.width, need, self.dtype
-            self.path = devices.make(self.mesh, state.empty_path, *made)
+            self.path = self.made(state.empty_path, self.width, need)
             self._place_shared()
         else:
             jax.block_until_ready(running)
@@ -175,15 +174,15 @@ class Scorer(Model):
 
     scored = True
 
-    def __init__(self, mesh, settings: Config, ppm):
-        """ppm: models.PPM."""
+    def __init__(self, mesh, settings: Config, ppm: models.PPM):
         room = sizes.scored_room(settings.step_tokens)
         super().__init__('ppm', mesh, settings, ppm.config, ppm.params, room)
         self.squash = ppm.squash
 
     def prepare(self, plan: memory.Plan, counters: collections.Counter) -> None:
         super().prepare(plan, counters)
-        self.cells = self.empty(plan.trees * self.settings.candidates, self.cell_tokens)
+        cells = plan.trees * self.settings.candidates
+        self.cells = self.made(state.empty_kv, cells, self.cell_tokens)
 
     @staticmethod
     def in_cell(node: Node, room: int) -> int:

@@ -2,7 +2,7 @@
 
 import math
 
-from rstar_jax.search.engine import batch, copies, layers
+from rstar_jax.search.engine import batch, copies, devices, layers
 
 # Known tokens are computed in rows of so many, see `batch`: outputs of programs have 5 to 25, steps
 # 30 on average (GSM8K, 0.5B model).
@@ -33,7 +33,7 @@ def path_room(tokens: int, longest: int) -> int:
 
 def default_slots(mesh) -> int:
     """Sequences that one device decodes at once: where its products reach their full speed."""
-    return 128 if mesh.devices.flat[0].platform == 'cpu' else 256
+    return 128 if devices.on_cpu(mesh) else 256
 
 
 def kept_busy(mesh, cells: int, candidates: int) -> int:
@@ -44,7 +44,7 @@ def kept_busy(mesh, cells: int, candidates: int) -> int:
     nearest number of those whose products are fast (0.5B model, bfloat16: steps of 64 and 32 slots
     take 220 and 145 ms, of 66 and 40 slots 284 and 207; see models.products.features_first).
     """
-    on_cpu = mesh.devices.flat[0].platform == 'cpu'
+    on_cpu = devices.on_cpu(mesh)
     count = cells // 2 if candidates > 1 else cells * 2 // 3 if on_cpu else cells
     if not on_cpu:
         return count
@@ -55,7 +55,7 @@ def kept_busy(mesh, cells: int, candidates: int) -> int:
 
 def near(mesh) -> int | None:
     """`near` of `decode.decode`: on accelerators none, whose products wait for no loop."""
-    return NEAR if mesh.devices.flat[0].platform == 'cpu' else None
+    return NEAR if devices.on_cpu(mesh) else None
 
 
 def fewest_rows(mesh) -> int:
@@ -64,7 +64,7 @@ def fewest_rows(mesh) -> int:
     Products pad to so many rows, or take as long as their weights are read. On accelerators twice
     as many would, too, but not what is done for each row: attention to its path, and sampling.
     """
-    return 16 if mesh.devices.flat[0].platform == 'cpu' else 128
+    return 16 if devices.on_cpu(mesh) else 128
 
 
 def drafts(rows: int, slots: int, most: int) -> list[int]:
@@ -83,9 +83,8 @@ def step_cost(mesh, slots: int, blocks: int, candidates: int, drafts: int = 0) -
     to be right than of greedy solutions, of which 1, 3 and 7 make 1.5, 1.8 and 2.1 tokens a step:
     1.33, 1.67 and 2.
     """
-    on_cpu = mesh.devices.flat[0].platform == 'cpu'
     width = 1 + drafts
-    weights, block = (40, 0.06) if on_cpu else (256, 0.05)
+    weights, block = (40, 0.06) if devices.on_cpu(mesh) else (256, 0.05)
     step = weights + block * blocks * candidates * width
     return (step + slots * width) / (1 + math.log2(width) / 3)
 
@@ -95,7 +94,7 @@ def longest_chunk(mesh, config) -> int:
 
     On CPUs a step takes longer than the host needs to look.
     """
-    return config.chunk * (1 if mesh.devices.flat[0].platform == 'cpu' else 4)
+    return config.chunk * (1 if devices.on_cpu(mesh) else 4)
 
 
 def call_budget(mesh) -> int:
@@ -104,7 +103,7 @@ def call_budget(mesh) -> int:
     On accelerators as many as take no longer to compute than the weights take to be read: few rows
     wait at a time, and a larger call would mostly be padding.
     """
-    return 128 if mesh.devices.flat[0].platform == 'cpu' else 256
+    return 128 if devices.on_cpu(mesh) else 256
 
 
 def call_shapes(mesh, longest: int = 0) -> list[batch.Shape]:
@@ -115,7 +114,7 @@ def call_shapes(mesh, longest: int = 0) -> list[batch.Shape]:
     budget = call_budget(mesh)
     if longest > budget:
         return [(LONG_ROWS, (1 << (longest - 1).bit_length()) // LONG_ROWS)]
-    few = FEW_ROWS if mesh.devices.flat[0].platform == 'cpu' else ()
+    few = FEW_ROWS if devices.on_cpu(mesh) else ()
     return [(rows, ROW) for rows in (budget // ROW, *few)]
 
 
@@ -125,7 +124,7 @@ def call_tokens(mesh) -> int:
     On CPUs (0.5B model, float32) a call of 16, 32 and 128 tokens takes 130, 200 and 560 ms. On
     accelerators, which read all weights, all take about the same.
     """
-    return 20 if mesh.devices.flat[0].platform == 'cpu' else 1 << 20
+    return 20 if devices.on_cpu(mesh) else 1 << 20
 
 
 def largest_call(mesh, config, scored: bool) -> batch.Shape:

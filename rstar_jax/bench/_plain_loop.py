@@ -88,7 +88,7 @@ class Plain(Expander):
         places = [(row, candidate) for row in rows for candidate in range(n)]
         for cell, (row, candidate) in enumerate(places):
             tree = asked[row]
-            keys[cell] = sampling.key_of(tree.seed, *tree.key, tree.cursor.tag, candidate)
+            keys[cell] = sampling.key_of(*tree.seeds, tree.cursor.tag, candidate)
         cells = self._decode(keys, np.arange(len(keys)) < len(places))
         return [self._ended(cells, cell, *place) for cell, place in enumerate(places)]
 

@@ -121,8 +121,7 @@ def tokenizer_of(policy, ppm):
 def make_expander(policy, ppm, config: Config, mesh, total: int) -> Expander:
     """What writes the steps for a policy; mesh: as of `run`; total: trees to search in all.
 
-    Raises:
-      UserError: paths are so short that no step fits behind any prompt.
+    Raises UserError: see `template`.
     """
     mesh = mesh or parallel.local_mesh(tensor=config.tensor)
     if isinstance(policy, Endpoint):

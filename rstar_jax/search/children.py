@@ -4,12 +4,13 @@ import ast
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import numpy as np
 
 from rstar_jax import execution, grading, steps
 from rstar_jax.search.config import Config
+from rstar_jax.search.expander import Expander
 from rstar_jax.search.host import HostTree, Node, Step
 from rstar_jax.search.record import Status
 from rstar_jax.steps import marks
@@ -44,18 +45,11 @@ def announce(line: str) -> None:
 class Judge:
     """Decides what becomes of the candidates of a tree's cursor."""
 
-    def __init__(
-        self,
-        config: Config,
-        workers: Workers,
-        encode: Callable[[str, str], list[int]],
-        marked: bool | None = None,
-    ):
-        """encode, marked: as of Expander."""
-        self.config, self.workers, self.encode = config, workers, encode
+    def __init__(self, config: Config, workers: Workers, expander: Expander):
+        self.config, self.workers, self.encode = config, workers, expander.encode
         # Whoever has the last mark in pieces has learnt it with a newline in the last of them, and
         # has never seen one follow where the mark ends without. Mostly that is a general model.
-        marked = config.prompt != 'few_shot' if marked is None else marked
+        marked = config.prompt != 'few_shot' if expander.marked is None else expander.marked
         self.behind_output = '' if marked else '\n'
 
     def begin(self, tree: HostTree, step: Step) -> None:

@@ -62,7 +62,7 @@ class Loop:
         """
         self.expander, self.config = expander, config
         self.leases: Iterator[list[Item]] | None = leases
-        self.judge = Judge(config, workers, expander.encode, expander.marked)
+        self.judge = Judge(config, workers, expander)
         self.totals, self.flights = totals, flights
         self.spending = Spending(config, workers.grader.classes)
         self.make = make

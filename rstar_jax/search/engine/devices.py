@@ -107,8 +107,6 @@ def whole(x: jax.Array) -> jax.Array:
     What follows is then computed by each of them alone. Loops of different rows of the mesh end at
     different times, so no operation in them may exchange data among all devices.
     """
-    if 'tensor' not in jax.sharding.get_abstract_mesh().axis_names:
-        return x
     return jax.lax.with_sharding_constraint(x, P())
 
 

@@ -107,8 +107,7 @@ class Model:
             self._place_shared()
 
     def _place_shared(self) -> None:
-        if self.path is not None:
-            self.path = self.path.replace(prefix=devices.split(self.mesh, self._shared.copy()))
+        self.path = self.path.replace(prefix=devices.split(self.mesh, self._shared.copy()))
 
     def walk(self, row: int, tree: HostTree) -> None:
         """Has a row's path brought to the cursor of its tree."""

@@ -86,10 +86,11 @@ def unpack(data: bytes, tree: HostTree, nodes: int) -> tuple[trees_lib.Tree, lis
         return None
     for name, value in host.items():
         setattr(tree, name, value)
+    known = {field.name for field in dataclasses.fields(Node)}  # another version has others
     tree.nodes = []
     for node in fields['nodes']:
         node |= {'step': Step(**node['step']), 'status': Status(node['status'])}
-        tree.nodes.append(Node(**node))
+        tree.nodes.append(Node(**{name: node[name] for name in known & node.keys()}))
     tree.started = time.monotonic() - fields['seconds']
     row = {}
     for name, value in vars(trees_lib.fresh(nodes)).items():

@@ -56,10 +56,9 @@ class Model:
     def decoder_params(self) -> Any:
         return self.params.get('decoder', self.params)
 
-    def made(self, f: Callable, rows: int, positions: int, *more: int) -> Any:
+    def made(self, f: Callable, rows: int, positions: int) -> Any:
         """Each device's part of the state, by an `f` of `state`."""
-        given = self.config, rows, positions, self.dtype, *more
-        return devices.make(self.mesh, f, *given)
+        return devices.make(self.mesh, f, self.config, rows, positions, self.dtype)
 
     def prepare(self, plan: memory.Plan, counters: collections.Counter) -> None:
         """Makes room for the trees of a plan."""

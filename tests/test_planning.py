@@ -20,7 +20,7 @@ from rstar_jax.parallel import collectives
 from rstar_jax.parallel.mesh import GLOBAL_AXES
 from rstar_jax.search import planning as searches
 from rstar_jax.search import tree
-from rstar_jax.search.engine import copies, devices, memory, state
+from rstar_jax.search.engine import batch, copies, devices, memory, programs, state
 from rstar_jax.training import attention, checkpoints, flops, recompute, step
 from rstar_jax.training import planning as trainings
 
@@ -529,6 +529,22 @@ def test_a_real_slice(monkeypatch):
     large = models.Config('qwen2', 50_000, 896, 4864, 12, 14, 2, 64, qkv_bias=True)
     made = searches.plan(search.Config(candidates=4), chips, 8 * GIB, large)
     assert 0.9 * made.planned <= max(made.decode, made.score) <= made.planned < 8 * GIB
+
+
+@needs_slices
+def test_calls_on_a_real_slice_copy_no_paths():
+    """Of known tokens: 16 rows of 40 trees' paths, which XLA would copy whole in parts."""
+    shape = models.Config('qwen2', 512, 256, 512, 1, 4, 2, 128)
+    mesh = parallel.local_mesh(1, planning.slice_chips('v5e:1x1'))
+    group = searches.Group(search.Config(path_tokens=4096), mesh, shape)
+    assert group.choose(16 * GIB, trees=40)
+    integers, tokens = (devices.shapes(mesh, jnp.zeros, size, jnp.int32) for size in (16, (16, 16)))
+    score = programs.SCORE(mesh, config=shape, squash='tanh')
+    known = batch.Known(integers, tokens, *[integers] * 3)
+    compiled = score.lower(*group.scored, known).compile()
+    paths = parallel.bytes_on_a_device(group.scored[2].kv)
+    assert compiled.memory_analysis().temp_size_in_bytes < paths / 10
+    assert compiled.cost_analysis()['bytes accessed'] < 5 * paths
 
 
 @needs_slices

@@ -10,7 +10,7 @@ import pytest
 from rstar_jax import models, parallel
 from rstar_jax.models import decoder, heads
 from rstar_jax.models.config import Config as Shape
-from rstar_jax.search.engine import programs, state
+from rstar_jax.search.engine import devices, prefill, programs, state
 from rstar_jax.search.engine.batch import Batch, Known
 
 SHAPE = Shape('qwen2', 64, 32, 64, 2, 4, 2, 8)
@@ -92,6 +92,17 @@ def test_scores_are_those_of_whole_texts(windows, rows):
         if rest:
             given, _ = batch(rows, rest)
             path = extend(params['decoder'], one.kv, path, given)
+
+
+def test_paths_are_read_all_at_once_or_row_by_row(monkeypatch):
+    """As on TPUs: the same scores, and programs of their own."""
+    monkeypatch.setattr(prefill, 'PATHS_BY_ROW', ('cpu',))
+    devices.mapped.cache_clear()
+    one_loop, of_trees = jax.lax.map, []
+    monkeypatch.setattr(jax.lax, 'map', lambda *args: of_trees.append(1) or one_loop(*args))
+    test_scores_are_those_of_whole_texts((7, None), (12, 16))
+    assert of_trees
+    devices.mapped.cache_clear()
 
 
 @WINDOWS

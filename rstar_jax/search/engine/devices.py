@@ -55,9 +55,13 @@ def mapped(
     return jax.jit(whole, donate_argnums=tuple(map(names.index, donated)))
 
 
+def platform(mesh: Mesh) -> str:
+    """What its devices are: 'cpu', 'gpu', 'tpu'."""
+    return mesh.devices.flat[0].platform
+
+
 def on_cpu(mesh: Mesh) -> bool:
-    """Whether its devices are CPUs."""
-    return mesh.devices.flat[0].platform == 'cpu'
+    return platform(mesh) == 'cpu'
 
 
 def make(mesh: Mesh, f: Callable, *args: Any) -> Any:
@@ -112,7 +116,7 @@ def whole(x: jax.Array) -> jax.Array:
 
 @functools.lru_cache(maxsize=1024)
 def _maker(mesh: Mesh, f: Callable, args: tuple) -> tuple[Callable, Any]:
-    lanes = LANES.get(mesh.devices.flat[0].platform, 1)
+    lanes = LANES.get(platform(mesh), 1)
     how = {'lanes': lanes, 'bits': on_cpu(mesh)}
     make = mapped(_call, mesh, function=f, args=args, **how)
 

@@ -239,17 +239,18 @@ def _call_bytes(config, mesh, network: Network) -> int:
     """Of the largest call of known tokens: its rows' paths, and scores against these and its own.
 
     Of scores there are two, with their weights; of short rows, which come all at once, up to three
-    on accelerators. On CPUs XLA copies the rows' paths of all layers first.
+    on accelerators. On CPUs XLA copies the rows' paths of all layers first; on TPUs one is there.
     """
     shape, ways = network.config, mesh.shape['tensor']
     copied, layers = (2, 1) if devices.on_cpu(mesh) else (3, shape.num_layers)
 
     def of(rows: int, length: int) -> int:
         at_once, scored = (rows, copied) if length <= prefill.AT_ONCE else (1, 2)
-        scores = scored * shape.num_heads * (_longest_path(config) + rows * length)
+        read = 1 if devices.platform(mesh) in prefill.PATHS_BY_ROW else at_once
+        keys = read * _longest_path(config) + at_once * rows * length
         inner = 3 * shape.mlp_dim + 8 * shape.embed_dim
-        whole = 4 * length * (at_once * scores + rows * inner)
-        paths = _path_bytes(config, mesh, network, at_once) // layers
+        whole = 4 * length * (scored * shape.num_heads * keys + rows * inner)
+        paths = _path_bytes(config, mesh, network, read) // layers
         return paths + whole // (ways if shape.num_kv_heads % ways == 0 else 1)
 
     return max(of(*sizes.largest_call(mesh, config, scored)) for scored in {False, network.scored})

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from rstar_jax import parallel
 from rstar_jax.models import decoder as decoders
 from rstar_jax.models import heads, two_part
 from rstar_jax.search.engine import copies
@@ -11,6 +12,9 @@ from rstar_jax.search.engine.state import KeysValues, Path, as_stored, kv_length
 
 # Tokens of a row: the scores of longer ones are made row by row, which takes less room.
 AT_ONCE = 64
+# Platforms where rows are cut out of paths one by one, as they are read: all at once the compiler
+# copies the paths of all trees, in parts.
+PATHS_BY_ROW = ('tpu',)
 
 
 def forward(
@@ -60,29 +64,33 @@ def forward(
         prefix_kv = [decoders.of_bits(x) for x in prefix_kv]
         k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)
 
-        def attended(queries, trees, segment, path_bias, own_bias, prefix_bias):
+        def to_path(queries, trees, bias):
             path_kv = [decoders.of_bits(x[trees]) for x in (path_k, path_v)]
+            return two_part.attend(queries, *path_kv, bias)
+
+        def attended(queries, trees, segment, path_bias, own_bias, prefix_bias):
+            of_path = queries, trees, path_bias
+            by_row = parallel.platform() in PATHS_BY_ROW
             own_kv = [
                 x[segment].swapaxes(1, 2).reshape(len(trees), x.shape[1], -1, x.shape[3])
                 for x in (k, v)
             ]
             parts = [
-                two_part.attend(queries, *path_kv, path_bias),
+                _row_by_row(to_path, *of_path) if by_row else to_path(*of_path),
                 two_part.attend(queries, *own_kv, own_bias),
             ]
             if shared:
                 parts.append(two_part.attend_shared(queries, *prefix_kv, prefix_bias))
             return two_part.merge(*parts).astype(q.dtype)
 
-        def one(row):
-            queries, trees, segment, *place = jax.tree.map(lambda x: x[None], row)
-            return attended(queries, trees, segment, *biases(window, *place))[0]
+        def of_place(queries, trees, segment, *place):
+            return attended(queries, trees, segment, *biases(window, *place))
 
         of_rows = two_part.by_key_head(q, k.shape[1]), trees, segment
         if length <= AT_ONCE:
             out = attended(*of_rows, *by_window[window])
         else:
-            out = jax.lax.map(one, (*of_rows, *places))
+            out = _row_by_row(of_place, *of_rows, *places)
         stored = as_stored(k, path_k.dtype), as_stored(v, path_k.dtype)
         return two_part.by_position(out, length), stored
 
@@ -90,6 +98,15 @@ def forward(
     hidden, kv = network(known.tokens, before + starts[:, None] + own, attend, caches)
     last = jnp.maximum(known.counts - 1, 0)
     return jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0], kv
+
+
+def _row_by_row(f, *rows):
+    """`f(*rows)`, where `f` maps arrays along their first axis: for one row after another."""
+
+    def one(row):
+        return jax.tree.map(lambda x: x[0], f(*(x[None] for x in row)))
+
+    return jax.lax.map(one, rows)
 
 
 def extend(

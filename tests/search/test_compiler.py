@@ -104,7 +104,7 @@ def policy():
 @pytest.fixture
 def made(monkeypatch, policy):
     """The choice of a search of six trees of two candidates, eight slots, begun at 0 seconds."""
-    monkeypatch.setattr(slot_sizes, 'block_sizes', lambda paths, room: [2, 4, 8, 12, None])
+    monkeypatch.setattr(slot_sizes, 'block_sizes', lambda mesh, paths, room: [2, 4, 8, 12, None])
     monkeypatch.setattr(
         choice.Choice,
         '_size',

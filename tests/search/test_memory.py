@@ -34,6 +34,9 @@ NETWORK = memory.Network(SHAPE, np.dtype('float32'), 32)
 CONFIG = Config(rollouts=2, candidates=4, max_depth=3, step_tokens=32, path_tokens=128)
 
 
+TPU = types.SimpleNamespace(devices=np.array([types.SimpleNamespace(platform='tpu')]))
+
+
 @pytest.fixture
 def mesh():
     return parallel.local_mesh(devices=jax.local_devices()[:1])
@@ -82,8 +85,7 @@ def test_compiled_programs_are_counted_where_they_lie(mesh, monkeypatch):
     assert counted.programs == programs == counted.most - without.most > 0
     few, fewer = (plan(mesh, 3 * 10**6, monkeypatch, program=size) for size in (0, 50_000))
     assert fewer.trees < few.trees and fewer.most <= memory.MARGIN * 3e6
-    tpu = types.SimpleNamespace(devices=np.array([types.SimpleNamespace(platform='tpu')]))
-    assert memory._program_bytes(tpu, NETWORK) == 0
+    assert memory._program_bytes(TPU, NETWORK) == 0
 
 
 def test_steps_are_kept_in_what_is_left(mesh, monkeypatch):
@@ -155,8 +157,7 @@ def test_as_many_trees_as_keep_the_slots_busy(mesh, monkeypatch):
     count = {24: 16, 45: 32, 71: 32, 72: 64, 100: 64, 143: 64, 144: 96, 190: 96, 192: 128}
     assert {n: sizes.kept_busy(mesh, n, 1) for n in count} == count
     assert [sizes.kept_busy(mesh, n, 4) for n in (2, 22, 60, 128, 254)] == [1, 11, 32, 64, 96]
-    accelerator = types.SimpleNamespace(devices=np.array([types.SimpleNamespace(platform='tpu')]))
-    assert sizes.kept_busy(accelerator, 60, 1) == 60 and sizes.kept_busy(accelerator, 60, 4) == 30
+    assert sizes.kept_busy(TPU, 60, 1) == 60 and sizes.kept_busy(TPU, 60, 4) == 30
 
 
 def test_no_room_is_one_clear_error(mesh, monkeypatch):
@@ -237,11 +238,12 @@ def held() -> int:
     return sum(x.nbytes for x in jax.live_arrays())
 
 
-def test_few_blocks_of_paths_are_read_few_ways():
+def test_few_blocks_of_paths_are_read_few_ways(mesh):
     """Of 48 paths with room for 768: 288 blocks, of which half or fewer are worth a copy."""
-    assert sizes.block_sizes(48, 768 + 32) == [4, 9, 18, 36, 72, 144, None]
-    assert sizes.block_sizes(3, 256 + 32) == [1, None]
-    assert sizes.block_sizes(1, 100) == [None]
+    assert sizes.block_sizes(mesh, 48, 768 + 32) == [4, 9, 18, 36, 72, 144, None]
+    assert sizes.block_sizes(mesh, 3, 256 + 32) == [1, None]
+    assert sizes.block_sizes(mesh, 1, 100) == [None]
+    assert sizes.block_sizes(TPU, 48, 768 + 32) == [None]
     rooms = [sizes.path_room(n, 3000) for n in (20, 480, 481, 2500, 3100)]
     assert rooms == [512, 512, 1024, 3032, 4096]
     assert sizes.slot_sizes(64) == [2, 4, 8, 16, 32, 64] and sizes.slot_sizes(3) == [2, 3]

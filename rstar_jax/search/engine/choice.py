@@ -108,7 +108,7 @@ class Choice:
         """The sizes that will do for so many cells and blocks of paths, the cheapest first."""
         counts = [None]
         if not self._config.one_size:
-            counts = sizes.block_sizes(self._plan.trees, room)
+            counts = sizes.block_sizes(self._mesh, self._plan.trees, room)
         enough = [
             self._size(slots, held, room)
             for slots, held in itertools.product(self._slots, counts)

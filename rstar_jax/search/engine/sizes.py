@@ -152,13 +152,16 @@ def slot_sizes(slots: int) -> list[int]:
     return sorted({slots, *(size for size in fewer if size < slots)})
 
 
-def block_sizes(paths: int, room: int) -> list[int | None]:
+def block_sizes(mesh, paths: int, room: int) -> list[int | None]:
     """Compiled numbers of blocks of paths that a decode step reads, ascending.
 
     Half of the blocks that there is room for, or less: a block is copied before it is read, so for
     more of them all paths are read where they lie (None). Each size is compiled with each number
-    of slots, so there is only one where paths are short.
+    of slots, so there is only one where paths are short. TPUs read all paths: to cut blocks out of
+    them the compiler turns all keys and values of a layer, in every step.
     """
+    if mesh.devices.flat[0].platform == 'tpu':
+        return [None]
     blocks = paths * (room // layers.BLOCK)
     shifts = range(1, 7) if room // layers.BLOCK > 2 else (2,)
     return [*sorted({blocks >> shift for shift in shifts} - {0}), None]

@@ -160,7 +160,7 @@ def block_sizes(mesh, paths: int, room: int) -> list[int | None]:
     of slots, so there is only one where paths are short. TPUs read all paths: to cut blocks out of
     them the compiler turns all keys and values of a layer, in every step.
     """
-    if mesh.devices.flat[0].platform == 'tpu':
+    if devices.platform(mesh) == 'tpu':
         return [None]
     blocks = paths * (room // layers.BLOCK)
     shifts = range(1, 7) if room // layers.BLOCK > 2 else (2,)

@@ -28,6 +28,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, InvalidStateError
 from typing import Any
 
+from rstar_jax import cgroups
 from rstar_jax.errors import UserError
 from rstar_jax.execution import wire
 from rstar_jax.execution.limits import Limits
@@ -46,12 +47,15 @@ _sharing = 1
 
 
 def cores() -> int:
-    """Cores this process may use, its part of those that processes of its job share."""
+    """Cores this process may use, its part of those that processes of its job share.
+
+    A container's quota counts: it may be a few of the cores that are seen there.
+    """
     if hasattr(os, 'sched_getaffinity'):
         count = len(os.sched_getaffinity(0))
     else:
         count = os.cpu_count() or 1
-    return max(1, count // _sharing)
+    return max(1, int(min(count, cgroups.processors()) // _sharing))
 
 
 def share(processes: int) -> None:

@@ -12,16 +12,16 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
+from rstar_jax import cgroups
 from rstar_jax.parallel.compiled import forget_programs
 from rstar_jax.parallel.hosts import greatest
 
 GIB = 2**30
 ASIDE, PART = GIB, 8  # so much beside arrays, and this part of all memory, are not missed
-CGROUPS, OWN = pathlib.Path('/sys/fs/cgroup'), pathlib.Path('/proc/self/cgroup')
-# controllers in OWN -> where they lie; limit, use, and page cache that can be given back
+# version of control groups -> limit, use, and page cache that can be given back
 CGROUP_FILES = {
-    '': ('', 'memory.max', 'memory.current', 'inactive_file'),  # version 2
-    'memory': ('memory', 'memory.limit_in_bytes', 'memory.usage_in_bytes', 'total_inactive_file'),
+    1: ('memory.limit_in_bytes', 'memory.usage_in_bytes', 'total_inactive_file'),
+    2: ('memory.max', 'memory.current', 'inactive_file'),
 }
 
 
@@ -101,24 +101,15 @@ def _process_bytes(name: str) -> int:
 
 
 def _groups() -> Iterator[tuple[int, int]]:
-    """(limit, bytes in use) of the control groups that bound this process: a container's, a job's.
-
-    In a container its own group may lie at the root of what is seen of them.
-    """
-    lines = OWN.read_text(encoding='utf-8').splitlines() if OWN.exists() else []
-    for _, controllers, path in (line.split(':', 2) for line in lines):
-        if controllers not in CGROUP_FILES:
-            continue
-        where, limit, used, cache = CGROUP_FILES[controllers]
-        root = CGROUPS / where
-        group = root / path.strip('/')
-        for folder in {root, group, *(p for p in group.parents if root in p.parents)}:
-            # No such group, or one without a limit ('max').
-            with contextlib.suppress(OSError, ValueError):
-                most = int((folder / limit).read_text())
-                rows = (folder / 'memory.stat').read_text().splitlines()
-                kept = dict(row.split() for row in rows).get(cache, 0)
-                yield most, int((folder / used).read_text()) - int(kept)
+    """(limit, bytes in use) of the control groups that bound this process's memory."""
+    for version, folder in cgroups.folders('memory'):
+        limit, used, cache = CGROUP_FILES[version]
+        # No such group, or one without a limit ('max').
+        with contextlib.suppress(OSError, ValueError):
+            most = int((folder / limit).read_text())
+            rows = (folder / 'memory.stat').read_text().splitlines()
+            kept = dict(row.split() for row in rows).get(cache, 0)
+            yield most, int((folder / used).read_text()) - int(kept)
 
 
 def _host_limit() -> int:

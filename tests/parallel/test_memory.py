@@ -4,7 +4,7 @@ import jax
 import pytest
 from jax.sharding import Mesh
 
-from rstar_jax import parallel
+from rstar_jax import cgroups, parallel
 from rstar_jax.parallel import compiled, memory
 
 MIB = 2**20
@@ -22,8 +22,8 @@ def group(folder, files, limit, used=0, cache=0):
 @pytest.mark.parametrize('files', [VERSION_1, VERSION_2], ids=['1', '2'])
 @pytest.mark.parametrize('place', ['', 'job', 'job/step'])
 def test_the_least_of_host_and_control_groups_counts(tmp_path, monkeypatch, files, place):
-    monkeypatch.setattr(memory, 'CGROUPS', tmp_path / 'groups')
-    monkeypatch.setattr(memory, 'OWN', tmp_path / 'own')
+    monkeypatch.setattr(cgroups, 'CGROUPS', tmp_path / 'groups')
+    monkeypatch.setattr(cgroups, 'OWN', tmp_path / 'own')
     mesh = Mesh(jax.devices()[:4], 'data')
     (tmp_path / 'own').write_text('12:cpu,cpuacct:/\n')
     total, free = parallel.device_bytes(mesh), parallel.free_bytes(mesh)

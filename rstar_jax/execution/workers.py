@@ -1,9 +1,10 @@
-"""The main process's side: a queue of jobs, one thread and one worker process for each core.
+"""The main process's side: a queue of jobs, and for each core at most a thread with a worker process.
 
     submit -> memo? -> queue -> thread -> socket -> worker -> child
     Future <- memo <--------- thread <- socket <- worker <- report
 
-The threads only wait on sockets, so the device loop keeps the interpreter's lock.
+The threads only wait on sockets, so the device loop keeps the interpreter's lock. There are as many
+as there ever were jobs at once: a worker takes 100 MB, and seconds to start.
 """
 
 from __future__ import annotations
@@ -180,7 +181,7 @@ class Workers:
 
     Args:
       handler: module with `warm()` and `handle(job) -> dict`, imported in the workers.
-      count: worker processes; None for one a core.
+      count: worker processes at most; None for one a core.
       jobs_per_child: jobs that one forked child may serve; 1 for untrusted programs.
       isolation: 'auto' (what the kernel allows), 'strict' (all or UserError), 'none' (limits only).
       limits: of every job.
@@ -220,12 +221,10 @@ class Workers:
         self.computed = self.remembered = 0
         _remove_stale()
         self._base = tempfile.mkdtemp(prefix=f'{_prefix()}{os.getpid()}-')
-        self._threads = [
-            threading.Thread(target=self._serve, name=f'rstar-worker-{number}', daemon=True)
-            for number in range(count or cores())
-        ]
-        for thread in self._threads:
-            thread.start()
+        self._count = count or cores()
+        self._threads: list[threading.Thread] = []
+        self._serving = 0
+        self._hire()
         _OPEN.add(self)
 
     def await_start(self) -> None:
@@ -254,14 +253,31 @@ class Workers:
             if job_ is None:
                 job_ = self._pending[key] = _Job(key, body)
                 self._queue.put(job_)
+                if len(self._threads) < min(len(self._pending), self._count):
+                    self._hire()
             else:
                 self.remembered += 1
             job_.futures.append(future)
         return future
 
+    def _hire(self) -> None:
+        """One more thread with a worker."""
+        name = f'rstar-worker-{len(self._threads)}'
+        thread = threading.Thread(target=self._serve, name=name, daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:  # the system has no more threads
+            if not self._threads:
+                raise
+            self._count = len(self._threads)
+            return
+        self._threads.append(thread)
+        self._serving += 1
+
     def _serve(self) -> None:
         """A thread's life: starts its worker (whose death signal is tied to it), serves."""
         worker: _Worker | None = None
+        job: _Job | None = None
         try:
             worker = self._start()
             while (job := self._queue.get()) is not None:
@@ -282,7 +298,7 @@ class Workers:
                         _LOG.warning('an execution worker was lost (%s); starting another', error)
                 self._deliver(job, report)
         except Exception as error:
-            self._fail(error)
+            self._fail(error, job)
         finally:
             if worker is not None:
                 worker.stop()
@@ -328,9 +344,18 @@ class Workers:
         elif self.missing:
             _LOG.warning(line)
 
-    def _fail(self, error: Exception) -> None:
-        """No worker can be started: everything queued, and everything to come, raises this."""
+    def _fail(self, error: Exception, job: _Job | None) -> None:
+        """A worker cannot be started: others do its job.
+
+        Where there are none, everything queued, and everything to come, raises the error.
+        """
         with self._lock:
+            self._serving -= 1
+            if self._serving and isinstance(error, WorkerDied) and not self._closed:
+                _LOG.warning('an execution worker does not start (%s); others go on', error)
+                if job is not None:
+                    self._queue.put(job)
+                return
             if self._failure is None:
                 self._failure = error
             jobs, self._pending = list(self._pending.values()), {}
@@ -344,7 +369,9 @@ class Workers:
     def _dropped(self, job: _Job) -> bool:
         """Whether every future of the job was cancelled (then it is forgotten)."""
         with self._lock:
-            job.futures = [one for one in job.futures if one.set_running_or_notify_cancel()]
+            job.futures = [
+                one for one in job.futures if one.running() or one.set_running_or_notify_cancel()
+            ]
             if not job.futures:
                 self._pending.pop(job.key, None)
             return not job.futures
@@ -374,8 +401,8 @@ class Workers:
                 job = self._queue.get_nowait()
             except queue.Empty:
                 break
-            for future in job.futures:
-                future.cancel()
+            if not all([future.cancel() for future in job.futures]):  # a failed worker began it
+                self._deliver(job, {'killed': 'closed'})
         for _ in self._threads:
             self._queue.put(None)
         with self._lock:

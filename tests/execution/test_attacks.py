@@ -29,8 +29,10 @@ def scene(tmp_path_factory):
     with execution.Pool(workers=2, limits=LIMITS) as pool:
         if pool.missing:
             pytest.skip(f'this kernel lacks {", ".join(pool.missing)}')
-        pool.submit('print(0)').result()
-        workers = set(family(os.getpid())) - set(before[0])
+        both = [pool.submit(f'import time\ntime.sleep(0.5)  # {n}') for n in range(2)]
+        assert all(future.result().ok for future in both)
+        while len(workers := set(family(os.getpid())) - set(before[0])) < 4:
+            pass
         fill = {
             'secret': str(secret),
             'outside': str(outside),

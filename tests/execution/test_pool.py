@@ -103,6 +103,27 @@ def test_a_program_is_not_over_while_it_waits_for_a_processor():
         os.sched_setaffinity(0, ours)
 
 
+@pytest.mark.skipif(not os.path.exists('/proc/thread-self/schedstat'), reason='not told here')
+def test_a_program_that_others_keep_from_processors_does_not_sleep():
+    ours = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(ours)})
+    others = []
+    try:
+        with execution.Pool(workers=1, limits=execution.Limits(seconds=1)) as pool:
+            assert run(pool, 'print(0)').ok
+            loop = [sys.executable, '-c', 'while True: pass']
+            others += [subprocess.Popen(loop) for _ in range(8)]
+            work = 'import time\nwhile time.process_time() < 0.3: pass\nprint(1)'
+            assert run(pool, work).output == '1'
+            result = run(pool, 'import time\ntime.sleep(60)')
+            assert 'TimeoutError' in result.error and result.seconds < 3
+    finally:
+        for other in others:
+            other.kill()
+            other.wait()
+        os.sched_setaffinity(0, ours)
+
+
 def test_a_trusted_job_does_not_suffer_from_what_others_left_in_memory():
     spawn = {'count': 1, 'jobs_per_child': 9, 'isolation': 'auto', 'finish': lambda r: (r, False)}
     several = workers.Workers('tests.execution.waiting', limits=LIMITS, **spawn)
@@ -269,6 +290,38 @@ def test_a_worker_that_does_not_start_is_tried_again(monkeypatch, fault):
         assert len(os.listdir(pool._workers._base)) == 1
 
 
+def test_there_are_no_more_workers_than_jobs_at_once():
+    with execution.Pool(workers=9, limits=LIMITS) as pool:
+        for number in range(5):
+            assert run(pool, f'print({number})').ok
+        assert len(pool._workers._threads) == 1
+        futures = [pool.submit(f'import time\ntime.sleep(1)  # {number}') for number in range(3)]
+        assert all(future.result(60).ok for future in futures)
+        assert len(pool._workers._threads) == len(os.listdir(pool._workers._base)) == 3
+
+
+@pytest.mark.parametrize('begun', [False, True])
+def test_a_worker_that_does_not_start_leaves_its_job_to_others(monkeypatch, begun):
+    """As where a container allows only so many processes."""
+    slow = [f'import time\ntime.sleep(1)\nprint({number})' for number in range(2)]
+    with execution.Pool(workers=2, limits=LIMITS) as pool:
+        assert run(pool, 'print(0)').output == '0'
+        if begun:  # the second worker is lost in the middle of its job
+            assert [future.result(60).output for future in [*map(pool.submit, slow)]] == ['0', '1']
+            while sum(worker.layers is not None for worker in pool._workers._live) < 2:
+                time.sleep(0.01)
+            again = [pool.submit(program + '  # again') for program in slow]
+            time.sleep(0.5)
+        monkeypatch.setattr(workers.subprocess, 'Popen', lambda *_, **__: os.stat('/nowhere'))
+        if begun:
+            lost = max(pool._workers._live, key=lambda worker: worker.process.pid)
+            os.kill(lost.process.pid, signal.SIGKILL)
+        else:
+            again = [pool.submit(program) for program in slow]
+        assert [future.result(60).output for future in again] == ['0', '1']
+        assert run(pool, 'print(5)').output == '5'
+
+
 def test_a_worker_that_never_starts_is_told(monkeypatch):
     monkeypatch.setattr(workers.subprocess, 'Popen', lambda *_, **__: os.stat('/nowhere/at/all'))
     before = os.listdir('/dev/fd')
@@ -354,7 +407,8 @@ from rstar_jax import execution
 # What a shell starts in the background ignores it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 pool = execution.Pool(workers=2, limits=execution.Limits(seconds=30))
-pool.submit('print(1)').result()
+for future in [pool.submit(f'import time\\ntime.sleep(1)  # {n}') for n in range(2)]:
+    future.result()
 pool.submit('while True: pass')
 time.sleep(0.2)
 print('ready', flush=True)

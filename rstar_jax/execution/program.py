@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import io
+import os
 import random
 import sys
 import types
@@ -83,6 +84,9 @@ _STDOUT = io.TextIOWrapper(
 )
 
 
+_SYSTEM = random.Random(0)
+
+
 def warm() -> None:
     """Import and run what most programs need, once, before any child is forked."""
     for name in WARM_IMPORTS:
@@ -91,11 +95,12 @@ def warm() -> None:
         except ImportError:
             if name.split('.')[0] in ('numpy', 'sympy'):
                 raise
+    streams = sys.stdout, sys.stderr
     for program in WARM_PROGRAMS:
         try:
             error = _run([program], io.StringIO())
         finally:
-            sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__
+            sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__ = streams
         if error:
             raise RuntimeError(f'a warm-up program failed: {error}')
     warnings.simplefilter('ignore')
@@ -126,6 +131,7 @@ def handle(job: dict) -> bytes:
 
     What the last cell prints goes to descriptor 1.
     """
+    os.urandom = random._urandom = _SYSTEM.randbytes  # of secrets and uuid, here alone
     error = _run(job['cells'], _STDOUT, job['whole'])
     try:
         _STDOUT.flush()
@@ -150,10 +156,10 @@ def _run(cells: list[str], stdout: io.TextIOBase, whole: bool = False) -> str:
         sources = blocks(cells, whole)
     except (SyntaxError, ValueError, MemoryError, RecursionError) as error:
         return last_line(error)
-    sys.stderr = io.StringIO()
+    sys.stderr = sys.__stderr__ = io.StringIO()
     error = ''
     for number, code in enumerate(sources):
-        sys.stdout = stdout if number == len(sources) - 1 else io.StringIO()
+        sys.stdout = sys.__stdout__ = stdout if number == len(sources) - 1 else io.StringIO()
         try:
             exec(code, namespace)
             error = ''

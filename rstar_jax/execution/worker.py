@@ -114,6 +114,7 @@ class Zygote:
         os.environ.clear()
         os.environ.update(settings['environment'])
         os.chdir(self.scratch)
+        _first_to_go()
         self.handler.warm()
         _lonely_stdio()
         isolation_ = settings['isolation']
@@ -125,13 +126,17 @@ class Zygote:
         """Serve until the main process closes the socket."""
         hello = {'layers': self.cage.layers, 'missing': self.cage.missing}
         wire.write_all(self.channel, wire.frame(hello))
-        while not self.refused and (body := wire.read_frame(self.channel)) is not None:
+        while self._fit() and (body := wire.read_frame(self.channel)) is not None:
             started = time.monotonic()
             report = self.serve(json.loads(body), started + self.limits['seconds'])
             report['seconds'] = time.monotonic() - started
             wire.write_all(self.channel, wire.frame(report))
         if self._child is not None:
             self._child.end()
+
+    def _fit(self) -> bool:
+        """Whether it can serve; where its scratch folder was taken away, another worker must."""
+        return not self.refused and os.access(self.scratch, os.R_OK | os.W_OK | os.X_OK)
 
     def serve(self, job: dict, deadline: float) -> dict:
         """Have a child do one job; its report."""
@@ -170,6 +175,12 @@ class Zygote:
                 self._child = None
                 scratch.empty(self.scratch)
         return report, status
+
+
+def _first_to_go() -> None:
+    """Where memory runs out, a program ends, not the main process (Linux)."""
+    with contextlib.suppress(OSError), open('/proc/self/oom_score_adj', 'w') as file:
+        file.write('1000')
 
 
 def _lonely_stdio() -> None:

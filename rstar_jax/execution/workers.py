@@ -1,4 +1,4 @@
-"""The main process's side: a queue of jobs, and for each core at most a thread with a worker process.
+"""The main process's side: a queue of jobs, at most one thread and one worker for each core.
 
     submit -> memo? -> queue -> thread -> socket -> worker -> child
     Future <- memo <--------- thread <- socket <- worker <- report
@@ -36,6 +36,7 @@ from rstar_jax.execution.limits import Limits
 
 _LOG = logging.getLogger(__name__)
 _BOOT = 'import sys; sys.path[:] = {path!r}; from rstar_jax.execution import worker; worker.main()'
+_LOADING = {'LD_LIBRARY_PATH', 'PYTHONHOME'}  # what an interpreter may not start without
 START_SECONDS = 120.0  # for a worker's imports and warm-up, on a busy machine too
 GRACE_SECONDS = 30.0  # beyond a job's own limit, before its worker counts as hung
 CLOSE_SECONDS = 5.0
@@ -79,6 +80,7 @@ class _Worker:
     def __init__(
         self, handler: str, jobs_per_child: int, isolation: str, limits: Limits, base: str
     ) -> None:
+        os.makedirs(base, exist_ok=True)
         self.scratch = tempfile.mkdtemp(dir=base)
         ours, theirs = socket.socketpair()
         self.socket, self.process = ours, None
@@ -111,7 +113,7 @@ class _Worker:
                 self.process = subprocess.Popen(
                     [sys.executable, '-c', boot, str(theirs.fileno()), str(os.getpid())],
                     pass_fds=[theirs.fileno()],
-                    env=environment,
+                    env=environment | {name: os.environ[name] for name in _LOADING & {*os.environ}},
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,
                     start_new_session=True,
@@ -401,7 +403,7 @@ class Workers:
                 job = self._queue.get_nowait()
             except queue.Empty:
                 break
-            if not all([future.cancel() for future in job.futures]):  # a failed worker began it
+            if not all(future.cancel() for future in job.futures):  # a failed worker began it
                 self._deliver(job, {'killed': 'closed'})
         for _ in self._threads:
             self._queue.put(None)

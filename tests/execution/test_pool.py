@@ -1,6 +1,7 @@
 """Programs in the pool: cells, output, errors, limits, memory of identical programs."""
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -168,6 +169,52 @@ def test_a_plot_is_drawn_for_nobody(pool):
     assert run(pool, 'import os\nprint(os.listdir())').output == '[]'
 
 
+def test_a_program_may_hide_what_it_prints_for_a_while(pool):
+    cells = [
+        'import io, sys\nsys.stdout = io.StringIO()\nprint(1)',
+        'sys.stdout = sys.stderr = io.StringIO()\nprint(2)\n'
+        'sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__\nprint(3)',
+    ]
+    assert run(pool, cells).output == '3'
+    alone = cells[1].replace('sys.stdout', 'import io, sys\nsys.stdout', 1)
+    assert run(pool, alone).output == '3'
+
+
+@pytest.mark.parametrize('loss', ['os.rmdir', 'shutil.rmtree', 'lambda x: os.rename(x, x + "x")'])
+def test_a_program_that_takes_its_folder_away_leaves_the_next_one_another(loss):
+    write = 'open("new", "w").write("x")\nimport os\nprint(os.listdir(os.getcwd()))'
+    with execution.Pool(workers=1, limits=LIMITS, isolation='none') as pool:
+        assert run(pool, f'import os, shutil\n({loss})(os.getcwd())').ok
+        assert [run(pool, f'{write}  # {n}').output for n in range(2)] == ["['new']"] * 2
+        # So may who cleans up, and what is around it.
+        shutil.rmtree(pool._workers._base)
+        run(pool, 'print(1)')
+        assert run(pool, f'{write}  # again').output == "['new']"
+
+
+def test_an_interpreter_that_needs_its_libraries_told_starts(monkeypatch, tmp_path):
+    """As one of a cluster's modules does."""
+    script = tmp_path / 'python'
+    script.write_text(
+        f'#!/bin/sh\nif [ -z "$LD_LIBRARY_PATH" ]; then exit 127; fi\nexec {sys.executable} "$@"\n'
+    )
+    script.chmod(0o755)
+    monkeypatch.setattr(sys, 'executable', str(script))
+    monkeypatch.setenv('LD_LIBRARY_PATH', str(tmp_path))
+    with execution.Pool(workers=1, limits=LIMITS) as pool:
+        assert run(pool, 'import os\nprint(os.environ.get("LD_LIBRARY_PATH"))').output == 'None'
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='looks at /proc')
+def test_where_memory_runs_out_programs_end_first(pool):
+    assert run(pool, 'print(1)  # it is warm').ok
+    scores = []
+    for pid in (os.getpid(), *family(os.getpid())):
+        with open(f'/proc/{pid}/oom_score_adj', encoding='ascii') as file:
+            scores.append(int(file.read()))
+    assert scores[0] < max(scores) == 1000
+
+
 def test_earlier_cells_are_history(pool):
     result = run(pool, ['x = 2\nprint(1 / 0)', 'syntax error here', 'print(x)'])
     assert (result.ok, result.output, result.error) == (True, '2', '')
@@ -195,6 +242,7 @@ def test_the_same_program_says_the_same_in_every_worker():
         'import random, numpy\n'
         'print(random.random(), numpy.random.rand(), numpy.random.default_rng().random(),'
         ' {"a", "bc", "def"}, hash("rstar"), random.Random().random(), end=" ")\n'
+        'import secrets, uuid\nprint(secrets.randbelow(10**9), uuid.uuid4(), end=" ")\n'
         'random.seed(); numpy.random.seed()\n'
         'print(random.random(), numpy.random.rand(), numpy.random.RandomState().rand())'
     )

@@ -69,16 +69,19 @@ class Pool(contextlib.AbstractContextManager):
         """Programs run, and programs answered from memory."""
         return {'computed': self._workers.computed, 'remembered': self._workers.remembered}
 
-    def submit(self, program: Program, whole: bool = False) -> Future[Result]:
+    def submit(self, program: Program, whole: bool = False, failed: str = '') -> Future[Result]:
         """Queue a program: source text, or cells run one after another in one namespace.
 
         Only what the last cell prints counts as output, and only its error makes ok False: the
         cells before it are history, and what they did before an error of theirs stays. With `whole`
-        the cells are one program, which ends with the first error of any of them.
+        the cells are one program, which ends with the first error of any of them; `failed` is the
+        error that those before the last one are known to end with: they do not run again, unless
+        the last one goes on inside of their block.
         Returns at once. A future not yet running can be cancelled.
         """
         cells = [program] if isinstance(program, str) else list(program)
-        return self._workers.submit({'cells': cells, 'whole': whole})
+        known = {'failed': failed} if whole and failed else {}
+        return self._workers.submit({'cells': cells, 'whole': whole} | known)
 
     def _result(self, report: dict) -> tuple[Result, bool]:
         killed = report.get('killed')

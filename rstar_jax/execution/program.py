@@ -127,12 +127,13 @@ def _seed_generators() -> None:
 def handle(job: dict) -> bytes:
     """In the child: run job['cells'] in one namespace; b'' or the error, as one line.
 
-    With job['whole'] the error is the first of any cell, else that of the last.
+    With job['whole'] the error is the first of any cell, else that of the last. job['failed'] is
+    the error that the cells but the last are known to raise.
 
     What the last cell prints goes to descriptor 1.
     """
     os.urandom = random._urandom = _SYSTEM.randbytes  # of secrets and uuid, here alone
-    error = _run(job['cells'], _STDOUT, job['whole'])
+    error = _run(job['cells'], _STDOUT, job['whole'], job.get('failed', ''))
     try:
         _STDOUT.flush()
     except BaseException as caught:  # closed by the program
@@ -145,7 +146,7 @@ def present(report: dict) -> dict:
     return {'output': format_output(report['output']), 'error': report['ending']}
 
 
-def _run(cells: list[str], stdout: io.TextIOBase, whole: bool = False) -> str:
+def _run(cells: list[str], stdout: io.TextIOBase, whole: bool = False, failed: str = '') -> str:
     """Run the cells; '' or the error of the last. What the others print or raise is dropped.
 
     whole: the first error of any cell is the error, and ends the program.
@@ -156,6 +157,8 @@ def _run(cells: list[str], stdout: io.TextIOBase, whole: bool = False) -> str:
         sources = blocks(cells, whole)
     except (SyntaxError, ValueError, MemoryError, RecursionError) as error:
         return last_line(error)
+    if failed and len(sources) == len(cells):  # none goes on inside the block of another
+        return failed
     sys.stderr = sys.__stderr__ = io.StringIO()
     error = ''
     for number, code in enumerate(sources):

@@ -15,6 +15,8 @@ from rstar_jax.search.host import HostTree, Node, Step
 from rstar_jax.search.record import Status
 from rstar_jax.steps import marks
 
+_CHANCE = 'MemoryError', 'RuntimeError: the '  # what may not happen again
+
 
 @dataclasses.dataclass
 class Workers:
@@ -68,8 +70,12 @@ class Judge:
                 node.grade = self.workers.grader.submit(box, tree.problem['answer'])
         elif not ends:
             node.code = steps.code_of(node.text)
-            whole = self.config.failed_steps == 'again'
-            node.run = self.workers.pool.submit([*tree.programs(), node.code], whole)
+            whole, before = self.config.failed_steps == 'again', tree.programs()
+            # Where the code before failed, it would again: a loop without end for each candidate.
+            failed = tree.cursor.output if before and tree.cursor.errors else ''
+            if failed.startswith(_CHANCE):
+                failed = ''
+            node.run = self.workers.pool.submit([*before, node.code], whole, failed)
 
     def ready(self, tree: HostTree) -> bool:
         """Whether all is known that the tree's children depend on."""

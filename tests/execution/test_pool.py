@@ -49,6 +49,18 @@ def test_cells_of_a_whole_program_end_it_with_their_first_error(pool):
     assert pool.submit(['x = 4', 'print(x)'], whole=True).result(60).output == '4'
 
 
+def test_cells_that_are_known_to_fail_do_not_run_again(pool):
+    error = 'TimeoutError: ran longer than the limit of 2 s'
+    again = pool.submit(['while True: pass', 'print(1)'], whole=True, failed=error).result(60)
+    assert (again.ok, again.output, again.error) == (False, '', error)
+    assert again.seconds < 1.5
+    cells = ['try:\n    int("x")\nexcept KeyError:\n    pass', 'except ValueError:\n    print(3)']
+    first = pool.submit(cells[:1], whole=True).result(60).error
+    assert pool.submit(cells, whole=True, failed=first).result(60).output == '3'
+    last = pool.submit([cells[0], 'def f(:'], whole=True, failed=first).result(60)
+    assert last.error == 'SyntaxError: invalid syntax'
+
+
 def test_integers_of_any_length_are_printed(pool):
     assert run(pool, 'print(sum(int(digit) for digit in str(2**20000)))').output == '26995'
     assert run(pool, 'print(len(str(int("7" * 5000))))').output == '5000'

@@ -232,6 +232,19 @@ def test_a_failed_step_fails_every_step_behind_it(grow):
     assert record.errors.tolist()[:3] == [0, 1, 0]
 
 
+def test_what_ran_out_of_time_does_not_run_again_for_each_candidate(grow, workers, monkeypatch):
+    slow = 'import time; time.sleep(60)\n<end_of_step>'
+    runs, submit = [], workers.pool.submit
+    monkeypatch.setattr(workers.pool, 'submit', lambda *a: runs.append(submit(*a)) or runs[-1])
+    steps = [f'x = {n}\n<end_of_step>' for n in range(4)]
+    record = grow({'': [slow], slow: steps}, candidates=4, error_threshold=2)
+    results = [future.result() for future in runs]
+    late = [result for result in results if result.error.startswith('TimeoutError')]
+    assert len(late) == 4 + 4
+    assert len({id(result) for result in late if result.seconds > 5}) == 1
+    assert record.status[record.parent == 1].tolist() == [Status.CODE_ERRORS] * 4
+
+
 def test_a_block_that_the_next_step_completes_is_no_failure_any_more(grow):
     """The program is run again as a whole, not the error remembered."""
     head, body = 'for i in range(3):\n<end_of_step>', '    x = i\n<end_of_step>'

@@ -107,7 +107,9 @@ def same(a: str, b: str) -> bool:
     if 'ratio' in kinds:
         return False
     if kinds == {'tuple'}:
-        return one.brackets == two.brackets and ordered(one.parts, two.parts)
+        # Of three or more they are no interval's: a Python list is a tuple, too.
+        alike = one.brackets == two.brackets or len(one.parts) > 2
+        return alike and ordered(one.parts, two.parts)
     if kinds == {'tuple', 'list'} and 1 in map(len, (one.parts, two.parts)):  # [(1, 2)]
         return same(
             one.parts[0] if one.kind == 'list' else a, two.parts[0] if two.kind == 'list' else b

@@ -79,6 +79,12 @@ _END = r'((?:[^(),<>=&|]|\([^()]*\))+?)'
 _INTERVAL = re.compile(rf'Interval(?:\.(open|Lopen|Ropen))?\({_END}, {_END}\)')
 _BETWEEN = re.compile(rf'\(?\({_END} (<=?) ([a-z])\) & \(\3 (<=?) {_END}\)\)?')
 _DICT = re.compile(r'\[?\{[A-Za-z]\w*: [^:<>=|{}]+(?:, [A-Za-z]\w*: [^:<>=|{}]+)*\}\]?')
+_UNITED = re.compile(r'(?<=[)\]])\s*U\s*(?=[(\[])')  # (0, 9) U (9, 36)
+# What numpy prints: [1 -2], array([1, -2]), [np.float64(1.5)].
+_ARRAY = re.compile(r'(?:(?:np|numpy)\.)?array\((\[.*\])\)', re.DOTALL)
+_NO_COMMAS = re.compile(r'\[[-+\d.e\s\[\]]*\]')
+_SCALAR = re.compile(r'(?:np|numpy)\.(?:float|int|uint)\d+\(([^()]*)\)')
+_ROOT = re.compile(r'√\s*(\d+(?:\.\d+)?)')
 _SPACES = re.compile(r'\\[,;:! ]|\\q?quad(?![a-zA-Z])|(?<!\\)~|\\(?:hspace|phantom)\{[^{}]*\}')
 _COMPLEX = re.compile(r'(\(?-?[\d.]+[-+][\d.]+)j(\)?)')
 _TAKES = re.compile(r'\\(?:frac|binom|mathbb)(?![a-zA-Z])|\\sqrt(?![a-zA-Z])(\s*\[[^\]]*\])?')
@@ -99,7 +105,7 @@ _BUILT = re.compile(  # {x | -1 < x < 2}
 def clean(raw: object) -> str:
     """One spelling for many: spaces, fractions, roots, signs, Unicode, delimiters of math mode."""
     text = unicodedata.normalize('NFC', str(raw)).strip()
-    text = _FRACTION_CHAR.sub(_fraction, text)
+    text = _FRACTION_CHAR.sub(_fraction, _ROOT.sub(r'\\sqrt{\1}', text))
     text = re.sub(f'[{_RAISED[0]}]+', _power, text)
     for char, replacement in _UNICODE.items():
         if char in text:
@@ -175,6 +181,10 @@ def _printed_sets(text: str) -> str:
         low, left, _, right, high = match.groups()
         return f'{"(" if left == "<" else "["}{low}, {high}{")" if right == "<" else "]"}'
 
+    text = _UNITED.sub(r' \\cup ', _SCALAR.sub(r'\1', text))
+    text = match[1] if (match := _ARRAY.fullmatch(text)) else text
+    if _NO_COMMAS.fullmatch(text):
+        text = re.sub(r'(?<=[\d.\]])\s+(?=[-+.\d\[])', ', ', text)
     found = _BETWEEN.sub(between, _INTERVAL.sub(interval, text))
     union = re.fullmatch(r'Union\((.*)\)', found)
     if union or found != text:
@@ -183,7 +193,9 @@ def _printed_sets(text: str) -> str:
         )
     if _DICT.fullmatch(found):
         return re.sub(r'(\w): ', r'\1 = ', found.strip('[{}]'))
-    return {'EmptySet': r'\emptyset', 'Reals': r'\mathbb{R}'}.get(found, found)
+    if found in ('EmptySet', 'set()', '[]', '{}'):
+        return r'\emptyset'
+    return {'Reals': r'\mathbb{R}'}.get(found, found)
 
 
 def _fraction(match: re.Match) -> str:

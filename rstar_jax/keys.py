@@ -172,7 +172,7 @@ KEYS: dict[str, tuple[Any, str]] = {
     ),
     'execution.seconds': (10.0, 'time limit of one program'),
     'execution.memory_mb': (1024, 'memory limit of one program'),
-    'execution.workers': (0, 'processes that run programs, and that grade; 0: one a core'),
+    'execution.workers': (0, 'processes at most that run programs, and grade; 0: one a core'),
     'curate.sft': ('', 'file of {query, response} to train on, in place of what the trees give'),
     'curate.pairs': (
         '',

@@ -24,7 +24,7 @@ class Pool(contextlib.AbstractContextManager):
     not remembered.
 
     Args:
-      workers: worker processes; None for one a core.
+      workers: worker processes at most, as there are programs for them; None for one a core.
       limits: of every program.
       isolation: 'auto' uses every layer that the kernel allows, 'strict' raises UserError where
         one is missing, 'none' keeps only the limits.

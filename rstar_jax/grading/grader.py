@@ -22,7 +22,7 @@ class Grader(contextlib.AbstractContextManager):
     A pair that a worker cannot decide within the limits is not equivalent.
 
     Args:
-      workers: worker processes; None for one a core. They start when the first hard pair comes.
+      workers: worker processes at most; None for one a core. They start as hard pairs come.
       seconds: time of a processor for one pair (on Linux); by the clock five times as much, or 20
         more, so that a busy machine does not change verdicts.
     """

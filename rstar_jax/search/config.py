@@ -57,7 +57,8 @@ class Config:
       drafts: tokens drafted behind each slot's at most, where few slots are in use, see
         `engine.drafts`; 0, none.
       tensor: devices that share one model's weights; the others each run their own trees.
-      workers: processes that run code and grade; 0 chooses one a core.
+      workers: processes at most that run code, and that grade; 0: one a core, or as a container's
+        quota allows.
       code_seconds: time limit of one program.
       code_memory_mb: memory limit of one program.
       isolation: 'auto', 'strict' or 'none'; see `execution.Pool`.

@@ -13,11 +13,13 @@ class Rope:
     """How rotary angles are scaled (Hugging Face's `rope_parameters`).
 
     kind: 'default'; 'linear' (angles / factor); 'llama3' (long waves / factor, smooth between);
-        'longrope' (angles / short, or / long once the text is longer than `original`; in a search
-        and a training one of them for all texts, see `rope.for_texts_of`).
+        'yarn' (so too, but smooth from pair to pair); 'longrope' (angles / short, or / long once
+        the text is longer than `original`; in a search and a training one of them for all texts,
+        see `rope.for_texts_of`).
     short, long: one divisor per rotated pair of dimensions, f32[d/2]; longrope only.
+    low, high: turns in `original` tokens up to which a wave is long, from which it is short.
     original: text length of the pre-training, tokens.
-    attention_factor: multiplies cos and sin (longrope); None = derived from factor.
+    attention_factor: multiplies cos and sin (longrope, yarn); None = derived from factor.
     """
 
     kind: str = 'default'
@@ -38,6 +40,9 @@ class Config:
     windows: per layer how many latest positions (itself included) a token sees, None = all;
         () = no layer has a window.
     rope_fraction: share of head_dim that is rotated.
+    unrotated: layers that rotate nothing.
+    qk_norm: queries and keys are normed, each head by itself or, with whole_norm, all heads as one.
+    norm_after: a block's norm comes behind it, before the residual, and none in front of it.
     int8: dense weights are int8 with a scale for each output, see `quantized`.
     bos_id, eos_ids, pad_id, max_length: as in config.json; the network does not read them, but
         for max_length in longrope's scale.
@@ -58,9 +63,12 @@ class Config:
     output_bias: bool = False
     mlp_bias: bool = False
     qk_norm: bool = False
+    whole_norm: bool = False
+    norm_after: bool = False
     windows: tuple[int | None, ...] = ()
     rope: Rope = Rope()
     rope_fraction: float = 1.0
+    unrotated: tuple[int, ...] = ()
     int8: bool = False
     max_length: int = 4096
     bos_id: int | None = None

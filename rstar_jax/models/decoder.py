@@ -164,8 +164,8 @@ class Attention(nnx.Module):
         self.v = Dense(*inward, config.qkv_bias, int8)
         self.o = Dense(heads * dim, config.embed_dim, config.output_bias, int8)
         if config.qk_norm:
-            self.q_norm = Norm(dim, config.norm_eps)
-            self.k_norm = Norm(dim, config.norm_eps)
+            together = (heads, kv_heads) if config.whole_norm else (1, 1)
+            self.q_norm, self.k_norm = (Norm(n * dim, config.norm_eps) for n in together)
 
     def __call__(self, x, cos, sin, attend, cache):
         out, cache = attend(*self.project(x, cos, sin), cache)
@@ -173,10 +173,12 @@ class Attention(nnx.Module):
 
     def project(self, x, cos, sin):
         """q, k, v [..., T, heads, d] of x [..., T, D], q and k rotated."""
-        shape = *x.shape[:-1], -1, self.dim
-        q, k, v = (dense(x).reshape(shape) for dense in (self.q, self.k, self.v))
+        lead = *x.shape[:-1], -1
+        q, k, v = self.q(x), self.k(x), self.v(x)
         if hasattr(self, 'q_norm'):
-            q, k = self.q_norm(q), self.k_norm(k)
+            norms = (self.q_norm, q), (self.k_norm, k)
+            q, k = (norm(y.reshape(*lead, norm.weight.shape[0])) for norm, y in norms)
+        q, k, v = (y.reshape(*lead, self.dim) for y in (q, k, v))
         q, k = rope.rotate(q, cos, sin), rope.rotate(k, cos, sin)
         return kept(q), kept(k), kept(v)
 
@@ -218,8 +220,13 @@ class Layer(nnx.Module):
         self.attention = Attention(config)
         self.mlp_norm = Norm(config.embed_dim, config.norm_eps)
         self.mlp = MLP(config)
+        self.norm_after = config.norm_after
 
     def __call__(self, x, cos, sin, attend, cache):
+        if self.norm_after:
+            out, cache = self.attention(x, cos, sin, attend, cache)
+            x = kept(x + self.attention_norm(out))
+            return x + self.mlp_norm(self.mlp(x)), cache
         out, cache = self.attention(self.attention_norm(x), cos, sin, attend, cache)
         x = kept(x + out)
         return x + self.mlp(self.mlp_norm(x)), cache
@@ -250,7 +257,7 @@ class Decoder(nnx.Module):
 
         tokens, positions: i32[..., T].
         attend: attend(q [..., T, H, d], k [..., T, K, d], v, cache) -> (out [..., T, H, d], cache);
-            q and k are rotated (and normed, Qwen3), q is not yet scaled by d**-0.5. In layers with
+            q and k are rotated (and normed), q is not yet scaled by d**-0.5. In layers with
             a sliding window it is also called with `window=` (see `Config.windows`). It is traced
             once for all layers alike, so it must not keep what it computes for the next one.
         caches: one pytree per layer, handed to attend; None where it needs none.
@@ -258,7 +265,8 @@ class Decoder(nnx.Module):
         each_layer: called with every layer's output [..., T, D] (for tests).
         Returns hidden [..., T, D] after the final norm, and the list of new caches.
         """
-        cos, sin = rope.angles(self.config, positions, rope_length)
+        angles = rope.angles(self.config, positions, rope_length)
+        unturned = jnp.ones_like(angles[0]), jnp.zeros_like(angles[1])
         x = looked_up(self.embed.weight[...], tokens).astype(self.norm.weight.dtype)
         caches = [None] * self.config.num_layers if caches is None else caches
         updated = []
@@ -275,7 +283,8 @@ class Decoder(nnx.Module):
 
         for index, (layer, cache) in enumerate(zip(self.layers, caches, strict=True)):
             params = nnx.to_pure_dict(nnx.state(layer))
-            x, cache = traced_once(self.config.window(index))(params, x, cos, sin, cache)
+            turn = unturned if index in self.config.unrotated else angles
+            x, cache = traced_once(self.config.window(index))(params, x, *turn, cache)
             updated.append(cache)
             if each_layer is not None:
                 each_layer(x)

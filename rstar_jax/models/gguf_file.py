@@ -1,9 +1,9 @@
 """GGUF files: configuration, tokenizer and (dequantised) tensors of one file.
 
-The metadata is llama.cpp's. Files of the Llama architecture hold the rows of Q and K in another
-order (pairs of a rotation side by side), which is undone here; the other families' do not. Nothing
-in a file says that embedding and output are one table; converters write it once, or twice and
-quantised in two ways: then the finer one is both.
+The metadata is llama.cpp's. Files of Llama and SmolLM3 hold the rows of Q and K in another order
+(pairs of a rotation side by side), which is undone here; the other families' do not. Nothing in a
+file says that embedding and output are one table; converters write it once, or twice and quantised
+in two ways: then the finer one is both.
 """
 
 import pathlib
@@ -16,6 +16,7 @@ from rstar_jax.models.config import Config, Rope
 from rstar_jax.models.families import ARCHITECTURES, unsupported
 
 EMBEDDING, OUTPUT = 'token_embd.weight', 'output.weight'
+PAIRED = ('llama', 'smollm3')
 SAMPLED_ROWS = 256
 TOGETHER = 4  # rows: gguf dequantises sixteen at a time, and takes half as long with longer ones
 # Distance of tables by the size of one: quantisation to 4 bits makes 0.1, two tables 1.4.
@@ -49,6 +50,8 @@ class GGUFFile:
         self.family = self.fields.get('general.architecture')
         if self.family not in ARCHITECTURES:
             raise unsupported(self.family, self.where)
+        if self.family == 'olmo2' and self.get('attention.sliding_window'):
+            raise unsupported('olmo3', self.where)  # its files call themselves olmo2
         self.config = self._read_config()
         self._table = EMBEDDING
         if self.config.tie_embeddings and OUTPUT in self._tensors:
@@ -89,10 +92,13 @@ class GGUFFile:
             qkv_bias='blk.0.attn_q.bias' in self._tensors,
             output_bias='blk.0.attn_output.bias' in self._tensors,
             mlp_bias='blk.0.ffn_gate.bias' in self._tensors,
-            qk_norm=self.family == 'qwen3',
+            qk_norm=self.family in ('olmo2', 'qwen3'),
+            whole_norm=self.family == 'olmo2',
+            norm_after=self.family == 'olmo2',
             windows=(window,) * layers if window and window < length else (),
             rope=self._read_rope(length),
             rope_fraction=self.get('rope.dimension_count', head_dim) / head_dim,
+            unrotated=tuple(range(3, layers, 4)) if self.family == 'smollm3' else (),
             max_length=length,
             bos_id=self.fields.get('tokenizer.ggml.bos_token_id'),
             eos_ids=() if eos is None else (eos,),
@@ -168,9 +174,9 @@ class GGUFFile:
 
     def _read(self, name: str) -> np.ndarray:
         values = self._values(self._table if name == EMBEDDING else name)
-        if self.family == 'llama' and '.attn_q.' in name:
+        if self.family in PAIRED and '.attn_q.' in name:
             return unpermute(values, self.config.num_heads)
-        if self.family == 'llama' and '.attn_k.' in name:
+        if self.family in PAIRED and '.attn_k.' in name:
             return unpermute(values, self.config.num_kv_heads)
         return values
 

@@ -23,6 +23,8 @@ def frequencies(config: Config, long: bool = False) -> np.ndarray:
         return frequency / np.float32(rope.factor)
     if rope.kind == 'llama3':
         return _llama3(frequency, config)
+    if rope.kind == 'yarn':
+        return _yarn(frequency, config)
     return frequency
 
 
@@ -35,11 +37,28 @@ def _llama3(frequency: np.ndarray, config: Config) -> np.ndarray:
     return (1 - smooth) * frequency / np.float32(rope.factor) + smooth * frequency
 
 
+def _yarn(frequency: np.ndarray, config: Config) -> np.ndarray:
+    """Stretched by factor as in llama3, but linearly from pair to pair (arXiv 2309.00071)."""
+    rope, dim = config.rope, config.rotary_dim
+
+    def pair(turns: float) -> float:
+        """Which one turns so many times in the pre-training context."""
+        waves = math.log(rope.original / (2 * math.pi * turns)) / math.log(config.rope_theta)
+        return dim / 2 * waves
+
+    first, last = max(math.floor(pair(rope.high)), 0), min(math.ceil(pair(rope.low)), dim - 1)
+    ramp = np.clip((np.arange(dim // 2) - first) / (last - first or 0.001), 0, 1)
+    ramp = ramp.astype(np.float32)
+    return (1 - ramp) * frequency + ramp * frequency / np.float32(rope.factor)
+
+
 def attention_factor(config: Config) -> float:
-    """What cos and sin are multiplied with: 1, but for longrope (LongRoPE, eq. for its scale)."""
+    """What cos and sin are multiplied with: 1, but for longrope and yarn (their papers' scales)."""
     rope = config.rope
     if rope.attention_factor is not None:
         return rope.attention_factor
+    if rope.kind == 'yarn':
+        return 1 + 0.1 * math.log(max(1, rope.factor))
     if rope.kind != 'longrope':
         return 1.0
     factor = rope.factor or config.max_length / rope.original

@@ -49,7 +49,15 @@ LAYER = (
     ('mlp.down_proj.weight', 'ffn_down.weight', ('mlp/down/weight',)),
     ('mlp.down_proj.bias', 'ffn_down.bias', ('mlp/down/bias',)),
 )
-FUSED = {  # rows of a family that replace all rows with the same targets
+OF_FAMILY = {  # rows of a family that replace all rows with the same targets
+    'olmo2': (
+        (
+            'post_attention_layernorm.weight',
+            'post_attention_norm.weight',
+            ('attention_norm/weight',),
+        ),
+        ('post_feedforward_layernorm.weight', 'post_ffw_norm.weight', ('mlp_norm/weight',)),
+    ),
     'phi3': (
         (
             'self_attn.qkv_proj.weight',
@@ -95,9 +103,9 @@ class Source(Protocol):
 def rows(config: Config, headless: bool = False) -> tuple[Row, ...]:
     """All tensors of a checkpoint of `config`; headless: without the output table."""
     flat = flatten(decoder.abstract_params(config, headless=headless))
-    fused = FUSED.get(config.family, ())
-    replaced = {path for _, _, paths in fused for path in paths}
-    layer = fused + tuple(row for row in LAYER if row[2][0] not in replaced)
+    own = OF_FAMILY.get(config.family, ())
+    replaced = {path for _, _, paths in own for path in paths}
+    layer = own + tuple(row for row in LAYER if row[2][0] not in replaced)
     table = list(OUTER)
     for i in range(config.num_layers):
         for hf, gguf, paths in layer:

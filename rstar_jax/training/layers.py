@@ -102,21 +102,27 @@ def run(config, params: Any, x: jax.Array, positions: jax.Array, attend: Callabl
       attend: as of Decoder.__call__; it gets no cache.
     """
     cos, sin = rope.angles(config, positions)
+    rotated = None
+    if config.unrotated:
+        rotated = jnp.array([i not in config.unrotated for i in range(config.num_layers)])
     windows, dtype = _windows(config), x.dtype
     between = recompute.between(dtype)
 
     def layer(x, own):
-        own, window = own
+        own, window, turns = own
+        turn = cos, sin
+        if turns is not None:
+            turn = jnp.where(turns, cos, 1), jnp.where(turns, sin, 0)
         own = jax.tree.map(lambda p: decoders.of_bits(p).astype(dtype), own)
         seen = functools.partial(attend, window=config.window(0) if windows is None else window)
-        x, _ = lora.bind(config, own)(x.astype(dtype), cos, sin, seen, None)
+        x, _ = lora.bind(config, own)(x.astype(dtype), *turn, seen, None)
         return attention.rows_over_mesh(x.astype(between)), None
 
     policy = recompute.policy(config, *positions.shape, dtype)
     # A loop forwards and one backwards: no compiler finds equal products in both.
     layer = jax.checkpoint(layer, policy=policy, prevent_cse=False)
     x = attention.rows_over_mesh(x.astype(between))
-    x, _ = lax.scan(layer, x, (params['layers'], windows))
+    x, _ = lax.scan(layer, x, (params['layers'], windows, rotated))
     return decoders.normed(x.astype(dtype), params['norm']['weight'], config.norm_eps)
 
 

@@ -232,6 +232,9 @@ def test_added_tokens_where_the_tokenizer_leaves_ids_out(broken):
         ('llama', {'partial_rotary_factor': 0.5}, {'partial_rotary_factor': 0.5}),
         ('llama_linear_rope', {}, {'attention_factor': 2.0}),
         ('llama3_rope', {}, {'attention_factor': 2.0}),
+        ('qwen3_yarn', {}, {'attention_factor': 1.5}),
+        ('qwen3_yarn', {}, {'mscale': 0.7, 'mscale_all_dim': 1.2}),
+        ('smollm3_window_bias', {'layer_types': None}, {}),
         ('phi3_128k_long', {'original_max_position_embeddings': 100}, {}),
     ],
 )
@@ -261,9 +264,11 @@ def test_settings_that_are_left_out_are_those_of_transformers(family):
     assert ours.norm_eps == theirs.rms_norm_eps
     assert ours.rope_theta == theirs.rope_parameters['rope_theta']
     assert ours.head_dim == (getattr(theirs, 'head_dim', None) or 36 // 6)
-    if family in ('llama', 'phi3'):  # of the others it is a number, whatever the heads
+    assert ours.tie_embeddings == theirs.tie_word_embeddings
+    if family in ('llama', 'olmo2', 'phi3'):  # of the others it is a number, whatever the heads
         assert ours.num_kv_heads == theirs.num_key_value_heads
-    kinds = theirs.layer_types if family.startswith('qwen') else ['full_attention'] * 2
+    kinds = ['sliding_attention' if family == 'mistral' else 'full_attention'] * 2
+    kinds = theirs.layer_types if family.startswith('qwen') else kinds
     windows = [theirs.sliding_window if kind != 'full_attention' else None for kind in kinds]
     assert [ours.window(layer) for layer in range(2)] == windows
 
@@ -514,10 +519,12 @@ def _bin_only(folder):
         (_no_tokenizer, 'no tokenizer: expected one of tokenizer.json'),
         (_bin_only, 'expected model.*safetensors, found pytorch_model.bin'),
         (lambda f: edit_config(f, model_type='mamba', architectures=['MambaForCausalLM']),
-         'MambaForCausalLM is not supported; supported: LlamaForCausalLM, Phi3.*Qwen2.*Qwen3'),
+         'MambaForCausalLM is not supported; supported: LlamaForCausalLM, M.*Phi3.*Qwen2.*Qwen3'),
         (lambda f: edit_config(f, hidden_act='gelu', hidden_size=None), 'hidden_act.*hidden_size'),
-        (lambda f: edit_config(f, rope_parameters={'rope_type': 'yarn', 'factor': 4.0}),
-         "rope_type='yarn': expected one of default, linear, llama3, longrope"),
+        (lambda f: edit_config(f, rope_parameters={'rope_type': 'dynamic', 'factor': 4.0}),
+         "rope_type='dynamic': expected one of default, linear, llama3, longrope, yarn"),
+        (lambda f: edit_config(f, rope_parameters={'rope_type': 'yarn', 'truncate': False}),
+         'rope_type=yarn: factor is missing; rope_type=yarn: truncate'),
         (lambda f: edit_config(f, rope_parameters={'rope_type': 'longrope', 'short_factor': None},
                                sliding_window=64, max_position_embeddings=None),
          'longrope: expected 2 short and long factors'),

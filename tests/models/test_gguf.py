@@ -40,12 +40,21 @@ NAMES = {  # llama.cpp's tensor names (gguf-py's tensor_mapping.py)
 REAL = ('smollm2-135m-instruct', 'qwen2.5-coder-0.5b-instruct')
 
 
-def gguf_name(name):
+NAMES_OF = {
+    'olmo2': {
+        'post_attention_layernorm': 'post_attention_norm',
+        'post_feedforward_layernorm': 'post_ffw_norm',
+    }
+}
+
+
+def gguf_name(name, family):
+    names = NAMES | NAMES_OF.get(family, {})
     stem, kind = name.rsplit('.', 1)
     if stem.startswith('model.layers.'):
         _, _, layer, rest = stem.split('.', 3)
-        return f'blk.{layer}.{NAMES[rest]}.{kind}'
-    return f'{NAMES[stem]}.{kind}'
+        return f'blk.{layer}.{names[rest]}.{kind}'
+    return f'{names[stem]}.{kind}'
 
 
 def permute(weight, heads):
@@ -90,11 +99,11 @@ def write(name, path, pre='qwen2', merges=(), tokenizer=True, twice=False, words
         values = tensor.numpy()
         if tensor_name == 'model.embed_tokens.weight' and twice:
             values = values.astype(np.float16)
-        if family == 'llama' and '.q_proj.' in tensor_name:
+        if family in ('llama', 'smollm3') and '.q_proj.' in tensor_name:
             values = permute(values, config.num_attention_heads)
-        if family == 'llama' and '.k_proj.' in tensor_name:
+        if family in ('llama', 'smollm3') and '.k_proj.' in tensor_name:
             values = permute(values, config.num_key_value_heads)
-        writer.add_tensor(gguf_name(tensor_name), np.ascontiguousarray(values))
+        writer.add_tensor(gguf_name(tensor_name, family), np.ascontiguousarray(values))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -121,7 +130,7 @@ def write_tokenizer(writer, pre, merges, words):
     'name',
     [
         *('llama_tied_bias', 'llama_linear_rope', 'qwen2', 'qwen3_tied_bias'),
-        *('phi3_4k', 'phi3_128k_long'),
+        *('phi3_4k', 'phi3_128k_long', 'smollm3', 'olmo2'),
     ],
 )
 def test_logits_of_a_written_file(name, tmp_path):

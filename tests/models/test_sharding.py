@@ -21,6 +21,7 @@ SNAPSHOTS = pathlib.Path(__file__).parent / 'snapshots'
 
 TINY = models.Config('qwen2', 320, 64, 96, 2, 8, 2, 8, qkv_bias=True)  # fewer kv heads than devices
 ODD = models.Config('phi3', 321, 56, 72, 2, 7, 7, 8, windows=(5, 5))  # heads that 8 does not divide
+WHOLE = TINY.replace(family='olmo2', qkv_bias=False, qk_norm=True, whole_norm=True, norm_after=True)
 
 PARAMETERS = {  # of the published checkpoints
     'qwen2.5-math-7b': 7_615_616_512,
@@ -45,7 +46,7 @@ def forward(config, params, tokens):
     return network.head(hidden)
 
 
-@pytest.mark.parametrize('config', [TINY, ODD], ids=['tiny', 'odd'])
+@pytest.mark.parametrize('config', [TINY, ODD, WHOLE], ids=['tiny', 'odd', 'whole'])
 def test_same_logits_on_every_mesh(config):
     params = models.decoder.init_params(config, jax.random.key(0))
     params = jax.tree.map(lambda x: x if x.ndim == 1 else 4 * x, params)

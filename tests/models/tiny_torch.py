@@ -42,6 +42,13 @@ LLAMA3 = {
     'high_freq_factor': 4.0,
     'original_max_position_embeddings': 32,
 }
+YARN = {
+    'rope_type': 'yarn',
+    'rope_theta': 500.0,
+    'factor': 4.0,
+    'beta_fast': 8.0,
+    'original_max_position_embeddings': 32,
+}
 # Name -> (config class, options). Heads are odd in number or do not fill the width, texts in the
 # tests are longer than the windows and than longrope's original length.
 CONFIGS = {
@@ -93,6 +100,46 @@ CONFIGS = {
             'head_dim': 12,
             'tie_word_embeddings': True,
             'attention_bias': True,
+        },
+    ),
+    'qwen3_yarn': (
+        'Qwen3',
+        {
+            'num_attention_heads': 4,
+            'num_key_value_heads': 2,
+            'head_dim': 24,
+            'rope_parameters': YARN,
+        },
+    ),
+    'mistral_window': (
+        'Mistral',
+        {
+            'num_attention_heads': 3,
+            'num_key_value_heads': 1,
+            'head_dim': 16,
+            'sliding_window': 7,
+        },
+    ),
+    'olmo2': ('Olmo2', {'num_attention_heads': 6, 'num_key_value_heads': 2}),
+    'smollm3': (
+        'SmolLM3',
+        {
+            'num_attention_heads': 6,
+            'num_key_value_heads': 2,
+            'num_hidden_layers': 4,
+        },
+    ),
+    'smollm3_window_bias': (
+        'SmolLM3',
+        {
+            'num_attention_heads': 3,
+            'num_key_value_heads': 1,
+            'no_rope_layers': [0, 1],
+            'use_sliding_window': True,
+            'sliding_window': 7,
+            'attention_bias': True,
+            'mlp_bias': True,
+            'tie_word_embeddings': False,
         },
     ),
     'phi3_4k': (

@@ -76,7 +76,7 @@ def torch_sft(network, tokenizer, order):
     return log
 
 
-@pytest.mark.parametrize('network', ['qwen2_tied_window'], indirect=True)
+@pytest.mark.parametrize('network', ['qwen2_tied_window', 'olmo2', 'smollm3'], indirect=True)
 def test_twenty_steps_of_sft_are_those_of_torch(network, tmp_path):
     """The losses to 1e-5; each tensor to 1e-4 of the way that it went (norm by norm)."""
     theirs, policy = network

@@ -48,7 +48,35 @@ def load(folder: pathlib.Path) -> Any:
         raise UserError(f'{folder}: its tokenizer cannot be read ({one_line(error)})') from None
     if not tokenizer.is_fast:
         raise UserError(f'{folder}: expected a fast tokenizer (tokenizer.json)')
-    return tokenizer
+    return _as_written(tokenizer, folder)
+
+
+def _as_written(tokenizer: Any, folder: pathlib.Path) -> Any:
+    """The tokenizer, cutting texts as its file says.
+
+    transformers 5 cuts them as the class does that tokenizer_config.json names: of SmolLM2, which
+    calls itself GPT2Tokenizer, digits as GPT-2 does.
+    """
+    from tokenizers import Tokenizer
+    from transformers import PreTrainedTokenizerFast
+
+    file = folder / 'tokenizer.json'
+    if not file.exists():
+        return tokenizer
+    if _cuts(Tokenizer.from_file(str(file))) == _cuts(tokenizer.backend_tokenizer):
+        return tokenizer
+    return PreTrainedTokenizerFast.from_pretrained(folder)
+
+
+def _cuts(backend: Any) -> list[Any]:
+    """How a tokenizers' tokenizer changes and cuts a text before it looks for tokens."""
+
+    def plain(part):
+        # Of the pieces' places in the text, which nobody asks for.
+        return {name: value for name, value in part.items() if name != 'trim_offsets'}
+
+    parts = backend.normalizer, backend.pre_tokenizer
+    return [part and json.loads(part.__getstate__(), object_hook=plain) for part in parts]
 
 
 def save(tokenizer: Any, folder: pathlib.Path) -> None:

@@ -1,8 +1,10 @@
 """Texts that go on where others end, in tokenizers that put a space before each text."""
 
 import copy
+import json
 
 import pytest
+import transformers
 from tokenizers import normalizers, pre_tokenizers
 
 from rstar_jax import steps
@@ -85,3 +87,28 @@ def test_a_file_says_what_stands_before_a_text(more, tokens):
 def test_one_that_puts_no_space_is_taken_as_it_is():
     made = tiny.tokenizer(['a b'])
     assert tokenizers.continuing(made) is made
+
+
+@pytest.mark.parametrize('kind', ['GPT2Tokenizer', 'PreTrainedTokenizerFast'])
+def test_a_text_is_cut_as_the_file_says(tmp_path, kind):
+    """SmolLM2's folder names a class that does not cut digits off, its file does."""
+    fields = {
+        'tokenizer.ggml.model': 'gpt2',
+        'tokenizer.ggml.pre': 'smollm',
+        'tokenizer.ggml.tokens': ['<eos>', *'x=0123456789\u0120', '\u0120\u0120'],
+        'tokenizer.ggml.merges': ['\u0120 \u0120'],
+        'tokenizer.ggml.token_type': [tokenizers.CONTROL] + [tokenizers.NORMAL] * 14,
+        'tokenizer.ggml.eos_token_id': 0,
+    }
+    made = tokenizers.from_gguf(fields, 'here')
+    text = 'x =  40'
+    expected = made(text)['input_ids']
+    assert made.convert_ids_to_tokens(expected) == [*'x\u0120=', '\u0120\u0120', *'40']
+    tokenizers.save(made, tmp_path)
+    (tmp_path / 'config.json').write_text('{"model_type": "llama"}')
+    values = json.loads((tmp_path / 'tokenizer_config.json').read_text())
+    (tmp_path / 'tokenizer_config.json').write_text(json.dumps(values | {'tokenizer_class': kind}))
+    read = tokenizers.load(tmp_path)
+    assert read(text)['input_ids'] == expected and read.eos_token == '<eos>'
+    tokenizers.save(read, tmp_path)
+    assert transformers.AutoTokenizer.from_pretrained(tmp_path)(text)['input_ids'] == expected

@@ -55,7 +55,7 @@ def _as_written(tokenizer: Any, folder: pathlib.Path) -> Any:
     """The tokenizer, cutting texts as its file says.
 
     transformers 5 cuts them as the class does that tokenizer_config.json names: of SmolLM2, which
-    calls itself GPT2Tokenizer, digits as GPT-2 does.
+    calls itself GPT2Tokenizer, digits as GPT-2 does. Added tokens may lose what they strip.
     """
     from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast
@@ -76,7 +76,8 @@ def _cuts(backend: Any) -> list[Any]:
         return {name: value for name, value in part.items() if name != 'trim_offsets'}
 
     parts = backend.normalizer, backend.pre_tokenizer
-    return [part and json.loads(part.__getstate__(), object_hook=plain) for part in parts]
+    steps = [part and json.loads(part.__getstate__(), object_hook=plain) for part in parts]
+    return [*steps, repr(backend.get_added_tokens_decoder())]
 
 
 def save(tokenizer: Any, folder: pathlib.Path) -> None:

@@ -101,6 +101,7 @@ def test_a_text_is_cut_as_the_file_says(tmp_path, kind):
         'tokenizer.ggml.eos_token_id': 0,
     }
     made = tokenizers.from_gguf(fields, 'here')
+    made.add_tokens([transformers.AddedToken('<s>', lstrip=True, rstrip=True)])
     text = 'x =  40'
     expected = made(text)['input_ids']
     assert made.convert_ids_to_tokens(expected) == [*'x\u0120=', '\u0120\u0120', *'40']
@@ -110,5 +111,6 @@ def test_a_text_is_cut_as_the_file_says(tmp_path, kind):
     (tmp_path / 'tokenizer_config.json').write_text(json.dumps(values | {'tokenizer_class': kind}))
     read = tokenizers.load(tmp_path)
     assert read(text)['input_ids'] == expected and read.eos_token == '<eos>'
+    assert read('x <s> 4')['input_ids'] == made('x <s> 4')['input_ids'] == [1, 15, 7]
     tokenizers.save(read, tmp_path)
     assert transformers.AutoTokenizer.from_pretrained(tmp_path)(text)['input_ids'] == expected

@@ -24,7 +24,7 @@ from rstar_jax.models.policy import PPM, Policy
 
 SHARD_BYTES = 4 << 30
 HUB_NAME = re.compile(r'[\w-][\w.-]*/[\w-][\w.-]*')
-HUB_FILES = ['*.json', '*.safetensors', '*.model', '*.txt', '*.jinja', 'value_head.bin']
+HUB_FILES = ['*.json', 'model*.safetensors', '*.model', '*.txt', '*.jinja', 'value_head.*']
 HEAD = {'weight': 'v_head.summary.weight', 'bias': 'v_head.summary.bias'}
 SQUASH_KEY = 'ppm_squash'  # in a PPM's config.json; transformers carries unknown keys along
 

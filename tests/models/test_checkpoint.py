@@ -10,6 +10,7 @@ import shutil
 import sys
 import weakref
 
+import huggingface_hub
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -562,6 +563,17 @@ def test_one_line_for_a_damaged_value_head(broken, tensors, message):
     assert '\n' not in str(caught.value)
     with pytest.raises(UserError, match=message):
         models.check(broken, ppm=True)
+
+
+def test_weights_are_had_from_the_hub_once(qwen, monkeypatch):
+    """Some repositories (Mistral) hold them a second time, in a form of their own."""
+    asked = []
+    had = lambda name, **how: asked.append(how) or str(qwen)  # noqa: E731
+    monkeypatch.setattr(huggingface_hub, 'snapshot_download', had)
+    models.load('somebody/model', 'float32')
+    read = ['model-00001-of-00002.safetensors', 'model.safetensors', 'value_head.safetensors']
+    files = [*read, 'consolidated.safetensors', 'original/consolidated.00.pth']
+    assert list(huggingface_hub.utils.filter_repo_objects(files, **asked[0])) == read
 
 
 def test_wrong_arguments(qwen, tmp_path):

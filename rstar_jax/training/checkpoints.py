@@ -11,6 +11,7 @@
 """
 
 import contextlib
+import errno
 import functools
 import json
 import os
@@ -55,7 +56,7 @@ class States(contextlib.AbstractContextManager):
         options = ocp.CheckpointManagerOptions(
             max_to_keep=KEPT, create=True, cleanup_tmp_directories=True
         )
-        path = pathlib.Path(directory).resolve() / folder
+        self._path = path = pathlib.Path(directory).resolve() / folder
         handlers = {'state': _handler(), 'about': ocp.JsonCheckpointHandler()}
         self._manager = ocp.CheckpointManager(path, options=options, item_handlers=handlers)
 
@@ -66,10 +67,13 @@ class States(contextlib.AbstractContextManager):
         where their memory is the host's own, JAX does not donate what is still being read.
 
         state: pytree of arrays. about: small JSON values kept with it.
+
+        Raises OSError: the disk has no room for them.
         """
         self.wait()
         if step == self._manager.latest_step():
             return
+        _check_disk(self._path, state)
         args = ocp.args.Composite(state=ocp.args.PyTreeSave(state), about=ocp.args.JsonSave(about))
         self._manager.save(step, args=args)
         if not self._background:
@@ -107,6 +111,14 @@ def _handler() -> ocp.PyTreeCheckpointHandler:
     return ocp.PyTreeCheckpointHandler(use_compression=False)
 
 
+def _check_disk(folder: pathlib.Path, arrays: Any) -> None:
+    """Raises OSError where the disk has no room for the arrays: orbax fails in 200 lines."""
+    disk = os.statvfs(folder)
+    free = disk.f_bavail * disk.f_frsize
+    if disk.f_blocks and free < sum(x.nbytes for x in jax.tree.leaves(arrays)):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
+
+
 def _restore(like: Any) -> ocp.args.PyTreeRestore:
     arguments = ocp.checkpoint_utils.construct_restore_args(like)
     return ocp.args.PyTreeRestore(like, restore_args=arguments)
@@ -135,9 +147,14 @@ def delete_states(directory: str | os.PathLike) -> None:
 
 
 def save_model(model, directory: str | os.PathLike) -> None:
-    """Writes a Policy or a PPM: parameters by orbax, config and tokenizer beside them."""
+    """Writes a Policy or a PPM: parameters by orbax, config and tokenizer beside them.
+
+    Raises OSError: the disk has no room for them.
+    """
     directory = pathlib.Path(directory).resolve()
     directory.mkdir(parents=True, exist_ok=True)
+    if not (directory / 'params').exists():  # which would make room
+        _check_disk(directory, model.params)
     marker = directory / 'model.json'
     if jax.process_index() == 0:
         marker.unlink(missing_ok=True)

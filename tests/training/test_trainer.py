@@ -5,6 +5,7 @@ import functools
 import json
 import shutil
 import signal
+import types
 
 import jax
 import jax.numpy as jnp
@@ -157,6 +158,20 @@ def test_what_a_killed_process_has_left_half_written_goes(tmp_path):
         states.save(3, {'x': jnp.ones(2)}, {})
         assert states.newest() == (3, {})
     assert [path.name for path in half.parent.iterdir()] == ['3']
+
+
+def test_a_disk_without_room_is_told_before_orbax_writes(policy, tmp_path, monkeypatch):
+    disk = types.SimpleNamespace(f_blocks=9, f_bavail=1, f_frsize=1000)
+    monkeypatch.setattr(checkpoints.os, 'statvfs', lambda folder: disk)
+    with checkpoints.States(tmp_path) as states:
+        states.save(1, {'x': jnp.ones(250)}, {})
+        with pytest.raises(OSError, match=f"No space left on device: '{tmp_path}/state'"):
+            states.save(2, {'x': jnp.ones(251)}, {})
+        assert states.newest() == (1, {})
+    with pytest.raises(OSError, match=f"No space left on device: '{tmp_path}/model'"):
+        checkpoints.save_model(policy, tmp_path / 'model')
+    disk.f_blocks = 0  # a file system that does not tell
+    checkpoints.save_model(policy, tmp_path / 'model')
 
 
 def test_saved_on_eight_devices_it_goes_on_there_and_on_fewer(policy, tmp_path):

@@ -7,7 +7,7 @@ import sys
 from ml_collections import ConfigDict
 
 from rstar_jax import configs, data, grading, ledger, preflight, report, search, sources, steps
-from rstar_jax.errors import UserError
+from rstar_jax.errors import UserError, one_line
 from rstar_jax.progress import Line
 from rstar_jax.report import trees
 from rstar_jax.search import Record
@@ -66,8 +66,8 @@ def solve(config: ConfigDict, workdir: str = '') -> str:
         return text
     try:
         where = _keep(records, round_.root, shown)
-    except (UserError, OSError) as error:  # what was asked for is there
-        where = f'Tree: not kept ({error})'
+    except (UserError, OSError, RuntimeError) as error:  # the last is array_record's of a disk
+        where = f'Tree: not kept ({one_line(error)})'
     return f'{text}\n\n{where}'
 
 

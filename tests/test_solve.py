@@ -85,12 +85,20 @@ def test_an_answer_is_told_though_no_page_can_be_written(ask, tmp_path, monkeypa
     assert 'Answer: 1 ' in text and text.endswith(f'Tree: {tmp_path / "solve"}')
 
 
-def test_an_answer_is_told_though_its_tree_cannot_be_kept(ask, tmp_path):
+def test_an_answer_is_told_though_its_tree_cannot_be_kept(ask, tmp_path, monkeypatch):
     with TreeStore(tmp_path / 'solve') as other:
         other._take_lock()
         text = ask('What is one?', [[('1', 0.5, False)]], tmp_path)
     assert 'Answer: 1 ' in text
     assert '\n\nTree: not kept (' in text and 'another process is writing trees here' in text
+
+    def full(self):  # as array_record tells it
+        raise RuntimeError('write() failed: No space left on device; writing tree.array_record')
+
+    monkeypatch.setattr('rstar_jax.data.files.RecordWriter.close', full)
+    text = ask('What is one?', [[('1', 0.5, False)]], tmp_path)
+    assert 'Answer: 1 ' in text
+    assert '\n\nTree: not kept (write() failed: No space left' in text
 
 
 def test_a_model_that_is_none_is_told_by_its_setting(tmp_path):

@@ -232,8 +232,8 @@ def slice_chips(topology: str) -> list[Any]:
         return list(topologies.get_topology_desc(topology, platform='tpu', **options).devices)
     except Exception as error:  # the compiler's library raises many kinds
         raise UserError(
-            f'--plan={topology}: expected a TPU slice such as v5e:2x4, and the compiler of the '
-            f'extra `plan` (pip install -e ".[plan]"): {one_line(error)}'
+            f'--plan={topology}: expected a TPU slice such as v5e:2x4, and the compiler for it '
+            f'(pip install "jax[tpu]"): {one_line(error)}'
         ) from None
 
 

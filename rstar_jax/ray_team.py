@@ -115,9 +115,7 @@ def _connected() -> Any:
     try:
         import ray
     except ImportError:
-        raise UserError(
-            '--config.job.leases=ray: Ray is not installed: pip install -e ".[ray]"'
-        ) from None
+        raise UserError('--config.job.leases=ray: needs the package ray: pip install ray') from None
     if not ray.is_initialized():
         try:
             ray.init(address='auto', log_to_driver=False, logging_level='ERROR')

@@ -57,7 +57,9 @@ def _listen(host: str, port: int) -> socket.socket:
         import starlette  # noqa: F401
         import uvicorn  # noqa: F401
     except ImportError:
-        raise UserError("--config.serve.port: needs pip install -e '.[serve]'") from None
+        raise UserError(
+            '--config.serve.port: needs packages: pip install starlette uvicorn'
+        ) from None
     try:
         family = socket.AF_INET6 if ':' in host else socket.AF_INET
         return socket.create_server((host, port), family=family)

@@ -69,7 +69,7 @@ def _parquet(path: pathlib.Path) -> Iterator[Row]:
 
 def _hub(source: str, folder: pathlib.Path) -> Iterator[Row]:
     if importlib.util.find_spec('datasets') is None:
-        raise UserError(f"{source}: needs the package datasets: pip install -e '.[datasets]'")
+        raise UserError(f'{source}: needs the package datasets: pip install datasets')
     import datasets
 
     name, split = _with_split(source.removeprefix(HUB), 'train')

@@ -133,7 +133,7 @@ def _found_by_jax(environment: Mapping[str, str], seconds: float) -> dict[str, A
     if address is None or count is None or number is None:
         raise UserError(
             'this is one of several processes, and JAX does not find the others: on TPUs install '
-            f'its part for them (pip install -e ".[tpu]"), elsewhere set {", ".join(OWN)}'
+            f'its part for them (pip install "jax[tpu]"), elsewhere set {", ".join(OWN)}'
         )
     found = {'coordinator_address': address, 'num_processes': count, 'process_id': number}
     if devices is None or _alone_on_host(environment):

@@ -67,7 +67,7 @@ class Endpoint:
             import openai
         except ImportError:
             raise UserError(
-                f"--config.policy.path={self.url}: needs pip install -e '.[endpoint]'"
+                f'--config.policy.path={self.url}: needs the package openai: pip install openai'
             ) from None
         if not self.model:
             raise UserError(f'--config.policy.model=: needs the name of a model at {self.url}')
@@ -76,10 +76,11 @@ class Endpoint:
 
     def check(self) -> None:
         """Raises UserError where no server answers, or it refuses the key or has no such model."""
+        client = self.client()
         import openai
 
         try:
-            with self.client() as client:
+            with client:
                 names = [model.id for model in client.with_options(timeout=30).models.list()]
         except openai.OpenAIError as error:
             raise self.error(error) from None

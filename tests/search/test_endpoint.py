@@ -305,6 +305,12 @@ def test_what_is_wrong_is_told_in_a_line(server, workers, monkeypatch):
         grow(search.Endpoint(server.url, 'full'), workers)
 
 
+def test_without_its_package_a_run_does_not_begin(monkeypatch):
+    monkeypatch.setitem(sys.modules, 'openai', None)
+    with pytest.raises(UserError, match='needs the package openai: pip install openai'):
+        search.Endpoint('http://127.0.0.1:1/v1', 'served').check()
+
+
 @pytest.mark.parametrize('prompt', ['sft', 'few_shot'])
 def test_a_ppm_of_this_host_scores(server, workers, prompt):
     """By the same texts, as tokens of its own tokenizer, and those that it learns of them."""

@@ -240,7 +240,7 @@ class Answer:
             while not self._complete:
                 if record := await self._next(ALIVE_SECONDS):
                     yield self._chunk({'reasoning_content': self._told(record)})
-                else:
+                elif not self._complete:
                     yield ': searching\n\n'  # a comment, which keeps the connection open
             for number, part in enumerate(await asyncio.to_thread(self._solution)):
                 yield self._chunk({'content': ('\n\n' if number else '') + part})

@@ -88,7 +88,11 @@ setuptools.setup(
     long_description_content_type='text/markdown',
     license='Apache-2.0',
     python_requires='>=3.11,<3.15',  # array_record has no wheel for 3.15
-    packages=setuptools.find_packages(include=['rstar_jax', 'rstar_jax.*']),
+    packages=[
+        *setuptools.find_packages(include=['rstar_jax', 'rstar_jax.*']),
+        'rstar_jax.experiments',
+    ],
+    package_dir={'rstar_jax.experiments': 'experiments'},
     package_data={'rstar_jax.report': ['*.css', '*.html', '*.js']},
     install_requires=CORE,
     extras_require=EXTRAS,

@@ -24,10 +24,10 @@ from rstar_jax.errors import UserError, one_line
 from rstar_jax.keys import ABLATIONS, ARITHMETIC, KEYS, PRESETS, PREVIOUS, ROUNDS, STRATEGIES
 from rstar_jax.stages import STAGES
 
-NONE_HERE = (
-    "none beside the package: the project's are in its repository; for one of your own see "
-    'rstar_jax.configs.default'
-)
+_PACKAGE = pathlib.Path(__file__).resolve().parent
+EXPERIMENTS = _PACKAGE / 'experiments'  # of a wheel
+if not EXPERIMENTS.is_dir():
+    EXPERIMENTS = _PACKAGE.parent / 'experiments'  # of the repository
 # A setting's kind, and what is said of a value that is of another.
 NEEDED = {
     bool: 'True or False',
@@ -36,6 +36,7 @@ NEEDED = {
     str: 'a text',
     tuple: 'a list',
 }
+ROUNDS_OWN = 'what a round has of its own, a config file says by configs.schedule'
 # Beginnings of keys that no round can have of its own.
 OF_THE_RUN = (
     *('first_round', 'last_round', 'compiled', 'question', 'serve.', 'ablations.'),
@@ -166,10 +167,11 @@ def check_key(config: ConfigDict, key: str) -> None:
     if key in known:
         return
     if key in flatten_sections(config):
-        raise UserError(
-            f'--config.{key}: a section; set one of its keys, such as '
-            f'--config.{next(k for k in known if k.startswith(key + "."))}'
-        )
+        own = next((k for k in known if k.startswith(key + '.')), None)
+        remedy = f'set one of its keys, such as --config.{own}' if own else ROUNDS_OWN
+        raise UserError(f'--config.{key}: a section; {remedy}')
+    if re.sub(r'^schedule\.round\d+\.', '', key) in KEYS:
+        raise UserError(f'--config.{key}: no such key in this file; {ROUNDS_OWN}')
     raise UserError('--' + _unknown(key, list(known)).replace('mean config', 'mean --config'))
 
 
@@ -182,12 +184,14 @@ def _unknown(key: str, known: Sequence[str]) -> str:
 def load(path: str) -> ConfigDict:
     """Runs `get_config` of a config file, with what follows a ':' in `path` as its argument.
 
+    `experiments/NAME.py` is the project's where the current folder has no such file.
+
     Raises:
       UserError: no such file, an error in it, an unknown key (the nearest one is named).
     """
     file, *argument = _file_and_preset(path)
     if not file.is_file():
-        known = ', '.join(f'experiments/{name}' for name, _ in experiments()) or NONE_HERE
+        known = ', '.join(f'experiments/{name}' for name, _ in experiments())
         raise UserError(f'--config={path}: no such file; there are {known}')
     spec = importlib.util.spec_from_file_location(f'config_{file.stem}', file)
     if spec is None or spec.loader is None:
@@ -372,8 +376,8 @@ def _validate_values(flat: Mapping[str, Any], prefix: str) -> None:
 
 def experiments() -> list[tuple[str, str]]:
     """(file name, first line of its docstring) of the config files that come with the project."""
-    folder = pathlib.Path(__file__).resolve().parent.parent / 'experiments'
-    return [(path.name, docstring(path).partition('\n')[0]) for path in sorted(folder.glob('*.py'))]
+    files = sorted(EXPERIMENTS.glob('*.py'))
+    return [(path.name, docstring(path).partition('\n')[0]) for path in files]
 
 
 def docstring(path: pathlib.Path) -> str:
@@ -400,4 +404,7 @@ def _shown(value: Any) -> str:
 def _file_and_preset(path: str) -> tuple[pathlib.Path, *tuple[str, ...]]:
     name, mark, preset = path.rpartition(':')
     whole = not mark or pathlib.Path(path).is_file()
-    return (pathlib.Path(path),) if whole else (pathlib.Path(name), preset)
+    file = pathlib.Path(path if whole else name)
+    if file.parent == pathlib.Path('experiments') and not file.is_file():  # asked from elsewhere
+        file = EXPERIMENTS / file.name
+    return (file,) if whole else (file, preset)

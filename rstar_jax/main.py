@@ -401,8 +401,7 @@ def _one_line(error: Exception) -> str:
 def _help(path: str | None) -> str:
     if path is None:
         known = [f'  {name:16} {line}' for name, line in configs.experiments()]
-        title = 'config files in experiments/:' if known else f'config files: {configs.NONE_HERE}'
-        return '\n'.join([__doc__.strip(), '', title, *known])
+        return '\n'.join([__doc__.strip(), '', 'config files in experiments/:', *known])
     return configs.describe(path)
 
 

@@ -355,6 +355,17 @@ def test_a_config_file_that_is_none(tmp_path):
         configs.load(str(tmp_path / 'bad.py'))
 
 
+def test_the_projects_files_are_had_from_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert configs.load('experiments/quickstart.py').last_round == 3
+    assert configs.load('experiments/round3.py:paper').search.failed_steps == 'once'
+    assert configs.describe('experiments/serve.py').startswith('Serves a policy')
+    (tmp_path / 'experiments').mkdir()
+    (tmp_path / 'experiments' / 'quickstart.py').write_text('')  # one's own comes first
+    with pytest.raises(UserError, match=r'experiments/quickstart\.py: has no get_config\(\)'):
+        configs.load('experiments/quickstart.py')
+
+
 def test_the_argument_of_a_config_file(tmp_path):
     path = tmp_path / 'mine.py'
     path.write_text(

@@ -49,6 +49,14 @@ def failing(capsys, *arguments: str) -> str:
         (['--config.search.rolouts=3'], 'did you mean --config.search.rollouts?'),
         (['--config.rolouts=3'], 'did you mean --config.'),
         (['--config.search=3'], '--config.search: a section; set one of its keys'),
+        (
+            ['--config=experiments/serve.py', '--config.schedule=3'],
+            '--config.schedule: a section; what a round has of its own, a config file says by',
+        ),
+        (
+            ['--config.schedule.round2.seed=3'],
+            '--config.schedule.round2.seed: no such key in this file; what a round has of its own',
+        ),
         (['--config.search.candidates=0'], '--config.search.candidates=0: needs at least 1'),
         (['--config.search.candidates=x'], '--config.search.candidates=x: needs a whole number'),
         (['--config.search.temperature='], '--config.search.temperature=: needs a number'),

@@ -32,7 +32,8 @@ KEYS: dict[str, tuple[Any, str]] = {
     'policy.path': (
         'previous',
         "the model that searches: Hugging Face directory, hub name, .gguf, a round's policy; "
-        '"previous": the policy of the round before in this workdir; "tiny": made on the spot; '
+        '"previous": the policy of the round before in this workdir (of a question: of the newest '
+        'that has one); "tiny": made on the spot; '
         'http://HOST:PORT/v1: an OpenAI-compatible server, whose key is taken from $OPENAI_API_KEY',
     ),
     'policy.weights': (

@@ -2,14 +2,13 @@
 
 import asyncio
 import contextlib
-import pathlib
 import socket
 import sys
 import threading
 
 from ml_collections import ConfigDict
 
-from rstar_jax import chat, configs, preflight, search, sources
+from rstar_jax import chat, preflight, search, sources
 from rstar_jax.errors import UserError
 from rstar_jax.interrupts import Stopped
 from rstar_jax.search import Record
@@ -29,8 +28,7 @@ def serve(config: ConfigDict, workdir: str = '') -> None:
       UserError: a package is missing, the port is taken, or the search ended by a mistake.
     """
     listening = _listen(config.serve.host, config.serve.port)
-    number = max(1, config.first_round)
-    round_ = sources.Round(configs.for_round(config, number), pathlib.Path(workdir), number)
+    round_ = sources.asked(config, workdir)
     preflight.searching_models(round_)
     settings = sources.search_config(round_.config, use_ground_truth=False)
     with listening, search.Workers.start(settings) as workers:

@@ -6,7 +6,7 @@ import sys
 
 from ml_collections import ConfigDict
 
-from rstar_jax import configs, data, grading, ledger, preflight, report, search, sources, steps
+from rstar_jax import data, grading, ledger, preflight, report, search, sources, steps
 from rstar_jax.errors import UserError, one_line
 from rstar_jax.progress import Line
 from rstar_jax.report import trees
@@ -28,8 +28,7 @@ def solve(config: ConfigDict, workdir: str = '') -> str:
     """
     if workdir:
         ledger.check_writable(pathlib.Path(workdir))
-    number = max(1, config.first_round)
-    round_ = sources.Round(configs.for_round(config, number), pathlib.Path(workdir), number)
+    round_ = sources.asked(config, workdir)
     preflight.searching_models(round_)
     problem = {'index': 0, 'question': config.question, 'answer': ''}
     with Line('searching') as line:

@@ -265,6 +265,19 @@ def searching_path(round_: Round, kind: str) -> str | pathlib.Path | None:
     return None if kind == 'ppm' and path in (NONE, '') else path
 
 
+def asked(config: ConfigDict, workdir: str) -> Round:
+    """What answers a question: there "previous" is the newest round that has a policy.
+
+    With a first_round of 2 or more it is the one before that.
+    """
+    root, number = pathlib.Path(workdir), config.first_round
+    if number <= 1:
+        made = [n for n, folder in ledger.rounds(root) if holds_model(folder / 'policy')]
+        number = 1 + max(made, default=0)
+    own = ConfigDict({**config.to_dict(), 'first_round': number})
+    return Round(configs.for_round(own, number), root, number)
+
+
 def searching_mesh(config: ConfigDict) -> jax.sharding.Mesh:
     """This host's devices, as the search uses them."""
     try:

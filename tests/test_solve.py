@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from rstar_jax import configs, models, solve
+from rstar_jax import configs, models, solve, sources
 from rstar_jax.data import TreeStore
 from rstar_jax.errors import UserError
 from rstar_jax.models import tiny
@@ -99,6 +99,23 @@ def test_an_answer_is_told_though_its_tree_cannot_be_kept(ask, tmp_path, monkeyp
     text = ask('What is one?', [[('1', 0.5, False)]], tmp_path)
     assert 'Answer: 1 ' in text
     assert '\n\nTree: not kept (write() failed: No space left' in text
+
+
+def test_the_models_of_the_newest_round_answer(tmp_path):
+    config = configs.load(str(REPOSITORY / 'experiments' / 'solve.py'))
+    config.policy.path = config.ppm.path = 'previous'
+    for number in (0, 1, 2, 10):
+        (tmp_path / f'round{number}' / 'policy').mkdir(parents=True)
+    for number in (0, 1, 2):  # the last one is not trained yet
+        (tmp_path / f'round{number}' / 'policy' / 'model.json').write_text('{}')
+    asked = sources.asked(config, str(tmp_path))
+    assert sources.searching_path(asked, 'policy') == tmp_path / 'round2' / 'policy'
+    assert sources.searching_path(asked, 'ppm') == tmp_path / 'round2' / 'ppm'
+    config.first_round = config.last_round = 2
+    asked = sources.asked(config, str(tmp_path))
+    assert sources.searching_path(asked, 'policy') == tmp_path / 'round1' / 'policy'
+    config.policy.path = 'mine'
+    assert sources.searching_path(sources.asked(config, str(tmp_path)), 'policy') == 'mine'
 
 
 def test_a_model_that_is_none_is_told_by_its_setting(tmp_path):

@@ -213,6 +213,8 @@ def _cost(part: Part) -> str:
 def _found(part: Part) -> str:
     rows = tables.found(part.run)
     table = _table(rows, text=(0,)) if rows else ''
+    if note := tables.found_note(part.run):
+        table += f'<p class="note">{_text(note)}</p>'
     return _plots(part.found, part.beside) + table
 
 

@@ -203,6 +203,14 @@ def accuracy_notes(results: Sequence[Results]) -> list[str]:
     if any('answered' in row for row in figures):
         notes.append('Answered: the share of solutions of the policy alone that reach an answer.')
     notes.append('Tokens, seconds and FLOPs are for one problem, of the search where there is one.')
+    if any((row['search'] or {}).get('pooled') is not None for row in figures):
+        one = '; weighted: the best of each' if counts != {1} else ''
+        notes.append(f'All answers: those of all trees vote, weighted by their PPM scores{one}.')
+    if judges(results):
+        notes.append(
+            'Ranks rightly: how often the PPM scores a right answer above a wrong one of the same '
+            "problem; likelihood: how often the policy's own does."
+        )
     if strategies(results):
         notes.append(
             'Majority and any right count one answer a tree, its best by score; without a PPM, all.'
@@ -367,6 +375,15 @@ def found(run: Run) -> Rows:
         if any(counts.get(key) for counts in run.counts.values()):
             rows.append([text, *(f'{counts.get(key, 0):,}' for counts in run.counts.values())])
     return rows if len(rows) > 1 else []
+
+
+def found_note(run: Run) -> str:
+    """What has to be known to read that table; '' where it is of each round's own trees."""
+    if len(run.counts) < 2 or not any(
+        settings.get('curate.rounds') == 'all' for settings in run.settings.values()
+    ):
+        return ''
+    return 'Each column is of the trees of its round and of those before it (curate.rounds=all).'
 
 
 # What a curation counts, and how it is called.

@@ -44,6 +44,26 @@ def test_problems_are_solved_in_all_rounds_so_far_where_later_ones_leave_them_ou
         assert ('searched so far' in plot.note) == bool(solved)
 
 
+def test_columns_that_need_it_are_explained(tmp_path):
+    judge = {'pairs': 9, 'problems': 5, 'auc': 0.9, 'auc_likelihood': 0.6}
+    judge['interval95'] = dict.fromkeys(('auc', 'auc_likelihood'), (0.5, 1.0))
+    row = benchmark(0.2, 0.5)
+    row['strategies'] = {'mcts': {**row, 'judge': judge}}
+    text = ' '.join(tables.accuracy_notes([results(1, sums=row)]))
+    assert 'All answers: those of all trees vote, weighted by their PPM scores; weighted: ' in text
+    assert "likelihood: how often the policy's own does" in text
+    assert 'All answers' not in ' '.join(tables.accuracy_notes([results(0, sums=benchmark(0.2))]))
+    for rounds in ('own', 'all'):
+        for number in (1, 2):
+            workdirs.done(tmp_path / f'round{number}' / 'curate', 1, trees=5)
+        settings = {f'round{number}': {'curate.rounds': rounds} for number in (1, 2)}
+        workdirs.write(tmp_path / 'config.json', settings)
+        note = tables.found_note(run.read(tmp_path))
+        assert note.startswith('Each column is of the trees of its round and of those b') == (
+            rounds == 'all'
+        )
+
+
 def test_tokens_of_new_problems_are_told_beside_those_of_the_search(tmp_path):
     figures = {'written': 9, 'new': 3, 'kept': 2, 'answers differ': 1, 'not ended': 6}
     for number in (1, 2):

@@ -73,8 +73,11 @@ AT_MOST: dict[str, float] = {
     'search.top_p': 1,
     'search.min_p': 1,
     'search.drafts': 15,
+    'serve.port': 65535,
+    'execution.seconds': 86400,
     'curate.synthetic_correct': 1,
 }
+MOST = 2**31 - 1  # of a whole number: what devices count with
 BELOW: dict[str, float] = {'training.ppm.dropout': 1}
 for _name in TRAININGS:
     AT_LEAST |= {
@@ -142,6 +145,8 @@ def check(key: str, value: Any, shown: str = '') -> None:
     for words, holds, limits in _LIMITS:
         if key in limits and not holds(value, limits[key]):
             raise UserError(f'{shown}: needs {words} {limits[key]:.10g}')
+    if isinstance(value, int) and value > AT_MOST.get(key, MOST):
+        raise UserError(f'{shown}: needs at most {MOST}')
     if key in CHOICES and value not in CHOICES[key]:
         choices = ', '.join(choice or 'nothing' for choice in CHOICES[key])
         raise UserError(f'{shown}: needs one of {choices}')

@@ -46,6 +46,7 @@ from ml_collections.config_flags import config_flags
 from rstar_jax import configs, errors
 from rstar_jax.errors import UserError
 from rstar_jax.interrupts import Interrupts, Stopped, leave
+from rstar_jax.keys import KEYS
 from rstar_jax.stages import ASKED_BY
 
 DISK = {
@@ -376,6 +377,8 @@ def _check_overrides(config: ConfigDict, arguments: Sequence[str]) -> None:
         name = argument.partition('=')[0].lstrip('-')
         if argument.startswith('-') and name.startswith('config.'):
             configs.check_key(config, name.removeprefix('config.'))
+        elif argument.startswith('-') and name in KEYS and name != 'stages':
+            raise UserError(f'--{name}: no such flag; did you mean --config.{name}?')
 
 
 # What the flag parsers say of a value that they cannot read, and what we say.

@@ -25,7 +25,7 @@ from typing import Any
 from jax.sharding import Mesh
 
 from rstar_jax import models, parallel, steps
-from rstar_jax.errors import UserError
+from rstar_jax.errors import UserError, one_line
 from rstar_jax.models import tokenizer
 from rstar_jax.search.config import Config
 from rstar_jax.search.engine import memory, sampling
@@ -38,6 +38,9 @@ KEY = 'OPENAI_API_KEY'
 MOMENTS = 0.05  # seconds
 PATIENCE = 600.0  # seconds for which a server may be away, or refuse for its rate limit
 LONGEST_PAUSE = 30.0  # seconds between two tries
+TRIED_AGAIN = 408, 409, 429  # and 500 and above: what a server, or a proxy before it, gets over
+# How servers say that a path is longer than their context; the second is Text Generation Inference.
+TOO_LONG = 'context', '`inputs`'
 MARKLESS = 32  # so many answers that lack their marks, and no other before, end a search
 REFUSED = 32  # so many questions too long for the server, and no step before, end a search
 
@@ -81,12 +84,17 @@ class Endpoint:
 
         try:
             with client:
-                names = [model.id for model in client.with_options(timeout=30).models.list()]
-        except openai.OpenAIError as error:
+                found = client.with_options(timeout=30).get('/models', cast_to=object)
+        except (openai.OpenAIError, ValueError) as error:  # ValueError: what is no JSON
             raise self.error(error) from None
+        models = found.get('data') if isinstance(found, dict) else None
+        if not isinstance(models, list):
+            raise self.error(ValueError(found))
+        names = [str(model.get('id')) for model in models if isinstance(model, dict)]
         if self.model not in names:
             raise UserError(
-                f'--config.policy.model={self.model}: {self.url} serves {", ".join(names[:5])}'
+                f'--config.policy.model={self.model}: {self.url} serves '
+                f'{", ".join(names[:5]) or "none"}'
             )
 
     def error(self, error: Exception) -> UserError:
@@ -94,7 +102,7 @@ class Endpoint:
         import openai
 
         at = f'--config.policy.path={self.url}'
-        said = ' '.join(str(getattr(error, 'message', error)).split())[:200]
+        said = _said(error)[:200]
         if isinstance(error, openai.AuthenticationError | openai.PermissionDeniedError):
             return UserError(f'{at}: the server refuses the key: set ${KEY} ({said})')
         if isinstance(error, openai.NotFoundError):
@@ -108,6 +116,11 @@ class Endpoint:
             )
         if isinstance(error, openai.APIConnectionError):
             return UserError(f'{at}: no server answers there: start it, or name another ({said})')
+        if isinstance(error, ValueError):
+            return UserError(
+                f'{at}: does not answer as an OpenAI-compatible server does: give its address up '
+                f'to /v1 ({said})'
+            )
         return UserError(f'{at}: the server fails: {said}')
 
 
@@ -219,10 +232,10 @@ class Remote(Expander):
 
     def _taken(self, request: _Request, answer: Step | Exception) -> list[Step]:
         """The steps that an answer makes known: itself, and those that cannot matter any more."""
-        if isinstance(answer, Exception):
-            raise answer
         if not request.wanted:
             return []
+        if isinstance(answer, Exception):
+            raise answer
         self.counters['sampled'] += answer.sampled
         self._check(request, answer)
         found = [answer]
@@ -270,9 +283,11 @@ class Remote(Expander):
                 self._answers.put((request, error))
 
     def _ask(self, request: _Request) -> Any:
-        """One completion; tries again for PATIENCE seconds while the server is away or busy.
+        """One completion; tries again for PATIENCE seconds while the server is away or busy, or
+        answers with something else.
 
-        None: the path is longer than the server's context; the candidate ends there.
+        None: the path is longer than the server's context; the candidate ends there. Or nobody
+        waits for it any more.
 
         Raises UserError: what else is wrong, or when patience ends.
         """
@@ -292,7 +307,7 @@ class Remote(Expander):
         started, pause = time.monotonic(), 0.5
         while True:
             try:
-                return self._client.completions.create(
+                answer = self._client.completions.create(
                     model=self.policy.model,
                     prompt=request.prompt,
                     max_tokens=config.step_tokens,
@@ -303,20 +318,20 @@ class Remote(Expander):
                     logprobs=1,
                     extra_body=extra,
                 )
-            except (
-                openai.APIConnectionError,
-                openai.RateLimitError,
-                openai.InternalServerError,
-            ) as error:
+                return _checked(answer)
+            except (openai.OpenAIError, ValueError) as error:  # ValueError: what is no JSON, too
+                status = getattr(error, 'status_code', 0)
+                if status in (400, 413, 422) and any(said in _said(error) for said in TOO_LONG):
+                    return None
+                if 0 < status < 500 and status not in TRIED_AGAIN:
+                    raise self.policy.error(error) from None
+                if not request.wanted:
+                    return None
                 if time.monotonic() - started > PATIENCE or self._closed.is_set():
                     raise self.policy.error(error) from None
                 self.counters['retries'] += 1
                 self._closed.wait(max(pause * random.uniform(0.75, 1.25), _asked_pause(error)))
                 pause = min(2 * pause, LONGEST_PAUSE)
-            except openai.OpenAIError as error:
-                if isinstance(error, openai.BadRequestError) and 'context' in str(error):
-                    return None
-                raise self.policy.error(error) from None
 
     def _step(self, request: _Request, answer: Any) -> Step:
         """The step that a completion holds, up to its first mark."""
@@ -339,14 +354,35 @@ class Remote(Expander):
         if self.config.prompt == 'few_shot' and kind in (marks.STEP, marks.CODE):
             text += '\n'  # as in the examples: a server stops right behind the mark
         logprobs = (choice.logprobs and choice.logprobs.token_logprobs) or []
-        usage = answer.usage
-        sampled = usage.completion_tokens if usage is not None else len(logprobs)
+        counted = getattr(answer.usage, 'completion_tokens', None)
+        sampled = len(logprobs) if counted is None else counted
         known = bool(logprobs) and None not in logprobs
         likelihood = float(sum(logprobs)) if known else math.nan
         tokens = self.encode(text, request.prompt)
-        context = usage.total_tokens if usage is not None else 0
+        context = getattr(answer.usage, 'total_tokens', None) or 0
         which = request.row, request.candidate
         return Step(*which, text, tokens, kind, sampled, likelihood, context)
+
+
+def _said(error: Exception) -> str:
+    """What a server says of an error, in a line: not all say it where OpenAI does."""
+    message, body = str(getattr(error, 'message', error)), getattr(error, 'body', None)
+    known = isinstance(body, dict) and body.get('message')
+    if body and not known and str(body) not in message:
+        message += f' - {body}'
+    return one_line(ValueError(message), None)
+
+
+def _checked(answer: Any) -> Any:
+    """A completion that has a text, as it is.
+
+    Raises ValueError for anything else: an error, a page of a proxy, a step that was broken off.
+    """
+    choices = getattr(answer, 'choices', None)
+    whole = choices and isinstance(choices[0].text, str) and choices[0].finish_reason != 'abort'
+    if not whole:
+        raise ValueError(getattr(answer, 'model_extra', None) or answer)
+    return answer
 
 
 def _asked_pause(error: Exception) -> float:

@@ -3,6 +3,8 @@
 Models: `whole` gives stop strings back when asked to, `cut` only names them, as vLLM can both;
 `mute` does neither;
 `busy` refuses every other request for its rate limit, `full` every one, `torn` fails now and then,
+`odd` gives now and then what is no completion, and never counts; `page` never gives any, `long`
+says in other words that a text is too long;
 `slow` takes 5 seconds, `crowd` waits until 32 are there, `short` has no room for more than CONTEXT
 words. /stats tells how many there were at once, and what the last one asked for.
 """
@@ -14,11 +16,15 @@ import sys
 
 import uvicorn
 from starlette.applications import Starlette
-from starlette.responses import JSONResponse
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-MODELS = ('whole', 'cut', 'crowd', 'busy', 'full', 'torn', 'slow', 'short', 'mute')
+MODELS = (
+    *('whole', 'cut', 'crowd', 'busy', 'full', 'torn'),
+    *('slow', 'short', 'mute', 'odd', 'page', 'long'),
+)
 CONTEXT = 30
+PAGE = Response('<html>please log in</html>', media_type='text/html')
 MARKS = ('<end_of_step>', '<end_of_code>', '<end_of_answer>')
 
 
@@ -48,6 +54,7 @@ class Server:
             Route('/v1/models', self.models),
             Route('/v1/completions', self.complete, methods=['POST']),
             Route('/stats', self.stats),
+            Route('/page/models', lambda request: PAGE),
         ]
         self.app = Starlette(routes=routes)
 
@@ -75,6 +82,12 @@ class Server:
             return failed(429, 'Rate limit reached', {'Retry-After': '0.05'})
         if asked['model'] == 'torn' and self.seen % 3 == 0:
             return failed(503, 'overloaded')
+        if asked['model'] == 'page':
+            return PAGE
+        if asked['model'] == 'long':
+            return JSONResponse({'error': '`inputs` must have less than 9 tokens. Given: 10'}, 422)
+        if asked['model'] == 'odd' and self.seen % 2:
+            return odd(self.seen // 2, asked)
         words = len(asked['prompt'].split())
         if asked['model'] == 'short' and words + asked['max_tokens'] > CONTEXT:
             message = f"This model's maximum context length is {CONTEXT} tokens; you asked for more"
@@ -94,6 +107,22 @@ def failed(status, message, headers=None):
     return JSONResponse({'error': {'message': message}}, status, headers)
 
 
+def odd(number, asked):
+    """What servers, and proxies before them, answer in place of a completion."""
+    broken = completion(asked)
+    broken['choices'][0].update(text='print("bro', finish_reason='abort')
+    answers = [
+        JSONResponse(broken),
+        JSONResponse({**broken, 'choices': []}),
+        JSONResponse({'error': {'message': 'overloaded'}}),
+        JSONResponse([]),
+        Response('<html>back soon</html>', media_type='text/html'),
+        Response('{"choices": [', media_type='application/json'),
+        failed(408, 'timeout'),
+    ]
+    return answers[number % len(answers)]
+
+
 def completion(asked):
     text = text_of(asked['prompt'], asked['seed'])
     mark = next((mark for mark in MARKS if text.endswith(mark)), None)
@@ -108,13 +137,15 @@ def completion(asked):
         'stop_reason': None if asked['model'] == 'mute' else mark,
         'logprobs': {'token_logprobs': [-0.5] * count} if asked['model'] != 'cut' else None,
     }
+    total = len(asked['prompt'].split()) + count
+    usage = {} if asked['model'] == 'odd' else {'completion_tokens': count, 'total_tokens': total}
     return {
         'id': 'x',
         'object': 'text_completion',
         'created': 0,
         'model': asked['model'],
         'choices': [choice],
-        'usage': {'completion_tokens': count, 'total_tokens': len(asked['prompt'].split()) + count},
+        'usage': usage,
     }
 
 

@@ -83,6 +83,10 @@ def grow(policy, workers, ppm=None, problems=PROBLEMS, config=CONFIG, **settings
     return {record.key: record for record in found}
 
 
+def many(count):
+    return [{**PROBLEMS[0], 'index': i} for i in range(count)]
+
+
 def assert_all_came(record):
     """The children of each node are the candidates of its seeds, each once, in their order."""
     for node in sorted(set(record.parent[1:].tolist())):
@@ -219,9 +223,9 @@ def test_questions_that_are_too_long_come_first_and_end_nothing(server, workers)
     found = grow(policy, workers, problems=[*long, *PROBLEMS[9:]], config=small)
     grown = [any(record.texts[1:]) for _, record in sorted(found.items())]
     assert grown == 9 * [False] + 3 * [True]
-    many = [{**problem, 'index': i} for i in range(40) for problem in long[:1]]
+    others = [{**problem, 'question': long[0]['question']} for problem in many(40)]
     with pytest.raises(UserError, match='the first 32 questions are too long .*: start it with'):
-        grow(policy, workers, problems=many, config=small)
+        grow(policy, workers, problems=others, config=small)
 
 
 def test_one_question_that_is_too_long_does_not_end_a_service(server, workers):
@@ -245,13 +249,26 @@ def test_one_question_that_is_too_long_does_not_end_a_service(server, workers):
     assert not long.answer_nodes and not any(long.texts)
 
 
-@pytest.mark.parametrize('model', ['busy', 'torn'])
+@pytest.mark.parametrize('model', ['busy', 'torn', 'odd'])
 def test_rate_limits_and_failures_are_waited_for(grown, server, workers, model):
     told = []
     tried = grow(search.Endpoint(server.url, model), workers, progress=told.append)
     for key, record in grown.items():
         assert tried[key].texts == record.texts
     assert told[-1]['retries'] > 10
+
+
+def test_what_nobody_waits_for_any_more_ends_nothing(server):
+    config = dataclasses.replace(CONFIG, candidates=2)
+    mesh = parallel.local_mesh(devices=jax.devices()[:1])
+    remote = endpoint.Remote(search.Endpoint(server.url, 'full'), None, config, mesh, 4)
+    request = endpoint._Request(0, 1, '', 0, {0, 1})
+    with pytest.raises(UserError, match='late'):
+        remote._taken(request, UserError('late'))
+    request.waiting.discard(1)
+    assert remote._taken(request, UserError('late')) == []
+    assert remote._ask(request) is None  # after the first refusal
+    remote.close()
 
 
 def test_killed_and_started_again(grown, workers):
@@ -299,6 +316,12 @@ def test_what_is_wrong_is_told_in_a_line(server, workers, monkeypatch):
         grow(unknown, workers)
     with pytest.raises(UserError, match=r'policy.model=other: http.* serves whole, cut, crowd'):
         unknown.check()
+    elsewhere = search.Endpoint(server.url.replace('v1', 'page'), 'whole')
+    for policy, ask in ((elsewhere, elsewhere.check), (search.Endpoint(server.url, 'page'), None)):
+        with pytest.raises(UserError, match='does not answer as an OpenAI-compatible server does'):
+            ask() if ask else grow(policy, workers)
+    with pytest.raises(UserError, match='the first 32 questions are too long'):
+        grow(search.Endpoint(server.url, 'long'), workers, problems=many(40))
     with pytest.raises(UserError, match='no answer within 0.5 s: raise --config.policy.seconds'):
         grow(search.Endpoint(server.url, 'slow', seconds=0.5), workers)
     with pytest.raises(UserError, match=r'too many requests \(429\): lower --config.policy.requ'):

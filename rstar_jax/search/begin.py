@@ -66,16 +66,19 @@ def run(
         paths are then read in, which rounds otherwise than writing them: not with `one_size`.
 
     Raises:
-      UserError: neither policy nor expander is given, a problem has no index or question, or a
-        setting is out of range.
+      UserError: neither policy nor expander is given, a problem has no index or question, or no
+        answer where config.use_ground_truth asks for one, or a setting is out of range.
     """
     if (policy is None) == (expander is None):
         raise UserError('search.run: give either a policy or an expander')
     problems = list(problems)
+    needed = ('index', 'question', 'answer') if config.use_ground_truth else ('index', 'question')
     for problem in problems:
-        if not problem.keys() >= {'index', 'question'}:
+        if any(problem.get(key) is None for key in needed):
+            unless = ', and an answer unless use_ground_truth=False' * config.use_ground_truth
             raise UserError(
                 f'problem {problem!s:.99}: needs an index and a question, as of data.load_problems'
+                f'{unless}'
             )
     todo = [(p, t) for p in problems for t in range(trees) if (p['index'], t) not in skip]
     if not todo and not total:

@@ -339,7 +339,8 @@ class Remote(Expander):
             return Step(request.row, request.candidate, '', [], marks.LIMIT)
         choice = answer.choices[0]
         named = [getattr(choice, name, None) for name in ('stop_reason', 'matched_stop')]
-        text, kind = choice.text, marks.EOS
+        # Half a character, as in a text that was cut, can be neither sent on nor stored.
+        text, kind = choice.text.encode('utf-8', 'replace').decode(), marks.EOS
         found = [(text.find(mark), mark) for mark in self._stops if mark in text]
         if found:
             at, mark = min(found)

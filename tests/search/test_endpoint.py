@@ -169,6 +169,10 @@ def test_few_shot_steps_go_on_behind_a_newline(server, workers, mark):
     assert not any('\n\n' in text for text in texts)
 
 
+def test_half_a_character_at_the_end_of_a_text(server):
+    assert read(server, '# \U0001f600 \ud83d', reason='length').text == '# \U0001f600 ?'
+
+
 @pytest.mark.parametrize(
     'end',
     ['</s>', '<|end_of_text|>', '<\uff5cend\u2581of\u2581sentence\uff5c>', '<|EOT|>', '<eos>'],

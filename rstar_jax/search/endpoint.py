@@ -380,7 +380,8 @@ def _checked(answer: Any) -> Any:
     Raises ValueError for anything else: an error, a page of a proxy, a step that was broken off.
     """
     choices = getattr(answer, 'choices', None)
-    whole = choices and isinstance(choices[0].text, str) and choices[0].finish_reason != 'abort'
+    text = getattr(choices[0], 'text', None) if choices else None
+    whole = isinstance(text, str) and choices[0].finish_reason != 'abort'
     if not whole:
         raise ValueError(getattr(answer, 'model_extra', None) or answer)
     return answer

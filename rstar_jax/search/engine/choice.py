@@ -48,8 +48,8 @@ class Choice:
         self._now = len(self._slots) - 1
         self.sent = self._began = time.monotonic()
         self._smallest = True  # whether no smaller size would have done for the last chunk
-        params, stops, prefix, path, cells, *_ = arguments
-        same = jax.tree.leaves((params, stops, prefix, path.length, path.hidden, cells))
+        *whole, path, cells, _, _, _ = arguments
+        same = jax.tree.leaves((whole, path.length, path.hidden, cells))
         self._others = hash((compiled.generation(), *((x.shape, x.dtype) for x in same)))
 
     def fit(self, cells: int, blocks: int, left: float, arguments: tuple) -> tuple[Size, list[int]]:

@@ -87,6 +87,7 @@ for _name in TRAININGS:
     AT_LEAST |= {f'training.{_name}.{key}': 0 for key in least_0}
     ABOVE[f'training.{_name}.checkpoint_minutes'] = 0
     BELOW[f'training.{_name}.held_out'] = 1
+    AT_MOST |= {f'training.{_name}.length': 2**20, f'training.{_name}.lora': 2**16}
 CHOICES: dict[str, tuple[str, ...]] = {
     'policy.dtype': ('', 'float32', 'bfloat16'),
     'policy.weights': ('', 'int8'),

@@ -225,6 +225,8 @@ def test_limits_and_choices_are_of_keys_that_exist():
         ('seed=-1', 'needs at least 0'),
         ('seed=4294967296', 'needs at most 4294967295'),
         ('last_round=99999', 'needs at most 1000'),
+        ('training.sft.length=2000000000', 'needs at most 1048576'),
+        ('training.ppm.lora=2000000000', 'needs at most 65536'),
         ('eval.failed_steps=twice', 'needs one of again, once'),
         ('eval.benchmarks= ,', 'names no benchmark'),
     ],

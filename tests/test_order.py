@@ -212,7 +212,7 @@ def test_no_process_ends_before_the_first_has_written_all(tmp_path, monkeypatch)
         def begin(self):
             pass
 
-        def push(self):
+        def end(self):
             happened.append('pushed')
 
     monkeypatch.setattr(rounds.places, 'Place', Place)

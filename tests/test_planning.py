@@ -183,7 +183,7 @@ def test_the_table_has_a_row_for_each_model(monkeypatch, ample):
 
 @pytest.mark.parametrize('topology', ['v5e:0x0', 'v5e:2x', 'v5e', 'v9:2x2', ''])
 def test_a_topology_that_there_is_not_is_one_line(topology):
-    told = rf'--plan={topology}: expected a TPU slice .*\[plan\]'
+    told = rf'--plan={topology}: expected a TPU slice .*\[tpu\]'
     with pytest.raises(UserError, match=told) as e:
         planning.slice_chips(topology)
     assert '\n' not in str(e.value)

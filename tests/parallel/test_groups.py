@@ -57,7 +57,7 @@ def test_no_collective_of_the_decode_loop_leaves_its_group(tensor):
     mesh = parallel.local_mesh(tensor, jax.devices())
     group = searches.Group(settings, mesh, SHAPE)
     assert group.choose(2**33)
-    text = group._decode(group.chosen.trees, group.chosen.slots).compile().as_text()
+    text = group._decode().compile().as_text()
     assert ' while(' in text
     found = [line for line in text.splitlines() if COLLECTIVE.search(line)]
     assert bool(found) == (tensor > 1)

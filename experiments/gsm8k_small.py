@@ -15,9 +15,10 @@ the cases (the policy's likelihood in 58 % [49-67]); one search with it answers 
 lost against greedy, p = 0.07), one without 32.0 % (p = 0.02 between the two), the majority of 8
 samples 36.0 % (16 won, 7 lost), weighted by the PPM 36.7 % (18 and 7, p = 0.04).
 
-Its first round alone, cut to 119 problems (schedule.round1.stages=search,curate,sft,ppm,eval): of 100
-test problems greedy solves 19.0 % (13 to 15 at the start), a search with that round's PPM 35.0 %
-[26-45] (17 won, 1 lost, p = 0.0001), one without 22.0 % (14 won, 1 lost between the two, p = 0.001).
+Its first round alone, cut to 119 problems (schedule.round1.stages=search,curate,sft,ppm,eval): of
+100 test problems greedy solves 19.0 % (13 to 15 at the start), a search with that round's PPM
+35.0 % [26-45] (17 won, 1 lost, p = 0.0001), one without it 22.0 % (14 won, 1 lost between the two,
+p = 0.001).
 
 The first round draws nine whole solutions of each of 400 problems with the few-shot prompt, the
 second searches those and 400 more with the policy of the first; examples come from both. (The run

@@ -1,8 +1,8 @@
 """One final answer out of the answers of several trajectories (paper, section 4.1 and appendix).
 
 Every search tree of a problem stands for one trajectory: its answer with the highest PPM score.
-Only in `pooled` all answers of all trees vote, weighted by their scores: where the PPM judges well
-that is its choice, and where it judges by chance the majority.
+Only in `pooled` all answers of all trees vote, weighted by their scores: where these are far apart
+that is the PPM's choice, and where they are close the majority of what was sampled.
 Answers are grouped by mathematical equivalence, not by spelling: 1/2 and 0.5 vote together.
 """
 

@@ -57,7 +57,9 @@ class Claim:
         self._thread.start()
 
     def check(self) -> None:
-        """Raises UserError where another run has taken the workdir over."""
+        """Raises UserError where another run has taken the workdir over: before each push."""
+        with contextlib.suppress(UserError):  # the store is away: the push will tell
+            self._is_mine()
         if self._taken:
             raise UserError(
                 f'--workdir={self._url}: a run on {self._taken} has taken it over, as this one was '

@@ -161,7 +161,7 @@ def _goes_round(tree: HostTree, node: Node) -> bool:
 def _done_again(code: str) -> str:
     """The statements of a step that may be done again and change nothing; '' if they may not.
 
-    Those that double a number say the same each time, and do not.
+    Steps that double a number three times say the same, and each of them changes it.
     """
     try:
         parsed = ast.parse(code)

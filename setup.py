@@ -55,6 +55,7 @@ EXTRAS = {
         *ENDPOINT,
         *RAY,
         *SERVE,
+        'import-linter>=2.6',
         'ipykernel>=6.29',
         'kubeflow_trainer_api>=2',
         'mctx>=0.0.71',

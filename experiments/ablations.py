@@ -27,7 +27,7 @@ import pathlib
 
 from ml_collections import ConfigDict
 
-from rstar_jax import configs
+from rstar_jax.settings import configs
 
 
 def get_config() -> ConfigDict:

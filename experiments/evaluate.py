@@ -18,7 +18,7 @@ workdir of its own; without --workdir it is runs/evaluate/MODEL.
 
 from ml_collections import ConfigDict
 
-from rstar_jax import configs
+from rstar_jax.settings import configs
 
 
 def get_config() -> ConfigDict:

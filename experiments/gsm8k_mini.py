@@ -19,7 +19,7 @@ has not seen the step form, so two worked examples show it (the few-shot prompt 
 
 from ml_collections import ConfigDict
 
-from rstar_jax import configs
+from rstar_jax.settings import configs
 
 
 def get_config() -> ConfigDict:

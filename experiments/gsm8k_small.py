@@ -48,7 +48,7 @@ LoRA, which holds half the memory; all weights with --config.training.sft.lora=0
 
 from ml_collections import ConfigDict
 
-from rstar_jax import configs
+from rstar_jax.settings import configs
 
 
 def get_config() -> ConfigDict:

@@ -21,7 +21,7 @@ policy alone. No test problem is ever searched or trained on. --config.seed=1 ma
 
 from ml_collections import ConfigDict
 
-from rstar_jax import configs
+from rstar_jax.settings import configs
 
 
 def get_config() -> ConfigDict:

@@ -20,7 +20,7 @@ what is paired, where the paper says otherwise, are the released code's.
 
 from ml_collections import ConfigDict
 
-from rstar_jax import configs
+from rstar_jax.settings import configs
 
 
 def get_config(preset: str = '') -> ConfigDict:

@@ -23,7 +23,7 @@ stream=True each tree is told as `reasoning_content` when it ends, then the solu
 
 from ml_collections import ConfigDict
 
-from rstar_jax import configs
+from rstar_jax.settings import configs
 
 
 def get_config() -> ConfigDict:

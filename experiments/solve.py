@@ -16,7 +16,7 @@ A model that was not trained on the step form needs --config.search.prompt=few_s
 
 from ml_collections import ConfigDict
 
-from rstar_jax import configs
+from rstar_jax.settings import configs
 
 
 def get_config() -> ConfigDict:

@@ -12,5 +12,6 @@ done || timeout 600 python -m playwright install chromium >/dev/null 2>&1 \
   || echo "no browser could be installed: tests in a browser are skipped"
 ruff check .
 ruff format --check .
+lint-imports
 # Tests of a file share what they have made, so a file is one process's.
 pytest -q -n2 --dist=loadscope --no-loadscope-reorder "$@"

@@ -16,50 +16,28 @@ usage: python -m rstar_jax.main --config=FILE --workdir=DIR [--config.KEY=VALUE 
 """
 
 import contextlib
-import errno
 import os
 import re
 import resource
-import signal
 import sys
-import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-from rstar_jax import pages
+from rstar_jax.job import large_pages
 
 if __name__ == '__main__':
-    pages.take_large()
-
-# Before jax and transformers are imported: a run's terminal is for its own lines.
-os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
-os.environ.setdefault('TRANSFORMERS_VERBOSITY', 'error')
-os.environ.setdefault('HF_HUB_VERBOSITY', 'error')  # else each try without network takes four lines
-os.environ.setdefault('TOKENIZERS_PARALLELISM', 'false')
-# Of a GPU's memory; JAX takes three quarters by itself. Both names at once are an error.
-if 'XLA_PYTHON_CLIENT_MEM_FRACTION' not in os.environ:
-    os.environ.setdefault('XLA_CLIENT_MEM_FRACTION', '0.9')
+    large_pages.take_large()
 
 from absl import flags, logging
 from ml_collections import ConfigDict
 from ml_collections.config_flags import config_flags
 
-from rstar_jax import configs, errors
-from rstar_jax.errors import UserError
-from rstar_jax.interrupts import Interrupts, Stopped, leave
-from rstar_jax.keys import KEYS
-from rstar_jax.stages import ASKED_BY
+from rstar_jax.job import command
+from rstar_jax.job.interrupts import leave
+from rstar_jax.settings import configs, errors
+from rstar_jax.settings.errors import UserError
+from rstar_jax.settings.kinds import ASKED_BY
+from rstar_jax.settings.table import KEYS
 
-DISK = {
-    errno.ENOSPC: 'free some',
-    errno.EDQUOT: 'free some',
-    errno.EROFS: 'mount it to be written to',
-    errno.EACCES: 'give this user the right to it',
-    errno.EFBIG: 'raise the limit that `ulimit -f` tells',
-    errno.EIO: 'see whether the disk is sound',
-    errno.ENAMETOOLONG: 'shorten it',
-    errno.ENOTDIR: 'move away the file that lies in its place',
-}
-STOPPED = str(Stopped(signal.SIGINT))
 OPEN_FILES = 65536
 
 
@@ -67,83 +45,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line (without the program's name) and returns its exit code (`guarded`)."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     logging.set_verbosity(logging.ERROR)
-    return guarded(lambda: _run(arguments))
-
-
-def guarded(run: Callable[[], int]) -> int:
-    """Runs a command and returns the exit code; the other processes of the job end with it.
-
-    0: done; 1: failed, by an error of the program's, as another process of the job is gone or has
-    not come, or as the workdir is in use; 2: a mistake of the user, told in one line; 130: stopped
-    by Ctrl-C; 143: preempted by SIGTERM, what was done is saved; 141: nobody reads the output any
-    more. A process that ends for another one's mistake or error has its code.
-    """
-    for name in ('stdout', 'stderr'):  # closed (`>&-`), and else the number of a file opened later
-        if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, 'w'))  # noqa: SIM115 (open to the end)
-        with contextlib.suppress(AttributeError):  # what stands in for it is no text file
-            getattr(sys, name).reconfigure(errors='backslashreplace')  # an encoding may lack signs
-    with Interrupts():
-        try:
-            code = run()
-        except UserError as error:
-            errors.tell(str(error))
-            code = 1 if isinstance(error, errors.Later) else 2
-            _tell_others(code, f'has ended: {error}')
-            return code
-        except Stopped as stopped:
-            print(f'\n{stopped}', file=sys.stderr)
-            _tell_others(stopped.code)
-            return stopped.code
-        except BrokenPipeError:
-            if not _output_is_closed():
-                raise
-            with contextlib.suppress(BrokenPipeError):
-                print(f'nobody reads the output; {STOPPED}', file=sys.stderr)
-            return 141
-        except Exception as error:
-            if reason := _of_the_disk(error):
-                errors.tell(f'{reason}; what was stored before is whole')
-                _tell_others(2, f'has ended: {reason}')
-                return 2
-            if not _tell_others(1, f'has failed: {type(error).__name__}: {error}'.splitlines()[0]):
-                raise
-            traceback.print_exc()
-            return 1
-        _tell_others(code)
-        return code
-
-
-def _of_the_disk(error: BaseException | None) -> str:
-    """What is wrong with the disk, where that is why something failed; else ''."""
-    while error is not None:
-        where = f'{error.filename}: ' if isinstance(error, OSError) and error.filename else ''
-        for number, remedy in DISK.items():
-            # Libraries that write in C++ tell it in their messages only.
-            if getattr(error, 'errno', None) == number or os.strerror(number) in str(error):
-                return f'{where}{os.strerror(number)}: {remedy}, or write elsewhere'
-        error = error.__cause__ or error.__context__
-    return ''
-
-
-def _tell_others(code: int, why: str = '') -> bool:
-    """Tells the other processes of the job how this one ends; False where it is alone."""
-    hosts = sys.modules.get('rstar_jax.parallel.hosts')
-    return hosts is not None and hosts.end(code, why)
-
-
-def _output_is_closed() -> bool:
-    try:
-        print(flush=True)
-    except BrokenPipeError:
-        return True
-    return False
+    return command.guarded(lambda: _run(arguments))
 
 
 def _run(arguments: list[str]) -> int:
     path, rest = _config_path(arguments)
     if any(argument in ('--help', '-help', '-h', '--helpfull') for argument in rest):
-        return show_help(_help(path))
+        return command.show_help(_help(path))
     if path is None:
         raise UserError('--config: needs a config file, for example experiments/quickstart.py')
     config, values = parse(path, rest)
@@ -156,12 +64,12 @@ def _run(arguments: list[str]) -> int:
     if values.plan == '':
         raise UserError('--plan=: expected a topology, such as v5e:4x8, or here')
     if values.plan:
-        from rstar_jax import planning, whole_job
+        from rstar_jax.plan import topology, whole_job
 
         if values.problems:
             lines = whole_job.plan(config, values.plan, values.problems, workdir, stages)
         else:
-            lines = planning.plan(config, values.plan, stages)
+            lines = topology.plan(config, values.plan, stages)
         for line in lines:
             print(line, flush=True)
         return 0
@@ -169,26 +77,29 @@ def _run(arguments: list[str]) -> int:
     if not (workdir or config.question or config.serve.port):
         workdir = _default_workdir(config, stages)
 
-    from rstar_jax import grading, order, parallel, places, rounds, solve
+    from rstar_jax import grading, parallel, rounds
     from rstar_jax.execution import workers
+    from rstar_jax.job import bucket, hosts
+    from rstar_jax.stages import order
+    from rstar_jax.use import solve
 
-    if places.is_url(workdir):
+    if bucket.is_url(workdir):
         _check_store(config, workdir)
     if values.stages and (config.question or config.serve.port):
         raise UserError(f'--stages={values.stages}: a question is answered, no round is run')
-    parallel.initialise(seconds=config.job.start_seconds)
-    sharing = parallel.sharing_cores()
+    hosts.initialise(seconds=config.job.start_seconds)
+    sharing = hosts.sharing_cores()
     workers.share(sharing)
     parallel.share_memory(sharing)
     parallel.keep_compiled(config.compiled)
     _open_many_files()
     grading.set_workers(config.execution.workers)
     if config.serve.port:
-        from rstar_jax import serve
+        from rstar_jax.use import serve
 
         serve.serve(config, workdir)
     elif config.ablations.seeds:
-        from rstar_jax import ablations
+        from rstar_jax.study import ablations
 
         _check_ablations(config, values.stages)
         ablations.run(config, workdir)
@@ -197,15 +108,6 @@ def _run(arguments: list[str]) -> int:
     else:
         _check_work(config, stages, order.rows(config, stages))
         rounds.run(config, workdir, stages)
-    return 0
-
-
-def show_help(text: str) -> int:
-    """Prints a text of which a reader may want no more than the beginning; returns 0."""
-    try:
-        print(text, flush=True)
-    except BrokenPipeError:  # what is left is not tried again when Python ends
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 
@@ -251,7 +153,7 @@ def _check_ablations(config: ConfigDict, stages: str) -> None:
     """Raises UserError for what ablations cannot do."""
     import jax
 
-    from rstar_jax import order
+    from rstar_jax.stages import order
 
     if not config.eval.benchmarks:
         raise UserError('--config.eval.benchmarks=: ablations compare what is right of some')

@@ -23,30 +23,16 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from rstar_jax import (
-    configs,
-    curating,
-    data,
-    evals,
-    ledger,
-    order,
-    parallel,
-    places,
-    preflight,
-    report,
-    search,
-    searching,
-    sources,
-    stages,
-    summary,
-    synthesis,
-    training,
-)
-from rstar_jax import export as exporting
+from rstar_jax import data, evals, models, parallel, report, search, training
 from rstar_jax.data.overlap import Overlap
-from rstar_jax.errors import UserError
-from rstar_jax.progress import Events, Line, clock, of_search, of_training
-from rstar_jax.sources import Round
+from rstar_jax.export import huggingface as exporting
+from rstar_jax.job import bucket, hosts, ledger
+from rstar_jax.job.progress import Events, Line, clock, of_search, of_training
+from rstar_jax.report import terminal
+from rstar_jax.settings import configs, kinds, table
+from rstar_jax.settings.errors import UserError
+from rstar_jax.stages import curating, order, preflight, searching, sources, synthesis
+from rstar_jax.stages.sources import Round
 
 Figures = dict[str, Any]
 
@@ -57,17 +43,17 @@ def run(config: ConfigDict, workdir: str, names: Sequence[str]) -> None:
     Raises:
       UserError: what the config names does not exist, or does not fit what the workdir holds.
     """
-    place = places.Place(workdir) if places.is_url(workdir) else None
+    place = bucket.Place(workdir) if bucket.is_url(workdir) else None
     root = place.folder if place else pathlib.Path(workdir)
     with contextlib.ExitStack() as stack:
-        if parallel.is_first():
+        if hosts.is_first():
             stack.enter_context(ledger.lock(root))
         if place:
             place.begin()
-        store = place if parallel.is_first() else None  # for the one process that writes to it
+        store = place if hosts.is_first() else None  # for the one process that writes to it
         if store:
             stack.callback(store.end)
-        events = Events(root / 'events' if parallel.is_first() else None)
+        events = Events(root / 'events' if hosts.is_first() else None)
         stack.callback(events.close)
         rows = [
             (Round(configs.for_round(config, number), root, number, events, store), name)
@@ -75,7 +61,7 @@ def run(config: ConfigDict, workdir: str, names: Sequence[str]) -> None:
         ]
 
         # Where JAX has none of an accelerator it takes the CPU.
-        if parallel.is_first() and config.job.leases != searching.RAY:
+        if hosts.is_first() and config.job.leases != searching.RAY:
             print(f'devices: {parallel.devices_in_use()}', flush=True)
 
         def after(root: pathlib.Path) -> None:
@@ -84,9 +70,9 @@ def run(config: ConfigDict, workdir: str, names: Sequence[str]) -> None:
                 store.push(must=True)
 
         run_stages(rows, after)
-    if parallel.is_first():
-        summary.show(root)
-    parallel.barrier('all is done')  # who ends sooner has JAX end all five minutes later
+    if hosts.is_first():
+        terminal.show(root)
+    hosts.barrier('all is done')  # who ends sooner has JAX end all five minutes later
 
 
 def run_stages(
@@ -106,11 +92,11 @@ def run_stages(
         stages_ = [stage for stage, *_ in looked]
         todo = [row for row, s in zip(rows, stages_) if s.done is None or s.folder in grown]
         for text in preflight.check(todo):
-            if parallel.is_first():
+            if hosts.is_first():
                 print(text, flush=True)
 
     ledger.check(looked, flat(configs.default()), look_further)
-    parallel.barrier('all is looked at')
+    hosts.barrier('all is looked at')
     for round_, name in rows:
         run_stage(round_, name, after)
 
@@ -118,18 +104,18 @@ def run_stages(
 def _check_alike(rows: Sequence[tuple[int, str, dict[str, Any]]]) -> None:
     """Raises UserError where the processes of a job were not all told to make the same."""
     again = 'start the same command on all of them'
-    if not parallel.alike([row[:2] for row in rows]):
+    if not hosts.alike([row[:2] for row in rows]):
         raise UserError(f'the processes of this job have other rounds or stages to run: {again}')
-    binds = sorted({'job.leases', *(key for kind in stages.KINDS.values() for key in kind.binds)})
-    bound = [stages.bound(settings, binds) for *_, settings in rows]
+    binds = sorted({'job.leases', *(key for kind in kinds.KINDS.values() for key in kind.binds)})
+    bound = [kinds.bound(settings, binds) for *_, settings in rows]
     keys = sorted({key for settings in bound for key in settings})
-    if not parallel.alike(keys):
+    if not hosts.alike(keys):
         raise UserError(f'the processes of this job have other versions of rstar_jax: {again}')
-    if parallel.alike(bound):
+    if hosts.alike(bound):
         return
     for key in keys:
         own = [settings.get(key) for settings in bound]
-        if not parallel.alike(own):
+        if not hosts.alike(own):
             shown = ', '.join(dict.fromkeys(map(str, own)))
             raise UserError(f'--config.{key}={shown}: differs among the processes: {again}')
 
@@ -139,32 +125,32 @@ def run_stage(
 ) -> None:
     """Runs one stage unless it is complete, and keeps its time and figures."""
     stage, label = order.stage_of(round_, name), f'round {round_.number} {name}'
-    label = f'{name} eval' if name == stages.BASE else label
-    if parallel.is_first():
+    label = f'{name} eval' if name == kinds.BASE else label
+    if hosts.is_first():
         changed = stage.drop_if_stale()
         if changed:
             print(f'{label}: done again, {changed} is new', flush=True)
         if stage.done is None:
             stage.sweep()
     # As the first sees it: a shared disk may tell others late of what it has made or deleted.
-    if parallel.gathered(int(parallel.is_first() and stage.done is not None))[0]:
+    if hosts.gathered(int(hosts.is_first() and stage.done is not None))[0]:
         print(f'{label}: complete', flush=True)
         return
     stage.begin()
     with Line(label) as line:
         figures = STAGES[name](round_, stage, line)
-        parallel.barrier(f'{label} ends')
-        if parallel.is_first():
+        hosts.barrier(f'{label} ends')
+        if hosts.is_first():
             stage.finish(figures)
-        parallel.barrier(f'{label} is kept')
-        if not parallel.alike_soon(lambda: stage.done):
+        hosts.barrier(f'{label} is kept')
+        if not hosts.alike_soon(lambda: stage.done):
             raise UserError(
                 f'{stage.folder}: the processes still see different files: put --workdir on a disk '
                 'that all of them share, and start the same command again'
             )
         parallel.give_memory_back()
         line.say(f'done in {clock(stage.seconds)}')
-    if parallel.is_first():
+    if hosts.is_first():
         after(round_.root)
 
 
@@ -202,7 +188,7 @@ def synthesize(round_: Round, stage: ledger.Stage, line: Line) -> Figures:
         sources.synthesis_seed(round_),
         config.job.leases,
     )
-    if not parallel.is_first():
+    if not hosts.is_first():
         return {}
     data.write_json_items(made, stage.folder / synthesis.FILE)
     return {**counts, 'tokens': synthesis.tokens(stage.folder)}
@@ -267,7 +253,7 @@ def _training_mesh(round_: Round, name: str, path: str | pathlib.Path) -> jax.sh
     """Of the training NAME of a model at a path; None for one device."""
     if jax.device_count() == 1:
         return None
-    model = None if path == sources.TINY else sources.config_of(path)
+    model = None if path == table.TINY else models.read_config(path)
     return parallel.training_mesh(round_.config.training[name].batch_size, model)
 
 
@@ -278,7 +264,7 @@ def evaluate(round_: Round, stage: ledger.Stage, line: Line) -> Figures:
         round_.beat(stage)
         line.show(*of_search(now, f'{now["benchmark"]}, {now["kind"]}: '))
 
-    base = stage.folder.parent.name == stages.BASE
+    base = stage.folder.parent.name == kinds.BASE
     policy, judge = searching.evaluated_models(round_, base, line.say)
     config = searching.evaluation_config(round_, base)
     guided = [name for name in config.strategies if name in evals.GUIDED]
@@ -325,6 +311,6 @@ STAGES: dict[str, Callable[[Round, ledger.Stage, Line], Figures]] = {
     'sft': sft,
     'ppm': ppm,
     'eval': evaluate,
-    stages.BASE: evaluate,
+    kinds.BASE: evaluate,
     'export': export,
 }

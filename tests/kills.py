@@ -23,10 +23,11 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 import jax
 import numpy as np
 
-from rstar_jax import data, ledger, sources
+from rstar_jax import data
 from rstar_jax.data import examples
+from rstar_jax.job import ledger
+from rstar_jax.models import trained
 from rstar_jax.search import Record
-from rstar_jax.training import checkpoints
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
 BEGUN = 'round '  # how the first line that tells of a stage begins
@@ -85,8 +86,8 @@ def differences(one: pathlib.Path, other: pathlib.Path) -> Iterator[str]:
         yield f'stages: {sorted(map(str, stages[0] ^ stages[1]))}'
     for stage in sorted(stages[0] & stages[1]):
         a, b = one / stage, other / stage
-        if sources.holds_model(a):
-            load = checkpoints.load_ppm if stage.name == 'ppm' else checkpoints.load_policy
+        if trained.holds(a):
+            load = trained.load_ppm if stage.name == 'ppm' else trained.load_policy
             if not jax.tree.all(jax.tree.map(np.array_equal, load(a).params, load(b).params)):
                 yield f'{stage}: parameters'
         for kind in examples.KINDS if stage.name == 'curate' else ():

@@ -5,7 +5,7 @@ import inspect
 import pytest
 
 from rstar_jax import data, execution, grading, models, search
-from rstar_jax.errors import UserError
+from rstar_jax.settings.errors import UserError
 
 CALLS = [
     (models.load, ('model',), {'dtype': 'float32'}),

@@ -11,7 +11,9 @@ import time
 
 import pytest
 
-from rstar_jax import configs, errors, interrupts, main, rounds
+from rstar_jax import main, rounds
+from rstar_jax.job import command, interrupts
+from rstar_jax.settings import configs, errors
 from tests.parallel import processes
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
@@ -176,7 +178,7 @@ def test_what_may_be_over_when_started_again_has_the_code_for_that(capsys, kind,
     def fail() -> int:
         raise kind('in use')
 
-    assert main.guarded(fail) == code
+    assert command.guarded(fail) == code
     assert capsys.readouterr().err == 'error: in use\n'
 
 
@@ -200,7 +202,7 @@ def test_overrides_reach_the_config():
 def test_a_config_file_below_a_folder_with_a_colon(tmp_path):
     path = tmp_path / 'a:b' / 'mine.py'
     path.parent.mkdir()
-    text = 'from rstar_jax import configs\ndef get_config(preset=""):\n'
+    text = 'from rstar_jax.settings import configs\ndef get_config(preset=""):\n'
     path.write_text(
         f'{text}    config = configs.default()\n    config.question = preset\n    return config\n'
     )
@@ -213,7 +215,7 @@ def test_a_file_that_may_not_be_written_is_one_line(capsys):
     def denied():
         raise PermissionError(errno.EACCES, 'Permission denied', '/mnt/run/x.png')
 
-    assert main.guarded(denied) == 2
+    assert command.guarded(denied) == 2
     assert capsys.readouterr().err == (
         'error: /mnt/run/x.png: Permission denied: give this user the right to it, or write '
         'elsewhere; what was stored before is whole\n'
@@ -316,7 +318,8 @@ def test_a_later_ctrl_c_ends_what_the_first_did_not():
 
 def test_what_hangs_after_ctrl_c_ends_all_the_same():
     process = python(
-        HANGS + 'from rstar_jax import interrupts\ninterrupts.LONGEST_END = 0.5\nmain.main([])\n'
+        HANGS
+        + 'from rstar_jax.job import interrupts\ninterrupts.LONGEST_END = 0.5\nmain.main([])\n'
     )
     try:
         assert process.stdout.readline() == 'runs\n'
@@ -341,7 +344,7 @@ def test_signals_are_the_callers_again_afterwards(monkeypatch, capsys, number, c
 
 HOLDS = (
     'import sys, time\n'
-    'from rstar_jax import interrupts, main\n'
+    'from rstar_jax import main\nfrom rstar_jax.job import interrupts\n'
     'interrupts.NOTICE = 0.5\n'
     'def run(arguments):\n'
     '    with interrupts.held():\n'
@@ -437,21 +440,22 @@ def test_a_closed_output_is_one_line_and_141(tmp_path):
         assert process.wait(60) == 141
     finally:
         process.kill()
-    assert error == f'nobody reads the output; {main.STOPPED}\n'
+    assert error == f'nobody reads the output; {command.STOPPED}\n'
 
 
 @pytest.mark.parametrize('closed', ['>&-', '2>&-', '>&- 2>&-'])
 def test_an_output_that_was_never_open_is_not_missed(closed):
     code = (
         'import os, sys\n'
-        'from rstar_jax import errors, interrupts, main, progress\n'
+        'from rstar_jax.job import command, interrupts, progress\n'
+        'from rstar_jax.settings import errors\n'
         'def run():\n'
         '    progress.show("text")\n'
         '    progress.Line("search").show("text")\n'
         '    for number in 1, 2:\n'
         '        os.fstat(number)\n'  # nor will a tree's file have that number
         '    raise errors.UserError("told")\n'
-        'interrupts.leave(main.guarded(run))\n'
+        'interrupts.leave(command.guarded(run))\n'
     )
     result = subprocess.run(
         ['bash', '-c', f'"$0" -c "$1" {closed}', sys.executable, code],
@@ -480,7 +484,7 @@ def test_ctrl_c_is_one_line_and_130(tmp_path):
     assert process.returncode == 130
     error = error.removeprefix(f'\n{interrupts.WAITING}\n')  # where a step takes long
     found = re.fullmatch(r'\nstopped at step (\d+) of \d+: state saved; (.*)\n', error)
-    assert found and f'stopped; {found[2]}' == main.STOPPED, error
+    assert found and f'stopped; {found[2]}' == command.STOPPED, error
     assert [path.name for path in (tmp_path / 'round0' / 'policy' / 'state').iterdir()] == [
         found[1]
     ]

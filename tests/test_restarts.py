@@ -9,12 +9,9 @@ import fsspec
 import numpy as np
 from fsspec.implementations.memory import MemoryFileSystem
 
-from rstar_jax import (
-    data,
-    ledger,
-    main,
-)
+from rstar_jax import data, main
 from rstar_jax.data import arithmetic, examples
+from rstar_jax.job import ledger
 from tests.parallel import processes
 from tests.search import test_engine
 from tests.worlds import REPOSITORY, command, run, trees

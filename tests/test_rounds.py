@@ -11,24 +11,15 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from rstar_jax import (
-    configs,
-    data,
-    export,
-    ledger,
-    main,
-    models,
-    order,
-    rounds,
-    search,
-    searching,
-    sources,
-    steps,
-)
-from rstar_jax.errors import UserError
-from rstar_jax.progress import Events
-from rstar_jax.sources import Round
-from rstar_jax.training import checkpoints
+from rstar_jax import data, main, models, rounds, search, steps
+from rstar_jax.export import huggingface
+from rstar_jax.job import ledger
+from rstar_jax.job.progress import Events
+from rstar_jax.models import trained
+from rstar_jax.settings import configs
+from rstar_jax.settings.errors import UserError
+from rstar_jax.stages import order, searching, sources
+from rstar_jax.stages.sources import Round
 from tests import kills
 from tests.parallel import processes
 from tests.worlds import command, run, solution
@@ -169,7 +160,7 @@ def test_the_export_is_the_policy(finished):
     folder = workdir / 'round1' / 'export' / 'policy'
     theirs = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-    ours = checkpoints.load_policy(workdir / 'round1' / 'policy')
+    ours = trained.load_policy(workdir / 'round1' / 'policy')
     problem = json.loads((workdir.parent / 'problems.json').read_text())[0]
     prompt = tokenizer(steps.prompt(problem['question']))['input_ids']
     assert prompt == ours.tokenizer(steps.prompt(problem['question']))['input_ids']
@@ -181,7 +172,7 @@ def test_the_export_is_the_policy(finished):
     )[0]
     assert logits[len(prompt) - 1 : -1].argmax(-1).tolist() == generated[len(prompt) :]
     ppm = models.load_ppm(workdir / 'round1' / 'export' / 'ppm', 'float32')
-    kept = checkpoints.load_ppm(workdir / 'round1' / 'ppm')
+    kept = trained.load_ppm(workdir / 'round1' / 'ppm')
     arguments = np.array([prompt], np.int32), np.array([len(prompt)], np.int32)
     np.testing.assert_allclose(ppm.scores(*arguments), kept.scores(*arguments), atol=1e-6)
 
@@ -214,7 +205,7 @@ def test_examples_of_others_train_and_are_written_again_unchanged(world, tmp_pat
         lines = (made / name / 'metrics.jsonl').read_text().splitlines()
         losses = [row['loss'] for row in map(json.loads, lines) if 'loss' in row]
         assert losses and all(map(np.isfinite, losses)), name
-    export.export_data(made, tmp_path / 'out')
+    huggingface.export_data(made, tmp_path / 'out')
     assert json.loads((tmp_path / 'out' / 'sft.json').read_text()) == sft
     assert json.loads((tmp_path / 'out' / 'pairs.json').read_text()) == pairs
 

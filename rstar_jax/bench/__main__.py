@@ -8,15 +8,15 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from rstar_jax import pages
+from rstar_jax.job import large_pages
 
 if __name__ == '__main__':
-    pages.take_large()
+    large_pages.take_large()
 
-from rstar_jax import atomic, configs, ledger
-from rstar_jax import main as command
-from rstar_jax.errors import UserError
-from rstar_jax.interrupts import leave
+from rstar_jax.job import atomic, command, ledger
+from rstar_jax.job.interrupts import leave
+from rstar_jax.settings import configs
+from rstar_jax.settings.errors import UserError
 
 USAGE = 'usage: python -m rstar_jax.bench NAME [--json=FILE] [--key=value ...]'
 
@@ -93,7 +93,7 @@ def device_name() -> str:
 
 
 def main(arguments: list[str]) -> int:
-    """Runs one bench and returns the exit code (`main.guarded`)."""
+    """Runs one bench and returns the exit code (`job.command.guarded`)."""
     return command.guarded(lambda: _run(arguments))
 
 

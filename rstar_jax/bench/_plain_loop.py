@@ -19,13 +19,13 @@ import jax
 import numpy as np
 
 from rstar_jax import models
+from rstar_jax.data.record import Record
 from rstar_jax.search import engine, loop
 from rstar_jax.search.config import Config
 from rstar_jax.search.engine import programs, sampling, sizes, state
 from rstar_jax.search.engine.kv_cache import CacheManager
 from rstar_jax.search.expander import Expander, Request, Scores
 from rstar_jax.search.host import Step
-from rstar_jax.search.record import Record
 from rstar_jax.steps import marks
 
 # Prompts and partial solutions are padded to multiples of these, so that few sizes are compiled.

@@ -19,7 +19,7 @@ import time
 import numpy as np
 
 from rstar_jax import data, steps
-from rstar_jax.search.record import Record, Status
+from rstar_jax.data.record import Record, Status
 
 TEXT = 'x total apples = 3 * ( 14 + rate ) / 2 # Step compute the number of left each print'
 WORDS = TEXT.split()

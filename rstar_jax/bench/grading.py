@@ -7,7 +7,7 @@ import statistics
 import time
 
 from rstar_jax import grading
-from rstar_jax.errors import UserError
+from rstar_jax.settings.errors import UserError
 
 TABLE = pathlib.Path(__file__).parents[2] / 'tests' / 'grading' / 'pairs.txt'
 

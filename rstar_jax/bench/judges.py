@@ -28,11 +28,13 @@ from typing import Any
 
 import numpy as np
 
-from rstar_jax import atomic, bounds, data, models, steps, training
-from rstar_jax.errors import UserError
+from rstar_jax import data, models, parallel, steps, training
 from rstar_jax.evals import metrics
-from rstar_jax.progress import Line, of_training
-from rstar_jax.training import checkpoints, examples, layers, step, trainer
+from rstar_jax.job import atomic
+from rstar_jax.job.progress import Line, of_training
+from rstar_jax.settings import bounds
+from rstar_jax.settings.errors import UserError
+from rstar_jax.training import examples, layers, step, trainer
 
 PARTS = ('learnt', 'held_out')  # folders of a fold's examples
 
@@ -230,7 +232,7 @@ def _ranked(ppm: Any, fold: pathlib.Path, config: Any, line: Any) -> dict[str, d
     }
     settings = config.copy_and_resolve_references()
     settings.lora = 0
-    compiled = step.Compiled(ppm.config, settings, 'pairwise', checkpoints.one_device(), 1)
+    compiled = step.Compiled(ppm.config, settings, 'pairwise', parallel.one_device(), 1)
     params = layers.stack(ppm.params, release=True)
     found: dict[str, dict] = {}
     for kind, held_out in encoded.items():

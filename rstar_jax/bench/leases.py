@@ -9,7 +9,7 @@ questions tell nothing. Hosts differ in speed by `uneven` (standard deviation), 
 have half of it.
 
 static: lease k goes to host k modulo their number; leases: to whoever has room; both of the sizes
-that `parallel.dealt` has, and long questions first (`search.items`); as_given: leases in the order
+that `leases.dealt` has, and long questions first (`search.items`); as_given: leases in the order
 of the drawing. Idle is the share of all places' time, weighed by speed, from the first tree to the
 end of the last. longest: the time of the longest tree, as a share of all. leases_per_second: what
 the one that deals has to answer, on average, and in the busiest minute but the first.
@@ -21,8 +21,8 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from rstar_jax.errors import UserError
-from rstar_jax.parallel import leases
+from rstar_jax.job import leases
+from rstar_jax.settings.errors import UserError
 
 
 def run(

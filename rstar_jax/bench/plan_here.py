@@ -32,11 +32,14 @@ from typing import Any
 import jax
 import numpy as np
 
-from rstar_jax import configs, data, ledger, parallel, planning, rounds, whole_job
-from rstar_jax.errors import UserError
+from rstar_jax import data, parallel, rounds
+from rstar_jax.job import ledger
 from rstar_jax.models.checkpoint import default_dtype
 from rstar_jax.parallel import chips
-from rstar_jax.stages import KINDS
+from rstar_jax.plan import topology, whole_job
+from rstar_jax.settings import configs
+from rstar_jax.settings.errors import UserError
+from rstar_jax.settings.kinds import KINDS
 
 STAGES = ('search', 'curate', 'sft', 'ppm')
 _SEARCH = {
@@ -100,7 +103,7 @@ def run(
             _give(config, root, found[part], given[part])
             seconds[name] = _run(config, root / 'run', chosen, look)
             _, statistics[name] = whole_job.statistics(root / 'run')
-    (shape,) = planning.models_of(model).values()
+    (shape,) = topology.models_of(model).values()
     devices, memory = jax.devices(), limits[0].memory
     chip = dataclasses.replace(limits[0], **_means(limits))
     assumed = dataclasses.replace(whole_job.PROCESSOR, start=0.0)

@@ -1,18 +1,19 @@
 """Plans: the trainings that are claimed to fit on TPU slices, compiled for them without hardware.
 
-One row for each of CLAIMS, in the form of `--plan` (rstar_jax.planning), with the compiler's
+One row for each of CLAIMS, in the form of `--plan` (rstar_jax.plan.topology), with the compiler's
 collectives and what they bring to a chip. An error where one does not fit: the log and the README
 say that it does. Needs the extra `plan`; a row takes about a minute on two cores.
 """
 
 import dataclasses
 
-from rstar_jax import parallel, planning, training
-from rstar_jax.errors import UserError
+from rstar_jax import parallel, training
 from rstar_jax.models import published
 from rstar_jax.parallel.chips import find_chip
 from rstar_jax.parallel.memory import GIB
-from rstar_jax.training import planning as trainings
+from rstar_jax.plan import topology
+from rstar_jax.plan import trainings as trainings
+from rstar_jax.settings.errors import UserError
 
 BATCH = {'sft': (128, 4096), 'ppm': (512, 2048)}  # examples of a step, tokens: the paper's
 
@@ -58,26 +59,26 @@ def run(*, only: str = '') -> dict[str, float]:
     if not chosen:
         names = ', '.join(claim.name for claim in CLAIMS)
         raise UserError(f'--only={only}: expected how one of these begins: {names}')
-    print(f'{"slice":8} {"weights":8} {planning.TRAINING_HEAD}')
+    print(f'{"slice":8} {"weights":8} {topology.TRAINING_HEAD}')
     figures: dict[str, float] = {}
     for claim in chosen:
         figures |= {f'{claim.name}_{key}': value for key, value in _planned(claim).items()}
-    print(f'\n{planning.TRAINING_NOTES}\n')
+    print(f'\n{topology.TRAINING_NOTES}\n')
     return figures
 
 
 def _planned(claim: Claim) -> dict[str, float]:
     """Prints a claim's row -> its figures."""
-    chips = planning.slice_chips(claim.topology)
+    chips = topology.slice_chips(claim.topology)
     chip, settings = find_chip(chips[0].device_kind), claim.settings()
     shape = published.SHAPES[claim.model]
     mesh = parallel.training_mesh(settings.batch_size, shape, chips)
     plan = trainings.plan(claim.kind, settings, shape, mesh, chip.memory)
-    row = planning.training_row(claim.model, claim.kind, plan, chip)
+    row = topology.training_row(claim.model, claim.kind, plan, chip)
     print(f'{claim.topology:8} {claim.how:8} {row}', flush=True)
     if plan.work is None:
         raise RuntimeError(f'{claim.name}: does not fit into {chip.memory / GIB:g} GiB')
-    seconds = max(planning.least_seconds(plan, chip))
+    seconds = max(topology.least_seconds(plan, chip))
     return {
         'peak_gib': plan.peak / GIB,
         'seconds': seconds,

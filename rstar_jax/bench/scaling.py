@@ -21,14 +21,14 @@ import subprocess
 import sys
 import tempfile
 
-from rstar_jax.errors import UserError
+from rstar_jax.settings.errors import UserError
 
 
 def run(
     *, counts: str = '1,2', problems: int = 24, demonstrations: int = 960, seed: int = 0
 ) -> dict[str, float]:
     """Settings: counts, numbers of processes; problems, demonstrations of each process."""
-    from rstar_jax import ledger
+    from rstar_jax.job import ledger
 
     numbers = [int(count) for count in counts.split(',') if count.isdigit()]
     if not hasattr(os, 'sched_setaffinity'):
@@ -70,10 +70,10 @@ def _job(cores: list[int], workdir: pathlib.Path, settings: dict, compiled: path
     command += [f'--config.{key}={value}' for key, value in settings.items()]
     environment = {**os.environ, 'JAX_COMPILATION_CACHE_DIR': str(compiled)}
     if len(cores) > 1:
-        from rstar_jax import parallel
+        from rstar_jax.job.roll import free_port
 
         environment |= {
-            'JAX_COORDINATOR_ADDRESS': f'localhost:{parallel.free_port()}',
+            'JAX_COORDINATOR_ADDRESS': f'localhost:{free_port()}',
             'JAX_NUM_PROCESSES': str(len(cores)),
         }
     with contextlib.ExitStack() as stack:

@@ -37,14 +37,15 @@ from typing import Any
 import jax
 import numpy as np
 
-from rstar_jax import data, models, parallel, progress, search, training
+from rstar_jax import data, models, parallel, search, training
 from rstar_jax.bench import _plain_loop
 from rstar_jax.data import arithmetic
-from rstar_jax.errors import UserError
+from rstar_jax.job import progress
 from rstar_jax.models import tiny
 from rstar_jax.parallel import compiled
 from rstar_jax.search import begin, engine, loop, totals
 from rstar_jax.search.engine import compiler
+from rstar_jax.settings.errors import UserError
 
 # What is done before a function runs that is new to jax; the compiler proper.
 COMPILER = '/jax/core/compile/backend_compile_duration'

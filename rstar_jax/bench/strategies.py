@@ -24,7 +24,7 @@ import time
 
 from rstar_jax import data, models, search
 from rstar_jax.data.annotated import annotate
-from rstar_jax.errors import UserError
+from rstar_jax.settings.errors import UserError
 
 VARIANTS = {
     'mcts': {},

@@ -30,13 +30,14 @@ from typing import Any
 import jax
 import numpy as np
 
-from rstar_jax import models, parallel, progress, training
+from rstar_jax import models, parallel, training
 from rstar_jax.bench import _torch_trainer
-from rstar_jax.errors import UserError
+from rstar_jax.job import progress
 from rstar_jax.models import decoder, published
 from rstar_jax.models.checkpoint import default_dtype
 from rstar_jax.parallel.memory import GIB
-from rstar_jax.training import checkpoints, examples, flops, packing, step, trainer
+from rstar_jax.settings.errors import UserError
+from rstar_jax.training import examples, flops, packing, step, trainer
 
 DTYPES = {'float32': 1e-3, 'bfloat16': 2e-2}  # how far first losses and norms may differ
 TURNS = 2
@@ -255,7 +256,7 @@ class _Ours:
 
     def __init__(self, model, loss: str, encoded, settings):
         self._settings, self._encoded = settings, encoded
-        self._mesh = checkpoints.one_device()
+        self._mesh = parallel.one_device()
         self._compiled = step.Compiled(model.config, settings, loss, self._mesh, 100)
         count = sum(p.size for p in jax.tree.leaves(model.params))
         self._state = self._compiled.init(model.params)

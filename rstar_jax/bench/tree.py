@@ -22,10 +22,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rstar_jax.errors import UserError
+from rstar_jax.data.record import Status
 from rstar_jax.search import tree as trees_lib
 from rstar_jax.search.config import Config
-from rstar_jax.search.record import Status
+from rstar_jax.settings.errors import UserError
 
 ENDLESS = 1 << 30
 EXPLORATION = 2.0

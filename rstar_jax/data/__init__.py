@@ -9,7 +9,6 @@ function over lists. Interchange formats: `export_*`, `import_*`.
 from rstar_jax.data.curation import curate, curate_to, in_order, join
 from rstar_jax.data.examples import Examples, load_examples, store_examples
 from rstar_jax.data.files import write_json_items
-from rstar_jax.data.flights import Flights
 from rstar_jax.data.interchange import (
     IMPORTS,
     export_trees,
@@ -29,7 +28,6 @@ from rstar_jax.data.trees import TreeStore, question_id
 __all__ = [
     'IMPORTS',
     'Examples',
-    'Flights',
     'Rules',
     'Selection',
     'TreeStore',

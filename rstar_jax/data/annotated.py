@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 
 from rstar_jax import steps
-from rstar_jax.errors import UserError
-from rstar_jax.search.record import Record
+from rstar_jax.data.record import Record
+from rstar_jax.settings.errors import UserError
 
 NOT_ANSWERS = frozenset(
     {steps.CODE_ERRORS_ANSWER, steps.TOO_DEEP_ANSWER, steps.UNPARSABLE_ANSWER, ''}

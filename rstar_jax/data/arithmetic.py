@@ -31,7 +31,7 @@ import random
 from collections.abc import Collection, Sequence
 
 from rstar_jax import steps
-from rstar_jax.errors import UserError
+from rstar_jax.settings.errors import UserError
 
 NAMES = ('Ann', 'Ben', 'Cleo', 'Dan', 'Eva', 'Finn', 'Gina', 'Hugo')
 THINGS = ('apples', 'books', 'cards', 'eggs', 'pens', 'shells', 'stamps', 'stones')

@@ -31,20 +31,14 @@ import pathlib
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from rstar_jax import atomic, steps
+from rstar_jax import steps
 from rstar_jax.data import examples
-from rstar_jax.data.annotated import (
-    MILLION,
-    Annotated,
-    Grade,
-    Trajectory,
-    annotate,
-    leading,
-)
+from rstar_jax.data.annotated import MILLION, Annotated, Grade, Trajectory, annotate, leading
 from rstar_jax.data.pairs import Counts, Example, Rules, pairs_of, solution_pairs, spread
+from rstar_jax.data.record import Record
 from rstar_jax.data.trees import TreeStore
-from rstar_jax.errors import UserError
-from rstar_jax.search.record import Record
+from rstar_jax.job import atomic
+from rstar_jax.settings.errors import UserError
 
 COUNTS = 'counts.json'
 OUTCOMES = 4  # right trajectories of a problem for reward models, and wrong ones, at most

@@ -17,9 +17,9 @@ import pathlib
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from rstar_jax import atomic
 from rstar_jax.data import files
-from rstar_jax.errors import UserError
+from rstar_jax.job import atomic
+from rstar_jax.settings.errors import UserError
 
 KINDS = {
     'sft': ('query', 'response'),

@@ -13,8 +13,8 @@ from typing import Any
 
 from array_record.python import array_record_module
 
-from rstar_jax import atomic
-from rstar_jax.errors import UserError, one_line
+from rstar_jax.job import atomic
+from rstar_jax.settings.errors import UserError, one_line
 
 # One record a group: any record can be read alone. zstd 3 writes faster than the
 # default brotli, at nearly its size.

@@ -14,9 +14,9 @@ from typing import Any
 from rstar_jax.data import files, rows
 from rstar_jax.data.annotated import Annotated, Grade, annotate, leading
 from rstar_jax.data.examples import KINDS
+from rstar_jax.data.record import Record
 from rstar_jax.data.trees import TreeStore
-from rstar_jax.errors import UserError
-from rstar_jax.search.record import Record
+from rstar_jax.settings.errors import UserError
 
 Path = str | os.PathLike
 Item = dict[str, Any]

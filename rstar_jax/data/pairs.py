@@ -25,8 +25,9 @@ from typing import Any
 
 from rapidfuzz.distance import Levenshtein
 
-from rstar_jax import bounds, steps
+from rstar_jax import steps
 from rstar_jax.data.annotated import MILLION, NEITHER, Annotated, Trajectory
+from rstar_jax.settings import bounds
 
 Example = dict[str, Any]
 Counts = collections.Counter

@@ -20,8 +20,8 @@ from typing import Any
 from rstar_jax import steps
 from rstar_jax.data import rows
 from rstar_jax.data.trees import question_id
-from rstar_jax.errors import UserError
 from rstar_jax.grading import normalise, plain
+from rstar_jax.settings.errors import UserError
 
 Problem = dict[str, Any]
 Counts = collections.Counter

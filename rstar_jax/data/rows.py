@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from rstar_jax.data import files
-from rstar_jax.errors import UserError, one_line
+from rstar_jax.settings.errors import UserError, one_line
 
 Row = tuple[str, dict[str, Any]]
 

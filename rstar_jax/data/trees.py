@@ -27,11 +27,11 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from typing import IO, NamedTuple
 
-from rstar_jax import atomic, parallel
-from rstar_jax.atomic import STALE_SECONDS
 from rstar_jax.data import files
-from rstar_jax.errors import Later, UserError
-from rstar_jax.search.record import Record
+from rstar_jax.data.record import Record
+from rstar_jax.job import atomic, hosts
+from rstar_jax.job.atomic import STALE_SECONDS
+from rstar_jax.settings.errors import Later, UserError
 
 Key = tuple[int, int]
 
@@ -278,13 +278,13 @@ class TreeStore(contextlib.AbstractContextManager):
         """
         self.flush()
         self.merge()
-        parallel.barrier('searched')
+        hosts.barrier('searched')
 
         def look() -> list[Key]:
             self.refresh()
             return sorted(self.keys())
 
-        if not parallel.alike_soon(look):
+        if not hosts.alike_soon(look):
             raise UserError(
                 f'{self.directory}: after {STALE_SECONDS:g} s the processes still see different '
                 'trees: put --workdir on a disk that all of them share, and start the same command '

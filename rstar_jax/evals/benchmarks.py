@@ -7,7 +7,7 @@ from typing import Any
 
 from rstar_jax.data import published, rows
 from rstar_jax.data.problems import load_problems
-from rstar_jax.errors import UserError
+from rstar_jax.settings.errors import UserError
 
 Problems = list[dict[str, Any]]
 

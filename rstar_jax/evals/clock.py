@@ -4,7 +4,8 @@ import pathlib
 import time
 from collections.abc import Sequence
 
-from rstar_jax import atomic, ledger, parallel
+from rstar_jax import parallel
+from rstar_jax.job import atomic, ledger
 
 KEPT_SECONDS = 1.0  # between two writes
 

@@ -60,14 +60,17 @@ import pathlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from rstar_jax import atomic, bounds, parallel, search
+from rstar_jax import search
+from rstar_jax.data.record import Record
 from rstar_jax.data.trees import TreeStore, question_id
-from rstar_jax.errors import UserError
 from rstar_jax.evals import selection
 from rstar_jax.evals.figures import GREEDY, Outcome, Problem, Run, flops_of, grade
 from rstar_jax.evals.searches import Benchmark, Outcomes, Part, Progress, Searches
-from rstar_jax.keys import STRATEGIES
-from rstar_jax.search.record import Record
+from rstar_jax.job import atomic, hosts
+from rstar_jax.job.leases import COUNTER
+from rstar_jax.settings import bounds
+from rstar_jax.settings.errors import UserError
+from rstar_jax.settings.table import STRATEGIES
 
 SearchConfig = search.Config  # within Config `search` is a field
 SAMPLED, UNGUIDED = 'sampled', 'unguided'
@@ -121,7 +124,7 @@ def run(
     directory: str | os.PathLike | None = None,
     progress: Progress | None = None,
     run_search: Callable[..., Iterable[Record]] | None = None,
-    leases: str = parallel.COUNTER,
+    leases: str = COUNTER,
     say: Callable[[str], None] = print,
 ) -> dict[str, Any]:
     """Evaluates on every benchmark.
@@ -141,7 +144,7 @@ def run(
       progress: gets what `search.run` reports, with `benchmark` (its name, or how many there are)
         and `kind` (the strategy).
       run_search: stands in for `search.run`.
-      leases: how several processes share the trees out, see `parallel.dealt`.
+      leases: how several processes share the trees out, see `leases.dealt`.
       say: gets a line that stays.
 
     Returns:
@@ -164,7 +167,7 @@ def run(
         searches = Searches(of_each, seed, folder, progress, run_search, leases)
         benchmarks = _evaluate(searches, policy, ppm, config, say)
     results = {'round': round_number, 'benchmarks': benchmarks}
-    if folder is not None and parallel.is_first():
+    if folder is not None and hosts.is_first():
         atomic.write_json(folder / 'results.json', results, ensure_ascii=False)
     return results
 
@@ -254,7 +257,7 @@ def _evaluate(
 def _budgeted(searches: Searches, part: Part, budget: int) -> int:
     """How many trees a budget of tokens buys, by the first of each problem."""
     first = [outcome.tokens for (_, tree), outcome in part.found.items() if tree == 0]
-    return parallel.greatest(search.trees_for(budget, first) if searches.whole else 0)
+    return hosts.greatest(search.trees_for(budget, first) if searches.whole else 0)
 
 
 def _figures(benchmark: Benchmark, runs: Sequence[Run], ppm: Any) -> dict[str, Any]:

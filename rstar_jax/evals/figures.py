@@ -7,9 +7,9 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from rstar_jax import grading
+from rstar_jax.data.record import Record
 from rstar_jax.evals import metrics, selection
 from rstar_jax.search.endpoint import Endpoint
-from rstar_jax.search.record import Record
 from rstar_jax.training import flops
 
 Problem = dict[str, Any]

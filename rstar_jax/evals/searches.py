@@ -13,12 +13,14 @@ from typing import Any
 import jax
 import numpy as np
 
-from rstar_jax import parallel, search
+from rstar_jax import search
+from rstar_jax.data.record import Record
 from rstar_jax.data.trees import TreeStore
-from rstar_jax.errors import UserError
 from rstar_jax.evals.clock import Clock, keep_share
 from rstar_jax.evals.figures import Outcome, Problem
-from rstar_jax.search.record import Record
+from rstar_jax.job import hosts
+from rstar_jax.job.leases import dealt
+from rstar_jax.settings.errors import UserError
 
 SECONDS = 'seconds.json'
 Progress = Callable[[dict[str, Any]], None]
@@ -115,17 +117,17 @@ class Searches:
     @property
     def whole(self) -> bool:
         """Whether this process gets to know all trees, and so has the figures."""
-        return self.folder is None or parallel.is_first()
+        return self.folder is None or hosts.is_first()
 
     def drop_unscored(self, kind: str, say: Callable[[str], None]) -> None:
         """Removes what was sampled before there was a PPM, so that it is sampled and scored anew.
 
         say: gets a line where there is such.
         """
-        if self.folder is not None and parallel.is_first():
+        if self.folder is not None and hosts.is_first():
             if count := sum(benchmark.drop_unscored(kind) for benchmark in self.benchmarks):
                 say(f'{kind}: {count} trees done again, as the PPM has not scored them')
-        parallel.barrier(f'{kind}: looked through')
+        hosts.barrier(f'{kind}: looked through')
 
     def grow(
         self,
@@ -155,7 +157,7 @@ class Searches:
                     known |= store.keys() & own
                     if self.whole:
                         part.found |= part.benchmark.stored(store, known - part.found.keys())
-            first = bool(stores) and parallel.is_first()
+            first = bool(stores) and hosts.is_first()
             paths = [store.directory / SECONDS if first else None for store in stores]
             clock = Clock(paths or [None] * len(parts), [part.seconds for part in parts])
             stack.callback(clock.keep)
@@ -217,7 +219,7 @@ class Searches:
         items = search.items(self._asked, range(max(count)))
         items = [(p, tree) for p, tree in items if tree < count[self._origin[p['index']][0]]]
         place = '/'.join(self.folder.parts[-2:])  # hosts may mount it elsewhere
-        return parallel.dealt(items, f'{place} {kind} {list(trees)}', self._leases)
+        return dealt(items, f'{place} {kind} {list(trees)}', self._leases)
 
     def _report(self, kind: str) -> Progress | None:
         if self._progress is None:

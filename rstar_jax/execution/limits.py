@@ -6,7 +6,7 @@ import math
 import re
 from dataclasses import dataclass
 
-from rstar_jax.errors import UserError
+from rstar_jax.settings.errors import UserError
 
 OUTPUT_CHARS = 1024
 _CUT = '...'

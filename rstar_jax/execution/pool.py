@@ -8,9 +8,9 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 
-from rstar_jax.errors import UserError
 from rstar_jax.execution.limits import Limits, Result
 from rstar_jax.execution.workers import Workers
+from rstar_jax.settings.errors import UserError
 
 Program = str | Sequence[str]
 _SIGKILL, _SIGXCPU = 9, 24

@@ -29,10 +29,10 @@ from collections.abc import Callable
 from concurrent.futures import Future, InvalidStateError
 from typing import Any
 
-from rstar_jax import cgroups
-from rstar_jax.errors import UserError
 from rstar_jax.execution import wire
 from rstar_jax.execution.limits import Limits
+from rstar_jax.job import cgroups
+from rstar_jax.settings.errors import UserError
 
 _LOG = logging.getLogger(__name__)
 _BOOT = 'import sys; sys.path[:] = {path!r}; from rstar_jax.execution import worker; worker.main()'

@@ -1,7 +1,16 @@
 """Small language models in Flax: one decoder for all families, in and out of Hugging Face files."""
 
 from rstar_jax.models import decoder
-from rstar_jax.models.checkpoint import check, is_ppm, load, load_ppm, read_config, save, save_ppm
+from rstar_jax.models.checkpoint import (
+    check,
+    is_ppm,
+    load,
+    load_as,
+    load_ppm,
+    read_config,
+    save,
+    save_ppm,
+)
 from rstar_jax.models.config import Config, Rope
 from rstar_jax.models.policy import PPM, Policy, add_tokens, init_ppm, new_tokens
 from rstar_jax.models.quantized import quantized
@@ -17,6 +26,7 @@ __all__ = [
     'init_ppm',
     'is_ppm',
     'load',
+    'load_as',
     'load_ppm',
     'new_tokens',
     'quantized',

@@ -15,12 +15,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rstar_jax import atomic, parallel
-from rstar_jax.errors import UserError, one_line
-from rstar_jax.models import families, sharding, tokenizer, torch_file, weights
+from rstar_jax import parallel
+from rstar_jax.job import atomic
+from rstar_jax.models import families, sharding, tokenizer, torch_file, trained, weights
 from rstar_jax.models.config import Config
 from rstar_jax.models.gguf_file import GGUFFile
 from rstar_jax.models.policy import PPM, Policy
+from rstar_jax.models.quantized import quantized
+from rstar_jax.settings.errors import UserError, one_line
 
 SHARD_BYTES = 4 << 30
 HUB_NAME = re.compile(r'[\w-][\w.-]*/[\w-][\w.-]*')
@@ -40,19 +42,40 @@ def load(
     *,
     mesh: jax.sharding.Mesh | None = None,
 ) -> Policy:
-    """A policy from a Hugging Face folder, a hub name ('Qwen/Qwen2.5-Math-1.5B') or a .gguf file.
+    """A policy from a Hugging Face folder, a hub name ('Qwen/Qwen2.5-Math-1.5B'), a .gguf file or
+    a folder that a training wrote.
 
     dtype: 'float32' or 'bfloat16'; None = `default_dtype()`.
     mesh: lay the parameters out over it (see `sharding`); None = the default device.
     Raises UserError: no such path, a PPM, architecture not supported, damaged files, no tokenizer;
     all faults of the weights in one.
     """
+    if trained.holds(path_or_name):
+        return trained.load_policy(path_or_name, dtype or default_dtype(), mesh)
     config, params, made, generation = _read(_find(path_or_name), dtype, mesh, headless=False)
     return Policy(config, made, params, generation)
 
 
+def load_as(
+    kind: str,
+    path_or_name: str | pathlib.Path,
+    dtype: str | None = None,
+    *,
+    mesh: jax.sharding.Mesh | None = None,
+    weights: str = '',
+) -> Policy | PPM:
+    """`load` of a 'policy', `load_ppm` of a 'ppm'.
+
+    weights: 'int8' holds them in 8 bits; '' as they are loaded.
+    """
+    model = (load if kind == 'policy' else load_ppm)(path_or_name, dtype or None, mesh=mesh)
+    return quantized(model) if weights == 'int8' else model
+
+
 def read_config(path_or_name: str | pathlib.Path) -> Config:
     """The shape of a model as `load` would read it; errors as there."""
+    if trained.holds(path_or_name):
+        return Config.from_dict(trained.about(path_or_name)['config'])
     path = _find(path_or_name)
     return GGUFFile(path).config if path.suffix == '.gguf' else _folder_config(path)
 
@@ -95,11 +118,13 @@ def load_ppm(
     mesh: jax.sharding.Mesh | None = None,
     squash: str | None = None,
 ) -> PPM:
-    """A PPM from a folder of the decoder plus its value head.
+    """A PPM from a folder of the decoder plus its value head, or one that a training wrote.
 
     The head is read from value_head.safetensors, else value_head.bin (the released code's form).
     squash: how values come into [-1, 1]; None = as saved, else 'tanh5', the released code's.
     """
+    if trained.holds(directory):
+        return trained.load_ppm(directory, dtype or default_dtype(), mesh)
     folder = _find(directory)
     head = _read_head(folder)
     config, params, made, generation = _read(folder, dtype, mesh, headless=True)

@@ -8,9 +8,9 @@ import dataclasses
 import math
 from typing import Any
 
-from rstar_jax.errors import UserError
 from rstar_jax.models.config import Config, Rope
 from rstar_jax.models.rope import attention_factor
+from rstar_jax.settings.errors import UserError
 
 ARCHITECTURES = {
     'llama': 'LlamaForCausalLM',

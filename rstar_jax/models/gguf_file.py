@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from rstar_jax.errors import UserError, one_line
 from rstar_jax.models.config import Config, Rope
 from rstar_jax.models.families import ARCHITECTURES, unsupported
+from rstar_jax.settings.errors import UserError, one_line
 
 EMBEDDING, OUTPUT = 'token_embd.weight', 'output.weight'
 PAIRED = ('llama', 'smollm3')

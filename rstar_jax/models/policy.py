@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rstar_jax.errors import UserError
 from rstar_jax.models import decoder, heads, kernels, sharding
 from rstar_jax.models.config import Config
+from rstar_jax.settings.errors import UserError
 
 
 @dataclasses.dataclass

@@ -2,8 +2,8 @@
 
 import pathlib
 
-from rstar_jax.errors import UserError
 from rstar_jax.models.config import Config, Rope
+from rstar_jax.settings.errors import UserError
 
 _QWEN_7B = Config('qwen2', 152064, 3584, 18944, 28, 28, 4, 128, 10000.0, 1e-6, False, True)
 _PHI3 = Config('phi3', 32064, 3072, 8192, 32, 32, 32, 96, norm_eps=1e-5)

@@ -9,8 +9,8 @@ import json
 import pathlib
 from typing import Any
 
-from rstar_jax import atomic
-from rstar_jax.errors import UserError, one_line
+from rstar_jax.job import atomic
+from rstar_jax.settings.errors import UserError, one_line
 
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5  # llama.cpp's kinds of token
 WHOLE = (CONTROL, USER_DEFINED)

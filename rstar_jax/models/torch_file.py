@@ -15,8 +15,8 @@ import zipfile
 import ml_dtypes
 import numpy as np
 
-from rstar_jax import atomic
-from rstar_jax.errors import UserError
+from rstar_jax.job import atomic
+from rstar_jax.settings.errors import UserError
 
 STORAGES = {
     'FloatStorage': np.dtype(np.float32),

@@ -18,10 +18,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
-from rstar_jax import atomic
-from rstar_jax.errors import UserError
+from rstar_jax.job import atomic
 from rstar_jax.models import decoder
 from rstar_jax.models.config import Config
+from rstar_jax.settings.errors import UserError
 
 # (Hugging Face's name, GGUF's name, our paths: more than one are joined along the first axis)
 OUTER = (

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 
 import jax
 
-from rstar_jax.errors import UserError
+from rstar_jax.settings.errors import UserError
 
 LEAST_SECONDS = 0.2  # what compiles faster is not kept
 MOST_BYTES = 4 << 30  # what was not used for the longest time is deleted

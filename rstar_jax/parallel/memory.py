@@ -12,9 +12,9 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from rstar_jax import cgroups
+from rstar_jax.job import cgroups
+from rstar_jax.job.hosts import greatest
 from rstar_jax.parallel.compiled import forget_programs
-from rstar_jax.parallel.hosts import greatest
 
 GIB = 2**30
 ASIDE, PART = GIB, 8  # so much beside arrays, and this part of all memory, are not missed

@@ -16,7 +16,7 @@ import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import Mesh
 
-from rstar_jax.errors import UserError
+from rstar_jax.settings.errors import UserError
 
 LOCAL_AXES = ('data', 'tensor')
 GLOBAL_AXES = ('data', 'fsdp', 'tensor')
@@ -104,3 +104,8 @@ def training_mesh(
 def _divides(name: str, size: int, count: int, what: str) -> None:
     if size < 1 or count % size:
         raise UserError(f'{name}={size}: needs a divisor of the {count} {what}')
+
+
+def one_device() -> Mesh:
+    """The mesh of the first device alone."""
+    return global_mesh(devices=jax.local_devices()[:1])

@@ -18,8 +18,8 @@ import shlex
 from collections.abc import Collection
 from typing import TYPE_CHECKING
 
-from rstar_jax import atomic
-from rstar_jax.errors import UserError
+from rstar_jax.job import atomic
+from rstar_jax.settings.errors import UserError
 
 if TYPE_CHECKING:
     from rstar_jax.report.page import Part

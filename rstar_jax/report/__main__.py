@@ -9,10 +9,10 @@ usage: python -m rstar_jax.report WORKDIR [WORKDIR2] [--trees=N|all] [--problems
 import sys
 from collections.abc import Sequence
 
-from rstar_jax import main as command
 from rstar_jax import report
-from rstar_jax.errors import UserError
-from rstar_jax.interrupts import leave
+from rstar_jax.job import command
+from rstar_jax.job.interrupts import leave
+from rstar_jax.settings.errors import UserError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -20,7 +20,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from rstar_jax import atomic
+from rstar_jax.job import atomic
 
 COLOURS = {
     'ink': '#1f2933',

@@ -10,7 +10,7 @@ import urllib.parse
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from rstar_jax.progress import clock
+from rstar_jax.job.progress import clock
 from rstar_jax.report import stages, tables
 from rstar_jax.report.drawing import Plot
 from rstar_jax.report.run import Run

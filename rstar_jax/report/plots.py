@@ -11,19 +11,11 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator, NullLocator
 
+from rstar_jax.data.record import Status
 from rstar_jax.report import paper, tables
-from rstar_jax.report.drawing import (
-    COLOURS,
-    HEIGHT,
-    Plot,
-    bars,
-    bars_height,
-    draw,
-    legend,
-)
+from rstar_jax.report.drawing import COLOURS, HEIGHT, Plot, bars, bars_height, draw, legend
 from rstar_jax.report.run import Results, Run
 from rstar_jax.report.trees import Sample
-from rstar_jax.search.record import Status
 
 # --- did it get better ---
 

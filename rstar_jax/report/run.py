@@ -7,9 +7,9 @@ import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from rstar_jax import ledger
-from rstar_jax.errors import UserError
-from rstar_jax.stages import BASE, KINDS, STAGES, TRAININGS, of_round
+from rstar_jax.job import ledger
+from rstar_jax.settings.errors import UserError
+from rstar_jax.settings.kinds import BASE, KINDS, STAGES, TRAININGS, of_round
 
 Results = dict[str, Any]
 Figures = dict[str, Any]

@@ -5,10 +5,10 @@ from collections.abc import Callable
 
 from rstar_jax import steps
 from rstar_jax.evals import metrics
-from rstar_jax.progress import clock, percent
+from rstar_jax.job.progress import clock, percent
 from rstar_jax.report.run import Figures, Run
 from rstar_jax.report.tables import Rows
-from rstar_jax.stages import BASE
+from rstar_jax.settings.kinds import BASE
 
 
 def table(run: Run) -> Rows:

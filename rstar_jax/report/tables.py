@@ -8,9 +8,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from rstar_jax.evals import metrics, selection
-from rstar_jax.progress import clock, mean, percent
+from rstar_jax.job.progress import clock, mean, percent
 from rstar_jax.report.run import Figures, Results, Run
-from rstar_jax.stages import BASE
+from rstar_jax.settings.kinds import BASE
 
 Rows = list[list[str]]
 

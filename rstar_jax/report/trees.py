@@ -22,10 +22,10 @@ import numpy as np
 from rstar_jax import grading
 from rstar_jax.data.annotated import NEITHER, annotate, leading
 from rstar_jax.data.pairs import spread
+from rstar_jax.data.record import Record, Status
 from rstar_jax.data.trees import SUFFIX, TreeStore
 from rstar_jax.report.run import Run
-from rstar_jax.search.record import Record, Status
-from rstar_jax.stages import BASE
+from rstar_jax.settings.kinds import BASE
 
 SOLVE = 'solve'  # folder of the trees of single questions
 SHOWN = 2  # solved trees on the page itself, and unsolved ones

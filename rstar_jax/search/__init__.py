@@ -9,6 +9,7 @@ From a call to a sampled token, five functions in as many files:
     engine.sampling.sample            the next token of every slot
 """
 
+from rstar_jax.data.record import Record, Status
 from rstar_jax.search.begin import items, run
 from rstar_jax.search.children import Workers
 from rstar_jax.search.config import Config, greedy, sampled, trees_for
@@ -16,7 +17,6 @@ from rstar_jax.search.endpoint import Endpoint
 from rstar_jax.search.expander import Expander
 from rstar_jax.search.host import SAMPLED_AS, Step
 from rstar_jax.search.live import Job, Live
-from rstar_jax.search.record import Record, Status
 from rstar_jax.search.script import Scripted as scripted
 
 __all__ = [

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 
 from rstar_jax import parallel, steps
-from rstar_jax.errors import UserError
+from rstar_jax.data.record import Record
 from rstar_jax.search import flight
 from rstar_jax.search.children import Workers, announce
 from rstar_jax.search.config import Config
@@ -17,8 +17,8 @@ from rstar_jax.search.engine import Engine, sampling
 from rstar_jax.search.expander import Expander
 from rstar_jax.search.host import HostTree, Node
 from rstar_jax.search.loop import Item, Loop
-from rstar_jax.search.record import Record
 from rstar_jax.search.totals import Totals
+from rstar_jax.settings.errors import UserError
 
 QUESTIONS = ('What is 2 + 3?', 'How many primes are below 100?')  # of no common beginning
 

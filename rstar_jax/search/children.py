@@ -9,10 +9,10 @@ from collections.abc import Iterator
 import numpy as np
 
 from rstar_jax import execution, grading, steps
+from rstar_jax.data.record import Status
 from rstar_jax.search.config import Config
 from rstar_jax.search.expander import Expander
 from rstar_jax.search.host import HostTree, Node, Step
-from rstar_jax.search.record import Status
 from rstar_jax.steps import marks
 
 _CHANCE = 'MemoryError', 'RuntimeError: the '  # what may not happen again

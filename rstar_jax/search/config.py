@@ -3,8 +3,9 @@
 import dataclasses
 from collections.abc import Collection
 
-from rstar_jax import bounds, steps
-from rstar_jax.errors import UserError
+from rstar_jax import steps
+from rstar_jax.settings import bounds
+from rstar_jax.settings.errors import UserError
 
 MOST_NODES = 1 << 20  # of a tree: some 50 MB of arrays; the paper's largest have 16 thousand
 

@@ -25,13 +25,13 @@ from typing import Any
 from jax.sharding import Mesh
 
 from rstar_jax import models, parallel, steps
-from rstar_jax.errors import UserError, one_line
 from rstar_jax.models import tokenizer
 from rstar_jax.search.config import Config
 from rstar_jax.search.engine import memory, sampling
 from rstar_jax.search.engine.model import Scorer
 from rstar_jax.search.expander import Expander
 from rstar_jax.search.host import HostTree, Step
+from rstar_jax.settings.errors import UserError, one_line
 from rstar_jax.steps import marks
 
 KEY = 'OPENAI_API_KEY'

@@ -13,9 +13,9 @@ import msgpack
 import numpy as np
 from flax import serialization
 
+from rstar_jax.data.record import Status
 from rstar_jax.search import tree as trees_lib
 from rstar_jax.search.host import HostTree, Node, Step
-from rstar_jax.search.record import Status
 
 Key = tuple[int, int]  # problem index, tree number
 

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from rstar_jax import steps
+from rstar_jax.data.record import TERMINAL_ANSWERS, Record, Status
 from rstar_jax.search import tree as trees_lib
-from rstar_jax.search.record import TERMINAL_ANSWERS, Record, Status
 from rstar_jax.steps import marks
 
 # A field of a problem that has another index here than where it comes from: that one. No row of a

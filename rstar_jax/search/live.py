@@ -12,14 +12,14 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from rstar_jax.errors import UserError
+from rstar_jax.data.record import Record
 from rstar_jax.search.begin import make_expander, new_tree, tokenizer_of
 from rstar_jax.search.children import Workers
 from rstar_jax.search.config import Config
 from rstar_jax.search.host import SAMPLED_AS, HostTree
 from rstar_jax.search.loop import Loop
-from rstar_jax.search.record import Record
 from rstar_jax.search.totals import Totals
+from rstar_jax.settings.errors import UserError
 
 
 @dataclasses.dataclass(eq=False)

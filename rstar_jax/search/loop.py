@@ -21,7 +21,7 @@ import jax
 import numpy as np
 
 from rstar_jax import steps
-from rstar_jax.errors import UserError
+from rstar_jax.data.record import Record, Status
 from rstar_jax.search import flight
 from rstar_jax.search import tree as trees_lib
 from rstar_jax.search.children import Judge, Workers, announce
@@ -29,9 +29,9 @@ from rstar_jax.search.config import Config
 from rstar_jax.search.engine import devices, programs
 from rstar_jax.search.expander import Expander
 from rstar_jax.search.host import HostTree, Node
-from rstar_jax.search.record import Record, Status
 from rstar_jax.search.spending import Spending
 from rstar_jax.search.totals import Totals
+from rstar_jax.settings.errors import UserError
 from rstar_jax.steps import marks
 
 Item = tuple[dict[str, Any], int]  # a problem and the number of its tree

@@ -10,9 +10,9 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from rstar_jax.data.record import Record, Status
 from rstar_jax.search.config import Config
 from rstar_jax.search.host import HostTree, Node
-from rstar_jax.search.record import Record, Status
 
 
 class Spending:

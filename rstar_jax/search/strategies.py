@@ -17,8 +17,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from rstar_jax.data.record import Status
 from rstar_jax.search import tree as trees_lib
-from rstar_jax.search.record import Status
 from rstar_jax.search.tree import NO_NODE, ROOT, Rules, Tree
 
 Walk = Callable[[Tree, int, Rules], Tree]

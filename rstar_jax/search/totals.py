@@ -4,7 +4,7 @@ import collections
 import time
 from collections.abc import Callable, Iterable
 
-from rstar_jax.search.record import Record
+from rstar_jax.data.record import Record
 
 # Nothing is said of the time left before so much is done: of the trees; in trees, of a few; or, of
 # those that grow beside one another, and so get far at the same time, a rollout of each; but with

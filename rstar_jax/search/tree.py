@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from rstar_jax.search.record import Status
+from rstar_jax.data.record import Status
 
 NO_NODE = -1
 ROOT = 0

@@ -20,13 +20,7 @@ from rstar_jax.steps.language import (
     well_formed,
     with_output,
 )
-from rstar_jax.steps.marks import (
-    eos_ids,
-    mark_table,
-    marks_are_tokens,
-    stops,
-    token_bytes,
-)
+from rstar_jax.steps.marks import eos_ids, mark_table, marks_are_tokens, stops, token_bytes
 from rstar_jax.steps.prompts import ORDERS, prompt, split_prompt, writing_prompt
 
 __all__ = [

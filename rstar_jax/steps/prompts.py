@@ -5,7 +5,7 @@ import itertools
 import math
 from collections.abc import Sequence
 
-from rstar_jax.errors import UserError
+from rstar_jax.settings.errors import UserError
 from rstar_jax.steps.language import ANSWER_END, ASSISTANT, USER
 
 KINDS = ('sft', 'few_shot')

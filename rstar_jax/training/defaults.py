@@ -5,8 +5,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from rstar_jax.errors import UserError
-from rstar_jax.keys import KEYS
+from rstar_jax.settings.errors import UserError
+from rstar_jax.settings.table import KEYS
 
 # A PPM's losses: what each learns from (data.load_examples), and the encoder.
 LOSSES = {

@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 
 from rstar_jax import steps
-from rstar_jax.errors import UserError
 from rstar_jax.models.tokenizer import continuing
+from rstar_jax.settings.errors import UserError
 from rstar_jax.training import packing
 from rstar_jax.training.packing import Example
 

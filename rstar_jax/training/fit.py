@@ -16,8 +16,10 @@ from typing import Any
 
 import jax
 
-from rstar_jax import atomic, bounds, interrupts, models, parallel, steps
-from rstar_jax.errors import UserError
+from rstar_jax import models, steps
+from rstar_jax.job import atomic, hosts, interrupts
+from rstar_jax.settings import bounds
+from rstar_jax.settings.errors import UserError
 from rstar_jax.training import checkpoints, dtypes, head, kernels, lora, trainer
 from rstar_jax.training import examples as encoding
 from rstar_jax.training.defaults import LOSSES
@@ -54,7 +56,7 @@ def sft(
       policy: where to start; stays as it is. The tokens of the step language are added, and its
         chat template becomes the prompt that is trained.
       config: as of `defaults.settings`.
-      directory: gets the states while training, then the model (checkpoints.load_policy), and
+      directory: gets the states while training, then the model (trained.load_policy), and
         metrics.jsonl: loss, learning rate, norm of the gradients and tokens of each step, and what
         the held-out gave after it where it was measured. With config.lora it gets the adapter in
         PEFT's form in adapter/ (lora.save) as well.
@@ -281,8 +283,8 @@ def _finished(
                 '; remove it or choose another directory'
             )
         checkpoints.delete_states(directory)  # where it was killed before that
-        load = checkpoints.load_ppm if isinstance(model, models.PPM) else checkpoints.load_policy
-        return load(directory, mesh=how['mesh']), about['metrics']
+        load = models.load_ppm if isinstance(model, models.PPM) else models.load
+        return load(directory, 'float32', mesh=how['mesh']), about['metrics']
     start, how = (model.config, model.params), {'name': name, 'new_rows': new_rows} | how
     params, trained, metrics = trainer.train(
         *start, encoded, chosen, loss, config, directory, **how
@@ -291,12 +293,12 @@ def _finished(
     model = dataclasses.replace(model, params=params)
     if trained is not None:
         lora.save(model, trained, config.lora, new_rows, directory / 'adapter')
-    checkpoints.save_model(model, directory)
-    if parallel.is_first():
+    trained.save_model(model, directory)
+    if hosts.is_first():
         about = {'fingerprint': name, 'metrics': metrics}
         atomic.write_json(done, about, 1)
     checkpoints.delete_states(directory)
-    parallel.barrier('the model is on disk')
+    hosts.barrier('the model is on disk')
     return model, metrics
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from rstar_jax import parallel
+from rstar_jax.job import hosts
 from rstar_jax.training import losses, packing, trainer
 from rstar_jax.training.defaults import HEAD_MOST
 from rstar_jax.training.examples import Encoded, Tell
@@ -69,7 +69,7 @@ def fitted(
     head = least_squares(found, centred=loss != 'pairwise')
     if loss == 'pairwise':  # which tells of differences alone: values around 0
         head['bias'] = -(head['weight'] @ (middle / rows)).astype(np.float32)
-    return parallel.of_first(head)  # other hosts may round otherwise
+    return hosts.of_first(head)  # other hosts may round otherwise
 
 
 def sums(inputs: np.ndarray, targets: np.ndarray, weights: np.ndarray) -> np.ndarray:

@@ -22,9 +22,9 @@ import numpy as np
 from jax.sharding import PartitionSpec
 
 from rstar_jax import parallel
-from rstar_jax.errors import UserError
 from rstar_jax.models.decoder import KEPT
 from rstar_jax.models.kernels import has_cudnn
+from rstar_jax.settings.errors import UserError
 from rstar_jax.training import attention
 from rstar_jax.training.attention import BLOCK, rows_over_mesh
 

@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from rstar_jax import atomic, parallel
+from rstar_jax import parallel
+from rstar_jax.job import atomic, hosts
 from rstar_jax.training import flops
 from rstar_jax.training.dtypes import compute_dtype
 from rstar_jax.training.step import Compiled
@@ -75,7 +76,7 @@ class Log:
                 self.lines.append(found)
         if start and (not self.lines or self.lines[-1]['step'] < start):
             self.lines.append({'step': start, 'loss': math.nan, 'tokens': 0})
-        parallel.barrier('log is read')
+        hosts.barrier('log is read')
         self._write()
         self._aside += self._busy()
 
@@ -98,7 +99,7 @@ class Log:
 
     def flush(self) -> None:
         """Writes what is not on disk yet: before a state is saved, and at the end."""
-        if parallel.is_first() and self._on_disk < len(self.lines):
+        if hosts.is_first() and self._on_disk < len(self.lines):
             with open(self.path, 'a', encoding='utf-8') as file:
                 file.write(_text(self.lines[self._on_disk :]))
         self._on_disk, self._written = len(self.lines), time.monotonic()
@@ -166,7 +167,7 @@ class Log:
 
     def _write(self) -> None:
         """Writes metrics.jsonl anew, atomically."""
-        if parallel.is_first():
+        if hosts.is_first():
             atomic.write_text(self.path, _text(self.lines))
         self._on_disk, self._written = len(self.lines), time.monotonic()
 

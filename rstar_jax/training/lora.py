@@ -23,7 +23,7 @@ import numpy as np
 import scipy.linalg
 from flax import nnx
 
-from rstar_jax import atomic
+from rstar_jax.job import atomic
 from rstar_jax.models import checkpoint, tokenizer, weights
 from rstar_jax.models import decoder as decoders
 

@@ -19,9 +19,11 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from rstar_jax import parallel
-from rstar_jax.errors import UserError
+from rstar_jax.job import hosts
 from rstar_jax.models import rope, sharding, weights
+from rstar_jax.models.trained import placed
 from rstar_jax.parallel.memory import GIB
+from rstar_jax.settings.errors import UserError
 from rstar_jax.training import (
     attention,
     checkpoints,
@@ -32,7 +34,6 @@ from rstar_jax.training import (
     losses,
     recompute,
 )
-from rstar_jax.training.checkpoints import placed
 from rstar_jax.training.dtypes import compute_dtype
 from rstar_jax.training.optimiser import decay, optimiser
 
@@ -407,7 +408,7 @@ def _least(size: int) -> int:
     """
     if jax.process_count() == 1:
         return size
-    return -parallel.greatest(-(size // MIB)) * MIB
+    return -hosts.greatest(-(size // MIB)) * MIB
 
 
 def _key(name: str, batch: Batch | None = None) -> tuple:

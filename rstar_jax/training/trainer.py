@@ -23,10 +23,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from rstar_jax import interrupts, parallel
-from rstar_jax.errors import UserError
+from rstar_jax import parallel
+from rstar_jax.job import hosts, interrupts
 from rstar_jax.models.weights import to_host
 from rstar_jax.parallel.memory import GIB
+from rstar_jax.settings.errors import UserError
 from rstar_jax.training import checkpoints, flops, layers, packing
 from rstar_jax.training.dtypes import compute_dtype, fast_dtype, lacks
 from rstar_jax.training.examples import Encoded
@@ -91,7 +92,7 @@ def evaluate(
 
 def agreed(save: bool = False) -> bool:
     """Whether the first process wants to save; Stopped if any was asked to end. For all at once."""
-    number = parallel.greatest(interrupts.asked() or int(save and parallel.is_first()))
+    number = hosts.greatest(interrupts.asked() or int(save and hosts.is_first()))
     if number > 1:  # a signal
         interrupts.ask(number)
         raise interrupts.Stopped(number)
@@ -151,11 +152,11 @@ def train(
             if encoded.dropped
             else 'training: there are no examples to learn from'
         )
-    mesh = mesh or checkpoints.one_device()
+    mesh = mesh or parallel.one_device()
     compiled = Compiled(config, settings, loss, mesh, len(steps), new_rows)
     dtype = compute_dtype(settings)
     own = {'fingerprint': name, 'layout': LAYOUT, 'dtype': str(dtype)}
-    if lacks(dtype) and parallel.is_first():
+    if lacks(dtype) and hosts.is_first():
         print(
             f'training: dtype={dtype}: the device has no instructions for it and uses float32; '
             f'dtype={fast_dtype()} is what it is fast at',
@@ -316,7 +317,7 @@ class _Run:
         most, held = compiled.prepare(state, list(calls.values())), compiled.held(state)
         free = compiled.free()
         room = 'GiB' if free is None else f'of {free / GIB:.2f} GiB free'
-        if parallel.is_first():
+        if hosts.is_first():
             print(
                 f'training: {held / GIB:.2f} GiB of parameters and moments on each device, at most '
                 f'{(most - held) / GIB:.2f} {room} beside them; attention by '

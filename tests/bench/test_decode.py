@@ -4,8 +4,8 @@ import pytest
 
 from rstar_jax import models
 from rstar_jax.bench import decode
-from rstar_jax.errors import UserError
 from rstar_jax.models import published
+from rstar_jax.settings.errors import UserError
 
 TINY = models.Config('qwen2', 300, 64, 96, 1, 8, 2, 8, qkv_bias=True)
 

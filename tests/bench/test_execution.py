@@ -3,7 +3,7 @@
 import pytest
 
 from rstar_jax.bench import execution, grading
-from rstar_jax.errors import UserError
+from rstar_jax.settings.errors import UserError
 
 
 def test_figures_of_execution():

@@ -6,8 +6,8 @@ import pytest
 
 from rstar_jax import data, models, search
 from rstar_jax.bench import judges
-from rstar_jax.errors import UserError
 from rstar_jax.models import tiny
+from rstar_jax.settings.errors import UserError
 from tests.data import samples
 
 PROBLEMS = 12

@@ -6,7 +6,7 @@ import types
 import pytest
 
 from rstar_jax.bench import __main__ as dispatcher
-from rstar_jax.errors import UserError
+from rstar_jax.settings.errors import UserError
 
 
 @pytest.fixture

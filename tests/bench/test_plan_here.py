@@ -7,11 +7,13 @@ import pathlib
 import numpy as np
 import pytest
 
-from rstar_jax import ledger, parallel, planning, rounds, whole_job
+from rstar_jax import parallel, rounds
 from rstar_jax.bench import plan_here
-from rstar_jax.errors import UserError
+from rstar_jax.job import ledger
 from rstar_jax.parallel import chips
-from rstar_jax.stages import KINDS
+from rstar_jax.plan import topology, whole_job
+from rstar_jax.settings.errors import UserError
+from rstar_jax.settings.kinds import KINDS
 from tests.test_whole_job import FOUND
 
 SECONDS = {'search': 130.0, 'curate': 1.0, 'sft': 50.0, 'ppm': 50.0}
@@ -36,7 +38,7 @@ def test_a_small_run_is_the_plan_of_other_problems(monkeypatch, tmp_path):
     monkeypatch.setattr(rounds, 'run', run)
     monkeypatch.setattr(parallel, 'compile_seconds', lambda: compiled[0])
     monkeypatch.setattr(chips, 'here', lambda dtype: chip)
-    monkeypatch.setattr(planning, 'models_of', lambda path: {'model': None})
+    monkeypatch.setattr(topology, 'models_of', lambda path: {'model': None})
     known = {'small': FOUND, 'large': dataclasses.replace(FOUND, sampled=3000.0)}
     monkeypatch.setattr(whole_job, 'statistics', lambda workdir: (1, known[workdir.parent.name]))
     monkeypatch.setattr(whole_job, 'compiled', lambda *_: whole_job.Plans(None, {}, 1))

@@ -5,21 +5,22 @@ import types
 
 import pytest
 
-from rstar_jax import parallel, planning
+from rstar_jax import parallel
 from rstar_jax.bench import plans
-from rstar_jax.errors import UserError
 from rstar_jax.models import published
-from rstar_jax.training import planning as trainings
+from rstar_jax.plan import topology
+from rstar_jax.plan import trainings as trainings
+from rstar_jax.settings.errors import UserError
 from tests.test_planning import FITS
 
-GIB = planning.GIB
+GIB = topology.GIB
 
 
 @pytest.fixture
 def planned(monkeypatch):
     """What `trainings.plan` is called with; it returns planned[0]."""
     chip = types.SimpleNamespace(device_kind='TPU v5 lite', process_index=0)
-    monkeypatch.setattr(planning, 'slice_chips', lambda topology: [chip])
+    monkeypatch.setattr(topology, 'slice_chips', lambda topology: [chip])
     monkeypatch.setattr(parallel, 'training_mesh', lambda *_: None)
     calls = [FITS]
 

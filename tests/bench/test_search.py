@@ -6,12 +6,13 @@ import jax
 import numpy as np
 import pytest
 
-from rstar_jax import progress, steps
 from rstar_jax import search as searching
+from rstar_jax import steps
 from rstar_jax.bench import _plain_loop, search
-from rstar_jax.errors import UserError
+from rstar_jax.job import progress
 from rstar_jax.models import tiny
 from rstar_jax.parallel import compiled
+from rstar_jax.settings.errors import UserError
 from tests.search import favoured, test_engine
 
 # One size of the decode batch, so that little is compiled.

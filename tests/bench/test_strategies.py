@@ -6,8 +6,8 @@ import pytest
 
 from rstar_jax import models, search
 from rstar_jax.bench import strategies
-from rstar_jax.errors import UserError
 from rstar_jax.models import tiny
+from rstar_jax.settings.errors import UserError
 from tests.search import favoured, test_engine
 
 

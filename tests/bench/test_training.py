@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from rstar_jax.bench import training
-from rstar_jax.errors import UserError
+from rstar_jax.settings.errors import UserError
 
 
 @pytest.fixture(scope='module')

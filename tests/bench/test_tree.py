@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from rstar_jax.bench import tree
-from rstar_jax.errors import UserError
 from rstar_jax.search import tree as trees_lib
+from rstar_jax.settings.errors import UserError
 
 
 def test_every_simulation_walks_from_the_root_and_expands_one_node():

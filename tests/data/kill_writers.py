@@ -17,8 +17,9 @@ import traceback
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
 
-from rstar_jax import atomic, data
+from rstar_jax import data
 from rstar_jax.data import files
+from rstar_jax.job import atomic
 from tests.data import samples
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from rstar_jax import steps
-from rstar_jax.search.record import Record
+from rstar_jax.data.record import Record
 
 # (text, q, kind or children); kind: 'right', 'wrong', 'code', 'deep', 'unparsable', 'open'
 ANSWERS = {

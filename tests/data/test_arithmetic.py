@@ -11,7 +11,7 @@ import pytest
 
 from rstar_jax import steps
 from rstar_jax.data import arithmetic
-from rstar_jax.errors import UserError
+from rstar_jax.settings.errors import UserError
 
 WORLD = arithmetic.world(demonstrations=300, train=150, test=90, seed=3)
 MEANINGS = {

@@ -9,7 +9,7 @@ import pytest
 
 from rstar_jax import data
 from rstar_jax.data import annotated, curation
-from rstar_jax.errors import UserError
+from rstar_jax.settings.errors import UserError
 from tests.data import reference, samples
 from tests.data.samples import tree
 

@@ -6,7 +6,7 @@ import pytest
 from rstar_jax import data
 from rstar_jax.data import files
 from rstar_jax.data.examples import ExampleWriter
-from rstar_jax.errors import UserError
+from rstar_jax.settings.errors import UserError
 from tests.data import samples
 
 PAIRS = [

@@ -7,10 +7,12 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from rstar_jax import configs, data, sources
+from rstar_jax import data
 from rstar_jax.data import problems, published
-from rstar_jax.errors import UserError
-from rstar_jax.progress import Events
+from rstar_jax.job.progress import Events
+from rstar_jax.settings import configs
+from rstar_jax.settings.errors import UserError
+from rstar_jax.stages import sources
 
 # One row each, fields as published; the problems are made up.
 NUMINA = {

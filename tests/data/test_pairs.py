@@ -3,7 +3,7 @@
 import pytest
 
 from rstar_jax import data, steps
-from rstar_jax.errors import UserError
+from rstar_jax.settings.errors import UserError
 from tests.data.samples import tree
 
 START = steps.prompt('How many?')

@@ -7,7 +7,7 @@ import pytest
 
 from rstar_jax import data, search
 from rstar_jax.data import problems
-from rstar_jax.errors import UserError
+from rstar_jax.settings.errors import UserError
 from tests.data import samples
 
 

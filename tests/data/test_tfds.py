@@ -14,7 +14,7 @@ import pytest
 
 from rstar_jax import data, evals
 from rstar_jax.data import published, rows
-from rstar_jax.errors import UserError
+from rstar_jax.settings.errors import UserError
 from tests.data import test_layouts as layouts
 
 # sha256 of the records (index, question, answer) of the files, as JSON lines.

@@ -9,9 +9,10 @@ import sys
 
 import pytest
 
-from rstar_jax import atomic, data
+from rstar_jax import data
 from rstar_jax.data import files
-from rstar_jax.errors import Later, UserError
+from rstar_jax.job import atomic
+from rstar_jax.settings.errors import Later, UserError
 from tests.data import samples
 
 

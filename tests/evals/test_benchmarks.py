@@ -6,8 +6,8 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from rstar_jax.errors import UserError
 from rstar_jax.evals import benchmarks
+from rstar_jax.settings.errors import UserError
 
 PROBLEMS = [{'index': i, 'question': f'{i} + {i}?', 'answer': str(2 * i)} for i in range(5)]
 

@@ -10,9 +10,9 @@ import pytest
 
 from rstar_jax import evals, models, search
 from rstar_jax.data import TreeStore, question_id
-from rstar_jax.errors import UserError
 from rstar_jax.evals import clock, metrics
 from rstar_jax.evals.figures import Answer, Outcome, Run
+from rstar_jax.settings.errors import UserError
 from tests.evals.trees import tree
 
 PROBLEMS = [{'index': 10 + i, 'question': f'question {i}', 'answer': str(i)} for i in range(4)]

@@ -6,8 +6,8 @@ import types
 
 import pytest
 
-from rstar_jax import parallel
 from rstar_jax.data import TreeStore
+from rstar_jax.job import hosts
 from tests.evals.test_evaluation import CONFIG, PROBLEMS, Searcher, evaluate, kind_of
 
 
@@ -50,7 +50,7 @@ def test_what_others_found_counts_though_the_disk_tells_late_of_it(tmp_path, mon
             while found:
                 store.append(found.pop())
 
-    monkeypatch.setattr(parallel.hosts, 'gathered', lambda n: [n, n + bool(found)])
-    monkeypatch.setattr(parallel.hosts, 'time', types.SimpleNamespace(sleep=sleep))
+    monkeypatch.setattr(hosts, 'gathered', lambda n: [n, n + bool(found)])
+    monkeypatch.setattr(hosts, 'time', types.SimpleNamespace(sleep=sleep))
     row = evaluate(Elsewhere(), tmp_path)['benchmarks']['sums']
     assert (row['greedy'], row['search']['any']) == (0.5, 0.75)

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from rstar_jax.search.record import Record, Status
+from rstar_jax.data.record import Record, Status
 
 
 def tree(problem, number, answers, tokens=10.0, likelihoods=None, **counters):

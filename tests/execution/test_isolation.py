@@ -10,8 +10,8 @@ import textwrap
 import pytest
 
 from rstar_jax import execution
-from rstar_jax.errors import UserError
 from rstar_jax.execution import landlock, program, workers
+from rstar_jax.settings.errors import UserError
 from tests.execution.processes import family
 
 pytestmark = pytest.mark.skipif(sys.platform != 'linux', reason='the layers are those of Linux')

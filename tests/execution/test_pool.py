@@ -13,8 +13,8 @@ import time
 import pytest
 
 from rstar_jax import execution
-from rstar_jax.errors import UserError
 from rstar_jax.execution import workers
+from rstar_jax.settings.errors import UserError
 from tests.execution.processes import alive, family
 
 LIMITS = execution.Limits(seconds=2, memory_mb=256)

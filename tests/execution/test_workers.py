@@ -4,9 +4,8 @@ import os
 
 import pytest
 
-from rstar_jax import cgroups, parallel
 from rstar_jax.execution import workers
-from rstar_jax.parallel import hosts
+from rstar_jax.job import cgroups, hosts
 
 
 @pytest.mark.parametrize(('processes', 'count'), [(1, 6), (2, 3), (4, 1), (9, 1)])
@@ -53,7 +52,7 @@ def test_processes_with_cores_of_their_own_share_none(monkeypatch):
         monkeypatch.setattr(
             hosts, 'gathered', lambda n: [told.setdefault(name, n), *map(told.get, others)]
         )
-        return parallel.sharing_cores()
+        return hosts.sharing_cores()
 
     monkeypatch.setattr(hosts.jax, 'process_count', lambda: 3)
     assert [process('a', {0, 1}), process('b', {2, 3}), process('c', {0, 1})] == [1, 1, 1]

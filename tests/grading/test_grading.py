@@ -6,8 +6,8 @@ from concurrent.futures import Future
 import pytest
 
 from rstar_jax import grading
-from rstar_jax.errors import UserError
 from rstar_jax.grading import judge, normalise, plain
+from rstar_jax.settings.errors import UserError
 
 
 @pytest.fixture(scope='module')

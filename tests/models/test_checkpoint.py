@@ -21,9 +21,9 @@ import transformers
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from rstar_jax import models, steps
-from rstar_jax.errors import UserError
 from rstar_jax.models import families, heads, torch_file, weights
 from rstar_jax.models import rope as ropes
+from rstar_jax.settings.errors import UserError
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 tiny_torch = importlib.import_module('tiny_torch')

@@ -13,8 +13,8 @@ import torch
 import transformers
 
 from rstar_jax import models
-from rstar_jax.errors import UserError
 from rstar_jax.models import gguf_file
+from rstar_jax.settings.errors import UserError
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 tiny_torch = importlib.import_module('tiny_torch')

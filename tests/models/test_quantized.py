@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from rstar_jax import models, parallel, search
-from rstar_jax.errors import UserError
 from rstar_jax.models import sharding, tiny
+from rstar_jax.settings.errors import UserError
 from tests.search import favoured, test_engine
 
 

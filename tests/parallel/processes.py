@@ -7,7 +7,7 @@ import subprocess
 import tempfile
 from collections.abc import Sequence
 
-from rstar_jax import parallel
+from rstar_jax.job.roll import free_port
 
 REPOSITORY = pathlib.Path(__file__).parents[2]
 
@@ -24,7 +24,7 @@ def run(command: Sequence[str], processes: int, devices: int) -> list[str]:
     environment = environment_of(devices)
     if processes > 1:
         environment |= {
-            'JAX_COORDINATOR_ADDRESS': f'localhost:{parallel.free_port()}',
+            'JAX_COORDINATOR_ADDRESS': f'localhost:{free_port()}',
             'JAX_NUM_PROCESSES': str(processes),
         }
     with contextlib.ExitStack() as stack:

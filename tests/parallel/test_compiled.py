@@ -8,8 +8,8 @@ import jax
 import pytest
 
 from rstar_jax import parallel
-from rstar_jax.errors import UserError
 from rstar_jax.parallel import compiled
+from rstar_jax.settings.errors import UserError
 from tests.parallel import processes
 
 PROGRAM = """
@@ -51,10 +51,11 @@ import sys
 import jax
 import numpy as np
 from rstar_jax import parallel
+from rstar_jax.job import hosts
 from rstar_jax.parallel import compiled
 
 compiled.LEAST_SECONDS = 0.0
-parallel.initialise()
+hosts.initialise()
 parallel.keep_compiled(sys.argv[1])
 found = []
 jax.monitoring.register_event_listener(lambda name, **_: found.append(name))
@@ -70,7 +71,7 @@ mesh = jax.NamedSharding(parallel.global_mesh(), jax.P('fsdp'))
 ours = jax.make_array_from_callback((8,), mesh, lambda index: np.ones(8)[index])
 print('hits', hits(jax.jit(lambda x: x * 2 + x.sum()), mine),
       hits(jax.jit(lambda x: x * 3 + x.sum()), ours))
-parallel.barrier('end')
+hosts.barrier('end')
 """
 
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from rstar_jax import models, parallel, search
-from rstar_jax.parallel import collectives
-from rstar_jax.search import planning as searches
+from rstar_jax.plan import collectives
+from rstar_jax.plan import searches as searches
 
 SHAPE = models.Config(
     family='qwen2',

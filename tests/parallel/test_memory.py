@@ -4,7 +4,8 @@ import jax
 import pytest
 from jax.sharding import Mesh
 
-from rstar_jax import cgroups, parallel
+from rstar_jax import parallel
+from rstar_jax.job import cgroups
 from rstar_jax.parallel import compiled, memory
 
 MIB = 2**20

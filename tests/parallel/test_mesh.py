@@ -10,7 +10,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from rstar_jax import models, parallel
-from rstar_jax.errors import UserError
+from rstar_jax.settings.errors import UserError
 
 
 @pytest.mark.parametrize('tensor', [1, 2, 8])

@@ -13,10 +13,11 @@ import jax
 import numpy as np
 import pytest
 
-from rstar_jax import models, parallel, sources, training
+from rstar_jax import models, parallel, training
 from rstar_jax.models import decoder as decoders
-from rstar_jax.models import sharding, weights
-from rstar_jax.training import checkpoints, layers, step
+from rstar_jax.models import sharding, trained, weights
+from rstar_jax.stages import sources
+from rstar_jax.training import layers, step
 from tests.models import test_gguf
 from tests.parallel import training_program
 
@@ -88,7 +89,7 @@ def folder(tmp_path_factory):
     test_gguf.write('qwen2', made / 'model.gguf')
     policy = models.load(made / 'model.gguf', 'float32')
     models.save(policy, made / 'hf')
-    checkpoints.save_model(policy, made / 'own')
+    trained.save_model(policy, made / 'own')
     return made
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from rstar_jax import models
-from rstar_jax.training import checkpoints
+from rstar_jax.models import trained
 from tests.models import test_gguf
 from tests.parallel import processes
 
@@ -22,7 +22,7 @@ def made(tmp_path_factory) -> pathlib.Path:
     test_gguf.write('qwen2', folder / 'model.gguf')
     policy = models.load(folder / 'model.gguf', 'float32')
     models.save(policy, folder / 'hf')
-    checkpoints.save_model(policy, folder / 'own')
+    trained.save_model(policy, folder / 'own')
     for count in (1, 2):
         command = [sys.executable, '-m', 'tests.parallel.training_program']
         command += [str(folder), str(folder / str(count))]
@@ -49,7 +49,7 @@ def test_two_processes_begin_with_the_same_head(made):
     np.testing.assert_allclose([x['loss'] for x in two], [x['loss'] for x in one], rtol=1e-5)
     plain = [json.loads(line) for line in (made / '1' / 'ppm' / 'metrics.jsonl').open()]
     assert abs(one[0]['loss'] - plain[0]['loss']) > 0.01
-    heads = (checkpoints.load_ppm(made / n / 'fitted').params['value_head'] for n in '12')
+    heads = (trained.load_ppm(made / n / 'fitted').params['value_head'] for n in '12')
     one, two = (np.asarray(head['weight']) for head in heads)
     np.testing.assert_allclose(two, one, atol=1e-4 * np.abs(one).max())
 

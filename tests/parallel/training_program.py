@@ -9,8 +9,10 @@ import sys
 import jax
 import numpy as np
 
-from rstar_jax import models, parallel, sources, steps, training
-from rstar_jax.training import checkpoints
+from rstar_jax import models, parallel, steps, training
+from rstar_jax.job import hosts
+from rstar_jax.models import trained
+from rstar_jax.stages import sources
 
 WORDS = ('three', 'apples', 'and', 'four', 'pears', 'seven', 'plums')
 
@@ -60,12 +62,12 @@ def main(folder: pathlib.Path, out: pathlib.Path) -> None:
     training.ppm(policy, data, fitted, out / 'fitted', mesh=mesh)
     ppm, _ = training.ppm(policy, data, ppm_settings, out / 'ppm', mesh=mesh, release=True)
     check(ppm.params, mesh)
-    policy = checkpoints.load_policy(out / 'hf', mesh=mesh)
+    policy = trained.load_policy(out / 'hf', mesh=mesh)
     models.save(policy, out / 'export' / 'policy')
     models.save_ppm(ppm, out / 'export' / 'ppm')
 
 
 if __name__ == '__main__':
-    parallel.initialise()
+    hosts.initialise()
     main(pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2]))
-    parallel.barrier('end')
+    hosts.barrier('end')

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from rstar_jax.search.record import Record, Status
+from rstar_jax.data.record import Record, Status
 
 ENDS = (Status.ANSWER, Status.ANSWER, Status.CODE_ERRORS, Status.TOO_DEEP, Status.OPEN)
 

@@ -11,11 +11,13 @@ import zlib
 
 import pytest
 
-from rstar_jax import configs, data, order, report, summary
-from rstar_jax.errors import UserError
+from rstar_jax import data, report
+from rstar_jax.data.record import Record
 from rstar_jax.report import __main__ as command
-from rstar_jax.report import drawing, learning, page, plots, run, stages, tables, trees
-from rstar_jax.search.record import Record
+from rstar_jax.report import drawing, learning, page, plots, run, stages, tables, terminal, trees
+from rstar_jax.settings import configs
+from rstar_jax.settings.errors import UserError
+from rstar_jax.stages import order
 from tests.evals.trees import tree
 from tests.report import workdirs
 from tests.report.grown import grown
@@ -224,7 +226,7 @@ def test_what_was_dropped_is_told_with_its_reason(workdir):
 
 def test_terminal_and_page_say_the_same(workdir):
     stream = io.StringIO()
-    summary.show(workdir, stream)
+    terminal.show(workdir, stream)
     text = ' '.join(stream.getvalue().split())
     page = Page((workdir / 'report' / 'index.html').read_text()).text
     made = run.read(workdir)

@@ -17,12 +17,14 @@ import numpy as np
 import openai
 import pytest
 
-from rstar_jax import configs, data, models, parallel, rounds, search, serve, steps
-from rstar_jax.errors import UserError
+from rstar_jax import data, models, parallel, rounds, search, steps
 from rstar_jax.models import tiny
 from rstar_jax.search import Status, endpoint
 from rstar_jax.search.engine import copies, sampling
+from rstar_jax.settings import configs
+from rstar_jax.settings.errors import UserError
 from rstar_jax.training import examples
+from rstar_jax.use import serve
 from tests.search import completions
 
 CONFIG = search.Config(rollouts=4, candidates=4, max_depth=4, error_threshold=2)

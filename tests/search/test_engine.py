@@ -13,10 +13,10 @@ import transformers
 from tokenizers import pre_tokenizers
 
 from rstar_jax import models, parallel, search
-from rstar_jax.errors import UserError
 from rstar_jax.search import begin, loop, totals
 from rstar_jax.search.engine import Engine, copies, devices, local, memory, sizes, state
 from rstar_jax.search.engine.kv_cache import CacheManager
+from rstar_jax.settings.errors import UserError
 from tests.search import favoured
 from tests.search.naive import Naive
 

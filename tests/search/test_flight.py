@@ -13,6 +13,7 @@ from flax import serialization
 
 from rstar_jax import data, search
 from rstar_jax.search import flight
+from rstar_jax.search.flights import Flights
 from rstar_jax.search.host import HostTree, Node, Step
 from rstar_jax.steps import marks
 from tests.parallel import processes
@@ -217,7 +218,7 @@ def texts(*arguments):
     return random_texts(*arguments)
 
 with data.TreeStore(folder, seconds=0) as store:
-    flights = data.Flights(folder / 'flights', 0, seconds, store)
+    flights = Flights(folder / 'flights', 0, seconds, store)
     expander = search.scripted(texts, random_score, trees=1)
     before = expander.start
     def start(row, tree):
@@ -281,12 +282,12 @@ def test_which_tree_it_is_is_told_without_its_nodes(monkeypatch):
 
 
 def test_what_another_process_keeps_is_read_when_it_is_asked_for(tmp_path):
-    one, two = (data.Flights(tmp_path, number, 1.0, ()) for number in range(2))
+    one, two = (Flights(tmp_path, number, 1.0, ()) for number in range(2))
     two.keep({(i, 0): packed(i, 1) for i in range(4)})
-    one = data.Flights(tmp_path, 0, 1.0, ())
+    one = Flights(tmp_path, 0, 1.0, ())
     assert flight.key_of(one.find((3, 0))) == ((3, 0), 1)
     assert one.find((3, 0)) is None
-    two = data.Flights(tmp_path, 1, 1.0, {(1, 0)})
+    two = Flights(tmp_path, 1, 1.0, {(1, 0)})
     two.keep({(2, 0): packed(2, 7)})  # the one in front of it is done
     assert flight.key_of(one.find((2, 0))) == ((2, 0), 7)
     assert one.find((1, 0)) is None
@@ -295,10 +296,10 @@ def test_what_another_process_keeps_is_read_when_it_is_asked_for(tmp_path):
 
 
 def test_others_trees_are_known_without_being_read(tmp_path, monkeypatch):
-    data.Flights(tmp_path, 1, 1.0, ()).keep({(i, 0): packed(i, i) for i in range(4)})
+    Flights(tmp_path, 1, 1.0, ()).keep({(i, 0): packed(i, i) for i in range(4)})
     with monkeypatch.context() as patched:
         patched.setattr(flight, 'key_of', lambda data: 1 / 0)
-        one = data.Flights(tmp_path, 0, 1.0, ())
+        one = Flights(tmp_path, 0, 1.0, ())
         assert one.find((4, 0)) is None
         found = one.find((3, 0))
     assert flight.key_of(found) == ((3, 0), 3)
@@ -306,17 +307,17 @@ def test_others_trees_are_known_without_being_read(tmp_path, monkeypatch):
 
 def test_a_file_of_another_process_is_read_and_outdone_by_what_went_further(tmp_path):
     done = set()
-    one, two = (data.Flights(tmp_path, number, 1.0, done) for number in range(2))
+    one, two = (Flights(tmp_path, number, 1.0, done) for number in range(2))
     one.keep({(1, 0): packed(1, 3), (2, 0): packed(2, 5), (3, 0): packed(3, 1)})
     two.keep({(2, 0): packed(2, 2), (4, 0): packed(4, 9)})
     done.add((3, 0))
-    one = data.Flights(tmp_path, 0, 1.0, done)
+    one = Flights(tmp_path, 0, 1.0, done)
     found = {key: flight.key_of(one.find((key, 0)))[1] for key in (1, 2, 4)}
     assert found == {1: 3, 2: 5, 4: 9}
     assert one.find((3, 0)) is None
     # Killed before it came to the trees of its file again, it still has them.
     one.keep({(5, 0): packed(5, 1)})
-    again = data.Flights(tmp_path, 1, 1.0, done)
+    again = Flights(tmp_path, 1, 1.0, done)
     assert all(again.find((key, 0)) is not None for key in (1, 2, 4, 5))
     again.forget()
     assert not tmp_path.exists()

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 
 from rstar_jax import models, parallel
-from rstar_jax.errors import UserError
 from rstar_jax.models import decoder, tiny
 from rstar_jax.models.config import Config as Shape
 from rstar_jax.search import host
 from rstar_jax.search.config import Config
 from rstar_jax.search.engine import Engine, batch, memory, model, programs, sizes, state
+from rstar_jax.settings.errors import UserError
 from rstar_jax.steps import marks
 
 SHAPE = Shape(

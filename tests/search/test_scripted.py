@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from rstar_jax import search, steps
-from rstar_jax.errors import UserError
 from rstar_jax.search import Status, begin
+from rstar_jax.settings.errors import UserError
 from rstar_jax.steps import marks
 from tests.search import reference
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from rstar_jax import steps
-from rstar_jax.errors import UserError
 from rstar_jax.models import tiny
+from rstar_jax.settings.errors import UserError
 from rstar_jax.steps import marks
 
 

@@ -10,9 +10,10 @@ import pytest
 import transformers
 from tokenizers import pre_tokenizers
 
-from rstar_jax import data, steps, training
-from rstar_jax.errors import UserError
-from rstar_jax.training import checkpoints, examples, packing, trainer
+from rstar_jax import data, parallel, steps, training
+from rstar_jax.models import trained
+from rstar_jax.settings.errors import UserError
+from rstar_jax.training import examples, packing, trainer
 from tests.training.words import (
     log_of,
     pair_examples,
@@ -197,7 +198,7 @@ def test_losses_of_trajectories_learn(policy, tmp_path, loss):
     tokens = [ppm.tokenizer(text)['input_ids'] for text in texts]
     good, bad = (float(ppm.scores(jnp.asarray([ids]), jnp.array([len(ids)]))[0]) for ids in tokens)
     assert -1 <= bad < 0 < good <= 1
-    loaded = checkpoints.load_ppm(tmp_path)
+    loaded = trained.load_ppm(tmp_path)
     assert loaded.squash == 'tanh' and same(loaded.params, ppm.params)
 
 
@@ -264,7 +265,7 @@ def test_of_stored_examples_those_of_one_step_are_in_memory(
     every = whole.take()
     assert all(alike(a, every[i]) for a, i in zip(taken, step))
     assert sum(encoded.counts) == len(texts) - encoded.dropped
-    micros = trainer.Micros(encoded, step, sft_settings(), checkpoints.one_device())
+    micros = trainer.Micros(encoded, step, sft_settings(), parallel.one_device())
     assert micros.tokens > 0 and alive() == before + len(taken) + len(every)
 
 

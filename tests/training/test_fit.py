@@ -10,9 +10,10 @@ import pytest
 import tokenizers
 import transformers
 
-from rstar_jax import ledger, models, parallel, steps, training
-from rstar_jax.errors import UserError
-from rstar_jax.training import checkpoints, examples, fit, recompute, trainer
+from rstar_jax import models, parallel, steps, training
+from rstar_jax.job import hosts, ledger
+from rstar_jax.settings.errors import UserError
+from rstar_jax.training import examples, fit, recompute, trainer
 from tests.training import test_trainer
 from tests.training.words import pair_examples, ppm_settings, sft_examples, sft_settings
 
@@ -20,7 +21,7 @@ from tests.training.words import pair_examples, ppm_settings, sft_examples, sft_
 @pytest.mark.parametrize(('moments', 'bytes_of_one'), [('float32', 8), ('bfloat16', 6)])
 def test_moments_take_the_bytes_that_they_should(policy, moments, bytes_of_one):
     settings = sft_settings(moments=moments)
-    compiled = trainer.Compiled(policy.config, settings, 'sft', checkpoints.one_device(), 2)
+    compiled = trainer.Compiled(policy.config, settings, 'sft', parallel.one_device(), 2)
     state = compiled.init(policy.params)
     count = sum(leaf.size for leaf in jax.tree.leaves(policy.params))
     counters = 4 * 4  # of Adam; of the schedule with its steps and rate
@@ -63,7 +64,7 @@ def test_a_long_row_that_comes_late_is_looked_at_before_the_first_step(
     monkeypatch.setattr(trainer, 'LOOKED', 1)
     every = [
         {batch['tokens'].shape for batch in trainer.Micros(
-            encoded, chosen, settings, checkpoints.one_device()
+            encoded, chosen, settings, parallel.one_device()
         ).batches}
         for _, chosen in trainer.order(encoded, range(len(encoded)), settings)
     ]  # fmt: skip
@@ -90,10 +91,10 @@ def test_of_several_processes_the_one_with_the_least_memory_decides(policy, monk
     for here, there in ((4096, 300), (300, 4096)):
         with monkeypatch.context() as two:
             two.setattr(jax, 'process_count', lambda: 2)
-            two.setattr(parallel, 'greatest', lambda number, there=there: max(number, -there))
+            two.setattr(hosts, 'greatest', lambda number, there=there: max(number, -there))
             for name in ('device_bytes', 'free_bytes'):
                 two.setattr(parallel, name, lambda mesh, here=here: here * mib + 1000)
-            mesh = checkpoints.one_device()
+            mesh = parallel.one_device()
             compiled = trainer.Compiled(policy.config, settings, 'sft', mesh, 2)
             rooms.append(compiled.room(params, {}))
             compiled.check_room('it takes', 300 * mib)
@@ -140,7 +141,7 @@ def test_a_chat_asks_by_the_prompt_that_was_trained(policy, tmp_path, marks, beg
     start = dataclasses.replace(policy, tokenizer=tokenizer, generation=said)
     settings = sft_settings(epochs=1, marks=marks)
     trained, _ = training.sft(start, sft_examples(4), settings, tmp_path / 'made')
-    again = checkpoints.load_policy(tmp_path / 'made')
+    again = trained.load_policy(tmp_path / 'made')
     models.save(again, tmp_path / 'export')
     exported = transformers.AutoTokenizer.from_pretrained(tmp_path / 'export')
     question = 'Is {{ \'bbb\' }}\n < 3 & "ccc"?\n'

@@ -4,9 +4,9 @@ import jax
 import numpy as np
 import pytest
 
-from rstar_jax import models, training
+from rstar_jax import models, parallel, training
 from rstar_jax.models import decoder as decoders
-from rstar_jax.training import checkpoints, flops, packing, step, trainer
+from rstar_jax.training import flops, packing, step, trainer
 from rstar_jax.training.examples import PAIR_FIELDS, SFT_FIELDS, Encoded
 
 SHAPE = models.Config('llama', 512, 128, 384, 2, 4, 2, 32, tie_embeddings=True)
@@ -31,14 +31,14 @@ def batch_of(loss):
         sides = tokens[:96], np.concatenate([tokens[:64], tokens[96:]])
         pairs, weights = np.array([[0, 1]], np.int32), np.ones(1, np.float32)
         encoded.add('', packing.Example(sides, (64, 64), (), pairs, weights))
-    return trainer.Micros(encoded, [0], settings, checkpoints.one_device()), settings
+    return trainer.Micros(encoded, [0], settings, parallel.one_device()), settings
 
 
 def counted(loss, rank):
     """(our count, the compiler's) of one micro batch's gradients."""
     micros, settings = batch_of(loss)
     settings.lora = rank
-    mesh = checkpoints.one_device()
+    mesh = parallel.one_device()
     compiled = step.Compiled(WIDE, settings, loss, mesh, 1)
     params = decoders.init_params(WIDE, jax.random.key(0))
     if loss != 'sft':

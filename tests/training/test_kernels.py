@@ -13,17 +13,10 @@ import pytest
 from jax._src.cudnn import fused_attention_stablehlo
 
 from rstar_jax import models, parallel, training
-from rstar_jax.errors import UserError
 from rstar_jax.models import decoder as decoders
-from rstar_jax.training import (
-    attention,
-    checkpoints,
-    kernels,
-    layers,
-    losses,
-    planning,
-    step,
-)
+from rstar_jax.plan import trainings
+from rstar_jax.settings.errors import UserError
+from rstar_jax.training import attention, kernels, layers, losses, step
 
 BLOCK, LENGTH = 128, 300  # three blocks, the last with padding
 # Where segments of a row end, and of another row a prefix and each of its two continuations.
@@ -145,8 +138,8 @@ def test_products_of_the_kernel_are_those_that_are_planned(monkeypatch):
     monkeypatch.setattr(kernels, 'chosen', lambda choice, *_: choice)
     settings, computed = training.settings('sft', {'dtype': 'bfloat16'}), {}
     for settings.attention in ('splash', 'loop'):
-        computed[settings.attention] = planning.products(CONFIG, settings, 'sft', 2, 1024)[1]
-    one = 2 * 2 * planning._scored(CONFIG, 1024) * CONFIG.num_heads * CONFIG.head_dim
+        computed[settings.attention] = trainings.products(CONFIG, settings, 'sft', 2, 1024)[1]
+    one = 2 * 2 * trainings._scored(CONFIG, 1024) * CONFIG.num_heads * CONFIG.head_dim
     assert computed['splash'] - computed['loop'] == (sum(made.values()) - 7) * one
 
 
@@ -198,7 +191,7 @@ def test_where_a_kernel_is_chosen(monkeypatch, changed, name):
 def test_what_computes_the_attention_is_told(monkeypatch):
     monkeypatch.setattr(parallel, 'platform', lambda: 'tpu')
     settings = training.settings('sft', {'dtype': 'bfloat16'})
-    compiled = step.Compiled(CONFIG, settings, 'sft', checkpoints.one_device(), 1)
+    compiled = step.Compiled(CONFIG, settings, 'sft', parallel.one_device(), 1)
     assert compiled.attention([256, 256, 512]) == 'splash'
     assert (
         compiled.attention([128, 512, 256]) == 'loop in rows of 128, splash in rows of 256 and 512'

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from rstar_jax import parallel, training
+from rstar_jax.job import hosts
 from rstar_jax.training import checkpoints, flops, log
 from tests.training.words import log_of, sft_examples, sft_settings
 
@@ -88,7 +89,7 @@ def test_lines_that_are_lost_do_no_harm(policy, tmp_path, lines, rest):
 
 def test_processes_ask_each_other_once_a_step(policy, tmp_path, monkeypatch):
     asked, counts = [], []
-    monkeypatch.setattr(parallel, 'greatest', lambda number: asked.append(number) or number)
+    monkeypatch.setattr(hosts, 'greatest', lambda number: asked.append(number) or number)
 
     def progress(numbers):
         if 'grad_norm' in numbers:
@@ -103,7 +104,7 @@ def test_figures_are_those_of_the_steps_alone(tmp_path, monkeypatch):
     now, told = [100.0], []
     monkeypatch.setattr(log.time, 'monotonic', lambda: now[0])
     monkeypatch.setattr(parallel, 'peak_flops', lambda mesh, dtype: 1000.0)
-    compiled = types.SimpleNamespace(mesh=checkpoints.one_device(), seconds=0.0, count=2)
+    compiled = types.SimpleNamespace(mesh=parallel.one_device(), seconds=0.0, count=2)
     work = flops.Work(token=30, target=20, pair=1, windows=(None,))
     made = log.Log(tmp_path, [3, 1], compiled, sft_settings(), work, told.append)
     made.resume(0)

@@ -12,10 +12,10 @@ import torch
 import transformers
 
 from rstar_jax import models, parallel, training
-from rstar_jax.errors import UserError
 from rstar_jax.models import decoder as decoders
 from rstar_jax.models import weights
 from rstar_jax.parallel import global_mesh
+from rstar_jax.settings.errors import UserError
 from rstar_jax.training import checkpoints, examples, layers, lora, losses, recompute, trainer
 from rstar_jax.training.step import merging
 from tests.models import tiny_torch
@@ -124,7 +124,7 @@ def test_gradients_are_those_of_full_training(loss, changes, kept):
     model, rows = model_of(loss, changes)
     frozen, trained = drawn(model.params, rows)
     encoded = encoded_for(loss, model.tokenizer)
-    mesh = checkpoints.one_device()
+    mesh = parallel.one_device()
     micros = trainer.Micros(encoded, range(len(encoded)), settings(micro_batch=8), mesh)
     (batch,) = micros.batches
 
@@ -205,7 +205,7 @@ def test_killed_and_resumed_training_ends_with_the_same_bits(tmp_path, loss):
     for name in ('adapter_model.safetensors', 'adapter_config.json'):
         files = [folder / 'adapter' / name for folder in (tmp_path / 'whole', parts)]
         assert files[0].read_bytes() == files[1].read_bytes()
-    load = checkpoints.load_policy if loss == 'sft' else checkpoints.load_ppm
+    load = trained.load_policy if loss == 'sft' else trained.load_ppm
     assert same(load(parts).params, whole.params)
     norm = (whole.params if loss == 'sft' else whole.params['decoder'])['norm']
     assert same(norm, policy.params['norm'])
@@ -215,7 +215,7 @@ def test_killed_and_resumed_training_ends_with_the_same_bits(tmp_path, loss):
 def test_state_has_the_bytes_of_what_is_trained(dtype):
     model, rows = model_of('sft', LLAMA)
     config = settings(dtype=dtype)
-    compiled = trainer.Compiled(model.config, config, 'sft', checkpoints.one_device(), 4, rows)
+    compiled = trainer.Compiled(model.config, config, 'sft', parallel.one_device(), 4, rows)
     state = compiled.init(model.params)
     shapes = [p.shape for path, p in weights.flatten(model.params).items() if 'layers' in path]
     trained = sum(RANK * sum(shape) for shape in shapes if len(shape) == 2)
@@ -237,7 +237,7 @@ def test_frozen_weights_are_not_widened():
     """A step on few tokens takes less than the frozen weights would in float32."""
     shape = models.Config('qwen2', 512, 128, 512, 6, 2, 1, 64, tie_embeddings=True)
     config = settings(dtype='bfloat16')
-    mesh = checkpoints.one_device()
+    mesh = parallel.one_device()
     compiled = trainer.Compiled(shape, config, 'sft', mesh, 4, range(2))
     state = compiled.init(decoders.init_params(shape, jax.random.key(0)))
     names = ('tokens', 'positions', 'end', 'targets', 'weights')
@@ -249,7 +249,7 @@ def test_frozen_weights_are_not_widened():
 
 def test_merging_has_no_stack_beside_the_merged_model(monkeypatch):
     shape = models.Config('qwen2', 512, 128, 512, 6, 2, 1, 64, tie_embeddings=True)
-    mesh = checkpoints.one_device()
+    mesh = parallel.one_device()
     compiled = trainer.Compiled(shape, settings(dtype='bfloat16'), 'sft', mesh, 4)
     state = compiled.init(decoders.init_params(shape, jax.random.key(0)))
     stacks = jax.tree.leaves(compiled._frozen)
@@ -293,7 +293,7 @@ def test_meshes_change_nothing():
     encoded = encoded_for('sft', model.tokenizer)
     _, moved = drawn(model.params, rows)
     ended = []
-    for mesh in (checkpoints.one_device(), global_mesh(fsdp=2, tensor=2)):
+    for mesh in (parallel.one_device(), global_mesh(fsdp=2, tensor=2)):
         config = settings(micro_batch=8, grad_clip=0.0)
         compiled = trainer.Compiled(model.config, config, 'sft', mesh, 4, rows)
         state = compiled.init(model.params)

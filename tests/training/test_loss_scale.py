@@ -9,10 +9,11 @@ import numpy as np
 import optax
 import pytest
 
-from rstar_jax import bounds, models, training
-from rstar_jax.errors import UserError
+from rstar_jax import models, parallel, training
 from rstar_jax.models import checkpoint, decoder
-from rstar_jax.training import checkpoints, dtypes, loss_scale, packing, step, trainer
+from rstar_jax.settings import bounds
+from rstar_jax.settings.errors import UserError
+from rstar_jax.training import dtypes, loss_scale, packing, step, trainer
 from rstar_jax.training.examples import Encoded
 from tests.training import words
 
@@ -61,7 +62,7 @@ def encoded():
 
 def gradients(dtype, scale, factor=None):
     """Gradients by the trainer's functions of `scale` times the loss, as float32 of that loss."""
-    config, mesh, examples = settings(dtype), checkpoints.one_device(), encoded()
+    config, mesh, examples = settings(dtype), parallel.one_device(), encoded()
     compiled = step.Compiled(SHAPE, config, 'sft', mesh, 4)
     state = compiled.init(decoder.init_params(SHAPE, jax.random.key(0)))
     (batch,) = trainer.Micros(examples, range(4), config, mesh).batches

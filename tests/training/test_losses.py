@@ -13,17 +13,8 @@ from rstar_jax import models, parallel
 from rstar_jax.models import attention as plain
 from rstar_jax.models import decoder as decoders
 from rstar_jax.models import heads, kernels
-from rstar_jax.parallel import collectives
-from rstar_jax.training import (
-    attention,
-    checkpoints,
-    flops,
-    layers,
-    losses,
-    packing,
-    planning,
-    recompute,
-)
+from rstar_jax.plan import collectives, trainings
+from rstar_jax.training import attention, flops, layers, losses, packing, recompute
 from rstar_jax.training.step import Compiled
 from tests.training import words
 
@@ -395,7 +386,7 @@ def test_blocks_beyond_the_window_are_left_out(monkeypatch, window):
     assert [x[:count].tolist() for x in blocks] == [x.tolist() for x in np.nonzero(needed)]
     shape = config(windows=(window,) * 3, num_layers=3)
     assert flops.work(shape, 'sft').seen(here) == 3 * seen.sum()
-    assert planning._scored(shape, 80) == 3 * needed.sum() * 64
+    assert trainings._scored(shape, 80) == 3 * needed.sum() * 64
 
 
 def test_a_text_gives_the_same_beside_longer_ones():
@@ -404,7 +395,7 @@ def test_a_text_gives_the_same_beside_longer_ones():
     shape = config(family='phi3', qkv_bias=False, rope=rope, max_length=256)
     rng = np.random.default_rng(0)
     settings = words.sft_settings()
-    compiled = Compiled(shape, settings, 'sft', checkpoints.one_device(), 1)
+    compiled = Compiled(shape, settings, 'sft', parallel.one_device(), 1)
     params = layers.stack(params_of(shape))
 
     def loss(*texts):

@@ -7,11 +7,11 @@ import pytest
 import torch
 import transformers
 
-from rstar_jax import models, steps, training
-from rstar_jax.errors import UserError
+from rstar_jax import models, parallel, steps, training
 from rstar_jax.models import decoder as decoders
 from rstar_jax.parallel import global_mesh
-from rstar_jax.training import checkpoints, examples, losses, trainer
+from rstar_jax.settings.errors import UserError
+from rstar_jax.training import examples, losses, trainer
 from tests.models import tiny_torch
 
 ROWS = 151_680  # of Qwen2.5's embedding
@@ -104,7 +104,7 @@ def test_new_rows_alone_learn_at_their_rate(small):
     new = list(range(len(small.tokenizer), len(policy.tokenizer)))
     encoded = examples.sft(solutions(8), policy.tokenizer, 256)
     ended = []
-    for mesh in (checkpoints.one_device(), global_mesh(fsdp=2, tensor=2)):
+    for mesh in (parallel.one_device(), global_mesh(fsdp=2, tensor=2)):
         config = settings(learning_rate=1e-5, marks_rate=0.1, weight_decay=0.0)
         compiled = trainer.Compiled(policy.config, config, 'sft', mesh, 10, new)
         state = compiled.init(policy.params)

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rstar_jax import models, training
+from rstar_jax import models, parallel, training
 from rstar_jax.models import decoder as decoders
-from rstar_jax.training import checkpoints, layers, losses, recompute, step
+from rstar_jax.training import layers, losses, recompute, step
 
 SHAPE = models.Config('qwen2', 61, 64, 512, 8, 4, 2, 16, qkv_bias=True)
 SETTINGS = types.SimpleNamespace(dropout=0.0, squash='tanh', attention='auto', center=0.0)
@@ -59,7 +59,7 @@ def test_recomputed_layers_take_little_memory(dtype, optimiser, monkeypatch):
 
 
 def test_a_training_takes_half_of_what_its_device_has_left():
-    mesh, settings = checkpoints.one_device(), training.settings('sft', {'dtype': 'float32'})
+    mesh, settings = parallel.one_device(), training.settings('sft', {'dtype': 'float32'})
     params = decoders.init_params(SHAPE, jax.random.key(0))
     held = 4 * sum(x.nbytes for x in jax.tree.leaves(params))  # moments and gradients too
     need = recompute.kept_bytes(SHAPE, ROWS, LENGTH, 'float32')

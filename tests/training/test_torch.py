@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from rstar_jax import models, steps, training
+from rstar_jax import models, parallel, steps, training
 from rstar_jax.models import weights
-from rstar_jax.training import checkpoints, examples, layers, packing, trainer
+from rstar_jax.training import examples, layers, packing, trainer
 from tests.models import tiny_torch
 
 EPOCHS, BATCH, RATE, DECAY, CLIP = 4, 8, 2e-3, 0.1, 2.3
@@ -125,7 +125,7 @@ def test_loss_and_gradients_of_packed_pairs_are_those_of_torch(network, tmp_path
     changes = dict(length=128, micro_batch=1, dtype='float32', dropout=0.0, squash=squash)
     config = training.settings('ppm', changes)
     encoded = examples.pairs(data, policy.tokenizer, config.length)
-    mesh = checkpoints.one_device()
+    mesh = parallel.one_device()
     compiled = trainer.Compiled(policy.config, config, 'pairwise', mesh, 2)
     params = compiled.init(ppm.params)['params']
     micros = trainer.Micros(encoded, range(len(encoded)), config, mesh)

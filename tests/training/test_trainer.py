@@ -13,9 +13,11 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from rstar_jax import interrupts, models, steps, training
-from rstar_jax.errors import UserError
+from rstar_jax import models, parallel, steps, training
+from rstar_jax.job import interrupts
+from rstar_jax.models import trained
 from rstar_jax.parallel import global_mesh
+from rstar_jax.settings.errors import UserError
 from rstar_jax.training import checkpoints, examples, fit, layers, trainer
 from tests.training.words import (
     Killed,
@@ -68,7 +70,7 @@ def test_finished_training_is_read_not_repeated(policy, tmp_path):
     assert not (tmp_path / 'state').exists()
     assert again.config == trained.config
     assert again.tokenizer('a<code>b')['input_ids'] == trained.tokenizer('a<code>b')['input_ids']
-    loaded = checkpoints.load_policy(tmp_path, 'bfloat16')
+    loaded = trained.load_policy(tmp_path, 'bfloat16')
     assert loaded.params['norm']['weight'].dtype == jnp.bfloat16
     moved = dataclasses.replace(policy, params=jax.tree.map(lambda x: 2 * x, policy.params))
     for start, seed in ((policy, 1), (moved, 0)):
@@ -77,7 +79,7 @@ def test_finished_training_is_read_not_repeated(policy, tmp_path):
     with pytest.raises(UserError, match='another training'):
         training.sft(policy, sft_examples(11), sft_settings(), tmp_path)
     with pytest.raises(UserError, match='holds a policy, not a ppm'):
-        checkpoints.load_ppm(tmp_path)
+        trained.load_ppm(tmp_path)
 
 
 @pytest.mark.parametrize('others', [(), (5,)])
@@ -85,7 +87,7 @@ def test_the_token_that_ends_a_response_ends_texts_of_the_export(policy, tmp_pat
     start = dataclasses.replace(policy, config=policy.config.replace(eos_ids=others))
     start.generation = {'eos_token_id': list(others) or None, 'top_k': 20}
     training.sft(start, sft_examples(2), sft_settings(epochs=1), tmp_path / 'made')
-    trained = checkpoints.load_policy(tmp_path / 'made')
+    trained = models.load(tmp_path / 'made', 'float32')
     assert trained.generation == {'eos_token_id': start.generation['eos_token_id']}
     models.save(trained, tmp_path / 'export')
     for name in ('config.json', 'generation_config.json'):
@@ -169,9 +171,9 @@ def test_a_disk_without_room_is_told_before_orbax_writes(policy, tmp_path, monke
             states.save(2, {'x': jnp.ones(251)}, {})
         assert states.newest() == (1, {})
     with pytest.raises(OSError, match=f"No space left on device: '{tmp_path}/model'"):
-        checkpoints.save_model(policy, tmp_path / 'model')
+        trained.save_model(policy, tmp_path / 'model')
     disk.f_blocks = 0  # a file system that does not tell
-    checkpoints.save_model(policy, tmp_path / 'model')
+    trained.save_model(policy, tmp_path / 'model')
 
 
 def test_saved_on_eight_devices_it_goes_on_there_and_on_fewer(policy, tmp_path):
@@ -369,7 +371,7 @@ def compiled_with_state(policy, settings, mesh=None, kind='sft'):
         model = models.init_ppm(policy, 0)
         model.params['value_head']['weight'] = jnp.ones((1, 32)) / 8
     loss = 'sft' if kind == 'sft' else 'pairwise'
-    mesh = mesh or checkpoints.one_device()
+    mesh = mesh or parallel.one_device()
     compiled = trainer.Compiled(policy.config, settings, loss, mesh, 2)
     return compiled, compiled.init(model.params)
 
@@ -380,7 +382,7 @@ def gradients(policy, settings, mesh=None, kind='sft'):
         encoded = examples.sft(sft_examples(), policy.tokenizer, settings.length)
     else:
         encoded = examples.pairs(pair_examples(8), policy.tokenizer, settings.length)
-    mesh = mesh or checkpoints.one_device()
+    mesh = mesh or parallel.one_device()
     compiled, state = compiled_with_state(policy, settings, mesh, kind)
     micros = trainer.Micros(encoded, range(len(encoded)), settings, mesh)
     grads = compiled.zeros(state['params'])
@@ -502,7 +504,7 @@ def test_ppm_learns_a_planted_preference(policy, tmp_path, monkeypatch):
     first, last = (log_of(tmp_path)[i] for i in (0, -1))
     assert first['margin'] == pytest.approx(0, abs=1e-2)
     assert last['accuracy'] == 1 and last['margin'] > 1  # of tanh(r), which ends at 2
-    loaded = checkpoints.load_ppm(tmp_path)
+    loaded = trained.load_ppm(tmp_path)
     assert loaded.squash == 'tanh' and same(loaded.params, ppm.params)
     prompt = steps.prompt('fff ggg hhh') + '<code>\n'
     texts = [prompt + text for text in ('# iii bbb jjj<end_of_step>', '# iii ccc jjj<end_of_step>')]
@@ -577,7 +579,7 @@ def test_a_program_serves_trainings_of_any_length_and_rate(policy):
         settings = sft_settings(micro_batch=8, **changes)
         *_, micros, _ = gradients(policy, settings)
         compiled = trainer.Compiled(
-            policy.config, settings, 'sft', checkpoints.one_device(), 11 * settings.epochs
+            policy.config, settings, 'sft', parallel.one_device(), 11 * settings.epochs
         )
         state = checkpoints.abstract(compiled.init(policy.params))
         batches = [(name, micros.batches[0]) for name in ('step', 'accumulate')]

@@ -20,7 +20,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from rstar_jax.data import problems, published, rows
-from rstar_jax.errors import UserError
+from rstar_jax.settings.errors import UserError
 
 FILES = 'files'  # in the data set's metadata: the sha256 of each file that it was made of
 

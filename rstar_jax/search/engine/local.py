@@ -24,7 +24,6 @@ import numpy as np
 from jax.sharding import Mesh
 
 from rstar_jax import models, steps
-from rstar_jax.errors import UserError
 from rstar_jax.models import tokenizer
 from rstar_jax.search.config import Config
 from rstar_jax.search.engine import (
@@ -43,6 +42,7 @@ from rstar_jax.search.engine.layers import BLOCK
 from rstar_jax.search.engine.model import Model, Scorer
 from rstar_jax.search.expander import Expander
 from rstar_jax.search.host import HostTree, Step
+from rstar_jax.settings.errors import UserError
 from rstar_jax.steps import marks
 
 # A prefix that all prompts share is computed once if it is at least this long.

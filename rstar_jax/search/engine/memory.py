@@ -13,11 +13,11 @@ from collections.abc import Callable
 
 import jax.numpy as jnp
 
-from rstar_jax.errors import UserError
 from rstar_jax.parallel import bytes_on_a_device, device_bytes, free_bytes
 from rstar_jax.parallel.memory import GIB
 from rstar_jax.search.engine import copies, devices, prefill, sizes, state
 from rstar_jax.search.tree import init
+from rstar_jax.settings.errors import UserError
 
 MARGIN = 0.9  # of the free memory; the rest is for what compiled functions work with
 FEW_SLOTS = 16  # are all used at once, as fewer would be hardly faster

@@ -10,11 +10,11 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from rstar_jax.data.record import Status
 from rstar_jax.search import strategies
 from rstar_jax.search import tree as trees_lib
 from rstar_jax.search.engine import copies, decode, prefill, state
 from rstar_jax.search.engine.devices import mapped
-from rstar_jax.search.record import Status
 
 
 def _advance(tree, expansion, rules, *, longest: int, strategy: str):

@@ -1,0 +1,1 @@
+"""What fits, and what it would take: models on devices, rounds on TPU slices."""

@@ -1,0 +1,1 @@
+"""Settings: every key, its default and range; config files; errors as a user sees them."""

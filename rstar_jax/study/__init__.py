@@ -1,0 +1,1 @@
+"""Experiments over whole runs: what each part of the method is worth."""

@@ -5,8 +5,6 @@ import gc
 import importlib.metadata
 import os
 import pathlib
-import shutil
-import tempfile
 
 os.environ['JAX_PLATFORMS'] = 'cpu'
 # Tests compile much and compute little: LLVM optimises nothing, and XLA's older emitters take a
@@ -16,10 +14,11 @@ if importlib.metadata.version('jaxlib').startswith('0.10.'):
     _FLAGS += ['--xla_cpu_use_fusion_emitters=false', '--xla_cpu_parallel_codegen_split_count=1']
 os.environ['XLA_FLAGS'] = ' '.join([os.environ.get('XLA_FLAGS', ''), *_FLAGS])
 os.environ['JAX_DISABLE_MOST_OPTIMIZATIONS'] = '1'
-# A program is compiled once by the workers of pytest-xdist and all that they start. JAX writes into
-# the folder without a lock: what is read half written is compiled again.
-COMPILED = os.environ.get('RSTAR_TESTS_COMPILED') or tempfile.mkdtemp(prefix='rstar-compiled-')
-os.environ['RSTAR_TESTS_COMPILED'] = os.environ['JAX_COMPILATION_CACHE_DIR'] = COMPILED
+# A program is compiled once, for all workers of pytest-xdist, all that they start, and later runs.
+# JAX writes into the folder without a lock: what is read half written is compiled again.
+_CACHE = pathlib.Path(os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache')
+COMPILED = os.environ.get('RSTAR_TESTS_COMPILED') or str(_CACHE / 'rstar_jax' / 'tests')
+os.environ['JAX_COMPILATION_CACHE_DIR'] = COMPILED
 os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
 os.environ['JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES'] = '-1'
 os.environ.setdefault('HF_HUB_OFFLINE', '1')
@@ -28,11 +27,6 @@ os.environ.setdefault('TOKENIZERS_PARALLELISM', 'false')
 import pytest
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
-
-
-def pytest_unconfigure():
-    if 'PYTEST_XDIST_WORKER' not in os.environ:
-        shutil.rmtree(COMPILED, ignore_errors=True)
 
 
 def pytest_collection_modifyitems(items):

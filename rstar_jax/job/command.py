@@ -20,6 +20,7 @@ if 'XLA_PYTHON_CLIENT_MEM_FRACTION' not in os.environ:
 from rstar_jax.job.interrupts import Interrupts, Stopped
 from rstar_jax.settings import errors
 from rstar_jax.settings.errors import UserError
+from rstar_jax.settings.table import KEYS
 
 DISK = {
     errno.ENOSPC: 'free some',
@@ -51,9 +52,10 @@ def guarded(run: Callable[[], int]) -> int:
         try:
             code = run()
         except UserError as error:
-            errors.tell(str(error))
+            text = error.told(f'--config.{error.argument}' if error.argument in KEYS else None)
+            errors.tell(text)
             code = 1 if isinstance(error, errors.Later) else 2
-            _tell_others(code, f'has ended: {error}')
+            _tell_others(code, f'has ended: {text}')
             return code
         except Stopped as stopped:
             print(f'\n{stopped}', file=sys.stderr)

@@ -1,11 +1,11 @@
-"""Dispatcher of the benches: finds the module, types the settings, writes the figures."""
+"""The command of the benches: finds the module, types its settings, writes the figures."""
 
+import dataclasses
 import importlib
 import inspect
 import os
 import pathlib
 import sys
-from collections.abc import Callable
 from typing import Any
 
 from rstar_jax.job import large_pages
@@ -30,46 +30,49 @@ def names() -> dict[str, str]:
     return found
 
 
-def settings_of(run: Callable[..., dict[str, float]]) -> dict[str, Any]:
-    """The settings of a bench and their defaults, from the signature of its `run`."""
-    parameters = inspect.signature(run).parameters.values()
-    return {parameter.name: parameter.default for parameter in parameters}
+def parse(arguments: list[str], defaults: Any) -> tuple[Any, str | None]:
+    """Reads a bench's command line.
 
+    defaults: an instance of the bench's Settings.
 
-def parse(name: str, arguments: list[str], defaults: dict[str, Any]) -> tuple[dict, str | None]:
-    """Returns (settings, path of the JSON file or None); raises UserError on a wrong argument."""
-    settings, json_path = dict(defaults), None
+    Returns (another one, as the arguments say; path of the JSON file or None).
+
+    Raises UserError: a wrong argument.
+    """
+    changes: dict[str, Any] = {}
+    json_path = None
+    known = [field.name for field in dataclasses.fields(defaults)]
     for argument in arguments:
         flag, equals, text = argument.partition('=')
         key = flag.removeprefix('--').replace('-', '_')
         if not flag.startswith('--') or not equals:
-            raise UserError(f'{argument}: expected --key=value; {USAGE}')
+            raise UserError(argument, expected='expected --key=value', remedy=USAGE)
         if key == 'json':
             json_path = text
             if not text or os.path.isdir(text):
-                raise UserError(f'{argument}: expected a file to write to')
+                raise UserError(flag, text, 'expected a file to write to')
             ledger.check_writable(pathlib.Path(text).parent, '--json')
-        elif key in defaults:
-            settings[key] = _typed(argument, text, defaults[key])
+        elif key in known:
+            changes[key] = _typed(flag, text, getattr(defaults, key))
         else:
-            known = ', '.join(f'--{known}' for known in ['json', *defaults])
-            raise UserError(f'{flag}: bench {name} has no such setting; it has {known}')
-    return settings, json_path
+            has = ', '.join(f'--{name}' for name in ('json', *known))
+            raise UserError(flag, expected='no such setting', remedy=f'this bench has {has}')
+    return dataclasses.replace(defaults, **changes), json_path
 
 
-def _typed(argument: str, text: str, default: Any) -> Any:
-    kind = str if default is None else type(default)
+def _typed(flag: str, text: str, default: Any) -> Any:
+    kind = type(default)
     if kind is bool:
         if text.lower() in ('true', '1', 'yes', 'false', '0', 'no'):
             return text.lower() in ('true', '1', 'yes')
-        raise UserError(f'{argument}: expected true or false')
+        raise UserError(flag, text, 'expected true or false')
     try:
         value = kind(text)
     except ValueError:
-        raise UserError(f'{argument}: expected a value of type {kind.__name__}') from None
-    least = 1 if argument.startswith('--repeats=') else 0  # of no runs there are no figures
-    if kind in (int, float) and default >= 0 and not value >= least:
-        raise UserError(f'{argument}: expected at least {least}')
+        raise UserError(flag, text, f'expected a value of type {kind.__name__}') from None
+    least = 1 if flag == '--repeats' else 0  # of no runs there are no figures
+    if kind in (int, float) and not value >= least:
+        raise UserError(flag, text, f'needs at least {least}')
     return value
 
 
@@ -104,17 +107,18 @@ def _run(arguments: list[str]) -> int:
         return command.show_help('\n'.join([USAGE, '', *known]))
     name = arguments[0]
     if name not in benches:
-        raise UserError(f'{name}: no such bench; there are {", ".join(benches) or "none yet"}')
+        raise UserError(name, expected='no such bench', remedy=f'there are {", ".join(benches)}')
     module = importlib.import_module(f'rstar_jax.bench.{name}')
+    defaults = module.Settings()
     if '--help' in arguments[1:]:
-        known = [f'  --{key}={value}' for key, value in settings_of(module.run).items()]
+        known = [f'  --{key}={value}' for key, value in dataclasses.asdict(defaults).items()]
         return command.show_help('\n'.join([inspect.getdoc(module), '', 'settings:', *known]))
-    settings, json_path = parse(name, arguments[1:], settings_of(module.run))
-    figures = module.run(**settings)
-    device = device_name()
-    print(report(name, device, settings, figures))
+    settings, json_path = parse(arguments[1:], defaults)
+    figures = module.run(settings)
+    told, device = dataclasses.asdict(settings), device_name()
+    print(report(name, device, told, figures))
     if json_path:
-        result = {'bench': name, 'device': device, 'settings': settings, 'figures': figures}
+        result = {'bench': name, 'device': device, 'settings': told, 'figures': figures}
         atomic.write_json(json_path, result, 1)
     return 0
 

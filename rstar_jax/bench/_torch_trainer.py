@@ -6,6 +6,7 @@ autocast, parameters, gradients and moments being float32, which is what `transf
 with bf16=True.
 """
 
+import concurrent.futures
 import contextlib
 import multiprocessing
 import os
@@ -23,32 +24,27 @@ class Apart:
     def __init__(self, *args):
         """args: of `Torch`."""
         spawn = multiprocessing.get_context('spawn')
-        self._pipe, other = spawn.Pipe()
-        self._process = spawn.Process(target=_serve, args=(other, *args), daemon=True)
-        self._process.start()
-        other.close()
+        self._process = concurrent.futures.ProcessPoolExecutor(1, spawn, _begin, args)
         self.loss: float | None = None
         self.norm: float | None = None
 
     def step(self) -> float:
-        """Seconds of one step. Raises EOFError: the process has ended, and said why."""
-        self._pipe.send(None)
-        seconds, self.loss, self.norm = self._pipe.recv()
+        """Seconds of one step."""
+        seconds, self.loss, self.norm = self._process.submit(_step).result()
         return seconds
 
     def close(self) -> None:
-        self._pipe.close()
-        self._process.join()
+        self._process.shutdown()
 
 
-def _serve(pipe, *args) -> None:
-    """Takes a step for each message, until the other end is closed."""
+def _begin(*args) -> None:
+    global _torch
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C is told by the process that was asked
-    torch = Torch(*args)
-    with contextlib.suppress(EOFError):
-        while True:
-            pipe.recv()
-            pipe.send((torch.step(), torch.loss, torch.norm))
+    _torch = Torch(*args)
+
+
+def _step() -> tuple[float, float, float]:
+    return _torch.step(), _torch.loss, _torch.norm
 
 
 class Torch:

@@ -7,6 +7,7 @@ writing are in the time; starting Python is not. `peak_memory_mb` is the whole p
 highest, about 185 MB of it imports; it must hardly grow with `--trees`.
 """
 
+import dataclasses
 import json
 import pathlib
 import random
@@ -25,13 +26,23 @@ TEXT = 'x total apples = 3 * ( 14 + rate ) / 2 # Step compute the number of left
 WORDS = TEXT.split()
 
 
-def run(*, trees: int = 1000, nodes: int = 150, seed: int = 0) -> dict[str, float]:
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """nodes: of each tree, at least."""
+
+    trees: int = 1000
+    nodes: int = 150
+    seed: int = 0
+
+
+def run(settings: Settings) -> dict[str, float]:
     """Returns `trees_per_second` and `peak_memory_mb` (MiB)."""
     with tempfile.TemporaryDirectory() as directory:
         search = pathlib.Path(directory) / 'search'
         with data.TreeStore(search) as store:
-            for number in range(trees):
-                store.append(random_tree(random.Random(seed * trees + number), number, nodes))
+            for number in range(settings.trees):
+                rng = random.Random(settings.seed * settings.trees + number)
+                store.append(random_tree(rng, number, settings.nodes))
             store.merge()
         code = f'from rstar_jax.bench import curate; curate.measure({str(search)!r})'
         output = subprocess.run(

@@ -9,6 +9,7 @@ weights' products alone, in a row, over the time of a whole step: what is left i
 """
 
 import copy
+import dataclasses
 import os
 import tempfile
 import time
@@ -24,33 +25,39 @@ from rstar_jax.search.config import Config
 from rstar_jax.search.engine import devices, programs, sampling, sizes, state
 from rstar_jax.search.engine.batch import Known
 
-BATCHES = (1, 8, 64)
 DTYPES = ('float32', 'bfloat16')
 
 
-def run(
-    *,
-    model: str = 'smollm2-135m',
-    prompt: int = 256,
-    tokens: int = 32,
-    dtype: str = '',
-    repeats: int = 3,
-    compare: bool = True,
-    seed: int = 0,
-) -> dict[str, float]:
-    """Settings: model, a path, or the name of a published shape with random weights; prompt,
-    tokens, lengths; dtype, of ours, empty for what the device is fast at; repeats, the best counts.
-    """
-    policy = _policy(model, dtype, seed)
-    ids = np.random.default_rng(seed).integers(0, policy.config.vocab_size, prompt)
-    others = [_Transformers(policy, kind, ids, tokens) for kind in DTYPES] if compare else []
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """model: a path, or the name of a published shape, with random weights. prompt, tokens:
+    lengths. batches: numbers of sequences. dtype: of ours, empty for what the device is fast at.
+    repeats: the best counts. compare: with transformers."""
+
+    model: str = 'smollm2-135m'
+    prompt: int = 256
+    tokens: int = 32
+    batches: str = '1,8,64'
+    dtype: str = ''
+    repeats: int = 3
+    compare: bool = True
+    seed: int = 0
+
+
+def run(settings: Settings) -> dict[str, float]:
+    """Tokens a second, the products' share and, with `compare`, transformers' and the ratio."""
+    policy = _policy(settings)
+    rng, tokens = np.random.default_rng(settings.seed), settings.tokens
+    ids = rng.integers(0, policy.config.vocab_size, settings.prompt)
+    kinds = DTYPES if settings.compare else ()
+    others = [_Transformers(policy, kind, ids, tokens) for kind in kinds]
     figures: dict[str, float] = {}
-    for batch in BATCHES:
+    for batch in map(int, settings.batches.split(',')):
         ours = _Ours(policy, ids, batch, tokens)
         # In turns, so that whatever else the machine does meets all.
         rounds = [
             (ours.step(), ours.products(), *(other.step(batch) for other in others))
-            for _ in range(repeats + 1)
+            for _ in range(settings.repeats + 1)
         ]
         step, products, *theirs = (min(seconds) for seconds in zip(*rounds[1:]))
         figures[f'tokens_per_second_b{batch}'] = batch / step
@@ -62,13 +69,13 @@ def run(
     return figures
 
 
-def _policy(model: str, dtype: str, seed: int):
-    dtype = dtype or default_dtype()
-    if os.path.exists(model):
-        return models.load(model, dtype)
-    shape = published.shape(model)
+def _policy(settings: Settings) -> models.Policy:
+    dtype = settings.dtype or default_dtype()
+    if os.path.exists(settings.model):
+        return models.load(settings.model, dtype)
+    shape = published.shape(settings.model)
     make = jax.jit(models.decoder.init_params, static_argnums=(0, 2))
-    return models.Policy(shape, None, make(shape, jax.random.key(seed), dtype))
+    return models.Policy(shape, None, make(shape, jax.random.key(settings.seed), dtype))
 
 
 class _Ours:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import dataclasses
 import importlib.util
 import io
 import itertools
@@ -92,35 +93,31 @@ def _latencies(submit: Submit, programs: list[str]) -> list[float]:
     return out
 
 
-def run(
-    *, programs: int = 300, workers: int = 0, isolation: str = 'auto', repeats: int = 5
-) -> dict[str, float]:
-    """Rates are the median of `repeats`; p50 and p99 are of lone programs, all repeats together.
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """programs: of each kind in one repeat. workers: of each pool; 0 is one a core. isolation: of
+    our pool. repeats: of everything, the pools in turn."""
 
-    Args:
-      programs: of each kind in one repeat.
-      workers: of each pool; 0: one a core.
-      isolation: of our pool.
-      repeats: of everything, the pools in turn.
+    programs: int = 300
+    workers: int = 0
+    isolation: str = 'auto'
+    repeats: int = 5
+
+
+Rates = dict[tuple[str, str], list[float]]  # by pool and kind of program
+
+
+def run(settings: Settings) -> dict[str, float]:
+    """Rates are the median of `repeats`; p50 and p99 are of lone programs, all repeats together.
 
     Returns:
       For a trivial program (no prefix), numpy_ and sympy_: *_per_second, p50_ms, p99_ms, and the
       ratio to the faster of the other pools; the others' rates; the seconds that step 12 of a
       branch takes whose step 3 sleeps for one.
     """
-    count = workers or cores()
-    numbers = itertools.count()
-    with _pools(count, isolation) as pools:
-        rates: dict[tuple[str, str], list[float]] = {}
-        alone: dict[str, list[float]] = {kind: [] for kind in KINDS}
-        for repeat in range(repeats + 1):  # the first warms up
-            size = programs if repeat else 10 * count
-            for kind, template in KINDS.items():
-                for name, submit in pools.items():
-                    texts = [template.format(n=next(numbers)) for _ in range(size)]
-                    rates.setdefault((name, kind), []).append(_rate(submit, texts, count))
-                texts = [template.format(n=next(numbers)) for _ in range(size)]
-                alone[kind] += _latencies(pools['ours'], texts) if repeat else []
+    count = settings.workers or cores()
+    with _pools(count, settings.isolation) as pools:
+        rates, alone = _measured(settings, pools, count)
         started = time.perf_counter()
         result = pools['ours'](BRANCH).result()
         branch = time.perf_counter() - started
@@ -139,3 +136,21 @@ def run(
         if name != 'ours':
             figures[f'{name}_{kind}_per_second'] = value
     return figures | {'branch_step_12_seconds': branch}
+
+
+def _measured(
+    settings: Settings, pools: dict[str, Submit], count: int
+) -> tuple[Rates, dict[str, list[float]]]:
+    """(rates of all repeats, the one that warms up first; milliseconds of lone programs)."""
+    numbers = itertools.count()
+    rates: Rates = {}
+    alone: dict[str, list[float]] = {kind: [] for kind in KINDS}
+    for repeat in range(settings.repeats + 1):
+        size = settings.programs if repeat else 10 * count
+        for kind, template in KINDS.items():
+            for name, submit in pools.items():
+                texts = [template.format(n=next(numbers)) for _ in range(size)]
+                rates.setdefault((name, kind), []).append(_rate(submit, texts, count))
+            texts = [template.format(n=next(numbers)) for _ in range(size)]
+            alone[kind] += _latencies(pools['ours'], texts) if repeat else []
+    return rates, alone

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
 import statistics
 import time
@@ -16,7 +17,8 @@ def _table(path: pathlib.Path) -> list[tuple[str, str, bool]]:
     try:
         lines = path.read_text(encoding='utf-8').splitlines()
     except OSError as error:
-        raise UserError(f'{path}: cannot be read ({error.strerror}); set --table=FILE') from None
+        what = f'cannot be read ({error.strerror})'
+        raise UserError(str(path), expected=what, remedy='set --table=FILE') from None
     out = []
     for line in lines:
         if line and not line.startswith('#'):
@@ -26,12 +28,21 @@ def _table(path: pathlib.Path) -> list[tuple[str, str, bool]]:
     return out
 
 
-def run(*, table: str = str(TABLE), workers: int = 0, repeats: int = 3) -> dict[str, float]:
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """table: a file of pairs; workers: 0 is one a core."""
+
+    table: str = str(TABLE)
+    workers: int = 0
+    repeats: int = 3
+
+
+def run(settings: Settings) -> dict[str, float]:
     """Median of `repeats`, each with a new grader, so that nothing is remembered."""
-    pairs = _table(pathlib.Path(table))
+    pairs = _table(pathlib.Path(settings.table))
     rates, found = [], []
-    for _ in range(repeats):
-        with grading.Grader(workers or None) as grader:
+    for _ in range(settings.repeats):
+        with grading.Grader(settings.workers or None) as grader:
             warm = [grader.submit(f'x+{n}', f'{n}+x') for n in range(20)]
             [future.result() for future in warm]
             started = time.perf_counter()

@@ -27,11 +27,12 @@ Seconds that wait for tracing and compiling are not counted, on neither side.
 
 import collections
 import contextlib
+import dataclasses
 import math
 import os
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -56,97 +57,117 @@ DEMONSTRATIONS = 6400
 TRAINING = {'epochs': 1, 'batch_size': 32, 'length': 256, 'micro_batch': 16, 'learning_rate': 3e-3}
 
 
-def run(
-    *,
-    model: str = '',
-    problems: str = '',
-    count: int = 16,
-    warmup: int = 16,
-    rollouts: int = 4,
-    candidates: int = 8,
-    step_tokens: int = 256,
-    error_threshold: int = 2,
-    temperature: float = 0.7,
-    repetition: int = 48,
-    ppm: bool = True,
-    plain: bool = True,
-    plain_at_most: float = 0.0,
-    slots: int = 0,
-    drafts: int = 7,
-    trees_in_flight: int = 0,
-    dtype: str = '',
-    seed: int = 0,
-) -> dict[str, float]:
-    """Settings: count, problems measured, one tree each; warmup, problems searched before, the next
-    ones of the file; plain, whether the plain loop runs, too; plain_at_most, the multiple of our
-    time after which it is ended, 0 for never. The others are those of a search.
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """count: problems measured, one tree each; warmup: problems searched before, the next ones of
+    the file. plain: whether the plain loop runs, too; plain_at_most: the multiple of our time after
+    which it is ended, 0 for never. The others are those of a search.
     """
-    if count < 1 or warmup < 0:
-        raise UserError(f'--count={count} --warmup={warmup}: needs at least 1 and at least 0')
-    if plain_at_most < 0:
-        raise UserError(f'--plain_at_most={plain_at_most}: needs 0 (never ended early) or more')
-    policy, found = _given(model, problems, count + warmup, dtype)
-    if len(found) < count + warmup:
-        raise UserError(
-            f'--problems={problems}: holds {len(found)}, needs {count} measured and {warmup} before'
-        )
-    config = search.Config(
-        rollouts=rollouts,
-        candidates=candidates,
-        step_tokens=step_tokens,
-        error_threshold=error_threshold,
-        temperature=temperature,
-        repetition=repetition,
-        prompt='few_shot' if model else 'sft',
-        slots=slots,
-        drafts=drafts,
-        trees_in_flight=trees_in_flight,
-    )
-    scorer = _random_ppm(policy, seed) if ppm else None
 
-    def measured(kind, chosen, label, seconds=math.inf):
-        # Workers remember what they ran: each search gets new ones.
-        with search.Workers.start(config) as workers:
-            line = progress.Line(label)
-            return _Run(kind, policy, scorer, config, workers, chosen, seed, line, seconds)
+    model: str = ''
+    problems: str = ''
+    count: int = 16
+    warmup: int = 16
+    rollouts: int = 4
+    candidates: int = 8
+    step_tokens: int = 256
+    error_threshold: int = 2
+    temperature: float = 0.7
+    repetition: int = 48
+    ppm: bool = True
+    plain: bool = True
+    plain_at_most: float = 0.0
+    slots: int = 0
+    drafts: int = 7
+    trees_in_flight: int = 0
+    dtype: str = ''
+    seed: int = 0
 
-    if warmup:
-        measured(_Ours, found[count:], 'warm-up')
-    ours = measured(_Ours, found[:count], 'search')
-    figures = ours.figures(ppm) | {'compiles_after_warmup': len(ours.compiled)}
+    def __post_init__(self):
+        if self.count < 1:
+            raise UserError('--count', self.count, 'needs at least 1')
+        if bool(self.model) != bool(self.problems):
+            raise UserError('--model', self.model, 'goes with --problems', 'give both, or neither')
+
+    @property
+    def config(self) -> search.Config:
+        """Of the search."""
+        shared = {field.name for field in dataclasses.fields(search.Config)}
+        own = {key: value for key, value in vars(self).items() if key in shared}
+        return search.Config(**own, prompt='few_shot' if self.model else 'sft')
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """What both loops do: a tree of each problem, by a policy and perhaps a PPM."""
+
+    policy: models.Policy
+    ppm: models.PPM | None
+    config: search.Config
+    problems: Sequence[dict]
+    seed: int = 0
+
+
+def run(settings: Settings) -> dict[str, float]:
+    """The figures of ours; with `plain` those of the plain loop, and the ratio."""
+    count = settings.count
+    policy, found = _given(settings)
+    ppm = random_ppm(policy, settings.seed) if settings.ppm else None
+    task = Task(policy, ppm, settings.config, found[:count], settings.seed)
+    if settings.warmup:
+        measured(Ours, dataclasses.replace(task, problems=found[count:]), 'warm-up')
+    ours = measured(Ours, task, 'search')
+    figures = ours.figures() | {'compiles_after_warmup': len(ours.compiled)}
     # The plain loop may take an hour: what is known is told before.
     print(f'search: {figures}; compiled after the warm-up: {ours.compiled}', flush=True)
-    if plain:
-        most = plain_at_most * ours.seconds or math.inf
-        theirs = measured(_plain_loop.LockStep, found[:count], 'plain loop', most)
+    if settings.plain:
+        most = settings.plain_at_most * ours.seconds or math.inf
+        theirs = measured(_plain_loop.LockStep, task, 'plain loop', most)
         ratio = theirs.seconds / ours.seconds
         if len(theirs.records) < count:
             return figures | {'ratio_vs_plain_loop_at_least': ratio}
         figures['ratio_vs_plain_loop'] = ratio
-        figures |= {f'plain_{key}': value for key, value in theirs.figures(ppm).items()}
+        figures |= {f'plain_{key}': value for key, value in theirs.figures().items()}
     return figures
 
 
-class _Ours(loop.Loop):
+class Ours(loop.Loop):
     """The search as it is."""
 
     expander = engine.Engine
 
 
-def _given(model: str, problems: str, count: int, dtype: str) -> tuple[models.Policy, list[dict]]:
-    if bool(model) != bool(problems):
-        raise UserError('bench search: give both --model and --problems, or neither')
-    if model:
-        return models.load(model, dtype or None), data.load_problems(problems, count)
+def measured(
+    kind: type[loop.Loop], task: Task, label: str = '', most: float = math.inf
+) -> 'Measured':
+    """One search with workers of its own, as they remember what they ran.
+
+    label: before what is told of its progress; '' tells nothing. most: seconds after which a plain
+    loop is ended.
+    """
+    with search.Workers.start(task.config) as workers:
+        return Measured(kind, task, workers, progress.Line(label) if label else None, most)
+
+
+def _given(settings: Settings) -> tuple[models.Policy, list[dict]]:
+    """The policy and the problems: those that are measured, then those of the warm-up."""
+    count = settings.count + settings.warmup
+    if settings.model:
+        found = data.load_problems(settings.problems, count)
+        if len(found) < count:
+            needs = f'holds {len(found)} problems, and {count} are to be searched'
+            raise UserError('--problems', settings.problems, needs, 'lower --count or --warmup')
+        return models.load(settings.model, settings.dtype or None), found
     world = arithmetic.world(DEMONSTRATIONS, train=count, test=0)
-    settings = training.settings('sft', TRAINING)
+    how = training.settings('sft', TRAINING)
     with tempfile.TemporaryDirectory() as folder:
         start = tiny.policy(arithmetic.vocabulary())
-        policy, _ = training.sft(start, world.demonstrations, settings, folder)
+        policy, _ = training.sft(start, world.demonstrations, how, folder)
     return policy, world.train
 
 
-def _random_ppm(policy: models.Policy, seed: int) -> models.PPM:
+def random_ppm(policy: models.Policy, seed: int) -> models.PPM:
+    """The policy's decoder with a random value head."""
     scorer = models.init_ppm(policy, seed)
     dim = policy.config.embed_dim
     weight = np.random.default_rng(seed).standard_normal((1, dim), np.float32) / dim**0.5
@@ -154,30 +175,28 @@ def _random_ppm(policy: models.Policy, seed: int) -> models.PPM:
     return scorer
 
 
-class _Run:
-    """One search: its records, trees, counters and times (seconds, without compiling).
+class Measured:
+    """One search that has run: its records, trees, counters and times (seconds, no compiling)."""
 
-    It tells its progress on `line`, and a plain loop ends after `most` seconds.
-    """
-
-    def __init__(
-        self, kind, policy, scorer, config, workers, problems, seed: int, line=None, most=math.inf
-    ):
+    def __init__(self, kind, task: Task, workers: search.Workers, line, most: float):
+        """See `measured`."""
+        self.task = task
+        problems, config, tokenizer = task.problems, task.config, task.policy.tokenizer
         mesh = parallel.local_mesh(devices=jax.local_devices()[:1])
         compiler.COMPILER.wait()  # what the search before has left
-        with _compiling() as (spans, beside):
+        with compiling() as (spans, beside):
             start, busy = time.perf_counter(), time.process_time()
-            settings = {'seed': seed, 'config': config, 'tokenizer': policy.tokenizer}
-            self.trees = [begin.new_tree(problem, 0, **settings) for problem in problems]
-            template = begin.template(config, policy.tokenizer)
+            how = {'seed': task.seed, 'config': config, 'tokenizer': tokenizer}
+            self.trees = [begin.new_tree(problem, 0, **how) for problem in problems]
+            template = begin.template(config, tokenizer)
             peak = parallel.memory.watch_peak(mesh)
-            expander = kind.expander(policy, scorer, config, mesh, len(problems), template)
+            expander = kind.expander(task.policy, task.ppm, config, mesh, len(problems), template)
             numbers = [(number,) for number in range(len(problems))]
             show = line and (lambda now: line.show(*progress.of_search(now)))
             about = totals.Totals(len(problems), expander.counters, show)
             leases, make = iter([numbers]), self.trees.__getitem__
             search_loop = kind(leases, make, expander, config, workers, about)
-            search_loop.enough = lambda: time.perf_counter() - start - _covered(spans) >= most
+            search_loop.enough = lambda: time.perf_counter() - start - covered(spans) >= most
             self.calls: collections.Counter = collections.Counter()
             self.timed: dict[str, list[float]] = collections.defaultdict(list)
             self.while_left: collections.Counter = collections.Counter()
@@ -195,7 +214,7 @@ class _Run:
         self.busy = (time.process_time() - busy) / (self.seconds * (os.cpu_count() or 1))
         plan = getattr(expander, 'plan', None)
         self.over_plan = peak() / plan.most if plan else math.nan
-        self.compiling = _covered(spans)
+        self.compiling = covered(spans)
         self.seconds -= self.compiling
         self.compiled, self.beside = (
             [name for event, *_, name in found if event == COMPILER] for found in (spans, beside)
@@ -249,12 +268,13 @@ class _Run:
             if node == 0 or not math.isnan(record.score[node])
         )
 
-    def figures(self, scored: bool) -> dict[str, float]:
+    def figures(self) -> dict[str, float]:
+        """By their names in the tables of this bench."""
         figures = {
             'trees_per_minute': 60 * len(self.records) / self.seconds,
             'policy_tokens_per_unique': self.counters['policy_computed'] / self.unique(),
         }
-        if scored:
+        if self.task.ppm is not None:
             computed = self.counters['ppm_computed']
             figures['ppm_tokens_per_unique'] = computed / self.unique_scored()
         if left := self.while_left['slot_steps']:
@@ -280,7 +300,7 @@ class _Run:
 
 
 @contextlib.contextmanager
-def _compiling() -> Iterator[tuple[list[Span], list[Span]]]:
+def compiling() -> Iterator[tuple[list[Span], list[Span]]]:
     """Collects whatever is traced or compiled in the block, and what is so beside it."""
     spans: tuple[list[Span], list[Span]] = [], []
 
@@ -295,7 +315,7 @@ def _compiling() -> Iterator[tuple[list[Span], list[Span]]]:
         jax.monitoring.unregister_event_time_span_listener(heard)
 
 
-def _covered(spans: list[Span]) -> float:
+def covered(spans: list[Span]) -> float:
     """Seconds in at least one of the spans: tracing one function traces others in it."""
     total, upto = 0.0, 0.0
     for _, start, end, _ in sorted(spans, key=lambda span: span[1]):

@@ -45,66 +45,74 @@ LENGTH = 2048  # tokens of a micro batch, at most
 TINY = {'embed_dim': 128, 'mlp_dim': 512, 'num_layers': 3, 'num_heads': 4, 'num_kv_heads': 2}
 
 
-def run(
-    *,
-    model: str = 'smollm2-135m',
-    dtypes: str = 'float32,bfloat16',
-    examples: int = 7,
-    nodes: int = 8,
-    batch: int = 2,
-    lora: int = 16,
-    slow_layers: int = 8,
-    repeats: int = 2,
-    seed: int = 0,
-) -> dict[str, float]:
-    """Settings: model, the name of a published shape, or tiny; examples, SFT examples of a step;
-    nodes, tree nodes of 4 pairs of a step; batch, rows that PyTorch runs at once; lora, rank;
-    repeats, measured steps of a turn (see `_best`), of which there are two; the best counts.
-    """
-    names = dtypes.split(',')
-    for name in names:
-        if name not in DTYPES:
-            raise UserError(f'--dtypes={dtypes}: expected some of {",".join(DTYPES)}')
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """model: the name of a published shape, or tiny. examples: SFT examples of a step; nodes: tree
+    nodes of 4 pairs of a step; batch: rows that PyTorch runs at once, 0 for ours alone; lora: rank;
+    repeats: measured steps of a turn (see `best`), of which there are two; the best counts."""
+
+    model: str = 'smollm2-135m'
+    dtypes: str = 'float32,bfloat16'
+    examples: int = 7
+    nodes: int = 8
+    batch: int = 2
+    lora: int = 16
+    slow_layers: int = 8
+    repeats: int = 2
+    seed: int = 0
+
+    def __post_init__(self):
+        if not {*self.names} <= DTYPES.keys():
+            raise UserError('--dtypes', self.dtypes, f'expected some of {",".join(DTYPES)}')
+
+    @property
+    def names(self) -> list[str]:
+        """The dtypes."""
+        return self.dtypes.split(',')
+
+
+def run(settings: Settings) -> dict[str, float]:
+    """The figures of the SFT, the PPM and the SFT with LoRA."""
     # PyTorch's CPU build is no match for an accelerator.
-    batch = batch if jax.default_backend() == 'cpu' else 0
+    batch = settings.batch if jax.default_backend() == 'cpu' else 0
     if batch and importlib.util.find_spec('torch') is None:
         raise UserError(
-            f'--batch={batch}: PyTorch, to compare with, is not installed: pip install torch, or '
-            'measure ours alone with --batch=0'
+            '--batch',
+            batch,
+            'needs PyTorch, to compare with',
+            'pip install torch, or measure ours alone with --batch=0',
         )
-    whole = _Task(_shape(model), names[0], examples, nodes, batch, repeats, seed)
+    first, *_ = settings.names
+    whole = Task(shape_of(settings.model), first, dataclasses.replace(settings, batch=batch))
     figures: dict[str, float] = {}
-    for name in names:
+    for name in settings.names:
         task = dataclasses.replace(whole, dtype=name)
         if _crawls(name):
-            layers = min(slow_layers, whole.shape.num_layers)
+            layers = min(settings.slow_layers, whole.shape.num_layers)
+            few = dataclasses.replace(whole.settings, examples=2, nodes=1)
             shape = whole.shape.replace(num_layers=layers)
-            task = dataclasses.replace(task, shape=shape, examples=2, nodes=1, shorter=4)
-        suffix = '' if name == names[0] else f'_{name}'
-        figures |= {f'{key}{suffix}': value for key, value in _compare(task).items()}
-    return figures | _low_rank(whole, lora)
+            task = Task(shape, name, few, shorter=4)
+        suffix = '' if name == first else f'_{name}'
+        figures |= {f'{key}{suffix}': value for key, value in compare(task).items()}
+    return figures | _low_rank(whole)
 
 
 @dataclasses.dataclass(frozen=True)
-class _Task:
-    """What is trained on what: settings of `run`; shorter: divides the lengths of the examples."""
+class Task:
+    """What is trained on what; shorter: divides the lengths of the examples."""
 
-    shape: Any
+    shape: models.Config
     dtype: str
-    examples: int
-    nodes: int
-    batch: int  # 0: nothing to compare with
-    repeats: int
-    seed: int
+    settings: Settings
     shorter: int = 1
 
     def data(self, loss: str):
-        rng = np.random.default_rng(self.seed)
+        rng, asked = np.random.default_rng(self.settings.seed), self.settings
         if loss == 'sft':
-            return _sft_data(rng, self.examples, self.shape.vocab_size, self.shorter)
-        return _pair_data(rng, self.nodes, self.shape.vocab_size, self.shorter)
+            return _sft_data(rng, asked.examples, self.shape.vocab_size, self.shorter)
+        return pair_data(rng, asked.nodes, self.shape.vocab_size, self.shorter)
 
-    def settings(self, loss: str, rank: int = 0):
+    def training(self, loss: str, rank: int = 0):
         changes = {'dtype': self.dtype, 'length': LENGTH, 'micro_batch': 1, 'lora': rank}
         if loss != 'sft':
             changes |= {'dropout': 0.0, 'squash': 'tanh5'}
@@ -112,28 +120,28 @@ class _Task:
 
     def model(self, loss: str):
         """A Policy or a PPM, random, its values about 1: with a new head all losses are log 2."""
-        params = decoder.init_params(self.shape, jax.random.key(self.seed))
+        params = decoder.init_params(self.shape, jax.random.key(self.settings.seed))
         policy = models.Policy(self.shape, None, params)
         if loss == 'sft':
             return policy
-        ppm = models.init_ppm(policy, self.seed, 'tanh5')
-        weight = np.random.default_rng(self.seed).normal(size=(1, self.shape.embed_dim))
+        ppm = models.init_ppm(policy, self.settings.seed, 'tanh5')
+        weight = np.random.default_rng(self.settings.seed).normal(size=(1, self.shape.embed_dim))
         weight = (weight / self.shape.embed_dim**0.5).astype(np.float32)
         head = {**ppm.params['value_head'], 'weight': jax.numpy.asarray(weight)}
         return dataclasses.replace(ppm, params={**ppm.params, 'value_head': head})
 
 
-def _compare(task: _Task) -> dict[str, float]:
+def compare(task: Task) -> dict[str, float]:
     """SFT and PPM, ours and theirs."""
     figures: dict[str, float] = {}
     for label, loss in (('sft', 'sft'), ('ppm', 'pairwise')):
-        encoded, model, settings = task.data(loss), task.model(loss), task.settings(loss)
+        encoded, model, settings = task.data(loss), task.model(loss), task.training(loss)
         theirs = None
-        if task.batch:
-            theirs = _torch_trainer.Apart(model, loss, encoded, settings, task.batch)
+        if task.settings.batch:
+            theirs = _torch_trainer.Apart(model, loss, encoded, settings, task.settings.batch)
         ours = _Ours(model, loss, encoded, settings)
         sides = {'ours': ours} | ({'PyTorch': theirs} if theirs else {})
-        mine, *other = _best(sides, task.repeats, f'{label} {task.dtype}')
+        mine, *other = best(sides, task.settings.repeats, f'{label} {task.dtype}')
         micros = ours.micros
         figures[f'{label}_tokens_per_second'] = micros.alone / mine
         if theirs:
@@ -142,7 +150,9 @@ def _compare(task: _Task) -> dict[str, float]:
             figures[f'{label}_ratio_vs_torch'] = other[0] / mine
             for what in ('loss', 'norm'):
                 values = getattr(ours, what), getattr(theirs, what)
-                figures[f'{label}_{what}_difference'] = _agree(task, loss, what, *values)
+                figures[f'{label}_{what}_difference'] = difference(
+                    f'the first {what} of {loss}', task.dtype, *values
+                )
         if loss == 'sft':
             figures['matmul_peak_share'] = ours.share(mine)
             figures['padding_share'] = 1 - micros.tokens / micros.places
@@ -155,7 +165,7 @@ def _compare(task: _Task) -> dict[str, float]:
     return figures
 
 
-def _best(sides: dict[str, Any], repeats: int, label: str) -> list[float]:
+def best(sides: dict[str, Any], repeats: int, label: str) -> list[float]:
     """The least seconds of a step of each of `sides`.
 
     Steps of one side come in a row, as in a training: while another one runs, the system takes back
@@ -174,21 +184,19 @@ def _best(sides: dict[str, Any], repeats: int, label: str) -> list[float]:
     return list(best.values())
 
 
-def _agree(task: _Task, loss: str, what: str, ours: float, theirs: float) -> float:
-    """Their relative difference; an error where it is too large for the dtype."""
-    difference = abs(ours - theirs) / abs(theirs)
-    if not difference <= DTYPES[task.dtype]:
-        raise RuntimeError(
-            f'{loss} in {task.dtype}: the first {what} is {ours} with us, {theirs} with PyTorch'
-        )
-    return difference
+def difference(what: str, dtype: str, ours: float, theirs: float) -> float:
+    """Relative; an error where it is too large for the dtype. what: it is, in words."""
+    relative = abs(ours - theirs) / abs(theirs)
+    if not relative <= DTYPES[dtype]:
+        raise RuntimeError(f'{what} in {dtype}: {ours} with us, {theirs} with PyTorch')
+    return relative
 
 
-def _low_rank(task: _Task, rank: int) -> dict[str, float]:
+def _low_rank(task: Task) -> dict[str, float]:
     """The SFT with LoRA."""
-    settings = task.settings('sft', rank)
+    settings = task.training('sft', task.settings.lora)
     ours = _Ours(task.model('sft'), 'sft', task.data('sft'), settings)
-    (seconds,) = _best({'ours': ours}, task.repeats, f'sft {task.dtype}, LoRA')
+    (seconds,) = best({'ours': ours}, task.settings.repeats, f'sft {task.dtype}, LoRA')
     tokens = ours.micros.alone
     return {
         'lora_tokens_per_second': tokens / seconds,
@@ -198,7 +206,7 @@ def _low_rank(task: _Task, rank: int) -> dict[str, float]:
     }
 
 
-def _shape(model: str):
+def shape_of(model: str):
     if model == 'tiny':
         return models.Config(
             family='llama', vocab_size=1024, head_dim=32, tie_embeddings=True, **TINY
@@ -224,7 +232,7 @@ def _sft_data(rng, count: int, vocab: int, shorter: int):
     return encoded
 
 
-def _pair_data(rng, nodes: int, vocab: int, shorter: int):
+def pair_data(rng, nodes: int, vocab: int, shorter: int):
     encoded = examples.Encoded(examples.PAIR_FIELDS, LENGTH, 2 * LENGTH)
     for _ in range(nodes):
         prefix = rng.integers(1, vocab, rng.integers(100, 300) // shorter)

@@ -14,6 +14,7 @@ ratio_vs_mctx has arrays of the same number of nodes on both sides, and as many 
 ratio_vs_mctx_small gives mctx arrays that are just large enough for them.
 """
 
+import dataclasses
 import functools
 import time
 from typing import Any
@@ -33,25 +34,39 @@ EXPLORATION = 2.0
 MAX_DEPTH = 16
 
 
-def run(
-    *, trees: int = 256, nodes: int = 2048, children: int = 8, repeats: int = 3, seed: int = 0
-) -> dict[str, float]:
-    """The best of `repeats` runs counts, on each side; they take turns."""
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """nodes: of each tree; children: of each node that is expanded; repeats: the best counts."""
+
+    trees: int = 256
+    nodes: int = 2048
+    children: int = 8
+    repeats: int = 3
+    seed: int = 0
+
+    def __post_init__(self):
+        if self.trees < 1:
+            raise UserError('--trees', self.trees, 'needs at least 1')
+        if not 1 <= self.children < self.nodes:
+            needs = f'needs a number from 1 to below --nodes={self.nodes}'
+            raise UserError('--children', self.children, needs)
+
+
+def run(settings: Settings) -> dict[str, float]:
+    """Of ours, of mctx, and the ratios; the sides take turns."""
+    trees, nodes, children = settings.trees, settings.nodes, settings.children
     simulations = (nodes - 1) // children
-    if simulations < 1 or trees < 1 or repeats < 1:
-        raise UserError(
-            f'--trees={trees} --nodes={nodes} --children={children} --repeats={repeats}: '
-            'needs at least one tree, one repeat, and nodes for one expansion'
-        )
-    expansions = _expansions(trees, simulations, children, seed)
+    grown = random_expansions(trees, simulations, children, settings.seed)
     sides = {
-        'ours': _Ours(_simulation, ENDLESS, trees, nodes, expansions),
-        'advance': _Ours(trees_lib.advance, MAX_DEPTH, trees, nodes, expansions),
-        'mctx': _Mctx(trees, nodes, simulations, children),
-        'small': _Mctx(trees, simulations + 1, simulations, children),
+        'ours': Ours(simulation, ENDLESS, trees, nodes, grown),
+        'advance': Ours(trees_lib.advance, MAX_DEPTH, trees, nodes, grown),
+        'mctx': Mctx(trees, nodes, simulations, children),
+        'small': Mctx(trees, simulations + 1, simulations, children),
     }
     # The first turn warms up.
-    turns = [{name: side.seconds() for name, side in sides.items()} for _ in range(repeats + 1)]
+    turns = [
+        {name: side.seconds() for name, side in sides.items()} for _ in range(settings.repeats + 1)
+    ]
     best = {name: min(turn[name] for turn in turns[1:]) for name in sides}
     a_simulation = {name: 1e3 * seconds / simulations for name, seconds in best.items()}
     return {
@@ -70,7 +85,9 @@ def run(
     }
 
 
-def _expansions(trees: int, count: int, children: int, seed: int) -> list[trees_lib.Expansion]:
+def random_expansions(
+    trees: int, count: int, children: int, seed: int
+) -> list[trees_lib.Expansion]:
     """What a free model says: random scores, and one answer that is right or wrong."""
     rng = np.random.default_rng(seed)
     shape = (trees, children)
@@ -91,7 +108,7 @@ def _expansions(trees: int, count: int, children: int, seed: int) -> list[trees_
     ]
 
 
-def _simulation(tree, expansion, rules):
+def simulation(tree, expansion, rules):
     """`advance`, but each walk begins at the root."""
     tree = trees_lib.backup(trees_lib.expand(tree, expansion), expansion)
     start = {
@@ -101,7 +118,9 @@ def _simulation(tree, expansion, rules):
     return trees_lib.walk(tree.replace(**start), expansion.status.shape[1], rules)
 
 
-class _Ours:
+class Ours:
+    """Our trees, with the same expansions in each run; `tree` is that of the last one."""
+
     def __init__(self, step, max_depth: int, trees: int, nodes: int, expansions):
         self._new = functools.partial(trees_lib.init, trees, nodes)
         self._expansions = expansions
@@ -112,29 +131,31 @@ class _Ours:
         )
         # Donated: the loop below holds no other reference to the trees.
         self._step = jax.jit(step, donate_argnums=0)
-        self._tree: Any = None
+        self.tree: Any = None
 
     def seconds(self) -> float:
         tree = jax.block_until_ready(self._new())
         start = time.perf_counter()
         for expansion in self._expansions:
             tree = self._step(tree, expansion, self._rules)
-        self._tree = jax.block_until_ready(tree)
+        self.tree = jax.block_until_ready(tree)
         return time.perf_counter() - start
 
     def mean_depth(self) -> float:
         """Of the nodes that were expanded."""
-        return float(np.asarray(self._tree.depth)[np.asarray(self._tree.child_count) > 0].mean())
+        return float(np.asarray(self.tree.depth)[np.asarray(self.tree.child_count) > 0].mean())
 
 
-class _Mctx:
+class Mctx:
     """mctx's search over trees of up to `nodes` nodes, stopped after some simulations."""
 
     def __init__(self, trees: int, nodes: int, simulations: int, children: int):
         try:
             import mctx
         except ImportError:
-            raise UserError('bench tree compares with mctx: pip install mctx') from None
+            raise UserError(
+                'mctx', expected='not found', remedy='pip install mctx'
+            ) from None
         zeros = jnp.zeros(trees)
         priors = jnp.zeros((trees, children))
         embedding = jnp.arange(trees, dtype=jnp.float32)
@@ -173,16 +194,16 @@ class _Mctx:
             )
 
         self._search, self._simulations = jax.jit(search), simulations
-        self._tree: Any = None
+        self.tree: Any = None
 
     def seconds(self) -> float:
         start = time.perf_counter()
-        self._tree = jax.block_until_ready(self._search(jax.random.key(0)))
+        self.tree = jax.block_until_ready(self._search(jax.random.key(0)))
         return time.perf_counter() - start
 
     def mean_depth(self) -> float:
         """Of the nodes that the simulations added."""
-        parents = np.asarray(self._tree.parents)[:, : self._simulations + 1]
+        parents = np.asarray(self.tree.parents)[:, : self._simulations + 1]
         depth = np.zeros_like(parents)
         rows = np.arange(len(parents))
         for node in range(1, parents.shape[1]):

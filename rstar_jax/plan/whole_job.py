@@ -47,9 +47,8 @@ class Assumed:
 
     decode: share of a decode step's speed, at its limits or as measured. prefill: of the chips'
     FLOP/s, when paths are read in and steps scored. train: of the speed of an optimiser step at its
-    limits. idle: of the hosts' time until the last tree is done, at least (`python -m
-    rstar_jax.bench leases`). start: seconds of a stage before its first step: models read, programs
-    compiled.
+    limits. idle: of the hosts' time until the last tree is done, at least (experiments/LOG.md). start:
+    seconds of a stage before its first step: models read, programs compiled.
     """
 
     decode: float = 0.5
@@ -59,8 +58,8 @@ class Assumed:
     start: float = 600.0
 
 
-# Of a processor, against its measured limits (`python -m rstar_jax.bench plan_here`): it does not
-# read and compute at once.
+# Of a processor, against its measured limits (experiments/LOG.md): it does not read and compute at
+# once.
 PROCESSOR = Assumed(decode=1.0, prefill=0.4, train=0.55, start=60.0)
 
 

@@ -4,16 +4,14 @@ import pytest
 
 from rstar_jax import models
 from rstar_jax.bench import decode
-from rstar_jax.models import published
+from rstar_jax.models import published, tiny
 from rstar_jax.settings.errors import UserError
 
-TINY = models.Config('qwen2', 300, 64, 96, 1, 8, 2, 8, qkv_bias=True)
 
-
-def test_figures(monkeypatch):
-    monkeypatch.setitem(published.SHAPES, 'tiny', TINY)
-    monkeypatch.setattr(decode, 'BATCHES', (3,))
-    figures = decode.run(model='tiny', prompt=9, tokens=4, repeats=1)
+def test_figures(tmp_path):
+    models.save(tiny.policy(['print(1)'], num_layers=1), tmp_path)
+    settings = decode.Settings(str(tmp_path), prompt=9, tokens=4, batches='3', repeats=1)
+    figures = decode.run(settings)
     theirs = max(figures[f'transformers_{kind}_b3'] for kind in decode.DTYPES)
     ours = figures['tokens_per_second_b3']
     assert figures['ratio_vs_transformers_b3'] == pytest.approx(ours / theirs)
@@ -21,8 +19,8 @@ def test_figures(monkeypatch):
 
 
 def test_a_model_that_there_is_not():
-    with pytest.raises(UserError, match='none/such: its shape is not known; known are qwen2.5'):
-        decode.run(model='none/such')
+    with pytest.raises(UserError, match='none/such'):
+        decode.run(decode.Settings('none/such'))
 
 
 def test_a_published_name_is_found_with_its_owner_and_kind():

@@ -7,7 +7,7 @@ from rstar_jax.settings.errors import UserError
 
 
 def test_figures_of_execution():
-    figures = execution.run(programs=4, workers=1, repeats=1)
+    figures = execution.run(execution.Settings(programs=4, workers=1, repeats=1))
     names = ('programs_per_second', 'p50_ms', 'p99_ms', 'sympy_per_second')
     assert all(figures[name] > 0 for name in names)
     assert figures['p50_ms'] <= figures['p99_ms']
@@ -23,8 +23,9 @@ def test_figures_of_execution():
 def test_figures_of_grading(tmp_path):
     table = tmp_path / 'pairs.txt'
     table.write_text('# truth | same | other\n1/2 | 0.5 ;; \\sqrt{2} | 2 ;; x+1\n')
-    figures = grading.run(table=str(table), workers=1, repeats=1)
+    figures = grading.run(grading.Settings(str(table), workers=1, repeats=1))
     assert (figures['pairs'], figures['precision'], figures['recall']) == (4, 1, 0.5)
     assert figures['pairs_per_second'] > 0
-    with pytest.raises(UserError, match='cannot be read'):
-        grading.run(table=str(tmp_path / 'none'), repeats=1)
+    with pytest.raises(UserError) as error:
+        grading.run(grading.Settings(str(tmp_path / 'none')))
+    assert error.value.argument == str(tmp_path / 'none')

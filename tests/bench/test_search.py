@@ -1,15 +1,14 @@
 """The bench of whole searches: the plain loop grows the same trees, and tokens are counted."""
 
 import dataclasses
+import math
 
 import jax
 import numpy as np
 import pytest
 
-from rstar_jax import search as searching
 from rstar_jax import steps
 from rstar_jax.bench import _plain_loop, search
-from rstar_jax.job import progress
 from rstar_jax.models import tiny
 from rstar_jax.parallel import compiled
 from rstar_jax.settings.errors import UserError
@@ -29,12 +28,8 @@ def policy():
 @pytest.fixture(scope='module')
 def runs(policy):
     """The same problems by the engine and by the plain loop, with a PPM."""
-    ppm = search._random_ppm(policy, 1)
-    with searching.Workers.start(CONFIG) as workers:
-        return [
-            search._Run(kind, policy, ppm, CONFIG, workers, PROBLEMS, seed=0)
-            for kind in (search._Ours, _plain_loop.LockStep)
-        ]
+    task = search.Task(policy, search.random_ppm(policy, 1), CONFIG, PROBLEMS)
+    return [search.measured(kind, task) for kind in (search.Ours, _plain_loop.LockStep)]
 
 
 def test_the_plain_loop_grows_the_same_trees(runs):
@@ -57,7 +52,7 @@ def test_tokens_are_counted(runs):
         # In front of `<output>` stand a newline and a mark, where the model did not write them.
         assert 0 <= run.unique() - prompts - sampled - tokens <= 2 * nodes
         assert run.counters['policy_computed'] >= sampled + prompts
-        figures = run.figures(scored=True)
+        figures = run.figures()
         assert figures['ppm_tokens_per_unique'] >= 1
         assert figures['trees_per_minute'] > 0
         assert 0 < figures['slot_use'] <= 1
@@ -69,13 +64,11 @@ def test_tokens_are_counted(runs):
     assert plain.unique() >= ours.unique()
 
 
-def test_the_plain_loop_can_be_ended_early(policy, runs, capsys):
-    line = progress.Line('plain loop')
-    with searching.Workers.start(CONFIG) as workers:
-        arguments = policy, None, CONFIG, workers, PROBLEMS
-        kind = _plain_loop.LockStep
-        cut = search._Run(kind, *arguments, seed=0, line=line, most=0.0)
-        whole = search._Run(kind, *arguments, seed=0, line=line)
+def test_the_plain_loop_can_be_ended_early(policy, capsys):
+    task = search.Task(policy, None, CONFIG, PROBLEMS)
+    cut, whole = (
+        search.measured(_plain_loop.LockStep, task, 'plain loop', most) for most in (0.0, math.inf)
+    )
     assert not cut.records and not cut.counters['sampled']
     assert len(whole.records) == len(PROBLEMS)
     told = capsys.readouterr().out.splitlines()
@@ -97,21 +90,21 @@ def _outputs(run):
 
 def test_seconds_of_compiling_are_counted_once():
     spans = [('', *span, '') for span in [(1.0, 5.0), (2.0, 3.0), (4.0, 7.0), (9.0, 9.5)]]
-    assert search._covered(spans) == 6.5
+    assert search.covered(spans) == 6.5
 
     def unheard_of(x):
         return x * 3 + 1
 
-    with search._compiling() as (heard, _):
+    with search.compiling() as (heard, _):
         jax.jit(unheard_of)(np.arange(7))
     assert {event for event, *_ in heard} == {*search.COMPILING} - {compiled.WAITED}
     assert 'unheard_of' in heard[-1][-1]
 
 
-def test_errors_are_plain():
-    with pytest.raises(UserError, match='--count=0'):
-        search.run(count=0)
-    with pytest.raises(UserError, match='--plain_at_most=-1'):
-        search.run(plain_at_most=-1)
-    with pytest.raises(UserError, match='both --model and --problems'):
-        search.run(model='somewhere')
+@pytest.mark.parametrize(
+    ('settings', 'argument'), [({'count': 0}, '--count'), ({'model': 'somewhere'}, '--model')]
+)
+def test_wrong_settings_are_named(settings, argument):
+    with pytest.raises(UserError) as error:
+        search.Settings(**settings)
+    assert error.value.argument == argument

@@ -1,15 +1,19 @@
 """The training bench on a tiny model: its figures, that both sides agree, and what it refuses."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
 from rstar_jax.bench import training
 from rstar_jax.settings.errors import UserError
 
+SMALL = training.Settings('tiny', 'float32', examples=2, nodes=1, repeats=1, lora=4)
+
 
 @pytest.fixture(scope='module')
 def figures():
-    return training.run(model='tiny', dtypes='float32', examples=2, nodes=1, repeats=1, lora=4)
+    return training.run(SMALL)
 
 
 def test_figures(figures):
@@ -21,7 +25,7 @@ def test_figures(figures):
         assert figures[name] > 0
     assert figures['lora_tokens_per_second'] > 0
     # 4 sides behind a prefix are 8 rows of pairs.
-    encoded = training._pair_data(np.random.default_rng(0), 1, 1024, 1)
+    encoded = training.pair_data(np.random.default_rng(0), 1, 1024, 1)
     (example,) = encoded.take()
     prefix = len(example.sequences[0])
     while len({tuple(side[:prefix]) for side in example.sequences}) > 1:
@@ -36,7 +40,7 @@ def test_figures(figures):
 def test_bytes_of_a_parameter(figures):
     """float32 and two moments and a gradient; with LoRA the frozen weight and little else."""
     assert figures['bytes_per_parameter'] == pytest.approx(16, abs=0.01)
-    shape = training._shape('tiny')
+    shape = training.shape_of('tiny')
     count = 1024 * 128 + 3 * (2 * 128 * 128 + 2 * 128 * 64 + 3 * 128 * 512 + 2 * 128) + 128
     dense = 3 * (2 * (128 + 128) + 2 * (128 + 64) + 3 * (128 + 512))
     assert shape.num_layers == 3
@@ -46,44 +50,21 @@ def test_bytes_of_a_parameter(figures):
     assert figures['peak_gib_recomputed'] < figures['peak_gib']
 
 
-def test_bfloat16_is_measured_on_fewer_layers_where_it_crawls(monkeypatch):
-    monkeypatch.setattr(training, '_crawls', lambda dtype: dtype == 'bfloat16')
-    monkeypatch.setattr(training, '_low_rank', lambda task, rank: {})
-    tasks = []
-    monkeypatch.setattr(training, '_compare', lambda task: tasks.append(task) or {'x': 1.0})
-    assert training.run(model='tiny', slow_layers=2) == {'x': 1.0, 'x_bfloat16': 1.0}
-    whole, part = tasks
-    assert (whole.dtype, whole.shape.num_layers, whole.examples) == ('float32', 3, 7)
-    assert (part.dtype, part.shape.num_layers, part.examples) == ('bfloat16', 2, 2)
-
-
 def test_both_sides_agree_in_bfloat16():
-    task = training._Task(training._shape('tiny'), 'bfloat16', 1, 1, 2, 1, 0, shorter=4)
-    figures = training._compare(task)
+    few = dataclasses.replace(SMALL, examples=1)
+    task = training.Task(training.shape_of('tiny'), 'bfloat16', few, shorter=4)
+    figures = training.compare(task)
     assert figures['sft_loss_difference'] < 2e-2 > figures['ppm_loss_difference']
 
 
 def test_losses_that_differ_are_an_error():
-    task = training._Task(training._shape('tiny'), 'float32', 1, 1, 2, 1, 0)
-    assert training._agree(task, 'sft', 'loss', 1.0005, 1.0) == pytest.approx(5e-4)
+    assert training.difference('the loss', 'float32', 1.0005, 1.0) == pytest.approx(5e-4)
     for value in (1.01, float('nan')):
-        with pytest.raises(RuntimeError, match='sft in float32: the first loss is'):
-            training._agree(task, 'sft', 'loss', value, 1.0)
+        with pytest.raises(RuntimeError):
+            training.difference('the loss', 'float32', value, 1.0)
 
 
-@pytest.mark.parametrize(
-    ('settings', 'message'),
-    [
-        ({'model': 'none/such'}, 'none/such: its shape is not known'),
-        ({'dtypes': 'float16'}, '--dtypes=float16: expected some of float32,bfloat16'),
-    ],
-)
-def test_wrong_settings(settings, message):
-    with pytest.raises(UserError, match=message):
-        training.run(**settings)
-
-
-def test_without_pytorch_it_says_how_to_go_on(monkeypatch):
-    monkeypatch.setattr(training.importlib.util, 'find_spec', lambda name: None)
-    with pytest.raises(UserError, match='--batch=2: PyTorch.* --batch=0'):
-        training.run(model='tiny')
+def test_a_dtype_that_is_not_compared():
+    with pytest.raises(UserError) as error:
+        training.Settings(dtypes='float16')
+    assert error.value.argument == '--dtypes'

@@ -1,7 +1,5 @@
 """The bench of tree operations: both sides do the work that it says."""
 
-import sys
-
 import jax
 import numpy as np
 import pytest
@@ -14,10 +12,10 @@ from rstar_jax.settings.errors import UserError
 def test_every_simulation_walks_from_the_root_and_expands_one_node():
     trees, children, simulations = 3, 4, 7
     nodes = 1 + simulations * children
-    expansions = tree._expansions(trees, simulations, children, seed=0)
-    ours = tree._Ours(tree._simulation, tree.ENDLESS, trees, nodes, expansions)
+    expansions = tree.random_expansions(trees, simulations, children, seed=0)
+    ours = tree.Ours(tree.simulation, tree.ENDLESS, trees, nodes, expansions)
     ours.seconds()
-    grown = jax.device_get(ours._tree)
+    grown = jax.device_get(ours.tree)
     np.testing.assert_array_equal(grown.size, nodes)
     np.testing.assert_array_equal((grown.child_count > 0).sum(axis=1), simulations)
     # Each expansion backed one answer up to the root, and the walk was left at an open leaf.
@@ -28,15 +26,17 @@ def test_every_simulation_walks_from_the_root_and_expands_one_node():
 
 
 def test_mctx_adds_one_node_a_simulation():
-    theirs = tree._Mctx(trees=3, nodes=29, simulations=7, children=4)
+    theirs = tree.Mctx(trees=3, nodes=29, simulations=7, children=4)
     theirs.seconds()
-    np.testing.assert_array_equal((np.asarray(theirs._tree.parents) >= 0).sum(axis=1), 7)
+    np.testing.assert_array_equal((np.asarray(theirs.tree.parents) >= 0).sum(axis=1), 7)
     assert 1 < theirs.mean_depth() < 4
 
 
-def test_errors_are_plain(monkeypatch):
-    with pytest.raises(UserError, match='--nodes=4'):
-        tree.run(nodes=4)
-    monkeypatch.setitem(sys.modules, 'mctx', None)
-    with pytest.raises(UserError, match='pip install mctx'):
-        tree.run(trees=1, nodes=9)
+@pytest.mark.parametrize(
+    ('settings', 'argument'),
+    [({'nodes': 4}, '--children'), ({'children': 0}, '--children'), ({'trees': 0}, '--trees')],
+)
+def test_wrong_settings_are_named(settings, argument):
+    with pytest.raises(UserError) as error:
+        tree.Settings(**settings)
+    assert error.value.argument == argument

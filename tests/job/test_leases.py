@@ -1,7 +1,6 @@
 """Work dealt in leases: each item once, whoever comes, goes, or comes back."""
 
 import itertools
-import json
 import random
 import types
 
@@ -9,7 +8,6 @@ import jax
 import pytest
 
 from rstar_jax import search
-from rstar_jax.bench import leases as leases_bench
 from rstar_jax.job import leases
 
 
@@ -110,20 +108,3 @@ def test_long_questions_are_begun_first():
     problems = [{'index': i, 'question': 'x' * n} for i, n in enumerate([3, 9, 3, 5])]
     found = [(problem['index'], tree) for problem, tree in search.items(problems, range(2))]
     assert found == [(i, tree) for i in (1, 3, 0, 2) for tree in range(2)]
-
-
-def test_simulated_hosts_idle_less_when_long_questions_come_first(tmp_path):
-    """Of trees whose questions tell their length; by number, those of slow hosts come last."""
-    trees = tmp_path / 'trees.jsonl'
-    nodes = ({'0': {'text': 'x' * n}} for n in (10, 20, 30, 100))
-    rows = ({'question': 'q' * len(n['0']['text']), 'rstar': n} for n in nodes)
-    trees.write_text(''.join(json.dumps(row) + '\n' for row in rows))
-    settings = {'hosts': 8, 'problems': 2000, 'rows': 4, 'slow': 1, 'noise': 0.1}
-    found = leases_bench.run(trees=str(trees), **settings)
-    assert found['leases_idle'] < found['as_given_idle'] / 2
-    assert found['leases_idle'] < 0.03 < 0.3 < found['static_idle']
-
-
-def test_trees_that_all_take_as_long_are_simulated():
-    found = leases_bench.run(hosts=2, problems=8, rows=2, spread=0.0, uneven=0.0, slow=0)
-    assert found['spread'] == 0 and found['static_hours'] == pytest.approx(2 * 600 / 3600)

@@ -64,14 +64,16 @@ def _run(arguments: list[str]) -> int:
     if values.plan == '':
         raise UserError('--plan=: expected a topology, such as v5e:4x8, or here')
     if values.plan:
-        from rstar_jax.plan import topology, whole_job
+        from rstar_jax import plan
 
         if values.problems:
-            lines = whole_job.plan(config, values.plan, values.problems, workdir, stages)
+            lines = plan.whole_job(config, values.plan, values.problems, workdir, stages)
         else:
-            lines = topology.plan(config, values.plan, stages)
-        for line in lines:
-            print(line, flush=True)
+            lines = plan.on_slices(config, values.plan, stages)
+        flags_ = {key: f'--{key}' for key in ('problems', 'stages')} | {'topology': '--plan'}
+        with errors.of_setting('search', flags_):
+            for line in lines:
+                print(line, flush=True)
         return 0
 
     if not (workdir or config.question or config.serve.port):

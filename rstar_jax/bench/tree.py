@@ -153,9 +153,7 @@ class Mctx:
         try:
             import mctx
         except ImportError:
-            raise UserError(
-                'mctx', expected='not found', remedy='pip install mctx'
-            ) from None
+            raise UserError('mctx', expected='not found', remedy='pip install mctx') from None
         zeros = jnp.zeros(trees)
         priors = jnp.zeros((trees, children))
         embedding = jnp.arange(trees, dtype=jnp.float32)

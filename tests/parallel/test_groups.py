@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 
 from rstar_jax import models, parallel, search
-from rstar_jax.plan import collectives
-from rstar_jax.plan import searches as searches
+from rstar_jax.plan import collectives, compiled_search
 
 SHAPE = models.Config(
     family='qwen2',
@@ -55,9 +54,9 @@ def test_no_collective_of_the_decode_loop_leaves_its_group(tensor):
         tensor=tensor,
     )
     mesh = parallel.local_mesh(tensor, jax.devices())
-    group = searches.Group(settings, mesh, SHAPE)
+    group = compiled_search.Group(settings, mesh, SHAPE)
     assert group.choose(2**33)
-    text = group._decode().compile().as_text()
+    text = group.lower_decode().compile().as_text()
     assert ' while(' in text
     found = [line for line in text.splitlines() if COLLECTIVE.search(line)]
     assert bool(found) == (tensor > 1)

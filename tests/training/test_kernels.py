@@ -14,7 +14,7 @@ from jax._src.cudnn import fused_attention_stablehlo
 
 from rstar_jax import models, parallel, training
 from rstar_jax.models import decoder as decoders
-from rstar_jax.plan import trainings
+from rstar_jax.plan import compiled_training
 from rstar_jax.settings.errors import UserError
 from rstar_jax.training import attention, kernels, layers, losses, step
 
@@ -138,8 +138,9 @@ def test_products_of_the_kernel_are_those_that_are_planned(monkeypatch):
     monkeypatch.setattr(kernels, 'chosen', lambda choice, *_: choice)
     settings, computed = training.settings('sft', {'dtype': 'bfloat16'}), {}
     for settings.attention in ('splash', 'loop'):
-        computed[settings.attention] = trainings.products(CONFIG, settings, 'sft', 2, 1024)[1]
-    one = 2 * 2 * trainings._scored(CONFIG, 1024) * CONFIG.num_heads * CONFIG.head_dim
+        found = compiled_training.products(CONFIG, settings, 'sft', 2, 1024)
+        _, computed[settings.attention] = found
+    one = 2 * 2 * compiled_training.scored_pairs(CONFIG, 1024) * CONFIG.num_heads * CONFIG.head_dim
     assert computed['splash'] - computed['loop'] == (sum(made.values()) - 7) * one
 
 

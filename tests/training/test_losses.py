@@ -13,7 +13,7 @@ from rstar_jax import models, parallel
 from rstar_jax.models import attention as plain
 from rstar_jax.models import decoder as decoders
 from rstar_jax.models import heads, kernels
-from rstar_jax.plan import collectives, trainings
+from rstar_jax.plan import collectives, compiled_training
 from rstar_jax.training import attention, flops, layers, losses, packing, recompute
 from rstar_jax.training.step import Compiled
 from tests.training import words
@@ -386,7 +386,7 @@ def test_blocks_beyond_the_window_are_left_out(monkeypatch, window):
     assert [x[:count].tolist() for x in blocks] == [x.tolist() for x in np.nonzero(needed)]
     shape = config(windows=(window,) * 3, num_layers=3)
     assert flops.work(shape, 'sft').seen(here) == 3 * seen.sum()
-    assert trainings._scored(shape, 80) == 3 * needed.sum() * 64
+    assert compiled_training.scored_pairs(shape, 80) == 3 * needed.sum() * 64
 
 
 def test_a_text_gives_the_same_beside_longer_ones():

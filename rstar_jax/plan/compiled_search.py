@@ -7,6 +7,8 @@
 Policy and PPM are of one shape, both in memory; paths are planned at their longest.
 """
 
+from __future__ import annotations
+
 import dataclasses
 import time
 import timeit
@@ -29,14 +31,14 @@ from rstar_jax.settings.errors import UserError
 
 DTYPE = jnp.dtype(jnp.bfloat16)  # of weights and caches: plans are for TPUs
 MANY = 1 << 30  # trees to search in all: as many as one likes
-NEAR = 0.8  # of the best speed, see `plan`
+NEAR = 0.8  # of the best speed, see `choose_group`
 MEASURED = 4  # decode steps that are measured at once
 MARK_STATES = 64  # of the automaton that finds the stop marks: a few dozen in real tokenizers
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
-    """One model's plan; bytes, FLOPs and seconds are of one chip.
+class SearchPlan:
+    """One model's search; bytes, FLOPs and seconds are of one chip.
 
     tensor: chips that share the weights; groups: of them on a host. trees: in flight on each group,
     as the search would choose, and compiled; most: that would fit. weights: bytes of both models.
@@ -65,17 +67,31 @@ class Plan:
     seconds: float
 
 
-def plan(
+def plan_search(
     settings: Config,
     chips: Sequence[Any],
     bytes_of_chip: float,
     shape: models.Config,
     trees: int = MANY,
     dtype: jnp.dtype = DTYPE,
-) -> Plan | None:
+) -> SearchPlan | None:
     """The plan for policy and PPM of one shape on one host's chips; None where no tree fits.
 
     trees: that each group has to search in all. dtype: of weights and caches.
+    """
+    group = choose_group(settings, chips, bytes_of_chip, shape, trees, dtype)
+    return group and group.plan()
+
+
+def choose_group(
+    settings: Config,
+    chips: Sequence[Any],
+    bytes_of_chip: float,
+    shape: models.Config,
+    trees: int = MANY,
+    dtype: jnp.dtype = DTYPE,
+) -> Group | None:
+    """Which chips share the weights, with its trees and slots; as `plan_search`, nothing compiled.
 
     Larger groups read the weights for more sequences at once, smaller ones exchange less: takes the
     fewest chips a group, `settings.tensor` or more, whose limit by reading is near the best.
@@ -88,7 +104,7 @@ def plan(
             if group.choose(bytes_of_chip, trees):
                 groups.append(group)
     best = max((group.speed() for group in groups), default=0.0)
-    return next((group.plan() for group in groups if group.speed() >= NEAR * best), None)
+    return next((group for group in groups if group.speed() >= NEAR * best), None)
 
 
 class Group:
@@ -141,17 +157,17 @@ class Group:
         """Sequences that a host decodes for a byte that each chip reads."""
         return self.mesh.shape['data'] * self.chosen.slots / self.floor()
 
-    def plan(self) -> Plan:
+    def plan(self) -> SearchPlan:
         """What was chosen, compiled."""
         chosen = self.chosen
         start = time.perf_counter()
-        lowered = self._decode(), self._score()
+        lowered = self.lower_decode(), self.lower_score()
         with ThreadPoolExecutor() as threads:  # the compiler uses one core for each
             decoding, scoring = threads.map(lambda x: x.compile(), lowered)
         seconds = time.perf_counter() - start
         at_hand = self.mesh.devices.flat[0] in jax.local_devices()
         cost, held = decoding.cost_analysis(), self.resident()
-        return Plan(
+        return SearchPlan(
             tensor=self.mesh.shape['tensor'],
             groups=self.mesh.shape['data'],
             slots=chosen.slots,
@@ -165,7 +181,7 @@ class Group:
             flops=cost['flops'],
             traffic=cost['bytes accessed'],
             floor=self.floor(),
-            step=self._measure(decoding) if at_hand else 0.0,
+            step=self.measure(decoding) if at_hand else 0.0,
             seconds=seconds,
         )
 
@@ -183,7 +199,7 @@ class Group:
         weights = {name: part for name, part in self.policy.items() if name not in rows}
         return parallel.bytes_on_a_device((weights, path.kv, slots.kv))
 
-    def _decode(self) -> jax.stages.Lowered:
+    def lower_decode(self) -> jax.stages.Lowered:
         f = programs.DECODE(
             self.mesh,
             config=self.shape,
@@ -194,7 +210,7 @@ class Group:
         how = jax.tree.map(lambda x: self._whole((), x.dtype), sampling.Settings.of(self.settings))
         return f.lower(*self.decoded, how, self._whole((2,), jnp.int32))
 
-    def _measure(self, decode: jax.stages.Compiled) -> float:
+    def measure(self, decode: jax.stages.Compiled) -> float:
         """Seconds of a decode step in which every slot is written to."""
 
         def zeros(shape: jax.ShapeDtypeStruct) -> jax.Array:
@@ -213,7 +229,7 @@ class Group:
         run()
         return min(timeit.repeat(run, number=1, repeat=2)) / count
 
-    def _score(self) -> jax.stages.Lowered:
+    def lower_score(self) -> jax.stages.Lowered:
         f = programs.SCORE(self.mesh, config=self.shape, squash='tanh')
         rows, length = sizes.largest_call(self.mesh, self.settings, scored=True)
         integers = devices.shapes(self.mesh, jnp.zeros, rows, jnp.int32)

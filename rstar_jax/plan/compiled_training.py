@@ -26,6 +26,7 @@ from jax.sharding import Mesh
 
 from rstar_jax import models, parallel, steps
 from rstar_jax.models import heads, sharding
+from rstar_jax.parallel.chips import Chip
 from rstar_jax.parallel.memory import GIB
 from rstar_jax.plan import collectives
 from rstar_jax.training import (
@@ -62,7 +63,7 @@ class Work:
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class TrainingPlan:
     """One training; bytes, FLOPs and seconds are of one chip.
 
     mesh: axis -> chips. micros: micro batches of a step, (rows on all chips, tokens of a row) ->
@@ -82,10 +83,19 @@ class Plan:
     computed: float
     work: Work | None
 
+    def least_seconds(self, chip: Chip) -> tuple[float, float]:
+        """Of a step of what fits: by FLOPs, by bytes from other chips; the longer one bounds it.
 
-def plan(
+        By bytes it is 0 where the speed of the chip's links is not known, as of those that are no
+        TPU.
+        """
+        received = sum(exchange.bytes for exchange in self.work.exchanged.values())
+        return self.computed / chip.flops, received / (chip.links or math.inf)
+
+
+def plan_training(
     kind: str, settings, shape: models.Config, mesh: Mesh, memory: float, size: int = 0
-) -> Plan:
+) -> TrainingPlan:
     """The plan of an SFT or a reward model's training.
 
     Args:
@@ -102,7 +112,7 @@ def plan(
     planned = Training(kind, settings, shape, mesh, int(memory), size)
     peak, work = planned.compile()
     needed, computed = planned.products()
-    return Plan(
+    return TrainingPlan(
         mesh=dict(mesh.shape),
         micros=planned.micros,
         held=planned.held,
@@ -120,7 +130,7 @@ class Training:
       loss: 'sft' or the reward model's.
       new_rows: of the tables, see optimiser.optimiser.
       state, frozen: shapes in their sharding.
-      micros, held: see Plan.
+      micros, held: see TrainingPlan.
       largest: the function and the micro batch of the most tokens, of steps of any one size.
     """
 
@@ -189,7 +199,7 @@ class Training:
         return packing.fill(empty, [(example, packing.layout([nothing], [0]))], fields)
 
     def compile(self) -> tuple[int, Work | None]:
-        """-> (peak, work): see Plan. A training whose state does not fit is not compiled."""
+        """-> (peak, work) of a TrainingPlan. One whose state does not fit is not compiled."""
         several = sum(self.micros.values()) > 1
         gradients = parallel.bytes_on_a_device(self.state['params'])
         merged = merging(self.frozen) + gradients if self.frozen else 0
@@ -258,7 +268,7 @@ def _function(micros: dict[tuple[int, int], int]) -> str:
 def products(
     shape: models.Config, settings, loss: str, rows: int, length: int
 ) -> tuple[float, float]:
-    """FLOPs of a micro batch's matrix products: (needed, computed) as in Plan, on all chips.
+    """FLOPs of a micro batch's products on all chips: (needed, computed) as in TrainingPlan.
 
     In the mesh of jax.set_mesh and in recompute.room, for what is computed again depends on them.
     A product's gradients are two products of its size, that of a frozen weight is none.
@@ -270,7 +280,7 @@ def products(
     work, row = flops.work(shape, loss, rank), np.arange(length)
     needed = rows * work.of(row, length)
     apart = needed - rows * work.pair * work.seen(row)  # of attention
-    scored = rows * _scored(shape, length)
+    scored = rows * scored_pairs(shape, length)
     again = recompute.whole_layers(shape, rows, length, dtype)
     # What ends a layer is computed once: nothing behind it is computed again.
     ends = [size for path, size in dense.items() if path.endswith('down/weight')]
@@ -282,7 +292,7 @@ def products(
     return needed, computed + (3.5 + by_splash + again) * work.pair / 3 * scored
 
 
-def _scored(shape: models.Config, length: int) -> int:
+def scored_pairs(shape: models.Config, length: int) -> int:
     """Pairs of query and key in all layers of one row that are scored, seen or not."""
     size = attention.block_size(length)
     blocks = -(-length // size)

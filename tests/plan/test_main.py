@@ -1,13 +1,15 @@
+"""What fits on this machine: counts of published models, and the table."""
+
 import io
 
 from rstar_jax.job import progress
 from rstar_jax.models import published
-from rstar_jax.plan import fits
+from rstar_jax.plan import __main__ as fits
 
 
 def test_bytes_of_a_published_model():
     shape = published.SHAPES['qwen2.5-coder-0.5b']
-    half, whole = fits.held(shape, 'bfloat16'), fits.held(shape, 'float32')
+    half, whole = fits.needs(shape, 'bfloat16'), fits.needs(shape, 'float32')
     parameters = 494_032_768  # Qwen's model card: 0.49B
     assert half['search'] == 2 * parameters and whole['search'] == 4 * parameters
     assert half['training'] == 16 * parameters

@@ -18,6 +18,7 @@ import jax
 
 from rstar_jax import models, steps
 from rstar_jax.job import atomic, hosts, interrupts
+from rstar_jax.models import trained
 from rstar_jax.settings import bounds
 from rstar_jax.settings.errors import UserError
 from rstar_jax.training import checkpoints, dtypes, head, kernels, lora, trainer
@@ -286,13 +287,13 @@ def _finished(
         load = models.load_ppm if isinstance(model, models.PPM) else models.load
         return load(directory, 'float32', mesh=how['mesh']), about['metrics']
     start, how = (model.config, model.params), {'name': name, 'new_rows': new_rows} | how
-    params, trained, metrics = trainer.train(
+    params, low_rank, metrics = trainer.train(
         *start, encoded, chosen, loss, config, directory, **how
     )
     metrics |= {'examples': sum(encoded.counts[i] for i in chosen), 'dropped': encoded.dropped}
     model = dataclasses.replace(model, params=params)
-    if trained is not None:
-        lora.save(model, trained, config.lora, new_rows, directory / 'adapter')
+    if low_rank is not None:
+        lora.save(model, low_rank, config.lora, new_rows, directory / 'adapter')
     trained.save_model(model, directory)
     if hosts.is_first():
         about = {'fingerprint': name, 'metrics': metrics}

@@ -168,7 +168,8 @@ def check(path: pathlib.Path, kind: str) -> None:
         if not read.data.to_dict():
             raise ValueError('no metadata')
     except Exception as error:  # of the parser of YAML too
-        raise UserError(f'{path}: not a valid card ({one_line(error, None)})') from None
+        what = f'not a valid card ({one_line(error, None)})'
+        raise UserError(str(path), expected=what) from None
 
 
 def _eval_results(origin: Origin, kind: str) -> Iterator[hub.EvalResult]:

@@ -190,7 +190,7 @@ def synthesize(round_: Round, stage: ledger.Stage, line: Line) -> Figures:
     )
     if not hosts.is_first():
         return {}
-    data.write_json_items(made, stage.folder / synthesis.FILE)
+    data.write_json_items(map(data.Problem.to_dict, made), stage.folder / synthesis.FILE)
     return {**counts, 'tokens': synthesis.tokens(stage.folder)}
 
 

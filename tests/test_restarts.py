@@ -99,7 +99,7 @@ def test_killed_in_the_search_it_goes_on(world, tmp_path):
         {**one, 'index': i, 'question': f'{one["question"]} {i}'}
         for i, one in enumerate(8 * problems)
     ]
-    more = [{**p, 'index': 32 + i} for i, p in enumerate(arithmetic.problems(8, seed=4))]
+    more = [{**p.row, 'index': 32 + i} for i, p in enumerate(arithmetic.problems(8, seed=4))]
     (tmp_path / 'many.json').write_text(json.dumps(many))
     (tmp_path / 'more.json').write_text(json.dumps([*more[:4], *many[::-1], *more[4:]]))
 

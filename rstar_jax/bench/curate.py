@@ -102,7 +102,7 @@ def random_tree(rng: random.Random, number: int, nodes: int) -> Record:
                 visits[i], total[i] = 1, -1.0
     size = len(parent)
     return Record(
-        problem={'index': number // 2, 'question': TEXT, 'answer': '42'},
+        problem=data.Problem(number // 2, TEXT, '42'),
         tree=number % 2,
         prompt=steps.prompt(TEXT),
         texts=texts,

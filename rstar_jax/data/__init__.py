@@ -22,12 +22,14 @@ from rstar_jax.data.interchange import (
     store_trees,
 )
 from rstar_jax.data.pairs import Rules
+from rstar_jax.data.problem import Problem
 from rstar_jax.data.problems import Selection, load_problems, told
 from rstar_jax.data.trees import TreeStore, question_id
 
 __all__ = [
     'IMPORTS',
     'Examples',
+    'Problem',
     'Rules',
     'Selection',
     'TreeStore',

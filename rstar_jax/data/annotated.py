@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from rstar_jax import steps
+from rstar_jax.data.problem import Problem
 from rstar_jax.data.record import Record
 from rstar_jax.settings.errors import UserError
 
@@ -41,7 +42,7 @@ class Annotated:
     """A tree of N nodes; node 0 is the root.
 
     Attributes:
-      problem: {'index', 'question', 'answer', ...}.
+      problem: that it is of.
       texts: N step texts, '' for the root.
       parent: N node numbers, -1 for the root.
       children: N lists of node numbers, in the order of expansion.
@@ -50,7 +51,7 @@ class Annotated:
       cut: nodes whose step was stopped before its end; none where it is not known.
     """
 
-    problem: dict[str, Any]
+    problem: Problem
     texts: list[str]
     parent: list[int]
     children: list[list[int]]
@@ -128,7 +129,7 @@ def _from_record(record: Record, grade: Grade | None) -> Annotated:
     for node in record.answer_nodes:
         correct = record.correct[node]
         if grade:
-            correct = grade(record.answers[node], record.problem.get('answer'))
+            correct = grade(record.answers[node], record.problem.answer)
         verdict[node] = CORRECT if correct else WRONG
     q = np.rint(record.q_values.astype(np.float64) * MILLION).astype(np.int64).tolist()
     cut = frozenset() if record.cut is None else frozenset(record.cut.nonzero()[0].tolist())
@@ -136,13 +137,13 @@ def _from_record(record: Record, grade: Grade | None) -> Annotated:
 
 
 def _from_interchange(tree: dict[str, Any], grade: Grade | None) -> Annotated:
-    problem = {key: value for key, value in tree.items() if key != 'rstar'}
-    name = f'tree of problem {problem.get("index", "without index")}'
+    name = f'tree of problem {tree.get("index", "without index")}'
     nodes = tree.get('rstar')
     if not isinstance(nodes, dict) or '0' not in nodes:
         raise UserError(f"{name}: expected a field 'rstar' with nodes by tag and a root '0'")
-    if not isinstance(problem.get('question'), str):
+    if not isinstance(tree.get('question'), str):
         raise UserError(f"{name}: expected a field 'question' with the problem's text")
+    problem = Problem.of({key: value for key, value in tree.items() if key != 'rstar'})
     try:
         order = sorted(nodes, key=lambda tag: [int(part) for part in tag.split('.')])
     except ValueError:
@@ -171,7 +172,7 @@ def _from_interchange(tree: dict[str, Any], grade: Grade | None) -> Annotated:
             children[above].append(i)
         if answer not in NOT_ANSWERS:
             if grade:
-                verdict[i] = CORRECT if grade(answer, problem.get('answer')) else WRONG
+                verdict[i] = CORRECT if grade(answer, problem.answer) else WRONG
             else:
                 verdict[i] = _rewarded(node, f'{name}, node {tag}')
     texts[0] = ''

@@ -31,6 +31,7 @@ import random
 from collections.abc import Collection, Sequence
 
 from rstar_jax import steps
+from rstar_jax.data.problem import Problem
 from rstar_jax.settings.errors import UserError
 
 NAMES = ('Ann', 'Ben', 'Cleo', 'Dan', 'Eva', 'Finn', 'Gina', 'Hugo')
@@ -167,16 +168,16 @@ def world(demonstrations: int, train: int, test: int, seed: int = 0) -> World:
     """
     used: set[str] = set()
     tests = problems(test, seed, exclude=used)
-    used |= {p['question'] for p in tests}
+    used |= {p.question for p in tests}
     trains = problems(train, seed + 1, exclude=used)
-    used |= {p['question'] for p in trains}
+    used |= {p.question for p in trains}
     shown = _stories(demonstrations, seed + 2, used, mostly_known=True)
     rng = random.Random(seed + 3)
     made = [{'query': s.question, 'response': s.guessed(rng)} for s in shown]
     return World(made, trains, tests)
 
 
-def problems(count: int, seed: int = 0, exclude: Collection[str] = ()) -> list[dict]:
+def problems(count: int, seed: int = 0, exclude: Collection[str] = ()) -> list[Problem]:
     """Returns `count` different problems {index, question, answer} of all verbs.
 
     Args:
@@ -188,9 +189,7 @@ def problems(count: int, seed: int = 0, exclude: Collection[str] = ()) -> list[d
       UserError: `count` is negative, or there are not as many different questions.
     """
     stories = _stories(count, seed, exclude)
-    return [
-        {'index': i, 'question': s.question, 'answer': str(s.answer)} for i, s in enumerate(stories)
-    ]
+    return [Problem(i, s.question, str(s.answer)) for i, s in enumerate(stories)]
 
 
 def vocabulary() -> list[str]:

@@ -35,6 +35,7 @@ from rstar_jax import steps
 from rstar_jax.data import examples
 from rstar_jax.data.annotated import MILLION, Annotated, Grade, Trajectory, annotate, leading
 from rstar_jax.data.pairs import Counts, Example, Rules, pairs_of, solution_pairs, spread
+from rstar_jax.data.problem import Problem
 from rstar_jax.data.record import Record
 from rstar_jax.data.trees import TreeStore
 from rstar_jax.job import atomic
@@ -56,7 +57,7 @@ def in_order(
         for key in sorted(stores[number].keys()):
             if first <= key[0] < end:
                 record = stores[number][key]
-                yield (record.problem['index'], record.problem['question'], number), record
+                yield (record.problem.index, record.problem.question, number), record
 
     streams = [keyed(number) for number in range(len(stores))]
     for _, record in heapq.merge(*streams, key=lambda item: item[0]):
@@ -159,7 +160,7 @@ def join(parts: Sequence[pathlib.Path], directory: pathlib.Path) -> Counts:
 class _Problem:
     """What the trees of one problem gave so far: its results, of outcomes all different ones."""
 
-    problem: dict[str, Any]
+    problem: Problem
     best: list[tuple[int, int, int, int, str]] = dataclasses.field(default_factory=list)
     pairs: list[Example] = dataclasses.field(default_factory=list)
     # Of wrong (0) and of right (1) trajectories: texts of the steps -> Q values, labels.
@@ -184,7 +185,7 @@ class _Problem:
                 continue
             rank = -trajectory.mean_q, -trajectory.min_q
             if rules.choice != 'best':
-                rank = _chance(f'{self.problem.get("index")} {count} {text}'), 0
+                rank = _chance(f'{self.problem.index} {count} {text}'), 0
             # Best first; the count keeps earlier trees, and depth-first order, ahead in ties.
             self._keep((*rank, len(text) if rules.distinct else 0, count, text), rules)
         self.pairs += pairs_of(tree, trajectories, rules, counts)
@@ -217,7 +218,7 @@ class _Problem:
         counts['problems_solved'] += self.correct > 0
         counts['trajectories_correct'] += self.correct
         counts['trajectories_wrong'] += self.wrong
-        if self._synthetic() and self.correct < rules.synthetic_correct * (
+        if self.problem.synthetic and self.correct < rules.synthetic_correct * (
             self.correct + self.wrong
         ):
             counts['problems_dropped_synthetic'] += 1
@@ -228,7 +229,7 @@ class _Problem:
             if 'error' in response:
                 counts['sft_dropped_error'] += 1
             else:
-                sft.append({'query': self.problem['question'], 'response': response})
+                sft.append({'query': self.problem.question, 'response': response})
         pairs = self.pairs
         if rules.final_step_pairs == 'problem':
             # Of the same text in other steps once.
@@ -243,7 +244,7 @@ class _Problem:
         """Right ones first."""
         return [
             {
-                'query': self.problem['question'],
+                'query': self.problem.question,
                 'steps': list(texts),
                 'values': values,
                 'labels': labels,
@@ -252,10 +253,6 @@ class _Problem:
             for correct in (1, 0)
             for texts, (values, labels) in spread(list(self.outcomes[correct].items()), OUTCOMES)
         ]
-
-    def _synthetic(self) -> bool:
-        source = str(self.problem.get('source') or '')
-        return bool(self.problem.get('synthetic')) or source.startswith('synthetic')
 
 
 def _chance(text: str) -> int:
@@ -273,7 +270,7 @@ def _program(solution: str) -> str:
 
 
 def _name(tree: Annotated) -> tuple:
-    return tree.problem.get('index'), tree.problem['question']
+    return tree.problem.index, tree.problem.question
 
 
 def _consecutive(

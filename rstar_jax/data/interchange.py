@@ -132,7 +132,7 @@ def _stepwise(tree: Item | Record) -> Iterator[Item]:
     leads = leading(trajectories)
     for trajectory in trajectories:
         yield {
-            'prompt': annotated.problem['question'],
+            'prompt': annotated.problem.question,
             'completions': [annotated.texts[node] for node in trajectory.nodes],
             'labels': [node in leads for node in trajectory.nodes],
         }

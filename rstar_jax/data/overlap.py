@@ -10,7 +10,8 @@ import hashlib
 import itertools
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+
+from rstar_jax.data.problem import Problem
 
 WORD = re.compile(r'[^\W\d_]+|\d+')
 SHORTEST = 6  # fewer words are in many questions
@@ -24,7 +25,7 @@ class Overlap:
       length: words in a row. A question of fewer than half as many overlaps with the same one only.
     """
 
-    def __init__(self, benchmarks: Mapping[str, Iterable[Mapping[str, Any]]], length: int):
+    def __init__(self, benchmarks: Mapping[str, Iterable[Problem]], length: int):
         self._length = length
         self._known: dict[bytes, str] = {}
         # Of the shorter questions: what they begin with -> in how many words they end.
@@ -33,9 +34,9 @@ class Overlap:
             for problem in problems:
                 self.add(name, problem)
 
-    def add(self, name: str, problem: Mapping[str, Any]) -> None:
+    def add(self, name: str, problem: Problem) -> None:
         """One more problem that others may overlap with."""
-        words = _words(problem['question'])
+        words = _words(problem.question)
         for gram in self._grams(words):
             self._known.setdefault(gram, name)
         if max(SHORTEST, self._length // 2) <= len(words) < self._length:
@@ -47,17 +48,15 @@ class Overlap:
         grams = itertools.chain(self._grams(words), self._within(words))
         return next((self._known[gram] for gram in grams if gram in self._known), None)
 
-    def split(
-        self, problems: Sequence[dict[str, Any]]
-    ) -> tuple[list[dict[str, Any]], dict[int, str]]:
+    def split(self, problems: Sequence[Problem]) -> tuple[list[Problem], dict[int, str]]:
         """Returns the problems that do not overlap, and {index: benchmark} of those that do."""
         kept, found = [], {}
         for problem in problems:
-            name = self.find(problem['question'])
+            name = self.find(problem.question)
             if name is None:
                 kept.append(problem)
             else:
-                found[problem['index']] = name
+                found[problem.index] = name
         return kept, found
 
     def _grams(self, words: Sequence[str]) -> Iterator[bytes]:

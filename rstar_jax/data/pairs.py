@@ -27,6 +27,7 @@ from rapidfuzz.distance import Levenshtein
 
 from rstar_jax import steps
 from rstar_jax.data.annotated import MILLION, NEITHER, Annotated, Trajectory
+from rstar_jax.data.problem import Problem
 from rstar_jax.settings import bounds
 
 Example = dict[str, Any]
@@ -92,7 +93,7 @@ def pairs_of(
                 best[node] = max(mean, best.get(node, mean))
             else:
                 worst[node] = min(mean, worst.get(node, mean))
-    start = steps.prompt(tree.problem['question'])
+    start = steps.prompt(tree.problem.question)
     pairs: list[Example] = []
     stack = [(0, start)]
     while stack:
@@ -162,7 +163,7 @@ def _trajectory_pairs(
 
 
 def solution_pairs(
-    problem: dict[str, Any],
+    problem: Problem,
     right: Sequence[str],
     wrong: Sequence[str],
     rules: Rules,
@@ -172,7 +173,7 @@ def solution_pairs(
     if rules.well_formed:
         right, wrong = (list(filter(steps.well_formed, texts)) for texts in (right, wrong))
     positives, negatives = (spread(texts, rules.trajectory_side) for texts in (right, wrong))
-    return _all_pairs(steps.prompt(problem['question']), positives, negatives, counts)
+    return _all_pairs(steps.prompt(problem.question), positives, negatives, counts)
 
 
 def _all_pairs(

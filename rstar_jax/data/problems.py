@@ -19,11 +19,11 @@ from typing import Any
 
 from rstar_jax import steps
 from rstar_jax.data import rows
+from rstar_jax.data.problem import Problem
 from rstar_jax.data.trees import question_id
 from rstar_jax.grading import normalise, plain
 from rstar_jax.settings.errors import UserError
 
-Problem = dict[str, Any]
 Counts = collections.Counter
 
 # GSM8K writes the worked solution, this mark, and the final answer into one field.
@@ -75,19 +75,19 @@ class Selection:
 
     def refused(self, problem: Problem) -> str:
         """Why the problem is not used; '' where it is."""
-        if question_id(problem['question']) in self.solved:
+        if question_id(problem.question) in self.solved:
             return 'solved before'
         if patterns := _split(self.sources):
-            names = [str(problem.get(label, '')) for label in ('source', 'type')]
+            names = [problem.source, str(problem.row.get('type', ''))]
             if not any(fnmatch.fnmatchcase(name, p) for name in names for p in patterns):
                 return 'source'
         if self.levels:
             low, _, high = self.levels.partition('-')
-            level = _level(problem.get('level'))
+            level = _level(problem.row.get('level'))
             if level is None or not float(low) <= level <= float(high or low):
                 return 'level'
         if kinds := _split(self.answers):
-            answer = problem['answer']
+            answer = problem.answer
             kind = answer_kind(answer if isinstance(answer, str) else answer[0])
             if kind not in kinds and not (kind == 'integer' and 'number' in kinds):
                 return 'answer kind'
@@ -116,8 +116,7 @@ def load_problems(
         dropped for which reason.
 
     Returns:
-      Dicts with at least `index` (int; the position in the set where it has none), `question` and
-      `answer`.
+      Problems, all with an answer; `index` is the position in the set where it has none.
 
     Raises:
       UserError: no such set, an empty one, a line that is not JSON, a problem without question or
@@ -134,13 +133,13 @@ def load_problems(
         counts['rows'] += 1
         reason = 'no answer' if problem is None else selection and selection.refused(problem)
         if selection and not reason:
-            question = _same(problem['question'])
+            question = _same(problem.question)
             reason = 'duplicate' if question in questions else ''
             questions.add(question)
         if reason:
             counts[reason] += 1
             continue
-        index = problem['index']
+        index = problem.index
         if index in places:
             raise UserError(
                 f'{place}: index {index} was already used by {places[index]}; '
@@ -190,14 +189,14 @@ def problem_of(row: dict[str, Any], place: str, position: int) -> Problem | None
     problem = {'index': index, 'question': question, 'answer': answer}
     if solution is None and 'question' in row and 'answer' in row:
         kept = {key: value for key, value in row.items() if _can_be_kept(value)}
-        return {**kept, **_labels(row), **problem}
+        return Problem.of({**kept, **_labels(row), **problem})
     problem |= _labels(row)
     if isinstance(row.get('synthetic'), bool):
         problem['synthetic'] = row['synthetic']
-    return problem
+    return Problem.of(problem)
 
 
-def _labels(row: dict[str, Any]) -> Problem:
+def _labels(row: dict[str, Any]) -> dict[str, Any]:
     """What the row tells of LABELS, under our names."""
     labels = {}
     for label, keys in LABELS.items():

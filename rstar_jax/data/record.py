@@ -8,6 +8,7 @@ import numpy as np
 from flax import serialization
 
 from rstar_jax import steps
+from rstar_jax.data.problem import Problem
 
 
 class Status(enum.IntEnum):
@@ -33,7 +34,7 @@ class Record:
     """One search tree over one problem. Node 0 is the root; a parent comes before its children.
 
     Attributes:
-      problem: {'index', 'question', 'answer', ...}.
+      problem: that it is of.
       tree: which of the problem's trees this is, from 0.
       prompt: the text in front of the first step.
       texts: N texts, one a node, executor outputs included; '' for the root.
@@ -58,7 +59,7 @@ class Record:
       seed: of the search, from which every sample's key is made; None where it is not known.
     """
 
-    problem: dict[str, Any]
+    problem: Problem
     tree: int
     prompt: str
     texts: list[str]
@@ -80,13 +81,13 @@ class Record:
     seed: int | None = None
 
     def __repr__(self) -> str:
-        index, tree = self.problem.get('index'), self.tree
+        index, tree = self.problem.index, self.tree
         return f'Record({index=}, {tree=}, nodes={len(self.texts)}, solved={self.solved})'
 
     @property
     def key(self) -> tuple[int, int]:
         """(problem index, tree number): which tree of a run this is."""
-        return self.problem['index'], self.tree
+        return self.problem.index, self.tree
 
     @property
     def solved(self) -> bool:
@@ -147,7 +148,7 @@ class Record:
             ran = bool(self.code[i])
             nodes[tag] = {
                 'text': self.texts[i],
-                'extra_info': f'question: {self.problem["question"]}' if i == 0 else '',
+                'extra_info': f'question: {self.problem.question}' if i == 0 else '',
                 'action': 'python_interpreter' if ran else '',
                 'action_input': self.code[i],
                 'observation': self.outputs[i],
@@ -156,7 +157,7 @@ class Record:
                 'q_value': float(q_values[i]),
                 'visit_count': int(self.visits[i]),
             }
-        return {**self.problem, 'rstar': nodes}
+        return {**self.problem.row, 'rstar': nodes}
 
     @classmethod
     def from_interchange(cls, tree: dict[str, Any], number: int = 0) -> 'Record':
@@ -177,7 +178,7 @@ class Record:
         score = np.array([nodes[t].get('value') or np.nan for t in tags], np.float32)
         answer_nodes = [s == Status.ANSWER for s in status]
         return cls(
-            problem={k: v for k, v in tree.items() if k != 'rstar'},
+            problem=Problem.of({k: v for k, v in tree.items() if k != 'rstar'}),
             tree=number,
             prompt='',
             texts=[nodes[t]['text'] or '' for t in tags],
@@ -199,6 +200,7 @@ class Record:
     def to_bytes(self) -> bytes:
         """Serialises to msgpack; `from_bytes` gives back an equal record."""
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        fields['problem'] = self.problem.to_dict()
         fields['tokens'] = np.concatenate([np.asarray(t, np.int32) for t in self.tokens])
         fields['token_counts'] = np.array([len(t) for t in self.tokens], np.int32)
         fields['correct'] = np.array(self.correct, bool)
@@ -210,5 +212,6 @@ class Record:
         fields = serialization.msgpack_restore(data)
         cuts = np.cumsum(fields.pop('token_counts'))[:-1]
         fields['tokens'] = [t.tolist() for t in np.split(fields['tokens'], cuts)]
+        fields['problem'] = Problem.of(fields['problem'])
         fields['correct'] = fields['correct'].tolist()
         return cls(**fields)

@@ -55,7 +55,7 @@ class Facts(NamedTuple):
     @classmethod
     def of(cls, record: Record) -> 'Facts':
         tokens = record.counters.get('sampled_tokens', 0.0)
-        question = question_id(record.problem['question'])
+        question = question_id(record.problem.question)
         return cls(record.solved, len(record.texts), float(tokens), question)
 
 

@@ -3,13 +3,13 @@
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from rstar_jax.data import published, rows
+from rstar_jax.data.problem import Problem
 from rstar_jax.data.problems import load_problems
 from rstar_jax.settings.errors import UserError
 
-Problems = list[dict[str, Any]]
+Problems = list[Problem]
 
 # Name -> stems of the file that may hold it.
 KNOWN = {name: published.SETS[name].stems for name in published.BENCHMARKS}

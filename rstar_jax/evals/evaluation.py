@@ -61,10 +61,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from rstar_jax import search
+from rstar_jax.data.problem import Problem
 from rstar_jax.data.record import Record
 from rstar_jax.data.trees import TreeStore, question_id
 from rstar_jax.evals import selection
-from rstar_jax.evals.figures import GREEDY, Outcome, Problem, Run, flops_of, grade
+from rstar_jax.evals.figures import GREEDY, Outcome, Run, flops_of, grade
 from rstar_jax.evals.searches import Benchmark, Outcomes, Part, Progress, Searches
 from rstar_jax.job import atomic, hosts
 from rstar_jax.job.leases import COUNTER
@@ -116,7 +117,7 @@ class Config:
 def run(
     policy: Any,
     ppm: Any,
-    problems_by_benchmark: Mapping[str, Sequence[Problem]],
+    problems_by_benchmark: Mapping[str, Sequence[Problem | Mapping[str, Any]]],
     config: Config,
     seed: int = 0,
     *,
@@ -161,7 +162,7 @@ def run(
     with contextlib.ExitStack() as stack:
         run_search = run_search or _sharing_workers(stack, config.search)
         of_each = [
-            Benchmark(name, list(problems), folder and folder / name)
+            Benchmark(name, list(map(Problem.of, problems)), folder and folder / name)
             for name, problems in problems_by_benchmark.items()
         ]
         searches = Searches(of_each, seed, folder, progress, run_search, leases)
@@ -193,7 +194,7 @@ def read(
       KeyError: no problem has so many trees there.
     """
     with TreeStore(pathlib.Path(directory) / benchmark / strategy) as store:
-        keys = [[key for t in range(trees) if (key := (p['index'], t)) in store] for p in problems]
+        keys = [[key for t in range(trees) if (key := (p.index, t)) in store] for p in problems]
         if max(map(len, keys)) < trees:
             raise KeyError(trees)
         found = [[Outcome.of(store[key]) for key in own] for own in keys]
@@ -270,7 +271,7 @@ def _figures(benchmark: Benchmark, runs: Sequence[Run], ppm: Any) -> dict[str, A
     modes = {mode: guided[mode] for mode in selection.MODES} if guided else {}
     return {
         'problems': len(benchmark.problems),
-        'asked': {str(p['index']): question_id(p['question']) for p in benchmark.problems},
+        'asked': {str(p.index): question_id(p.question) for p in benchmark.problems},
         'greedy': alone[GREEDY],
         'answered': alone['answered'],
         'greedy_solved': alone['solved'][GREEDY],
@@ -284,7 +285,7 @@ def _figures(benchmark: Benchmark, runs: Sequence[Run], ppm: Any) -> dict[str, A
 
 def _of_problem(found: Outcomes, problem: Problem, trees: int) -> list[Outcome]:
     """Its trees, as they are numbered; with a budget, or answers that agree, some are not grown."""
-    keys = ((problem['index'], tree) for tree in range(trees))
+    keys = ((problem.index, tree) for tree in range(trees))
     return [found[key] for key in keys if key in found]
 
 

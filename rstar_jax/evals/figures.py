@@ -7,12 +7,12 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from rstar_jax import grading
+from rstar_jax.data.problem import Problem
 from rstar_jax.data.record import Record
 from rstar_jax.evals import metrics, selection
 from rstar_jax.search.endpoint import Endpoint
 from rstar_jax.training import flops
 
-Problem = dict[str, Any]
 Verdicts = dict[tuple[int, str], bool]
 GREEDY = 'greedy'
 
@@ -115,7 +115,7 @@ class Run:
             'answered': metrics.accuracy(answered),
             'interval95': {mode: metrics.interval95(flag) for mode, flag in flags.items()},
             'solved': {
-                mode: [p['index'] for p, right in zip(problems, flag) if right]
+                mode: [p.index for p, right in zip(problems, flag) if right]
                 for mode, flag in flags.items()
             },
             'tokens_per_problem': tokens / count,
@@ -183,5 +183,5 @@ def grade(problems: Sequence[Problem], runs: Sequence[Run]) -> Verdicts:
         for answer in tree.answers
         if answer.text
     )
-    pairs = [(answer, problems[i]['answer']) for i, answer in asked]
+    pairs = [(answer, problems[i].answer) for i, answer in asked]
     return dict(zip(asked, grading.equivalent_many(pairs) if pairs else []))

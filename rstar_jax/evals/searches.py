@@ -14,10 +14,11 @@ import jax
 import numpy as np
 
 from rstar_jax import search
+from rstar_jax.data.problem import Problem
 from rstar_jax.data.record import Record
 from rstar_jax.data.trees import TreeStore
 from rstar_jax.evals.clock import Clock, keep_share
-from rstar_jax.evals.figures import Outcome, Problem
+from rstar_jax.evals.figures import Outcome
 from rstar_jax.job import hosts
 from rstar_jax.job.leases import dealt
 from rstar_jax.settings.errors import UserError
@@ -45,11 +46,11 @@ class Benchmark:
         Raises:
           UserError: a tree is of another problem than the one that has its index now.
         """
-        questions = {problem['index']: problem['question'] for problem in self.problems}
+        questions = {problem.index: problem.question for problem in self.problems}
         found = {}
         for key in sorted(store.keys() & wanted):
             record = store[key]
-            if record.problem['question'] != questions[key[0]]:
+            if record.problem.question != questions[key[0]]:
                 raise UserError(
                     f'benchmark {self.name}: its problem {key[0]} is another than the one that '
                     f'{store.directory} has trees of: put the old file back, use another '
@@ -110,7 +111,7 @@ class Searches:
         # Where each problem comes from; its place here is its index in the searches.
         self._origin = [(n, p) for n, part in enumerate(benchmarks) for p in part.problems]
         self._asked = [
-            {**problem, 'index': place, search.SAMPLED_AS: problem['index']}
+            dataclasses.replace(problem, index=place, sampled_as=problem.index)
             for place, (_, problem) in enumerate(self._origin)
         ]
 
@@ -145,7 +146,7 @@ class Searches:
         trees: for each benchmark.
         """
         wanted = [
-            {(problem['index'], tree) for problem in part.benchmark.problems for tree in range(n)}
+            {(problem.index, tree) for problem in part.benchmark.problems for tree in range(n)}
             for part, n in zip(parts, trees)
         ]
         done = [set(part.found) for part in parts]
@@ -176,7 +177,7 @@ class Searches:
                 )
                 clock.begin()
                 for record in run:
-                    which, problem = self._origin[record.problem['index']]
+                    which, problem = self._origin[record.problem.index]
                     record = dataclasses.replace(record, problem=problem)
                     if stores:
                         stores[which].append(record)
@@ -201,12 +202,12 @@ class Searches:
             (place, tree)
             for place, (which, problem) in enumerate(self._origin)
             for tree in most
-            if tree >= trees[which] or (problem['index'], tree) in done[which]
+            if tree >= trees[which] or (problem.index, tree) in done[which]
         )
 
     def _earlier(self, stores: Sequence[TreeStore], done: Sequence[Set[Key]]) -> Iterator[Record]:
         """The trees that are stored, as they are named in a search."""
-        asked = {(n, p['index']): now for (n, p), now in zip(self._origin, self._asked)}
+        asked = {(n, p.index): now for (n, p), now in zip(self._origin, self._asked)}
         for which, store in enumerate(stores):
             for key in sorted(done[which]):
                 yield dataclasses.replace(store[key], problem=asked[which, key[0]])
@@ -217,7 +218,7 @@ class Searches:
         """This process's share."""
         count = [1] * len(trees) if config.in_order else trees  # one stands for all of a problem
         items = search.items(self._asked, range(max(count)))
-        items = [(p, tree) for p, tree in items if tree < count[self._origin[p['index']][0]]]
+        items = [(p, tree) for p, tree in items if tree < count[self._origin[p.index][0]]]
         place = '/'.join(self.folder.parts[-2:])  # hosts may mount it elsewhere
         return dealt(items, f'{place} {kind} {list(trees)}', self._leases)
 

@@ -104,9 +104,9 @@ def _trees(folder: pathlib.Path, settings: Mapping[str, Any]) -> dict[str, Any]:
                 continue
             trees += 1
             counters.update(record.counters)
-            searched.add(record.problem['index'])
+            searched.add(record.problem.index)
             if record.solved:
-                solved.add(record.problem['index'])
+                solved.add(record.problem.index)
     if not trees:
         raise UserError(str(folder), expected='holds no trees')
     return {

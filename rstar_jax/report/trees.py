@@ -212,7 +212,7 @@ def _graded(records: Iterator[Record], source: Source) -> Iterator[Record]:
         return
     grader = grading.shared()
     for record in records:
-        truth = record.problem.get('answer')
+        truth = record.problem.answer
         if truth:
             verdicts = {
                 answer: grader.submit(answer, truth)
@@ -227,22 +227,22 @@ def _graded(records: Iterator[Record], source: Source) -> Iterator[Record]:
 def entry_of(record: Record, source: Source) -> Entry:
     """The tree's line in the list."""
     index, tree = record.key
-    solved = UNKNOWN if not record.problem.get('answer') else RIGHT if record.solved else WRONG
+    solved = UNKNOWN if not record.problem.answer else RIGHT if record.solved else WRONG
     answer, _ = record.best_answer()
-    question = ' '.join(record.problem['question'].split())
+    question = ' '.join(record.problem.question.split())
     name = f'{source.name}-{index}-{tree}'
     return Entry(name, index, tree, solved, len(record.texts), answer, question)
 
 
 def told(record: Record) -> dict[str, Any]:
     """What the viewer shows of a tree, as JSON; lists go by node, node 0 is the root."""
-    truth = record.problem.get('answer')
+    truth = record.problem.answer
     known = bool(truth)
     best = record.best_node()
     return {
-        'problem': record.problem['index'],
+        'problem': record.problem.index,
         'tree': record.tree,
-        'question': record.problem['question'],
+        'question': record.problem.question,
         'truth': truth if isinstance(truth, str) else ' or '.join(map(str, truth or [])),
         'best': -1 if best is None else best,
         'parent': record.parent.tolist(),

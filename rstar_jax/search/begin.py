@@ -2,12 +2,13 @@
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
 
 from rstar_jax import parallel, steps
+from rstar_jax.data.problem import Problem
 from rstar_jax.data.record import Record
 from rstar_jax.search import flight
 from rstar_jax.search.children import Workers, announce
@@ -24,7 +25,7 @@ QUESTIONS = ('What is 2 + 3?', 'How many primes are below 100?')  # of no common
 
 
 def run(
-    problems: Iterable[dict[str, Any]],
+    problems: Iterable[Problem | Mapping[str, Any]],
     policy=None,
     ppm=None,
     *,
@@ -44,7 +45,7 @@ def run(
     """Searches and yields each tree as it is finished, in no fixed order.
 
     Args:
-      problems: {'index', 'question', 'answer', ...} each.
+      problems: Problems, or their rows {'index', 'question', 'answer', ...}.
       policy: models.Policy that writes the steps; or give `expander`.
       ppm: models.PPM that scores them, or None.
       config: what is searched.
@@ -71,16 +72,16 @@ def run(
     """
     if (policy is None) == (expander is None):
         raise UserError('search.run: give either a policy or an expander')
-    problems = list(problems)
+    problems = list(map(Problem.of, problems))
     needed = ('index', 'question', 'answer') if config.use_ground_truth else ('index', 'question')
     for problem in problems:
-        if any(problem.get(key) is None for key in needed):
+        if any(getattr(problem, key) is None for key in needed):
             unless = ', and an answer unless use_ground_truth=False' * config.use_ground_truth
             raise UserError(
-                f'problem {problem!s:.99}: needs an index and a question, as of data.load_problems'
-                f'{unless}'
+                f'problem {problem.to_dict()!s:.99}: needs an index and a question, as of '
+                f'data.load_problems{unless}'
             )
-    todo = [(p, t) for p in problems for t in range(trees) if (p['index'], t) not in skip]
+    todo = [(p, t) for p in problems for t in range(trees) if (p.index, t) not in skip]
     if not todo and not total:
         return
     total = total or -(-len(todo) // (1 if leases is None else jax.process_count()))
@@ -88,7 +89,7 @@ def run(
     flights = None if config.one_size else flights
     if leases is not None and config.in_order:
         here = ([(p, t) for p, _ in lease for t in range(trees)] for lease in leases)
-    wanted = ([i for i in lease if (i[0]['index'], i[1]) not in skip] for lease in here)
+    wanted = ([i for i in lease if (i[0].index, i[1]) not in skip] for lease in here)
     tokenizer = tokenizer_of(policy, ppm)
     make = functools.partial(new_tree, seed=seed, config=config, tokenizer=tokenizer)
     with contextlib.ExitStack() as stack:
@@ -105,12 +106,12 @@ def run(
         yield from loop.run()
 
 
-def items(problems: Iterable[dict[str, Any]], trees: Iterable[int]) -> list[Item]:
+def items(problems: Iterable[Problem], trees: Iterable[int]) -> list[Item]:
     """(problem, number of the tree), in the order in which they are best begun.
 
     The trees of long questions take longer, and what begins last should end soon: longest first.
     """
-    longest = sorted(problems, key=lambda problem: -len(problem['question']))
+    longest = sorted(problems, key=lambda problem: -len(problem.question))
     numbers = tuple(trees)
     return [(problem, tree) for problem in longest for tree in numbers]
 
@@ -157,14 +158,12 @@ def template(config: Config, tokenizer) -> list[list[int]]:
     return found
 
 
-def new_tree(
-    problem: dict[str, Any], number: int, *, seed: int, config: Config, tokenizer
-) -> HostTree:
+def new_tree(problem: Problem, number: int, *, seed: int, config: Config, tokenizer) -> HostTree:
     """A tree of its root alone."""
     tree = HostTree(problem, number, seed, '', [])
     order = 0
     if config.examples == 'shuffled':
         order = int(sampling.key_of(*tree.seeds, 'examples')[0])
-    tree.prompt = steps.prompt(problem['question'], config.prompt, order)
+    tree.prompt = steps.prompt(problem.question, config.prompt, order)
     tree.nodes.append(Node(tokens=tokenizer(tree.prompt)['input_ids'] if tokenizer else []))
     return tree

@@ -67,7 +67,7 @@ class Judge:
         if box:
             node.answer = box
             if self.config.use_ground_truth:
-                node.grade = self.workers.grader.submit(box, tree.problem['answer'])
+                node.grade = self.workers.grader.submit(box, tree.problem.answer)
         elif not ends:
             node.code = steps.code_of(node.text)
             whole, before = self.config.failed_steps == 'again', tree.programs()

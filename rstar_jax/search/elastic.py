@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Protocol
 
 from rstar_jax import models, parallel, search
+from rstar_jax.data.problem import Problem
 from rstar_jax.data.record import Record
 from rstar_jax.job import leases
 from rstar_jax.job.leases import Table
@@ -28,7 +29,7 @@ SILENT = 60.0  # seconds without an answer after which it is lost
 FAILURES = 3  # of workers in a row, without a tree between them, end the run
 STILLBORN = 10  # so many that are gone before their first answer do, too
 
-Item = tuple[dict[str, Any], int, bytes | None]  # problem, tree, what there is of it
+Item = tuple[Problem, int, bytes | None]  # problem, tree, what there is of it
 
 
 @dataclasses.dataclass
@@ -165,7 +166,7 @@ class Member:
                 self._ended = error
                 self._changed.notify_all()
 
-    def _leases(self) -> Iterator[list[tuple[dict[str, Any], int]]]:
+    def _leases(self) -> Iterator[list[tuple[Problem, int]]]:
         """What has been given since; waits while there is nothing else to do."""
         while True:
             with self._changed:
@@ -176,7 +177,7 @@ class Member:
                 items, self._inbox = self._inbox, []
                 for problem, tree, data in items:
                     if data is not None:
-                        self._given[problem['index'], tree] = data
+                        self._given[problem.index, tree] = data
             yield [(problem, tree) for problem, tree, _ in items]
 
     def _progress(self, totals: dict[str, float]) -> None:
@@ -197,7 +198,7 @@ class Member:
 
 
 def run(
-    items: Iterable[tuple[dict[str, Any], int]],
+    items: Iterable[tuple[Problem, int]],
     team: Team,
     *,
     flights: flight.Flights | None = None,
@@ -216,7 +217,7 @@ def run(
     Raises:
       UserError: a worker's, or too many workers in a row have failed.
     """
-    of_key = {(problem['index'], tree): (problem, tree) for problem, tree in items}
+    of_key = {(problem.index, tree): (problem, tree) for problem, tree in items}
     table = Table(of_key, silent)
     totals = _Totals(len(of_key), progress)
     latest: dict[flight.Key, bytes] = {}

@@ -189,7 +189,7 @@ class Remote(Expander):
     def start(self, row: int, tree: HostTree) -> None:
         for model in self.models:
             if self.config.prompt == 'few_shot':
-                prompt = steps.prompt(tree.problem['question'])
+                prompt = steps.prompt(tree.problem.question)
                 tree.nodes[0].tokens = self.ppm.tokenizer(prompt)['input_ids']
             model.start(row, tree)
 

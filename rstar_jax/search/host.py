@@ -8,18 +8,14 @@ import dataclasses
 import math
 import time
 from concurrent.futures import Future
-from typing import Any
 
 import numpy as np
 
 from rstar_jax import steps
+from rstar_jax.data.problem import Problem
 from rstar_jax.data.record import TERMINAL_ANSWERS, Record, Status
 from rstar_jax.search import tree as trees_lib
 from rstar_jax.steps import marks
-
-# A field of a problem that has another index here than where it comes from: that one. No row of a
-# data set has such a field.
-SAMPLED_AS = '\0sampled as'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,8 +101,7 @@ class HostTree:
     """One tree in flight.
 
     Attributes:
-      problem: {'index', 'question', 'answer', ...}; the index tells it from others in this search.
-        With SAMPLED_AS it is sampled as the problem of that index would be.
+      problem: its index tells it from others in this search.
       number: which of the problem's trees it is.
       seed: of the sampling.
       prompt: the text in front of the first step.
@@ -120,7 +115,7 @@ class HostTree:
       started: seconds, of the monotonic clock.
     """
 
-    problem: dict[str, Any]
+    problem: Problem
     number: int
     seed: int
     prompt: str
@@ -136,12 +131,14 @@ class HostTree:
 
     @property
     def key(self) -> tuple[int, int]:
-        return self.problem['index'], self.number
+        return self.problem.index, self.number
 
     @property
     def seeds(self) -> tuple[int, int, int]:
         """What all keys of the tree's samples are made of."""
-        return self.seed, self.problem.get(SAMPLED_AS, self.problem['index']), self.number
+        problem = self.problem
+        named = problem.index if problem.sampled_as is None else problem.sampled_as
+        return self.seed, named, self.number
 
     @property
     def cursor(self) -> Node:

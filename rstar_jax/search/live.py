@@ -10,13 +10,13 @@ import itertools
 import queue
 import threading
 from collections.abc import Callable
-from typing import Any
 
+from rstar_jax.data.problem import Problem
 from rstar_jax.data.record import Record
 from rstar_jax.search.begin import make_expander, new_tree, tokenizer_of
 from rstar_jax.search.children import Workers
 from rstar_jax.search.config import Config
-from rstar_jax.search.host import SAMPLED_AS, HostTree
+from rstar_jax.search.host import HostTree
 from rstar_jax.search.loop import Loop
 from rstar_jax.search.totals import Totals
 from rstar_jax.settings.errors import UserError
@@ -93,7 +93,7 @@ class Live(Loop):
         Raises:
           UserError: the question is too long, or the search has ended.
         """
-        root = self._new_tree({'index': 0, 'question': question}, 0, seed=seed).nodes[0]
+        root = self._new_tree(Problem(0, question), 0, seed=seed).nodes[0]
         length, room = len(root.tokens), self.config.prompt_tokens
         if length > room:
             raise UserError(f'the question has {length} tokens with its prompt, at most {room} fit')
@@ -109,7 +109,7 @@ class Live(Loop):
         ended: BaseException = UserError('the search has ended')
         try:
             for record in super().run():
-                self._jobs[record.problem['index']].done(record)
+                self._jobs[record.problem.index].done(record)
         except BaseException as error:
             ended = error
             raise
@@ -135,8 +135,8 @@ class Live(Loop):
     def more(self) -> bool:
         """Takes what has been submitted since; waits for it where nothing is left to search."""
         trees = [*self.growing.values(), *(tree for tree, _ in self.finished)]
-        left = {tree.problem['index'] for tree in trees}
-        left |= {line[0][0]['index'] for line in self.queue}
+        left = {tree.problem.index for tree in trees}
+        left |= {line[0][0].index for line in self.queue}
         for number in self._jobs.keys() - left:
             self.spending.forget(number)
             self._jobs.pop(number).done(None)
@@ -147,13 +147,13 @@ class Live(Loop):
                 return False
             number = next(self._numbers)
             self._jobs[number] = job
-            problem = {'index': number, SAMPLED_AS: 0, 'question': job.question, 'answer': ''}
+            problem = Problem(number, job.question, '', sampled_as=0)
             self.line_up([(problem, tree) for tree in range(job.trees)])
-        self.queue = [x for x in self.queue if not self._jobs[x[0][0]['index']].cancelled]
+        self.queue = [x for x in self.queue if not self._jobs[x[0][0].index].cancelled]
         return True
 
     def unwanted(self, tree: HostTree) -> bool:
-        return self._jobs[tree.problem['index']].cancelled
+        return self._jobs[tree.problem.index].cancelled
 
-    def _begun(self, problem: dict[str, Any], number: int) -> HostTree:
-        return self._new_tree(problem, number, seed=self._jobs[problem['index']].seed)
+    def _begun(self, problem: Problem, number: int) -> HostTree:
+        return self._new_tree(problem, number, seed=self._jobs[problem.index].seed)

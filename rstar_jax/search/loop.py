@@ -21,6 +21,7 @@ import jax
 import numpy as np
 
 from rstar_jax import steps
+from rstar_jax.data.problem import Problem
 from rstar_jax.data.record import Record, Status
 from rstar_jax.search import flight
 from rstar_jax.search import tree as trees_lib
@@ -34,7 +35,7 @@ from rstar_jax.search.totals import Totals
 from rstar_jax.settings.errors import UserError
 from rstar_jax.steps import marks
 
-Item = tuple[dict[str, Any], int]  # a problem and the number of its tree
+Item = tuple[Problem, int]  # a problem and the number of its tree
 
 # After so many candidates without a single mark and no tree beyond its root, a search ends.
 MARKLESS = 32
@@ -145,7 +146,7 @@ class Loop:
         """Has trees wait for a row; in order, each for the one before it of its problem, too."""
         lines: dict[int, list[Item]] = {}
         for place, item in enumerate(items):
-            lines.setdefault(item[0]['index'] if self.config.in_order else place, []).append(item)
+            lines.setdefault(item[0].index if self.config.in_order else place, []).append(item)
         self.queue = [*reversed(lines.values()), *self.queue]
 
     def tell(self, final: bool = False) -> None:
@@ -172,7 +173,7 @@ class Loop:
         while self.free and (line := self._next()):
             row = self.free.pop()
             self.growing[row] = tree = self.make(*line[0])
-            self.behind[tree.problem['index']] = line[1:]
+            self.behind[tree.problem.index] = line[1:]
             tree.started = time.monotonic()
             tree.tokens_left = self.spending.left(tree.problem)
             fresh[row] = True
@@ -279,7 +280,7 @@ class Loop:
             self.totals.finished(record)
             self.crowded += not tree.sampled and not any(record.texts[1:])
             self.spending.add(record)
-            if line := self.behind.pop(tree.problem['index'], None):
+            if line := self.behind.pop(tree.problem.index, None):
                 self.queue.append(line)
             yield record
 

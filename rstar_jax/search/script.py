@@ -50,7 +50,7 @@ class Scripted(Expander):
         ended = []
         for row in running or []:
             tree = self._growing[row]
-            texts = self._texts(tree.problem['question'], tree.prefix, len(tree.candidates))
+            texts = self._texts(tree.problem.question, tree.prefix, len(tree.candidates))
             if len(texts) != len(tree.candidates):
                 raise ValueError(f'{len(texts)} texts for {len(tree.candidates)} candidates')
             ended += [Step(row, i, text, [], _kind_of(text)) for i, text in enumerate(texts)]
@@ -59,7 +59,7 @@ class Scripted(Expander):
     def _scores(self, requests) -> Scores:
         rows, numbers, nodes = zip(*requests)
         trees = zip((self._growing[row] for row in rows), nodes)
-        found = [self._score(tree.problem['question'], tree.prefix + x.text) for tree, x in trees]
+        found = [self._score(tree.problem.question, tree.prefix + x.text) for tree, x in trees]
         return [(np.array(found, np.float32), np.int32(rows), np.int32(numbers))]
 
 

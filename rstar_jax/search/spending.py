@@ -8,8 +8,8 @@ stopped and went on.
 import collections
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
 
+from rstar_jax.data.problem import Problem
 from rstar_jax.data.record import Record, Status
 from rstar_jax.search.config import Config
 from rstar_jax.search.host import HostTree, Node
@@ -28,7 +28,7 @@ class Spending:
         """Counts a finished tree."""
         if not self.config.in_order:
             return
-        index = record.problem['index']
+        index = record.problem.index
         self._tokens[index] += int(record.counters['spent_tokens'])
         self._answers[index] += [record.answers[i] for i in record.answer_nodes]
 
@@ -37,14 +37,14 @@ class Spending:
         self._tokens.pop(index, None)
         self._answers.pop(index, None)
 
-    def left(self, problem: dict[str, Any]) -> float:
+    def left(self, problem: Problem) -> float:
         """Tokens that may still be sampled for a problem."""
-        sampled = self._tokens[problem['index']]
+        sampled = self._tokens[problem.index]
         return self.config.tokens - sampled if self.config.tokens else math.inf
 
-    def done(self, problem: dict[str, Any]) -> bool:
+    def done(self, problem: Problem) -> bool:
         """Whether no further tree of a problem is wanted."""
-        return self.left(problem) <= 0 or self._agreed(self._answers[problem['index']])
+        return self.left(problem) <= 0 or self._agreed(self._answers[problem.index])
 
     def ends(self, tree: HostTree, children: list[Node]) -> bool:
         """Whether a tree in flight is finished with these children."""
@@ -53,7 +53,7 @@ class Spending:
         if not self.config.agree or all(node.status != Status.ANSWER for node in children):
             return False
         answers = [x.answer for x in (*tree.nodes, *children) if x.status == Status.ANSWER]
-        return self._agreed(self._answers[tree.problem['index']] + answers)
+        return self._agreed(self._answers[tree.problem.index] + answers)
 
     def _agreed(self, answers: list[str]) -> bool:
         """Whether the commonest answer leads by as many as wanted."""

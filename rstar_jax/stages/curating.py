@@ -45,8 +45,8 @@ def curate(round_: Round, stage: ledger.Stage, line: Line) -> dict[str, Any]:
     def kept(trees: Iterable[search.Record]) -> Iterator[search.Record]:
         """Those of problems that are in no benchmark, of one that was named later included."""
         for tree in trees:
-            if find(tree.problem['question']):
-                left_out.add(tree.problem['index'])
+            if find(tree.problem.question):
+                left_out.add(tree.problem.index)
             else:
                 yield tree
 

@@ -13,13 +13,14 @@ from ml_collections import ConfigDict
 
 from rstar_jax import data, evals, models, search
 from rstar_jax.job import hosts, ledger
+from rstar_jax.job.leases import dealt
 from rstar_jax.job.progress import Line, of_search
 from rstar_jax.search import Record, elastic, ray_team
 from rstar_jax.search.flights import Flights
 from rstar_jax.settings import configs
 from rstar_jax.settings.errors import UserError
 from rstar_jax.settings.table import EVAL_SEARCH
-from rstar_jax.stages import sources, synthesis
+from rstar_jax.stages import sources
 from rstar_jax.stages.sources import Round
 
 RAY = 'ray'  # --config.job.leases
@@ -46,7 +47,7 @@ def search_trees(round_: Round, stage: ledger.Stage, line: Line) -> dict[str, An
         run, *models = _searcher(round_, flights, line.say)
         for rollouts, trees, todo in passes(config, problems, store):
             settings = sources.search_config(config, rollouts=rollouts)
-            before = {(p['index'], tree) for p in todo for tree in range(trees.start)}
+            before = {(p.index, tree) for p in todo for tree in range(trees.start)}
             records = run(
                 todo,
                 *models,
@@ -71,11 +72,11 @@ def search_trees(round_: Round, stage: ledger.Stage, line: Line) -> dict[str, An
         return figures if math.isnan(use[0]) else {**figures, 'slot_use': use[0]}
 
 
-def _check_problems(problems: list[dict], store: data.TreeStore, path: str) -> None:
+def _check_problems(problems: list[data.Problem], store: data.TreeStore, path: str) -> None:
     """Raises UserError where a stored tree is of another problem than has its index now."""
     if not hosts.is_first():
         return
-    now = {problem['index']: data.question_id(problem['question']) for problem in problems}
+    now = {problem.index: data.question_id(problem.question) for problem in problems}
     for (index, _), facts in store.facts():
         if now.get(index, facts.question) != facts.question:
             raise UserError(
@@ -86,8 +87,8 @@ def _check_problems(problems: list[dict], store: data.TreeStore, path: str) -> N
 
 
 def passes(
-    config: ConfigDict, problems: list[dict], store: data.TreeStore
-) -> Iterator[tuple[int, range, list[dict]]]:
+    config: ConfigDict, problems: list[data.Problem], store: data.TreeStore
+) -> Iterator[tuple[int, range, list[data.Problem]]]:
     """(rollouts, numbers of the trees, problems): first all, then those not yet solved.
 
     How many trees a budget of tokens buys is kept in the store's folder: problems that are added
@@ -97,7 +98,7 @@ def passes(
     yield config.search.rollouts, range(trees), problems
     store.meet()
     if config.search.mean_tokens:
-        own = {problem['index'] for problem in problems}
+        own = {problem.index for problem in problems}
         first = [x.tokens for (index, tree), x in store.facts() if tree == 0 and index in own]
         kept = store.directory / 'trees.json'
         trees = (ledger.read_json(kept) or {}).get('trees')
@@ -108,7 +109,7 @@ def passes(
         store.meet()
     for number, rollouts in enumerate(config.search.more_rollouts, start=trees):
         solved = {index for (index, tree), x in store.facts() if tree < number and x.solved}
-        todo = [problem for problem in problems if problem['index'] not in solved]
+        todo = [problem for problem in problems if problem.index not in solved]
         if todo:
             yield rollouts, range(number, number + 1), todo
         store.meet()
@@ -139,10 +140,12 @@ def _so_far(round_: Round, store: data.TreeStore) -> dict[str, int]:
     """
     solved: dict[int, bool] = {}
     earlier = sources.earlier_searches(round_) if round_.config.data.solved else []
+    made = sources.synthetic(round_, round_.number + 1)
+    written = {data.question_id(problem.question) for problem in made}
     with contextlib.ExitStack() as stack:
         stores = [stack.enter_context(data.TreeStore(path, writer=None)) for path in earlier]
-        for (index, _), facts in itertools.chain(*(one.facts() for one in (*stores, store))):
-            if index < synthesis.ROUND_INDEX:
+        for _, facts in itertools.chain(*(one.facts() for one in (*stores, store))):
+            if facts.question not in written:
                 solved[facts.question] = solved.get(facts.question, False) or facts.solved
     return {'problems': len(solved), 'solved': sum(solved.values())}
 
@@ -158,13 +161,13 @@ def _searcher(round_: Round, flights: Flights, say: Callable[[str], None]) -> tu
     return search.run, *(sources.searching_model(round_, kind) for kind in ('policy', 'ppm'))
 
 
-def _leases(round_: Round, config: search.Config, problems: list[dict], trees: range):
+def _leases(round_: Round, config: search.Config, problems: list[data.Problem], trees: range):
     """Each process's share of the trees; None on Ray, where one deals them to its workers."""
     if round_.config.job.leases == RAY:
         return None
-    dealt = trees[:1] if config.in_order else trees  # in order, one stands for all of a problem
+    begun = trees[:1] if config.in_order else trees  # in order, one stands for all of a problem
     name = f'{round_.folder.name} search {trees.start}'
-    return dealt(search.items(problems, dealt), name, round_.config.job.leases)
+    return dealt(search.items(problems, begun), name, round_.config.job.leases)
 
 
 def evaluated_models(
@@ -265,9 +268,7 @@ def on_ray(
         )
 
     def run(problems, policy, ppm, *, config, seed, trees, skip, progress, **_):
-        items = [
-            x for x in search.items(problems, range(trees)) if (x[0]['index'], x[1]) not in skip
-        ]
+        items = [x for x in search.items(problems, range(trees)) if (x[0].index, x[1]) not in skip]
         if not items:
             return
         job = elastic.Job(

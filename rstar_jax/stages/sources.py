@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 from rstar_jax import data, evals, models, parallel, search
 from rstar_jax.data import arithmetic, files
 from rstar_jax.data.overlap import Overlap
+from rstar_jax.data.problem import Problem
 from rstar_jax.job import ledger
 from rstar_jax.job.bucket import Place
 from rstar_jax.job.progress import Events
@@ -85,14 +86,14 @@ class Round:
         return [folder for folder in later if folder.exists()]
 
 
-def problems(round_: Round, known: bool = False) -> list[dict[str, Any]]:
+def problems(round_: Round, known: bool = False) -> list[Problem]:
     """The problems that the round searches: {index, question, answer}; see `split_problems`."""
     return split_problems(round_, known)[0]
 
 
 def split_problems(
     round_: Round, known: bool = False
-) -> tuple[list[dict[str, Any]], dict[int, str], collections.Counter]:
+) -> tuple[list[Problem], dict[int, str], collections.Counter]:
     """The problems that the round searches, {index: benchmark} of those left out of them, counts.
 
     Counted is how many were read, used, and dropped for which reason; see data.load_problems.
@@ -110,10 +111,10 @@ def split_problems(
     counts: collections.Counter = collections.Counter()
     solved = frozenset() if known else solved_before(round_)
 
-    def unsolved(rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    def unsolved(rows: Iterable[Problem]) -> Iterator[Problem]:
         for problem in rows:
             counts['rows'] += 1
-            if data.question_id(problem['question']) not in solved:
+            if data.question_id(problem.question) not in solved:
                 yield problem
             else:
                 counts['solved before'] += 1
@@ -166,13 +167,13 @@ def earlier_searches(round_: Round) -> list[pathlib.Path]:
     return [folder for folder in folders if folder.is_dir()]
 
 
-def synthetic(round_: Round, end: int) -> list[dict[str, Any]]:
+def synthetic(round_: Round, end: int) -> list[Problem]:
     """The problems that policies have written, in the rounds before number `end`."""
     found = []
     for number in range(1, end):
         made = round_.root / f'round{number}' / 'synthesize' / synthesis.FILE
         if made.exists():
-            found += [problem for _, problem in files.read_json_items(made)]
+            found += [Problem.of(row) for _, row in files.read_json_items(made)]
     return found
 
 
@@ -292,7 +293,7 @@ def first_policy(config: ConfigDict, dtype: str, mesh=None) -> models.Policy:
     return load_model(config.policy.path, 'policy', dtype, mesh)
 
 
-def benchmarks(round_: Round, whole: bool = False) -> dict[str, list[dict[str, Any]]]:
+def benchmarks(round_: Round, whole: bool = False) -> dict[str, list[Problem]]:
     """The problems to evaluate on, by the name of their benchmark; whole: beyond eval.limit too."""
     settings = round_.config.eval
     asked = ARITHMETIC in (name.strip() for name in settings.benchmarks.split(','))

@@ -14,17 +14,17 @@ import functools
 import pathlib
 import random
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import jax
 
 from rstar_jax import data, grading, search, steps
 from rstar_jax.data.overlap import Overlap
+from rstar_jax.data.problem import Problem
 from rstar_jax.job import hosts
 from rstar_jax.job.leases import COUNTER, dealt
 from rstar_jax.settings.errors import UserError
 
-Problem = dict[str, Any]
 Search = Callable[..., Iterable[search.Record]]
 T = TypeVar('T')
 
@@ -97,24 +97,24 @@ def synthesize(
     counts: collections.Counter = collections.Counter(written=len(prompts))
     drafts: list[Problem] = []
     for prompt in prompts:
-        question = texts[prompt['index'], 0]
+        question = texts[prompt.index, 0]
         reason = _refused(question, overlap)
         counts[reason or 'new'] += 1
         if not reason:
-            draft = {'index': ROUND_INDEX * number + prompt['index'], 'question': question}
-            drafts.append({**draft, 'answer': '', 'source': 'synthetic', 'synthetic': True})
-            overlap.add('new', draft)
+            index = ROUND_INDEX * number + prompt.index
+            drafts.append(Problem(index, question, '', source='synthetic', synthetic=True))
+            overlap.add('new', drafts[-1])
     sample(drafts, settings, folder / 'solved', config.samples)
     if not hosts.is_first():
         return [], counts
     answers = _read(drafts, folder / 'solved', config.samples, lambda tree: tree.best_answer()[0])
     kept = []
     for draft in drafts:
-        tried = (answers[draft['index'], tree] for tree in range(config.samples))
+        tried = (answers[draft.index, tree] for tree in range(config.samples))
         answer, votes = agreed([answer for answer in tried if answer])
         counts['answers differ' if votes < config.agree else 'kept'] += 1
         if votes >= config.agree:
-            kept.append({**draft, 'answer': answer})
+            kept.append(dataclasses.replace(draft, answer=answer))
     return kept, counts
 
 
@@ -146,8 +146,8 @@ def written(tree: search.Record) -> str:
 
 def _prompt(known: Sequence[Problem], config: Config, key: str) -> Problem:
     chosen = random.Random(key).sample(known, min(config.shown, len(known)))
-    text = steps.writing_prompt([problem['question'] for problem in chosen])
-    return {'index': int(key.split()[-1]), 'question': text, 'answer': ''}
+    text = steps.writing_prompt([problem.question for problem in chosen])
+    return Problem(int(key.split()[-1]), text, '')
 
 
 def _refused(question: str, overlap: Overlap) -> str:
@@ -175,7 +175,7 @@ def _sample(
 
     Of several processes each searches its share.
     """
-    wanted = {(problem['index'], tree) for problem in problems for tree in range(trees)}
+    wanted = {(problem.index, tree) for problem in problems for tree in range(trees)}
     with data.TreeStore(folder, writer=jax.process_index()) as store:
         done = frozenset(store.keys())
         if done and store[min(done)].seed not in (None, seed):
@@ -202,6 +202,6 @@ def _read(
     problems: Sequence[Problem], folder: pathlib.Path, trees: int, of: Callable[[search.Record], T]
 ) -> dict[tuple[int, int], T]:
     """`of` each tree of the problems: whole ones would not fit."""
-    wanted = [(problem['index'], tree) for problem in problems for tree in range(trees)]
+    wanted = [(problem.index, tree) for problem in problems for tree in range(trees)]
     with data.TreeStore(folder, writer=jax.process_index()) as store:
         return {record.key: of(record) for record in store.unordered(wanted)}

@@ -32,7 +32,7 @@ def solve(config: ConfigDict, workdir: str = '') -> str:
         ledger.check_writable(pathlib.Path(workdir))
     round_ = sources.asked(config, workdir)
     preflight.searching_models(round_)
-    problem = {'index': 0, 'question': config.question, 'answer': ''}
+    problem = data.Problem(0, config.question, '')
     with Line('searching') as line:
         records = list(
             search.run(
@@ -78,7 +78,7 @@ def _keep(records: list[Record], root: pathlib.Path, shown: int) -> str:
         earlier = store.keys()
         number = 1 + max((index for index, _ in earlier), default=-1)
         for record in records:
-            problem = {**record.problem, 'index': number}
+            problem = dataclasses.replace(record.problem, index=number)
             store.append(dataclasses.replace(record, problem=problem))
     page = report.attempt(root, [number])
     where = f'{page}#tree={trees.SOLVE}-{number}-{shown}' if page else store.directory

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from rstar_jax import steps
+from rstar_jax.data.problem import Problem
 from rstar_jax.data.record import Record
 
 # (text, q, kind or children); kind: 'right', 'wrong', 'code', 'deep', 'unparsable', 'open'
@@ -91,7 +92,7 @@ def grown(seed: int, index: int = 0, number: int = 0, ppm: bool = False, size: i
             break
     n = len(parent)
     return Record(
-        problem={'index': index, 'question': f'Question {index}?', 'answer': '42'},
+        problem=Problem(index, f'Question {index}?', '42'),
         tree=number,
         prompt='',
         texts=texts,

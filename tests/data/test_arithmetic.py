@@ -46,9 +46,9 @@ def run(program: str) -> str:
 
 def test_answers_are_what_the_stories_tell():
     for problem in WORLD.train + WORLD.test:
-        assert list(problem) == ['index', 'question', 'answer']
-        assert problem['answer'] == str(read(problem['question']))
-    assert [p['index'] for p in WORLD.train] == list(range(150))
+        assert list(problem.to_dict()) == ['index', 'question', 'answer']
+        assert problem.answer == str(read(problem.question))
+    assert [p.index for p in WORLD.train] == list(range(150))
 
 
 def count_operations(question: str) -> int:
@@ -137,7 +137,7 @@ def test_one_verb_of_each_kind_is_known_and_problems_use_all():
 
     known = {verb for kind in arithmetic.KINDS for verb in kind.known}
     assert len(known) == len(arithmetic.KINDS)
-    assert set(verbs(p['question'] for p in WORLD.train)) == set(MEANINGS)
+    assert set(verbs(p.question for p in WORLD.train)) == set(MEANINGS)
     told = verbs(d['query'] for d in WORLD.demonstrations)
     assert set(told) == set(MEANINGS)
     told = [verb for verb in told if len(MEANINGS[verb]) == 1]
@@ -151,7 +151,7 @@ def test_no_verb_has_two_meanings():
 
 def test_no_question_occurs_twice():
     questions = [d['query'] for d in WORLD.demonstrations]
-    questions += [p['question'] for p in WORLD.train + WORLD.test]
+    questions += [p.question for p in WORLD.train + WORLD.test]
     assert len(questions) == len(set(questions)) == 540
 
 
@@ -159,7 +159,7 @@ def test_same_seed_same_world_other_seed_another():
     again = arithmetic.world(demonstrations=300, train=150, test=90, seed=3)
     assert again == WORLD
     other = arithmetic.world(demonstrations=300, train=150, test=90, seed=4)
-    assert not {p['question'] for p in other.test} >= {p['question'] for p in WORLD.test}
+    assert not {p.question for p in other.test} >= {p.question for p in WORLD.test}
 
 
 def test_the_test_problems_do_not_depend_on_how_many_others_there_are():
@@ -167,7 +167,7 @@ def test_the_test_problems_do_not_depend_on_how_many_others_there_are():
 
 
 def test_numbers_of_operations_take_turns():
-    counts = [count_operations(p['question']) for p in WORLD.test[:6]]
+    counts = [count_operations(p.question) for p in WORLD.test[:6]]
     assert counts == [1, 2, 3, 1, 2, 3]
 
 

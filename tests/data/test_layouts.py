@@ -9,6 +9,7 @@ import pytest
 
 from rstar_jax import data
 from rstar_jax.data import problems, published
+from rstar_jax.data.problem import Problem
 from rstar_jax.job.progress import Events
 from rstar_jax.settings import configs
 from rstar_jax.settings.errors import UserError
@@ -78,7 +79,7 @@ GSM8K = {'question': 'How many?', 'answer': 'Two <<1+1=2>>2 and one.\n#### 3'}
 def test_a_row_of_each_layout(row, expected):
     problem = problems.problem_of(row, 'here', 7)
     question = row.get('question') or row.get('problem') or row['query']
-    assert problem == {'index': 7, 'question': question, **expected}
+    assert problem.to_dict() == {'index': 7, 'question': question, **expected}
 
 
 def test_a_proof_is_no_problem():
@@ -127,7 +128,7 @@ def numina(tmp_path):
 
 
 def indices(found):
-    return [problem['index'] for problem in found]
+    return [problem.index for problem in found]
 
 
 def test_parquet_with_counts_of_what_was_dropped(numina):
@@ -168,7 +169,12 @@ def test_plain_rows_are_selected_by_labels_of_any_name(tmp_path):
     path.write_text(json.dumps(row))
     selection = data.Selection(sources='college_math*', levels='3-5')
     (problem,) = data.load_problems(path, selection=selection)
-    assert problem == {**row, 'index': 0, 'source': 'college_math.Calculus', 'level': 4}
+    assert problem.to_dict() == {
+        **row,
+        'index': 0,
+        'source': 'college_math.Calculus',
+        'level': 4,
+    }
     path.write_text(json.dumps({**row, 'level': ''}))
     assert data.load_problems(path, selection=selection) == [problem]
 
@@ -221,9 +227,7 @@ def test_pictures_of_a_set_are_not_looked_at(tmp_path, monkeypatch):
     (tmp_path / 'drawn').mkdir()
     made = datasets.Dataset.from_list([row], features=datasets.Features(kinds))
     made.to_parquet(tmp_path / 'drawn' / 'train.parquet')
-    assert data.load_problems('hf:drawn', folder=tmp_path) == [
-        {'index': 0, 'question': 'a?', 'answer': '1'}
-    ]
+    assert data.load_problems('hf:drawn', folder=tmp_path) == [Problem(0, 'a?', '1')]
 
 
 def test_names_of_the_hub_need_a_package(monkeypatch):

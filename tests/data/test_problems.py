@@ -7,6 +7,7 @@ import pytest
 
 from rstar_jax import data, search
 from rstar_jax.data import problems
+from rstar_jax.data.problem import Problem
 from rstar_jax.settings.errors import UserError
 from tests.data import samples
 
@@ -18,12 +19,13 @@ def write(path, text):
 
 def test_json_list_keeps_index_and_other_fields(tmp_path):
     problems = [
-        {'index': 7, 'question': 'a?', 'answer': '1', 'source': 'math'},
-        {'index': 3, 'question': 'b?', 'answer': ['2', 'two']},
+        {'index': 7, 'question': 'a?', 'answer': '1', 'source': 'math', 'level': 2},
+        {'answer': ['2', 'two'], 'index': 3, 'question': 'b?'},
     ]
     path = write(tmp_path / 'p.json', json.dumps(problems, indent=4))
-    assert data.load_problems(path) == problems
-    assert data.load_problems(path, limit=1) == problems[:1]
+    found = data.load_problems(path)
+    assert [json.dumps(p.to_dict()) for p in found] == list(map(json.dumps, problems))
+    assert data.load_problems(path, limit=1) == found[:1]
 
 
 def test_fields_that_no_tree_can_be_stored_with_are_left_out():
@@ -33,11 +35,11 @@ def test_fields_that_no_tree_can_be_stored_with_are_left_out():
     others |= {'map': [('x', 1)], 'bytes': b'x', 'huge': 2**63, 'rate': float('nan')}
     asked = {'question': 'a?', 'answer': '1'}
     problem = problems.problem_of({**asked, **kept, **others}, 'here', 0)
-    assert problem == {'index': 0, **asked, **kept}
+    assert problem.to_dict() == {'index': 0, **asked, **kept}
     record = dataclasses.replace(samples.grown(0), problem=problem)
     assert search.Record.from_bytes(record.to_bytes()).problem == problem
     row = {'problem': 'b?', 'answer': '2', 'level': 10**30, 'type': 'Algebra'}
-    assert problems.problem_of(row, 'here', 0).keys() == {'index', 'question', 'answer', 'type'}
+    assert problems.problem_of(row, 'here', 0).row.keys() == {'index', 'question', 'answer', 'type'}
 
 
 def test_jsonl_and_gsm8k_answers(tmp_path):
@@ -49,18 +51,18 @@ def test_jsonl_and_gsm8k_answers(tmp_path):
     ]
     lines.append(json.dumps({'question': 'd?', 'answer': 10**400}))  # no float is as large
     problems = data.load_problems(write(tmp_path / 'p.jsonl', '\n'.join(lines)))
-    assert problems.pop() == {'index': 3, 'question': 'd?', 'answer': f'1{400 * "0"}'}
+    assert problems.pop() == Problem(3, 'd?', f'1{400 * "0"}')
     assert problems == [
-        {'index': 0, 'question': 'a?', 'answer': '3'},
-        {'index': 1, 'question': 'b?', 'answer': '2.5'},
-        {'index': 2, 'question': 'c?', 'answer': '1,000'},
+        Problem(0, 'a?', '3'),
+        Problem(1, 'b?', '2.5'),
+        Problem(2, 'c?', '1,000'),
     ]
 
 
 def test_numbers_in_a_list_and_half_a_character(tmp_path):
     rows = '{"question": "a \\ud83d?", "answer": [1, 2.0, "3"]}\n{"question": "b?", "answer": [0]}'
     problems = data.load_problems(write(tmp_path / 'p.jsonl', rows))
-    assert [(p['question'], p['answer']) for p in problems] == [
+    assert [(p.question, p.answer) for p in problems] == [
         ('a ??', ['1', '2', '3']),
         ('b?', '0'),
     ]
@@ -78,9 +80,9 @@ def test_limit_stops_reading(tmp_path):
 
 
 def test_export_reads_back(tmp_path):
-    problems = [{'index': i, 'question': f'q{i} ≤?', 'answer': str(i)} for i in range(3)]
+    problems = [Problem(i, f'q{i} ≤?', str(i)) for i in range(3)]
     for name in ('p.json', 'p.jsonl'):
-        assert data.write_json_items(problems, tmp_path / name) == 3
+        assert data.write_json_items(map(Problem.to_dict, problems), tmp_path / name) == 3
         assert data.load_problems(tmp_path / name) == problems
     assert (tmp_path / 'p.json').read_text().startswith('[')
 

@@ -32,7 +32,7 @@ def name_of(name):
 
 
 def checksum(problems):
-    lines = [json.dumps([p['index'], p['question'], p['answer']]) for p in problems]
+    lines = [json.dumps([p.index, p.question, p.answer]) for p in problems]
     return hashlib.sha256('\n'.join(lines).encode()).hexdigest()
 
 
@@ -73,22 +73,21 @@ def test_records_of_published_layouts(tmp_path, name):
     expected = data.load_problems(path)
     assert len(found) == len(expected) == 1
     for problem, other in zip(found, expected):
-        assert {key: problem[key] for key in ('index', 'question', 'answer')} == {
-            key: other[key] for key in ('index', 'question', 'answer')
-        }
+        for name in ('index', 'question', 'answer'):
+            assert getattr(problem, name) == getattr(other, name)
 
 
 def test_it_is_prepared_once_and_again_when_the_file_is_new(tmp_path):
     path = tmp_path / 'amc23.json'
     path.write_text(json.dumps([layouts.AMC]))
     load = functools.partial(data.load_problems, name_of('amc23'), folder=tmp_path)
-    assert [p['answer'] for p in load()] == ['142']
+    assert [p.answer for p in load()] == ['142']
     (prepared,) = (tmp_path / rows.PREPARED / 'rstar_problems' / 'amc23').glob('*/*.array_record*')
     written = prepared.stat().st_mtime_ns
     load()
     assert prepared.stat().st_mtime_ns == written
     path.write_text(json.dumps([{**layouts.AMC, 'answer': 7.0}]))
-    assert [p['answer'] for p in load()] == ['7']
+    assert [p.answer for p in load()] == ['7']
 
 
 def test_a_set_that_is_not_there_is_downloaded(tmp_path, monkeypatch):
@@ -103,7 +102,7 @@ def test_a_set_that_is_not_there_is_downloaded(tmp_path, monkeypatch):
         row = published.Published('a/b', tuple(urls), 2, ('none',))
         monkeypatch.setitem(published.SETS, 'math500', row)
         found = data.load_problems(name_of('math500'), folder=tmp_path)
-        assert [(p['index'], p['question']) for p in found] == [
+        assert [(p.index, p.question) for p in found] == [
             (0, 'What is half of $3$?'),
             (1, 'And?'),
         ]
@@ -128,7 +127,7 @@ def test_without_a_network_what_is_missing_is_told_at_once(tmp_path, monkeypatch
 def test_benchmarks_by_name(tmp_path):
     (tmp_path / 'amc23.json').write_text(json.dumps([layouts.AMC]))
     found = evals.benchmarks.load(name_of('amc23'), tmp_path)
-    assert [p['answer'] for p in found['amc23']] == ['142']
+    assert [p.answer for p in found['amc23']] == ['142']
 
 
 def test_a_name_that_is_none(tmp_path):

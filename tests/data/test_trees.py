@@ -190,7 +190,7 @@ def test_a_shard_is_looked_into_once(tmp_path, monkeypatch):
 def told(records):
     """What `facts` is to tell of them."""
     tokens = {r.key: r.counters.get('sampled_tokens', 0.0) for r in records}
-    asked = {r.key: data.question_id(r.problem['question']) for r in records}
+    asked = {r.key: data.question_id(r.problem.question) for r in records}
     return {r.key: (r.solved, len(r.texts), tokens[r.key], asked[r.key]) for r in records}
 
 

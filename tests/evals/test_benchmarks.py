@@ -6,17 +6,19 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+from rstar_jax.data.problem import Problem
 from rstar_jax.evals import benchmarks
 from rstar_jax.settings.errors import UserError
 
-PROBLEMS = [{'index': i, 'question': f'{i} + {i}?', 'answer': str(2 * i)} for i in range(5)]
+PROBLEMS = [Problem(i, f'{i} + {i}?', str(2 * i)) for i in range(5)]
+ROWS = [problem.to_dict() for problem in PROBLEMS]
 
 
 @pytest.fixture
 def folder(tmp_path):
-    (tmp_path / 'math500.json').write_text(json.dumps(PROBLEMS))
-    (tmp_path / 'gsm8k_test.jsonl').write_text('\n'.join(map(json.dumps, PROBLEMS[:3])))
-    (tmp_path / 'mine.json').write_text(json.dumps(PROBLEMS[:2]))
+    (tmp_path / 'math500.json').write_text(json.dumps(ROWS))
+    (tmp_path / 'gsm8k_test.jsonl').write_text('\n'.join(map(json.dumps, ROWS[:3])))
+    (tmp_path / 'mine.json').write_text(json.dumps(ROWS[:2]))
     return tmp_path
 
 
@@ -32,7 +34,7 @@ def test_other_files_of_the_folder_and_paths(folder):
 
 
 def test_parquet_files(folder, monkeypatch):
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(PROBLEMS[:2]), folder / 'rows.parquet')
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(ROWS[:2]), folder / 'rows.parquet')
     assert benchmarks.load('rows', folder) == {'rows': PROBLEMS[:2]}
     monkeypatch.chdir(folder)
     assert benchmarks.load('rows.parquet') == {'rows': PROBLEMS[:2]}

@@ -8,14 +8,16 @@ import types
 import numpy as np
 import pytest
 
-from rstar_jax import evals, models, search
+from rstar_jax import evals, models, parallel, search
 from rstar_jax.data import TreeStore, question_id
+from rstar_jax.data.problem import Problem
 from rstar_jax.evals import clock, metrics
 from rstar_jax.evals.figures import Answer, Outcome, Run
+from rstar_jax.job import hosts
 from rstar_jax.settings.errors import UserError
 from tests.evals.trees import tree
 
-PROBLEMS = [{'index': 10 + i, 'question': f'question {i}', 'answer': str(i)} for i in range(4)]
+PROBLEMS = [Problem(10 + i, f'question {i}', str(i)) for i in range(4)]
 CONFIG = evals.Config(search.Config(rollouts=2, candidates=3), trajectories=3)
 
 # What each problem's trees find: (answer, score) of three trees.
@@ -50,7 +52,7 @@ class Searcher:
         self.calls.append((ppm, config, trees))
         for number in reversed(range(trees)):  # trees finish in any order
             for i, problem in enumerate(problems):
-                if (problem['index'], number) in skip:
+                if (problem.index, number) in skip:
                     continue
                 if len(self.made) == self.lifetime:
                     raise KeyboardInterrupt
@@ -66,7 +68,7 @@ class Searcher:
                 answers = [(*ASIDE, True), (*found, False)] if found and kind == 'guided' else []
                 answers = answers or ([(*found, False)] if found else [])
                 likelihoods = [LIKELIHOOD.get(a, -9.0) for a, *_ in answers]
-                self.made.append((problem['index'], number, kind))
+                self.made.append((problem.index, number, kind))
                 yield tree(problem, number, answers, tokens, likelihoods, **COMPUTED)
 
 
@@ -111,7 +113,7 @@ def test_results_are_those_worked_out_by_hand():
         'benchmarks': {
             'sums': {
                 'problems': 4,
-                'asked': {str(p['index']): question_id(p['question']) for p in PROBLEMS},
+                'asked': {str(p.index): question_id(p.question) for p in PROBLEMS},
                 'greedy': 0.5,
                 'answered': 0.75,
                 'greedy_solved': [10, 12],
@@ -165,7 +167,7 @@ def test_all_answers_of_a_tree_vote_where_they_are_pooled():
     assert chosen['majority'] == chosen['weighted'] == [['6']]
     assert chosen['pooled'] == [['0.5']]
     verdicts = {(0, text): text != '6' for text, _ in scored}
-    found = run.figures([{'index': 0}], verdicts)
+    found = run.figures([Problem(0, '')], verdicts)
     assert (found['majority'], found['pooled']) == (0.0, 1.0)
     unscored = Run('unguided', [[one]], False, 1, 1.0, None)  # where nothing ranks them, too
     assert unscored.lists()['majority'] == [['0.5']]
@@ -189,7 +191,7 @@ def test_an_answer_of_unknown_likelihood_is_left_out_of_that_figure_alone(monkey
     run = Run('mcts', [[Outcome(('6', 0.2), answers, 9.0, (9.0, 9.0))]], True, 1, 1.0, None)
     drawn = []
     monkeypatch.setattr(metrics, '_bootstrap', lambda won, pairs: drawn.append(won) or [0, 1])
-    judge = run.figures([{'index': 0}], {(0, '6'): True, (0, '5'): False})['judge']
+    judge = run.figures([Problem(0, '')], {(0, '6'): True, (0, '5'): False})['judge']
     assert (judge['pairs'], judge['auc'], judge['auc_likelihood']) == (1, 1.0, None)
     assert list(judge['interval95']) == ['auc'] and len(drawn) == 1
 
@@ -350,7 +352,7 @@ def test_trees_of_other_problems_are_not_taken_for_answers(tmp_path):
     evaluate(Searcher(), tmp_path)
 
     def again(**changes):
-        problems = [*PROBLEMS[:2], {**PROBLEMS[2], **changes}, PROBLEMS[3]]
+        problems = [*PROBLEMS[:2], dataclasses.replace(PROBLEMS[2], **changes), PROBLEMS[3]]
         run = {'directory': tmp_path, 'run_search': Searcher(0)}
         return evals.run(POLICY, PPM, {'sums': problems}, CONFIG, 7, **run)
 
@@ -446,7 +448,7 @@ def test_what_fewer_trees_would_have_given(tmp_path):
 
 def test_compilation_does_not_count(tmp_path, monkeypatch):
     compiling = iter(range(0, 10**6, 100))
-    monkeypatch.setattr(evals.evaluation.parallel, 'compile_seconds', lambda: next(compiling))
+    monkeypatch.setattr(parallel, 'compile_seconds', lambda: next(compiling))
     assert evaluate(Searcher())['benchmarks']['sums']['seconds_per_problem'] == 0
 
 
@@ -476,8 +478,8 @@ def test_of_processes_that_share_a_directory_the_first_has_the_figures(tmp_path,
     config = dataclasses.replace(CONFIG, strategies=('sampled',), mean_tokens=70)
     told, other, first = [], Scoring(), Scoring()
     with monkeypatch.context() as patch:
-        patch.setattr(evals.evaluation.parallel, 'is_first', lambda: False)
-        patch.setattr(evals.evaluation.parallel, 'greatest', lambda n: told.append(n) or 2)
+        patch.setattr(hosts, 'is_first', lambda: False)
+        patch.setattr(hosts, 'greatest', lambda n: told.append(n) or 2)
         patch.setattr(evals.evaluation, 'grade', lambda *_: 1 / 0)
         patch.setattr(TreeStore, '__getitem__', lambda self, key: 1 / 0)
         assert evaluate(other, tmp_path, config=config) == {'round': 0, 'benchmarks': {}}
@@ -498,7 +500,7 @@ def test_mistakes_are_one_line():
 
 
 # Two benchmarks of which two problems have the same index.
-BOTH = {'sums': PROBLEMS[:2], 'more': [{**PROBLEMS[2], 'index': 10}, PROBLEMS[3]]}
+BOTH = {'sums': PROBLEMS[:2], 'more': [dataclasses.replace(PROBLEMS[2], index=10), PROBLEMS[3]]}
 
 
 def both(searcher, directory=None, config=CONFIG, benchmarks=BOTH):
@@ -525,8 +527,8 @@ def test_a_strategy_searches_all_benchmarks_at_once(tmp_path):
     assert found['sums'] == alone['sums']
     for name, problems in BOTH.items():
         with TreeStore(tmp_path / name / 'mcts') as store:
-            assert store.keys() == {(p['index'], tree) for p in problems for tree in range(3)}
-            assert [store[p['index'], 0].problem for p in problems] == problems
+            assert store.keys() == {(p.index, tree) for p in problems for tree in range(3)}
+            assert [store[p.index, 0].problem for p in problems] == problems
 
 
 @pytest.mark.parametrize('lifetime', [2, 6, 11])
@@ -537,7 +539,8 @@ def test_a_killed_evaluation_of_two_goes_on_and_a_third_is_searched_alone(tmp_pa
         both(killed, tmp_path)
     found, _ = both(after, tmp_path)
     assert found == expected and len(killed.made) + len(after.made) == 4 * (1 + 3)
-    third, searcher = [{**problem, 'index': i} for i, problem in enumerate(PROBLEMS)], Searcher()
+    third = [dataclasses.replace(problem, index=i) for i, problem in enumerate(PROBLEMS)]
+    searcher = Searcher()
     more, _ = both(searcher, tmp_path, benchmarks={'first': third, **BOTH})
     assert len(searcher.made) == 4 * (1 + 3) and {i for i, *_ in searcher.made} == set(range(4))
     assert {name: more[name] for name in BOTH} == expected and more['first']['problems'] == 4
@@ -563,13 +566,13 @@ def test_a_budget_buys_each_benchmark_its_number_of_trees(tmp_path):
 
         def __call__(self, *arguments, **options):
             for record in super().__call__(*arguments, **options):
-                times = 2 if record.problem['question'] in asked else 1
+                times = 2 if record.problem.question in asked else 1
                 counters = record.counters | {
                     'sampled_tokens': times * record.counters['sampled_tokens']
                 }
                 yield dataclasses.replace(record, counters=counters)
 
-    asked = {problem['question'] for problem in BOTH['more']}
+    asked = {problem.question for problem in BOTH['more']}
     config = dataclasses.replace(CONFIG, strategies=('sampled',), mean_tokens=95)
     searcher = Longer()
     found, _ = both(searcher, tmp_path, config)

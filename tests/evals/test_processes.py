@@ -20,7 +20,7 @@ def test_trees_of_other_processes_take_their_time(tmp_path):
             time.sleep(0.2)
             with TreeStore(tmp_path / 'sums' / kind, writer=1) as store:
                 for record in super().__call__(*arguments, **options):
-                    problem = PROBLEMS[record.problem['index']]
+                    problem = PROBLEMS[record.problem.index]
                     store.append(dataclasses.replace(record, problem=problem))
             yield from ()
 
@@ -41,7 +41,7 @@ def test_what_others_found_counts_though_the_disk_tells_late_of_it(tmp_path, mon
                 if kind_of(options['config'], arguments[2]) != late:
                     yield record
                     continue
-                problem = PROBLEMS[record.problem['index']]
+                problem = PROBLEMS[record.problem.index]
                 found.append(dataclasses.replace(record, problem=problem))
 
     def sleep(seconds):

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from rstar_jax.data.problem import Problem
 from rstar_jax.data.record import Record, Status
 
 
@@ -12,7 +13,7 @@ def tree(problem, number, answers, tokens=10.0, likelihoods=None, **counters):
     """
     n = 2 + len(answers)
     return Record(
-        problem=problem,
+        problem=Problem.of(problem),
         tree=number,
         prompt='',
         texts=['', 'x = 1 <b>\n', *(f'\\boxed{{{a}}}' for a, _, _ in answers)],

@@ -8,6 +8,7 @@ import jax
 import pytest
 
 from rstar_jax import search
+from rstar_jax.data.problem import Problem
 from rstar_jax.job import leases
 
 
@@ -105,6 +106,6 @@ def test_leases_are_small_against_what_is_left_to_each_process():
 
 
 def test_long_questions_are_begun_first():
-    problems = [{'index': i, 'question': 'x' * n} for i, n in enumerate([3, 9, 3, 5])]
-    found = [(problem['index'], tree) for problem, tree in search.items(problems, range(2))]
+    problems = [Problem(i, 'x' * n) for i, n in enumerate([3, 9, 3, 5])]
+    found = [(problem.index, tree) for problem, tree in search.items(problems, range(2))]
     assert found == [(i, tree) for i in (1, 3, 0, 2) for tree in range(2)]

@@ -29,7 +29,7 @@ def policy():
 def texts():
     world = arithmetic.world(demonstrations=200, train=100, test=0, seed=5)
     shown = [steps.prompt(d['query']) + d['response'] for d in world.demonstrations]
-    return shown + [steps.prompt(p['question']) for p in world.train]
+    return shown + [steps.prompt(p.question) for p in world.train]
 
 
 def test_text_survives_encoding_and_decoding(policy, texts):

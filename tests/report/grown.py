@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from rstar_jax.data.problem import Problem
 from rstar_jax.data.record import Record, Status
 
 ENDS = (Status.ANSWER, Status.ANSWER, Status.CODE_ERRORS, Status.TOO_DEEP, Status.OPEN)
@@ -44,7 +45,7 @@ def grown(problem, number=0, nodes=60, candidates=8, depth=8, seed=0, scored=Tru
     )
     score[0] = np.nan
     return Record(
-        problem=problem,
+        problem=Problem.of(problem),
         tree=number,
         prompt='',
         texts=['', *(_text(i, status[i]) for i in range(1, n))],

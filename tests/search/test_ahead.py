@@ -8,12 +8,15 @@ import jax
 import pytest
 
 from rstar_jax import parallel, search
+from rstar_jax.data.problem import Problem
 from rstar_jax.models import tiny
 from rstar_jax.search import host
 from rstar_jax.search.engine import Engine, local
 from tests.search import test_engine
 
-PROBLEMS = [{**test_engine.PROBLEMS[0], 'index': i, 'question': f'Tom has {i}'} for i in range(6)]
+PROBLEMS = [
+    dataclasses.replace(test_engine.PROBLEMS[0], index=i, question=f'Tom has {i}') for i in range(6)
+]
 CONFIG = search.Config(
     rollouts=1, candidates=3, max_depth=1, step_tokens=96, slots=4, trees_in_flight=6, chunk=16
 )
@@ -90,7 +93,7 @@ def test_few_known_tokens_wait_for_others_where_slots_have_plenty_of_work():
     def waiting(row, tokens):
         """Rows that wait after a tree has begun."""
         nodes = [host.Node(tokens=[5 + row] * tokens)]
-        engine.start(row, tree := host.HostTree({'index': row}, 0, 0, '', nodes, [0]))
+        engine.start(row, tree := host.HostTree(Problem(row, ''), 0, 0, '', nodes, [0]))
         engine.expand(row, tree)
         engine.collect(engine.dispatch())
         return [row for row in range(6) if engine.policy.manager.waits(row)]

@@ -11,6 +11,7 @@ import jax
 import pytest
 
 from rstar_jax import parallel, search
+from rstar_jax.data.problem import Problem
 from rstar_jax.parallel import compiled
 from rstar_jax.search.engine import choice, compiler
 from rstar_jax.search.engine import sizes as slot_sizes
@@ -19,7 +20,7 @@ from tests.search import favoured, test_engine
 
 CONFIG = dataclasses.replace(test_engine.CONFIG, slots=6)
 PROBLEMS = [
-    {'index': i, 'question': question, 'answer': '3'}
+    Problem(i, question, '3')
     for i, question in enumerate(['Tom has 2 apples.', 'Anna and Tom', '7 boxes of 5', 'Anna'])
 ]
 HEARD = '/jax/core/compile/backend_compile_duration'

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from rstar_jax import parallel, search
+from rstar_jax.data.problem import Problem
 from rstar_jax.search import begin
 from rstar_jax.search.engine import Engine, sampling
 from rstar_jax.steps import marks
@@ -27,7 +28,7 @@ CONFIG = search.Config(
     chunk=4,
 )
 PROBLEMS = [
-    {'index': i, 'question': f'{name} has {i} {things}.', 'answer': '3'}
+    Problem(i, f'{name} has {i} {things}.', '3')
     for i, (name, things) in enumerate(
         (name, things)
         for name in ('Tom', 'Anna', 'Finn', 'Eva')

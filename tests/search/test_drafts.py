@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from rstar_jax import models, parallel
+from rstar_jax.data.problem import Problem
 from rstar_jax.models import decoder
 from rstar_jax.search import Config, host
 from rstar_jax.search.engine import devices, drafts, programs, sampling, sizes, state
@@ -62,7 +63,7 @@ def test_what_lies_behind_a_step_is_not_looked_at():
 
 
 def test_the_latest_tokens_of_a_path():
-    tree = host.HostTree({'index': 0}, 0, 0, '', [host.Node(tokens=[1, 2, 3])], path=[0])
+    tree = host.HostTree(Problem(0, ''), 0, 0, '', [host.Node(tokens=[1, 2, 3])], path=[0])
     assert drafts.latest(tree).tolist() == [-1] * (state.LATEST - 3) + [1, 2, 3]
     long = list(range(state.LATEST - 1))
     tree.nodes += [host.Node(tokens=[9]), host.Node(tokens=long)]

@@ -8,6 +8,7 @@ import pytest
 
 from rstar_jax import data, evals, models, search
 from rstar_jax.data import arithmetic
+from rstar_jax.data.problem import Problem
 from rstar_jax.job import ledger
 from rstar_jax.job.progress import Events
 from rstar_jax.models import tiny, trained
@@ -20,11 +21,7 @@ from tests.search.test_flight import assert_same
 from tests.search.test_scripted import random_score, random_texts
 
 CONFIG = search.Config(rollouts=8, candidates=4, max_depth=4, error_threshold=2)
-ITEMS = [
-    ({'index': i, 'question': f'q{i}', 'answer': str(i % 3)}, tree)
-    for i in range(12)
-    for tree in range(2)
-]
+ITEMS = [(Problem(i, f'q{i}', str(i % 3)), tree) for i in range(12) for tree in range(2)]
 
 
 @pytest.fixture(scope='module')
@@ -154,8 +151,8 @@ def test_a_lost_workers_trees_go_on_from_where_they_were(workers, whole, tmp_pat
             assert_same(record, whole[record.key])
         assert store.keys() == whole.keys()
     assert (tmp_path / 'flights' / '0.array_record').exists()
-    again = [(p['index'], tree) for p, tree, kept in team.given['worker 1'] if kept is not None]
-    again += [(p['index'], tree) for p, tree, kept in team.given['worker 0'] if kept is not None]
+    again = [(p.index, tree) for p, tree, kept in team.given['worker 1'] if kept is not None]
+    again += [(p.index, tree) for p, tree, kept in team.given['worker 0'] if kept is not None]
     assert set(seen) & set(again)
 
 

@@ -18,6 +18,7 @@ import openai
 import pytest
 
 from rstar_jax import data, models, parallel, rounds, search, steps
+from rstar_jax.data.problem import Problem
 from rstar_jax.models import tiny
 from rstar_jax.search import Status, endpoint
 from rstar_jax.search.engine import copies, sampling
@@ -28,7 +29,7 @@ from rstar_jax.use import serve
 from tests.search import completions
 
 CONFIG = search.Config(rollouts=4, candidates=4, max_depth=4, error_threshold=2)
-PROBLEMS = [{'index': i, 'question': f'q{i}', 'answer': str(i % 3)} for i in range(12)]
+PROBLEMS = [Problem(i, f'q{i}', str(i % 3)) for i in range(12)]
 
 
 class Server:
@@ -86,7 +87,7 @@ def grow(policy, workers, ppm=None, problems=PROBLEMS, config=CONFIG, **settings
 
 
 def many(count):
-    return [{**PROBLEMS[0], 'index': i} for i in range(count)]
+    return [dataclasses.replace(PROBLEMS[0], index=i) for i in range(count)]
 
 
 def assert_all_came(record):
@@ -223,13 +224,16 @@ def test_a_path_ends_where_there_is_no_room_for_a_step(server, workers, capsys):
 
 def test_questions_that_are_too_long_come_first_and_end_nothing(server, workers):
     """The longest are begun first, and a search that is started again begins with them again."""
-    long = [{**problem, 'question': 'q1 ' * completions.CONTEXT} for problem in PROBLEMS[:9]]
+    long = [
+        dataclasses.replace(problem, question='q1 ' * completions.CONTEXT)
+        for problem in PROBLEMS[:9]
+    ]
     small = dataclasses.replace(CONFIG, step_tokens=10)
     policy = search.Endpoint(server.url, 'short', requests=4)
     found = grow(policy, workers, problems=[*long, *PROBLEMS[9:]], config=small)
     grown = [any(record.texts[1:]) for _, record in sorted(found.items())]
     assert grown == 9 * [False] + 3 * [True]
-    others = [{**problem, 'question': long[0]['question']} for problem in many(40)]
+    others = [dataclasses.replace(problem, question=long[0].question) for problem in many(40)]
     with pytest.raises(UserError, match='the first 32 questions are too long .*: start it with'):
         grow(policy, workers, problems=others, config=small)
 
@@ -357,7 +361,7 @@ def test_a_ppm_of_this_host_scores(server, workers, prompt):
             (score,) = ppm.scores(np.array([tokens], np.int32), np.array([len(tokens)]))
             assert math.isclose(record.score[node], score, abs_tol=1e-4)
             *before, text = (record.texts[i] for i in path[1:])
-            question = steps.prompt(record.problem['question'])
+            question = steps.prompt(record.problem.question)
             pair = {'prompt': question + ''.join(before), 'pos': text, 'neg': 'x'}
             (learnt,) = examples.pairs([pair], ppm.tokenizer, 512).take()
             assert learnt.sequences[0].tolist() == tokens
@@ -373,7 +377,7 @@ def test_a_ppm_of_this_host_scores(server, workers, prompt):
 def test_a_run_searches_with_it(server, tmp_path):
     """And cannot train from it: that is found out before anything is searched."""
     problems = tmp_path / 'problems.json'
-    problems.write_text(json.dumps(PROBLEMS[:3]))
+    problems.write_text(json.dumps([p.to_dict() for p in PROBLEMS[:3]]))
     config = configs.default()
     config.policy.path, config.policy.model = server.url, 'whole'
     config.data.problems = str(problems)

@@ -13,6 +13,7 @@ import transformers
 from tokenizers import pre_tokenizers
 
 from rstar_jax import models, parallel, search
+from rstar_jax.data.problem import Problem
 from rstar_jax.search import begin, loop, totals
 from rstar_jax.search.engine import Engine, copies, devices, local, memory, sizes, state
 from rstar_jax.search.engine.kv_cache import CacheManager
@@ -31,7 +32,7 @@ CONFIG = search.Config(
     chunk=3,
 )
 PROBLEMS = [
-    {'index': i, 'question': question, 'answer': '3'}
+    Problem(i, question, '3')
     for i, question in enumerate(['Tom has 2 apples.', 'Anna and Tom', '7 boxes of 5'])
 ]
 
@@ -166,7 +167,7 @@ def test_other_problems_order_and_devices_change_nothing(policy, ppm, workers, g
     several = parallel.local_mesh(devices=jax.devices()[:4])
     config = dataclasses.replace(CONFIG, trees_in_flight=1)
     assert_same(grown, grow(policy, ppm, workers, config=config, mesh=several), exact=False)
-    moved = [{**p, 'index': 90 - p['index'], search.SAMPLED_AS: p['index']} for p in PROBLEMS]
+    moved = [dataclasses.replace(p, index=90 - p.index, sampled_as=p.index) for p in PROBLEMS]
     renamed = grow(policy, ppm, workers, problems=moved)
     back = {(90 - index, tree): record for (index, tree), record in renamed.items()}
     assert_same(grown, back, exact=False)
@@ -175,8 +176,8 @@ def test_other_problems_order_and_devices_change_nothing(policy, ppm, workers, g
 def test_with_one_size_no_bit_changes(policy, ppm, workers):
     """Killed and gone on (some trees skipped), in another order, among other problems."""
     config = dataclasses.replace(CONFIG, one_size=True, path_tokens=256)
-    more = [*PROBLEMS, {'index': 7, 'question': 'Anna has 9', 'answer': '9'}]
-    more.append({'index': 8, 'question': 'Tom has 2 apples. ' * 40, 'answer': '2'})
+    more = [*PROBLEMS, Problem(7, 'Anna has 9', '9')]
+    more.append(Problem(8, 'Tom has 2 apples. ' * 40, '2'))
     whole = grow(policy, ppm, workers, config=config, problems=more)
 
     def bits(records, keys):
@@ -201,7 +202,7 @@ def test_a_prompt_that_leaves_no_room_for_a_step_is_told(policy, workers, capsys
     whole = dataclasses.replace(CONFIG, prompt='whole')  # no step comes behind the first
     assert whole.prompt_tokens == CONFIG.path_tokens
     config = dataclasses.replace(CONFIG, path_tokens=256, rollouts=1)
-    long = {'index': 8, 'question': 'Tom has 2 apples. ' * 40, 'answer': '2'}
+    long = Problem(8, 'Tom has 2 apples. ' * 40, '2')
     grow(policy, None, workers, config=config, problems=[*PROBLEMS, long])
     told = 'search: in 1 of 4 trees the prompt leaves no room for a step in path_tokens=256: raise'
     assert told in capsys.readouterr().out
@@ -238,7 +239,7 @@ def test_a_long_prompt_makes_no_path_longer(policy, workers, monkeypatch):
     rooms, room = [], sizes.path_room
     monkeypatch.setattr(sizes, 'path_room', lambda *x: rooms.append(room(*x)) or rooms[-1])
     config = dataclasses.replace(CONFIG, path_tokens=300)
-    long = {'index': 8, 'question': 'Tom has 2 apples. ' * 400, 'answer': '2'}
+    long = Problem(8, 'Tom has 2 apples. ' * 400, '2')
     records = grow(policy, None, workers, [PROBLEMS[0], long], search.greedy(config))
     assert len(records[8, 0].texts) == 1
     assert max(rooms) <= 300 + copies.COPIED
@@ -484,15 +485,15 @@ def test_a_budget_of_tokens_is_spent_tree_by_tree(policy, workers):
     whole = grow(policy, None, workers, config=config, trees=9)
     plain = grow(policy, None, workers, trees=2)
     for problem in PROBLEMS:
-        trees = sorted(key[1] for key in whole if key[0] == problem['index'])
+        trees = sorted(key[1] for key in whole if key[0] == problem.index)
         assert trees == list(range(len(trees))) and len(trees) < 9
-        spent = [whole[problem['index'], t].counters['spent_tokens'] for t in trees]
+        spent = [whole[problem.index, t].counters['spent_tokens'] for t in trees]
         assert sum(spent[:-1]) < 150 <= sum(spent)
         # No further than the expansion that went beyond it.
         assert sum(spent) < 150 + CONFIG.candidates * CONFIG.step_tokens
-        first = plain[problem['index'], 0]
+        first = plain[problem.index, 0]
         if first.counters['spent_tokens'] < 150:
-            assert whole[problem['index'], 0].texts == first.texts
+            assert whole[problem.index, 0].texts == first.texts
     done = {key: record for key, record in whole.items() if key[1] == 0}
     rest = grow(
         policy,

@@ -12,6 +12,7 @@ import pytest
 from flax import serialization
 
 from rstar_jax import data, search
+from rstar_jax.data.problem import Problem
 from rstar_jax.search import flight
 from rstar_jax.search.flights import Flights
 from rstar_jax.search.host import HostTree, Node, Step
@@ -50,7 +51,7 @@ class Interrupted(Exception):
 
 
 def problems(count):
-    return [{'index': i, 'question': f'q{i}', 'answer': str(i % 3)} for i in range(count)]
+    return [Problem(i, f'q{i}', str(i % 3)) for i in range(count)]
 
 
 def grown_with_interruptions(every, run):
@@ -268,7 +269,7 @@ def test_a_killed_tree_of_64_rollouts_loses_the_last_interval_at_most(tmp_path):
 
 
 def packed(index, rollouts):
-    tree = HostTree({'index': index}, 0, 0, '', [Node()], rollouts=rollouts)
+    tree = HostTree(Problem(index, ''), 0, 0, '', [Node()], rollouts=rollouts)
     return flight.pack(tree, jax.tree.map(np.array, flight.trees_lib.fresh(8)))
 
 
@@ -341,9 +342,9 @@ def test_what_is_being_sampled_comes_again_and_seconds_go_on(monkeypatch):
     monkeypatch.setattr(flight.time, 'monotonic', lambda: 100.0)
     sampled = Node(Step(0, 0, 'x', [], marks.STEP, sampled=5))
     about = dict(candidates=[sampled, None], sampled=12, spent=7, started=60.0)
-    tree = HostTree({'index': 3}, 0, 0, '', [Node()], **about)
+    tree = HostTree(Problem(3, ''), 0, 0, '', [Node()], **about)
     data = flight.pack(tree, jax.tree.map(np.array, flight.trees_lib.fresh(8)))
-    again = HostTree({'index': 3}, 0, 0, '', [Node()])
+    again = HostTree(Problem(3, ''), 0, 0, '', [Node()])
     monkeypatch.setattr(flight.time, 'monotonic', lambda: 1000.0)
     assert flight.unpack(data, again, 8)[1] == [0]
     found = (again.candidates, again.sampled, again.spent, again.started)
@@ -354,7 +355,7 @@ def test_what_is_being_sampled_comes_again_and_seconds_go_on(monkeypatch):
 def test_a_tree_that_does_not_fit_begins_anew(changes):
     about = {'seed': 0, 'prompt': '', 'nodes': 8} | changes
     nodes = about.pop('nodes')
-    tree = HostTree({'index': 3}, 0, nodes=[Node()], **about)
+    tree = HostTree(Problem(3, ''), 0, nodes=[Node()], **about)
     found = flight.unpack(packed(3, 5), tree, nodes)
     assert (found is None) == bool(changes)
     assert tree.rollouts == (0 if changes else 5)

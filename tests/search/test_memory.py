@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from rstar_jax import models, parallel
+from rstar_jax.data.problem import Problem
 from rstar_jax.models import decoder, tiny
 from rstar_jax.models.config import Config as Shape
 from rstar_jax.search import host
@@ -322,7 +323,7 @@ def test_a_search_stays_within_its_plan(monkeypatch):
         assert ended == dict.fromkeys(rows, config.candidates)
 
     nodes = [host.Node(tokens=[5 + row] * 300) for row in range(3)]
-    trees = [host.HostTree({'index': i}, 0, 0, '', [node], [0]) for i, node in enumerate(nodes)]
+    trees = [host.HostTree(Problem(i, ''), 0, 0, '', [node], [0]) for i, node in enumerate(nodes)]
     for row, tree in enumerate(trees):
         engine.start(row, tree)
     expand(range(3))
@@ -367,7 +368,7 @@ def test_paths_grow_when_nothing_reads_them(monkeypatch):
     monkeypatch.setattr(programs, 'GROW', watched)
     for row, tokens in enumerate((100, 500)):
         nodes = [host.Node(tokens=[5] * tokens)]
-        engine.start(row, tree := host.HostTree({'index': row}, 0, 0, '', nodes, [0]))
+        engine.start(row, tree := host.HostTree(Problem(row, ''), 0, 0, '', nodes, [0]))
         engine.expand(row, tree)
         engine.dispatch()
     engine.close()

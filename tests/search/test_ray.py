@@ -12,6 +12,7 @@ import time
 import pytest
 
 from rstar_jax import search
+from rstar_jax.data.problem import Problem
 from rstar_jax.search import elastic, ray_team
 from rstar_jax.settings.errors import UserError
 from tests.search.test_flight import assert_same
@@ -22,7 +23,7 @@ cluster_utils = pytest.importorskip('ray.cluster_utils')
 
 REPOSITORY = pathlib.Path(__file__).parents[2]
 CONFIG = search.Config(rollouts=8, candidates=4, max_depth=4, error_threshold=2, workers=1)
-PROBLEMS = [{'index': i, 'question': f'q{i}', 'answer': str(i % 3)} for i in range(40)]
+PROBLEMS = [Problem(i, f'q{i}', str(i % 3)) for i in range(40)]
 LATE = 20
 HERE, THERE = '10.177.0.1', '10.177.0.2'  # of the host, and of the namespace
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from rstar_jax import search, steps
+from rstar_jax.data.problem import Problem
 from rstar_jax.search import Status, begin
 from rstar_jax.settings.errors import UserError
 from rstar_jax.steps import marks
@@ -57,7 +58,7 @@ def grow(workers):
 
 
 def _problems(count):
-    return [{'index': i, 'question': f'q{i}', 'answer': str(i % 3)} for i in range(count)]
+    return [Problem(i, f'q{i}', str(i % 3)) for i in range(count)]
 
 
 def _compare(record, nodes):
@@ -109,7 +110,7 @@ def test_random_searches_equal_the_reference(settings, workers):
 
     seen, below = set(), 0
     for record in records:
-        question, truth = record.problem['question'], record.problem['answer']
+        question, truth = record.problem.question, record.problem.answer
         nodes = reference.search(question, truth, random_texts, score, execute, config)
         _compare(record, nodes)
         seen |= set(record.status.tolist())
@@ -132,14 +133,11 @@ def _grow(workers, script, score=None, truth='1', **settings):
         return [found[i % len(found)] for i in range(n)]
 
     config = search.Config(**{'rollouts': 1, 'candidates': 2, 'max_depth': 2, **settings})
-    problems = [
-        {'index': i, 'question': question, 'answer': truth}
-        for i, question in enumerate(('wrong', 'q', 'stuck'))
-    ]
+    problems = [Problem(i, question, truth) for i, question in enumerate(('wrong', 'q', 'stuck'))]
     records = search.run(
         problems, expander=search.scripted(texts, score), config=config, workers=workers
     )
-    return {r.problem['question']: r for r in records}['q']
+    return {r.problem.question: r for r in records}['q']
 
 
 STEP_A, STEP_B = 'a = 1\n<end_of_step>', 'b = 2\n<end_of_step>'
@@ -430,13 +428,13 @@ def test_a_problem_is_done_when_its_answers_agree(workers):
         )
         expander = search.scripted(texts, trees=8 if agree else 1)
         records = search.run(
-            [{**problem, 'job': 7} for problem in _problems(2)],  # a field like any other
+            [problem.to_dict() | {'job': 7} for problem in _problems(2)],  # a field like any other
             expander=expander,
             config=config,
             workers=workers,
             trees=5,
         )
-        found = collections.Counter(record.problem['index'] for record in records)
+        found = collections.Counter(record.problem.index for record in records)
         assert [found[0], found[1]] == expected, agree
     with pytest.raises(UserError, match='agree=2: a search for training data'):
         search.Config(agree=2)
@@ -476,7 +474,7 @@ def test_what_others_have_sampled_behind_an_answer_is_not_spent(workers):
     assert all(r.counters['spent_tokens'] == r.counters['sampled_tokens'] for r in made[0].values())
     for problem in _problems(20):
         spent = [
-            r.counters['spent_tokens'] for key, r in made[0].items() if key[0] == problem['index']
+            r.counters['spent_tokens'] for key, r in made[0].items() if key[0] == problem.index
         ]
         assert sum(spent) - spent[-1] < 60
 
@@ -553,7 +551,7 @@ def test_shuffled_examples_stand_in_an_order_of_the_trees_own():
         config = search.Config(prompt='few_shot', **settings)
         trees = [(problem, number) for problem in _problems(4) for number in range(4)]
         made = [begin.new_tree(*t, seed=0, config=config, tokenizer=None).prompt for t in trees]
-        return [text.replace(p['question'], 'q') for text, (p, _) in zip(made, trees, strict=True)]
+        return [text.replace(p.question, 'q') for text, (p, _) in zip(made, trees, strict=True)]
 
     orders = [steps.prompt('q', 'few_shot', order) for order in range(steps.ORDERS)]
     assert {*prompts()} == {orders[0]}

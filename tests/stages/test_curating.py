@@ -22,7 +22,7 @@ PROBLEMS = 20
 @pytest.fixture
 def make(tmp_path, monkeypatch):
     """Makes the stage in a new folder by so many processes, one after the other, the first last."""
-    names = [samples.grown(0, index=i).problem['question'] for i in (0, 7, 18)]
+    names = [samples.grown(0, index=i).problem.question for i in (0, 7, 18)]
 
     def find(question):
         asked.append(question)

@@ -9,6 +9,7 @@ import types
 import pytest
 
 from rstar_jax import data, main, models, report, rounds, search
+from rstar_jax.data.problem import Problem
 from rstar_jax.data.trees import Facts
 from rstar_jax.job import hosts, ledger
 from rstar_jax.job.progress import Events, Line
@@ -257,7 +258,7 @@ def test_a_budget_of_tokens_is_spent_on_all_problems_alike(monkeypatch, tmp_path
 
     config = configs.default()
     config.search.mean_tokens, config.search.more_rollouts, config.search.rollouts = 250, (64,), 8
-    problems = [{'index': i} for i in range(3)]
+    problems = [Problem(i, '') for i in range(3)]
     # 100 tokens a tree on average; another's trees, and later ones, do not count.
     stored = [tree(0, 0, 50.0), tree(1, 0, 150.0, True), tree(2, 0, 100.0)]
     stored += [tree(9, 0, 5.0), tree(0, 1, 5.0)]
@@ -269,7 +270,7 @@ def test_a_budget_of_tokens_is_spent_on_all_problems_alike(monkeypatch, tmp_path
     ]  # fmt: skip
     # Further problems, of which a tree takes less, get as many: tree 2 is of the pass behind.
     stored += [tree(i, 0, 10.0) for i in range(3, 9)] + [tree(2, 2, 90.0, True)]
-    made = searching.passes(config, [{'index': i} for i in range(9)], store)
+    made = searching.passes(config, [Problem(i, '') for i in range(9)], store)
     assert [(list(trees), len(todo)) for _, trees, todo in made] == [([0], 9), ([1], 9), ([2], 8)]
     store.directory = tmp_path / 'other'
     config.search.mean_tokens = 40  # at least one tree
@@ -284,8 +285,8 @@ def test_later_trees_are_for_problems_still_unsolved(tmp_path, monkeypatch):
 
     class Tree:
         def __init__(self, problem, tree):
-            self.problem, self.tree, self.key = problem, tree, (problem['index'], tree)
-            self.solved = (problem['index'], tree) in {(0, 0), (2, 1)}
+            self.problem, self.tree, self.key = problem, tree, (problem.index, tree)
+            self.solved = (problem.index, tree) in {(0, 0), (2, 1)}
             self.texts, self.counters = ['', 'x'], {'sampled_tokens': 10.0}
 
     class Store:
@@ -330,11 +331,11 @@ def test_later_trees_are_for_problems_still_unsolved(tmp_path, monkeypatch):
     def grow(problems, policy, ppm, *, config, trees, skip, **_):
         for problem in problems:
             for tree in range(trees):
-                if (problem['index'], tree) not in skip:
-                    asked.append((problem['index'], tree, config.rollouts))
+                if (problem.index, tree) not in skip:
+                    asked.append((problem.index, tree, config.rollouts))
                     yield Tree(problem, tree)
 
-    problems = [{'index': i, 'question': 'q', 'answer': '1'} for i in range(4)]
+    problems = [Problem(i, 'q', '1') for i in range(4)]
     read = problems, {}, collections.Counter(rows=4)
     monkeypatch.setattr(sources, 'split_problems', lambda round_: read)
     monkeypatch.setattr(sources, 'searching_model', lambda round_, kind: None)
@@ -388,12 +389,12 @@ def test_a_raised_limit_extends_the_search(world, tmp_path, monkeypatch):
 
     def grow(problems, policy, ppm, *, skip, **_):
         for problem in problems:
-            if (problem['index'], 0) not in skip:
-                asked.append(problem['index'])
-                yield tree_of(problem, 0, [(problem['answer'], 0.0, True)])
+            if (problem.index, 0) not in skip:
+                asked.append(problem.index)
+                yield tree_of(problem, 0, [(problem.answer, 0.0, True)])
 
     def curate(trees, folder, **rules):
-        curated.append(sorted(record.problem['index'] for record in trees))
+        curated.append(sorted(record.problem.index for record in trees))
         (folder / 'made').write_text('')
         return {}
 

@@ -8,6 +8,7 @@ import types
 import pytest
 
 from rstar_jax import data, rounds, search
+from rstar_jax.data.problem import Problem
 from rstar_jax.job import hosts, ledger
 from rstar_jax.job.progress import Events
 from rstar_jax.settings import configs, kinds
@@ -16,7 +17,7 @@ from rstar_jax.stages import order, searching, sources, synthesis
 from tests.data import samples
 from tests.search.test_scripted import random_score, random_texts
 
-PROBLEMS = [{'index': i, 'question': f'q{i}', 'answer': str(i % 3)} for i in range(8)]
+PROBLEMS = [Problem(i, f'q{i}', str(i % 3)) for i in range(8)]
 
 
 @pytest.fixture
@@ -72,7 +73,7 @@ def test_no_tree_is_read_for_the_figures(search_trees, tmp_path, monkeypatch, se
     with data.TreeStore(tmp_path) as store:
         records = list(store)
     assert len(records) == figures['trees'] > figures['problems'] == len(PROBLEMS)
-    assert figures['solved'] == len({r.problem['index'] for r in records if r.solved})
+    assert figures['solved'] == len({r.problem.index for r in records if r.solved})
     assert figures['so_far'] == {key: figures[key] for key in ('problems', 'solved')}
     assert figures['nodes'] == sum(len(r.texts) for r in records)
     assert figures['tokens'] == sum(r.counters['sampled_tokens'] for r in records) > 0
@@ -101,7 +102,10 @@ def test_processes_go_on_when_all_of_them_see_the_same_trees(monkeypatch, tmp_pa
 
 
 def test_what_is_solved_is_counted_with_what_was_left_out_of_the_round(tmp_path):
-    config, own = configs.default(), synthesis.ROUND_INDEX
+    config, own = configs.default(), 10**9
+    made = tmp_path / 'round2' / 'synthesize' / synthesis.FILE
+    made.parent.mkdir(parents=True)
+    data.write_json_items([samples.grown(0, own).problem.to_dict()], made)
     right = {1: {0: True, 1: False, 2: False, 3: True}, 2: {1: True, 2: False, 4: False, own: True}}
     for number, found in right.items():
         with data.TreeStore(tmp_path / f'round{number}' / 'search') as store:
@@ -158,7 +162,7 @@ def test_a_search_does_not_go_on_with_other_problems(tmp_path):
         store.append(dataclasses.replace(samples.grown(0), problem=PROBLEMS[3]))
         searching._check_problems(PROBLEMS, store, 'some.json')
         searching._check_problems(PROBLEMS[:3], store, 'some.json')  # it is not searched any more
-        other = {**PROBLEMS[3], 'question': 'another'}
+        other = dataclasses.replace(PROBLEMS[3], question='another')
         with pytest.raises(UserError, match=r'some.json: problem 3 is another than the one that'):
             searching._check_problems([*PROBLEMS[:3], other], store, 'some.json')
 

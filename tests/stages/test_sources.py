@@ -9,6 +9,7 @@ import pytest
 
 from rstar_jax import data
 from rstar_jax.data import arithmetic
+from rstar_jax.data.problem import Problem
 from rstar_jax.job.progress import Events
 from rstar_jax.settings import configs
 from rstar_jax.settings.errors import UserError
@@ -24,7 +25,7 @@ TREES = 3
 def problems(tmp_path):
     """20 problems in a file."""
     found = [samples.grown(0, index).problem for index in range(20)]
-    (tmp_path / 'problems.json').write_text(json.dumps(found))
+    (tmp_path / 'problems.json').write_text(json.dumps([problem.to_dict() for problem in found]))
     return found
 
 
@@ -46,11 +47,11 @@ def searched(tmp_path, number, found) -> collections.Counter:
     right: collections.Counter = collections.Counter()
     with data.TreeStore(tmp_path / f'round{number}' / 'search') as store:
         for problem, tree in itertools.product(found, range(TREES)):
-            record = samples.grown(tree, problem['index'], tree)
-            right_one = (problem['index'] + number) % (TREES + 1) > tree
+            record = samples.grown(tree, problem.index, tree)
+            right_one = (problem.index + number) % (TREES + 1) > tree
             record = dataclasses.replace(record, correct=[right_one] * len(record.texts))
             store.append(record)
-            right[problem['question']] += record.solved
+            right[problem.question] += record.solved
     return right
 
 
@@ -59,12 +60,12 @@ def test_what_earlier_rounds_solved_makes_room_for_others(tmp_path, problems, ma
     second = searched(tmp_path, 2, problems[5:12])
     for least in (1, 2, 3):
         for number, found in ((1, {}), (2, first), (3, first + second)):
-            dropped = [p['index'] for p in problems if found.get(p['question'], 0) >= least]
-            left = [p for p in problems if p['index'] not in dropped]
+            dropped = [p.index for p in problems if found.get(p.question, 0) >= least]
+            left = [p for p in problems if p.index not in dropped]
             assert number == 1 or 0 < len(dropped) < (10 if number == 2 else 12)
             kept, _, counts = sources.split_problems(make(number, least))
             assert kept == left[:8]
-            last = kept[-1]['index']
+            last = kept[-1].index
             assert counts['solved before'] == sum(index < last for index in dropped)
             assert counts['rows'] == last + 1 and counts['used'] == 8
     assert sources.problems(make(3, solved=0)) == problems[:8]
@@ -75,10 +76,10 @@ def test_what_earlier_rounds_solved_makes_room_for_others(tmp_path, problems, ma
 
 def test_built_in_and_written_problems_are_left_out_too(tmp_path, make):
     world = arithmetic.world(0, sources.ARITHMETIC_TRAIN, sources.ARITHMETIC_TESTS).train
-    written = [{'index': 10**9 + i, 'question': f'Why {i}?', 'answer': '42'} for i in range(2)]
+    written = [Problem(10**9 + i, f'Why {i}?', '42') for i in range(2)]
     folder = tmp_path / 'round1' / 'synthesize'
     folder.mkdir(parents=True)
-    data.write_json_items(written, folder / synthesis.FILE)
+    data.write_json_items(map(Problem.to_dict, written), folder / synthesis.FILE)
     with data.TreeStore(tmp_path / 'round1' / 'search') as store:
         for problem in (world[1], written[0]):
             record = dataclasses.replace(samples.grown(1), problem=problem)

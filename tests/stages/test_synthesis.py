@@ -11,6 +11,7 @@ import pytest
 
 from rstar_jax import data, parallel, rounds, search, steps
 from rstar_jax.data.overlap import Overlap
+from rstar_jax.data.problem import Problem
 from rstar_jax.job import ledger
 from rstar_jax.job.progress import Events, Line
 from rstar_jax.settings import configs
@@ -19,14 +20,9 @@ from rstar_jax.stages import order, sources, synthesis
 from rstar_jax.stages.sources import Round
 
 KNOWN = [
-    {
-        'index': i,
-        'question': f'Ann has {i} apples and buys 2 more of them. How many?',
-        'answer': '1',
-    }
-    for i in range(5)
+    Problem(i, f'Ann has {i} apples and buys 2 more of them. How many?', '1') for i in range(5)
 ]
-TEST = {'index': 0, 'question': 'Eva has 9 eggs and breaks two. How many are left?', 'answer': '7'}
+TEST = Problem(0, 'Eva has 9 eggs and breaks two. How many are left?', '7')
 SETTINGS = search.Config(rollouts=4, candidates=3, temperature=0.7, step_tokens=40, workers=1)
 SEARCH = search.run
 WORKERS: list[search.Workers] = []
@@ -62,10 +58,10 @@ class Counting(search.scripted):
 
 def run_search(problems, *, config, seed, trees, skip, leases, calls=None):
     """search.run by a policy that knows TEXTS; `calls` collects what it was asked for."""
-    prompts = [p['question'] for p in problems]
+    prompts = [p.question for p in problems]
     asked = collections.Counter()
     calls = [] if calls is None else calls
-    todo = [p['index'] for p in problems for t in range(trees) if (p['index'], t) not in skip]
+    todo = [p.index for p in problems for t in range(trees) if (p.index, t) not in skip]
     calls.append((config, len(todo)))
 
     def texts(question, prefix, n):
@@ -98,12 +94,12 @@ def synthesize(folder, config=None, run=run_search, settings=SETTINGS):
 def test_kept_are_those_whose_answers_agree(tmp_path):
     calls = []
     made, counts = synthesize(tmp_path, run=functools.partial(run_search, calls=calls))
-    assert [(p['question'], p['answer']) for p in made] == [
+    assert [(p.question, p.answer) for p in made] == [
         ('Ben sells 3 of 8 cards. How many are left?', '5'),
         ('Finn reads 4 books a week for 3 weeks. How many?', '12'),
     ]
-    assert [p['index'] for p in made] == [2_000_000_000, 2_000_000_001]
-    assert all(p['synthetic'] and p['source'] == 'synthetic' for p in made)
+    assert [p.index for p in made] == [2_000_000_000, 2_000_000_001]
+    assert all(p.synthetic and p.source == 'synthetic' for p in made)
     assert counts == {
         'written': 9, 'new': 3, 'kept': 2, 'answers differ': 1, 'like one in training': 1,
         'like one in new': 1, 'like one in eggs': 1, 'no problem': 2, 'not ended': 1,
@@ -127,7 +123,7 @@ def test_a_search_that_ends_early_ends_no_problem_here(tmp_path):
 
 def test_more_have_to_agree_for_more_certain_answers(tmp_path):
     made, _ = synthesize(tmp_path, synthesis.Config(problems=len(TEXTS), agree=4))
-    assert [p['answer'] for p in made] == ['5']
+    assert [p.answer for p in made] == ['5']
     with pytest.raises(UserError, match='synthesize.agree=11: needs at most synthesize.samples=10'):
         synthesis.Config(problems=1, agree=11)
 
@@ -159,19 +155,19 @@ def test_stopped_it_goes_on(tmp_path, lifetime):
 
 def test_prompts_show_some_known_problems_and_differ():
     config = synthesis.Config(problems=20, shown=2)
-    prompts = [synthesis._prompt(KNOWN, config, f'0 1 {i}')['question'] for i in range(20)]
+    prompts = [synthesis._prompt(KNOWN, config, f'0 1 {i}').question for i in range(20)]
     assert len(set(prompts)) > 10
     for prompt in prompts:
-        assert sum(p['question'] + steps.ANSWER_END in prompt for p in KNOWN) == 2
+        assert sum(p.question + steps.ANSWER_END in prompt for p in KNOWN) == 2
         assert prompt.endswith('Problem:')
-    assert prompts[3] == synthesis._prompt(KNOWN, config, '0 1 3')['question']
+    assert prompts[3] == synthesis._prompt(KNOWN, config, '0 1 3').question
 
 
 def test_each_round_and_each_seed_has_prompts_of_its_own(tmp_path):
     asked = []
 
     def run(problems, *, seed, **_):
-        asked.append((tuple(p['question'] for p in problems), seed))
+        asked.append((tuple(p.question for p in problems), seed))
         raise KeyboardInterrupt
 
     config, overlap = synthesis.Config(problems=9), Overlap({}, 13)
@@ -258,7 +254,7 @@ def round_of(tmp_path, number: int, **changes) -> Round:
 
 
 def test_the_search_takes_them_beside_the_known_ones(tmp_path, monkeypatch):
-    (tmp_path / 'known.json').write_text(json.dumps(KNOWN))
+    (tmp_path / 'known.json').write_text(json.dumps([problem.to_dict() for problem in KNOWN]))
     monkeypatch.setattr(sources, 'searching_model', lambda round_, kind: None)
 
     seeds = set()
@@ -274,7 +270,7 @@ def test_the_search_takes_them_beside_the_known_ones(tmp_path, monkeypatch):
     figures = rounds.synthesize(first, stage, Line('synthesize'))
     assert figures['kept'] == 3 and figures['like one in training'] == 1  # there is no benchmark
     assert figures['tokens'] == 3 * (figures['written'] + 10 * figures['new'])
-    assert [p['index'] for p in sources.problems(first)][:5] == [0, 1, 2, 3, 4]
+    assert [p.index for p in sources.problems(first)][:5] == [0, 1, 2, 3, 4]
     # The search does not draw again what has voted for an answer.
     assert seeds == {sources.synthesis_seed(first)} and sources.search_seed(first) not in seeds
     # Killed before it was marked complete, it makes the same of what it has sampled.
@@ -284,7 +280,7 @@ def test_the_search_takes_them_beside_the_known_ones(tmp_path, monkeypatch):
     for number in (1, 2):
         kept, _, counts = sources.split_problems(round_of(tmp_path, number))
         assert len(kept) == counts['used'] == counts['rows'] == 8
-        assert [p['index'] for p in kept[5:]] == [10**9, 10**9 + 1, 10**9 + 5]
+        assert [p.index for p in kept[5:]] == [10**9, 10**9 + 1, 10**9 + 5]
     # A search belongs to the problems that it searches.
     search_stage = order.stage_of(first, 'search')
     assert stage.folder in search_stage.inputs

@@ -73,7 +73,7 @@ def test_the_trees_stay_in_the_workdir(ask, tmp_path):
     assert 'What is one?' in page.read_text()
     with TreeStore(tmp_path / 'solve', writer=None) as store:
         assert sorted(store.keys()) == [(0, 0), (0, 1), (1, 0)]
-        assert store[1, 0].problem['question'] == 'What is none?'
+        assert store[1, 0].problem.question == 'What is none?'
     names = {path.stem for path in (tmp_path / 'report' / 'trees').glob('*.js')}
     assert names == {'solve-0-0', 'solve-0-1', 'solve-1-0'}
     assert not re.search(r'class="badge (right|wrong)"', page.read_text())  # nobody knows

@@ -20,6 +20,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from rstar_jax.data import problems, published, rows
+from rstar_jax.data.problem import Problem
 from rstar_jax.settings.errors import UserError
 
 FILES = 'files'  # in the data set's metadata: the sha256 of each file that it was made of
@@ -78,7 +79,7 @@ class RstarProblems(tfds.core.GeneratorBasedBuilder):
                 problem = problems.problem_of(row, place, number)
                 number += 1
                 if problem is not None:
-                    yield problem['index'], _features(problem)
+                    yield problem.index, _features(problem)
         if count not in (None, number):
             raise UserError(
                 f'{rows.TFDS}{self.name}/{self.builder_config.name}: {number} rows came from '
@@ -131,12 +132,12 @@ def _check_network(name: str, folder: pathlib.Path) -> None:
         ) from None
 
 
-def _features(problem: dict[str, Any]) -> dict[str, Any]:
-    answer = problem['answer']
-    labels = {label: str(problem.get(label, '')) for label in problems.LABELS}
+def _features(problem: Problem) -> dict[str, Any]:
+    answer = problem.answer
+    labels = {label: str(problem.row.get(label, '')) for label in problems.LABELS}
     return {
-        'index': problem['index'],
-        'question': problem['question'],
+        'index': problem.index,
+        'question': problem.question,
         'answer': [answer] if isinstance(answer, str) else answer,
         **labels,
     }

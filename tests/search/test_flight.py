@@ -207,6 +207,7 @@ def test_models_go_on_with_trees_that_were_kept(policy, ppm, workers):
 PROGRAM = """
 import os, pathlib, signal, sys, time
 from rstar_jax import data, search
+from rstar_jax.search.flights import Flights
 from tests.search.test_scripted import random_score, random_texts
 
 folder, seconds, end = pathlib.Path(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3])

@@ -82,7 +82,6 @@ def _run(arguments: list[str]) -> int:
     from rstar_jax import grading, parallel, rounds
     from rstar_jax.execution import workers
     from rstar_jax.job import bucket, hosts
-    from rstar_jax.stages import order
     from rstar_jax.use import solve
 
     if bucket.is_url(workdir):
@@ -103,12 +102,12 @@ def _run(arguments: list[str]) -> int:
     elif config.ablations.seeds:
         from rstar_jax.study import ablations
 
-        _check_ablations(config, values.stages)
+        ablations.check(config, values.stages)
         ablations.run(config, workdir)
     elif config.question:
         print(solve.solve(config, workdir))
     else:
-        _check_work(config, stages, order.rows(config, stages))
+        _check_work(config, stages, rounds.rows(config, stages))
         rounds.run(config, workdir, stages)
     return 0
 
@@ -149,57 +148,6 @@ def _check_work(config: ConfigDict, stages: Sequence[str], rows: Sequence[object
         f'--stages={",".join(stages)}: nothing to do in rounds {config.first_round} to '
         f'{config.last_round}{": " if needs else ""}{", ".join(needs)}'
     )
-
-
-def _check_ablations(config: ConfigDict, stages: str) -> None:
-    """Raises UserError for what ablations cannot do."""
-    import jax
-
-    from rstar_jax.stages import order
-
-    if not config.eval.benchmarks:
-        raise UserError('--config.eval.benchmarks=: ablations compare what is right of some')
-    if config.first_round > 1:
-        raise UserError(f'--config.first_round={config.first_round}: ablations begin with round 1')
-    for number in range(1, config.last_round + 1):
-        settings = configs.for_round(config, number).eval
-        for key in ('tokens', 'agree'):
-            if settings[key]:
-                raise UserError(
-                    f'--config.eval.{key}={settings[key]}: ablations need as many trees of each '
-                    f'problem: set it to 0 in round {number}'
-                )
-        if not settings.trajectories:
-            raise UserError(
-                '--config.eval.trajectories=0: ablations compare searches: needs at least 1 in '
-                f'round {number}'
-            )
-    first = configs.for_round(config, 1)
-    if 'data' in configs.groups_of(config.ablations.groups):
-        ran = order.rows(config, configs.stages_of(config.stages))
-        lacking = [x for x in ('search', 'curate', 'sft', 'eval') if (1, x) not in ran]
-        given = first.curate.sft or first.curate.pairs
-        if lacking or given:
-            why = f'examples come from {given}' if given else f'round 1 has no {lacking[0]}'
-            raise UserError(
-                f'--config.ablations.groups: data compares what round 1 learns from, and {why}: '
-                'change that, or name other groups'
-            )
-        if first.search.candidates == 1:
-            raise UserError(
-                '--config.ablations.groups: data compares trees with samples, and round 1 draws '
-                'samples (search.candidates=1): give it trees, as by --config.search.candidates=3 '
-                '--config.search.rollouts=4 --config.search.trees=1 --config.curate.choice=best'
-            )
-    if stages:
-        raise UserError(
-            f'--stages={stages}: ablations run all; --config.stages says which the rounds have, '
-            '--config.ablations.groups what is compared'
-        )
-    if jax.process_count() > 1:
-        raise UserError(
-            f'--config.ablations.seeds: needs one process, {jax.process_count()} were started'
-        )
 
 
 def _check_store(config: ConfigDict, workdir: str) -> None:

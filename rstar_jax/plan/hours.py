@@ -31,7 +31,7 @@ from rstar_jax.plan.slices import host_chips, models_of, slice_chips
 from rstar_jax.plan.small_run import SECTIONS, Statistics, statistics
 from rstar_jax.search.engine import sizes
 from rstar_jax.settings.errors import UserError
-from rstar_jax.stages import sources
+from rstar_jax.stages import searches
 from rstar_jax.training.defaults import HEAD_MOST
 
 HERE = 'here'
@@ -178,7 +178,7 @@ def compiled(job: Job, shape: models.Config, chips: Sequence[Any], memory: float
     """
     processor, one = chips[0].platform == 'cpu', None
     if {'search', 'eval'} & set(job.stages):
-        settings = sources.search_config(job.config)
+        settings = searches.search_config(job.config)
         longest = sizes.path_room(job.found.path, settings.path_tokens)
         longest = min(settings.path_tokens, longest)
         settings = dataclasses.replace(settings, path_tokens=longest)

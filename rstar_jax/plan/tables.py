@@ -22,7 +22,7 @@ from rstar_jax.plan.compiled_search import SearchPlan, plan_search
 from rstar_jax.plan.compiled_training import DTYPE, TrainingPlan, plan_training
 from rstar_jax.plan.slices import host_chips, models_of, slice_chips
 from rstar_jax.settings.errors import UserError
-from rstar_jax.stages import sources
+from rstar_jax.stages import searches
 
 STAGES = ('search', 'sft', 'ppm')  # that are planned
 
@@ -61,7 +61,7 @@ def on_slices(config: ConfigDict, topologies: str, stages: Sequence[str] = STAGE
 
 
 def _searches(config: ConfigDict, chips: Sequence[Any], chip: Chip) -> Iterator[str]:
-    settings = sources.search_config(config)
+    settings = searches.search_config(config)
     yield (
         f'search, bfloat16, {settings.candidates} candidates, steps of {settings.step_tokens} and '
         f'paths of {settings.path_tokens} tokens; policy and PPM in memory together\n'

@@ -29,6 +29,7 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import jax
 from ml_collections import ConfigDict
 
 from rstar_jax import evals, report, rounds
@@ -39,8 +40,7 @@ from rstar_jax.models import trained
 from rstar_jax.report import terminal
 from rstar_jax.settings import configs
 from rstar_jax.settings.errors import UserError
-from rstar_jax.stages import order, sources
-from rstar_jax.stages.sources import Round
+from rstar_jax.stages import BY_NAME, Round, problems, running
 
 Figures = dict[str, Any]
 RUN, SEARCHES = 'run', 'searches'
@@ -160,10 +160,58 @@ def variants(config: ConfigDict, tokens: int = 0) -> dict[str, list[Variant]]:
     }  # fmt: skip
 
 
+def check(config: ConfigDict, stages: str) -> None:
+    """Raises UserError for what ablations cannot do."""
+    if not config.eval.benchmarks:
+        raise UserError('--config.eval.benchmarks=: ablations compare what is right of some')
+    if config.first_round > 1:
+        raise UserError(f'--config.first_round={config.first_round}: ablations begin with round 1')
+    for number in range(1, config.last_round + 1):
+        settings = configs.for_round(config, number).eval
+        for key in ('tokens', 'agree'):
+            if settings[key]:
+                raise UserError(
+                    f'--config.eval.{key}={settings[key]}: ablations need as many trees of each '
+                    f'problem: set it to 0 in round {number}'
+                )
+        if not settings.trajectories:
+            raise UserError(
+                '--config.eval.trajectories=0: ablations compare searches: needs at least 1 in '
+                f'round {number}'
+            )
+    first = configs.for_round(config, 1)
+    if 'data' in configs.groups_of(config.ablations.groups):
+        ran = rounds.rows(config, configs.stages_of(config.stages))
+        ran = {stage.name for number, stage in ran if number == 1}
+        lacking = [x for x in ('search', 'curate', 'sft', 'eval') if x not in ran]
+        given = first.curate.sft or first.curate.pairs
+        if lacking or given:
+            why = f'examples come from {given}' if given else f'round 1 has no {lacking[0]}'
+            raise UserError(
+                f'--config.ablations.groups: data compares what round 1 learns from, and {why}: '
+                'change that, or name other groups'
+            )
+        if first.search.candidates == 1:
+            raise UserError(
+                '--config.ablations.groups: data compares trees with samples, and round 1 draws '
+                'samples (search.candidates=1): give it trees, as by --config.search.candidates=3 '
+                '--config.search.rollouts=4 --config.search.trees=1 --config.curate.choice=best'
+            )
+    if stages:
+        raise UserError(
+            f'--stages={stages}: ablations run all; --config.stages says which the rounds have, '
+            '--config.ablations.groups what is compared'
+        )
+    if jax.process_count() > 1:
+        raise UserError(
+            f'--config.ablations.seeds: needs one process, {jax.process_count()} were started'
+        )
+
+
 def _judged(config: ConfigDict) -> list[int]:
     """The rounds that train a PPM."""
     names = configs.stages_of(config.stages)
-    return [number for number, name in order.rows(config, names) if name == 'ppm']
+    return [number for number, stage in rounds.rows(config, names) if stage.name == 'ppm']
 
 
 def rows_of(config: ConfigDict) -> Iterator[Row]:
@@ -237,10 +285,10 @@ class Seed:
     def run_rounds(self) -> None:
         """The whole run, which all variants differ from."""
         names = configs.stages_of(self.config.stages)
-        rounds.run_stages(
+        running.run_all(
             [
-                (Round(configs.for_round(self.config, number), self.root / RUN, number), name)
-                for number, name in order.rows(self.config, names)
+                (Round(configs.for_round(self.config, number), self.root / RUN, number), stage)
+                for number, stage in rounds.rows(self.config, names)
             ]
         )
 
@@ -259,7 +307,7 @@ class Seed:
         shared = dict(variant.shared)
         policy = shared.get(f'round{variant.round}/policy')
         if policy:  # whose greedy solutions are there already
-            for name in sources.benchmarks(round_):
+            for name in problems.benchmarks(round_):
                 greedy = pathlib.PurePath('eval', name, 'greedy')
                 shared[f'round{variant.round}/{greedy}'] = f'{policy.rpartition("/")[0]}/{greedy}'
         for place, target in shared.items():
@@ -269,7 +317,7 @@ class Seed:
             if there.exists() and not link.exists():  # not every round is evaluated
                 link.parent.mkdir(parents=True, exist_ok=True)
                 link.symlink_to(os.path.relpath(there, link.parent))
-        rounds.run_stages([(round_, name) for name in variant.stages])
+        running.run_all([(round_, BY_NAME[name]) for name in variant.stages])
 
     def round(self, variant: Variant) -> Round:
         """The round of a variant."""
@@ -355,13 +403,13 @@ def _first(
     results = ledger.read_json(round_.folder / 'eval' / 'results.json')['benchmarks']
     scored = strategy != 'unguided' and trained.holds(round_.folder / 'ppm')
     found = {}
-    for name, problems in sources.benchmarks(asked).items():
+    for name, own in problems.benchmarks(asked).items():
         trees = part * results[name]['strategies'][strategy]['trajectories']
         figures = evals.read(
-            round_.folder / 'eval', name, problems, strategy, max(1, int(trees + 1e-9)),
+            round_.folder / 'eval', name, own, strategy, max(1, int(trees + 1e-9)),
             scored=scored, top=round_.config.eval.top,
         )  # fmt: skip
-        found[name] = len(problems), figures
+        found[name] = len(own), figures
     made = comparison.pooled(found, mode)
     return made | {'seconds': whole['seconds'] * made['trees'] / whole['trees']}
 

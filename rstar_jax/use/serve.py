@@ -8,11 +8,12 @@ import threading
 
 from ml_collections import ConfigDict
 
-from rstar_jax import search
+from rstar_jax import search, stages
 from rstar_jax.job.interrupts import Stopped
 from rstar_jax.search import Record
 from rstar_jax.settings.errors import UserError
-from rstar_jax.stages import preflight, sources
+from rstar_jax.stages import checkpoints, searches
+from rstar_jax.stages.stage import Ahead
 from rstar_jax.use import chat
 
 STOP_SECONDS = 5  # that running requests have to end when the server is stopped
@@ -30,13 +31,13 @@ def serve(config: ConfigDict, workdir: str = '') -> None:
       UserError: a package is missing, the port is taken, or the search ended by a mistake.
     """
     listening = _listen(config.serve.host, config.serve.port)
-    round_ = sources.asked(config, workdir)
-    preflight.searching_models(round_)
-    settings = sources.search_config(round_.config, use_ground_truth=False)
+    round_ = stages.asked(config, workdir)
+    checkpoints.check_searching(round_, Ahead())
+    settings = searches.search_config(round_.config, use_ground_truth=False)
     with listening, search.Workers.start(settings) as workers:
         live = search.Live(
-            sources.searching_model(round_, 'policy'),
-            sources.searching_model(round_, 'ppm'),
+            checkpoints.searching_model(round_, 'policy'),
+            checkpoints.searching_model(round_, 'ppm'),
             config=settings,
             trees=config.serve.requests * config.search.trees,
             workers=workers,

@@ -6,13 +6,14 @@ import sys
 
 from ml_collections import ConfigDict
 
-from rstar_jax import data, grading, report, search, steps
+from rstar_jax import data, grading, report, search, stages, steps
 from rstar_jax.job import ledger
 from rstar_jax.job.progress import Line
 from rstar_jax.report import trees
 from rstar_jax.search import Record
 from rstar_jax.settings.errors import UserError, one_line
-from rstar_jax.stages import preflight, sources
+from rstar_jax.stages import checkpoints, searches
+from rstar_jax.stages.stage import Ahead
 
 
 def solve(config: ConfigDict, workdir: str = '') -> str:
@@ -30,16 +31,16 @@ def solve(config: ConfigDict, workdir: str = '') -> str:
     """
     if workdir:
         ledger.check_writable(pathlib.Path(workdir))
-    round_ = sources.asked(config, workdir)
-    preflight.searching_models(round_)
+    round_ = stages.asked(config, workdir)
+    checkpoints.check_searching(round_, Ahead())
     problem = data.Problem(0, config.question, '')
     with Line('searching') as line:
         records = list(
             search.run(
                 [problem],
-                sources.searching_model(round_, 'policy'),
-                sources.searching_model(round_, 'ppm'),
-                config=sources.search_config(round_.config, use_ground_truth=False),
+                checkpoints.searching_model(round_, 'policy'),
+                checkpoints.searching_model(round_, 'ppm'),
+                config=searches.search_config(round_.config, use_ground_truth=False),
                 seed=config.seed,
                 trees=config.search.trees,
                 progress=lambda now: line.show(

@@ -1,0 +1,89 @@
+"""What the stages that train have in common: bootstrap, sft and ppm."""
+
+import math
+import pathlib
+from typing import Any
+
+import jax
+
+from rstar_jax import models, parallel, training
+from rstar_jax.job.progress import of_training
+from rstar_jax.models import trained
+from rstar_jax.parallel.memory import GIB, device_bytes
+from rstar_jax.settings import errors
+from rstar_jax.settings.errors import UserError
+from rstar_jax.settings.table import TINY
+from rstar_jax.stages import checkpoints
+from rstar_jax.stages.round import Round
+from rstar_jax.stages.stage import Ahead, Figures, Stage, Work
+
+
+class Training(Stage):
+    """A stage that trains a model by the settings training.NAME."""
+
+    def check(self, round_: Round, ahead: Ahead) -> list[str]:
+        with errors.of_setting(f'training.{self.name}'):
+            training.check(self.name, round_.config.training[self.name])
+        return []
+
+    def check_memory(self, round_: Round, ahead: Ahead, path: checkpoints.Path) -> None:
+        """Raises UserError where the devices cannot hold a training's model and its moments.
+
+        What it needs beside these it tells itself, before its first step. path: of the model, or
+        of one of its shape.
+        """
+        if path == TINY or (isinstance(path, pathlib.Path) and not trained.holds(path)):
+            return  # it will be made here, in this memory
+        if str(path) not in ahead.shapes:
+            ahead.shapes[str(path)] = models.read_config(path)
+        settings, shape = round_.config.training[self.name], ahead.shapes[str(path)]
+        shapes = models.decoder.abstract_params(shape, headless=self.name == 'ppm')
+        # Of a parameter; a frozen one may be in bfloat16.
+        each = 2 if settings.lora else 12 - 2 * (settings.moments == 'bfloat16')
+        held = each * sum(math.prod(x.shape) for x in jax.tree.leaves(shapes))
+        held /= parallel.shares(shape, jax.device_count())
+        memory = device_bytes(parallel.local_mesh())
+        if held > memory > 0:
+            lora = f'--config.training.{self.name}.lora=16, ' if not settings.lora else ''
+            raise UserError(
+                f'--config.training.{self.name}',
+                expected=f'at least {held / GIB:.1f} GiB of {path} have to lie on each device, '
+                f'which has {memory / GIB:.1f} GiB',
+                remedy=f'{lora}a smaller model or more devices',
+            )
+
+    def dtype(self, round_: Round) -> str:
+        """That in which the model is loaded from which it starts."""
+        return training.start_dtype(round_.config.training[self.name])
+
+    def mesh(self, round_: Round, path: checkpoints.Path) -> jax.sharding.Mesh | None:
+        """Of the training of a model at a path; None for one device."""
+        if jax.device_count() == 1:
+            return None
+        shape = None if path == TINY else models.read_config(path)
+        return parallel.training_mesh(round_.config.training[self.name].batch_size, shape)
+
+    def train(
+        self, round_: Round, work: Work, policy: models.Policy, examples, **more: Any
+    ) -> Figures:
+        """Trains from `policy`; takes its arrays over."""
+        settings = training.settings(self.name, round_.config.training[self.name])
+        settings.seed = round_.config.seed
+
+        def tell(now: dict[str, float]) -> None:
+            work.beat()
+            work.line.show(*of_training(now))
+            if 'step' in now:
+                name = f'round{round_.number}/{self.folder}'
+                round_.events.add(name, now, int(now['step']))
+
+        train = training.ppm if self.name == 'ppm' else training.sft
+        how = {'progress': tell, 'release': True}
+        _, figures = train(policy, examples, settings, work.folder, **how, **more)
+        return figures
+
+    def describe(self, figures: Figures) -> str:
+        return (
+            f'loss {figures["loss_first"]:.3f} -> {figures["loss_last"]:.3f} in '
+            f'{figures["steps"]} steps ({figures["tokens_per_second"]:.0f} tokens/s)'
+        )

@@ -18,10 +18,11 @@ from rstar_jax.job.progress import Events
 from rstar_jax.models import trained
 from rstar_jax.settings import configs
 from rstar_jax.settings.errors import UserError
-from rstar_jax.stages import order, searching, sources
-from rstar_jax.stages.sources import Round
+from rstar_jax.stages import BY_NAME, Round, searches
+from rstar_jax.stages import problems as own_problems
 from tests import kills
 from tests.parallel import processes
+from tests.stages import doing
 from tests.worlds import command, run, solution
 
 
@@ -131,13 +132,13 @@ def test_an_evaluation_belongs_to_its_models(world, finished, tmp_path, capsys):
         str(world / 'config.py'), [f'--config.policy.path={tmp_path / "policy"}']
     )
     round_ = Round(configs.for_round(config, 0), tmp_path / 'run', 0, Events(None))
-    stage = order.stage_of(round_, 'eval')
+    stage = doing.kept(round_, 'eval')
     stage.begin()
     stage.finish({})
-    assert order.stage_of(round_, 'eval').drop_if_stale() is None
+    assert doing.kept(round_, 'eval').drop_if_stale() is None
     ledger.write_json(tmp_path / 'policy' / 'done.json', {'id': 'second'})
-    assert order.stage_of(round_, 'eval').drop_if_stale()
-    assert order.stage_of(round_, 'eval').done is None
+    assert doing.kept(round_, 'eval').drop_if_stale()
+    assert doing.kept(round_, 'eval').done is None
 
 
 def test_the_table_and_the_paths_are_printed(finished):
@@ -223,15 +224,15 @@ def test_a_ppm_of_any_loss_guides_the_search(world, finished, tmp_path, monkeypa
     monkeypatch.setattr(rounds, '_training_mesh', lambda *_: None)  # the real one has 8 devices
     flags = f'training.ppm.loss={loss}', 'training.ppm.held_out=0.5', 'training.ppm.epochs=4'
     round_, config = ppm_stage(world, finished, tmp_path, *flags)
-    rounds.run_stage(round_, 'ppm')
+    doing.run(round_, 'ppm')
     figures = ledger.read_json(tmp_path / 'round1' / 'ppm' / 'done.json')['figures']
     curated = ledger.read_json(finished[0] / 'round1' / 'curate' / 'done.json')['figures']
     assert figures['examples'] + figures['held_out'] == curated['trajectories'] > 4
     assert figures['loss_last'] < figures['loss_first']
     assert 0 <= figures['answer_accuracy_after'] <= 1 <= figures['answer_pairs']
-    policy, ppm = searching.evaluated_models(round_)
+    policy, ppm = BY_NAME['eval'].models(round_)
     problems = json.loads((world / 'problems.json').read_text())[:1]
-    for record in search.run(problems, policy, ppm, config=sources.search_config(config)):
+    for record in search.run(problems, policy, ppm, config=searches.search_config(config)):
         scored = np.nonzero(~np.isnan(record.score))[0]
         assert len(scored) > 1 and np.all(np.abs(record.score[scored]) <= 1)
         for node in scored[[0, -1]]:
@@ -245,7 +246,7 @@ def test_a_loss_without_examples_is_named(world, finished, tmp_path):
     round_, _ = ppm_stage(world, finished, tmp_path, 'training.ppm.loss=prm')
     data.store_examples(tmp_path / 'round1' / 'curate', 'trajectories', [])
     with pytest.raises(UserError, match='no trajectories to train on with loss=prm: raise --conf'):
-        rounds.run_stage(round_, 'ppm')
+        doing.run(round_, 'ppm')
 
 
 def test_what_killed_runs_left_half_written_goes_with_the_next(tmp_path, monkeypatch):
@@ -259,7 +260,7 @@ def test_what_killed_runs_left_half_written_goes_with_the_next(tmp_path, monkeyp
     monkeypatch.setitem(
         rounds.STAGES, 'curate', lambda *_: found.extend(p for p in left if p.exists()) or {}
     )
-    rounds.run_stage(round_, 'curate')
+    doing.run(round_, 'curate')
     assert found == [] and ledger.Stage(folder).done is not None
 
 
@@ -380,7 +381,7 @@ def test_what_overlaps_with_a_benchmark_is_not_trained_on(world, finished, tmp_p
     config, _ = main.parse(str(world / 'config.py'), [f'--config.{flag}' for flag in flags])
     shutil.copytree(finished[0] / 'round1' / 'search', tmp_path / 'round1' / 'search')
     round_ = Round(configs.for_round(config, 1), tmp_path, 1, Events(None))
-    assert sources.problems(round_) == [problems[0], *problems[2:]]
+    assert own_problems.problems(round_) == [problems[0], *problems[2:]]
     told = rounds.preflight._search(
         dataclasses.replace(round_, config=with_policy(round_.config, world)), set()
     )
@@ -394,7 +395,7 @@ def test_what_overlaps_with_a_benchmark_is_not_trained_on(world, finished, tmp_p
         'with test'
     ]
     assert rounds.preflight._eval(round_, {round_.folder / 'search'}) == []
-    rounds.run_stage(round_, 'curate')
+    doing.run(round_, 'curate')
     assert ledger.read_json(tmp_path / 'round1' / 'curate' / 'done.json')['figures'][
         'overlapping'
     ] == 1  # fmt: skip

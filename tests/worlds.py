@@ -19,7 +19,7 @@ from tests.parallel import processes
 REPOSITORY = pathlib.Path(__file__).parents[1]
 
 CONFIG = """
-from rstar_jax import configs
+from rstar_jax.settings import configs
 
 def get_config():
     config = configs.default()

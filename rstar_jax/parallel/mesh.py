@@ -103,7 +103,7 @@ def training_mesh(
 
 def _divides(name: str, size: int, count: int, what: str) -> None:
     if size < 1 or count % size:
-        raise UserError(f'{name}={size}: needs a divisor of the {count} {what}')
+        raise UserError(name, size, f'needs a divisor of the {count} {what}')
 
 
 def one_device() -> Mesh:

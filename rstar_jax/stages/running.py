@@ -81,7 +81,7 @@ def run_all(rows: Sequence[Row], after: Callable[[pathlib.Path], None] = lambda 
 
     after: called with the workdir after each stage that was not complete.
     """
-    _check_alike(rows)
+    check_alike(rows)
     looked = [(s.kept(r), f'round{r.number}', s.name, r.settings) for r, s in rows]
 
     def look_further(grown: Collection[pathlib.Path]) -> None:
@@ -117,7 +117,7 @@ def check(rows: Sequence[Row]) -> list[str]:
     return list(dict.fromkeys(told))
 
 
-def _check_alike(rows: Sequence[Row]) -> None:
+def check_alike(rows: Sequence[Row]) -> None:
     """Raises UserError where the processes of a job were not all told to make the same."""
     if not hosts.alike([(round_.number, stage.name) for round_, stage in rows]):
         raise UserError(

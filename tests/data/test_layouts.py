@@ -13,7 +13,8 @@ from rstar_jax.data.problem import Problem
 from rstar_jax.job.progress import Events
 from rstar_jax.settings import configs
 from rstar_jax.settings.errors import UserError
-from rstar_jax.stages import sources
+from rstar_jax.stages import Round
+from rstar_jax.stages import problems as own_problems
 
 # One row each, fields as published; the problems are made up.
 NUMINA = {
@@ -248,5 +249,5 @@ def test_a_round_takes_the_selection_from_its_config(numina, tmp_path):
     config.data.problems = str(numina)
     config.data.sources = 'olympiads'
     config.data.answers = 'integer'
-    round_ = sources.Round(config, tmp_path, 1, Events(None))
-    assert indices(sources.problems(round_)) == [3, 4]
+    round_ = Round(config, tmp_path, 1, Events(None))
+    assert indices(own_problems.problems(round_)) == [3, 4]

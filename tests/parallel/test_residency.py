@@ -16,7 +16,7 @@ import pytest
 from rstar_jax import models, parallel, training
 from rstar_jax.models import decoder as decoders
 from rstar_jax.models import sharding, trained, weights
-from rstar_jax.stages import sources
+from rstar_jax.stages import checkpoints
 from rstar_jax.training import layers, step
 from tests.models import test_gguf
 from tests.parallel import training_program
@@ -117,10 +117,10 @@ def sizes(folder, mesh):
 def test_loading(folder, mesh, sizes, watched, name):
     part, largest = sizes
     with watched(part + largest):
-        policy = sources.load_model(folder / name, 'policy', 'float32', mesh)
+        policy = checkpoints.load_model(folder / name, 'policy', 'float32', mesh=mesh)
     del policy
     with pytest.raises(AssertionError), watched(part + largest):  # and that would be seen
-        sharding.shard(sources.load_model(folder / name, 'policy', 'float32').params, mesh)
+        sharding.shard(checkpoints.load_model(folder / name, 'policy', 'float32').params, mesh)
 
 
 def test_training_and_saving(folder, mesh, sizes, watched, tmp_path):
@@ -129,7 +129,7 @@ def test_training_and_saving(folder, mesh, sizes, watched, tmp_path):
     most = 4 * part + largest + BATCHES  # parameters, gradients and two moments
     shape = dict(micro_batch=1, batch_size=8, held_out=0.3, epochs=2, checkpoint_minutes=0)
     with watched(most):
-        policy = sources.load_model(folder / 'hf', 'policy', 'float32', mesh)
+        policy = checkpoints.load_model(folder / 'hf', 'policy', 'float32', mesh=mesh)
         config = training_program.settings('sft', form=0.0, **shape)
         data = [*training_program.examples(random), *training_program.examples(random)]
         policy, _ = training.sft(policy, data, config, tmp_path / 'policy', mesh=mesh, release=True)
@@ -137,7 +137,7 @@ def test_training_and_saving(folder, mesh, sizes, watched, tmp_path):
         models.save(policy, tmp_path / 'hf')
     del policy
     with watched(most):
-        policy = sources.load_model(tmp_path / 'policy', 'policy', 'float32', mesh)
+        policy = checkpoints.load_model(tmp_path / 'policy', 'policy', 'float32', mesh=mesh)
         config = training_program.settings('ppm', **shape)
         ppm, _ = training.ppm(
             policy, training_program.pairs(random), config, tmp_path / 'ppm', mesh=mesh,

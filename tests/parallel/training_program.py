@@ -12,7 +12,7 @@ import numpy as np
 from rstar_jax import models, parallel, steps, training
 from rstar_jax.job import hosts
 from rstar_jax.models import trained
-from rstar_jax.stages import sources
+from rstar_jax.stages import checkpoints
 
 WORDS = ('three', 'apples', 'and', 'four', 'pears', 'seven', 'plums')
 
@@ -47,14 +47,14 @@ def main(folder: pathlib.Path, out: pathlib.Path) -> None:
     mesh = parallel.global_mesh()
     for name in ('hf', 'own', 'model.gguf'):
         rng = np.random.default_rng(0)
-        policy = sources.load_model(folder / name, 'policy', 'float32', mesh)
+        policy = checkpoints.load_model(folder / name, 'policy', 'float32', mesh=mesh)
         check(policy.params, mesh)
         sft = settings('sft', form=0.0)
         policy, _ = training.sft(policy, examples(rng), sft, out / name, mesh=mesh, release=True)
         check(policy.params, mesh)
         del policy
     # From here on it is the same, whatever it began with.
-    policy = sources.load_model(out / 'hf', 'policy', 'float32', mesh)
+    policy = checkpoints.load_model(out / 'hf', 'policy', 'float32', mesh=mesh)
     check(policy.params, mesh)
     ppm_settings = settings('ppm', batch_size=2)
     data = list(pairs(rng))

@@ -17,11 +17,11 @@ from rstar_jax.report import __main__ as command
 from rstar_jax.report import drawing, learning, page, plots, run, stages, tables, terminal, trees
 from rstar_jax.settings import configs
 from rstar_jax.settings.errors import UserError
-from rstar_jax.stages import order
 from tests.evals.trees import tree
 from tests.report import workdirs
 from tests.report.grown import grown
 from tests.report.workdirs import benchmark, results
+from tests.stages import doing
 
 ROUNDS = [
     results(0, sums=benchmark(0.25), only0=benchmark(0.5)),
@@ -434,7 +434,7 @@ def test_a_run_is_complete_without_stages_that_only_a_round_names(tmp_path):
     config.stages, config.eval.benchmarks = 'search,curate', 'sums'
     configs.schedule(config, {1: {'stages': 'search,curate,eval'}})
     settings = configs.flatten(configs.for_round(config, 1))
-    rows = order.rows(config, configs.stages_of(config.stages))
+    rows = doing.rows(config, configs.stages_of(config.stages))
     workdirs.write(tmp_path / 'config.json', {'round1': settings})
     for number, name in rows:
         assert not run.read(tmp_path).complete

@@ -16,7 +16,7 @@ from rstar_jax.search import begin, elastic
 from rstar_jax.search.flights import Flights
 from rstar_jax.settings import configs
 from rstar_jax.settings.errors import UserError
-from rstar_jax.stages import searching, sources
+from rstar_jax.stages import BY_NAME, Round, checkpoints, searches
 from tests.search.test_flight import assert_same
 from tests.search.test_scripted import random_score, random_texts
 
@@ -264,10 +264,10 @@ def test_each_worker_asks_the_server_that_has_the_policy(monkeypatch, tmp_path):
     def searched(problems, policy, ppm, **_):
         given.append(policy)
 
-    monkeypatch.setattr(searching.ray_team, 'RayTeam', team)
+    monkeypatch.setattr(searches.ray_team, 'RayTeam', team)
     monkeypatch.setattr(elastic.parallel, 'keep_compiled', lambda where: None)
     monkeypatch.setattr(elastic.search, 'run', searched)
-    run = searching.on_ray(config, print)
+    run = searches.on_ray(config, print)
     problems = [problem for problem, _ in ITEMS]
     with pytest.raises(UserError, match='enough'):
         list(
@@ -297,10 +297,10 @@ def on_workers(monkeypatch, tmp_path):
         teams.append(Threads(start, 2))
         return teams[-1]
 
-    monkeypatch.setattr(searching.ray_team, 'RayTeam', team)
+    monkeypatch.setattr(searches.ray_team, 'RayTeam', team)
     monkeypatch.setattr(elastic.parallel, 'keep_compiled', lambda where: None)
-    round_ = sources.Round(config, tmp_path, 0, Events(None))
-    return searching.evaluating(round_, False, print), teams
+    round_ = Round(config, tmp_path, 0, Events(None))
+    return BY_NAME['eval']._on_ray(round_, print), teams
 
 
 def test_an_evaluation_by_workers_is_that_of_one_process(monkeypatch, tmp_path):
@@ -337,17 +337,17 @@ def test_who_deals_to_workers_reads_no_weights(monkeypatch, tmp_path):
     trained.save_model(policy, made / 'policy')
     trained.save_model(models.init_ppm(policy), made / 'ppm')
     ledger.write_json(made / 'policy' / 'done.json', {'id': 'made'})
-    monkeypatch.setattr(sources, 'load_model', None)
+    monkeypatch.setattr(checkpoints, 'load_model', None)
     config = configs.default()
     config.policy.path = config.base.path = str(tmp_path / 'policy')
     config.job.leases = 'ray'
     for number, base in ((0, False), (0, True), (1, False)):
-        round_ = sources.Round(config, tmp_path, number, None)
-        shape, judge = searching.evaluated_models(round_, base)
+        round_ = Round(config, tmp_path, number, None)
+        shape, judge = BY_NAME['base' if base else 'eval'].models(round_)
         assert shape.config == policy.config and (judge is None) == (number == 0)
         assert evals.figures.flops_of([], shape, judge) == 0
     config.policy.path = 'http://127.0.0.1:1/v1'
-    shape, _ = searching.evaluated_models(sources.Round(config, tmp_path, 0, None))
+    shape, _ = BY_NAME['eval'].models(Round(config, tmp_path, 0, None))
     assert isinstance(shape, search.Endpoint)
 
 

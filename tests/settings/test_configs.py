@@ -10,7 +10,7 @@ from rstar_jax import evals, main, search, training
 from rstar_jax.search.strategies import WALKS
 from rstar_jax.settings import bounds, configs, table
 from rstar_jax.settings.errors import UserError
-from rstar_jax.stages import searching, sources, synthesis
+from rstar_jax.stages import BY_NAME, Round, searches, synthesize
 from rstar_jax.study import ablations
 
 REPOSITORY = pathlib.Path(__file__).parents[2]
@@ -42,17 +42,17 @@ def test_search_keys_are_those_of_the_search():
     for key in ('trees', 'mean_tokens', 'more_rollouts'):
         del ours[key]  # of the stage: which trees, not how
     del theirs['use_ground_truth']  # of the task: making data, or solving
-    for key, name in sources.EXECUTION.items():
+    for key, name in searches.EXECUTION.items():
         ours[name] = table.KEYS[f'execution.{key}'][0]
     assert ours == theirs
 
 
 def test_synthesis_keys_are_those_of_the_synthesis():
     ours = {k.partition('.')[2]: v for k, (v, _) in table.KEYS.items() if 'synthesize.' in k}
-    assert dataclasses.asdict(synthesis.Config(problems=0)) == ours
+    assert dataclasses.asdict(synthesize.Rules(problems=0)) == ours
     config = configs.default()
     config.synthesize.shown = 5
-    assert synthesis.Config(**config.synthesize).shown == 5
+    assert synthesize.Rules(**config.synthesize).shown == 5
 
 
 def test_every_form_of_a_search_that_is_compared_is_an_evaluations():
@@ -70,7 +70,7 @@ def test_every_form_of_a_search_that_is_compared_is_an_evaluations():
 
 def evaluation(config, number: int = 1) -> evals.Config:
     round_ = configs.for_round(config, number)
-    return searching.evaluation_config(sources.Round(round_, pathlib.Path(), number, None))
+    return BY_NAME['eval'].config(Round(round_, pathlib.Path(), number, None))
 
 
 def test_an_evaluation_is_the_same_in_every_round_whatever_is_searched():
@@ -163,7 +163,7 @@ def test_the_flags_of_the_execution_reach_the_search():
     flags = ['isolation=strict', 'seconds=3', 'memory_mb=128', 'workers=5']
     arguments = [f'--config.execution.{flag}' for flag in flags]
     config, _ = main.parse(str(REPOSITORY / 'experiments' / 'solve.py'), arguments)
-    made = sources.search_config(config)
+    made = searches.search_config(config)
     assert (made.isolation, made.code_seconds, made.code_memory_mb) == ('strict', 3.0, 128)
     assert made.workers == 5
 
@@ -178,7 +178,7 @@ def test_the_losses_of_a_ppm_are_those_of_the_training():
 
 
 def test_every_key_of_our_own_is_read_somewhere():
-    text = '\n'.join(path.read_text() for path in (REPOSITORY / 'rstar_jax').glob('*.py'))
+    text = '\n'.join(path.read_text() for path in (REPOSITORY / 'rstar_jax').rglob('*.py'))
     for key in table.KEYS:
         section, _, leaf = key.rpartition('.')
         sections = ('', 'policy', 'base', 'ppm', 'bootstrap', 'data', 'ablations', 'eval', 'job')

@@ -12,14 +12,16 @@ from rstar_jax import data, main, models, report, rounds, search
 from rstar_jax.data.problem import Problem
 from rstar_jax.data.trees import Facts
 from rstar_jax.job import hosts, ledger
-from rstar_jax.job.progress import Events, Line
+from rstar_jax.job.progress import Events
 from rstar_jax.models import trained
 from rstar_jax.report import terminal
 from rstar_jax.settings import configs, table
 from rstar_jax.settings.errors import UserError
-from rstar_jax.stages import order, searching, sources
-from rstar_jax.stages.sources import Round
+from rstar_jax.stages import BY_NAME, Round, checkpoints, running, searches
+from rstar_jax.stages import problems as own_problems
+from rstar_jax.stages import search as search_stage
 from tests.evals.trees import tree as tree_of
+from tests.stages import doing
 from tests.training import words
 
 REPOSITORY = pathlib.Path(__file__).parents[2]
@@ -29,14 +31,12 @@ def test_the_order_of_four_rounds():
     config = configs.load(str(REPOSITORY / 'experiments' / 'self_evolve.py'))
     config.policy.path = 'instruct'
     config.base.path = 'instruct'
-    rows = order.rows(config, configs.STAGES)
+    rows = doing.rows(config, configs.STAGES)
     each = ['search', 'curate', 'sft', 'ppm', 'eval', 'export']
-    expected = [(number, name) for number in range(1, 5) for name in each]
-    expected.insert(4, (0, 'eval'))
+    expected = [(0, 'eval'), *((number, name) for number in range(1, 5) for name in each)]
     assert rows == expected
     config.base.path = 'another'
-    expected.insert(4, (0, 'base'))
-    assert order.rows(config, configs.STAGES) == expected
+    assert doing.rows(config, configs.STAGES) == [(0, 'base'), *expected]
 
 
 def test_a_round_may_leave_stages_out():
@@ -44,13 +44,13 @@ def test_a_round_may_leave_stages_out():
     config.policy.path, config.last_round = 'instruct', 3
     configs.validate(config)
     of = {1: [], 2: [], 3: []}
-    for number, name in order.rows(config, ('search', 'curate', 'sft', 'eval')):
+    for number, name in doing.rows(config, ('search', 'curate', 'sft', 'eval')):
         of[number].append(name)
     assert of == {1: ['search', 'curate', 'sft'], 2: ['search', 'curate'], 3: of[1]}
     config.eval.benchmarks = 'gsm8k'  # what the run started from is measured when a round is
     config = configs.schedule(config, {1: {'stages': 'sft'}})
-    found = order.rows(config, ('sft', 'eval'))
-    assert found == [(1, 'sft'), (3, 'sft'), (0, 'eval'), (3, 'eval')]
+    found = doing.rows(config, ('sft', 'eval'))
+    assert found == [(0, 'eval'), (1, 'sft'), (3, 'sft'), (3, 'eval')]
     config.schedule.round2.stages = 'serch'
     with pytest.raises(UserError, match='did you mean search'):
         configs.validate(config)
@@ -59,10 +59,10 @@ def test_a_round_may_leave_stages_out():
 def test_a_round_may_have_benchmarks_of_its_own():
     config = configs.schedule(configs.default(), {2: {'eval.benchmarks': 'gsm8k'}})
     config.policy.path, config.last_round = 'instruct', 3
-    assert order.rows(config, ('sft', 'eval')) == [(1, 'sft'), (2, 'sft'), (2, 'eval'), (3, 'sft')]
+    assert doing.rows(config, ('sft', 'eval')) == [(1, 'sft'), (2, 'sft'), (2, 'eval'), (3, 'sft')]
     config = configs.schedule(config, {2: {'eval.benchmarks': ''}})
     config.eval.benchmarks = 'gsm8k'
-    assert (2, 'eval') not in order.rows(config, ('sft', 'eval'))
+    assert (2, 'eval') not in doing.rows(config, ('sft', 'eval'))
 
 
 def test_what_a_run_starts_from_is_evaluated_unless_its_round_did(tmp_path):
@@ -70,12 +70,12 @@ def test_what_a_run_starts_from_is_evaluated_unless_its_round_did(tmp_path):
     config.eval.benchmarks, config.first_round, config.last_round = 'gsm8k', 3, 3
     for policy, starts in (('instruct', [(0, 'eval')]), (configs.PREVIOUS, [])):
         config.policy.path = policy
-        assert order.rows(config, ('eval',)) == [*starts, (3, 'eval')]
+        assert doing.rows(config, ('eval',)) == [*starts, (3, 'eval')]
     # A bootstrap makes another policy of the model that every training starts from.
     config.policy.path = config.base.path = 'instruct'
-    assert order.rows(config, ('eval',)) == [(0, 'eval'), (3, 'eval')]
+    assert doing.rows(config, ('eval',)) == [(0, 'eval'), (3, 'eval')]
     config.bootstrap.demonstrations = 8
-    assert order.rows(config, ('eval',)) == [(0, 'base'), (0, 'eval'), (3, 'eval')]
+    assert doing.rows(config, ('eval',)) == [(0, 'base'), (0, 'eval'), (3, 'eval')]
 
 
 def test_examples_may_come_from_the_trees_of_all_rounds_so_far(tmp_path):
@@ -85,8 +85,8 @@ def test_examples_may_come_from_the_trees_of_all_rounds_so_far(tmp_path):
         (tmp_path / f'round{number}' / 'search').mkdir(parents=True)
 
     def inputs(number):
-        round_ = sources.Round(configs.for_round(config, number), tmp_path, number, None)
-        return [path.relative_to(tmp_path) for path in order.stage_of(round_, 'curate').inputs]
+        round_ = Round(configs.for_round(config, number), tmp_path, number, None)
+        return [path.relative_to(tmp_path) for path in doing.kept(round_, 'curate').inputs]
 
     assert inputs(3) == [pathlib.Path('round3/search')]
     config.curate.rounds = 'all'
@@ -100,7 +100,7 @@ def test_a_search_is_made_from_the_models_that_it_searches_with(tmp_path):
 
     def stage(number, name, policy):
         config.policy.path = policy
-        return order.stage_of(sources.Round(config, tmp_path, number), name)
+        return doing.kept(Round(config, tmp_path, number), name)
 
     judge = pathlib.Path('judge')
     before = tmp_path / 'round1' / 'policy'
@@ -114,8 +114,8 @@ def test_the_first_policy_binds_where_sft_starts_from_it(tmp_path):
     def stage(policy, base=''):
         config = configs.default()
         config.policy.path, config.base.path = policy, base
-        round_ = sources.Round(configs.for_round(config, 1), tmp_path, 1, None)
-        return order.stage_of(round_, 'sft')
+        round_ = Round(configs.for_round(config, 1), tmp_path, 1, None)
+        return doing.kept(round_, 'sft')
 
     made = stage('instruct')
     made.begin()
@@ -135,83 +135,9 @@ def test_the_first_policy_binds_where_sft_starts_from_it(tmp_path):
 
 def test_a_bootstrap_comes_first_and_an_evaluation_can_come_alone():
     quickstart = configs.load(str(REPOSITORY / 'experiments' / 'quickstart.py'))
-    assert order.rows(quickstart, configs.STAGES)[0] == (0, 'bootstrap')
+    assert doing.rows(quickstart, configs.STAGES)[0] == (0, 'bootstrap')
     evaluate = configs.load(str(REPOSITORY / 'experiments' / 'evaluate.py'))
-    assert order.rows(evaluate, ('eval',)) == [(0, 'eval')]
-
-
-def test_rounds_follow_each_other(tmp_path, monkeypatch, capsys):
-    """Stages that only say what they were given; the bookkeeping is the real one."""
-    seen = []
-
-    def stage(name):
-        def note(round_, folder, line):
-            del line
-            seen.append((round_.number, name, round_.config.policy.path, round_.config.ppm.path))
-            return {}
-
-        return note
-
-    monkeypatch.setattr(rounds, 'STAGES', {name: stage(name) for name in configs.STAGES})
-    monkeypatch.setattr(rounds.summary, 'show', lambda root: None)
-    monkeypatch.setattr(rounds.report, 'write', lambda root: None)
-    monkeypatch.setattr(rounds.preflight, 'check', lambda rows: [])
-    config = configs.load(str(REPOSITORY / 'experiments' / 'self_evolve.py'))
-    config.policy.path = 'instruct'
-    rounds.run(config, str(tmp_path), ('search', 'sft', 'ppm'))
-    assert capsys.readouterr().out.startswith('devices: cpu (')  # a GPU may be there, unused
-    searches = [row for row in seen if row[1] == 'search']
-    assert searches == [
-        (1, 'search', 'instruct', 'none'),
-        (2, 'search', 'previous', 'none'),
-        (3, 'search', 'previous', 'previous'),
-        (4, 'search', 'previous', 'previous'),
-    ]
-    count = len(seen)
-    rounds.run(config, str(tmp_path), ('search', 'sft', 'ppm'))
-    assert len(seen) == count
-    kept = ledger.read_json(tmp_path / 'config.json')
-    assert kept['round4']['search.more_rollouts'] == [64, 128]
-    config.search.exploration = 1.0
-    with pytest.raises(UserError, match='--config.search.exploration=1.0: '):
-        rounds.run(config, str(tmp_path), ('search',))
-
-
-@pytest.mark.parametrize('complete', [True, False])
-def test_all_do_what_the_first_process_finds_to_do(tmp_path, monkeypatch, capsys, complete):
-    """A shared disk may show the others what it has deleted, or not yet what it has made."""
-    done = []
-    monkeypatch.setattr(rounds, 'STAGES', {'curate': lambda *_: done.append(1)})
-    monkeypatch.setattr(hosts, 'is_first', lambda: False)
-    monkeypatch.setattr(hosts, 'gathered', lambda n: [int(complete), n])
-    round_ = Round(configs.default(), tmp_path, 1, Events(None))
-    if not complete:
-        ledger.write_json(tmp_path / 'round1' / 'curate' / 'done.json', {'id': 'a'})
-    rounds.run_stage(round_, 'curate')
-    assert bool(done) != complete
-    assert ('round 1 curate: complete' in capsys.readouterr().out) == complete
-
-
-def test_no_process_ends_before_the_first_has_written_all(tmp_path, monkeypatch):
-    """JAX gives the last one five minutes, and a push to a store may take longer."""
-    happened = []
-
-    class Place:
-        def __init__(self, workdir):
-            self.folder = tmp_path
-
-        def begin(self):
-            pass
-
-        def end(self):
-            happened.append('pushed')
-
-    monkeypatch.setattr(rounds.places, 'Place', Place)
-    monkeypatch.setattr(rounds.summary, 'show', lambda root: happened.append('shown'))
-    monkeypatch.setattr(hosts, 'barrier', happened.append)
-    config = configs.load(str(REPOSITORY / 'experiments' / 'self_evolve.py'))
-    rounds.run(config, 'gs://bucket/run', ())
-    assert happened[-3:] == ['pushed', 'shown', 'all is done']
+    assert doing.rows(evaluate, ('eval',)) == [(0, 'eval')]
 
 
 def told(monkeypatch, *configs_: configs.ConfigDict, names: tuple = (('search',),) * 2):
@@ -227,9 +153,11 @@ def told(monkeypatch, *configs_: configs.ConfigDict, names: tuple = (('search',)
 
     def check(config, stages) -> str:
         try:
-            rounds._check_alike([(1, name, configs.flatten(config)) for name in stages])
+            running.check_alike(
+                [(Round(config, pathlib.Path(), 1), BY_NAME[name]) for name in stages]
+            )
         except UserError as error:
-            return str(error)
+            return error.told()
         return ''
 
     monkeypatch.setattr(hosts, 'gathered', gathered)
@@ -244,12 +172,12 @@ def test_processes_that_were_told_different_things_do_not_begin(monkeypatch):
     assert told(monkeypatch, one, other) == ['', '']  # each machine may have its own
     other.search.rollouts, again = 77, ': differs among the processes: start the same command on'
     rows = zip((one, other), told(monkeypatch, one, other))
-    assert all(f'--config.search.rollouts={c.search.rollouts}{again}' in text for c, text in rows)
+    assert all(f'search.rollouts={c.search.rollouts}{again}' in text for c, text in rows)
     texts = told(monkeypatch, one, one, names=(('search',), ('search', 'curate')))
     assert all('have other rounds or stages to run' in text for text in texts)
     other = configs.default()
     other.job.leases = 'static'
-    assert all('--config.job.leases=' in text for text in told(monkeypatch, one, other))
+    assert all('job.leases=' in text for text in told(monkeypatch, one, other))
 
 
 def test_a_budget_of_tokens_is_spent_on_all_problems_alike(monkeypatch, tmp_path):
@@ -264,17 +192,17 @@ def test_a_budget_of_tokens_is_spent_on_all_problems_alike(monkeypatch, tmp_path
     stored += [tree(9, 0, 5.0), tree(0, 1, 5.0)]
     store = types.SimpleNamespace(facts=lambda: stored, directory=tmp_path / 'one')
     store.meet = lambda: None
-    made = searching.passes(config, problems, store)
+    made = search_stage.passes(config, problems, store)
     assert [(rollouts, list(trees), len(todo)) for rollouts, trees, todo in made] == [
         (8, [0], 3), (8, [1], 3), (64, [2], 2),
     ]  # fmt: skip
     # Further problems, of which a tree takes less, get as many: tree 2 is of the pass behind.
     stored += [tree(i, 0, 10.0) for i in range(3, 9)] + [tree(2, 2, 90.0, True)]
-    made = searching.passes(config, [Problem(i, '') for i in range(9)], store)
+    made = search_stage.passes(config, [Problem(i, '') for i in range(9)], store)
     assert [(list(trees), len(todo)) for _, trees, todo in made] == [([0], 9), ([1], 9), ([2], 8)]
     store.directory = tmp_path / 'other'
     config.search.mean_tokens = 40  # at least one tree
-    made = [list(trees) for _, trees, _ in searching.passes(config, problems, store)]
+    made = [list(trees) for _, trees, _ in search_stage.passes(config, problems, store)]
     assert made == [[0], [], [1]]
 
 
@@ -337,14 +265,14 @@ def test_later_trees_are_for_problems_still_unsolved(tmp_path, monkeypatch):
 
     problems = [Problem(i, 'q', '1') for i in range(4)]
     read = problems, {}, collections.Counter(rows=4)
-    monkeypatch.setattr(sources, 'split_problems', lambda round_: read)
-    monkeypatch.setattr(sources, 'searching_model', lambda round_, kind: None)
+    monkeypatch.setattr(own_problems, 'split', lambda round_: read)
+    monkeypatch.setattr(checkpoints, 'searching_model', lambda round_, kind: None)
     monkeypatch.setattr(data, 'TreeStore', Store)
     monkeypatch.setattr(search, 'run', grow)
     round_ = Round(configs.for_round(config, 4), tmp_path, 4, Events(None))
-    stage = order.stage_of(round_, 'search')
+    stage = doing.kept(round_, 'search')
     stage.begin()
-    figures = searching.search_trees(round_, stage, Line('search'))
+    figures = doing.work(round_, 'search', stage)
     assert asked == [
         (0, 0, 16), (1, 0, 16), (2, 0, 16), (3, 0, 16),
         (1, 1, 64), (2, 1, 64), (3, 1, 64),
@@ -352,7 +280,7 @@ def test_later_trees_are_for_problems_still_unsolved(tmp_path, monkeypatch):
     ]  # fmt: skip
     assert (figures['trees'], figures['problems'], figures['solved']) == (9, 4, 2)
     asked.clear()
-    searching.search_trees(round_, stage, Line('search'))
+    doing.work(round_, 'search', stage)
     assert asked == []
 
 
@@ -361,7 +289,7 @@ def test_every_round_searches_and_writes_by_seeds_of_its_own():
     config.seed = 7
     seeds = [
         seed(Round(configs.for_round(config, n), pathlib.Path(), n, Events(None)))
-        for seed in (sources.search_seed, sources.synthesis_seed)
+        for seed in (searches.search_seed, searches.synthesis_seed)
         for n in range(1, 5)
     ]
     assert seeds[0] == 7 and len(set(seeds)) == 8
@@ -380,7 +308,7 @@ def test_a_training_has_a_row_for_each_example_where_its_heads_let_it(tmp_path):
         (4, table.TINY, (1, 8, 1)),
     ):
         round_.config.training.sft.batch_size = batch_size
-        assert rounds._training_mesh(round_, 'sft', path).devices.shape == sizes
+        assert BY_NAME['sft'].mesh(round_, path).devices.shape == sizes
 
 
 def test_a_raised_limit_extends_the_search(world, tmp_path, monkeypatch):
@@ -400,7 +328,7 @@ def test_a_raised_limit_extends_the_search(world, tmp_path, monkeypatch):
 
     monkeypatch.setattr(search, 'run', grow)
     monkeypatch.setattr(data, 'curate_to', curate)
-    monkeypatch.setattr(sources, 'searching_model', lambda round_, kind: None)
+    monkeypatch.setattr(checkpoints, 'searching_model', lambda round_, kind: None)
     monkeypatch.setattr(terminal, 'show', lambda root: None)
     monkeypatch.setattr(report, 'write', lambda root: None)
 

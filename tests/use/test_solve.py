@@ -9,7 +9,7 @@ from rstar_jax.data import TreeStore
 from rstar_jax.models import tiny
 from rstar_jax.settings import configs
 from rstar_jax.settings.errors import UserError
-from rstar_jax.stages import sources
+from rstar_jax.stages import asked, checkpoints
 from rstar_jax.use import solve
 from tests.conftest import REPOSITORY
 from tests.evals.trees import tree
@@ -24,8 +24,8 @@ def ask(monkeypatch):
             yield from (tree(problems[0], i, found) for i, found in reversed([*enumerate(answers)]))
 
         monkeypatch.setattr(solve.search, 'run', searched)
-        monkeypatch.setattr(solve.preflight, 'searching_models', lambda round_: None)
-        monkeypatch.setattr(solve.sources, 'searching_model', lambda round_, kind: None)
+        monkeypatch.setattr(checkpoints, 'check_searching', lambda round_, ahead: None)
+        monkeypatch.setattr(checkpoints, 'searching_model', lambda round_, kind: None)
         config = configs.load(str(REPOSITORY / 'experiments' / 'solve.py'))
         config.question = question
         return solve.solve(config, str(workdir))
@@ -111,14 +111,14 @@ def test_the_models_of_the_newest_round_answer(tmp_path):
         (tmp_path / f'round{number}' / 'policy').mkdir(parents=True)
     for number in (0, 1, 2):  # the last one is not trained yet
         (tmp_path / f'round{number}' / 'policy' / 'model.json').write_text('{}')
-    asked = sources.asked(config, str(tmp_path))
-    assert sources.searching_path(asked, 'policy') == tmp_path / 'round2' / 'policy'
-    assert sources.searching_path(asked, 'ppm') == tmp_path / 'round2' / 'ppm'
+    round_ = asked(config, str(tmp_path))
+    assert checkpoints.searching_path(round_, 'policy') == tmp_path / 'round2' / 'policy'
+    assert checkpoints.searching_path(round_, 'ppm') == tmp_path / 'round2' / 'ppm'
     config.first_round = config.last_round = 2
-    asked = sources.asked(config, str(tmp_path))
-    assert sources.searching_path(asked, 'policy') == tmp_path / 'round1' / 'policy'
+    round_ = asked(config, str(tmp_path))
+    assert checkpoints.searching_path(round_, 'policy') == tmp_path / 'round1' / 'policy'
     config.policy.path = 'mine'
-    assert sources.searching_path(sources.asked(config, str(tmp_path)), 'policy') == 'mine'
+    assert checkpoints.searching_path(asked(config, str(tmp_path)), 'policy') == 'mine'
 
 
 def test_a_model_that_is_none_is_told_by_its_setting(tmp_path):

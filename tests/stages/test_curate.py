@@ -12,9 +12,10 @@ from rstar_jax.job import hosts, ledger
 from rstar_jax.job.progress import Events
 from rstar_jax.settings import configs
 from rstar_jax.settings.errors import UserError
-from rstar_jax.stages import curating, sources
-from rstar_jax.stages.sources import Round
+from rstar_jax.stages import Round
+from rstar_jax.stages import problems as own_problems
 from tests.data import samples
+from tests.stages import doing
 
 PROBLEMS = 20
 
@@ -29,7 +30,7 @@ def make(tmp_path, monkeypatch):
         return question in names
 
     asked = []
-    monkeypatch.setattr(sources, 'overlap', lambda round_: types.SimpleNamespace(find=find))
+    monkeypatch.setattr(own_problems, 'overlap', lambda round_: types.SimpleNamespace(find=find))
 
     def make(count, alike=True, before=(), **rules):
         config = configs.default()
@@ -58,7 +59,7 @@ def make(tmp_path, monkeypatch):
                 process.setattr(jax, 'process_count', lambda: count)
                 for module in (hosts,):
                     process.setattr(module, 'gathered', gathered)
-                figures = curating.curate(round_, stage, None)
+                figures = doing.work(round_, 'curate', stage)
         return stage.folder, figures
 
     make.asked = asked
@@ -120,16 +121,16 @@ def test_given_examples_of_a_benchmarks_problems_are_left_out(tmp_path):
         ledger.write_json(tmp_path / f'{kind}.json', items)
     round_ = Round(config, tmp_path, 1, Events(None))
     stage = ledger.Stage(round_.folder / 'curate')
-    assert curating.curate(round_, stage, None) == {'sft': 2, 'pairs': 4, 'overlapping': 2}
+    assert doing.work(round_, 'curate', stage) == {'sft': 2, 'pairs': 4, 'overlapping': 2}
     assert [e['query'] for e in data.load_examples(stage.folder, 'sft')] == [asked[0], asked[2]]
     kept = [e['prompt'] for e in data.load_examples(stage.folder, 'pairs')]
     assert kept == [pairs[i]['prompt'] for i in (0, 1, 4, 5)]
     config.data.overlap = 0
-    assert curating.curate(round_, stage, None) == {'sft': 3, 'pairs': 8, 'overlapping': 0}
+    assert doing.work(round_, 'curate', stage) == {'sft': 3, 'pairs': 8, 'overlapping': 0}
     config.data.overlap = 13
     ledger.write_json(tmp_path / 'sft.json', sft[1:2])
     with pytest.raises(UserError, match='curate.sft=.*sft.json: every example is of a problem in'):
-        curating.curate(round_, stage, None)
+        doing.work(round_, 'curate', stage)
 
 
 def test_counts_are_numbers_by_name(make):

@@ -14,9 +14,10 @@ from rstar_jax.job.progress import Events
 from rstar_jax.settings import configs
 from rstar_jax.settings.errors import UserError
 from rstar_jax.settings.table import ARITHMETIC
-from rstar_jax.stages import order, preflight, sources, synthesis
-from rstar_jax.stages.sources import Round
+from rstar_jax.stages import Round, checkpoints
+from rstar_jax.stages import problems as own_problems
 from tests.data import samples
+from tests.stages import doing
 
 TREES = 3
 
@@ -63,29 +64,28 @@ def test_what_earlier_rounds_solved_makes_room_for_others(tmp_path, problems, ma
             dropped = [p.index for p in problems if found.get(p.question, 0) >= least]
             left = [p for p in problems if p.index not in dropped]
             assert number == 1 or 0 < len(dropped) < (10 if number == 2 else 12)
-            kept, _, counts = sources.split_problems(make(number, least))
+            kept, _, counts = own_problems.split(make(number, least))
             assert kept == left[:8]
             last = kept[-1].index
             assert counts['solved before'] == sum(index < last for index in dropped)
             assert counts['rows'] == last + 1 and counts['used'] == 8
-    assert sources.problems(make(3, solved=0)) == problems[:8]
+    assert own_problems.problems(make(3, solved=0)) == problems[:8]
     # A search and what is written for it are checked before earlier rounds have run.
-    assert sources.problems(make(3), known=True) == problems[:8]
-    assert preflight._split(make(3), known=True) == (8, {})
+    assert own_problems.problems(make(3), known=True) == problems[:8]
 
 
 def test_built_in_and_written_problems_are_left_out_too(tmp_path, make):
-    world = arithmetic.world(0, sources.ARITHMETIC_TRAIN, sources.ARITHMETIC_TESTS).train
+    world = arithmetic.world(0, own_problems.ARITHMETIC_TRAIN, own_problems.ARITHMETIC_TESTS).train
     written = [Problem(10**9 + i, f'Why {i}?', '42') for i in range(2)]
     folder = tmp_path / 'round1' / 'synthesize'
     folder.mkdir(parents=True)
-    data.write_json_items(map(Problem.to_dict, written), folder / synthesis.FILE)
+    data.write_json_items(map(Problem.to_dict, written), folder / own_problems.WRITTEN)
     with data.TreeStore(tmp_path / 'round1' / 'search') as store:
         for problem in (world[1], written[0]):
             record = dataclasses.replace(samples.grown(1), problem=problem)
             assert record.solved
             store.append(record)
-    kept, _, counts = sources.split_problems(make(2, path=ARITHMETIC, limit=3))
+    kept, _, counts = own_problems.split(make(2, path=ARITHMETIC, limit=3))
     assert kept == [world[0], *world[2:4], written[1]]
     assert data.told(counts) == '4 of 6 problems used; dropped: 2 solved before'
 
@@ -95,21 +95,21 @@ def test_all_solved_is_one_line(tmp_path, problems, make):
         for problem in problems:
             store.append(dataclasses.replace(samples.grown(1), problem=problem))
     with pytest.raises(UserError, match='dropped: 20 solved before; --config.data.*solved choose'):
-        sources.problems(make(2))
-    assert len(sources.problems(make(2, solved=2))) == 8
-    world = arithmetic.world(0, sources.ARITHMETIC_TRAIN, sources.ARITHMETIC_TESTS).train
+        own_problems.problems(make(2))
+    assert len(own_problems.problems(make(2, solved=2))) == 8
+    world = arithmetic.world(0, own_problems.ARITHMETIC_TRAIN, own_problems.ARITHMETIC_TESTS).train
     with data.TreeStore(tmp_path / 'round2' / 'search') as store:
         for problem in world:
             store.append(dataclasses.replace(samples.grown(1), problem=problem))
     with pytest.raises(UserError, match='every problem: raise --config.data.solved=1, or 0'):
-        sources.problems(make(3, path=ARITHMETIC))
+        own_problems.problems(make(3, path=ARITHMETIC))
 
 
 def test_a_search_belongs_to_those_whose_problems_it_leaves_out(tmp_path, make, monkeypatch):
-    monkeypatch.setattr(sources, 'searching_path', lambda round_, kind: None)
+    monkeypatch.setattr(checkpoints, 'searching_path', lambda round_, kind: None)
     (tmp_path / 'round1' / 'search').mkdir(parents=True)
-    assert tmp_path / 'round1' / 'search' in order.stage_of(make(2), 'search').inputs
-    assert tmp_path / 'round1' / 'search' not in order.stage_of(make(2, 0), 'search').inputs
+    assert tmp_path / 'round1' / 'search' in doing.kept(make(2), 'search').inputs
+    assert tmp_path / 'round1' / 'search' not in doing.kept(make(2, 0), 'search').inputs
 
 
 def test_what_is_left_out_needs_to_be_trained_on(make):

@@ -9,15 +9,16 @@ import weakref
 
 import pytest
 
-from rstar_jax import data, parallel, rounds, search, steps
+from rstar_jax import data, search, steps
 from rstar_jax.data.overlap import Overlap
 from rstar_jax.data.problem import Problem
-from rstar_jax.job import ledger
-from rstar_jax.job.progress import Events, Line
+from rstar_jax.job import hosts, ledger
+from rstar_jax.job.progress import Events
 from rstar_jax.settings import configs
 from rstar_jax.settings.errors import UserError
-from rstar_jax.stages import order, sources, synthesis
-from rstar_jax.stages.sources import Round
+from rstar_jax.stages import Round, checkpoints, searches, synthesize
+from rstar_jax.stages import problems as own_problems
+from tests.stages import doing
 
 KNOWN = [
     Problem(i, f'Ann has {i} apples and buys 2 more of them. How many?', '1') for i in range(5)
@@ -85,15 +86,15 @@ def run_search(problems, *, config, seed, trees, skip, leases, calls=None):
     )
 
 
-def synthesize(folder, config=None, run=run_search, settings=SETTINGS):
-    config = config or synthesis.Config(problems=len(TEXTS))
+def write(folder, config=None, run=run_search, settings=SETTINGS):
+    config = config or synthesize.Rules(problems=len(TEXTS))
     overlap = Overlap({'training': KNOWN, 'eggs': [TEST]}, 13)
-    return synthesis.synthesize(KNOWN, overlap, config, settings, folder, run, number=2, seed=3)
+    return synthesize.Writer(overlap, config, settings, folder, run, 2, 3).write(KNOWN)
 
 
 def test_kept_are_those_whose_answers_agree(tmp_path):
     calls = []
-    made, counts = synthesize(tmp_path, run=functools.partial(run_search, calls=calls))
+    made, counts = write(tmp_path, run=functools.partial(run_search, calls=calls))
     assert [(p.question, p.answer) for p in made] == [
         ('Ben sells 3 of 8 cards. How many are left?', '5'),
         ('Finn reads 4 books a week for 3 weeks. How many?', '12'),
@@ -114,18 +115,19 @@ def test_kept_are_those_whose_answers_agree(tmp_path):
 
 def test_a_search_that_ends_early_ends_no_problem_here(tmp_path):
     """Each answer of ten counts, whatever is enough for the round's search."""
-    whole, calls = synthesize(tmp_path / 'whole'), []
+    whole, calls = write(tmp_path / 'whole'), []
     early = dataclasses.replace(SETTINGS, tokens=1)
     run = functools.partial(run_search, calls=calls)
-    assert synthesize(tmp_path / 'early', run=run, settings=early) == whole
+    assert write(tmp_path / 'early', run=run, settings=early) == whole
     assert [count for _, count in calls] == [9, 30]
 
 
 def test_more_have_to_agree_for_more_certain_answers(tmp_path):
-    made, _ = synthesize(tmp_path, synthesis.Config(problems=len(TEXTS), agree=4))
+    made, _ = write(tmp_path, synthesize.Rules(problems=len(TEXTS), agree=4))
     assert [p.answer for p in made] == ['5']
-    with pytest.raises(UserError, match='synthesize.agree=11: needs at most synthesize.samples=10'):
-        synthesis.Config(problems=1, agree=11)
+    with pytest.raises(UserError) as error:
+        synthesize.Rules(problems=1, agree=11)
+    assert (error.value.argument, error.value.value) == ('agree', 11)
 
 
 @pytest.mark.parametrize('lifetime', [4, 20])
@@ -139,9 +141,9 @@ def test_stopped_it_goes_on(tmp_path, lifetime):
             left[0] -= 1
             yield record
 
-    expected = synthesize(tmp_path / 'whole')
+    expected = write(tmp_path / 'whole')
     with pytest.raises(KeyboardInterrupt):
-        synthesize(tmp_path / 'parts', run=dying)
+        write(tmp_path / 'parts', run=dying)
     calls = []
 
     def again(problems, *, skip, **options):
@@ -149,18 +151,18 @@ def test_stopped_it_goes_on(tmp_path, lifetime):
         # The scripted answers go by what was asked before; a policy's go by the tree's number.
         return run_search(problems, skip=frozenset(), **options)
 
-    made, counts = synthesize(tmp_path / 'parts', run=again)
+    made, counts = write(tmp_path / 'parts', run=again)
     assert calls[-1] == (lifetime - 9 if lifetime > 9 else 0) and (made, counts) == expected
 
 
 def test_prompts_show_some_known_problems_and_differ():
-    config = synthesis.Config(problems=20, shown=2)
-    prompts = [synthesis._prompt(KNOWN, config, f'0 1 {i}').question for i in range(20)]
+    config = synthesize.Rules(problems=20, shown=2)
+    prompts = [synthesize._prompt(KNOWN, config, f'0 1 {i}').question for i in range(20)]
     assert len(set(prompts)) > 10
     for prompt in prompts:
         assert sum(p.question + steps.ANSWER_END in prompt for p in KNOWN) == 2
         assert prompt.endswith('Problem:')
-    assert prompts[3] == synthesis._prompt(KNOWN, config, '0 1 3').question
+    assert prompts[3] == synthesize._prompt(KNOWN, config, '0 1 3').question
 
 
 def test_each_round_and_each_seed_has_prompts_of_its_own(tmp_path):
@@ -170,21 +172,22 @@ def test_each_round_and_each_seed_has_prompts_of_its_own(tmp_path):
         asked.append((tuple(p.question for p in problems), seed))
         raise KeyboardInterrupt
 
-    config, overlap = synthesis.Config(problems=9), Overlap({}, 13)
+    config, overlap = synthesize.Rules(problems=9), Overlap({}, 13)
     for number, seed in ((1, 0), (2, 0), (1, 1)):
         folder = tmp_path / f'{number}-{seed}'
         with pytest.raises(KeyboardInterrupt):
-            synthesis.synthesize(KNOWN, overlap, config, SETTINGS, folder, run, number, seed)
+            synthesize.Writer(overlap, config, SETTINGS, folder, run, number, seed).write(KNOWN)
     prompts, seeds = zip(*asked)
     assert len(set(prompts)) == 3 and seeds == (0, 0, 1)
 
 
 def test_what_was_begun_under_another_seed_does_not_go_on(tmp_path):
-    synthesize(tmp_path)
-    config, overlap = synthesis.Config(problems=len(TEXTS)), Overlap({'training': KNOWN}, 13)
+    write(tmp_path)
+    config, overlap = synthesize.Rules(problems=len(TEXTS)), Overlap({'training': KNOWN}, 13)
     message = f'^{tmp_path}: begun by an earlier version, under another seed: delete it$'
     with pytest.raises(UserError, match=message):
-        synthesis.synthesize(KNOWN, overlap, config, SETTINGS, tmp_path, run_search, seed=4)
+        writer = synthesize.Writer(overlap, config, SETTINGS, tmp_path, run_search, seed=4)
+        writer.write(KNOWN)
 
 
 def test_many_known_problems_are_not_copied_for_each_prompt():
@@ -192,15 +195,15 @@ def test_many_known_problems_are_not_copied_for_each_prompt():
         def __iter__(self):
             raise AssertionError('looked through')
 
-    known, config = [KNOWN[i % 5] for i in range(999)], synthesis.Config(problems=1)
-    assert synthesis._prompt(Known(known), config, '0 1 0') == synthesis._prompt(
+    known, config = [KNOWN[i % 5] for i in range(999)], synthesize.Rules(problems=1)
+    assert synthesize._prompt(Known(known), config, '0 1 0') == synthesize._prompt(
         known, config, '0 1 0'
     )
 
 
 def test_what_is_read_of_the_trees_is_kept_alone(tmp_path, monkeypatch):
     alive, counts = weakref.WeakSet(), []
-    read, agreed = search.Record.from_bytes, synthesis.agreed
+    read, agreed = search.Record.from_bytes, synthesize.agreed
 
     def reading(data):
         alive.add(record := read(data))
@@ -208,24 +211,26 @@ def test_what_is_read_of_the_trees_is_kept_alone(tmp_path, monkeypatch):
         return record
 
     monkeypatch.setattr(search.Record, 'from_bytes', reading)
-    monkeypatch.setattr(synthesis, 'agreed', lambda said: counts.append(len(alive)) or agreed(said))
-    made, _ = synthesize(tmp_path)
+    monkeypatch.setattr(
+        synthesize, 'agreed', lambda said: counts.append(len(alive)) or agreed(said)
+    )
+    made, _ = write(tmp_path)
     assert len(made) == 2 and len(counts) > 9 + 30 and max(counts) < 4
 
 
 def test_of_several_processes_the_first_one_counts_votes(tmp_path, monkeypatch):
-    whole, _ = synthesize(tmp_path)
+    whole, _ = write(tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr(synthesis.parallel, 'is_first', lambda: False)
-        patch.setattr(synthesis, 'agreed', lambda answers: 1 / 0)
-        made, counts = synthesize(tmp_path)
+        patch.setattr(hosts, 'is_first', lambda: False)
+        patch.setattr(synthesize, 'agreed', lambda answers: 1 / 0)
+        made, counts = write(tmp_path)
     assert made == [] and counts['new'] == 3
-    assert synthesize(tmp_path)[0] == whole != []
+    assert write(tmp_path)[0] == whole != []
 
 
 def test_what_others_wrote_is_waited_for(tmp_path, monkeypatch):
     """Though the disk tells late of it."""
-    whole, _ = synthesize(tmp_path / 'whole')
+    whole, _ = write(tmp_path / 'whole')
     late, run = [], tmp_path / 'run'
 
     def elsewhere(problems, *, config, **given):
@@ -239,9 +244,9 @@ def test_what_others_wrote_is_waited_for(tmp_path, monkeypatch):
             with data.TreeStore(folder, writer=1) as store:
                 store.append(record)
 
-    monkeypatch.setattr(parallel.hosts, 'gathered', lambda n: [n, n + bool(late)])
-    monkeypatch.setattr(parallel.hosts, 'time', types.SimpleNamespace(sleep=sleep))
-    assert synthesize(run, run=elsewhere)[0] == whole != []
+    monkeypatch.setattr(hosts, 'gathered', lambda n: [n, n + bool(late)])
+    monkeypatch.setattr(hosts, 'time', types.SimpleNamespace(sleep=sleep))
+    assert write(run, run=elsewhere)[0] == whole != []
 
 
 def round_of(tmp_path, number: int, **changes) -> Round:
@@ -255,7 +260,7 @@ def round_of(tmp_path, number: int, **changes) -> Round:
 
 def test_the_search_takes_them_beside_the_known_ones(tmp_path, monkeypatch):
     (tmp_path / 'known.json').write_text(json.dumps([problem.to_dict() for problem in KNOWN]))
-    monkeypatch.setattr(sources, 'searching_model', lambda round_, kind: None)
+    monkeypatch.setattr(checkpoints, 'searching_model', lambda round_, kind: None)
 
     seeds = set()
 
@@ -264,25 +269,25 @@ def test_the_search_takes_them_beside_the_known_ones(tmp_path, monkeypatch):
         seeds.add(options['seed'])
         return run_search(problems, **options)
 
-    monkeypatch.setattr(rounds.search, 'run', run)
+    monkeypatch.setattr(search, 'run', run)
     first = round_of(tmp_path, 1, **{'synthesize.problems': len(TEXTS), 'search.step_tokens': 40})
-    stage = order.stage_of(first, 'synthesize')
-    figures = rounds.synthesize(first, stage, Line('synthesize'))
+    stage = doing.kept(first, 'synthesize')
+    figures = doing.work(first, 'synthesize', stage)
     assert figures['kept'] == 3 and figures['like one in training'] == 1  # there is no benchmark
     assert figures['tokens'] == 3 * (figures['written'] + 10 * figures['new'])
-    assert [p.index for p in sources.problems(first)][:5] == [0, 1, 2, 3, 4]
+    assert [p.index for p in own_problems.problems(first)][:5] == [0, 1, 2, 3, 4]
     # The search does not draw again what has voted for an answer.
-    assert seeds == {sources.synthesis_seed(first)} and sources.search_seed(first) not in seeds
+    assert seeds == {searches.synthesis_seed(first)} and searches.search_seed(first) not in seeds
     # Killed before it was marked complete, it makes the same of what it has sampled.
-    before = (stage.folder / synthesis.FILE).read_text()
-    assert rounds.synthesize(first, stage, Line('synthesize')) == figures
-    assert (stage.folder / synthesis.FILE).read_text() == before
+    before = (stage.folder / own_problems.WRITTEN).read_text()
+    assert doing.work(first, 'synthesize', stage) == figures
+    assert (stage.folder / own_problems.WRITTEN).read_text() == before
     for number in (1, 2):
-        kept, _, counts = sources.split_problems(round_of(tmp_path, number))
+        kept, _, counts = own_problems.split(round_of(tmp_path, number))
         assert len(kept) == counts['used'] == counts['rows'] == 8
         assert [p.index for p in kept[5:]] == [10**9, 10**9 + 1, 10**9 + 5]
     # A search belongs to the problems that it searches.
-    search_stage = order.stage_of(first, 'search')
+    search_stage = doing.kept(first, 'search')
     assert stage.folder in search_stage.inputs
     stage.begin()
     stage.finish(figures)
@@ -299,7 +304,7 @@ def test_more_problems_may_be_searched_beside_those_that_were_written(tmp_path):
 
     def stage(limit):
         settings = {'synthesize.problems': 4, 'policy.path': 'instruct', 'data.limit': limit}
-        return order.stage_of(round_of(tmp_path, 1, **settings), 'synthesize')
+        return doing.kept(round_of(tmp_path, 1, **settings), 'synthesize')
 
     first = stage(3)
     first.begin()
@@ -311,15 +316,15 @@ def test_more_problems_may_be_searched_beside_those_that_were_written(tmp_path):
     assert stage(5).drop_if_stale() is None
     other = round_of(tmp_path, 1, **{'synthesize.problems': 5, 'policy.path': 'instruct'})
     with pytest.raises(UserError, match='^--config.synthesize.problems=5: '):
-        order.stage_of(other, 'synthesize').grows('round1, synthesize')
+        doing.kept(other, 'synthesize').grows('round1, synthesize')
 
 
 def test_the_stage_is_off_unless_asked_for():
     config = configs.default()
     config.policy.path, config.last_round = 'instruct', 2
-    names = [row for row in order.rows(config, configs.STAGES) if row[1] == 'synthesize']
+    names = [row for row in doing.rows(config, configs.STAGES) if row[1] == 'synthesize']
     assert names == []
     configs.schedule(config, {2: {'synthesize.problems': 8}})
-    rows = order.rows(config, configs.STAGES)
+    rows = doing.rows(config, configs.STAGES)
     assert rows.index((2, 'synthesize')) == rows.index((2, 'search')) - 1
     assert (1, 'synthesize') not in rows

@@ -6,14 +6,16 @@ import shutil
 import jax
 import pytest
 
-from rstar_jax import data, main, models, rounds
+from rstar_jax import data, execution, main, models, parallel
 from rstar_jax.job import ledger
 from rstar_jax.job.progress import Events
 from rstar_jax.models import tiny, trained
-from rstar_jax.settings import configs, kinds
+from rstar_jax.settings import configs
 from rstar_jax.settings.errors import UserError
-from rstar_jax.stages import order, preflight, sources
-from rstar_jax.stages.sources import Round
+from rstar_jax.stages import BY_NAME, Round, checkpoints, running, train
+from rstar_jax.stages import problems as own_problems
+from rstar_jax.stages.stage import Ahead
+from tests.stages import doing
 from tests.worlds import REPOSITORY, command
 
 WRONG_FILES = [
@@ -44,9 +46,9 @@ def test_wrong_problem_files_are_one_line(world, tmp_path, capsys, content, mess
 
 def test_problems_that_rounds_share_are_read_once(tmp_path, monkeypatch):
     read = []
-    monkeypatch.setattr(preflight, 'searching_models', lambda round_, made: None)
+    monkeypatch.setattr(checkpoints, 'check_searching', lambda round_, ahead: None)
     monkeypatch.setattr(
-        sources, 'split_problems', lambda r, known: read.append(r.number) or ([], {}, {})
+        own_problems, 'split', lambda r, known: read.append(r.number) or ([], {}, {})
     )
     config, other = configs.default(), configs.default()
     other.data.overlap = config.data.overlap + 1
@@ -54,34 +56,22 @@ def test_problems_that_rounds_share_are_read_once(tmp_path, monkeypatch):
         Round(used, tmp_path, number, Events(None))
         for number, used in enumerate((config, config, other), 1)
     ]
-    preflight.check([(round_, 'search') for round_ in rounds])
+    doing.check([(round_, 'search') for round_ in rounds])
     assert read == [1, 3]
-    preflight.check([(rounds[1], 'search')])  # files may have changed since
+    doing.check([(rounds[1], 'search')])  # files may have changed since
     assert read == [1, 3, 2]
 
 
-def test_trees_are_not_looked_at_where_no_problem_is_in_a_benchmark(tmp_path, monkeypatch):
-    config, opened = configs.default(), []
-    monkeypatch.setattr(
-        data, 'TreeStore', lambda folder, writer: opened.append(folder) or {(7, 0): None}
-    )
-    round_ = Round(config, tmp_path, 1, Events(None))
-    ledger.write_json(tmp_path / 'round1' / 'search' / 'done.json', {'id': 'a'})
-    for left_out, expected in (({}, 0), ({7: 'math500'}, 1)):
-        monkeypatch.setattr(preflight, '_split', lambda r, found=left_out: (9, found))
-        assert len(preflight._learnt(round_, set())) == len(opened) == expected
-
-
 def test_a_trained_policy_that_is_passed_over_is_told(tmp_path, monkeypatch):
-    monkeypatch.setattr(preflight, 'searching_models', lambda round_, made: None)
-    monkeypatch.setattr(sources, 'split_problems', lambda r, known: ([], {}, {}))
+    monkeypatch.setattr(checkpoints, 'check_searching', lambda round_, ahead: None)
+    monkeypatch.setattr(own_problems, 'split', lambda r, known: ([], {}, {}))
     config = configs.default()
     config.first_round = config.last_round = 2
 
     def told(path):
         config.policy.path = str(path)
         used = Round(configs.for_round(config, 2), tmp_path, 2, Events(None))
-        return preflight.check([(used, 'search')])
+        return doing.check([(used, 'search')])
 
     assert told('instruct') == []
     ledger.write_json(tmp_path / 'round1' / 'policy' / 'done.json', {})
@@ -97,7 +87,7 @@ def test_built_in_problems_are_made_where_a_benchmark_asks_for_them(tmp_path):
     def found(names, limit):
         config = configs.default()
         config.eval.benchmarks, config.eval.limit, config.data.limit = names, 3, limit
-        problems = sources.benchmarks(Round(config, tmp_path, 1, Events(None)))
+        problems = own_problems.benchmarks(Round(config, tmp_path, 1, Events(None)))
         return {name: len(rows) for name, rows in problems.items()}
 
     assert found(str(path), 10**12) == {'sums': 1}  # more than there are
@@ -108,9 +98,9 @@ def test_built_in_problems_are_made_where_a_benchmark_asks_for_them(tmp_path):
 
 def alone(monkeypatch):
     """Neither models nor problems are read."""
-    monkeypatch.setattr(preflight, 'searching_models', lambda round_, made: None)
-    monkeypatch.setattr(sources, 'split_problems', lambda r, known: ([], {}, {}))
-    monkeypatch.setattr(sources, 'benchmarks', lambda round_, whole=False: {})
+    monkeypatch.setattr(checkpoints, 'check_searching', lambda round_, ahead: None)
+    monkeypatch.setattr(own_problems, 'split', lambda r, known: ([], {}, {}))
+    monkeypatch.setattr(own_problems, 'benchmarks', lambda round_, whole=False: {})
 
 
 def test_each_pass_of_a_search_is_looked_at(tmp_path, monkeypatch):
@@ -118,7 +108,7 @@ def test_each_pass_of_a_search_is_looked_at(tmp_path, monkeypatch):
     config = configs.default()
     config.search.more_rollouts = (64, 10**6)
     with pytest.raises(UserError, match='a tree of .* nodes, with rollouts=1000000'):
-        preflight.check([(Round(config, tmp_path, 1, Events(None)), 'search')])
+        doing.check([(Round(config, tmp_path, 1, Events(None)), 'search')])
 
 
 def test_full_isolation_is_looked_for_before_what_comes_first(tmp_path, monkeypatch):
@@ -126,29 +116,29 @@ def test_full_isolation_is_looked_for_before_what_comes_first(tmp_path, monkeypa
         raise UserError(f'{isolation}: this machine lacks it')
 
     alone(monkeypatch)
-    monkeypatch.setattr(preflight.execution, 'Pool', lacking)
+    monkeypatch.setattr(execution, 'Pool', lacking)
     config = configs.default()
     config.execution.isolation = 'strict'
     config.curate.sft = str(tmp_path / 'sft.json')
     data.write_json_items([{'query': 'a', 'response': 'b'}], config.curate.sft)
     round_ = Round(config, tmp_path, 1, Events(None))
-    assert preflight.check([(round_, 'curate')]) == []
+    assert doing.check([(round_, 'curate')]) == []
     with pytest.raises(UserError, match='strict: this machine lacks it'):
-        preflight.check([(round_, 'search')])
+        doing.check([(round_, 'search')])
 
 
 def test_prompts_that_an_evaluation_has_no_room_for(tmp_path, monkeypatch):
     models.save(tiny.policy(['What is 1 + 1?'], num_layers=1), tmp_path / 'policy')
-    monkeypatch.setattr(sources, 'benchmarks', lambda round_: {})
+    monkeypatch.setattr(own_problems, 'benchmarks', lambda round_: {})
     config = configs.default()
     config.policy.path = config.base.path = str(tmp_path / 'policy')
     config.search.prompt, config.search.path_tokens = 'few_shot', 100_000
 
     def look(tokens, name):
         config.eval.path_tokens = tokens
-        return preflight.check([(Round(config, tmp_path / 'run', 0, Events(None)), name)])
+        return doing.check([(Round(config, tmp_path / 'run', 0, Events(None)), name)])
 
-    for name in ('eval', kinds.BASE):
+    for name in ('eval', 'base'):
         assert look(100_000, name) == []
         with pytest.raises(UserError, match='path_tokens=300: a prompt has'):
             look(300, name)
@@ -163,21 +153,21 @@ def test_a_model_that_no_training_can_hold(tmp_path, monkeypatch, name):
     config = configs.default()
     config.base.path = str(tmp_path / 'policy')
     round_ = Round(config, tmp_path / 'run', 1, Events(None))
-    devices = preflight.parallel.shares(policy.config, jax.device_count())
+    devices = parallel.shares(policy.config, jax.device_count())
 
     def look(lora, bytes_each):
-        monkeypatch.setattr(preflight, 'device_bytes', lambda mesh: bytes_each * count / devices)
+        monkeypatch.setattr(train, 'device_bytes', lambda mesh: bytes_each * count / devices)
         config.training[name].lora = lora
-        return preflight.CHECKS[name](round_, {round_.folder_of('sft')})
+        return BY_NAME[name].check(round_, Ahead({BY_NAME['sft'].place(round_)}))
 
     for lora, bytes_each in ((0, 11), (16, 1.9)):
-        with pytest.raises(UserError, match=f'--config.training.{name}: at least .* of .*/policy'):
+        with pytest.raises(UserError) as error:
             look(lora, bytes_each)
+        assert f'training.{name}' in error.value.argument
     assert look(0, 12) == look(16, 4) == look(0, 0) == []  # 0: a device that does not say
 
 
 LATER = [
-    ('training.ppm.attention=cudnn', '--config.training.ppm.attention=cudnn: needs an NVIDIA GPU'),
     ('eval.benchmarks=missing.json', '--config.eval.benchmarks=missing.json: no such file'),
     ('base.path=nowhere', '--config.base.path=nowhere: '),
     ('ppm.path=nowhere', '--config.ppm.path=nowhere: '),
@@ -205,7 +195,7 @@ def test_devices_of_workers_on_ray_are_not_looked_for_here(world, tmp_path, caps
     assert main.main(command(world, tmp_path / 'run', *flags)[3:]) == 2
     assert 'no.json: no such file' in capsys.readouterr().err
     round_ = Round(main.parse(str(world / 'config.py'), flags[:2])[0], tmp_path, 1, Events(None))
-    assert preflight._eval(round_, set()) == []
+    assert BY_NAME['eval'].check(round_, Ahead()) == []
 
 
 def test_a_policy_is_no_ppm(world, tmp_path, capsys):
@@ -230,7 +220,7 @@ def test_a_ppm_is_no_policy(world, tmp_path, capsys):
 def test_a_model_is_read_but_for_its_weights(world, tmp_path):
     folder, flag = tmp_path / 'policy', '--config.base.path'
     models.save(trained.load_policy(world / 'policy'), folder)
-    sources.check_model(folder, 'policy', flag)
+    checkpoints.check_model(folder, 'policy', flag)
     config = (folder / 'config.json').read_text()
     for name, content, message in (
         ('model.safetensors', (folder / 'model.safetensors').read_bytes()[:-1], 'is cut off'),
@@ -244,7 +234,7 @@ def test_a_model_is_read_but_for_its_weights(world, tmp_path):
         if content is not None:
             (folder / name).write_bytes(content)
         with pytest.raises(UserError, match=f'^{flag}={folder}: {folder}.*{message}'):
-            sources.check_model(folder, 'policy', flag)
+            checkpoints.check_model(folder, 'policy', flag)
         (folder / name).write_bytes(whole)
 
 
@@ -280,7 +270,7 @@ def test_files_of_examples_are_of_what_is_trained(
     shutil.copytree(world / 'policy', tmp_path / 'run' / 'round1' / 'policy')
     path = tmp_path / 'given.json'
     ledger.write_json(path, [items[given]])
-    monkeypatch.setattr(rounds, 'run_stage', lambda *_: None)
+    monkeypatch.setattr(running, 'run_stage', lambda *_: None)
     arguments = command(
         world, tmp_path / 'run', '--stages=curate,sft,ppm', f'--config.curate.{given}={path}'
     )
@@ -297,19 +287,18 @@ def test_a_complete_curation_of_files_without_examples_is_told_first(tmp_path, n
     ledger.write_json(path, [{'prompt': 'q', 'chosen': 'a', 'rejected': 'b'}])
     config.curate.pairs = str(path)
     round_ = Round(config, tmp_path, 1, Events(None))
-    stage = order.stage_of(round_, 'curate')
+    stage = doing.kept(round_, 'curate')
     stage.begin()
-    stage.finish(rounds.curating.curate(round_, stage, None))
+    stage.finish(doing.work(round_, 'curate', stage))
     config.curate.pairs = str(path) if named else ''
-    message = (
-        f'^--config.curate.sft=: sft has nothing to train on, as examples come from files: name '
-        f'one and delete {stage.folder}, or leave sft out with --stages$'
-    )
-    with pytest.raises(UserError, match=message):
-        preflight.check([(round_, 'sft')])
+    with pytest.raises(UserError) as error:
+        doing.check([(round_, 'sft')])
+    assert (error.value.argument, error.value.value) == ('curate.sft', '')
+    assert str(stage.folder) in error.value.remedy
     data.store_examples(stage.folder, 'sft', [{'query': 'q', 'response': 'r'}])
-    with pytest.raises(UserError, match='^--config.base.path=somewhere: '):
-        preflight.check([(round_, 'sft')])
+    with pytest.raises(UserError) as error:
+        doing.check([(round_, 'sft')])
+    assert (error.value.argument, error.value.value) == ('--config.base.path', 'somewhere')
 
 
 @pytest.mark.parametrize('kind', ['sft', 'pairs'])

@@ -104,7 +104,10 @@ def test_processes_go_on_when_all_of_them_see_the_same_trees(monkeypatch, tmp_pa
 
 
 def test_what_is_solved_is_counted_with_what_was_left_out_of_the_round(tmp_path):
-    config, own = configs.default(), own_problems.ROUND_INDEX
+    config, own = configs.default(), 10**9
+    made = tmp_path / 'round2' / 'synthesize' / own_problems.WRITTEN
+    made.parent.mkdir(parents=True)
+    data.write_json_items([samples.grown(0, own).problem.to_dict()], made)
     right = {1: {0: True, 1: False, 2: False, 3: True}, 2: {1: True, 2: False, 4: False, own: True}}
     for number, found in right.items():
         with data.TreeStore(tmp_path / f'round{number}' / 'search') as store:

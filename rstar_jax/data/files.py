@@ -1,4 +1,4 @@
-"""Files of records: ArrayRecord, JSON lists and JSONL.
+"""Files of records: ArrayRecord, JSON lists and JSONL; parquet files are read.
 
 JSON is written whole or not at all. An ArrayRecord file is written under a temporary name, in a
 block of `atomic.replacing` or until its whole set is there.
@@ -68,10 +68,9 @@ class RecordReader:
         try:
             yield
         except (RuntimeError, ValueError, IndexError) as error:
-            raise UserError(
-                f'{self.path}: not a readable ArrayRecord file ({one_line(error, None)}); delete '
-                'it, what it held is made again'
-            ) from error
+            expected = f'not a readable ArrayRecord file ({one_line(error, None)})'
+            remedy = 'delete it, what it held is made again'
+            raise UserError(str(self.path), expected=expected, remedy=remedy) from error
 
     def __len__(self) -> int:
         return self._count
@@ -124,24 +123,48 @@ def read_json_items(path: str | os.PathLike) -> Iterator[tuple[str, dict[str, An
     """
     path = pathlib.Path(path)
     if path.is_dir():
-        raise UserError(f'{path}: is a folder; expected a JSON list or JSONL file')
+        raise UserError(str(path), expected='is a folder', remedy='expected a JSON or JSONL file')
     if not path.exists():
-        raise UserError(f'{path}: no such file; expected a JSON list, JSONL or parquet file')
+        raise UserError(str(path), expected='no such file', remedy='expected JSON, JSONL, parquet')
     try:
         with path.open(encoding='utf-8-sig') as file:
             start = ''
             while not start and (line := file.readline()):
                 start = line.strip()
             if not start:
-                raise UserError(f'{path}: the file is empty; expected a JSON list or JSONL')
+                remedy = 'expected a JSON list or JSONL'
+                raise UserError(str(path), expected='the file is empty', remedy=remedy)
             file.seek(0)
             places = _list_items(path, file) if start.startswith('[') else _lines(path, file)
             for place, item in places:
                 if not isinstance(item, dict):
-                    raise UserError(f'{place}: expected a JSON object, found {_shown(item)}')
+                    found = f'expected a JSON object, found {_shown(item)}'
+                    raise UserError(place, expected=found)
                 yield place, item
     except UnicodeDecodeError as error:
-        raise UserError(f'{path}: not UTF-8 text ({error.reason} at byte {error.start})') from None
+        expected = f'not UTF-8 text ({error.reason} at byte {error.start})'
+        raise UserError(str(path), expected=expected) from None
+
+
+def read_rows(path: str | os.PathLike, ending: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """As `read_json_items`, of parquet files too; ending: that which the file should have."""
+    return _parquet(pathlib.Path(path)) if ending == '.parquet' else read_json_items(path)
+
+
+def _parquet(path: pathlib.Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    import pyarrow
+    import pyarrow.parquet
+
+    if not path.is_file():
+        raise UserError(str(path), expected='no such file', remedy='expected a parquet file')
+    try:
+        batches = pyarrow.parquet.ParquetFile(path).iter_batches()
+        items = (item for batch in batches for item in batch.to_pylist())
+        for number, item in enumerate(items, 1):
+            yield f'{path}, row {number}', item
+    except (pyarrow.ArrowException, OSError) as error:  # OSError: of a file that is damaged
+        expected = f'not a whole parquet file ({one_line(error)})'
+        raise UserError(str(path), expected=expected) from None
 
 
 def _list_items(path: pathlib.Path, file: Iterable[str]) -> Iterator[tuple[str, Any]]:
@@ -149,11 +172,8 @@ def _list_items(path: pathlib.Path, file: Iterable[str]) -> Iterator[tuple[str, 
     try:
         items = _parsed(text, path)
     except json.JSONDecodeError as error:
-        shown = _shown(text.split('\n')[error.lineno - 1].strip())
-        raise UserError(
-            f'{path}, line {error.lineno}: not JSON ({error.msg}): {shown}; expected a JSON list '
-            'of objects, or JSONL'
-        ) from None
+        line = text.split('\n')[error.lineno - 1]
+        raise _not_json(f'{path}, line {error.lineno}', line, error) from None
     for number, item in enumerate(items, 1):
         yield f'{path}, item {number}', item
 
@@ -165,10 +185,7 @@ def _lines(path: pathlib.Path, file: Iterable[str]) -> Iterator[tuple[str, Any]]
         try:
             item = _parsed(line, f'{path}, line {number}')
         except json.JSONDecodeError as error:
-            raise UserError(
-                f'{path}, line {number}: not JSON ({error.msg}): {_shown(line.strip())}; '
-                'expected one object a line'
-            ) from None
+            raise _not_json(f'{path}, line {number}', line, error) from None
         yield f'{path}, line {number}', item
 
 
@@ -182,8 +199,13 @@ def _parsed(text: str, place: object) -> Any:
     except json.JSONDecodeError:
         raise
     except (ValueError, RecursionError) as error:  # a number of 5,000 digits, 100,000 brackets
-        raise UserError(f'{place}: cannot be read ({error})') from None
+        raise UserError(str(place), expected=f'cannot be read ({error})') from None
     return value
+
+
+def _not_json(place: str, line: str, error: json.JSONDecodeError) -> UserError:
+    expected = f'not JSON ({error.msg}): {_shown(line.strip())}'
+    return UserError(place, expected=expected, remedy='expected a list of objects, or one a line')
 
 
 def _shown(value: Any) -> str:

@@ -1,24 +1,15 @@
-"""Problems out of data sets of many layouts: {index, question, answer}, selected and counted.
-
-Ours, the released project's and GSM8K's rows have `question` and `answer`. Others (NuminaMath,
-MetaMathQA, MATH, AIME, OlympiadBench, Omni-MATH, ...) call the question by another name, and have
-an answer of its own, or one at the end of a solution; of these rows only what names a problem is
-kept, since every tree carries its problem's fields.
-"""
+"""Problem sets read, selected and counted."""
 
 import collections
 import dataclasses
-import decimal
 import fnmatch
 import hashlib
-import math
 import os
 import re
 from collections.abc import Collection
 from typing import Any
 
-from rstar_jax import steps
-from rstar_jax.data import rows
+from rstar_jax.data import layouts, rows
 from rstar_jax.data.problem import Problem
 from rstar_jax.data.trees import question_id
 from rstar_jax.grading import normalise, plain
@@ -26,18 +17,6 @@ from rstar_jax.settings.errors import UserError
 
 Counts = collections.Counter
 
-# GSM8K writes the worked solution, this mark, and the final answer into one field.
-FINAL_MARK = '####'
-META_MARK = 'The answer is:'  # MetaMathQA's solutions end so
-QUESTIONS = ('question', 'problem', 'query', 'Problem', 'Question')
-ANSWERS = ('answer', 'final_answer', 'Answer', 'expected_answer')
-SOLUTIONS = ('solution', 'response', 'Solution', 'solutions')
-LABELS = {
-    'source': ('source', 'data_source'),
-    'level': ('level', 'difficulty'),
-    'type': ('type', 'subject', 'problem_type', 'subfield'),
-}
-NO_ANSWERS = ('proof', 'notfound')  # NuminaMath 1.5, in place of an answer
 ANSWER_KINDS = ('integer', 'number', 'choice', 'text', 'expression')
 
 
@@ -61,17 +40,13 @@ class Selection:
     def __post_init__(self) -> None:
         for kind in _split(self.answers):
             if kind not in ANSWER_KINDS:
-                raise UserError(
-                    f'--config.data.answers={self.answers}: no kind {kind}; there are '
-                    f'{", ".join(ANSWER_KINDS)}'
-                )
+                known = ', '.join(ANSWER_KINDS)
+                raise UserError('answers', self.answers, f'no kind {kind}; there are {known}')
         if self.levels:
             low, _, high = self.levels.partition('-')
             written = re.fullmatch(r'\d+(\.\d+)?(-\d+(\.\d+)?)?', self.levels)
             if not written or float(low) > float(high or low):
-                raise UserError(
-                    f'--config.data.levels={self.levels}: expected a range, such as 3-5'
-                )
+                raise UserError('levels', self.levels, 'expected a range, such as 3-5')
 
     def refused(self, problem: Problem) -> str:
         """Why the problem is not used; '' where it is."""
@@ -120,16 +95,16 @@ def load_problems(
 
     Raises:
       UserError: no such set, an empty one, a line that is not JSON, a problem without question or
-        answer, an index that is no integer or comes twice. The message names the place.
+        answer, an index that is no integer or comes twice; its argument is the place.
     """
     if limit is not None and limit < 1:
-        raise UserError(f'limit={limit}: expected at least 1 problem, or None for all')
+        raise UserError('limit', limit, 'expected at least 1 problem, or None for all')
     counts = Counts() if counts is None else counts
     problems: list[Problem] = []
     places: dict[int, str] = {}
     questions: set[bytes] = set()
     for position, (place, row) in enumerate(rows.read(source, folder)):
-        problem = problem_of(row, place, position)
+        problem = layouts.problem_of(row, place, position)
         counts['rows'] += 1
         reason = 'no answer' if problem is None else selection and selection.refused(problem)
         if selection and not reason:
@@ -139,13 +114,9 @@ def load_problems(
         if reason:
             counts[reason] += 1
             continue
-        index = problem.index
-        if index in places:
-            raise UserError(
-                f'{place}: index {index} was already used by {places[index]}; '
-                'every problem needs its own, or none of them one'
-            )
-        places[index] = place
+        if (other := places.setdefault(problem.index, place)) != place:
+            expected = f'index {problem.index} was already used by {other}'
+            raise UserError(place, expected=expected, remedy='each its own, or none of them one')
         problems.append(problem)
         if len(problems) == limit:
             break
@@ -153,8 +124,8 @@ def load_problems(
     if not problems:
         why = 'expected objects with question and answer'
         if counts['rows']:
-            why = f'{told(counts)}; --config.data.sources, levels, answers and solved choose'
-        raise UserError(f'{source}: holds no problems; {why}')
+            why = f'{told(counts)}; see data.sources, levels, answers and solved'
+        raise UserError(os.fspath(source), expected='holds no problems', remedy=why)
     return problems
 
 
@@ -163,60 +134,6 @@ def told(counts: Counts) -> str:
     dropped = [f'{n:,} {why}' for why, n in counts.items() if why not in ('rows', 'used') and n]
     text = f'{counts["used"]:,} of {counts["rows"]:,} problems used'
     return text + (f'; dropped: {", ".join(dropped)}' if dropped else '')
-
-
-def problem_of(row: dict[str, Any], place: str, position: int) -> Problem | None:
-    """The problem in a row of any layout; None where it has a solution but no answer (proofs).
-
-    position: its index, where the row has none.
-
-    Raises:
-      UserError: no question, or neither an answer nor a solution.
-    """
-    index = _index(row, place, position)
-    question = _question(row, place)
-    solution = next((row[key] for key in SOLUTIONS if row.get(key)), None)
-    given = next((row[key] for key in ANSWERS if row.get(key) not in (None, '', [])), None)
-    answer = _answer(given)
-    if answer in NO_ANSWERS:
-        return None
-    if answer is None and isinstance(solution, str):
-        answer = _concluded(solution)
-    if answer is None:
-        if solution is not None:
-            return None
-        raise UserError(f'{place}: problem without an answer; {_found(row)}')
-    problem = {'index': index, 'question': question, 'answer': answer}
-    if solution is None and 'question' in row and 'answer' in row:
-        kept = {key: value for key, value in row.items() if _can_be_kept(value)}
-        return Problem.of({**kept, **_labels(row), **problem})
-    problem |= _labels(row)
-    if isinstance(row.get('synthetic'), bool):
-        problem['synthetic'] = row['synthetic']
-    return Problem.of(problem)
-
-
-def _labels(row: dict[str, Any]) -> dict[str, Any]:
-    """What the row tells of LABELS, under our names."""
-    labels = {}
-    for label, keys in LABELS.items():
-        found = next((row[key] for key in keys if row.get(key) not in (None, '')), None)
-        if isinstance(found, str | int | float) and _can_be_kept(found):
-            labels[label] = found
-    return labels
-
-
-def _can_be_kept(value: Any) -> bool:
-    """Whether a tree can be stored, and exported, with it: no date, no integer beyond 64 bits."""
-    if isinstance(value, list):
-        return all(map(_can_be_kept, value))
-    if isinstance(value, dict):
-        return all(isinstance(k, str) and _can_be_kept(v) for k, v in value.items())
-    if isinstance(value, int):
-        return -(2**63) <= value < 2**63
-    if isinstance(value, float):  # JSON has no NaN, as pandas writes that there is none
-        return math.isfinite(value)
-    return value is None or isinstance(value, str)
 
 
 def answer_kind(answer: str) -> str:
@@ -229,51 +146,6 @@ def answer_kind(answer: str) -> str:
     if re.fullmatch(r'\(?[A-J]\)?', text if words is None else words):
         return 'choice'
     return 'expression' if words is None else 'text'
-
-
-def _index(row: dict[str, Any], place: str, position: int) -> int:
-    index = row.get('index')
-    if index is None:
-        return position
-    if isinstance(index, bool) or not isinstance(index, int) or not -(2**63) <= index < 2**63:
-        raise UserError(f'{place}: index {index!r}: expected an integer (or no index at all)')
-    return index
-
-
-def _question(row: dict[str, Any], place: str) -> str:
-    question = next((row[key] for key in QUESTIONS if row.get(key)), None)
-    if not isinstance(question, str) or not question.strip():
-        raise UserError(f'{place}: problem without a question; {_found(row)}')
-    return question
-
-
-def _answer(answer: Any) -> str | list[str] | None:
-    if isinstance(answer, str):
-        return answer.rpartition(FINAL_MARK)[2].strip() or None
-    if isinstance(answer, list):
-        texts = [one if isinstance(one, str) else _number(one) for one in answer]
-        return (texts if len(texts) > 1 else texts[0]) if texts and all(texts) else None
-    return _number(answer)
-
-
-def _number(answer: Any) -> str | None:
-    """A number's text; sets that hold numbers write 27 as 27.0."""
-    if isinstance(answer, bool) or not isinstance(answer, int | float | decimal.Decimal):
-        return None
-    if isinstance(answer, int):  # of any size, beyond that of floats
-        return str(answer)
-    if not math.isfinite(answer):  # as pandas and JSON write that there is none
-        return None
-    return str(int(answer) if answer == int(answer) else answer)
-
-
-def _concluded(solution: str) -> str | None:
-    """The answer at which a worked solution arrives."""
-    answer = steps.boxed(solution)
-    for mark in (META_MARK, FINAL_MARK):
-        if answer is None and mark in solution:
-            answer = solution.rpartition(mark)[2].strip().rstrip('.')
-    return answer or None
 
 
 def _same(question: str) -> bytes:
@@ -290,8 +162,3 @@ def _level(level: Any) -> float | None:
 
 def _split(text: str) -> list[str]:
     return [part.strip() for part in text.split(',') if part.strip()]
-
-
-def _found(row: dict[str, Any]) -> str:
-    keys = ', '.join(map(str, row)) or 'none'
-    return f'expected non-empty fields question and answer, found the fields: {keys}'

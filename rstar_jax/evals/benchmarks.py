@@ -4,15 +4,13 @@ import os
 import pathlib
 from collections.abc import Mapping, Sequence
 
-from rstar_jax.data import published, rows
+from rstar_jax.data import problem_sets
 from rstar_jax.data.problem import Problem
 from rstar_jax.data.problems import load_problems
 from rstar_jax.settings.errors import UserError
 
 Problems = list[Problem]
 
-# Name -> stems of the file that may hold it.
-KNOWN = {name: published.SETS[name].stems for name in published.BENCHMARKS}
 # Configurations of data sets that say nothing of what is in them.
 PLAIN = ('', 'main', 'default')
 
@@ -30,8 +28,8 @@ def load(
         in `folder`; a path is anything with a separator or an ending, and goes by its stem. Data
         sets are named as in `data.rows`: 'hf:...', 'tfds:...'; of the hub's, 'test' is read where
         no split is named.
-      folder: holds math500.json, gsm8k_test.json, ...; `KNOWN` has the names, and any other file
-        there can be named by its stem as well.
+      folder: holds math500.json, gsm8k_test.json, ...; `problem_sets` has the names, and any other
+        file there can be named by its stem as well.
       limit: only the first so many problems of each; None or 0, all.
       builtin: problems that need no file, by name.
 
@@ -46,9 +44,9 @@ def load(
         benchmarks = benchmarks.split(',')
     found: dict[str, Problems] = {}
     for benchmark in (b.strip() for b in benchmarks if b.strip()):
-        if rows.is_named(benchmark):
+        if benchmark.startswith((problem_sets.HUB, problem_sets.TFDS)):
             name = _name_of(benchmark)
-            whole = '@' in benchmark or not benchmark.startswith(rows.HUB)
+            whole = '@' in benchmark or not benchmark.startswith(problem_sets.HUB)
             source = benchmark if whole else f'{benchmark}@test'
             problems = load_problems(source, limit or None, folder=folder)
         elif builtin and benchmark in builtin:
@@ -57,10 +55,8 @@ def load(
             name, path = _file_of(benchmark, pathlib.Path(folder), builtin or {})
             problems = load_problems(path, limit or None)
         if name in found:
-            raise UserError(
-                f'--config.eval.benchmarks={",".join(benchmarks)}: {name} comes twice; give each '
-                'file a name of its own'
-            )
+            expected, remedy = f'{name} comes twice', 'give each file a name of its own'
+            raise UserError('benchmarks', ','.join(benchmarks), expected, remedy)
         found[name] = problems
     return found
 
@@ -76,21 +72,22 @@ def _file_of(
     benchmark: str, folder: pathlib.Path, builtin: Mapping[str, Problems]
 ) -> tuple[str, pathlib.Path]:
     path = pathlib.Path(benchmark)
-    if benchmark.endswith(published.ENDINGS) or os.sep in benchmark:
+    if benchmark.endswith(problem_sets.ENDINGS) or os.sep in benchmark:
         if not path.is_file():
-            raise UserError(f'--config.eval.benchmarks={benchmark}: no such file')
+            raise UserError('benchmarks', benchmark, 'no such file')
         return path.stem, path
-    if found := published.file_in(folder, KNOWN.get(benchmark, (benchmark,))):
+    known = benchmark in problem_sets.BENCHMARKS
+    stems = problem_sets.SETS[benchmark].stems if known else (benchmark,)
+    if found := problem_sets.file_in(folder, stems):
         return benchmark, found
-    if benchmark in KNOWN:
-        raise UserError(
-            f'--config.eval.benchmarks={benchmark}: no {KNOWN[benchmark][0]}.json, .jsonl or '
-            f'.parquet in {folder}/; put it there, set --config.eval.folder, give a path, or have '
-            f'it downloaded as tfds:rstar_problems/{benchmark}'
+    if known:
+        expected = f'no {stems[0]}.json, .jsonl or .parquet in {folder}/'
+        remedy = (
+            'put it there, set eval.folder, give a path, or have it downloaded as '
+            f'tfds:rstar_problems/{benchmark}'
         )
-    others = sorted(p.stem for p in folder.glob('*') if p.suffix in published.ENDINGS)
-    names = dict.fromkeys([*builtin, *KNOWN, *others])
-    raise UserError(
-        f'--config.eval.benchmarks={benchmark}: no such benchmark; known are {", ".join(names)}, '
-        'or give the path of a file'
-    )
+        raise UserError('benchmarks', benchmark, expected, remedy)
+    others = sorted(p.stem for p in folder.glob('*') if p.suffix in problem_sets.ENDINGS)
+    names = ', '.join(dict.fromkeys([*builtin, *problem_sets.BENCHMARKS, *others]))
+    remedy = f'known are {names}, or give the path of a file'
+    raise UserError('benchmarks', benchmark, 'no such benchmark', remedy)

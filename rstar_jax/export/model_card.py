@@ -14,7 +14,7 @@ from typing import Any
 import huggingface_hub as hub
 
 from rstar_jax import steps
-from rstar_jax.data import published
+from rstar_jax.data import problem_sets
 from rstar_jax.job import ledger
 from rstar_jax.job.progress import mean, percent
 from rstar_jax.models.checkpoint import HUB_NAME
@@ -174,7 +174,7 @@ def check(path: pathlib.Path, kind: str) -> None:
 
 def _eval_results(origin: Origin, kind: str) -> Iterator[hub.EvalResult]:
     for name, benchmark, mode, share in _measured(origin.results.get('round', {}), kind):
-        row = published.SETS.get(name)
+        row = problem_sets.SETS.get(name)
         yield hub.EvalResult(
             task_type='text-generation',
             task_name='Mathematics',
@@ -283,7 +283,7 @@ def _hub_datasets(origin: Origin) -> list[str] | None:
     name = source.partition('@')[0].rpartition('/')[2]
     if source.startswith('hf:'):
         return [source.removeprefix('hf:').partition('@')[0].partition(':')[0]]
-    return [published.SETS[name].hub] if name in published.SETS else None
+    return [problem_sets.SETS[name].hub] if name in problem_sets.SETS else None
 
 
 def _shown(path: str) -> str:

@@ -10,6 +10,7 @@ from rstar_jax import data, evals
 from rstar_jax.data import arithmetic, files
 from rstar_jax.data.overlap import Overlap
 from rstar_jax.data.problem import Problem
+from rstar_jax.settings import errors
 from rstar_jax.settings.errors import UserError
 from rstar_jax.settings.table import ARITHMETIC
 from rstar_jax.stages.round import Round
@@ -61,11 +62,13 @@ def split(
         found = list(itertools.islice(unsolved(world(config).train), limit))
     else:
         chosen = config.data.sources, config.data.levels, config.data.answers
+        with errors.of_setting('data'):
+            selection = data.Selection(*chosen, solved)
         found = data.load_problems(
             path,
             config.data.limit or None,
             folder=config.data.folder,
-            selection=data.Selection(*chosen, solved),
+            selection=selection,
             counts=counts,
         )
     kept, left_out = overlap(round_).split(found)
@@ -139,7 +142,8 @@ def benchmarks(round_: Round, whole: bool = False) -> dict[str, list[Problem]]:
     # As many problems as data.limit says are made with them: not where nobody asks.
     builtin = {ARITHMETIC: world(round_.config).test if asked else []}
     limit = None if whole else settings.limit
-    return evals.benchmarks.load(settings.benchmarks, settings.folder, limit, builtin)
+    with errors.of_setting('eval'):
+        return evals.benchmarks.load(settings.benchmarks, settings.folder, limit, builtin)
 
 
 def names(benchmarks: Iterable[str]) -> str:

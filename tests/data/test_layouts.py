@@ -8,7 +8,7 @@ import pyarrow.parquet
 import pytest
 
 from rstar_jax import data
-from rstar_jax.data import problems, published
+from rstar_jax.data import layouts, problem_sets, problems
 from rstar_jax.data.problem import Problem
 from rstar_jax.job.progress import Events
 from rstar_jax.settings import configs
@@ -78,14 +78,14 @@ GSM8K = {'question': 'How many?', 'answer': 'Two <<1+1=2>>2 and one.\n#### 3'}
     ids=['numina', 'metamath', 'math', 'math500', 'olympiad', 'amc', 'gsm8k'],
 )
 def test_a_row_of_each_layout(row, expected):
-    problem = problems.problem_of(row, 'here', 7)
+    problem = layouts.problem_of(row, 'here', 7)
     question = row.get('question') or row.get('problem') or row['query']
     assert problem.to_dict() == {'index': 7, 'question': question, **expected}
 
 
 def test_a_proof_is_no_problem():
-    assert problems.problem_of(NUMINA_15, 'here', 0) is None
-    assert problems.problem_of({**NUMINA, 'solution': 'Obvious.'}, 'here', 0) is None
+    assert layouts.problem_of(NUMINA_15, 'here', 0) is None
+    assert layouts.problem_of({**NUMINA, 'solution': 'Obvious.'}, 'here', 0) is None
 
 
 @pytest.mark.parametrize(
@@ -155,13 +155,22 @@ def test_selections(numina, tmp_path):
     levels.write_text('\n'.join(map(json.dumps, rows)))
     assert chosen(levels, levels='3-5')[0] == [1, 2]
     assert chosen(levels, levels='3')[1] == {'rows': 4, 'used': 1, 'level': 3}
-    with pytest.raises(UserError, match='; 0 of 5 .*; dropped: 4 source, .*--config.data.sources'):
+    with pytest.raises(UserError) as error:
         chosen(sources='imo')
-    with pytest.raises(UserError, match='data.answers=digits: no kind digits; there are integer'):
-        data.Selection(answers='digits')
-    for wrong in ('hard', '-3', '5-3'):
-        with pytest.raises(UserError, match=f'data.levels={wrong}: expected a range'):
-            data.Selection(levels=wrong)
+    assert error.value.argument == str(numina) and '4 source' in error.value.remedy
+
+
+@pytest.mark.parametrize(
+    ('argument', 'value'),
+    [
+        ('answers', 'digits'),
+        *(('levels', wrong) for wrong in ('hard', '-3', '5-3', '1.2.3', '...', '1-')),
+    ],
+)
+def test_selections_that_are_none(argument, value):
+    with pytest.raises(UserError) as error:
+        data.Selection(**{argument: value})
+    assert (error.value.argument, error.value.value) == (argument, value)
 
 
 def test_plain_rows_are_selected_by_labels_of_any_name(tmp_path):
@@ -189,11 +198,12 @@ def test_the_limit_counts_what_is_used(numina):
 
 def test_a_file_that_is_no_parquet(tmp_path):
     path = tmp_path / 'p.parquet'
-    with pytest.raises(UserError, match='no such file'):
-        data.load_problems(path)
-    path.write_text('no')
-    with pytest.raises(UserError, match='p.parquet: not a whole parquet file'):
-        data.load_problems(path)
+    for text in (None, 'no'):
+        if text is not None:
+            path.write_text(text)
+        with pytest.raises(UserError) as error:
+            data.load_problems(path)
+        assert error.value.argument == str(path)
 
 
 def test_a_parquet_file_that_is_damaged(numina):
@@ -203,8 +213,9 @@ def test_a_parquet_file_that_is_damaged(numina):
         damaged = bytearray(whole)
         damaged[zeros] = bytes(len(whole[zeros]))
         numina.write_bytes(damaged)
-        with pytest.raises(UserError, match='not a whole parquet file'):
+        with pytest.raises(UserError) as error:
             data.load_problems(numina)
+        assert error.value.argument == str(numina)
 
 
 def test_names_of_the_hub_read_a_local_copy(numina, tmp_path, monkeypatch):
@@ -212,10 +223,10 @@ def test_names_of_the_hub_read_a_local_copy(numina, tmp_path, monkeypatch):
     monkeypatch.setattr(datasets.config, 'HF_DATASETS_CACHE', tmp_path / 'cache')
     found = data.load_problems('hf:AI-MO/NuminaMath-CoT', folder=tmp_path)
     assert found == data.load_problems(numina)
-    with pytest.raises(UserError, match=r'^hf:AI-MO/None: neither in .*None nor had from the hub'):
-        data.load_problems('hf:AI-MO/None', folder=tmp_path)
-    with pytest.raises(UserError, match='hf:AI-MO/NuminaMath-CoT@test'):
-        data.load_problems('hf:AI-MO/NuminaMath-CoT@test', folder=tmp_path)
+    for missing in ('hf:AI-MO/None', 'hf:AI-MO/NuminaMath-CoT@test'):
+        with pytest.raises(UserError) as error:
+            data.load_problems(missing, folder=tmp_path)
+        assert error.value.argument == missing
 
 
 def test_pictures_of_a_set_are_not_looked_at(tmp_path, monkeypatch):
@@ -233,13 +244,14 @@ def test_pictures_of_a_set_are_not_looked_at(tmp_path, monkeypatch):
 
 def test_names_of_the_hub_need_a_package(monkeypatch):
     monkeypatch.setattr('importlib.util.find_spec', lambda name: None)
-    with pytest.raises(UserError, match='hf:a/b: needs .*: pip install datasets'):
+    with pytest.raises(UserError) as error:
         data.load_problems('hf:a/b')
+    assert error.value.argument == 'hf:a/b' and error.value.remedy == 'pip install datasets'
 
 
 def test_every_published_set_says_where_it_is():
-    assert len(published.BENCHMARKS) == 9
-    for name, row in published.SETS.items():
+    assert len(problem_sets.BENCHMARKS) == 9
+    for name, row in problem_sets.SETS.items():
         assert row.urls and all(url.startswith('https://') for url in row.urls), name
         assert row.hub.count('/') == 1
 

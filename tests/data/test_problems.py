@@ -6,7 +6,7 @@ import json
 import pytest
 
 from rstar_jax import data, search
-from rstar_jax.data import problems
+from rstar_jax.data import layouts
 from rstar_jax.data.problem import Problem
 from rstar_jax.settings.errors import UserError
 from tests.data import samples
@@ -34,12 +34,12 @@ def test_fields_that_no_tree_can_be_stored_with_are_left_out():
     others = {'date': date, 'price': decimal.Decimal('1.5'), 'deep': [{'when': date}]}
     others |= {'map': [('x', 1)], 'bytes': b'x', 'huge': 2**63, 'rate': float('nan')}
     asked = {'question': 'a?', 'answer': '1'}
-    problem = problems.problem_of({**asked, **kept, **others}, 'here', 0)
+    problem = layouts.problem_of({**asked, **kept, **others}, 'here', 0)
     assert problem.to_dict() == {'index': 0, **asked, **kept}
     record = dataclasses.replace(samples.grown(0), problem=problem)
     assert search.Record.from_bytes(record.to_bytes()).problem == problem
     row = {'problem': 'b?', 'answer': '2', 'level': 10**30, 'type': 'Algebra'}
-    assert problems.problem_of(row, 'here', 0).row.keys() == {'index', 'question', 'answer', 'type'}
+    assert layouts.problem_of(row, 'here', 0).row.keys() == {'index', 'question', 'answer', 'type'}
 
 
 def test_jsonl_and_gsm8k_answers(tmp_path):
@@ -68,12 +68,6 @@ def test_numbers_in_a_list_and_half_a_character(tmp_path):
     ]
 
 
-@pytest.mark.parametrize('levels', ['1.2.3', '...', '1-', 'hard'])
-def test_levels_are_a_range(levels):
-    with pytest.raises(UserError, match='expected a range, such as 3-5'):
-        data.Selection(levels=levels)
-
-
 def test_limit_stops_reading(tmp_path):
     path = write(tmp_path / 'p.jsonl', '{"question": "a?", "answer": "1"}\nnot json\n')
     assert len(data.load_problems(path, limit=1)) == 1
@@ -91,42 +85,43 @@ GOOD = '{"question": "a?", "answer": "1"}\n'
 
 
 @pytest.mark.parametrize(
-    'text, message',
+    'text, place',
     [
-        ('', 'the file is empty'),
-        (' \n\n', 'the file is empty'),
-        ('[]', 'holds no problems'),
-        (GOOD + '\n{"question": oops}\n', 'line 3: not JSON'),
-        ('[\n{"question": "a?", "answer": "1"},\n{"question" 1}]', 'line 3: not JSON'),
-        ('[\n{"question": "a?", "answer": "1"},\n', 'line 3: not JSON'),
-        (GOOD + '[1, 2]\n', 'line 2: expected a JSON object'),
-        (GOOD + '{"question": "b?"}\n', 'line 2: problem without an answer'),
-        (GOOD + '{"question": "b?", "answer": " "}\n', 'line 2: problem without an answer'),
-        (GOOD + '{"question": "b?", "answer": "6 / 2 = 3 ####"}', 'problem without an answer'),
-        (GOOD + '{"question": "b?", "answer": null}\n', 'line 2: problem without an answer'),
-        (GOOD + '{"question": "b?", "answer": NaN}\n', 'line 2: problem without an answer'),
-        (GOOD + '{"question": "b?", "answer": true}\n', 'line 2: problem without an answer'),
-        (GOOD + '{"answer": "2"}\n', 'line 2: problem without a question'),
-        ('[{"task": "a?", "answer": "1"}]', 'item 1: problem without a question'),
-        (GOOD + '{"index": "x1", "question": "b?", "answer": "2"}', "index 'x1': expected an int"),
-        (GOOD + '{"index": 0, "question": "b?", "answer": "2"}\n', 'index 0 was already used by'),
-        (GOOD + f'{{"question": "b?", "answer": {"9" * 5000}}}\n', 'line 2: cannot be read'),
-        (GOOD + '[' * 100_000 + '\n', 'line 2: cannot be read'),
+        ('', ''),
+        (' \n\n', ''),
+        ('[]', ''),
+        (GOOD + '\n{"question": oops}\n', ', line 3'),
+        ('[\n{"question": "a?", "answer": "1"},\n{"question" 1}]', ', line 3'),
+        ('[\n{"question": "a?", "answer": "1"},\n', ', line 3'),
+        (GOOD + '[1, 2]\n', ', line 2'),
+        (GOOD + '{"question": "b?"}\n', ', line 2'),
+        (GOOD + '{"question": "b?", "answer": " "}\n', ', line 2'),
+        (GOOD + '{"question": "b?", "answer": "6 / 2 = 3 ####"}', ', line 2'),
+        (GOOD + '{"question": "b?", "answer": null}\n', ', line 2'),
+        (GOOD + '{"question": "b?", "answer": NaN}\n', ', line 2'),
+        (GOOD + '{"question": "b?", "answer": true}\n', ', line 2'),
+        (GOOD + '{"answer": "2"}\n', ', line 2'),
+        ('[{"task": "a?", "answer": "1"}]', ', item 1'),
+        (GOOD + '{"index": "x1", "question": "b?", "answer": "2"}', ', line 2'),
+        (GOOD + '{"index": 0, "question": "b?", "answer": "2"}\n', ', line 2'),
+        (GOOD + f'{{"question": "b?", "answer": {"9" * 5000}}}\n', ', line 2'),
+        (GOOD + '[' * 100_000 + '\n', ', line 2'),
     ],
 )
-def test_mistakes_are_one_line_that_names_the_place(tmp_path, text, message):
+def test_mistakes_are_one_line_that_names_the_place(tmp_path, text, place):
     path = write(tmp_path / 'p.jsonl', text)
     with pytest.raises(UserError) as caught:
         data.load_problems(path)
-    assert message in str(caught.value)
-    assert str(path) in str(caught.value)
+    assert caught.value.argument == f'{path}{place}' and caught.value.expected
     assert '\n' not in str(caught.value)
 
 
 def test_missing_file_folder_and_binary(tmp_path):
     (tmp_path / 'b.json').write_bytes(b'\x80\x81\xff')
-    for path, message in [('none.json', 'no such file'), ('.', 'is a folder'), ('b.json', 'UTF-8')]:
-        with pytest.raises(UserError, match=message):
-            data.load_problems(tmp_path / path)
-    with pytest.raises(UserError, match='limit=0'):
+    for name in ('none.json', '.', 'b.json'):
+        with pytest.raises(UserError) as error:
+            data.load_problems(tmp_path / name)
+        assert error.value.argument == str(tmp_path / name)
+    with pytest.raises(UserError) as error:
         data.load_problems(tmp_path / 'b.json', limit=0)
+    assert (error.value.argument, error.value.value) == ('limit', 0)

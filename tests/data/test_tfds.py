@@ -13,7 +13,7 @@ import urllib.request
 import pytest
 
 from rstar_jax import data, evals
-from rstar_jax.data import published, rows
+from rstar_jax.data import problem_sets
 from rstar_jax.settings.errors import UserError
 from tests.data import test_layouts as layouts
 
@@ -38,7 +38,7 @@ def checksum(problems):
 
 @pytest.mark.parametrize('name', RECORDS)
 def test_records_of_real_files(shared, tmp_path, name):
-    path = published.file_in(shared / 'data', published.SETS[name].stems)
+    path = problem_sets.file_in(shared / 'data', problem_sets.SETS[name].stems)
     (tmp_path / path.name).symlink_to(path)
     found = data.load_problems(name_of(name), folder=tmp_path)
     assert (len(found), checksum(found)) == RECORDS[name]
@@ -62,12 +62,12 @@ SMALL = {
 
 
 def test_every_set_is_tried_here():
-    assert {*RECORDS, *SMALL} == set(published.SETS)
+    assert {*RECORDS, *SMALL} == set(problem_sets.SETS)
 
 
 @pytest.mark.parametrize('name', SMALL)
 def test_records_of_published_layouts(tmp_path, name):
-    path = tmp_path / f'{published.SETS[name].stems[0]}.jsonl'
+    path = tmp_path / f'{problem_sets.SETS[name].stems[0]}.jsonl'
     path.write_text('\n'.join(map(json.dumps, SMALL[name])))
     found = data.load_problems(name_of(name), folder=tmp_path)
     expected = data.load_problems(path)
@@ -82,7 +82,9 @@ def test_it_is_prepared_once_and_again_when_the_file_is_new(tmp_path):
     path.write_text(json.dumps([layouts.AMC]))
     load = functools.partial(data.load_problems, name_of('amc23'), folder=tmp_path)
     assert [p.answer for p in load()] == ['142']
-    (prepared,) = (tmp_path / rows.PREPARED / 'rstar_problems' / 'amc23').glob('*/*.array_record*')
+    (prepared,) = (tmp_path / problem_sets.PREPARED / 'rstar_problems' / 'amc23').glob(
+        '*/*.array_record*'
+    )
     written = prepared.stat().st_mtime_ns
     load()
     assert prepared.stat().st_mtime_ns == written
@@ -99,29 +101,31 @@ def test_a_set_that_is_not_there_is_downloaded(tmp_path, monkeypatch):
     with http.server.ThreadingHTTPServer(('127.0.0.1', 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         urls = [f'http://127.0.0.1:{server.server_port}/part{number}.jsonl' for number in (0, 1)]
-        row = published.Published('a/b', tuple(urls), 2, ('none',))
-        monkeypatch.setitem(published.SETS, 'math500', row)
+        row = problem_sets.ProblemSet('a/b', tuple(urls), 2, ('none',))
+        monkeypatch.setitem(problem_sets.SETS, 'math500', row)
         found = data.load_problems(name_of('math500'), folder=tmp_path)
         assert [(p.index, p.question) for p in found] == [
             (0, 'What is half of $3$?'),
             (1, 'And?'),
         ]
         monkeypatch.setitem(
-            published.SETS, 'math500', published.Published('a/b', tuple(urls), 3, ('none',))
+            problem_sets.SETS, 'math500', problem_sets.ProblemSet('a/b', tuple(urls), 3, ('none',))
         )
-        with pytest.raises(UserError, match='2 rows came from .*part0.jsonl, expected 3'):
+        with pytest.raises(UserError) as error:
             data.load_problems(name_of('math500'), folder=tmp_path / 'other')
+        assert error.value.argument == name_of('math500') and urls[0] in error.value.expected
         server.shutdown()
 
 
 def test_without_a_network_what_is_missing_is_told_at_once(tmp_path, monkeypatch):
     row = dataclasses.replace(
-        published.SETS['amc23'], urls=('https://no-such-host.invalid/a.jsonl',)
+        problem_sets.SETS['amc23'], urls=('https://no-such-host.invalid/a.jsonl',)
     )
-    monkeypatch.setitem(published.SETS, 'amc23', row)
+    monkeypatch.setitem(problem_sets.SETS, 'amc23', row)
     monkeypatch.setattr(urllib.request, 'getproxies', dict)
-    with pytest.raises(UserError, match=r'amc23.json, .*no-such-host.invalid cannot be reached'):
+    with pytest.raises(UserError) as error:
         data.load_problems(name_of('amc23'), folder=tmp_path)
+    assert 'amc23.json' in error.value.expected and 'no-such-host.invalid' in error.value.remedy
 
 
 def test_benchmarks_by_name(tmp_path):
@@ -131,10 +135,10 @@ def test_benchmarks_by_name(tmp_path):
 
 
 def test_a_name_that_is_none(tmp_path):
-    with pytest.raises(UserError, match='no such set; there are math500, aime2024'):
-        data.load_problems(name_of('gsm9k'), folder=tmp_path)
-    with pytest.raises(UserError, match=r'^tfds:none_such: cannot be prepared'):
-        data.load_problems('tfds:none_such', folder=tmp_path)
+    for named in (name_of('gsm9k'), 'tfds:none_such'):
+        with pytest.raises(UserError) as error:
+            data.load_problems(named, folder=tmp_path)
+        assert error.value.argument == named
 
 
 def test_tensorflow_is_never_imported(tmp_path):

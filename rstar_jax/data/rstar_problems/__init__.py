@@ -1,1 +1,1 @@
-"""The problem sets of `published.SETS` as tensorflow-datasets: tfds:rstar_problems/NAME."""
+"""The problem sets of `problem_sets.SETS` as tensorflow-datasets: tfds:rstar_problems/NAME."""

@@ -1,6 +1,6 @@
 """Builds them: from a file in a folder where there is one, else from where they are published.
 
-    FOLDER/gsm8k_test.json, or a download -> problems.problem_of
+    FOLDER/gsm8k_test.json, or a download -> layouts.problem_of
         -> FOLDER/tensorflow_datasets/rstar_problems/gsm8k/VERSION/*.array_record
 
 Nothing here, and nothing of tensorflow-datasets that it uses, imports TensorFlow.
@@ -19,8 +19,9 @@ import filelock
 import numpy as np
 import tensorflow_datasets as tfds
 
-from rstar_jax.data import problems, published, rows
+from rstar_jax.data import files, layouts, problem_sets
 from rstar_jax.data.problem import Problem
+from rstar_jax.data.problem_sets import OURS, PREPARED, SETS, TFDS
 from rstar_jax.settings.errors import UserError
 
 FILES = 'files'  # in the data set's metadata: the sha256 of each file that it was made of
@@ -31,7 +32,7 @@ class RstarProblems(tfds.core.GeneratorBasedBuilder):
 
     VERSION = tfds.core.Version('1.0.0')
     BUILDER_CONFIGS = [  # noqa: RUF012 (the library's way)
-        tfds.core.BuilderConfig(name=name) for name in published.SETS
+        tfds.core.BuilderConfig(name=name) for name in SETS
     ]
 
     def __init__(self, *, paths: Sequence[pathlib.Path] = (), **options: Any):
@@ -40,8 +41,8 @@ class RstarProblems(tfds.core.GeneratorBasedBuilder):
         super().__init__(**options)
 
     @property
-    def published(self) -> published.Published:
-        return published.SETS[self.builder_config.name]
+    def published(self) -> problem_sets.ProblemSet:
+        return SETS[self.builder_config.name]
 
     def _info(self) -> tfds.core.DatasetInfo:
         text = tfds.features.Text()
@@ -54,7 +55,7 @@ class RstarProblems(tfds.core.GeneratorBasedBuilder):
                     'index': tfds.features.Scalar(np.int64),
                     'question': text,
                     'answer': tfds.features.Sequence(text),
-                    **dict.fromkeys(problems.LABELS, text),
+                    **dict.fromkeys(layouts.LABELS, text),
                 }
             ),
             metadata=tfds.core.MetadataDict(),
@@ -75,16 +76,16 @@ class RstarProblems(tfds.core.GeneratorBasedBuilder):
         number = 0
         for path, url in zip(paths, self._paths or self.published.urls):
             # A download is kept under a name of the library's, without its ending.
-            for place, row in rows.read_as(path, pathlib.PurePath(url).suffix):
-                problem = problems.problem_of(row, place, number)
+            for place, row in files.read_rows(path, pathlib.PurePath(url).suffix):
+                problem = layouts.problem_of(row, place, number)
                 number += 1
                 if problem is not None:
                     yield problem.index, _features(problem)
         if count not in (None, number):
             raise UserError(
-                f'{rows.TFDS}{self.name}/{self.builder_config.name}: {number} rows came from '
-                f'{self.published.urls[0]}, expected {count}: put a file of the set into the '
-                'folder of --config.data.folder (of a benchmark: --config.eval.folder)'
+                f'{TFDS}{self.name}/{self.builder_config.name}',
+                expected=f'{number} rows came from {self.published.urls[0]}, expected {count}',
+                remedy='put a file of the set into data.folder (of a benchmark: eval.folder)',
             )
 
 
@@ -96,16 +97,16 @@ def prepared(name: str, folder: str | os.PathLike) -> RstarProblems:
     Raises:
       UserError: there is no such set, or neither a file of it nor a network.
     """
-    if name not in published.SETS:
+    if name not in SETS:
         raise UserError(
-            f'{rows.TFDS}{rows.OURS}/{name}: no such set; there are {", ".join(published.SETS)}'
+            f'{TFDS}{OURS}/{name}', expected=f'no such set; there are {", ".join(SETS)}'
         )
     folder = pathlib.Path(folder)
-    path = published.file_in(folder, published.SETS[name].stems)
+    path = problem_sets.file_in(folder, SETS[name].stems)
     paths = [path] if path else []
-    options = {'data_dir': folder / rows.PREPARED, 'file_format': 'array_record', 'config': name}
-    (folder / rows.PREPARED).mkdir(parents=True, exist_ok=True)
-    with filelock.FileLock(folder / rows.PREPARED / f'.{name}.lock'):  # of several processes one
+    options = {'data_dir': folder / PREPARED, 'file_format': 'array_record', 'config': name}
+    (folder / PREPARED).mkdir(parents=True, exist_ok=True)
+    with filelock.FileLock(folder / PREPARED / f'.{name}.lock'):  # of several processes one
         builder = RstarProblems(paths=paths, **options)
         if builder.data_path.exists() and paths:
             if builder.info.metadata.get(FILES) != _digests(paths):
@@ -119,22 +120,23 @@ def prepared(name: str, folder: str | os.PathLike) -> RstarProblems:
 
 def _check_network(name: str, folder: pathlib.Path) -> None:
     """Without a network the download would be tried for minutes."""
-    host = urllib.parse.urlsplit(published.SETS[name].urls[0]).hostname
+    host = urllib.parse.urlsplit(SETS[name].urls[0]).hostname
     if urllib.request.getproxies():  # they resolve names themselves
         return
     try:
         socket.getaddrinfo(host, None)
     except OSError as error:
-        names = ', '.join(stem + published.ENDINGS[0] for stem in published.SETS[name].stems)
+        names = ', '.join(stem + problem_sets.ENDINGS[0] for stem in SETS[name].stems)
         raise UserError(
-            f'{rows.TFDS}{rows.OURS}/{name}: neither in {folder}/ ({names}, or another ending) nor '
-            f'to be downloaded: {host} cannot be reached ({error})'
+            f'{TFDS}{OURS}/{name}',
+            expected=f'neither in {folder}/ ({names}, or another ending) nor to be downloaded',
+            remedy=f'{host} cannot be reached ({error})',
         ) from None
 
 
 def _features(problem: Problem) -> dict[str, Any]:
     answer = problem.answer
-    labels = {label: str(problem.row.get(label, '')) for label in problems.LABELS}
+    labels = {label: str(problem.row.get(label, '')) for label in layouts.LABELS}
     return {
         'index': problem.index,
         'question': problem.question,

@@ -39,7 +39,7 @@ DATASETS = ['datasets>=4']
 # A policy that is served elsewhere, policy.path=http://...
 ENDPOINT = ['openai>=1.60']
 # experiments/serve.py
-SERVE = ['starlette>=0.46', 'uvicorn>=0.34']
+SERVE = ['pydantic>=2.7', 'starlette>=0.46', 'uvicorn>=0.34']
 
 # Workers that come and go, --config.job.leases=ray
 RAY = ['ray>=2.40']
@@ -55,6 +55,7 @@ EXTRAS = {
         *ENDPOINT,
         *RAY,
         *SERVE,
+        'hypothesis>=6.100',
         'import-linter>=2.6',
         'ipykernel>=6.29',
         'kubeflow_trainer_api>=2',

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rstar_jax.execution.limits import Limits, Result, format_output
     from rstar_jax.execution.pool import Pool, run_many
+    from rstar_jax.execution.workers import check
 
-__all__ = ['Limits', 'Pool', 'Result', 'format_output', 'run_many']
+__all__ = ['Limits', 'Pool', 'Result', 'check', 'format_output', 'run_many']
 
 
 def __getattr__(name: str):
@@ -23,6 +24,8 @@ def __getattr__(name: str):
         from rstar_jax.execution import limits as module
     elif name in ('Pool', 'run_many'):
         from rstar_jax.execution import pool as module
+    elif name == 'check':
+        from rstar_jax.execution import workers as module
     else:
         raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
     return getattr(module, name)

@@ -30,6 +30,7 @@ _NEWUSER, _NEWPID, _NEWNET, _NEWIPC = 0x10000000, 0x20000000, 0x40000000, 0x0800
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER, _PR_SET_NO_NEW_PRIVS = 1, 36, 38
 _CAPABILITY_VERSION = 0x20080522
 _NOBODY = 65534
+_ALL_OF_IT = 'read and write'
 _SWEEP_SECONDS = 5.0
 _HIGH = 100  # descriptors from here on are free for a moment
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -69,9 +70,13 @@ class Cage:
     Attributes:
       layers: what is in force, by name.
       missing: what full isolation would also need.
+      exposed: what programs could do with the user's home: '', 'read', 'read and write'.
+      refused: (what is wrong, the remedy) where nothing may run as `isolation` asks for more.
     """
 
-    def __init__(self, scratch: str, namespaces: list[str], isolation: str, limits: dict) -> None:
+    def __init__(
+        self, scratch: str, namespaces: list[str], isolation: str, limits: dict, home: str
+    ) -> None:
         self.layers = ['limits', 'empty environment', 'scratch folder', *namespaces]
         self.missing: list[str] = []
         self._own_processes = 'process namespace' in namespaces
@@ -81,6 +86,8 @@ class Cage:
             _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
         if isolation != 'none':
             self._find_layers(scratch, namespaces)
+        self.exposed = '' if 'Landlock' in self.layers else _access(self._steps, home)
+        self.refused = self._refusal(isolation, home)
         for kind, value in _inherited_limits(limits):
             resource.setrlimit(kind, (value, value))
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -106,6 +113,17 @@ class Cage:
         for step in inherited:
             step()
             self._steps.remove(step)
+
+    def _refusal(self, isolation: str, home: str) -> tuple[str, str] | None:
+        lacks = f'this machine lacks {", ".join(self.missing)}'
+        if isolation == 'strict' and self.missing:
+            return lacks, 'weak runs programs with the layers that it has'
+        if isolation == 'auto' and self.exposed == _ALL_OF_IT and os.getuid():
+            return (
+                f'{lacks}, so programs could {self.exposed} {home}',
+                'weak runs them all the same',
+            )
+        return None
 
     def _add(self, name: str, step: Callable[[], None] | None) -> None:
         if step is not None and _works([*self._steps, step]):
@@ -169,17 +187,25 @@ def _quietly(call: Callable, *arguments) -> None:
         call(*arguments)
 
 
-def _works(steps: list[Callable[[], None]]) -> bool:
-    """Try the steps in a child of their own."""
+def _works(steps: list[Callable[[], None]], then: Callable[[], bool] = lambda: True) -> bool:
+    """Try the steps in a child of their own, and there ask `then`."""
     pid = os.fork()
     if pid == 0:
+        code = 1
         try:
             for step in steps:
                 step()
-            os._exit(0)
+            code = not then()
         finally:
-            os._exit(1)
+            os._exit(code)
     return os.waitpid(pid, 0)[1] == 0
+
+
+def _access(steps: list[Callable[[], None]], folder: str) -> str:
+    """What a child that has taken the steps may do in a folder."""
+    if not _works(steps, lambda: os.access(folder, os.R_OK | os.X_OK)):
+        return ''
+    return _ALL_OF_IT if _works(steps, lambda: os.access(folder, os.W_OK)) else 'read'
 
 
 def _drop_capabilities() -> None:

@@ -44,7 +44,7 @@ class Limits:
         ):
             value = getattr(self, name)
             if not isinstance(value, int | float) or not value > least:
-                raise UserError(f'execution limit {name}={value!r}: needs a number above {least}')
+                raise UserError(name, value, f'needs a number above {least}')
 
 
 @dataclass(frozen=True)

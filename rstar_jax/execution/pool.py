@@ -26,8 +26,9 @@ class Pool(contextlib.AbstractContextManager):
     Args:
       workers: worker processes at most, as there are programs for them; None for one a core.
       limits: of every program.
-      isolation: 'auto' uses every layer that the kernel allows, 'strict' raises UserError where
-        one is missing, 'none' keeps only the limits.
+      isolation: 'weak' uses every layer that the kernel allows; 'auto' does, too, and raises
+        UserError where programs could read and write an ordinary user's home; 'strict' raises it
+        where any layer is missing; 'none' keeps only the limits.
       announce: called once, in another thread, with one line that tells the layers in force; by
         default only a lack of some is logged.
     """
@@ -55,14 +56,12 @@ class Pool(contextlib.AbstractContextManager):
     @property
     def layers(self) -> list[str]:
         """The isolation in force (waits until a worker is warm)."""
-        self._workers.await_start()
-        return list(self._workers.layers)
+        return list(self._workers.await_start().layers)
 
     @property
     def missing(self) -> list[str]:
         """What this machine lacks of full isolation (waits until a worker is warm)."""
-        self._workers.await_start()
-        return list(self._workers.missing)
+        return list(self._workers.await_start().missing)
 
     @property
     def counters(self) -> dict[str, int]:
@@ -132,7 +131,7 @@ def run_many(
 ) -> list[Result]:
     """Run programs in parallel on a pool that is kept for later calls; results in their order."""
     if isinstance(programs, str):  # else each of its letters
-        raise UserError(f'run_many({programs[:40]!r}): expected a list of programs: use [program]')
+        raise UserError('programs', programs[:40], 'expected a list of programs', 'use [program]')
     limits = limits or Limits()
     with _SHARED_LOCK:
         pool = _SHARED.get((limits, isolation))

@@ -15,40 +15,13 @@ from rstar_jax.execution.limits import format_output
 
 ERROR_CHARS = 400
 WARM_IMPORTS = [
-    'cmath',
-    'collections',
-    'decimal',
-    'fractions',
-    'functools',
-    'heapq',
-    'itertools',
-    'json',
-    'math',
-    'operator',
-    're',
-    'statistics',
-    'string',
-    'datetime',
-    'time',
-    'typing',
-    'dataclasses',
-    'numpy',
-    'numpy.random',
-    'numpy.linalg',
-    'numpy.polynomial',
-    'scipy',
-    'scipy.special',
-    'scipy.linalg',
-    'scipy.optimize',
-    'scipy.integrate',
-    'sympy',
-    'sympy.abc',
-    'sympy.solvers.inequalities',
-    'sympy.ntheory.modular',
-    'sympy.geometry',
-    'sympy.combinatorics',
-    'sympy.functions.combinatorial.numbers',
-]
+    'cmath', 'collections', 'decimal', 'fractions', 'functools', 'heapq', 'itertools',
+    'json', 'math', 'operator', 're', 'statistics', 'string', 'datetime', 'time', 'typing',
+    'dataclasses', 'numpy', 'numpy.random', 'numpy.linalg', 'numpy.polynomial', 'scipy',
+    'scipy.special', 'scipy.linalg', 'scipy.optimize', 'scipy.integrate', 'sympy',
+    'sympy.abc', 'sympy.solvers.inequalities', 'sympy.ntheory.modular', 'sympy.geometry',
+    'sympy.combinatorics', 'sympy.functions.combinatorial.numbers',
+]  # fmt: skip
 # Programs whose lazy imports and caches every child should inherit.
 WARM_PROGRAMS = (
     """

@@ -97,7 +97,8 @@ class Zygote:
 
     Attributes:
       channel: socket to the main process.
-      handler: module with `warm()`, `handle(job)` for the children and `present(report)` here.
+      handler: module with `warm()`, `handle(job)` for the children and `present(report)` here; ''
+        where only the isolation is asked for.
     """
 
     def __init__(self, channel: int, settings: dict, layers: list[str]) -> None:
@@ -105,9 +106,8 @@ class Zygote:
         self.scratch = settings['scratch']
         self.limits = settings['limits']
         self.jobs_per_child = settings['jobs_per_child']
-        self.handler = importlib.import_module(settings['handler'])
+        self.handler = settings['handler'] and importlib.import_module(settings['handler'])
         self.fork = forking.raw_fork()
-        self.refused = False
         self._child: child.Many | None = None
         self._jobs = 0
         sys.argv[1:] = []  # nothing for programs that read their arguments
@@ -115,16 +115,18 @@ class Zygote:
         os.environ.update(settings['environment'])
         os.chdir(self.scratch)
         _first_to_go()
-        self.handler.warm()
+        if self.handler:
+            self.handler.warm()
         _lonely_stdio()
-        isolation_ = settings['isolation']
-        self.cage = isolation.Cage(self.scratch, layers, isolation_, self.limits)
-        self.refused = isolation_ == 'strict' and bool(self.cage.missing)
+        self.cage = isolation.Cage(
+            self.scratch, layers, settings['isolation'], self.limits, settings['home']
+        )
         forking.settle()
 
     def run(self) -> None:
         """Serve until the main process closes the socket."""
-        hello = {'layers': self.cage.layers, 'missing': self.cage.missing}
+        names = 'layers', 'missing', 'exposed', 'refused'
+        hello = {name: getattr(self.cage, name) for name in names}
         wire.write_all(self.channel, wire.frame(hello))
         while self._fit() and (body := wire.read_frame(self.channel)) is not None:
             started = time.monotonic()
@@ -136,7 +138,7 @@ class Zygote:
 
     def _fit(self) -> bool:
         """Whether it can serve; where its scratch folder was taken away, another worker must."""
-        return not self.refused and os.access(self.scratch, os.R_OK | os.W_OK | os.X_OK)
+        return not self.cage.refused and os.access(self.scratch, os.R_OK | os.W_OK | os.X_OK)
 
     def serve(self, job: dict, deadline: float) -> dict:
         """Have a child do one job; its report."""

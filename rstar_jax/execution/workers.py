@@ -18,10 +18,6 @@ import logging
 import os
 import queue
 import shutil
-import socket
-import subprocess
-import sys
-import tempfile
 import threading
 import time
 import weakref
@@ -29,21 +25,16 @@ from collections.abc import Callable
 from concurrent.futures import Future, InvalidStateError
 from typing import Any
 
-from rstar_jax.execution import wire
+from rstar_jax.execution import scratch
 from rstar_jax.execution.limits import Limits
+from rstar_jax.execution.process import Hello, Process, WorkerDied
 from rstar_jax.job import cgroups
 from rstar_jax.settings.errors import UserError
 
 _LOG = logging.getLogger(__name__)
-_BOOT = 'import sys; sys.path[:] = {path!r}; from rstar_jax.execution import worker; worker.main()'
-_LOADING = {'LD_LIBRARY_PATH', 'PYTHONHOME'}  # what an interpreter may not start without
-START_SECONDS = 120.0  # for a worker's imports and warm-up, on a busy machine too
-GRACE_SECONDS = 30.0  # beyond a job's own limit, before its worker counts as hung
-CLOSE_SECONDS = 5.0
 STARTS = 3  # tries to start one worker
 MEMO = 50_000
-ISOLATION = ('auto', 'strict', 'none')
-_PREFIX = 'rstar-scratch-'
+ISOLATION = ('auto', 'strict', 'weak', 'none')
 _OPEN: weakref.WeakSet = weakref.WeakSet()  # of Workers
 _sharing = 1
 
@@ -66,109 +57,19 @@ def share(processes: int) -> None:
     _sharing = processes
 
 
-class WorkerDied(Exception):
-    """A worker ended or hung in the middle of a job."""
-
-
-class _Worker:
-    """One worker process and the socket to it; used by one thread only.
-
-    Raises:
-      WorkerDied: it cannot be started, or ended at once; nothing of it is left.
-    """
-
-    def __init__(
-        self, handler: str, jobs_per_child: int, isolation: str, limits: Limits, base: str
-    ) -> None:
-        os.makedirs(base, exist_ok=True)
-        self.scratch = tempfile.mkdtemp(dir=base)
-        ours, theirs = socket.socketpair()
-        self.socket, self.process = ours, None
-        path = [entry for entry in sys.path if entry] + [os.getcwd()] * ('' in sys.path)
-        boot = _BOOT.format(path=[_root(), *path])
-        environment = {
-            'PATH': os.defpath,
-            'HOME': '.',
-            'TMPDIR': '.',
-            'MPLCONFIGDIR': '.',
-            'MPLBACKEND': 'Agg',
-            'LANG': 'C.UTF-8',
-            'PYTHONHASHSEED': '0',
-            'PYTHONDONTWRITEBYTECODE': '1',
-            'OMP_NUM_THREADS': '1',
-            'OPENBLAS_NUM_THREADS': '1',
-            'MKL_NUM_THREADS': '1',
-            'SYMPY_CACHE_SIZE': 'None',  # a bounded cache writes to memory at every look-up
-        }
-        settings = {
-            'handler': handler,
-            'jobs_per_child': jobs_per_child,
-            'isolation': isolation,
-            'limits': vars(limits),
-            'scratch': self.scratch,
-            'environment': environment,
-        }
-        try:
-            with theirs:
-                self.process = subprocess.Popen(
-                    [sys.executable, '-c', boot, str(theirs.fileno()), str(os.getpid())],
-                    pass_fds=[theirs.fileno()],
-                    env=environment | {name: os.environ[name] for name in _LOADING & {*os.environ}},
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.DEVNULL,
-                    start_new_session=True,
-                )
-            self.socket.sendall(wire.frame(settings))
-        except OSError as error:
-            self.stop(0)
-            raise WorkerDied(f'no worker starts: {error}') from error
-        self.layers, self.missing = None, []
-
-    def await_start(self) -> None:
-        """Wait until the worker is warm; fills in the layers in force."""
-        hello = json.loads(self._receive(START_SECONDS))
-        self.layers, self.missing = hello['layers'], hello['missing']
-
-    def ask(self, body: bytes, seconds: float) -> dict:
-        """One job to the worker, and its report."""
-        try:
-            self.socket.sendall(wire.HEADER.pack(len(body)) + body)
-        except OSError:
-            raise WorkerDied('it closed its socket') from None
-        return json.loads(self._receive(seconds + GRACE_SECONDS))
-
-    def _receive(self, seconds: float) -> bytes:
-        self.socket.settimeout(seconds)
-        try:
-            header = self._exact(wire.HEADER.size)
-            return self._exact(wire.HEADER.unpack(header)[0])
-        except OSError as error:
-            raise WorkerDied(f'no answer: {error}') from None
-
-    def _exact(self, count: int) -> bytes:
-        data = bytearray()
-        while len(data) < count:
-            part = self.socket.recv(count - len(data))
-            if not part:
-                raise WorkerDied('it ended')
-            data += part
-        return bytes(data)
-
-    def hang_up(self) -> None:
-        """Wake the thread that waits for this worker, from another thread; the worker ends."""
-        with contextlib.suppress(OSError):
-            self.socket.shutdown(socket.SHUT_RDWR)
-
-    def stop(self, seconds: float = CLOSE_SECONDS) -> None:
-        """End the worker, by force after `seconds`, and remove its scratch folder."""
-        self.socket.close()
-        if self.process is not None:
-            try:
-                self.process.wait(seconds)
-            except subprocess.TimeoutExpired:
-                self.process.kill()
-                self.process.wait()
-        shutil.rmtree(self.scratch, ignore_errors=True)
+def check(isolation: str) -> None:
+    """Raises UserError where this machine lacks what an isolation asks for; takes a moment."""
+    one = Workers(
+        '',
+        count=1,
+        jobs_per_child=1,
+        isolation=isolation,
+        limits=Limits(),
+        finish=lambda report: (report, False),
+        announce=lambda line: None,
+    )
+    one.await_start()
+    one.close()
 
 
 class _Job:
@@ -182,10 +83,11 @@ class Workers:
     """Worker processes that answer jobs of one kind; the machinery under Pool and Grader.
 
     Args:
-      handler: module with `warm()` and `handle(job) -> dict`, imported in the workers.
+      handler: module with `warm()` and `handle(job) -> dict`, imported in the workers; '' to learn
+        of the isolation alone.
       count: worker processes at most; None for one a core.
       jobs_per_child: jobs that one forked child may serve; 1 for untrusted programs.
-      isolation: 'auto' (what the kernel allows), 'strict' (all or UserError), 'none' (limits only).
+      isolation: as of `pool.Pool`.
       limits: of every job.
       finish: turns a report (dict) into (value of the future, whether it may be remembered).
       announce: called once, in another thread, with a line that tells the layers in force; None
@@ -204,9 +106,9 @@ class Workers:
         announce: Callable[[str], None] | None = None,
     ) -> None:
         if isolation not in ISOLATION:
-            raise UserError(f'isolation={isolation!r}: expected one of {", ".join(ISOLATION)}')
+            raise UserError('isolation', isolation, f'expected one of {", ".join(ISOLATION)}')
         if count is not None and (not isinstance(count, int) or count < 1):
-            raise UserError(f'workers={count!r}: needs an integer of at least 1')
+            raise UserError('workers', count, 'needs an integer of at least 1')
         self._spawn = (handler, jobs_per_child, isolation, limits)
         self._seconds = limits.seconds
         self._finish, self._announce = finish, announce
@@ -215,26 +117,26 @@ class Workers:
         self._pending: dict[bytes, _Job] = {}
         self._lock = threading.Lock()
         self._closed = False
-        self._live: weakref.WeakSet[_Worker] = weakref.WeakSet()
+        self._live: weakref.WeakSet[Process] = weakref.WeakSet()
         self._started = threading.Event()
         self._failure: Exception | None = None
-        self.layers: list[str] = []
-        self.missing: list[str] = []
+        self._hello: Hello | None = None
         self.computed = self.remembered = 0
-        _remove_stale()
-        self._base = tempfile.mkdtemp(prefix=f'{_prefix()}{os.getpid()}-')
+        scratch.remove_stale()
+        self._base = scratch.make_base()
         self._count = count or cores()
         self._threads: list[threading.Thread] = []
         self._serving = 0
         self._hire()
         _OPEN.add(self)
 
-    def await_start(self) -> None:
+    def await_start(self) -> Hello:
         """Wait until the first worker is warm; raises what kept it from starting."""
         self._started.wait()
         if self._failure is not None:
             self.close()
             raise self._failure
+        return self._hello
 
     def submit(self, job: dict) -> Future:
         """Queue a job (JSON-able); never blocks."""
@@ -278,7 +180,7 @@ class Workers:
 
     def _serve(self) -> None:
         """A thread's life: starts its worker (whose death signal is tied to it), serves."""
-        worker: _Worker | None = None
+        worker: Process | None = None
         job: _Job | None = None
         try:
             worker = self._start()
@@ -305,16 +207,16 @@ class Workers:
             if worker is not None:
                 worker.stop()
 
-    def _start(self) -> _Worker:
+    def _start(self) -> Process:
         for attempt in range(STARTS):
             worker = None
             try:
-                worker = _Worker(*self._spawn, self._base)
+                worker = Process(*self._spawn, self._base)
                 with self._lock:
                     self._live.add(worker)
                 if self._closed:
                     worker.hang_up()
-                worker.await_start()
+                hello = worker.await_start()
                 break
             except WorkerDied:
                 if worker is not None:
@@ -322,29 +224,18 @@ class Workers:
                 if self._closed or attempt == STARTS - 1:
                     raise
                 time.sleep(0.2)
-        if worker.missing and self._spawn[2] == 'strict':
+        if hello.refused:
             worker.stop()
-            raise UserError(
-                '--config.execution.isolation=strict: this machine lacks '
-                f'{", ".join(worker.missing)}; auto runs with the layers that it has'
-            )
+            raise UserError('isolation', self._spawn[2], *hello.refused)
         with self._lock:
-            first = not self._started.is_set()
-            self.layers, self.missing = worker.layers, worker.missing
+            first = self._hello is None
+            self._hello = hello
             self._started.set()
-        if first:
-            self._tell()
+        if first and self._announce is not None:
+            self._announce(hello.line())
+        elif first and hello.missing:
+            _LOG.warning(hello.line())
         return worker
-
-    def _tell(self) -> None:
-        """Tell the layers in force."""
-        line = f'execution: {", ".join(self.layers)}'
-        if self.missing:
-            line += f'; not available here: {", ".join(self.missing)}'
-        if self._announce is not None:
-            self._announce(line)
-        elif self.missing:
-            _LOG.warning(line)
 
     def _fail(self, error: Exception, job: _Job | None) -> None:
         """A worker cannot be started: others do its job.
@@ -415,38 +306,6 @@ class Workers:
             thread.join()
         shutil.rmtree(self._base, ignore_errors=True)
         _OPEN.discard(self)
-
-
-def _root() -> str:
-    return os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-
-
-def _prefix() -> str:
-    """Of the folders of this host and container: others may share the folder, not process ids."""
-    place = socket.gethostname()
-    with contextlib.suppress(OSError):
-        place += f'/{os.stat("/proc/self/ns/pid").st_ino}'
-    return f'{_PREFIX}{hashlib.blake2b(place.encode(), digest_size=4).hexdigest()}-'
-
-
-def _remove_stale() -> None:
-    """Scratch folders of main processes here that died with their workers at once."""
-    folder, prefix = tempfile.gettempdir(), _prefix()
-    for name in os.listdir(folder):
-        if name.startswith(prefix):
-            owner = name.removeprefix(prefix).split('-')[0]
-            if owner.isdigit() and not _alive(int(owner)):
-                shutil.rmtree(os.path.join(folder, name), ignore_errors=True)
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True
 
 
 @atexit.register

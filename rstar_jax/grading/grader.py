@@ -41,7 +41,7 @@ class Grader(contextlib.AbstractContextManager):
                     'rstar_jax.grading.judge',
                     count=self._count,
                     jobs_per_child=_JOBS_PER_CHILD,
-                    isolation='auto',
+                    isolation='weak',  # what runs there is our own
                     limits=self.limits,
                     finish=_finish,
                 )

@@ -16,11 +16,12 @@ from rstar_jax.search.config import Config, greedy, sampled, trees_for
 from rstar_jax.search.endpoint import Endpoint
 from rstar_jax.search.expander import Expander
 from rstar_jax.search.host import Step
-from rstar_jax.search.live import Job, Live
+from rstar_jax.search.live import Ended, Job, Live
 from rstar_jax.search.script import Scripted as scripted
 
 __all__ = [
     'Config',
+    'Ended',
     'Endpoint',
     'Expander',
     'Job',

@@ -56,6 +56,8 @@ class Judge:
 
     def begin(self, tree: HostTree, step: Step) -> None:
         """Takes in a sampled step, and starts what it needs: its program run, its answer graded."""
+        if step.error is not None:
+            raise step.error
         node = Node(step, step.text or '', step.tokens)
         tree.candidates[step.candidate] = node
         tree.sampled += step.sampled

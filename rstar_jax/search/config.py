@@ -62,7 +62,7 @@ class Config:
         quota allows.
       code_seconds: time limit of one program.
       code_memory_mb: memory limit of one program.
-      isolation: 'auto', 'strict' or 'none'; see `execution.Pool`.
+      isolation: 'auto', 'strict', 'weak' or 'none'; see `execution.Pool`.
     """
 
     rollouts: int = 48

@@ -235,9 +235,11 @@ class Remote(Expander):
         if not request.wanted:
             return []
         if isinstance(answer, Exception):
-            raise answer
+            which = request.row, request.candidate
+            answer = Step(*which, '', [], marks.NONE, error=answer)
         self.counters['sampled'] += answer.sampled
-        self._check(request, answer)
+        if answer.error is None:
+            self._check(request, answer)
         found = [answer]
         if self.config.first_answer_only and answer.kind == marks.ANSWER:
             behind = [other for other in request.waiting if other > request.candidate]

@@ -32,6 +32,7 @@ class Step:
       likelihood: the sum of its tokens' log-probabilities, under the temperature; nan where it is
         not known.
       context: tokens from the prompt's beginning to its end, where a server tells; else 0.
+      error: why it could not be sampled; it ends the search of its problem.
     """
 
     row: int
@@ -42,6 +43,7 @@ class Step:
     sampled: int = 0
     likelihood: float = 0.0
     context: int = 0
+    error: Exception | None = None
 
     @property
     def refused(self) -> bool:

@@ -2,6 +2,9 @@
 
 submit (any thread) -> inbox -> the search's rows, beside those of other questions
     -> Records to the job's callback, in the thread of `run`
+
+What fails for one question ends that one; what fails for all (the devices) ends those that are in
+flight, and the others are searched by a new engine.
 """
 
 import dataclasses
@@ -12,14 +15,21 @@ import threading
 from collections.abc import Callable
 
 from rstar_jax.data.problem import Problem
-from rstar_jax.data.record import Record
+from rstar_jax.data.record import Record, Status
 from rstar_jax.search.begin import make_expander, new_tree, tokenizer_of
-from rstar_jax.search.children import Workers
+from rstar_jax.search.children import Judge, Workers
 from rstar_jax.search.config import Config
-from rstar_jax.search.host import HostTree
-from rstar_jax.search.loop import Loop
+from rstar_jax.search.expander import Expander
+from rstar_jax.search.host import HostTree, Node, Step
+from rstar_jax.search.loop import Item, Loop
 from rstar_jax.search.totals import Totals
 from rstar_jax.settings.errors import UserError
+
+FAILURES = 3  # of an engine, and no tree in between, end the search
+
+
+class Ended(Exception):
+    """The search takes no more questions."""
 
 
 @dataclasses.dataclass(eq=False)
@@ -31,9 +41,9 @@ class Job:
       trees: how many are grown.
       seed: of the sampling.
       prompt_tokens: length of the prompt; 0 without a policy.
-      done: called with each Record, in the thread of `Live.run`; then with None, as no tree is
-        left, or with the exception that ended the search. Fewer trees may be grown than were asked
-        for, see config.tokens and config.agree.
+      done: called with each Record, in the thread of `Live.run`; last with None, as no tree is
+        left, or with the exception that ended it. Fewer trees may be grown than were asked for, see
+        config.tokens and config.agree.
       cancelled: set by `cancel`; trees that have not begun are left out, others end as they are.
     """
 
@@ -43,10 +53,48 @@ class Job:
     prompt_tokens: int
     done: Callable[[Record | BaseException | None], None]
     cancelled: bool = False
+    failed: bool = False
 
     def cancel(self) -> None:
         """Says that nobody waits for it any more."""
         self.cancelled = True
+
+    def tell(self, event: Record | BaseException | None) -> None:
+        """Calls `done`, but for what follows an exception."""
+        if self.failed:
+            return
+        if isinstance(event, BaseException):
+            self.failed = self.cancelled = True
+        self.done(event)
+
+
+class _Guarded(Judge):
+    """A judge whose errors end the question that they are of."""
+
+    def __init__(
+        self,
+        config: Config,
+        workers: Workers,
+        expander: Expander,
+        failed: Callable[[HostTree, Exception], None],
+    ):
+        super().__init__(config, workers, expander)
+        self._failed = failed
+
+    def begin(self, tree: HostTree, step: Step) -> None:
+        try:
+            super().begin(tree, step)
+        except Exception as error:
+            self._failed(tree, error)
+            empty = dataclasses.replace(step, text='', tokens=[], error=None)
+            tree.candidates[step.candidate] = Node(empty)
+
+    def children(self, tree: HostTree) -> list[Node]:
+        try:
+            return super().children(tree)
+        except Exception as error:
+            self._failed(tree, error)
+            return [Node(tree.candidates[0].step, status=Status.UNPARSABLE)]
 
 
 class Live(Loop):
@@ -71,15 +119,24 @@ class Live(Loop):
         self._new_tree = functools.partial(
             new_tree, config=config, tokenizer=tokenizer_of(policy, ppm)
         )
-        expander = expander or make_expander(policy, ppm, config, mesh, trees)
-        totals = Totals(0, expander.counters, None)
-        super().__init__(iter(()), self._begun, expander, config, workers, totals)
-        self.markless = None  # a question that is none must not end the service
+        self._make = lambda: expander or make_expander(policy, ppm, config, mesh, trees)
+        self.config, self._workers = config, workers
+        self._failures = 0
+        self._begin([])
         self._inbox: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._jobs: dict[int, Job] = {}  # by number; until no tree of theirs is left
         self._numbers = itertools.count()
         self._lock = threading.Lock()
         self._ended: BaseException | None = None
+
+    def _begin(self, waiting: list[list[Item]]) -> None:
+        """An engine without a tree; waiting: as `Loop.queue`."""
+        expander = self._make()
+        totals = Totals(0, expander.counters, None)
+        super().__init__(iter(()), self._begun, expander, self.config, self._workers, totals)
+        self.judge = _Guarded(self.config, self._workers, expander, self._fail)
+        self.queue = waiting
+        self.markless = None  # a question that is none must not end the service
 
     def submit(
         self,
@@ -91,37 +148,64 @@ class Live(Loop):
         """Has a question searched; from any thread.
 
         Raises:
-          UserError: the question is too long, or the search has ended.
+          UserError: the question is too long.
+          Ended: the search has.
         """
         root = self._new_tree(Problem(0, question), 0, seed=seed).nodes[0]
         length, room = len(root.tokens), self.config.prompt_tokens
         if length > room:
-            raise UserError(f'the question has {length} tokens with its prompt, at most {room} fit')
+            raise UserError('question', expected=f'{length} tokens with its prompt, {room} fit')
         job = Job(question, trees, seed, length, done)
         with self._lock:
             if self._ended is not None:
-                raise UserError('the search has ended')
+                raise Ended('the search has ended') from self._ended
             self._inbox.put(job)
         return job
 
     def run(self) -> None:
-        """Searches what comes until `close`; in a thread of its own."""
-        ended: BaseException = UserError('the search has ended')
+        """Searches what comes until `close`; in a thread of its own.
+
+        Raises what keeps failing.
+        """
+        ended: BaseException = Ended('the search has ended')
         try:
-            for record in super().run():
-                self._jobs[record.problem.index].done(record)
+            while not self._searched():
+                waiting = self.queue
+                self.expander.close()
+                self.expander = self.judge = self.arrays = None  # their memory, for the next ones
+                self._begin(waiting)
         except BaseException as error:
             ended = error
             raise
         finally:
-            self.expander.close()
+            if self.expander is not None:
+                self.expander.close()
             with self._lock:
                 self._ended = ended
             while not self._inbox.empty():
                 if (job := self._inbox.get()) is not None:
-                    job.done(ended)
+                    job.tell(ended)
             for job in self._jobs.values():
-                job.done(ended)
+                job.tell(ended)
+
+    def _searched(self) -> bool:
+        """Searches until `close`, or until the engine fails: then what is in flight has failed."""
+        try:
+            for record in super().run():
+                self._failures = 0
+                self._jobs[record.problem.index].tell(record)
+            return True
+        except Exception as error:
+            self._failures += 1
+            if self._failures == FAILURES:
+                raise
+            trees = [*self.growing.values(), *(tree for tree, _ in self.finished)]
+            for tree in trees:
+                self._fail(tree, error)
+        return False
+
+    def _fail(self, tree: HostTree, error: Exception) -> None:
+        self._jobs[tree.problem.index].tell(error)
 
     @property
     def busy(self) -> int:
@@ -139,11 +223,12 @@ class Live(Loop):
         left |= {line[0][0].index for line in self.queue}
         for number in self._jobs.keys() - left:
             self.spending.forget(number)
-            self._jobs.pop(number).done(None)
+            self._jobs.pop(number).tell(None)
         wait = not left
         while wait or not self._inbox.empty():
             job, wait = self._inbox.get(), False
             if job is None:
+                self.crowded = 0  # their questions have been told
                 return False
             number = next(self._numbers)
             self._jobs[number] = job

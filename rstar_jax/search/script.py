@@ -50,9 +50,14 @@ class Scripted(Expander):
         ended = []
         for row in running or []:
             tree = self._growing[row]
-            texts = self._texts(tree.problem.question, tree.prefix, len(tree.candidates))
-            if len(texts) != len(tree.candidates):
-                raise ValueError(f'{len(texts)} texts for {len(tree.candidates)} candidates')
+            count = len(tree.candidates)
+            try:
+                texts = self._texts(tree.problem.question, tree.prefix, count)
+                if len(texts) != count:
+                    raise ValueError(f'{len(texts)} texts for {count} candidates')
+            except Exception as error:
+                ended += [Step(row, i, '', [], marks.EOS, error=error) for i in range(count)]
+                continue
             ended += [Step(row, i, text, [], _kind_of(text)) for i, text in enumerate(texts)]
         return ended
 

@@ -98,7 +98,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     'search.answers_kept': ('first', 'all'),
     'job.leases': ('counter', 'static', 'ray'),
     'eval.prompt': ('', 'sft', 'few_shot'),
-    'execution.isolation': ('auto', 'strict', 'none'),
+    'execution.isolation': ('auto', 'strict', 'weak', 'none'),
     'curate.final_step_pairs': ('steps', 'trajectories', 'problem'),
     'curate.rounds': ('own', 'all'),
     'curate.choice': ('best', 'right', 'any'),

@@ -28,7 +28,11 @@ KEYS: dict[str, tuple[Any, str]] = {
     ),
     'question': ('', 'solve this one question and print the solution, instead of a round'),
     'serve.port': (0, 'answer questions at this port, as a chat model of OpenAI; 0: do not'),
-    'serve.host': ('127.0.0.1', 'the address to listen at; 0.0.0.0: reachable from outside'),
+    'serve.host': (
+        '127.0.0.1',
+        'the address to listen at; 0.0.0.0: reachable from outside, which takes a key',
+    ),
+    'serve.key': ('', 'that clients must send; better given as $RSTAR_SERVE_KEY; empty: none'),
     'serve.trajectories': (16, 'most trees that one request may ask for; search.trees by default'),
     'serve.requests': (16, 'most requests at once; further ones are refused'),
     'policy.path': (
@@ -170,8 +174,9 @@ KEYS: dict[str, tuple[Any, str]] = {
     'job.keep_seconds': (300.0, 'between two writes of trees in flight; 0: they are not kept'),
     'execution.isolation': (
         'auto',
-        'of model-written programs: auto, the layers that this machine has; strict, all of them or '
-        'nothing runs; none, limits only',
+        'of model-written programs: auto, the layers that this machine has, where these keep an '
+        "ordinary user's home safe; strict, all layers or nothing runs, which auto means where a "
+        'server has the policy, or the results; weak, what layers there are; none, limits only',
     ),
     'execution.seconds': (10.0, 'time limit of one program'),
     'execution.memory_mb': (1024, 'memory limit of one program'),

@@ -20,7 +20,7 @@ from rstar_jax import execution, parallel
 from rstar_jax.job import bucket, hosts, ledger
 from rstar_jax.job.progress import Events, Line, clock
 from rstar_jax.settings import configs
-from rstar_jax.settings.errors import UserError
+from rstar_jax.settings.errors import UserError, of_setting
 from rstar_jax.stages import searches
 from rstar_jax.stages.round import Round
 from rstar_jax.stages.stage import Ahead, Stage, Work
@@ -104,16 +104,18 @@ def check(rows: Sequence[Row]) -> list[str]:
 
     Raises UserError: what is missing or cannot be meant.
     """
-    ahead, told, strict = Ahead(), [], False
+    ahead, told = Ahead(), []
+    isolations: set[str] = set()
     for round_, stage in rows:
         told += stage.check(round_, ahead)
         for folder in stage.needed(round_):
             ahead.need(round_.folder / folder, stage.label(round_.number))
         if stage.runs_programs and not searches.by_ray(round_):
-            strict |= round_.config.execution.isolation == 'strict'
+            isolations.add(searches.isolation(round_.config))
         ahead.made.add(stage.place(round_))
-    if strict:
-        execution.Pool(1, isolation='strict').close()
+    for isolation in isolations & {'auto', 'strict'}:
+        with of_setting('execution'):
+            execution.check(isolation)
     return list(dict.fromkeys(told))
 
 

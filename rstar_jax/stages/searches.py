@@ -31,6 +31,13 @@ EXECUTION = {
 SETTINGS = {name: f'execution.{key}' for key, name in EXECUTION.items()}
 
 
+def isolation(config: ConfigDict) -> str:
+    """What execution.isolation asks for: all layers where a server elsewhere has the policy."""
+    asked = config.execution.isolation
+    elsewhere = checkpoints.is_endpoint(config.policy.path)
+    return 'strict' if asked == 'auto' and elsewhere else asked
+
+
 def search_config(config: ConfigDict, section: str = 'search', **changes: Any) -> search.Config:
     """The search engine's settings: sections search and execution, with `changes`.
 
@@ -39,6 +46,7 @@ def search_config(config: ConfigDict, section: str = 'search', **changes: Any) -
     fields = {field.name for field in dataclasses.fields(search.Config)}
     given = {key: value for key, value in config.search.items() if key in fields}
     given |= {EXECUTION[key]: value for key, value in config.execution.items()}
+    given['isolation'] = isolation(config)
     with errors.of_setting(section, SETTINGS):
         return search.Config(**{**given, **changes})
 

@@ -7,110 +7,118 @@ GET  /v1/models, /v1/models/rstar_jax
 
 import asyncio
 import contextlib
-import dataclasses
 import json
 import time
 import uuid
 import weakref
-from collections.abc import AsyncIterator
-from typing import Any
+from collections.abc import AsyncIterator, Sequence
+from typing import Any, Literal
 
 import numpy as np
+import pydantic
 from ml_collections import ConfigDict
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, StreamingResponse
+from starlette.routing import Route
 
 from rstar_jax import search, steps
 from rstar_jax.search import Record
 from rstar_jax.settings.errors import UserError
-from rstar_jax.use import solve
+from rstar_jax.use import gate, solve
+from rstar_jax.use.gate import Refused
 
 MODEL = 'rstar_jax'
 ABOUT = {'id': MODEL, 'object': 'model', 'created': 0, 'owned_by': MODEL}
-TEXT = {'type': 'text'}  # OpenAI's default of response_format
 BODY_BYTES = 1 << 20
+BODY_SECONDS = 10.0  # until all of a request has come
 POLL_SECONDS = 1.0  # between two looks whether the client is still there
 ALIVE_SECONDS = 10.0  # between two signs of life in a stream
 
 
-class Refused(Exception):
-    """What is wrong with a request: goes back to the client as OpenAI's error object."""
-
-    def __init__(self, message: str, param: str | None = None, status: int = 400, code=None):
-        super().__init__(message)
-        kind = 'server_error' if status >= 500 else 'invalid_request_error'
-        self.status = status
-        self.body = {'error': {'message': message, 'type': kind, 'param': param, 'code': code}}
+class _Read(pydantic.BaseModel):
+    model_config = pydantic.ConfigDict(strict=True)  # what else there is, is ignored
 
 
-@dataclasses.dataclass(frozen=True)
-class Asked:
-    """A request that can be answered.
+class Part(_Read):
+    """Of a message's content."""
 
-    Attributes:
-      question: the user's last message.
-      trajectories: trees to search.
-      seed: of the sampling.
-      stream: whether the answer is sent as it comes.
-      usage: whether a stream ends with the numbers of tokens.
-    """
+    type: Literal['text']
+    text: str
 
-    question: str
-    trajectories: int
-    seed: int
-    stream: bool
-    usage: bool
+
+class Message(_Read):
+    """One of the conversation."""
+
+    role: str
+    content: str | list[Part] | None = None
+
+
+class StreamOptions(_Read):
+    """usage: whether a stream ends with the numbers of tokens."""
+
+    include_usage: bool | None = None
+
+
+class ResponseFormat(_Read):
+    """OpenAI's default."""
+
+    type: Literal['text']
+
+
+class Asked(_Read):
+    """A request, as OpenAI's clients send it; `trajectories` is our own: trees to search."""
+
+    model: str
+    messages: list[Message] = pydantic.Field(min_length=1)
+    trajectories: int | None = pydantic.Field(None, ge=1)
+    seed: int | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    n: Literal[1] | None = None
+    tools: list[Any] | None = pydantic.Field(None, max_length=0)
+    functions: list[Any] | None = pydantic.Field(None, max_length=0)
+    response_format: ResponseFormat | None = None
 
     @classmethod
-    def read(cls, body: Any, config: ConfigDict) -> 'Asked':
-        """Reads a request's JSON; raises Refused."""
-        if not isinstance(body, dict):
-            raise Refused('expected a JSON object')
-        _check_model(body.get('model'))
-        for name in ('tools', 'functions', 'response_format'):
-            if body.get(name) and body[name] != TEXT:
-                raise Refused(f'{name}: not supported', name)
+    def read(cls, body: bytes, config: ConfigDict) -> 'Asked':
+        """Reads a request's JSON, and fills in what it leaves to `config`; raises Refused."""
+        try:
+            asked = cls.model_validate_json(body)
+        except pydantic.ValidationError as error:
+            first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+            param = str(first['loc'][0]) if first['loc'] else None
+            where = '.'.join(map(str, first['loc'])) or 'the request'
+            raise Refused(f'{where}: {first["msg"]}', param) from None
+        _check_model(asked.model)
         most = config.serve.trajectories
-        stream = _typed(body, 'stream', bool, False)
-        options = _typed(body, 'stream_options', dict, {})
-        trees = _typed(body, 'trajectories', int, min(config.search.trees, most))
-        if not 1 <= trees <= most:
-            raise Refused(f'trajectories={trees}: expected 1 to {most}', 'trajectories')
-        if _typed(body, 'n', int, 1) != 1:
-            raise Refused('n: expected 1; trajectories says how many solutions are tried', 'n')
-        seed = _typed(body, 'seed', int, config.seed)
-        usage = bool(options.get('include_usage'))
-        return cls(_question(body.get('messages')), trees, seed, stream, usage)
+        asked.trajectories = asked.trajectories or min(config.search.trees, most)
+        if asked.trajectories > most:
+            raise Refused(f'trajectories: Input should be at most {most}', 'trajectories')
+        asked.seed = (config.seed if asked.seed is None else asked.seed) % 2**32
+        if not asked.question:
+            raise Refused("messages: none of role 'user' has a text", 'messages')
+        return asked
+
+    @property
+    def question(self) -> str:
+        """The text of the user's last message; '' for none."""
+        content = next((m.content for m in reversed(self.messages) if m.role == 'user'), None)
+        if isinstance(content, list):
+            content = '\n'.join(part.text for part in content)
+        return (content or '').strip()
+
+    @property
+    def usage(self) -> bool:
+        """Whether a stream ends with the numbers of tokens."""
+        return bool(self.stream_options and self.stream_options.include_usage)
 
 
 def _check_model(name: Any) -> None:
     if name != MODEL:
         message = f'model {name!r}: there is {MODEL}'
         raise Refused(message, 'model', 404, 'model_not_found')
-
-
-def _typed(body: dict[str, Any], name: str, kind: type, default: Any) -> Any:
-    value = body.get(name)
-    if value is None:
-        return default
-    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-        raise Refused(f'{name}={value!r}: expected {kind.__name__}', name)
-    return value
-
-
-def _question(messages: Any) -> str:
-    if not isinstance(messages, list) or not messages:
-        raise Refused('messages: expected a list of {role, content}', 'messages')
-    asked = [m for m in messages if isinstance(m, dict) and m.get('role') == 'user']
-    content = asked[-1].get('content') if asked else None
-    if isinstance(content, list):
-        parts = [part.get('text') for part in content if isinstance(part, dict)]
-        content = '\n'.join(parts) if all(isinstance(part, str) for part in parts) else None
-    if not isinstance(content, str) or not content.strip():
-        raise Refused("messages: expected a message of role 'user' with text", 'messages')
-    try:
-        content.encode()
-    except UnicodeEncodeError:
-        raise Refused('messages: half of a surrogate pair is no text', 'messages') from None
-    return content.strip()
 
 
 class Service:
@@ -124,23 +132,15 @@ class Service:
     def __init__(self, live: search.Live, config: ConfigDict):
         self.live, self.config = live, config
 
-    def app(self) -> Any:
-        """The ASGI application."""
-        from starlette.applications import Starlette
-        from starlette.exceptions import HTTPException
-        from starlette.responses import JSONResponse
-        from starlette.routing import Route
+    def app(self, key: str = '', hosts: Sequence[str] = gate.LOOPBACK) -> Starlette:
+        """The ASGI application; key: that clients must send, if any. hosts: as of `gate`."""
 
         async def refused(_, error: Refused) -> JSONResponse:
-            return JSONResponse(error.body, error.status)
+            return JSONResponse(error.body, error.status, {'connection': 'close'})
 
         async def missed(request, error: HTTPException) -> JSONResponse:
             message = f'{request.method} {request.url.path}: {error.detail}'
             return JSONResponse(Refused(message).body, error.status_code)
-
-        async def failed(_, error: Exception) -> JSONResponse:
-            message = f'{type(error).__name__}: {error}'
-            return JSONResponse(Refused(message, status=500).body, 500)
 
         return Starlette(
             routes=[
@@ -148,26 +148,21 @@ class Service:
                 Route('/v1/models', self.models),
                 Route('/v1/models/{name:path}', self.model),
             ],
-            exception_handlers={Refused: refused, HTTPException: missed, Exception: failed},
+            middleware=gate.middleware(key, hosts),
+            exception_handlers={Refused: refused, HTTPException: missed},
         )
 
-    async def models(self, _) -> Any:
+    async def models(self, _) -> JSONResponse:
         """The one model."""
-        from starlette.responses import JSONResponse
-
         return JSONResponse({'object': 'list', 'data': [ABOUT]})
 
-    async def model(self, request) -> Any:
+    async def model(self, request: Request) -> JSONResponse:
         """What is known of a model by its name."""
-        from starlette.responses import JSONResponse
-
         _check_model(request.path_params['name'])
         return JSONResponse(ABOUT)
 
-    async def chat(self, request) -> Any:
+    async def chat(self, request: Request) -> JSONResponse | StreamingResponse:
         """Answers one question."""
-        from starlette.responses import JSONResponse, StreamingResponse
-
         asked = Asked.read(await _body(request), self.config)
         if self.live.busy >= self.config.serve.requests:
             message = f'{self.live.busy} requests are being answered; try again later'
@@ -178,16 +173,19 @@ class Service:
         return JSONResponse(await answer.whole(request))
 
 
-async def _body(request) -> Any:
+async def _body(request: Request) -> bytes:
     body = b''
-    async for part in request.stream():
-        body += part
-        if len(body) > BODY_BYTES:
-            raise Refused(f'the request has more than {BODY_BYTES} bytes', status=413)
     try:
-        return json.loads(body)
-    except (ValueError, RecursionError) as error:
-        raise Refused(f'the request is not JSON ({error})') from None
+        async with asyncio.timeout(BODY_SECONDS):
+            async for part in request.stream():
+                body += part
+                if len(body) > BODY_BYTES:
+                    raise Refused(f'the request has more than {BODY_BYTES} bytes', status=413)
+    except TimeoutError:
+        raise Refused(f'not all came within {BODY_SECONDS:g} seconds', status=408) from None
+    except ClientDisconnect:
+        raise Refused('the client has gone', status=499) from None
+    return body
 
 
 class Answer:
@@ -213,6 +211,8 @@ class Answer:
             self._job = service.live.submit(asked.question, asked.trajectories, done, asked.seed)
         except UserError as error:
             raise Refused(str(error), 'messages', code='context_length_exceeded') from None
+        except search.Ended as error:
+            raise Refused(str(error), status=503) from None
         # A client may go before its stream has begun.
         weakref.finalize(self, self._job.cancel).atexit = False
 
@@ -251,6 +251,8 @@ class Answer:
                 yield _event({**about, 'usage': self._usage()})
         except Refused as refused:
             yield _event(refused.body)
+        except Exception as error:
+            yield _event(gate.failed(error).body)
         finally:
             self._job.cancel()
         yield 'data: [DONE]\n\n'
@@ -262,7 +264,7 @@ class Answer:
         except TimeoutError:
             return None
         if isinstance(event, BaseException):
-            raise Refused(f'the search has ended: {event}', status=500)
+            raise gate.failed(event)
         if event is None:
             self._complete = True
         else:

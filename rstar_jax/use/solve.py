@@ -52,8 +52,9 @@ def solve(config: ConfigDict, workdir: str = '') -> str:
     tokens, room = len(records[0].tokens[0]), round_.config.search.path_tokens
     if tokens > room:
         raise UserError(
-            f'--config.question: has {tokens} tokens with its prompt, more than --config.search.'
-            f'path_tokens={room}: raise that'
+            'question',
+            expected=f'{tokens} tokens with its prompt, which have no room in path_tokens={room}',
+            remedy='raise search.path_tokens',
         )
     found = answers_of(records)
     text = (

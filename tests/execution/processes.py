@@ -1,6 +1,9 @@
-"""What the tests of this folder ask about processes."""
+"""What the tests of this folder ask about processes, and the folders that they work in."""
 
+import glob
+import os
 import subprocess
+import tempfile
 
 
 def family(pid):
@@ -22,3 +25,8 @@ def alive(pid):
             return file.read().rsplit(')', 1)[1].split()[0] != 'Z'
     except (FileNotFoundError, ProcessLookupError):
         return False
+
+
+def folders():
+    """The scratch folders of this process's pools, each with one for each worker."""
+    return set(glob.glob(f'{tempfile.gettempdir()}/rstar-scratch-*-{os.getpid()}-*'))

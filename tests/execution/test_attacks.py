@@ -9,7 +9,7 @@ import pytest
 
 from rstar_jax import execution
 from tests.execution import attacks
-from tests.execution.processes import alive, family
+from tests.execution.processes import alive, family, folders
 
 pytestmark = pytest.mark.skipif(sys.platform != 'linux', reason='the layers are those of Linux')
 LIMITS = execution.Limits(seconds=1, memory_mb=256)
@@ -25,7 +25,7 @@ def scene(tmp_path_factory):
     secret.chmod(0o666)
     os.environ['RSTAR_TEST_SECRET'] = 'tell-tale-heart'
     server = socket.create_server(('127.0.0.1', 0))
-    before = family(os.getpid()), descriptors()
+    before = family(os.getpid()), descriptors(), folders()
     with execution.Pool(workers=2, limits=LIMITS) as pool:
         if pool.missing:
             pytest.skip(f'this kernel lacks {", ".join(pool.missing)}')
@@ -156,7 +156,7 @@ def test_nothing_is_left(scene, patient):
     assert pool.submit('print("still here")').result(60).output == 'still here'
     assert set(family(os.getpid())) - set(before[0]) == workers  # no child of a worker is left
     assert intact(outside)
-    scratch = pool._workers._base
+    (scratch,) = folders() - before[2]
     assert [os.listdir(os.path.join(scratch, name)) for name in os.listdir(scratch)] == [[], []]
     pool.close()
     assert not [pid for pid in workers if alive(pid)]

@@ -10,7 +10,7 @@ import textwrap
 import pytest
 
 from rstar_jax import execution
-from rstar_jax.execution import landlock, program, workers
+from rstar_jax.execution import landlock, process, program
 from rstar_jax.settings.errors import UserError
 from tests.execution.processes import family
 
@@ -21,7 +21,7 @@ ROOT = os.getuid() == 0 if hasattr(os, 'getuid') else False
 SCENE = """
 import json, os, sys, ctypes, struct
 from rstar_jax import execution
-from rstar_jax.errors import UserError
+from rstar_jax.settings.errors import UserError
 {prepare}
 program = '''
 import os
@@ -42,17 +42,22 @@ print(out, open("note").read())
 '''
 limits = execution.Limits(seconds=20)
 told = []
-with execution.Pool(workers=1, limits=limits, isolation='auto', announce=told.append) as pool:
+with execution.Pool(workers=1, limits=limits, isolation='weak', announce=told.append) as pool:
     broke = pool.submit(program.replace('{{parent}}', str(os.getpid()))).result()
     answer = pool.submit('import sympy\\nprint(sympy.sqrt(8))').result()
     layers, missing = pool.layers, pool.missing
 try:
-    execution.Pool(workers=1, limits=limits, isolation='strict').close()
+    execution.check('strict')
     strict = 'runs'
 except UserError as error:
-    strict = str(error)
+    strict = [error.argument, error.value, error.expected]
+try:
+    execution.check('auto')
+    auto = 'runs'
+except UserError as error:
+    auto = [error.argument, error.value, error.expected]
 print(json.dumps(dict(user=os.getuid(), layers=layers, missing=missing, broke=broke.output,
-                      error=broke.error, answer=answer.output, strict=strict, told=told)))
+                      error=broke.error, answer=answer.output, strict=strict, auto=auto, told=told)))
 """
 # A seccomp filter on the main process itself: these calls fail with EPERM, as in a container.
 DENY = """
@@ -108,8 +113,8 @@ def test_strict_runs_here_or_says_what_lacks():
             assert not pool.missing
             assert {'seccomp', 'Landlock', 'no new privileges'} <= set(pool.layers)
     except UserError as error:
-        assert 'isolation=strict' in str(error)
-        assert '\n' not in str(error)
+        assert (error.argument, error.value) == ('isolation', 'strict')
+        assert 'lacks' in error.expected
 
 
 @X86
@@ -126,8 +131,8 @@ def test_container_without_namespaces(scene):
 def test_without_landlock_strict_refuses_and_auto_says_so(scene):
     found = play(scene, DENY + 'deny(444, 445, 446)')
     assert 'Landlock' in found['missing']
-    assert 'Landlock' in found['strict']
-    assert found['strict'].startswith('--config.execution.isolation=strict: ')
+    assert found['strict'][:2] == ['isolation', 'strict'] and 'Landlock' in found['strict'][2]
+    assert found['auto'] == 'runs'  # as root, whose programs are nobody's
     assert len(found['told']) == 1
     assert 'not available here: Landlock' in found['told'][0]
     assert 'connect' not in found['broke']
@@ -148,9 +153,9 @@ def test_without_seccomp_the_namespaces_hold(scene):
 def test_a_landlock_that_knows_no_truncation(monkeypatch, tmp_path, version):
     if landlock.version() < version:
         pytest.skip('Landlock is older still, or missing')
-    start, end = workers._BOOT.split('from ')
+    start, end = process.BOOT.split('from ')
     older = f'from rstar_jax.execution import landlock; landlock.version = lambda: {version}; '
-    monkeypatch.setattr(workers, '_BOOT', f'{start}{older}from {end}')
+    monkeypatch.setattr(process, 'BOOT', f'{start}{older}from {end}')
     library = tmp_path / 'site-packages'
     library.mkdir()
     monkeypatch.syspath_prepend(library)
@@ -197,10 +202,12 @@ def as_nobody():
     return ['unshare', '-m', '--propagation', 'private', 'sh', '-c', script, 'sh']
 
 
-@pytest.mark.skipif(not ROOT, reason='becoming another user takes root')
-@pytest.mark.parametrize('prepare', ['', pytest.param(DENY + 'deny(272)', marks=X86)])
-def test_ordinary_user(scene, prepare, tmp_path):
+@pytest.fixture
+def ordinary(tmp_path):
+    """The command of `as_nobody`, where it can run this interpreter."""
     wrap = as_nobody()
+    if not ROOT:
+        pytest.skip('becoming another user takes root')
     try:
         probe = subprocess.run(
             [*wrap, sys.executable, '-c', 'import sympy, os; print(os.getuid())'],
@@ -213,24 +220,47 @@ def test_ordinary_user(scene, prepare, tmp_path):
     for folder in [tmp_path, *tmp_path.parents]:
         if str(folder).startswith('/tmp/') and folder.owner() == 'root':
             folder.chmod(0o755)
-    found = play(scene, prepare, wrap)
+    return wrap
+
+
+@pytest.mark.parametrize('prepare', ['', pytest.param(DENY + 'deny(272)', marks=X86)])
+def test_ordinary_user(scene, prepare, ordinary):
+    found = play(scene, prepare, ordinary)
     assert found['user'] == 65534
     assert {'seccomp', 'Landlock'} <= set(found['layers'])
     assert found['broke'] == '[] x'
-    assert found['strict'] == 'runs'
+    assert found['strict'] == found['auto'] == 'runs'
     if not prepare and os.path.exists('/proc/sys/user/max_user_namespaces'):
         with open('/proc/sys/user/max_user_namespaces', encoding='ascii') as file:
             if int(file.read()):
                 assert 'network namespace' in found['layers'] or found['missing'] == []
 
 
+@X86
+@pytest.mark.parametrize('mode', [0o777, 0o755, 0o700])
+def test_an_ordinary_users_home_without_landlock(scene, ordinary, tmp_path, mode):
+    """What could be done there is told; where that is all, only `weak` runs anything."""
+    home = tmp_path / 'home'
+    home.mkdir()
+    home.chmod(mode)  # of another user: what that one may do is what the mode gives to all
+    tell = f"os.environ['HOME'] = '{home}'\n"
+    found = play(scene, tell + DENY + 'deny(444, 445, 446)', ordinary)
+    line = found['told'][0]
+    assert ('read and write' in line, 'could read' in line) == (mode == 0o777, mode != 0o700)
+    assert (str(home) in line) == (mode != 0o700)
+    if mode == 0o777:
+        assert found['auto'][:2] == ['isolation', 'auto'] and str(home) in found['auto'][2]
+    else:
+        assert found['auto'] == 'runs'
+
+
 def test_another_system_has_fewer_layers(monkeypatch):
     """Workers that take themselves for macOS, once their libraries are loaded: no Linux calls."""
-    start, end = workers._BOOT.split('from ')
+    start, end = process.BOOT.split('from ')
     load = f'import {", ".join(program.WARM_IMPORTS)}; sys.platform = "darwin"; '
-    monkeypatch.setattr(workers, '_BOOT', f'{start}{load}from {end}')
+    monkeypatch.setattr(process, 'BOOT', f'{start}{load}from {end}')
     limits = execution.Limits(seconds=2)
-    with execution.Pool(workers=1, limits=limits) as pool:
+    with execution.Pool(workers=1, limits=limits, isolation='weak') as pool:
         assert pool.submit('import sympy\nprint(sympy.sqrt(8))').result(60).output == '2*sqrt(2)'
         assert pool.submit('while True: pass').result(60).error.startswith('TimeoutError')
         assert {'Landlock', 'seccomp', 'network namespace'} <= set(pool.missing)

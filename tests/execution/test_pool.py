@@ -13,9 +13,10 @@ import time
 import pytest
 
 from rstar_jax import execution
-from rstar_jax.execution import workers
+from rstar_jax.execution import scratch, workers
+from rstar_jax.execution.process import WorkerDied
 from rstar_jax.settings.errors import UserError
-from tests.execution.processes import alive, family
+from tests.execution.processes import alive, family, folders
 
 LIMITS = execution.Limits(seconds=2, memory_mb=256)
 
@@ -194,12 +195,14 @@ def test_a_program_may_hide_what_it_prints_for_a_while(pool):
 
 @pytest.mark.parametrize('loss', ['os.rmdir', 'shutil.rmtree', 'lambda x: os.rename(x, x + "x")'])
 def test_a_program_that_takes_its_folder_away_leaves_the_next_one_another(loss):
+    before = folders()
     write = 'open("new", "w").write("x")\nimport os\nprint(os.listdir(os.getcwd()))'
     with execution.Pool(workers=1, limits=LIMITS, isolation='none') as pool:
         assert run(pool, f'import os, shutil\n({loss})(os.getcwd())').ok
         assert [run(pool, f'{write}  # {n}').output for n in range(2)] == ["['new']"] * 2
         # So may who cleans up, and what is around it.
-        shutil.rmtree(pool._workers._base)
+        (ours,) = folders() - before
+        shutil.rmtree(ours)
         run(pool, 'print(1)')
         assert run(pool, f'{write}  # again').output == "['new']"
 
@@ -328,65 +331,62 @@ def test_a_lost_worker_is_replaced(caplog):
         assert run(pool, 'print(2)').output == '2'
 
 
-@pytest.mark.parametrize('fault', ['no process', 'it ends at once'])
-def test_a_worker_that_does_not_start_is_tried_again(monkeypatch, fault):
-    started, popen = [], subprocess.Popen
+@pytest.fixture
+def starts(monkeypatch, tmp_path):
+    """Says which starts of an interpreter fail, by their number from 0; returns how many were."""
+    count = tmp_path / 'starts'
+    count.write_text('')
 
-    def start(command, **options):
-        started.append(None)
-        if len(started) == 1 and fault == 'no process':
-            raise BlockingIOError('Resource temporarily unavailable')
-        if len(started) > 1:
-            return popen(command, **options)
-        started[0] = popen([sys.executable, '-c', ''], **options)
-        os.waitid(os.P_PID, started[0].pid, os.WEXITED | os.WNOWAIT)
-        return started[0]
+    def failing(which):
+        script = tmp_path / 'python'
+        script.write_text(
+            f'#!/bin/sh\nn=$(wc -c < {count}); printf x >> {count}\n'
+            f'case " {which} " in *" $n "*) exit 1;; esac\nexec {sys.executable} "$@"\n'
+        )
+        script.chmod(0o755)
+        monkeypatch.setattr(sys, 'executable', str(script))
+        return lambda: len(count.read_text())
 
-    monkeypatch.setattr(workers.subprocess, 'Popen', start)
+    return failing
+
+
+def test_a_worker_that_ends_at_its_start_is_tried_again(starts):
+    before, started = folders(), starts('0')
     with execution.Pool(workers=1, limits=LIMITS) as pool:
         assert run(pool, 'print(1)').output == '1'
-        assert len(started) == 2
-        assert started[0] is None or started[0].returncode == 0
-        assert len(os.listdir(pool._workers._base)) == 1
+        assert started() >= 2
+        (ours,) = folders() - before
+        assert len(os.listdir(ours)) == 1  # the folder of the first is gone
 
 
 def test_there_are_no_more_workers_than_jobs_at_once():
+    before = folders()
     with execution.Pool(workers=9, limits=LIMITS) as pool:
         for number in range(5):
             assert run(pool, f'print({number})').ok
-        assert len(pool._workers._threads) == 1
+        (ours,) = folders() - before
+        assert len(os.listdir(ours)) == 1
         futures = [pool.submit(f'import time\ntime.sleep(1)  # {number}') for number in range(3)]
         assert all(future.result(60).ok for future in futures)
-        assert len(pool._workers._threads) == len(os.listdir(pool._workers._base)) == 3
+        assert len(os.listdir(ours)) == 3
 
 
-@pytest.mark.parametrize('begun', [False, True])
-def test_a_worker_that_does_not_start_leaves_its_job_to_others(monkeypatch, begun):
+def test_a_worker_that_does_not_start_leaves_its_job_to_others(starts):
     """As where a container allows only so many processes."""
+    started = starts(' '.join(map(str, range(1, 20))))
     slow = [f'import time\ntime.sleep(1)\nprint({number})' for number in range(2)]
     with execution.Pool(workers=2, limits=LIMITS) as pool:
         assert run(pool, 'print(0)').output == '0'
-        if begun:  # the second worker is lost in the middle of its job
-            assert [future.result(60).output for future in [*map(pool.submit, slow)]] == ['0', '1']
-            while sum(worker.layers is not None for worker in pool._workers._live) < 2:
-                time.sleep(0.01)
-            again = [pool.submit(program + '  # again') for program in slow]
-            time.sleep(0.5)
-        monkeypatch.setattr(workers.subprocess, 'Popen', lambda *_, **__: os.stat('/nowhere'))
-        if begun:
-            lost = max(pool._workers._live, key=lambda worker: worker.process.pid)
-            os.kill(lost.process.pid, signal.SIGKILL)
-        else:
-            again = [pool.submit(program) for program in slow]
-        assert [future.result(60).output for future in again] == ['0', '1']
+        assert [one.result(60).output for one in [*map(pool.submit, slow)]] == ['0', '1']
         assert run(pool, 'print(5)').output == '5'
+        assert started() > 1
 
 
 def test_a_worker_that_never_starts_is_told(monkeypatch):
-    monkeypatch.setattr(workers.subprocess, 'Popen', lambda *_, **__: os.stat('/nowhere/at/all'))
+    monkeypatch.setattr(sys, 'executable', '/nowhere/at/all')
     before = os.listdir('/dev/fd')
     with execution.Pool(workers=1, limits=LIMITS) as pool:
-        with pytest.raises(workers.WorkerDied, match='no worker starts: .*/nowhere/at/all'):
+        with pytest.raises(WorkerDied):
             run(pool, 'print(1)')
         assert len(os.listdir('/dev/fd')) == len(before)
 
@@ -406,12 +406,12 @@ def test_only_folders_of_this_host_are_swept(monkeypatch, tmp_path):
     ended = subprocess.Popen([sys.executable, '-c', ''])
     ended.wait()
     monkeypatch.setattr(tempfile, 'tempdir', str(tmp_path))
-    (tmp_path / f'{workers._prefix()}{ended.pid}-x').mkdir()
+    (tmp_path / f'{scratch.prefix()}{ended.pid}-x').mkdir()
     with monkeypatch.context() as elsewhere:
         elsewhere.setattr(socket, 'gethostname', lambda: 'another')
-        theirs = tmp_path / f'{workers._prefix()}{ended.pid}-x'
+        theirs = tmp_path / f'{scratch.prefix()}{ended.pid}-x'
     theirs.mkdir()
-    workers._remove_stale()
+    scratch.remove_stale()
     assert list(tmp_path.iterdir()) == [theirs]
 
 
@@ -448,17 +448,22 @@ def test_a_program_that_prints_fills_no_disk(pool, last):
     assert run(pool, files + last).error.startswith('OSError')
 
 
-def test_wrong_settings_are_one_line():
-    for make in (
-        lambda: execution.Limits(seconds=0),
-        lambda: execution.Limits(memory_mb='much'),
-        lambda: execution.Pool(workers=0),
-        lambda: execution.Pool(isolation='some'),
-        lambda: execution.run_many('print(1)'),
-    ):
-        with pytest.raises(UserError) as caught:
-            make()
-        assert '\n' not in str(caught.value)
+@pytest.mark.parametrize(
+    ('argument', 'make'),
+    [
+        ('seconds', lambda: execution.Limits(seconds=0)),
+        ('memory_mb', lambda: execution.Limits(memory_mb='much')),
+        ('workers', lambda: execution.Pool(workers=0)),
+        ('isolation', lambda: execution.Pool(isolation='some')),
+        ('isolation', lambda: execution.check('some')),
+        ('programs', lambda: execution.run_many('print(1)')),
+    ],
+)
+def test_an_error_names_what_is_wrong(argument, make):
+    with pytest.raises(UserError) as caught:
+        make()
+    assert caught.value.argument == argument and caught.value.expected
+    assert '\n' not in str(caught.value)
 
 
 SCRIPT = """

@@ -6,7 +6,7 @@ import shutil
 import jax
 import pytest
 
-from rstar_jax import data, execution, main, models, parallel
+from rstar_jax import data, main, models, parallel
 from rstar_jax.job import ledger
 from rstar_jax.job.progress import Events
 from rstar_jax.models import tiny, trained
@@ -109,22 +109,6 @@ def test_each_pass_of_a_search_is_looked_at(tmp_path, monkeypatch):
     config.search.more_rollouts = (64, 10**6)
     with pytest.raises(UserError, match='a tree of .* nodes, with rollouts=1000000'):
         doing.check([(Round(config, tmp_path, 1, Events(None)), 'search')])
-
-
-def test_full_isolation_is_looked_for_before_what_comes_first(tmp_path, monkeypatch):
-    def lacking(count, isolation):
-        raise UserError(f'{isolation}: this machine lacks it')
-
-    alone(monkeypatch)
-    monkeypatch.setattr(execution, 'Pool', lacking)
-    config = configs.default()
-    config.execution.isolation = 'strict'
-    config.curate.sft = str(tmp_path / 'sft.json')
-    data.write_json_items([{'query': 'a', 'response': 'b'}], config.curate.sft)
-    round_ = Round(config, tmp_path, 1, Events(None))
-    assert doing.check([(round_, 'curate')]) == []
-    with pytest.raises(UserError, match='strict: this machine lacks it'):
-        doing.check([(round_, 'search')])
 
 
 def test_prompts_that_an_evaluation_has_no_room_for(tmp_path, monkeypatch):

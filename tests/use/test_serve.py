@@ -30,6 +30,7 @@ from tests.parallel import processes
 REPOSITORY = pathlib.Path(__file__).parents[2]
 CONFIG = search.Config(rollouts=2, candidates=3, max_depth=3, use_ground_truth=False, workers=1)
 SMALL = {'rollouts': 1, 'candidates': 2, 'step_tokens': 8, 'path_tokens': 128, 'trees': 1}
+OPEN = {'serve.host': '0.0.0.0', 'serve.key': 'x'}
 slow = threading.Event()  # set: candidates come at once
 
 
@@ -279,7 +280,7 @@ def test_pages_of_a_browser_are_refused(address):
 
 
 def test_a_header_that_is_too_long(address):
-    assert posted(address, '', 'GET', '/v1/models', X='y' * (gate.HEADER_BYTES + 1)).status == 400
+    assert posted(address, '', 'GET', '/v1/models', X='y' * gate.HEADER_BYTES).status == 431
 
 
 def test_a_key(workers, config):
@@ -326,13 +327,10 @@ def test_half_requests_end(address, monkeypatch, capfd):
 
 def test_what_fails_for_one_question_is_told_to_who_asked_it(workers, config, caplog):
     """It gets an id, the log gets the reason in one line; others are answered."""
-    started = threading.Event()
 
     def some(question, prefix, n):
         if 'broken' in question:
-            started.set()
             raise ValueError('as of\nthe script')
-        assert started.wait(60)
         return texts(question, prefix, n)
 
     expander = search.scripted(some, score, trees=4)
@@ -399,14 +397,8 @@ def test_an_engine_that_keeps_failing_ends_the_search(workers, config):
         ({'serve.host': '0.0.0.0'}, 'serve.host'),
         ({'serve.host': '::'}, 'serve.host'),
         ({'serve.host': 'example.org'}, 'serve.host'),
-        (
-            {'serve.host': '0.0.0.0', 'serve.key': 'x', 'execution.isolation': 'weak'},
-            'execution.isolation',
-        ),
-        (
-            {'serve.host': '0.0.0.0', 'serve.key': 'x', 'execution.isolation': 'none'},
-            'execution.isolation',
-        ),
+        (OPEN | {'execution.isolation': 'weak'}, 'execution.isolation'),
+        (OPEN | {'execution.isolation': 'none'}, 'execution.isolation'),
     ],
 )
 def test_who_serves_others_needs_a_key_and_the_strict_sandbox(settings, argument, monkeypatch):

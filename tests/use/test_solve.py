@@ -49,10 +49,9 @@ def test_a_question_that_is_too_long_is_no_question_without_an_answer(tmp_path):
     config.policy.path = str(tmp_path / 'policy')
     config.search.path_tokens, config.search.step_tokens = 100, 8
     config.question = 'What is 1 + 1? ' * 50
-    with pytest.raises(
-        UserError, match=r'question: has \d+ tokens .*search.path_tokens=100: raise'
-    ):
+    with pytest.raises(UserError) as caught:
         solve.solve(config)
+    assert caught.value.argument == 'question'
 
 
 def test_a_workdir_that_cannot_be_written_is_told_before_the_search(ask, tmp_path):

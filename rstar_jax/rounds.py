@@ -14,7 +14,7 @@ from rstar_jax.job import hosts
 from rstar_jax.report import terminal
 from rstar_jax.settings import configs
 from rstar_jax.settings.table import PREVIOUS, TINY
-from rstar_jax.stages import BY_NAME, STAGES, Stage, running, searches
+from rstar_jax.stages import BY_NAME, Stage, running, searches
 
 Row = tuple[int, Stage]  # the number of a round, what it does
 
@@ -65,18 +65,23 @@ def rows(config: ConfigDict, names: Sequence[str]) -> list[Row]:
     """
     first = max(1, config.first_round)
     every = [(k, BY_NAME[name]) for k, name in method(first, config.last_round)]
-    found = [(k, stage) for k, stage in every if stage.name in names and asked(config, k, stage)]
-    # What the run starts from is measured where its rounds are, or on its own.
-    measured = config.first_round == 0 or any(k and stage.name == 'eval' for k, stage in found)
-    # The round that made the policy has evaluated it.
+    found = [(k, stage) for k, stage in every if stage.called in names and asked(config, k, stage)]
+    starts = _starts(config, any(k and stage.name == 'eval' for k, stage in found))
+    return [(k, stage) for k, stage in found if k or stage.name in starts]
+
+
+def _starts(config: ConfigDict, measured: bool) -> set[str]:
+    """Which stages of round 0 have a meaning; measured: whether other rounds are."""
+    starts = {'bootstrap'}
+    # The round that made the policy has measured it.
     known = config.first_round > 1 and config.policy.path == PREVIOUS
-    if not measured or known:
-        return [(k, stage) for k, stage in found if k or stage.name != 'eval']
-    base = config.base.path
-    another = base != config.policy.path or config.bootstrap.demonstrations
-    if (0, BY_NAME['eval']) in found and base not in ('', TINY) and another:
-        found.insert(found.index((0, BY_NAME['eval'])), (0, BY_NAME['base']))
-    return found
+    if (measured or config.first_round == 0) and not known:
+        starts.add('eval')
+        base = config.base.path
+        another = base != config.policy.path or config.bootstrap.demonstrations
+        if base not in ('', TINY) and another:
+            starts.add('base')
+    return starts
 
 
 def asked(config: ConfigDict, number: int, stage: Stage) -> bool:
@@ -86,6 +91,3 @@ def asked(config: ConfigDict, number: int, stage: Stage) -> bool:
         return False
     settings = configs.flatten(configs.for_round(config, number))
     return bool(settings.get(stage.asked_by, True))
-
-
-__all__ = ['STAGES', 'asked', 'method', 'rows', 'run']

@@ -155,6 +155,7 @@ class EvaluateBase(Evaluate):
     """
 
     name = 'base'
+    called = Evaluate.name
 
     def place(self, round_: Round) -> pathlib.Path:
         return round_.root / 'base' / self.folder

@@ -24,10 +24,11 @@ class Stage:
     says.
 
     Attributes:
-      name: as --stages has it.
+      name: of its own.
       folder: of its round, where its results lie.
       needs: folders of its round that it is made from and cannot do without.
       uses: those that it is made from as well, where they are there.
+      called: in --stages; by default its name.
       asked_by: the setting without which it has nothing to do; '' for none.
       precious: whether results made from something older are an error, not made anew.
       runs_programs: that models have written.
@@ -40,6 +41,10 @@ class Stage:
     asked_by: ClassVar[str] = ''
     precious: ClassVar[bool] = False
     runs_programs: ClassVar[bool] = False
+
+    @property
+    def called(self) -> str:
+        return self.name
 
     def place(self, round_: Round) -> pathlib.Path:
         """The folder of its results."""

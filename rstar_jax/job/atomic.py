@@ -12,6 +12,7 @@ import json
 import os
 import pathlib
 import secrets
+import weakref
 from collections.abc import Iterator
 from typing import IO, Any
 
@@ -59,26 +60,44 @@ def replacing(path: str | os.PathLike, tag: str = '') -> Iterator[pathlib.Path]:
         temporary.unlink(missing_ok=True)
 
 
+_by_name: weakref.WeakKeyDictionary[IO[str], Any] = weakref.WeakKeyDictionary()
+
+
 def lock(file: IO[str]) -> bool:
     """Takes the lock of an open file for this process; False if another one has it.
 
-    On a file system without locks, such as NFS without its daemon, nobody is kept out.
+    On a file system without locks, such as NFS without its daemon, a file beside it, named as by
+    `owner`, tells who has it: it stays when that machine is lost, and is deleted by hand then.
     """
     import fcntl
+
+    import filelock
 
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     except OSError:
-        pass
+        named = filelock.SoftFileLock(owner(file.name), timeout=0)
+        try:
+            named.acquire()
+        except filelock.Timeout:
+            return False
+        _by_name[file] = named
     return True
+
+
+def owner(path: str | os.PathLike) -> pathlib.Path:
+    """The file that stands for the lock of `path` on a file system without locks."""
+    return pathlib.Path(f'{os.fspath(path)}.owner')
 
 
 def unlock(file: IO[str]) -> None:
     """Lets go of the lock, and closes the file."""
     import fcntl
 
+    if file in _by_name:
+        _by_name.pop(file).release()
     # A process that is being started just now has the file open, too.
     with contextlib.suppress(OSError):
         fcntl.flock(file, fcntl.LOCK_UN)

@@ -26,7 +26,7 @@ import secrets
 import shutil
 import stat
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from rstar_jax.job import atomic, claims, hosts, ledger
@@ -37,10 +37,13 @@ TRIES = 3  # of a push that must succeed, with WAIT seconds between
 WAIT = 2.0
 MARKERS = ('done.json', 'model.json', '_CHECKPOINT_METADATA')
 STATES = ('state', 'best')  # folders of checkpoints, which are whole with their metadata
-SMALL = 1 << 20  # bytes; of larger files another machine makes none of the same name and size
+SMALL = 1 << 20  # bytes; smaller files are fetched again without a look at their version
+VERSIONS = ('ETag', 'etag', 'generation', 'md5Hash', 'content_md5', 'mtime', 'created')
 COPIED = 64 << 20  # bytes; larger files are written once, and linked for a push, not copied
 LOGS = ('metrics.jsonl', 'events.out')  # in the names of files that grow in place
-KNOWN = '.store.json'  # what the store holds: {name: [size, time of change]}
+KNOWN = (
+    '.store.json'  # what the store holds: {name: [size, time of change, version of a large one]}
+)
 KNOWN_SECONDS = 5.0  # between two writes of it while a push goes on
 SHARED = '.shared.json'  # what the first process writes to see whether all work in its folder
 SENDING = '.sending'  # the files of a push as it began: the run may change or delete its own
@@ -70,8 +73,9 @@ class Place:
             self._store, root = fsspec.core.url_to_fs(url)
         except (ImportError, ValueError) as error:
             raise UserError(
-                f'--workdir={url}: {one_line(error)}; expected a folder, or the address of a store '
-                'such as gs://BUCKET/RUN'
+                url,
+                expected=one_line(error),
+                remedy='name a folder, or the address of a store such as gs://BUCKET/RUN',
             ) from None
         self._root = root.rstrip('/')
         if 'file' in self._store.protocol:
@@ -81,8 +85,9 @@ class Place:
             cache = pathlib.Path(os.environ.get('XDG_CACHE_HOME') or '~/.cache').expanduser()
         except RuntimeError:  # a user without a home, as in some containers
             raise UserError(
-                f'--workdir={url}: works in a folder of this machine, and no home is known: set '
-                'XDG_CACHE_HOME'
+                url,
+                expected='works in a folder of this machine, and no home is known',
+                remedy='set XDG_CACHE_HOME',
             ) from None
         self.folder = pathlib.Path(folder or cache / 'rstar_jax' / 'runs' / name)
         self._pushed = self._told = time.monotonic()  # a push has ended; KNOWN was written
@@ -110,9 +115,10 @@ class Place:
         if hosts.alike_soon(lambda: ledger.read_json(shared)):
             return
         raise UserError(
-            f'--workdir={self.url}: {self.folder} is another folder here than on the first '
-            'process: on several machines name a folder of a disk that all mount, or set '
-            'XDG_CACHE_HOME to one'
+            self.url,
+            expected=f'{self.folder} is another folder here than on the first process',
+            remedy='on several machines name a folder of a disk that all mount, or set '
+            'XDG_CACHE_HOME to one',
         )
 
     def end(self) -> None:
@@ -131,34 +137,64 @@ class Place:
         except FileNotFoundError:
             there = {}
         except Exception as error:  # each store has errors of its own
-            raise UserError(f'--workdir={self.url}: cannot be read ({one_line(error)})') from None
+            raise UserError(self.url, expected=f'cannot be read ({one_line(error)})') from None
         # Consoles, and stores that are mounted, make an object 'FOLDER/' of each folder.
-        there = {p[len(self._root) + 1 :]: x for p, x in there.items() if not p.endswith('/')}
-        there.pop(claims.CLAIM, None)
+        there = {p[len(self._root) + 1 :]: x for p, x in there.items() if p[-1:] != '/'}
+        there = {name: about for name, about in there.items() if name and self._is_ours(name)}
         known = self._known()
-        for name in known.keys() - there.keys():  # deleted there
-            if _about(self.folder / name) == known[name]:
+        for name in known.keys() - there.keys():
+            if _about(self.folder / name) == known[name][:2] and self._is_gone(name):
                 (self.folder / name).unlink(missing_ok=True)
         for name, about in there.items():
             path = self.folder / name
             size, now = about['size'], _about(path)
-            as_pushed = now == known.get(name)
-            elsewhere = size != known.get(name, [None])[0] or (as_pushed and size < SMALL)
+            size_known, _, *version_known = known.get(name, [None, None])
+            as_pushed = now is not None and now == known.get(name, [])[:2]
+            if size < SMALL or not version_known:
+                elsewhere = size != size_known or as_pushed
+            else:
+                elsewhere = [_version(about)] != version_known
             # A push that was killed has sent it, and KNOWN does not say so.
             grown = now is not None and not as_pushed and _is_log(name) and now[0] > size
             if now is None or (elsewhere and not grown):
                 self._fetch(name, path)
-                known[name] = _about(path)
+                known[name] = [*_about(path), *([_version(about)] if size >= SMALL else [])]
         self._write_known({name: known[name] for name in there if name in known})
         self._drop_broken_states()
+
+    def _is_ours(self, name: str) -> bool:
+        """Whether a run has written it. Raises UserError where it would lie outside the folder."""
+        parts = name.split('/')
+        if {'..', '.', ''} & set(parts) or '\0' in name:
+            raise UserError(
+                f'{self.url}/{name}',
+                expected='is no name of a file in a workdir',
+                remedy='delete it',
+            )
+        return all(map(_is_whole, parts))
+
+    def _is_gone(self, name: str) -> bool:
+        """Whether an object that was not listed is deleted: listings may be late."""
+        try:
+            self._store.info(f'{self._root}/{name}')
+        except FileNotFoundError:
+            return True
+        except Exception:  # each store has errors of its own
+            return False
+        return False
 
     def _fetch(self, name: str, path: pathlib.Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f'.{path.name}.part')
-        try:
-            self._store.get_file(f'{self._root}/{name}', str(temporary))
-        except Exception as error:
-            raise UserError(f'{self.url}/{name}: cannot be read ({one_line(error)})') from None
+        for left in reversed(range(TRIES)):
+            try:
+                self._store.get_file(f'{self._root}/{name}', str(temporary))
+                break
+            except Exception as error:  # each store has errors of its own; it may be throttled
+                if not left:
+                    reason = f'cannot be read ({one_line(error)})'
+                    raise UserError(f'{self.url}/{name}', expected=reason) from None
+                time.sleep(WAIT * (TRIES - left))
         temporary.replace(path)
 
     def _drop_broken_states(self) -> None:
@@ -191,8 +227,9 @@ class Place:
         if failed and must:
             name, reason = next(iter(failed.items()))
             raise UserError(
-                f'{self.url}/{name}: cannot be written ({reason}); all is kept in {self.folder}: '
-                'run the same command again on this machine'
+                f'{self.url}/{name}',
+                expected=f'cannot be written ({reason}); all is kept in {self.folder}',
+                remedy='run the same command again on this machine',
             )
 
     def _wait(self) -> None:
@@ -208,11 +245,11 @@ class Place:
         Else training would delete a state before it is sent, and the store would never hold one;
         and a log would be longer there than KNOWN says.
         """
-        self._claim.check()
+        self._claim.check(0.0)
         here, known = self._here(), self._known()
         shutil.rmtree(self.folder / SENDING, ignore_errors=True)
         for name, (size, changed) in here.items():
-            if known.get(name) != here[name]:
+            if known.get(name, [])[:2] != here[name]:
                 path, sent = self.folder / name, self.folder / SENDING / name
                 try:
                     sent.parent.mkdir(parents=True, exist_ok=True)
@@ -229,7 +266,7 @@ class Place:
     def _push(self, here: dict[str, list[int]]) -> dict[str, str]:
         """One attempt; tells and returns {name: reason} of what was not written."""
         known, failed = self._known(), {}
-        changed = [name for name, about in here.items() if known.get(name) != about]
+        changed = [name for name, about in here.items() if known.get(name, [])[:2] != about]
         gone = [name for name in known if name not in here]
         markers = [name for name in changed if _is_marker(name)]
         there_is = [name for name in here if _is_marker(name)]
@@ -252,6 +289,8 @@ class Place:
 
     def _do(self, steps: list, here: dict, known: dict, failed: dict[str, str]) -> None:
         for step, name in steps:
+            # Where there is a marker, others believe it: another look before each.
+            self._claim.check(*([0.0] if _is_marker(name) else []))
             try:
                 step(name)
             except Exception as error:  # each store has errors of its own
@@ -260,13 +299,21 @@ class Place:
                 continue
             known.pop(name, None)
             if step == self._send:
-                known[name] = here[name]
+                known[name] = [*here[name], *self._version_of(name, here[name][0])]
             if time.monotonic() - self._told >= KNOWN_SECONDS:
                 self._write_known(known)
 
     def _send(self, name: str) -> None:
         """A store's objects appear when they are whole."""
         self._store.put_file(str(self._to_send(name)), f'{self._root}/{name}')
+
+    def _version_of(self, name: str, size: int) -> list[str]:
+        """Of a large file that has just been sent; nothing where it is not known."""
+        if size >= SMALL:
+            with contextlib.suppress(Exception):  # then the file is fetched again
+                self._store.invalidate_cache()
+                return [_version(self._store.info(f'{self._root}/{name}'))]
+        return []
 
     def _to_send(self, name: str) -> pathlib.Path:
         sent = self.folder / SENDING / name
@@ -314,6 +361,11 @@ def _replaced(name: str, markers: Collection[str]) -> bool:
     """Whether a file that is gone was of a state whose stage has a newer one, or its model."""
     *stage, kind = name.split('/')[:3]
     return kind in STATES and any(marker.split('/')[:2] == stage for marker in markers)
+
+
+def _version(about: Mapping[str, Any]) -> str:
+    """What a store says of an object that is another one when it was written again."""
+    return next((f'{about[key]}' for key in VERSIONS if about.get(key) is not None), '')
 
 
 def _about(path: str | os.PathLike) -> list[int] | None:

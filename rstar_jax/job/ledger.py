@@ -342,12 +342,14 @@ def check_writable(folder: pathlib.Path, flag: str = '--workdir') -> None:
 def lock(workdir: pathlib.Path) -> Iterator[None]:
     """Holds the workdir for this process, so that two runs never write into the same files."""
     check_writable(workdir)
-    file = open(workdir / '.lock', 'w')  # noqa: SIM115 (closing it would let go of the lock)
+    path = workdir / '.lock'
+    file = open(path, 'a')  # noqa: SIM115 (closing it would let go of the lock)
     if not atomic.lock(file):
         file.close()
-        raise Later(
-            f'--workdir={workdir}: another run is writing into it: wait for it, or use another one'
-        )
+        remedy = 'wait for it, or use another one'
+        if (owner := atomic.owner(path)).exists():  # a lost machine leaves it
+            remedy += f'; if none runs any more, delete {owner}'
+        raise Later(str(workdir), expected='another run is writing into it', remedy=remedy)
     try:
         yield
     finally:

@@ -342,8 +342,9 @@ def test_two_processes_do_not_share_a_workdir(tmp_path):
     )
     try:
         assert other.stdout.readline() == 'held\n'
-        with pytest.raises(Later, match='another run is writing'), ledger.lock(tmp_path):
+        with pytest.raises(Later) as refused, ledger.lock(tmp_path):
             pass
+        assert refused.value.argument == str(tmp_path)
     finally:
         other.communicate('')
     with ledger.lock(tmp_path):
@@ -351,15 +352,17 @@ def test_two_processes_do_not_share_a_workdir(tmp_path):
 
 
 @pytest.mark.parametrize('error', [errno.ENOLCK, errno.ENOSYS])
-def test_a_file_system_without_locks_keeps_nobody_out(tmp_path, monkeypatch, error):
+def test_a_file_system_without_locks_has_a_file_for_a_lock(tmp_path, monkeypatch, error):
     """NFS without its daemon, Lustre without flock."""
 
     def flock(file, how):
         raise OSError(error, os.strerror(error))
 
     monkeypatch.setattr(fcntl, 'flock', flock)
-    with ledger.lock(tmp_path), ledger.lock(tmp_path):
-        pass
+    with ledger.lock(tmp_path):
+        with pytest.raises(Later) as refused, ledger.lock(tmp_path):
+            pass
+        assert str(atomic.owner(tmp_path / '.lock')) in refused.value.remedy
     for number in range(2):
         with data.TreeStore(tmp_path / 'trees') as store:
             assert store.append(samples.grown(number, index=number))

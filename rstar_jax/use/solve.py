@@ -6,12 +6,12 @@ import sys
 
 from ml_collections import ConfigDict
 
-from rstar_jax import data, grading, report, search, stages, steps
+from rstar_jax import data, execution, grading, report, search, stages, steps
 from rstar_jax.job import ledger
 from rstar_jax.job.progress import Line
 from rstar_jax.report import trees
 from rstar_jax.search import Record
-from rstar_jax.settings.errors import UserError, one_line
+from rstar_jax.settings.errors import UserError, of_setting, one_line
 from rstar_jax.stages import checkpoints, searches
 from rstar_jax.stages.stage import Ahead
 
@@ -33,6 +33,8 @@ def solve(config: ConfigDict, workdir: str = '') -> str:
         ledger.check_writable(pathlib.Path(workdir))
     round_ = stages.asked(config, workdir)
     checkpoints.check_searching(round_, Ahead())
+    with of_setting('execution'):
+        execution.check(searches.isolation(round_.config))
     problem = data.Problem(0, config.question, '')
     with Line('searching') as line:
         records = list(

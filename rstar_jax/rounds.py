@@ -49,13 +49,13 @@ def run(config: ConfigDict, workdir: str, names: Sequence[str]) -> None:
             print(f'devices: {parallel.devices_in_use()}', flush=True)
 
         def after(root: pathlib.Path) -> None:
-            report.attempt(root)
+            report.attempt(root, STAGES)
             opened.push()
 
         todo = [(opened.round(config, number), stage) for number, stage in rows(config, names)]
         running.run_all(todo, after)
         if hosts.is_first():
-            terminal.show(opened.root)
+            terminal.show(opened.root, STAGES)
 
 
 def rows(config: ConfigDict, names: Sequence[str]) -> list[Row]:

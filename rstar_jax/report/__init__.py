@@ -15,7 +15,7 @@ import dataclasses
 import os
 import pathlib
 import shlex
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
 from rstar_jax.job import atomic
@@ -23,13 +23,14 @@ from rstar_jax.settings.errors import UserError
 
 if TYPE_CHECKING:
     from rstar_jax.report.page import Part
-    from rstar_jax.report.run import Run
+    from rstar_jax.report.run import Kind, Run
 
 TREES = 60  # of each search and evaluation, where not asked for more
 
 
 def write(
     workdir: str | os.PathLike,
+    kinds: Sequence[Kind],
     other: str | os.PathLike | None = None,
     *,
     trees: int | None = TREES,
@@ -39,6 +40,7 @@ def write(
 
     Args:
       workdir: the run's.
+      kinds: the stages that a run may have, in their order: `stages.STAGES`.
       other: a second run's, to be shown beside it: its own page is written too, and one of both in
         the report of the first, which is returned.
       trees: how many of each search's can be opened in the viewer; None, all.
@@ -51,18 +53,19 @@ def write(
     # matplotlib takes a second to import: not before there is something to draw.
     from rstar_jax.report import page, plots, run
 
-    runs = [run.read(path) for path in (workdir, other) if path is not None]
+    runs = [run.read(path, kinds) for path in (workdir, other) if path is not None]
     roots = [one.root.resolve() for one in runs]
     if len(set(roots)) < len(roots):
-        raise UserError(f'{other}: the same run twice; expected another WORKDIR')
+        raise UserError(str(other), expected='the same run twice', remedy='name another workdir')
     runs = run.told_apart(*runs) if other is not None else runs
     parts = [_part(one, trees, problems) for one in runs]
     found = {entry.index for part in parts for one in part.samples for entry in one.entries}
     if missing := sorted(set(problems) - found):
         raise UserError(
-            f'--problems={",".join(map(str, missing))}: no tree in '
-            f'{" or ".join(str(one.root) for one in runs)} is of these; expected the index of a '
-            'problem that has been searched, as trees and data tell it'
+            'problems',
+            ','.join(map(str, missing)),
+            f'no tree in {" or ".join(str(one.root) for one in runs)} is of these',
+            'name indices of problems that have been searched, as trees and data tell them',
         )
     written = []
     for one, part in zip(runs, parts):
@@ -82,10 +85,12 @@ def write(
     return path
 
 
-def attempt(workdir: str | os.PathLike, problems: Collection[int] = ()) -> pathlib.Path | None:
+def attempt(
+    workdir: str | os.PathLike, kinds: Sequence[Kind], problems: Collection[int] = ()
+) -> pathlib.Path | None:
     """`write` for who goes on without a page: what it is made of is on disk. None: it failed."""
     try:
-        return write(workdir, problems=problems)
+        return write(workdir, kinds, problems=problems)
     except Exception as error:
         print(
             f'report: not written ({type(error).__name__}: {error}); all else is; try '

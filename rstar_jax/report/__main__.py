@@ -12,7 +12,9 @@ from collections.abc import Sequence
 from rstar_jax import report
 from rstar_jax.job import command
 from rstar_jax.job.interrupts import leave
+from rstar_jax.settings import errors
 from rstar_jax.settings.errors import UserError
+from rstar_jax.stages import STAGES
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -25,7 +27,8 @@ def _run(arguments: Sequence[str]) -> int:
     if not arguments or {'-h', '--help', 'help'} & set(arguments):
         return command.show_help(__doc__.strip())
     folders, settings = _parse(arguments)
-    print(report.write(*folders, **settings))
+    with errors.of_setting('report', {'problems': '--problems'}):
+        print(report.write(folders[0], STAGES, *folders[1:], **settings))
     return 0
 
 
@@ -39,15 +42,16 @@ def _parse(arguments: Sequence[str]) -> tuple[list[str], dict]:
             elif name == '--problems':
                 settings['problems'] = [int(index) for index in value.split(',')]
             elif name.startswith('-'):
-                raise UserError(f'{argument}: no such option; --help lists them')
+                raise UserError(argument, expected='no such option', remedy='--help lists them')
             else:
                 folders.append(argument)
         except ValueError:
-            raise UserError(f'{argument}: needs whole numbers; --help lists the options') from None
+            raise UserError(argument, expected='needs whole numbers') from None
     if not 1 <= len(folders) <= 2:
-        raise UserError(f'{len(folders)} folders named; expected WORKDIR or WORKDIR WORKDIR2')
+        named = f'expected one or two, not {len(folders)}'
+        raise UserError('WORKDIR', expected=named)
     if (settings.get('trees') or 1) < 0:
-        raise UserError(f'--trees={settings["trees"]}: needs at least 0, or all')
+        raise UserError('--trees', settings['trees'], 'needs at least 0, or all')
     return folders, settings
 
 

@@ -145,7 +145,7 @@ def _head(part: Part, several: bool) -> str:
     tiles = ''.join(
         f'<div class="tile"><div class="what">{_text(what)}</div><div class="value">{_text(value)}'
         f'</div><div class="more">{_text(more).replace(" %", "&nbsp;%")}</div></div>'
-        for what, value, more in tables.headlines(run)
+        for what, value, more in stages.headlines(run)
     )
     heading = 'h2' if several else 'h1'
     return (
@@ -211,9 +211,9 @@ def _cost(part: Part) -> str:
 
 
 def _found(part: Part) -> str:
-    rows = tables.found(part.run)
+    rows = stages.found(part.run)
     table = _table(rows, text=(0,)) if rows else ''
-    if note := tables.found_note(part.run):
+    if note := stages.found_note(part.run):
         table += f'<p class="note">{_text(note)}</p>'
     return _plots(part.found, part.beside) + table
 

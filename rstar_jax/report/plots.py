@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator, NullLocator
 
 from rstar_jax.data.record import Status
-from rstar_jax.report import paper, tables
+from rstar_jax.report import paper, stages, tables
 from rstar_jax.report.drawing import COLOURS, HEIGHT, Plot, bars, bars_height, draw, legend
 from rstar_jax.report.run import Results, Run
 from rstar_jax.report.trees import Sample
@@ -244,7 +244,7 @@ def cost(run: Run, folder: pathlib.Path) -> list[Plot]:
     }
     unit, size = _time_unit(max((s.seconds for s in run.stages), default=0.0))
     times = {name: {k: x / size for k, x in row.items()} for name, row in seconds.items() if row}
-    used = tables.tokens(run)
+    used = stages.tokens(run)
     word, size = _token_unit(max((x for row in used.values() for x in row.values()), default=0.0))
     used = {name: {k: x / size for k, x in row.items()} for name, row in used.items() if row}
     made = []
@@ -285,9 +285,9 @@ def _token_unit(count: float) -> tuple[str, float]:
 def found(run: Run, samples: Sequence[Sample], folder: pathlib.Path) -> list[Plot]:
     """Problems solved by round, what the newest round's trees gave, and how branches end."""
     made = []
-    solved = {k: 100 * right / asked for k, (right, asked) in tables.training_solved(run).items()}
+    solved = {k: 100 * right / asked for k, (right, asked) in stages.training_solved(run).items()}
     if len(solved) > 1:
-        so_far = tables.leaves_out(run)
+        so_far = stages.leaves_out(run)
         last = max(solved)
         theirs = [(k, y) for k, y in enumerate(paper.SOLVED) if y is not None and k <= last]
         # The paper's rounds search all of the same problems.

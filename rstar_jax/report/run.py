@@ -4,15 +4,39 @@ import dataclasses
 import json
 import os
 import pathlib
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Protocol
 
 from rstar_jax.job import ledger
 from rstar_jax.settings.errors import UserError
-from rstar_jax.settings.kinds import BASE, KINDS, STAGES, TRAININGS, of_round
 
 Results = dict[str, Any]
 Figures = dict[str, Any]
+BASE = 'base'  # the model that rounds train from: an evaluation of no round, in base/eval
+START = ('bootstrap', 'eval')  # what round 0 is made of
+
+
+EXPECTED = 'expected the --workdir of python -m rstar_jax.main, with a config.json'
+
+
+class Kind(Protocol):
+    """What a report has to know of a stage; those of a run are `stages.STAGES`.
+
+    Attributes:
+      name: as settings have it.
+      folder: of its round.
+      asked_by: the setting without which it has nothing to do; '' for none.
+    """
+
+    name: str
+    folder: str
+    asked_by: str
+
+    def describe(self, figures: Figures) -> str:
+        """What it made, in words."""
+
+    def results(self, figures: Figures) -> Mapping[str, str]:
+        """{what: path in its folder} of what a user may look for."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,18 +44,23 @@ class Stage:
     """One stage that has begun.
 
     Attributes:
+      kind: what it does.
       round: its number.
-      name: one of `stages.KINDS`.
       folder: where its results lie.
       seconds: spent on it so far.
       figures: what it made; None while it is not complete.
     """
 
+    kind: Kind
     round: int
-    name: str
     folder: pathlib.Path
     seconds: float
     figures: Figures | None
+
+    @property
+    def name(self) -> str:
+        """Of its kind."""
+        return self.kind.name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +69,7 @@ class Run:
 
     Attributes:
       root: the workdir.
+      kinds: the stages that a run may have, in their order.
       settings: {'round1': {'search.rollouts': 8, ...}, ...}.
       stages: all that have begun, in the order in which they are run.
       results: content of every results.json by round, that of the base model first.
@@ -50,6 +80,7 @@ class Run:
     """
 
     root: pathlib.Path
+    kinds: Sequence[Kind]
     settings: Mapping[str, Mapping[str, Any]]
     stages: tuple[Stage, ...]
     results: tuple[Results, ...]
@@ -74,8 +105,14 @@ class Run:
         if self.current is not None or not self.stages:
             return False
         number = max(map(ledger.round_number, self.settings), default=0)
-        asked = {name.strip() for name in self.newest.get('stages', '').split(',')}
-        asked = of_round(number, self.newest, asked)
+        names = {name.strip() for name in self.newest.get('stages', '').split(',')}
+        asked = [
+            kind.name
+            for kind in self.kinds
+            if kind.name in names
+            and (kind.name in START if number == 0 else kind.name != 'bootstrap')
+            and self.newest.get(kind.asked_by, True)
+        ]
         last = self.stages[-1]
         return not asked or (last.round, last.name) == (number, asked[-1])
 
@@ -90,8 +127,10 @@ class Run:
         return next(found, None) or {}
 
 
-def read(workdir: str | os.PathLike) -> Run:
+def read(workdir: str | os.PathLike, kinds: Sequence[Kind]) -> Run:
     """Reads a workdir.
+
+    kinds: the stages that a run may have, in their order.
 
     Raises:
       UserError: it holds no run, or a file in it cannot be read.
@@ -100,26 +139,24 @@ def read(workdir: str | os.PathLike) -> Run:
     settings = ledger.read_json(root / 'config.json') or {}
     if not _of_rounds(settings):  # a model's, say
         raise UserError(
-            f'{root / "config.json"}: not the settings of a run; expected the --workdir of '
-            'python -m rstar_jax.main'
+            str(root / 'config.json'), expected='not the settings of a run', remedy=EXPECTED
         )
     rounds = ledger.rounds(root)
     ablations = ledger.read_json(root / 'ablations.json')
     if not (rounds or settings or ablations or (root / 'solve').is_dir()):
-        raise UserError(
-            f'{root}: holds no run: expected the --workdir of python -m rstar_jax.main, with a '
-            'config.json'
-        )
-    stages = [stage for number, path in rounds for stage in _stages(number, path)]
-    stages += _stage(0, BASE, root / BASE / KINDS[BASE].folder)
-    stages.sort(key=lambda stage: (stage.round, [*KINDS].index(stage.name)))
+        raise UserError(str(root), expected='holds no run', remedy=EXPECTED)
+    stages = [
+        stage
+        for number, path in [(0, root / BASE), *rounds]
+        for stage in _stages(number, path, kinds)
+    ]
+    stages.sort(key=lambda stage: (stage.round, kinds.index(stage.kind)))
     trainings = {
-        (stage.round, stage.name): _lines(stage.folder / 'metrics.jsonl')
-        for stage in stages
-        if stage.name in TRAININGS
+        (stage.round, stage.name): _lines(stage.folder / 'metrics.jsonl') for stage in stages
     }
     return Run(
         root,
+        kinds,
         settings,
         tuple(stages),
         tuple(read_results(root)),
@@ -167,26 +204,26 @@ def read_results(root: pathlib.Path) -> list[Results]:
             results['benchmarks'].items()
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(
-                f'{path}: not the results of an evaluation ({error}); delete '
-                f'{path.with_name("done.json")}, and the run makes it again of the trees there are'
+                str(path),
+                expected=f'not the results of an evaluation ({error})',
+                remedy=f'delete {path.with_name("done.json")}, and the run makes it again of the '
+                'trees there are',
             ) from None
         found.append(results)
     return found
 
 
-def _stages(number: int, path: pathlib.Path) -> Iterator[Stage]:
-    for name in STAGES:
-        folder = KINDS[name].folder
-        if (name == 'bootstrap') == (number == 0) or folder != 'policy':
-            yield from _stage(number, name, path / folder)
-
-
-def _stage(number: int, name: str, folder: pathlib.Path) -> list[Stage]:
-    done = ledger.read_json(folder / 'done.json')
-    begun = done or ledger.read_json(folder / 'begun.json')
-    return (
-        [Stage(number, name, folder, begun['seconds'], done and done['figures'])] if begun else []
-    )
+def _stages(number: int, path: pathlib.Path, kinds: Sequence[Kind]) -> Iterator[Stage]:
+    """Those of a round's folder, or of the base model's, that have begun."""
+    for kind in kinds:
+        folder = path / kind.folder
+        # Two have one folder: the policy of round 0 is from the bootstrap.
+        elsewhere = (kind.name == BASE) != (path.name == BASE)
+        if elsewhere or (kind.folder == 'policy' and (kind.name == 'bootstrap') != (number == 0)):
+            continue
+        done = ledger.read_json(folder / 'done.json')
+        if begun := done or ledger.read_json(folder / 'begun.json'):
+            yield Stage(kind, number, folder, begun['seconds'], done and done['figures'])
 
 
 def _lines(path: pathlib.Path) -> list[dict[str, Any]]:
@@ -198,5 +235,7 @@ def _lines(path: pathlib.Path) -> list[dict[str, Any]]:
         return []
     except (ValueError, TypeError) as error:
         raise UserError(
-            f'{path}: not the log of a training ({error}); delete it, only the curves need it'
+            str(path),
+            expected=f'not the log of a training ({error})',
+            remedy='delete it, only the curves need it',
         ) from None

@@ -1,14 +1,16 @@
 """What a run ends with: what each stage made, how accurate the rounds are, where all lies."""
 
 import pathlib
+from collections.abc import Sequence
 
 from rstar_jax.job import progress
 from rstar_jax.report import run, stages, tables
+from rstar_jax.report.run import Kind
 
 
-def show(root: pathlib.Path, stream=None) -> None:
-    """Prints everything that a workdir's stages say of themselves."""
-    made = run.read(root)
+def show(root: pathlib.Path, kinds: Sequence[Kind], stream=None) -> None:
+    """Prints everything that a workdir's stages say of themselves; kinds: as of `run.read`."""
+    made = run.read(root, kinds)
     parts = []
     if made.stages or not made.ablations:
         parts += ['', progress.table(stages.table(made), right=(2,))]

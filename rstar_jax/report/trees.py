@@ -24,8 +24,7 @@ from rstar_jax.data.annotated import NEITHER, annotate, leading
 from rstar_jax.data.pairs import spread
 from rstar_jax.data.record import Record, Status
 from rstar_jax.data.trees import SUFFIX, TreeStore
-from rstar_jax.report.run import Run
-from rstar_jax.settings.kinds import BASE
+from rstar_jax.report.run import BASE, Run
 
 SOLVE = 'solve'  # folder of the trees of single questions
 SHOWN = 2  # solved trees on the page itself, and unsolved ones

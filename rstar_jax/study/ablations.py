@@ -40,7 +40,7 @@ from rstar_jax.models import trained
 from rstar_jax.report import terminal
 from rstar_jax.settings import configs
 from rstar_jax.settings.errors import UserError
-from rstar_jax.stages import BY_NAME, Round, problems, running
+from rstar_jax.stages import BY_NAME, STAGES, Round, problems, running
 
 Figures = dict[str, Any]
 RUN, SEARCHES = 'run', 'searches'
@@ -269,8 +269,8 @@ def run(config: ConfigDict, workdir: str) -> None:
                 with progress.part(seed, variant.name):
                     seed.run_variant(variant)
                 _write(config, root, seeds, chosen)
-            report.write(root)
-    terminal.show(root)
+            report.write(root, STAGES)
+    terminal.show(root, STAGES)
 
 
 class Seed:

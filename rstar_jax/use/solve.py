@@ -84,7 +84,7 @@ def _keep(records: list[Record], root: pathlib.Path, shown: int) -> str:
         for record in records:
             problem = dataclasses.replace(record.problem, index=number)
             store.append(dataclasses.replace(record, problem=problem))
-    page = report.attempt(root, [number])
+    page = report.attempt(root, stages.STAGES, [number])
     where = f'{page}#tree={trees.SOLVE}-{number}-{shown}' if page else store.directory
     return f'Tree: {where}'
 

@@ -13,6 +13,7 @@ from PIL import Image
 from playwright import sync_api
 
 from rstar_jax import report
+from rstar_jax.stages import STAGES
 from tests.report.test_browser import launched
 
 SIZE = {'width': 1000, 'height': 500}
@@ -28,7 +29,7 @@ RIGHT_AMONG_WRONG = """async () => {
 
 
 def main(workdir: str, folder: str, tree: str = '') -> None:
-    path = report.write(workdir)
+    path = report.write(workdir, STAGES)
     with sync_api.sync_playwright() as playwright:
         browser = launched(playwright)
         page = browser.new_page(viewport=SIZE, device_scale_factor=1.5)

@@ -7,6 +7,7 @@ import shutil
 import pytest
 
 from rstar_jax import data, report
+from rstar_jax.stages import STAGES
 from tests.report import workdirs
 from tests.report.grown import grown
 
@@ -46,7 +47,7 @@ def workdir(tmp_path_factory):
             store.append(grown(problem | {'index': index, 'question': f'q{index}'}, nodes=200))
         store.append(grown(problem, nodes=BIG, depth=14))
     workdirs.write(root / 'round3' / 'search' / 'begun.json', {'inputs': {}, 'seconds': 9})
-    report.write(root)
+    report.write(root, STAGES)
     return root
 
 
@@ -309,7 +310,7 @@ def test_trees_of_two_runs_are_kept_apart(browser, workdir, tmp_path):
     other = tmp_path / 'other'
     workdirs.trees(other / 'round1' / 'search', 3, seed=900, nodes=33)
     workdirs.write(other / 'round1' / 'search' / 'begun.json', {'inputs': {}, 'seconds': 9})
-    made = Watched(browser, report.write(workdir, other))
+    made = Watched(browser, report.write(workdir, STAGES, other))
     assert made.page.evaluate('document.documentElement.scrollWidth') <= DESK['width']
     for name, nodes in (('a-round1-search-0-0', 60), ('b-round1-search-0-0', 33)):
         made.open(name)

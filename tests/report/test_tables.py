@@ -2,6 +2,7 @@
 
 from rstar_jax import report
 from rstar_jax.report import paper, plots, run, stages, tables
+from rstar_jax.stages import STAGES
 from tests.report import workdirs
 from tests.report.workdirs import benchmark, results
 
@@ -14,13 +15,13 @@ def test_two_runs_are_compared_at_the_latest_round_that_both_have(tmp_path):
             folder = 'base' if number is None else f'round{number}'
             path = tmp_path / name / folder / 'eval' / 'results.json'
             workdirs.write(path, results(number, sums=benchmark(share)))
-    runs = [run.read(tmp_path / name) for name in ('long', 'short')]
+    runs = [run.read(tmp_path / name, STAGES) for name in ('long', 'short')]
     (note,) = tables.side_by_side(*runs)
     assert note.startswith('round 2: sums, policy alone, short against long: 10 problems won, 0 lo')
     (note,) = tables.side_by_side(*runs[::-1])
     assert note.startswith('round 2: sums, policy alone, long against short: 0 problems won, 10 lo')
     workdirs.write(tmp_path / 'none' / 'config.json', {'round1': {}})
-    assert not [*tables.side_by_side(runs[0], run.read(tmp_path / 'none'))]
+    assert not [*tables.side_by_side(runs[0], run.read(tmp_path / 'none', STAGES))]
 
 
 def test_problems_are_solved_in_all_rounds_so_far_where_later_ones_leave_them_out(tmp_path):
@@ -35,9 +36,9 @@ def test_problems_are_solved_in_all_rounds_so_far_where_later_ones_leave_them_ou
     for solved, more in ((1, 'rounds 1 to 2'), (0, 'round 2')):
         settings = {f'round{number}': keys | {'data.solved': solved} for number in rounds}
         workdirs.write(root / 'config.json', settings)
-        made = run.read(root)
-        assert tables.training_solved(made) == {1: (60, 100), 2: (70, 100)}
-        tiles = {what: (part, more) for what, part, more in tables.headlines(made)}
+        made = run.read(root, STAGES)
+        assert stages.training_solved(made) == {1: (60, 100), 2: (70, 100)}
+        tiles = {what: (part, more) for what, part, more in stages.headlines(made)}
         assert tiles['training problems solved'] == ('70.0 %', f'70 of 100, {more}')
         (plot,) = plots.found(made, [], tmp_path)
         assert ('paper' in plot.svg) == (not solved)
@@ -58,7 +59,7 @@ def test_columns_that_need_it_are_explained(tmp_path):
             workdirs.done(tmp_path / f'round{number}' / 'curate', 1, trees=5)
         settings = {f'round{number}': {'curate.rounds': rounds} for number in (1, 2)}
         workdirs.write(tmp_path / 'config.json', settings)
-        note = tables.found_note(run.read(tmp_path))
+        note = stages.found_note(run.read(tmp_path, STAGES))
         assert note.startswith('Each column is of the trees of its round and of those b') == (
             rounds == 'all'
         )
@@ -73,8 +74,8 @@ def test_tokens_of_new_problems_are_told_beside_those_of_the_search(tmp_path):
         counts['so_far'] = {'problems': 5, 'solved': 3}
         workdirs.done(folder / 'search', 1, tokens=100, **counts)
     workdirs.write(tmp_path / 'config.json', {})
-    made = run.read(tmp_path)
-    used = tables.tokens(made)
+    made = run.read(tmp_path, STAGES)
+    used = stages.tokens(made)
     assert used == {
         'synthesize': {1: 2500, 2: 5000},
         'search': {1: 100, 2: 100},
@@ -100,12 +101,12 @@ def test_the_papers_figures_lie_at_its_rounds():
 
 def test_time_and_tokens_of_all_stages_are_told(tmp_path):
     workdirs.finished(tmp_path)
-    made = run.read(tmp_path)
+    made = run.read(tmp_path, STAGES)
     seconds = sum(stage.seconds for stage in made.stages)
     assert seconds == 3 * 37 + 61 + 122 + 2 * (2 + 30 + 300 + 1)
     used = 3 * 123_450 + 2 * (56_003 + 900 * (40 + 20))
-    assert sum(x for row in tables.tokens(made).values() for x in row.values()) == used
-    *_, time = tables.headlines(made)
+    assert sum(x for row in stages.tokens(made).values() for x in row.values()) == used
+    *_, time = stages.headlines(made)
     assert time == ('time, min:s', '16:00', f'{used / 1000:.1f} thousand tokens')
     assert stages.table(made)[-1][2] == time[1]
 
@@ -114,11 +115,11 @@ def test_first_is_told_where_the_latest_round_is_and_where_it_began(tmp_path):
     """The search of the latest round that has one, which may be another."""
     rows = {None: benchmark(0.1), 0: benchmark(0.2), 1: benchmark(0.3, 0.5), 2: benchmark(0.4)}
     found = tuple(results(number, sums=row) for number, row in rows.items())
-    alone, searched = tables.headlines(run.Run(tmp_path, {}, (), found, {}, {}))
+    alone, searched = stages.headlines(run.Run(tmp_path, STAGES, {}, (), found, {}, {}))
     assert alone == ('sums, policy alone', '40.0 %', 'round 2; base: 10.0 %')
     more = 'round 1, majority of 8 trees; any right: 90.0 %'
     assert searched == ('sums, with search', '50.0 %', more)
-    (only,) = tables.headlines(run.Run(tmp_path, {}, (), found[1:2], {}, {}))
+    (only,) = stages.headlines(run.Run(tmp_path, STAGES, {}, (), found[1:2], {}, {}))
     assert only == ('sums, policy alone', '20.0 %', 'start, 100 problems')
 
 
@@ -126,7 +127,7 @@ def test_two_runs_of_one_name_are_told_apart(tmp_path):
     roots = [tmp_path / name / 'run' for name in ('first', 'second')]
     for root, share in zip(roots, (0.25, 0.5)):
         workdirs.write(root / 'round1' / 'eval' / 'results.json', results(1, sums=benchmark(share)))
-    path = report.write(*roots)
+    path = report.write(roots[0], STAGES, *roots[1:])
     assert path == roots[0] / 'report' / 'against-second-run.html'
     text = path.read_text()
     assert 'round 1: sums, policy alone, second/run against first/run: 25 problems' in text

@@ -5,6 +5,7 @@ import pathlib
 
 from rstar_jax.job import ledger
 from rstar_jax.report import terminal
+from rstar_jax.stages import STAGES
 
 
 def done(folder: pathlib.Path, seconds: float, **figures) -> None:
@@ -34,7 +35,7 @@ def results(root: pathlib.Path, number: int, figures: dict) -> None:
 
 def shown(root: pathlib.Path) -> str:
     stream = io.StringIO()
-    terminal.show(root, stream)
+    terminal.show(root, STAGES, stream)
     return stream.getvalue()
 
 

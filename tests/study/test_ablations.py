@@ -5,13 +5,13 @@ import re
 
 import pytest
 
-from rstar_jax import report
+from rstar_jax import report, rounds
 from rstar_jax.job import ledger
 from rstar_jax.report import run as runs
 from rstar_jax.report import tables
 from rstar_jax.settings import configs
 from rstar_jax.settings.errors import UserError
-from rstar_jax.stages import STAGES, problems, running
+from rstar_jax.stages import STAGES, sources
 from rstar_jax.study import ablations
 
 REPOSITORY = pathlib.Path(__file__).parents[2]
@@ -31,14 +31,16 @@ class World:
 
     def __init__(self, monkeypatch):
         self.ran, self.dies_at = [], None
-        for stage in STAGES:
-            monkeypatch.setattr(type(stage), 'run', self.stage(stage.name))
-        monkeypatch.setattr(running, 'check', lambda rows: [])
-        monkeypatch.setattr(problems, 'benchmarks', lambda round_: {'arithmetic': PROBLEMS})
+        stages = {name: self.stage(name) for name in (*configs.STAGES, 'base')}
+        monkeypatch.setattr(rounds, 'STAGES', stages)
+        monkeypatch.setattr(rounds.preflight, 'check', lambda rows: [])
+        monkeypatch.setattr(rounds.parallel, 'give_memory_back', lambda: None)
+        monkeypatch.setattr(sources, 'benchmarks', lambda round_: {'arithmetic': PROBLEMS})
         monkeypatch.setattr(ablations.evals, 'read', self.read)
 
     def stage(self, name):
-        def made(_, round_, stage):
+        def made(round_, stage, line):
+            del line
             if len(self.ran) == self.dies_at:
                 raise KeyboardInterrupt
             self.ran.append((round_.root.parent.name, round_.root.name, round_.number, name))
@@ -194,9 +196,9 @@ def test_the_table_has_every_row_and_what_beats_us(world, tmp_path, capsys):
     printed = capsys.readouterr().out
     for text in (made['titles']['judge'], 'PQM, best of n', 'Nothing is above MCTS.'):
         assert text in printed
-    read = runs.read(tmp_path)
+    read = runs.read(tmp_path, STAGES)
     assert len(tables.ablations(read.ablations, 'judge')) == 1 + 9
-    page = report.write(tmp_path).read_text()
+    page = report.write(tmp_path, STAGES).read_text()
     assert 'What is each part worth?' in page and 'Nothing was evaluated yet' not in page
     for group in made['titles']:
         assert (tmp_path / 'report' / f'ablations-{group}.png').exists()
@@ -245,7 +247,7 @@ def test_a_budget_buys_each_benchmark_a_number_of_trees_of_its_own(world, tmp_pa
     """Of `long` two where `arithmetic` has four; half of the time is enough for half of each."""
     monkeypatch.setattr(ablations.report, 'write', lambda root: None)
     both = {'arithmetic': PROBLEMS, 'long': PROBLEMS}
-    monkeypatch.setattr(problems, 'benchmarks', lambda round_: both)
+    monkeypatch.setattr(sources, 'benchmarks', lambda round_: both)
     evaluated, asked = world.evaluated, []
 
     def two(round_):

@@ -100,10 +100,10 @@ def _run(arguments: list[str]) -> int:
 
         serve.serve(config, workdir)
     elif config.ablations.seeds:
-        from rstar_jax.study import ablations
+        from rstar_jax import study
 
-        ablations.check(config, values.stages)
-        ablations.run(config, workdir)
+        study.check(config, values.stages)
+        study.run(config, workdir)
     elif config.question:
         print(solve.solve(config, workdir))
     else:

@@ -74,7 +74,7 @@ def failing(capsys, *arguments: str) -> str:
         ),
         (
             ['--config=experiments/ablations.py', '--workdir=x', '--stages=eval'],
-            '--stages=eval: ablations run all; --config.stages says which the rounds have',
+            '--stages=eval: ablations run all: --config.stages says which the rounds have',
         ),
         (['--plan'], '--plan: needs a value, --plan=VALUE; --help lists the flags'),
         (['--config.seed'], '--config.seed: needs a value, --config.seed=VALUE;'),
@@ -121,11 +121,11 @@ def failing(capsys, *arguments: str) -> str:
         ),
         (
             ['--config=experiments/ablations.py', '--workdir=x', '--config.search.candidates=1'],
-            '--config.ablations.groups: data compares trees with samples, and round 1 draws',
+            '--config.search.candidates=1: ablations compare trees with samples, and round 1 draws',
         ),
         (
             ['--config=experiments/ablations.py', '--workdir=x', '--config.eval.trajectories=0'],
-            '--config.eval.trajectories=0: ablations compare searches',
+            '--config.eval.trajectories=0: ablations compare searches: needs at least 1',
         ),
         (
             ['--config=experiments/ablations.py', '--workdir=x', '--config.curate.sft=a.json'],

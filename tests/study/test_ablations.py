@@ -1,68 +1,97 @@
 """What the ablations run, share and write; without models, by stages that tell what they got."""
 
+import json
 import pathlib
 import re
 
 import pytest
 
-from rstar_jax import report, rounds
+from rstar_jax import data, report
 from rstar_jax.job import ledger
 from rstar_jax.report import run as runs
 from rstar_jax.report import tables
 from rstar_jax.settings import configs
 from rstar_jax.settings.errors import UserError
-from rstar_jax.stages import STAGES, sources
-from rstar_jax.study import ablations
+from rstar_jax.stages import STAGES
+from rstar_jax.study import ablations, checks, variants
+from tests.evals.trees import tree
 
 REPOSITORY = pathlib.Path(__file__).parents[2]
-PROBLEMS = [{'index': i, 'question': f'What is {i}?', 'answer': str(i)} for i in range(10)]
+PROBLEMS = [{'index': i, 'question': f'What is {i}?', 'answer': str(i)} for i in range(2)]
+ASKED = 10  # problems that the results tell of
+NAMES = ('bootstrap', 'synthesize', 'search', 'curate', 'sft', 'ppm', 'eval', 'base', 'export')
 
 
-def small(seeds: int = 2, groups: str = ''):
-    config = configs.load(str(REPOSITORY / 'experiments' / 'ablations.py'))
-    config.ablations.seeds, config.ablations.groups = seeds, groups
-    config.ablations.rollouts = (1, 8)
-    config.last_round = 2
-    return config
+@pytest.fixture
+def small(tmp_path_factory):
+    """Makes configs of two rounds; the benchmarks are files of a few problems."""
+    folder = tmp_path_factory.mktemp('problems')
+    for name in ('arithmetic', 'long'):
+        (folder / f'{name}.json').write_text(json.dumps(PROBLEMS))
+
+    def made(seeds: int = 2, groups: str = '', benchmarks=('arithmetic',)):
+        config = configs.load(str(REPOSITORY / 'experiments' / 'ablations.py'))
+        config.ablations.seeds, config.ablations.groups = seeds, groups
+        config.ablations.rollouts = (1, 8)
+        config.last_round = 2
+        config.eval.benchmarks = ','.join(str(folder / f'{name}.json') for name in benchmarks)
+        return config
+
+    return made
 
 
 class World:
-    """Stages that write what the real ones do, and keep what they were given."""
+    """Does stages: writes what the real ones do, and keeps what it was given."""
 
-    def __init__(self, monkeypatch):
-        self.ran, self.dies_at = [], None
-        stages = {name: self.stage(name) for name in (*configs.STAGES, 'base')}
-        monkeypatch.setattr(rounds, 'STAGES', stages)
-        monkeypatch.setattr(rounds.preflight, 'check', lambda rows: [])
-        monkeypatch.setattr(rounds.parallel, 'give_memory_back', lambda: None)
-        monkeypatch.setattr(sources, 'benchmarks', lambda round_: {'arithmetic': PROBLEMS})
-        monkeypatch.setattr(ablations.evals, 'read', self.read)
+    def __init__(self):
+        self.ran, self.settings, self.dies_at = [], {}, None
 
-    def stage(self, name):
-        def made(round_, stage, line):
-            del line
-            if len(self.ran) == self.dies_at:
-                raise KeyboardInterrupt
-            self.ran.append((round_.root.parent.name, round_.root.name, round_.number, name))
-            (stage.folder / 'model.json').write_text('')
-            (stage.folder / 'made').write_text(f'{round_.root.name} {name}')
-            if name == 'search':
-                return {'tokens': 4000, 'problems': 10, 'trees': 20}
-            if name == 'eval':
-                (stage.folder / 'arithmetic' / 'greedy').mkdir(parents=True, exist_ok=True)
-                rows = self.evaluated(round_)
-                ledger.write_json(stage.folder / 'results.json', {'round': 1, 'benchmarks': rows})
-            return {}
+    def run(self, config, workdir) -> None:
+        ablations.run(config, str(workdir), self.run_stages)
 
-        return made
+    def run_stages(self, rows) -> None:
+        for round_, stage in rows:
+            folder = stage.place(round_)
+            if not (folder / 'done.json').exists():
+                if len(self.ran) == self.dies_at:
+                    raise KeyboardInterrupt
+                self.do(round_, stage.name, folder)
+
+    def do(self, round_, name: str, folder: pathlib.Path) -> None:
+        self.ran.append((round_.root.parent.name, round_.root.name, round_.number, name))
+        self.settings[round_.root.name, round_.number] = round_.settings
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / 'model.json').write_text('')
+        (folder / 'made').write_text(f'{round_.root.name} {name}')
+        figures = {}
+        if name == 'search':
+            figures = {
+                **{'tokens': 4000, 'problems': 10, 'trees': 20, 'solved': 1, 'nodes': 1},
+                **{'tokens_per_second': 1.0, 'so_far': {'problems': 10, 'solved': 1}},
+            }
+        if name == 'eval':
+            results = self.evaluated(round_)
+            for benchmark, row in results.items():
+                self.write_trees(folder / benchmark, row['strategies'])
+            ledger.write_json(folder / 'results.json', {'round': 1, 'benchmarks': results})
+        ledger.write_json(folder / 'done.json', {'seconds': 1.0, 'figures': figures})
+
+    def write_trees(self, folder: pathlib.Path, strategies: dict) -> None:
+        """Whose answers are right for the first problem alone."""
+        for name, figures in strategies.items():
+            if (folder / name).exists():
+                continue
+            with data.TreeStore(folder / name) as store:
+                for problem in PROBLEMS:
+                    for number in range(int(figures['trajectories'])):
+                        answers = [('0', 0.5, False)]
+                        store.append(tree(problem, number, answers, tokens=100.0))
 
     def evaluated(self, round_):
-        config = round_.config
-        self.config = config
-        names = ('greedy', *configs.strategies_of(config.eval.strategies))
+        names = ('greedy', *configs.strategies_of(round_.config.eval.strategies))
         count = 8 if round_.root.name in ('plain', 'searches') else 5
         rows = {name: self.figures(4, count) for name in names}
-        return {'arithmetic': {'problems': 10, 'strategies': rows}}
+        return {'arithmetic': {'problems': ASKED, 'strategies': rows}}
 
     def figures(self, trees, solved):
         modes = ('greedy', 'best', 'majority')
@@ -75,28 +104,24 @@ class World:
             'judge': {'pairs': 7, 'auc': 0.75},
         }
 
-    def read(self, folder, name, problems, strategy, trees, *, scored, top):
-        assert pathlib.Path(folder).is_dir() and name == 'arithmetic' and problems == PROBLEMS
-        plain = strategy == 'unguided' or {'plain', 'many-samples'} & {*pathlib.Path(folder).parts}
-        assert scored == (not plain) and top == 0
-        return self.figures(trees, 1)
-
 
 @pytest.fixture
-def world(monkeypatch):
-    return World(monkeypatch)
+def world():
+    return World()
 
 
-def test_everything_is_run_once_and_shared(world, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(ablations.report, 'write', lambda root: None)
-    ablations.run(small(), str(tmp_path))
+def test_everything_is_run_once_and_shared(world, small, tmp_path, capsys):
+    world.run(small(), tmp_path)
     ran = [row[1:] for row in world.ran if row[0] == 'seed0']
     assert [row[1:] for row in world.ran if row[0] == 'seed1'] == ran
     of = {name: [row[1:] for row in ran if row[0] == name] for name in dict(x[:2] for x in ran)}
-    assert of['run'] == [
-        (0, 'bootstrap'), (0, 'eval'),
-        *((k, name) for k in (1, 2) for name in ('search', 'curate', 'sft', 'ppm', 'eval')),
-    ]  # fmt: skip
+    learn = ('search', 'curate', 'sft', 'ppm', 'eval')
+    whole = [
+        (0, 'bootstrap'),
+        (0, 'eval'),
+        *((number, name) for number in (1, 2) for name in learn),
+    ]
+    assert of['run'] == whole
     assert of.pop('run') and of == {
         'self-samples': [(1, name) for name in ('search', 'curate', 'sft', 'eval')],
         'rejection': [(1, name) for name in ('curate', 'sft', 'eval')],
@@ -133,17 +158,16 @@ def test_everything_is_run_once_and_shared(world, tmp_path, monkeypatch, capsys)
     count = len(world.ran)
     (tmp_path / 'ablations.json').unlink()
     (tmp_path).rename(tmp_path.parent / 'moved')
-    ablations.run(small(), str(tmp_path.parent / 'moved'))
+    world.run(small(), tmp_path.parent / 'moved')
     assert len(world.ran) == count
     assert (tmp_path.parent / 'moved' / 'ablations.json').exists()
 
 
-def test_each_variant_has_what_its_name_says(world, tmp_path, monkeypatch):
-    monkeypatch.setattr(ablations.report, 'write', lambda root: None)
-    ablations.run(small(1), str(tmp_path))
+def test_each_variant_has_what_its_name_says(world, small, tmp_path):
+    world.run(small(1), tmp_path)
 
     def settings(name, number):
-        return ledger.read_json(tmp_path / 'seed0' / name / 'config.json')[f'round{number}']
+        return world.settings[name, number]
 
     run, samples = settings('run', 1), settings('self-samples', 1)
     different = {key for key in run if run[key] != samples[key]}
@@ -167,18 +191,17 @@ def test_each_variant_has_what_its_name_says(world, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize('step', [0, 7, 13, 32])
-def test_stopped_anywhere_it_goes_on(world, tmp_path, monkeypatch, step):
-    monkeypatch.setattr(ablations.report, 'write', lambda root: None)
+def test_stopped_anywhere_it_goes_on(world, small, tmp_path, step):
     world.dies_at = step
     with pytest.raises(KeyboardInterrupt):
-        ablations.run(small(1), str(tmp_path))
+        world.run(small(1), tmp_path)
     world.dies_at = None
-    ablations.run(small(1), str(tmp_path))
+    world.run(small(1), tmp_path)
     assert len(world.ran) == len(set(world.ran)) == 35
 
 
-def test_the_table_has_every_row_and_what_beats_us(world, tmp_path, capsys):
-    ablations.run(small(), str(tmp_path))
+def test_the_table_has_every_row_and_what_beats_us(world, small, tmp_path, capsys):
+    world.run(small(), tmp_path)
     made = ledger.read_json(tmp_path / 'ablations.json')
     assert list(made['titles']) == ['data', 'judge', 'strength', 'form', 'rollouts']
     lines = {(line['group'], line['row']): line for line in made['table']}
@@ -190,7 +213,7 @@ def test_the_table_has_every_row_and_what_beats_us(world, tmp_path, capsys):
     assert (mcts['right'], mcts['trees'], mcts['in_time']['trees']) == (0.8, 4, 4)
     assert 'in_time' not in lines['form', 'greedy']
     rollouts = lines['rollouts', '8']
-    assert (rollouts['right'], rollouts['samples']['right']) == (0.5, 0.1)
+    assert (rollouts['right'], rollouts['samples']['right']) == (0.5, 0.5)
     assert lines['judge', 'PPM, MCTS']['right'] > lines['judge', 'ORM, MCTS']['right']
     assert made['notes']['form'] == ['Nothing is above MCTS.']
     printed = capsys.readouterr().out
@@ -205,8 +228,7 @@ def test_the_table_has_every_row_and_what_beats_us(world, tmp_path, capsys):
         assert made['titles'][group] in page
 
 
-def test_rollouts_are_not_set_beside_fewer_samples_than_they_cost(world, tmp_path, monkeypatch):
-    monkeypatch.setattr(ablations.report, 'write', lambda root: None)
+def test_rollouts_are_not_set_beside_fewer_samples_than_they_cost(world, small, tmp_path):
     evaluated = world.evaluated
 
     def dear(round_):
@@ -217,16 +239,15 @@ def test_rollouts_are_not_set_beside_fewer_samples_than_they_cost(world, tmp_pat
         return results
 
     world.evaluated = dear
-    ablations.run(small(1, 'rollouts'), str(tmp_path))
+    world.run(small(1, 'rollouts'), tmp_path)
     lines = {line['row']: line for line in ledger.read_json(tmp_path / 'ablations.json')['table']}
     first, last = lines.values()
     assert {'samples', 'samples_in_time'} <= first.keys()
     assert last['row'] == '8' and 'samples' not in last and 'samples_in_time' in last
 
 
-def test_what_is_too_slow_for_one_tree_has_no_figure_in_the_same_time(world, tmp_path, monkeypatch):
+def test_what_is_too_slow_for_one_tree_has_no_figure_in_the_same_time(world, small, tmp_path):
     """All samples are done before its first tree is."""
-    monkeypatch.setattr(ablations.report, 'write', lambda root: None)
     evaluated = world.evaluated
 
     def slow(round_):
@@ -237,18 +258,15 @@ def test_what_is_too_slow_for_one_tree_has_no_figure_in_the_same_time(world, tmp
         return results
 
     world.evaluated = slow
-    ablations.run(small(1, 'form'), str(tmp_path))
+    world.run(small(1, 'form'), tmp_path)
     lines = {line['row']: line for line in ledger.read_json(tmp_path / 'ablations.json')['table']}
     assert 'in_time' not in lines['PUCT']
     assert (lines['beam']['in_time']['trees'], lines['MCTS']['in_time']['trees']) == (1, 4)
 
 
-def test_a_budget_buys_each_benchmark_a_number_of_trees_of_its_own(world, tmp_path, monkeypatch):
+def test_a_budget_buys_each_benchmark_a_number_of_trees_of_its_own(world, small, tmp_path):
     """Of `long` two where `arithmetic` has four; half of the time is enough for half of each."""
-    monkeypatch.setattr(ablations.report, 'write', lambda root: None)
-    both = {'arithmetic': PROBLEMS, 'long': PROBLEMS}
-    monkeypatch.setattr(sources, 'benchmarks', lambda round_: both)
-    evaluated, asked = world.evaluated, []
+    evaluated = world.evaluated
 
     def two(round_):
         row = evaluated(round_)['arithmetic']
@@ -259,25 +277,14 @@ def test_a_budget_buys_each_benchmark_a_number_of_trees_of_its_own(world, tmp_pa
             rows['long']['strategies'][name] = row['strategies'][name] | {'trajectories': 2}
         return rows
 
-    def read(folder, name, problems, strategy, trees, **_):
-        if trees > (most := {'arithmetic': 4, 'long': 2}[name]):
-            raise KeyError(trees)
-        asked.append((strategy, name, trees, most))
-        return world.figures(trees, 1)
-
     world.evaluated = two
-    monkeypatch.setattr(ablations.evals, 'read', read)
-    ablations.run(small(1, 'form'), str(tmp_path))
-    assert {(name, trees) for strategy, name, trees, _ in asked if strategy == 'mcts'} == {
-        ('arithmetic', 2), ('long', 1),
-    }  # fmt: skip
-    assert {(trees, most) for strategy, _, trees, most in asked if strategy == 'beam'} == {
-        (4, 4), (2, 2),
-    }  # fmt: skip
+    world.run(small(1, 'form', ('arithmetic', 'long')), tmp_path)
+    lines = {line['row']: line for line in ledger.read_json(tmp_path / 'ablations.json')['table']}
+    assert lines['beam']['in_time']['trees'] == (4 + 2) / 2
+    assert lines['MCTS']['in_time']['trees'] == (2 + 1) / 2
 
 
-def test_seeds_that_are_asked_the_same_have_the_same_problems(world, tmp_path, monkeypatch):
-    monkeypatch.setattr(ablations.report, 'write', lambda root: None)
+def test_seeds_that_are_asked_the_same_have_the_same_problems(world, small, tmp_path):
     evaluated = world.evaluated
 
     def told(round_):
@@ -286,7 +293,7 @@ def test_seeds_that_are_asked_the_same_have_the_same_problems(world, tmp_path, m
 
     world.evaluated = told
     for differ, count in ((0, 10), (1, 20)):
-        ablations.run(small(2, 'form'), str(tmp_path / str(differ)))
+        world.run(small(2, 'form'), tmp_path / str(differ))
         made = ledger.read_json(tmp_path / str(differ) / 'ablations.json')
         assert {line['problems'] for line in made['table']} == {count}
         assert {line['in_time']['problems'] for line in made['table'] if 'in_time' in line} == {
@@ -295,45 +302,67 @@ def test_seeds_that_are_asked_the_same_have_the_same_problems(world, tmp_path, m
 
 
 def test_the_policys_own_samples_are_of_the_problems_that_the_run_has_written(
-    world, tmp_path, monkeypatch
+    world, small, tmp_path
 ):
-    monkeypatch.setattr(ablations.report, 'write', lambda root: None)
     config = small(1, 'data')
     config.stages = f'bootstrap,synthesize,{config.stages.partition(",")[2]}'
     config.synthesize.problems = 4
-    ablations.run(config, str(tmp_path))
+    world.run(config, tmp_path)
     written = tmp_path / 'seed0' / 'self-samples' / 'round1' / 'synthesize'
     assert written.is_symlink() and (written / 'made').read_text() == 'run synthesize'
 
 
-def test_groups_run_alone(world, tmp_path, monkeypatch):
-    monkeypatch.setattr(ablations.report, 'write', lambda root: None)
-    ablations.run(small(1, 'strength'), str(tmp_path))
+def test_groups_run_alone(world, small, tmp_path):
+    world.run(small(1, 'strength'), tmp_path)
     assert {row[1] for row in world.ran} == {'run', 'ppm1', 'ppm2'}
-    ablations.run(small(1, 'strength,form'), str(tmp_path))
+    world.run(small(1, 'strength,form'), tmp_path)
     assert {row[1] for row in world.ran} == {'run', 'ppm1', 'ppm2', 'plain', 'searches'}
     assert list(ledger.read_json(tmp_path / 'ablations.json')['titles']) == ['strength', 'form']
 
 
-def test_what_a_round_without_an_evaluation_lacks_is_not_shared(world, tmp_path, monkeypatch):
-    monkeypatch.setattr(ablations.report, 'write', lambda root: None)
+def test_what_a_round_without_an_evaluation_lacks_is_not_shared(world, small, tmp_path):
     greedy = tmp_path / 'seed0' / 'ppm1' / 'round1' / 'eval' / 'arithmetic' / 'greedy'
     greedy.parent.mkdir(parents=True)
     greedy.symlink_to('nowhere')  # as an earlier version left it
     stages = 'search,curate,sft,ppm'
     config = configs.schedule(small(1, 'strength,form'), {1: {'stages': stages}})
-    ablations.run(config, str(tmp_path))
+    world.run(config, tmp_path)
     assert greedy.is_dir() and not greedy.is_symlink()
     assert greedy.parents[4].joinpath('plain/round2/eval/arithmetic/greedy').is_symlink()
 
 
-def test_without_a_judge_there_is_nothing_to_compare(tmp_path):
-    config = small()
-    config.stages = 'bootstrap,search,curate,sft,eval'
-    with pytest.raises(UserError, match='^--config.stages=.*: ablations need a PPM of the last'):
-        ablations.run(config, str(tmp_path))
+def test_without_a_judge_in_the_first_round_its_ppm_is_not_compared(small):
     config = configs.schedule(small(), {1: {'stages': 'search,curate,sft,eval'}})
-    rows = [(row.name, row.variant) for row in ablations.rows_of(config) if row.group == 'strength']
+    rows = [(row.name, row.variant) for row in variants.rows_of(config) if row.group == 'strength']
     assert rows == [('no PPM', 'ppm2'), ('PPM of round 2', 'ppm2')]
-    (only,) = ablations.variants(config)['strength']
+    (only,) = variants.variants(config)['strength']
     assert only.settings['eval.strategies'] == 'unguided,mcts'
+
+
+@pytest.mark.parametrize(
+    ('changes', 'argument'),
+    [
+        ({'stages': 'bootstrap,search,curate,sft,eval'}, 'stages'),
+        ({'stages': 'bootstrap,search,sft,ppm,eval'}, 'ablations.groups'),
+        ({'eval.benchmarks': ''}, 'eval.benchmarks'),
+        ({'eval.tokens': 500}, 'eval.tokens'),
+        ({'eval.agree': 3}, 'eval.agree'),
+        ({'eval.trajectories': 0}, 'eval.trajectories'),
+        ({'search.candidates': 1}, 'search.candidates'),
+        ({'curate.sft': 'file'}, 'ablations.groups'),
+    ],
+)
+def test_what_cannot_be_compared_is_named(small, changes, argument):
+    config = small()
+    checks.check(config, '')
+    configs.command_line_wins(config, changes)
+    config.update_from_flattened_dict(changes)
+    with pytest.raises(UserError) as error:
+        checks.check(config, '')
+    assert error.value.argument == argument
+
+
+def test_no_stages_are_left_out(small):
+    with pytest.raises(UserError) as error:
+        checks.check(small(), 'eval')
+    assert error.value.argument == '--stages'

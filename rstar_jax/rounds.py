@@ -14,7 +14,7 @@ from rstar_jax.job import hosts
 from rstar_jax.report import terminal
 from rstar_jax.settings import configs
 from rstar_jax.settings.table import PREVIOUS, TINY
-from rstar_jax.stages import BY_NAME, Stage, running, searches
+from rstar_jax.stages import BY_NAME, STAGES, Stage, running, searches
 
 Row = tuple[int, Stage]  # the number of a round, what it does
 

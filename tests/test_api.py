@@ -63,20 +63,22 @@ def test_a_model_is_shown_without_its_weights(kind):
 
 
 def test_a_problem_without_an_index_is_told():
-    with pytest.raises(UserError, match=r"problem \{'question': 'Why\?'\}: needs an index and a"):
+    with pytest.raises(UserError) as error:
         list(
             search.run(
                 [{'question': 'Why?'}], expander=search.scripted(str), config=search.Config()
             )
         )
+    assert error.value.argument == 'problems' and 'Why?' in error.value.value
 
 
 def test_a_problem_without_an_answer_is_told_where_one_is_needed():
     problems = [{'index': 0, 'question': 'Why?'}]
     answer = '<answer>\\boxed{1}<end_of_answer>'
     given = dict(expander=search.scripted(lambda question, prefix, n: [answer] * n))
-    with pytest.raises(UserError, match='needs .*, and an answer unless use_ground_truth=False'):
+    with pytest.raises(UserError) as error:
         list(search.run(problems, config=search.Config(workers=1), **given))
+    assert error.value.argument == 'problems'
     config = search.Config(use_ground_truth=False, workers=1)
     (record,) = search.run(problems, config=config, **given)
     assert record.best_answer() == ('1', 0.0)

@@ -25,7 +25,7 @@ from rstar_jax.search.config import Config
 from rstar_jax.search.engine import programs, sampling, sizes, state
 from rstar_jax.search.engine.kv_cache import CacheManager
 from rstar_jax.search.expander import Expander, Request, Scores
-from rstar_jax.search.host import Step
+from rstar_jax.search.nodes import Step
 from rstar_jax.steps import marks
 
 # Prompts and partial solutions are padded to multiples of these, so that few sizes are compiled.
@@ -172,7 +172,7 @@ class LockStep(loop.Loop):
     enough: Callable[[], bool] = staticmethod(lambda: False)  # whether to end before the end
 
     def run(self) -> Iterator[Record]:
-        self.more()
+        self.queue.more(len(self.free))
         self.fill()
         while self.growing and not self.enough():
             for step in self.expander.sample():

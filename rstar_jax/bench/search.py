@@ -44,8 +44,12 @@ from rstar_jax.data import arithmetic
 from rstar_jax.job import progress
 from rstar_jax.models import tiny
 from rstar_jax.parallel import compiled
-from rstar_jax.search import begin, engine, loop, totals
+from rstar_jax.search import begin, engine, loop
+from rstar_jax.search import totals as totals_lib
+from rstar_jax.search.budget import Budget
+from rstar_jax.search.children import Judge
 from rstar_jax.search.engine import compiler
+from rstar_jax.search.share import Queue
 from rstar_jax.settings.errors import UserError
 
 # What is done before a function runs that is new to jax; the compiler proper.
@@ -191,19 +195,20 @@ class Measured:
             template = begin.template(config, tokenizer)
             peak = parallel.memory.watch_peak(mesh)
             expander = kind.expander(task.policy, task.ppm, config, mesh, len(problems), template)
-            numbers = [(number,) for number in range(len(problems))]
             show = line and (lambda now: line.show(*progress.of_search(now)))
-            about = totals.Totals(len(problems), expander.counters, show)
-            leases, make = iter([numbers]), self.trees.__getitem__
-            search_loop = kind(leases, make, expander, config, workers, about)
+            totals = totals_lib.Totals(len(problems), expander.counters, show)
+            lease = [(tree.problem, tree.number) for tree in self.trees]
+            made = {tree.key: tree for tree in self.trees}
+            queue = Queue(iter([lease]), Budget(config, workers.grader.classes), totals)
+            judge = Judge(config, workers, expander)
+            search_loop = kind(queue, lambda of, number: made[of.index, number], expander, judge)
             search_loop.enough = lambda: time.perf_counter() - start - covered(spans) >= most
             self.calls: collections.Counter = collections.Counter()
             self.timed: dict[str, list[float]] = collections.defaultdict(list)
             self.while_left: collections.Counter = collections.Counter()
             search_loop.fill = self._until_all_are_begun(search_loop)
-            search_loop.advance = self._watch(
-                'trees', search_loop.advance, lambda: not search_loop.chunks
-            )
+            forest, idle = search_loop.forest, lambda: not search_loop.chunks
+            forest.advance = self._watch('trees', forest.advance, idle)
             waiting = self._watch('waiting', search_loop.await_workers)
             search_loop.await_workers = waiting
             self.records, self.held = {}, []
@@ -246,7 +251,7 @@ class Measured:
         fill = search_loop.fill
 
         def watched():
-            if search_loop.queue:
+            if search_loop.queue.lines:
                 self.while_left = collections.Counter(search_loop.expander.counters)
             fill()
 

@@ -212,7 +212,10 @@ def _sharing_workers(
     def workers() -> search.Workers:
         return stack.enter_context(search.Workers.start(config))
 
-    return lambda *given, **named: search.run(*given, workers=workers(), **named)
+    def run(*given, share: search.Share, **named) -> Iterable[Record]:
+        return search.run(*given, share=dataclasses.replace(share, workers=workers()), **named)
+
+    return run
 
 
 def _evaluate(

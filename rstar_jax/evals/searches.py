@@ -170,10 +170,12 @@ class Searches:
                     config=config,
                     seed=self._seed,
                     trees=max(trees),
-                    skip=self._skip(done, trees),
-                    earlier=self._earlier(stores, done),
-                    progress=self._report(kind),
-                    leases=self._dealt(kind, config, trees) if stores else None,
+                    share=search.Share(
+                        skip=self._skip(done, trees),
+                        earlier=self._earlier(stores, done),
+                        progress=self._report(kind),
+                        leases=self._dealt(kind, config, trees) if stores else None,
+                    ),
                 )
                 clock.begin()
                 for record in run:

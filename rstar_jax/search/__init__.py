@@ -10,14 +10,16 @@ From a call to a sampled token, five functions in as many files:
 """
 
 from rstar_jax.data.record import Record, Status
-from rstar_jax.search.begin import items, run
+from rstar_jax.search.begin import run
 from rstar_jax.search.children import Workers
 from rstar_jax.search.config import Config, greedy, sampled, trees_for
 from rstar_jax.search.endpoint import Endpoint
 from rstar_jax.search.expander import Expander
-from rstar_jax.search.host import Step
+from rstar_jax.search.expander import Scripted as scripted
 from rstar_jax.search.live import Ended, Job, Live
-from rstar_jax.search.script import Scripted as scripted
+from rstar_jax.search.nodes import Step
+from rstar_jax.search.share import Share, items
+from rstar_jax.search.snapshots import SnapshotFolder
 
 __all__ = [
     'Config',
@@ -27,6 +29,8 @@ __all__ = [
     'Job',
     'Live',
     'Record',
+    'Share',
+    'SnapshotFolder',
     'Status',
     'Step',
     'Workers',

@@ -12,9 +12,13 @@ from rstar_jax import execution, grading, steps
 from rstar_jax.data.record import Status
 from rstar_jax.search.config import Config
 from rstar_jax.search.expander import Expander
-from rstar_jax.search.host import HostTree, Node, Step
+from rstar_jax.search.nodes import HostTree, Node, Step
+from rstar_jax.settings.errors import UserError
 from rstar_jax.steps import marks
 
+# After so many candidates without a single mark and no tree beyond its root, a search ends.
+MARKLESS = 32
+MARKS = (marks.STEP, marks.CODE, marks.ANSWER)
 _CHANCE = 'MemoryError', 'RuntimeError: the '  # what may not happen again
 
 
@@ -53,6 +57,8 @@ class Judge:
         # has never seen one follow where the mark ends without. Mostly that is a general model.
         marked = config.prompt != 'few_shot' if expander.marked is None else expander.marked
         self.behind_output = '' if marked else '\n'
+        # Candidates while none had a mark; None once there was one, or where none need come.
+        self.markless: list[str] | None = []
 
     def begin(self, tree: HostTree, step: Step) -> None:
         """Takes in a sampled step, and starts what it needs: its program run, its answer graded."""
@@ -110,6 +116,30 @@ class Judge:
         for node, prior in zip(children, (priors / priors.sum()).tolist(), strict=True):
             node.prior = prior
         return children
+
+    def look_for_marks(self, grown: list[tuple[HostTree, list[Node]]]) -> None:
+        """Raises UserError where the first trees all end at their root, as no mark is written.
+
+        grown: trees whose candidates have become these children.
+        """
+        if self.markless is None:
+            return
+        for tree, children in grown:
+            written = any(node.step.kind in MARKS for node in tree.candidates)
+            if written or any(node.status in (Status.OPEN, Status.ANSWER) for node in children):
+                self.markless = None
+                return
+            texts = [node.step.text or '' for node in tree.candidates if not node.step.refused]
+            self.markless += texts
+        if len(self.markless) >= MARKLESS:
+            raise UserError(
+                'prompt',
+                self.config.prompt,
+                f'of the first {len(self.markless)} candidates none ends in a mark '
+                f'({steps.STEP_END} and others), so every tree ends at its root; the first is '
+                f'{self.markless[0][:60]!r}',
+                'use a policy that was trained on the step form, or few_shot for another',
+            )
 
     def _survivors(self, tree: HostTree) -> list[Node]:
         """Candidates that become children: identical texts merged, the first answer alone."""

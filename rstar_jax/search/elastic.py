@@ -13,14 +13,14 @@ import dataclasses
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Protocol
+from typing import Protocol
 
 from rstar_jax import models, parallel, search
 from rstar_jax.data.problem import Problem
 from rstar_jax.data.record import Record
 from rstar_jax.job import leases
 from rstar_jax.job.leases import Table
-from rstar_jax.search import flight
+from rstar_jax.search import snapshots as snapshots_lib
 from rstar_jax.search.totals import Totals
 from rstar_jax.settings.errors import UserError
 
@@ -38,7 +38,7 @@ class Answer:
     time to keep them, how many more it could begin, totals of its search, what ended it."""
 
     finished: list[bytes]
-    flights: dict[flight.Key, bytes]
+    kept: dict[snapshots_lib.Key, bytes]
     room: int
     totals: dict[str, float]
     error: str = ''
@@ -88,7 +88,7 @@ class Job:
         """The arguments of a `Member`."""
         return self.search, self.keep_seconds
 
-    def search(self, **given: Any) -> Iterator[Record]:
+    def search(self, share: search.Share) -> Iterator[Record]:
         parallel.keep_compiled(self.compiled)
         mesh = parallel.local_mesh(tensor=self.config.tensor)
         policy, how = self.policy, {'mesh': mesh, 'weights': self.weights}
@@ -102,9 +102,7 @@ class Job:
             config=self.config,
             seed=self.seed,
             trees=self.trees,
-            total=self.total,
-            mesh=mesh,
-            **given,
+            share=dataclasses.replace(share, total=self.total, mesh=mesh),
         )
 
 
@@ -112,7 +110,7 @@ class Member:
     """A worker: the search runs in a thread, so that it answers while models are compiled.
 
     Args:
-      start: search(leases, flights, progress) -> Records, called in that thread.
+      start: search(share) -> Records, called in that thread.
       keep_seconds: between two looks at the trees in flight; 0: they are not kept.
     """
 
@@ -120,8 +118,8 @@ class Member:
         self._start, self._keep_seconds = start, keep_seconds
         self._changed = threading.Condition()
         self._inbox: list[Item] = []
-        self._given: dict[flight.Key, bytes] = {}
-        self._kept: dict[flight.Key, bytes] = {}
+        self._given: dict[snapshots_lib.Key, bytes] = {}
+        self._kept: dict[snapshots_lib.Key, bytes] = {}
         self._kept_at = time.monotonic()
         self._finished: list[bytes] = []
         self._hands = 0  # trees that have been given and are not finished
@@ -139,11 +137,11 @@ class Member:
             self._changed.notify_all()
             self._changed.wait_for(self._telling, timeout=POLL)
             finished, self._finished = self._finished, []
-            flights, self._kept = self._kept, {}
+            kept, self._kept = self._kept, {}
             error, self._asked = self._ended, self._hungry
             return Answer(
                 finished,
-                flights,
+                kept,
                 leases.MOST if self._hungry else 0,
                 dict(self._totals),
                 '' if error is None else ' '.join(f'{type(error).__name__}: {error}'.split()),
@@ -156,7 +154,8 @@ class Member:
 
     def _run(self) -> None:
         try:
-            for record in self._start(leases=self._leases(), flights=self, progress=self._progress):
+            share = search.Share(leases=self._leases(), snapshots=self, progress=self._progress)
+            for record in self._start(share):
                 with self._changed:
                     self._finished.append(record.to_bytes())
                     self._hands -= 1
@@ -183,17 +182,17 @@ class Member:
     def _progress(self, totals: dict[str, float]) -> None:
         self._totals = totals
 
-    # --- search.flight.Flights ---
+    # --- search.snapshots.Snapshots ---
 
     def due(self) -> bool:
         return 0 < self._keep_seconds <= time.monotonic() - self._kept_at
 
-    def keep(self, trees: dict[flight.Key, bytes]) -> None:
+    def keep(self, trees: dict[snapshots_lib.Key, bytes]) -> None:
         self._kept_at = time.monotonic()
         with self._changed:
             self._kept = trees
 
-    def find(self, key: flight.Key) -> bytes | None:
+    def find(self, key: snapshots_lib.Key) -> bytes | None:
         return self._given.pop(key, None)
 
 
@@ -201,7 +200,7 @@ def run(
     items: Iterable[tuple[Problem, int]],
     team: Team,
     *,
-    flights: flight.Flights | None = None,
+    snapshots: snapshots_lib.Snapshots | None = None,
     progress: Callable[[dict[str, float]], None] | None = None,
     say: Callable[[str], None] = print,
     silent: float = SILENT,
@@ -210,7 +209,7 @@ def run(
 
     Args:
       items: (problem, number of the tree).
-      flights: where trees in flight are kept, and found again.
+      snapshots: where trees in flight are kept, and found again.
       progress: as of `search.run`.
       say: gets a line when workers come and are lost.
 
@@ -220,11 +219,11 @@ def run(
     of_key = {(problem.index, tree): (problem, tree) for problem, tree in items}
     table = Table(of_key, silent)
     totals = _Totals(len(of_key), progress)
-    latest: dict[flight.Key, bytes] = {}
+    latest: dict[snapshots_lib.Key, bytes] = {}
     failed = stillborn = 0
 
-    def begun(key: flight.Key) -> Item:
-        data = latest.get(key) or (flights.find(key) if flights is not None else None)
+    def begun(key: snapshots_lib.Key) -> Item:
+        data = latest.get(key) or (snapshots.find(key) if snapshots is not None else None)
         if data is not None:
             latest[key] = data
         return (*of_key[key], data)
@@ -261,7 +260,7 @@ def run(
                         began = time.monotonic()
                         yield record
                         away += time.monotonic() - began
-                latest |= {key: x for key, x in answer.flights.items() if key in table}
+                latest |= {key: x for key, x in answer.kept.items() if key in table}
                 if answer.error:
                     failed += 1
                     if answer.users or failed >= FAILURES:
@@ -274,12 +273,12 @@ def run(
             for worker in table.silent() if away < silent / 2 else ():
                 lose(worker, f'has not answered for {silent:.0f} s')
                 team.drop(worker)
-            if flights is not None and flights.due():
-                flights.keep(latest)
+            if snapshots is not None and snapshots.due():
+                snapshots.keep(latest)
             totals.tell()
     finally:  # the search may be stopped before its end
-        if flights is not None and latest:
-            flights.keep(latest)
+        if snapshots is not None and latest:
+            snapshots.keep(latest)
     totals.tell(final=True)
 
 

@@ -30,7 +30,7 @@ from rstar_jax.search.config import Config
 from rstar_jax.search.engine import memory, sampling
 from rstar_jax.search.engine.model import Scorer
 from rstar_jax.search.expander import Expander
-from rstar_jax.search.host import HostTree, Step
+from rstar_jax.search.nodes import HostTree, Step
 from rstar_jax.settings.errors import UserError, one_line
 from rstar_jax.steps import marks
 

@@ -17,11 +17,13 @@ from collections.abc import Callable
 from rstar_jax.data.problem import Problem
 from rstar_jax.data.record import Record, Status
 from rstar_jax.search.begin import make_expander, new_tree, tokenizer_of
+from rstar_jax.search.budget import Budget
 from rstar_jax.search.children import Judge, Workers
 from rstar_jax.search.config import Config
 from rstar_jax.search.expander import Expander
-from rstar_jax.search.host import HostTree, Node, Step
-from rstar_jax.search.loop import Item, Loop
+from rstar_jax.search.loop import Loop
+from rstar_jax.search.nodes import HostTree, Node, Step
+from rstar_jax.search.share import Item, Queue
 from rstar_jax.search.totals import Totals
 from rstar_jax.settings.errors import UserError
 
@@ -79,6 +81,7 @@ class _Guarded(Judge):
         failed: Callable[[HostTree, Exception], None],
     ):
         super().__init__(config, workers, expander)
+        self.markless = None  # a question that is none must not end the service
         self._failed = failed
 
     def begin(self, tree: HostTree, step: Step) -> None:
@@ -97,8 +100,8 @@ class _Guarded(Judge):
             return [Node(tree.candidates[0].step, status=Status.UNPARSABLE)]
 
 
-class Live(Loop):
-    """The search loop with a queue that is filled while it runs; see the module's text.
+class Live(Queue):
+    """A search and the queue of its trees, which is filled while it runs; see the module's text.
 
     A tree is the same as `search.run` grows for problem 0 with the same seed: what else is being
     searched changes nothing.
@@ -122,6 +125,7 @@ class Live(Loop):
         self._make = lambda: expander or make_expander(policy, ppm, config, mesh, trees)
         self.config, self._workers = config, workers
         self._failures = 0
+        self._loop: Loop | None = None
         self._begin([])
         self._inbox: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._jobs: dict[int, Job] = {}  # by number; until no tree of theirs is left
@@ -130,13 +134,13 @@ class Live(Loop):
         self._ended: BaseException | None = None
 
     def _begin(self, waiting: list[list[Item]]) -> None:
-        """An engine without a tree; waiting: as `Loop.queue`."""
+        """An engine without a tree; waiting: as `Queue.lines`."""
         expander = self._make()
-        totals = Totals(0, expander.counters, None)
-        super().__init__(iter(()), self._begun, expander, self.config, self._workers, totals)
-        self.judge = _Guarded(self.config, self._workers, expander, self._fail)
-        self.queue = waiting
-        self.markless = None  # a question that is none must not end the service
+        budget = Budget(self.config, self._workers.grader.classes)
+        super().__init__(iter(()), budget, Totals(0, expander.counters, None))
+        self.lines = waiting
+        judge = _Guarded(self.config, self._workers, expander, self._fail)
+        self._loop = Loop(self, self._begun, expander, judge)
 
     def submit(
         self,
@@ -170,16 +174,15 @@ class Live(Loop):
         ended: BaseException = Ended('the search has ended')
         try:
             while not self._searched():
-                waiting = self.queue
-                self.expander.close()
-                self.expander = self.judge = self.arrays = None  # their memory, for the next ones
-                self._begin(waiting)
+                self._loop.expander.close()
+                self._loop = None  # its memory, for the next one
+                self._begin(self.lines)
         except BaseException as error:
             ended = error
             raise
         finally:
-            if self.expander is not None:
-                self.expander.close()
+            if self._loop is not None:
+                self._loop.expander.close()
             with self._lock:
                 self._ended = ended
             while not self._inbox.empty():
@@ -191,7 +194,7 @@ class Live(Loop):
     def _searched(self) -> bool:
         """Searches until `close`, or until the engine fails: then what is in flight has failed."""
         try:
-            for record in super().run():
+            for record in self._loop.run():
                 self._failures = 0
                 self._jobs[record.problem.index].tell(record)
             return True
@@ -199,9 +202,8 @@ class Live(Loop):
             self._failures += 1
             if self._failures == FAILURES:
                 raise
-            trees = [*self.growing.values(), *(tree for tree, _ in self.finished)]
-            for tree in trees:
-                self._fail(tree, error)
+            for number in self.begun:
+                self._jobs[number].tell(error)
         return False
 
     def _fail(self, tree: HostTree, error: Exception) -> None:
@@ -216,25 +218,23 @@ class Live(Loop):
         """Ends `run`, whatever is being searched."""
         self._inbox.put(None)
 
-    def more(self) -> bool:
+    def more(self, room: int) -> bool:
         """Takes what has been submitted since; waits for it where nothing is left to search."""
-        trees = [*self.growing.values(), *(tree for tree, _ in self.finished)]
-        left = {tree.problem.index for tree in trees}
-        left |= {line[0][0].index for line in self.queue}
+        left = {*self.begun, *(line[0][0].index for line in self.lines)}
         for number in self._jobs.keys() - left:
-            self.spending.forget(number)
+            self.budget.forget(number)
             self._jobs.pop(number).tell(None)
         wait = not left
         while wait or not self._inbox.empty():
             job, wait = self._inbox.get(), False
             if job is None:
-                self.crowded = 0  # their questions have been told
+                self._loop.crowded = 0  # their questions have been told
                 return False
             number = next(self._numbers)
             self._jobs[number] = job
             problem = Problem(number, job.question, '', sampled_as=0)
             self.line_up([(problem, tree) for tree in range(job.trees)])
-        self.queue = [x for x in self.queue if not self._jobs[x[0][0].index].cancelled]
+        self.lines = [x for x in self.lines if not self._jobs[x[0][0].index].cancelled]
         return True
 
     def unwanted(self, tree: HostTree) -> bool:

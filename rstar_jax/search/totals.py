@@ -2,9 +2,11 @@
 
 import collections
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 
 from rstar_jax.data.record import Record
+from rstar_jax.search.config import Config
+from rstar_jax.search.nodes import HostTree
 
 # Nothing is said of the time left before so much is done: of the trees; in trees, of a few; or, of
 # those that grow beside one another, and so get far at the same time, a rollout of each; but with
@@ -12,6 +14,7 @@ from rstar_jax.data.record import Record
 FIRST_SHARE = 0.02
 FIRST_TREES = 1.0
 LAST_SHARE = 0.25
+NEARLY = 0.9  # of a tree is done at most while it grows, where its end is not known
 RECENT = 30  # times of telling, by which the present speed is known
 
 
@@ -45,10 +48,20 @@ class Totals:
         self.nodes += len(record.texts)
         self._sampled += record.counters.get('sampled_tokens', 0.0)
 
-    @property
-    def usual_tokens(self) -> float:
-        """Of a finished tree, on average; 0 while none is known."""
-        return self._sampled / self.done if self.done else 0.0
+    def look(
+        self, growing: Collection[HostTree], config: Config, ending: bool, final: bool = False
+    ) -> None:
+        """Tells, by the trees that are growing; ending: no other will follow them."""
+        most = config.rollouts
+        # Of a first rollout nobody knows how far it has come: it has as much to come as it had.
+        last = [(tree.sampled, max(tree.rollouts, 0.5) / most) for tree in growing]
+        under_way, one_each = sum(tree.rollouts for tree in growing) / most, len(growing) / most
+        if config.by_level:  # without rollouts: by the tokens of the trees that have ended
+            usual, one_each = self._sampled / max(self.done, 1), len(growing)
+            sampled = [max(tree.sampled, 1) for tree in growing] if usual else ()
+            last = [(count, min(count / usual, NEARLY)) for count in sampled]
+            under_way = sum(share for _, share in last)
+        self.tick(under_way, final, last if ending else (), one_each)
 
     def tick(
         self,

@@ -15,7 +15,6 @@ from rstar_jax import search as engine
 from rstar_jax.job import hosts, ledger
 from rstar_jax.job.leases import dealt
 from rstar_jax.job.progress import of_search
-from rstar_jax.search.flights import Flights
 from rstar_jax.settings.errors import UserError
 from rstar_jax.stages import checkpoints, problems, searches
 from rstar_jax.stages.round import Round
@@ -73,8 +72,9 @@ class Search(Stage):
         number = jax.process_index()
         with data.TreeStore(work.folder, writer=number) as store:
             _check_problems(wanted, store, config.data.problems)
-            flights = Flights(work.folder / 'flights', number, config.job.keep_seconds, store)
-            run, *models = searches.searcher(round_, flights, work.line.say)
+            where, every = work.folder / 'flights', config.job.keep_seconds
+            snapshots = engine.SnapshotFolder(where, number, every, store)
+            run, *models = searches.searcher(round_, work.line.say)
             for rollouts, trees, todo in passes(config, wanted, store):
                 settings = searches.search_config(config, rollouts=rollouts)
                 before = {(p.index, tree) for p in todo for tree in range(trees.start)}
@@ -84,11 +84,13 @@ class Search(Stage):
                     config=settings,
                     seed=searches.search_seed(round_),
                     trees=trees.stop,
-                    skip=frozenset(store.keys() | before),
-                    earlier=store.unordered(),
-                    progress=tell,
-                    leases=_leases(round_, settings, todo, trees),
-                    flights=flights,
+                    share=engine.Share(
+                        skip=frozenset(store.keys() | before),
+                        earlier=store.unordered(),
+                        progress=tell,
+                        leases=_leases(round_, settings, todo, trees),
+                        snapshots=snapshots,
+                    ),
                 )
                 with contextlib.closing(records):
                     for record in records:
@@ -96,7 +98,7 @@ class Search(Stage):
                 use.append(latest.get('slot_use', math.nan))
             if not hosts.is_first():
                 return {}
-            flights.forget()
+            snapshots.forget()
             figures = _figures(round_, store, work.kept.seconds) | {'read': dict(read)}
             return figures if math.isnan(use[0]) else {**figures, 'slot_use': use[0]}
 

@@ -12,7 +12,6 @@ from ml_collections import ConfigDict
 from rstar_jax import search
 from rstar_jax.data.record import Record
 from rstar_jax.search import elastic, ray_team
-from rstar_jax.search.flights import Flights
 from rstar_jax.settings import errors
 from rstar_jax.settings.errors import UserError
 from rstar_jax.stages import checkpoints
@@ -66,25 +65,21 @@ def by_ray(round_: Round) -> bool:
     return round_.config.job.leases == RAY
 
 
-def searcher(round_: Round, flights: Flights, say: Callable[[str], None]) -> tuple:
+def searcher(round_: Round, say: Callable[[str], None]) -> tuple:
     """What stands for `search.run` in the round's search, and the policy and the PPM for it.
 
-    flights: keeps trees in flight. say: gets a line that stays.
+    say: gets a line that stays.
     """
     if by_ray(round_):
-        run = on_ray(round_.config, say, flights)
+        run = on_ray(round_.config, say)
         return run, *(checkpoints.searching_path(round_, kind) for kind in ('policy', 'ppm'))
     return search.run, *(checkpoints.searching_model(round_, kind) for kind in ('policy', 'ppm'))
 
 
-def on_ray(
-    settings: ConfigDict,
-    say: Callable[[str], None],
-    flights: Flights | None = None,
-) -> Callable[..., Iterator[Record]]:
+def on_ray(settings: ConfigDict, say: Callable[[str], None]) -> Callable[..., Iterator[Record]]:
     """`search.run` by workers on Ray, for models by the paths that these can read.
 
-    settings: the round's. flights, say: as of `searcher`.
+    settings: the round's. say: as of `searcher`.
     """
     if jax.process_count() > 1:
         raise UserError(
@@ -94,8 +89,9 @@ def on_ray(
             'start one: it deals the trees, and its workers are on the Ray cluster',
         )
 
-    def run(problems, policy, ppm, *, config, seed, trees, skip, progress, **_):
-        items = [x for x in search.items(problems, range(trees)) if (x[0].index, x[1]) not in skip]
+    def run(problems, policy, ppm, *, config, seed, trees, share):
+        every = search.items(problems, range(trees))
+        items = [item for item in every if (item[0].index, item[1]) not in share.skip]
         if not items:
             return
         remote = checkpoints.is_endpoint(policy)
@@ -113,7 +109,8 @@ def on_ray(
         )
         team = ray_team.RayTeam(job.begin, settings.job.devices)
         with contextlib.closing(team):
-            yield from elastic.run(items, team, flights=flights, progress=progress, say=say)
+            kept, told = share.snapshots, share.progress
+            yield from elastic.run(items, team, snapshots=kept, progress=told, say=say)
 
     return run
 

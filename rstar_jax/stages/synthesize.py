@@ -10,7 +10,6 @@ goes on where it was stopped.
 
 import collections
 import dataclasses
-import functools
 import pathlib
 import random
 from collections.abc import Callable, Iterable, Sequence
@@ -80,12 +79,16 @@ class Synthesize(Search):
             work.beat()
             work.line.show(*of_search(now))
 
+        def run_search(asked, share: search.Share, **given):
+            share = dataclasses.replace(share, progress=tell)
+            return search.run(asked, policy, share=share, **given)
+
         writer = Writer(
             Overlap({'training': known, **others}, config.data.overlap or WHOLE),
             _rules(round_),
             searches.search_config(config),
             work.folder,
-            functools.partial(search.run, policy=policy, progress=tell),
+            run_search,
             round_.number,
             searches.synthesis_seed(round_),
             config.job.leases,
@@ -147,8 +150,8 @@ class Writer:
       settings: of the policy's solutions; its step_tokens and prompt do not count for the texts,
         its tokens for neither.
       folder: gets the stores `written` and `solved`.
-      run_search: search.run with the policy: (problems, config=, seed=, trees=, skip=,
-        leases=) -> Records.
+      run_search: search.run with the policy: (problems, config=, seed=, trees=, share=)
+        -> Records.
       number: of the round; with `seed` it decides what is shown.
       seed: of the samples.
       leases: how processes share them out, as of `leases.dealt`.
@@ -220,13 +223,10 @@ class Writer:
                 )
             if wanted - done:
                 items = search.items(asked, range(trees))
+                leases = dealt(items, '/'.join(folder.parts[-3:]), self.leases)
+                share = search.Share(skip=done, leases=leases)
                 found = self.run_search(
-                    asked,
-                    config=config,
-                    seed=self.seed,
-                    trees=trees,
-                    skip=done,
-                    leases=dealt(items, '/'.join(folder.parts[-3:]), self.leases),
+                    asked, config=config, seed=self.seed, trees=trees, share=share
                 )
                 for record in found:
                     store.append(record)

@@ -45,8 +45,10 @@ def solve(config: ConfigDict, workdir: str = '') -> str:
                 config=searches.search_config(round_.config, use_ground_truth=False),
                 seed=config.seed,
                 trees=config.search.trees,
-                progress=lambda now: line.show(
-                    f'{now["tokens"]:,} tokens, {now["tokens_per_second"]:.0f}/s'
+                share=search.Share(
+                    progress=lambda now: line.show(
+                        f'{now["tokens"]:,} tokens, {now["tokens_per_second"]:.0f}/s'
+                    )
                 ),
             )
         )

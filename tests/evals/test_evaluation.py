@@ -46,13 +46,11 @@ class Searcher:
     def __init__(self, lifetime=10**9):
         self.calls, self.made, self.lifetime = [], [], lifetime
 
-    def __call__(
-        self, problems, policy, ppm, *, config, seed, trees, skip, earlier, progress, leases=None
-    ):
+    def __call__(self, problems, policy, ppm, *, config, seed, trees, share):
         self.calls.append((ppm, config, trees))
         for number in reversed(range(trees)):  # trees finish in any order
             for i, problem in enumerate(problems):
-                if (problem.index, number) in skip:
+                if (problem.index, number) in share.skip:
                     continue
                 if len(self.made) == self.lifetime:
                     raise KeyboardInterrupt
@@ -62,8 +60,8 @@ class Searcher:
                 if kind == 'unguided':
                     said = SAMPLES[i][number]
                 found = FOUND[i][number] if kind == 'guided' else said and (said, float('nan'))
-                if progress:
-                    progress({'trees_done': len(self.made)})
+                if share.progress:
+                    share.progress({'trees_done': len(self.made)})
                 # A worse answer beside it, and flags that must not be believed.
                 answers = [(*ASIDE, True), (*found, False)] if found and kind == 'guided' else []
                 answers = answers or ([(*found, False)] if found else [])
@@ -324,8 +322,8 @@ def test_samples_from_before_there_was_a_ppm_are_drawn_again(tmp_path, capsys, m
     if mixed:
         scoring = Scoring()
         with TreeStore(tmp_path / 'sums' / 'sampled') as store:
-            given = dict.fromkeys(('seed', 'earlier', 'progress'))
-            given |= {'config': search.sampled(CONFIG.search), 'trees': 3, 'skip': store.keys()}
+            given = {'config': search.sampled(CONFIG.search), 'trees': 3, 'seed': 0}
+            given['share'] = search.Share(skip=frozenset(store.keys()))
             for record in scoring(PROBLEMS, POLICY, PPM, **given):
                 store.append(record)
     place = tmp_path / 'sums' / 'sampled' / 'seconds.json'
@@ -410,8 +408,9 @@ def test_trees_that_are_not_wanted_any_more_are_left_out(tmp_path, stored, limit
 
     with search.Workers.start(settings) as workers:
 
-        def run(problems, policy, ppm, **given):
-            return search.run(problems, expander=Counting(texts), workers=workers, **given)
+        def run(problems, policy, ppm, share, **given):
+            share = dataclasses.replace(share, workers=workers)
+            return search.run(problems, expander=Counting(texts), share=share, **given)
 
         folder = tmp_path if stored else None
         rows = [

@@ -82,7 +82,10 @@ def test_it_searches():
         ours = test_engine.grow(policy, None, workers, problems=test_engine.PROBLEMS[:1])
         naive = test_engine.Naive(policy, None, config)
         theirs = search.run(
-            test_engine.PROBLEMS[:1], expander=naive, config=config, workers=workers
+            test_engine.PROBLEMS[:1],
+            expander=naive,
+            config=config,
+            share=search.Share(workers=workers),
         )
         test_engine.assert_same(ours, {record.key: record for record in theirs}, exact=False)
 

@@ -9,7 +9,7 @@ import numpy as np
 from rstar_jax import parallel, steps
 from rstar_jax.search.engine import sampling, state
 from rstar_jax.search.expander import Expander
-from rstar_jax.search.host import Step
+from rstar_jax.search.nodes import Step
 from rstar_jax.steps import marks
 
 LENGTH = 160

@@ -10,8 +10,8 @@ import pytest
 from rstar_jax import parallel, search
 from rstar_jax.data.problem import Problem
 from rstar_jax.models import tiny
-from rstar_jax.search import host
 from rstar_jax.search.engine import Engine, local
+from rstar_jax.search.nodes import HostTree, Node
 from tests.search import test_engine
 
 PROBLEMS = [
@@ -92,8 +92,8 @@ def test_few_known_tokens_wait_for_others_where_slots_have_plenty_of_work():
 
     def waiting(row, tokens):
         """Rows that wait after a tree has begun."""
-        nodes = [host.Node(tokens=[5 + row] * tokens)]
-        engine.start(row, tree := host.HostTree(Problem(row, ''), 0, 0, '', nodes, [0]))
+        nodes = [Node(tokens=[5 + row] * tokens)]
+        engine.start(row, tree := HostTree(Problem(row, ''), 0, 0, '', nodes, [0]))
         engine.expand(row, tree)
         engine.collect(engine.dispatch())
         return [row for row in range(6) if engine.policy.manager.waits(row)]

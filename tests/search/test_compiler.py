@@ -225,7 +225,13 @@ def test_a_search_finds_what_was_compiled_beside_it(monkeypatch, tensor):
     def grow(**settings):
         config = dataclasses.replace(CONFIG, **settings)
         with search.Workers.start(config) as workers:
-            records = search.run(PROBLEMS, policy, None, config=config, workers=workers, mesh=mesh)
+            records = search.run(
+                PROBLEMS,
+                policy,
+                None,
+                config=config,
+                share=search.Share(workers=workers, mesh=mesh),
+            )
             return {record.key: record.texts for record in records}
 
     jax.monitoring.register_event_duration_secs_listener(heard)

@@ -102,7 +102,9 @@ def grow(policy, workers, size) -> Run:
     mesh = parallel.local_mesh(devices=jax.devices()[:count])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(begin, 'Engine', Watched)
-        found = search.run(PROBLEMS, policy, config=config, mesh=mesh, workers=workers)
+        found = search.run(
+            PROBLEMS, policy, config=config, share=search.Share(workers=workers, mesh=mesh)
+        )
         records = {r.key: r for r in found}
     return Run(records, drawn)
 

@@ -11,8 +11,9 @@ import pytest
 from rstar_jax import models, parallel
 from rstar_jax.data.problem import Problem
 from rstar_jax.models import decoder
-from rstar_jax.search import Config, host
+from rstar_jax.search import Config
 from rstar_jax.search.engine import devices, drafts, programs, sampling, sizes, state
+from rstar_jax.search.nodes import HostTree, Node
 from rstar_jax.steps import marks
 from tests.search.test_blocks import numbers
 
@@ -63,10 +64,10 @@ def test_what_lies_behind_a_step_is_not_looked_at():
 
 
 def test_the_latest_tokens_of_a_path():
-    tree = host.HostTree(Problem(0, ''), 0, 0, '', [host.Node(tokens=[1, 2, 3])], path=[0])
+    tree = HostTree(Problem(0, ''), 0, 0, '', [Node(tokens=[1, 2, 3])], path=[0])
     assert drafts.latest(tree).tolist() == [-1] * (state.LATEST - 3) + [1, 2, 3]
     long = list(range(state.LATEST - 1))
-    tree.nodes += [host.Node(tokens=[9]), host.Node(tokens=long)]
+    tree.nodes += [Node(tokens=[9]), Node(tokens=long)]
     tree.path = [0, 2]
     assert drafts.latest(tree).tolist() == [3, *long]
     tree.path = [0, 1]

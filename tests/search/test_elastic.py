@@ -1,5 +1,6 @@
 """Workers that come, are lost and come back: each tree once, and the same as without all that."""
 
+import dataclasses
 import math
 import time
 
@@ -13,12 +14,12 @@ from rstar_jax.job import ledger
 from rstar_jax.job.progress import Events
 from rstar_jax.models import tiny, trained
 from rstar_jax.search import begin, elastic
-from rstar_jax.search.flights import Flights
+from rstar_jax.search.snapshots import SnapshotFolder
 from rstar_jax.settings import configs
 from rstar_jax.settings.errors import UserError
 from rstar_jax.stages import BY_NAME, Round, checkpoints, searches
-from tests.search.test_flight import assert_same
 from tests.search.test_scripted import random_score, random_texts
+from tests.search.test_snapshots import assert_same
 
 CONFIG = search.Config(rollouts=8, candidates=4, max_depth=4, error_threshold=2)
 ITEMS = [(Problem(i, f'q{i}', str(i % 3)), tree) for i in range(12) for tree in range(2)]
@@ -31,19 +32,18 @@ def workers():
 
 
 def start_with(workers, texts=random_texts):
-    def start(**given):
+    def start(share):
         expander = search.scripted(texts, random_score, trees=3)
         problems = [problem for problem, tree in ITEMS if tree == 0]
-        return search.run(
-            problems, expander=expander, config=CONFIG, workers=workers, trees=2, **given
-        )
+        share = dataclasses.replace(share, workers=workers)
+        return search.run(problems, expander=expander, config=CONFIG, trees=2, share=share)
 
     return start
 
 
 @pytest.fixture(scope='module')
 def whole(workers):
-    return {record.key: record for record in start_with(workers)()}
+    return {record.key: record for record in start_with(workers)(search.Share())}
 
 
 class Threads:
@@ -133,8 +133,8 @@ def test_a_lost_workers_trees_go_on_from_where_they_were(workers, whole, tmp_pat
         def answers(self):
             found = super().answers()
             for name, answer in found:
-                if answer is not None and answer.flights and not seen:
-                    seen.extend(answer.flights)
+                if answer is not None and answer.kept and not seen:
+                    seen.extend(answer.kept)
                     self.cut_off.add(name)
                     self.gone.append(name)
             return found
@@ -145,8 +145,8 @@ def test_a_lost_workers_trees_go_on_from_where_they_were(workers, whole, tmp_pat
 
     team = Once(start_with(workers, slow), 2, keep_seconds=0.1)
     with data.TreeStore(tmp_path) as store:
-        flights = Flights(tmp_path / 'flights', 0, 0.1, store)
-        for record in elastic.run(ITEMS, team, flights=flights, say=lambda line: None):
+        flights = SnapshotFolder(tmp_path / 'flights', 0, 0.1, store)
+        for record in elastic.run(ITEMS, team, snapshots=flights, say=lambda line: None):
             store.append(record)
             assert_same(record, whole[record.key])
         assert store.keys() == whole.keys()
@@ -158,7 +158,7 @@ def test_a_lost_workers_trees_go_on_from_where_they_were(workers, whole, tmp_pat
 
 def test_a_mistake_of_the_user_ends_the_run_and_other_errors_after_some(workers):
     def broken(error):
-        def start(**given):
+        def start(share):
             raise error
             yield
 
@@ -226,14 +226,14 @@ def test_a_stopped_driver_keeps_what_workers_have_told(workers, whole, tmp_path,
             self.finished |= {
                 search.Record.from_bytes(x).key for answer in told for x in answer.finished
             }
-            self.kept = {key for answer in told for key in answer.flights} - self.finished
+            self.kept = {key for answer in told for key in answer.kept} - self.finished
             return found
 
     team = Telling(start_with(workers, slow), 2, stop, keep_seconds=0.1)
-    flights = Flights(tmp_path, 0, 1000.0, ())
+    flights = SnapshotFolder(tmp_path, 0, 1000.0, ())
     with pytest.raises(KeyboardInterrupt):
-        list(elastic.run(ITEMS, team, flights=flights, say=lambda line: None))
-    again = Flights(tmp_path, 0, 1000.0, ())
+        list(elastic.run(ITEMS, team, snapshots=flights, say=lambda line: None))
+    again = SnapshotFolder(tmp_path, 0, 1000.0, ())
     assert team.kept and all(again.find(key) for key in team.kept)
     # Those of the next run go on with it.
     went_on, find = set(), elastic.Member.find
@@ -244,8 +244,8 @@ def test_a_stopped_driver_keeps_what_workers_have_told(workers, whole, tmp_path,
         return tree
 
     monkeypatch.setattr(elastic.Member, 'find', noted)
-    next_team, again = Threads(start_with(workers), 2), Flights(tmp_path, 0, 1000.0, ())
-    for record in elastic.run(ITEMS, next_team, flights=again, say=lambda line: None):
+    next_team, again = Threads(start_with(workers), 2), SnapshotFolder(tmp_path, 0, 1000.0, ())
+    for record in elastic.run(ITEMS, next_team, snapshots=again, say=lambda line: None):
         assert_same(record, whole[record.key])
     assert team.kept <= went_on
 
@@ -258,7 +258,7 @@ def test_each_worker_asks_the_server_that_has_the_policy(monkeypatch, tmp_path):
 
     def team(begin, devices):
         start, _ = begin()
-        start(leases=iter(()), flights=None, progress=None)
+        start(search.Share(leases=iter(())))
         raise UserError('enough')
 
     def searched(problems, policy, ppm, **_):
@@ -278,8 +278,7 @@ def test_each_worker_asks_the_server_that_has_the_policy(monkeypatch, tmp_path):
                 config=CONFIG,
                 seed=0,
                 trees=1,
-                skip=(),
-                progress=None,
+                share=search.Share(),
             )
         )
     assert given == [search.Endpoint(config.policy.path, 'large', requests=3)]
@@ -353,8 +352,9 @@ def test_who_deals_to_workers_reads_no_weights(monkeypatch, tmp_path):
 
 def test_what_ray_cannot_do_is_one_line(monkeypatch, tmp_path):
     monkeypatch.setattr(jax, 'process_count', lambda: 3)
-    with pytest.raises(UserError, match='job.leases=ray: 3 processes were started; one deals'):
+    with pytest.raises(UserError) as error:
         on_workers(monkeypatch, tmp_path)
+    assert (error.value.argument, error.value.value) == ('job.leases', 'ray')
     config = configs.default()
     config.job.leases, config.eval.agree = 'ray', 2
     with pytest.raises(UserError, match='--config.eval.agree=2: has the trees of a problem grow'):

@@ -79,8 +79,9 @@ def hasty(monkeypatch):
     monkeypatch.setattr(endpoint, 'LONGEST_PAUSE', 0.5)
 
 
-def grow(policy, workers, ppm=None, problems=PROBLEMS, config=CONFIG, **settings):
-    records = search.run(problems, policy, ppm, config=config, workers=workers, **settings)
+def grow(policy, workers, ppm=None, problems=PROBLEMS, config=CONFIG, progress=None):
+    share = search.Share(workers=workers, progress=progress)
+    records = search.run(problems, policy, ppm, config=config, share=share)
     found = list(records)
     assert len({record.key for record in found}) == len(found) == len(problems)
     return {record.key: record for record in found}
@@ -286,7 +287,10 @@ def test_killed_and_started_again(grown, workers):
     """Nothing is lost, and nothing comes twice."""
     server = Server()
     records = search.run(
-        PROBLEMS, search.Endpoint(server.url, 'whole', requests=3), config=CONFIG, workers=workers
+        PROBLEMS,
+        search.Endpoint(server.url, 'whole', requests=3),
+        config=CONFIG,
+        share=search.Share(workers=workers),
     )
     found = [next(records)]
 

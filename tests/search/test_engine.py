@@ -1,9 +1,7 @@
 """The engine against full forward passes, and what must not change its trees."""
 
-import collections
 import dataclasses
 import gc
-import types
 import weakref
 
 import jax
@@ -14,7 +12,7 @@ from tokenizers import pre_tokenizers
 
 from rstar_jax import models, parallel, search
 from rstar_jax.data.problem import Problem
-from rstar_jax.search import begin, loop, totals
+from rstar_jax.search import begin
 from rstar_jax.search.engine import Engine, copies, devices, local, memory, sizes, state
 from rstar_jax.search.engine.kv_cache import CacheManager
 from rstar_jax.settings.errors import UserError
@@ -67,9 +65,9 @@ def ppm(policy):
     return dataclasses.replace(made, params={**made.params, 'value_head': head})
 
 
-def grow(policy, ppm, workers, problems=PROBLEMS, config=CONFIG, **settings):
-    settings.setdefault('mesh', one_device())
-    records = search.run(problems, policy, ppm, config=config, workers=workers, **settings)
+def grow(policy, ppm, workers, problems=PROBLEMS, config=CONFIG, seed=0, trees=1, **share):
+    share = search.Share(workers=workers, **{'mesh': one_device(), **share})
+    records = search.run(problems, policy, ppm, config=config, seed=seed, trees=trees, share=share)
     return {record.key: record for record in records}
 
 
@@ -106,7 +104,9 @@ def _close(a, b):
 def test_equal_to_full_forward_passes(policy, ppm, workers, grown, grown_without_ppm, scored):
     ppm, ours = (ppm, grown) if scored else (None, grown_without_ppm)
     naive = Naive(policy, ppm, CONFIG)
-    theirs = search.run(PROBLEMS, expander=naive, config=CONFIG, workers=workers, policy=None)
+    theirs = search.run(
+        PROBLEMS, expander=naive, config=CONFIG, policy=None, share=search.Share(workers=workers)
+    )
     theirs = {record.key: record for record in theirs}
     assert_same(ours, theirs, exact=False)
     kinds = {int(s) for record in ours.values() for s in record.status}
@@ -122,7 +122,10 @@ def test_a_shared_prefix_and_sliding_windows(policy, ppm, workers, monkeypatch):
     policy = dataclasses.replace(policy, config=config)
     ppm = dataclasses.replace(ppm, config=config)
     naive = search.run(
-        PROBLEMS, expander=Naive(policy, ppm, CONFIG), config=CONFIG, workers=workers
+        PROBLEMS,
+        expander=Naive(policy, ppm, CONFIG),
+        config=CONFIG,
+        share=search.Share(workers=workers),
     )
     naive = {record.key: record for record in naive}
     assert_same(grow(policy, ppm, workers), naive, exact=False)
@@ -149,7 +152,9 @@ def test_longrope_has_one_choice_of_factors(policy, ppm, workers, path_tokens):
     is_long = path_tokens > rope.original
     expected = dataclasses.replace(rope, short=rope.long) if is_long else rope
     naive = Naive(*scaled(expected), config)
-    theirs = search.run(PROBLEMS[:1], expander=naive, config=config, workers=workers)
+    theirs = search.run(
+        PROBLEMS[:1], expander=naive, config=config, share=search.Share(workers=workers)
+    )
     assert_same(ours, {record.key: record for record in theirs}, exact=False)
     (record,) = ours.values()
     ends = np.zeros(len(record.tokens), int)  # of each node's path
@@ -219,7 +224,10 @@ def test_a_prompt_that_begins_otherwise(policy, ppm, workers, monkeypatch, windo
     monkeypatch.setattr(begin, 'QUESTIONS', ('Tom has 2 apples', 'Tom has 3 apples'))
     ours = grow(policy, ppm, workers)
     naive = search.run(
-        PROBLEMS, expander=Naive(policy, ppm, CONFIG), config=CONFIG, workers=workers
+        PROBLEMS,
+        expander=Naive(policy, ppm, CONFIG),
+        config=CONFIG,
+        share=search.Share(workers=workers),
     )
     assert_same(ours, {record.key: record for record in naive}, exact=False)
 
@@ -258,7 +266,11 @@ def test_stores_wider_than_a_head_change_nothing(policy, ppm, workers, grown, mo
 def test_trees_of_one_problem_compute_its_prompt_once(policy, ppm, workers, monkeypatch):
     config = dataclasses.replace(CONFIG, trees_in_flight=3)
     naive = search.run(
-        PROBLEMS[:2], trees=4, expander=Naive(policy, ppm, config), config=config, workers=workers
+        PROBLEMS[:2],
+        trees=4,
+        expander=Naive(policy, ppm, config),
+        config=config,
+        share=search.Share(workers=workers),
     )
     naive = {record.key: record for record in naive}
 
@@ -341,7 +353,10 @@ def test_kept_steps_are_not_computed_again(policy, ppm, workers, monkeypatch):
     """And how many are kept, all, some or none, does not matter for the trees."""
     config = dataclasses.replace(CONFIG, rollouts=8)
     naive = search.run(
-        PROBLEMS, expander=Naive(policy, ppm, config), config=config, workers=workers
+        PROBLEMS,
+        expander=Naive(policy, ppm, config),
+        config=config,
+        share=search.Share(workers=workers),
     )
     naive = {record.key: record for record in naive}
     prompts = sum(len(record.tokens[0]) for record in naive.values())
@@ -416,7 +431,10 @@ def test_greedy_is_one_branch_of_the_likeliest_tokens(policy, workers, slots):
     config = dataclasses.replace(search.greedy(CONFIG), slots=slots, trees_in_flight=3)
     records = grow(policy, None, workers, config=config)
     naive = search.run(
-        PROBLEMS, expander=Naive(policy, None, config), config=config, workers=workers
+        PROBLEMS,
+        expander=Naive(policy, None, config),
+        config=config,
+        share=search.Share(workers=workers),
     )
     assert_same(records, {r.key: r for r in naive}, exact=False)
     for record in records.values():
@@ -428,7 +446,10 @@ def test_a_step_that_repeats_itself_is_stopped(policy, workers):
     config = dataclasses.replace(CONFIG, repetition=3, temperature=0.6)
     ours = grow(policy, None, workers, config=config)
     naive = search.run(
-        PROBLEMS, expander=Naive(policy, None, config), config=config, workers=workers
+        PROBLEMS,
+        expander=Naive(policy, None, config),
+        config=config,
+        share=search.Share(workers=workers),
     )
     assert_same(ours, {record.key: record for record in naive}, exact=False)
     cut = [
@@ -506,77 +527,3 @@ def test_a_budget_of_tokens_is_spent_tree_by_tree(policy, workers):
         earlier=done.values(),
     )
     assert_same({**done, **rest}, whole)
-
-
-def looked_at(strategy, rollouts):
-    """A loop with trees under way, and what it tells."""
-    told = []
-    about = totals.Totals(5, collections.Counter(), None)
-    about.tick = lambda *arguments: told.append(arguments)
-    trees = [
-        types.SimpleNamespace(sampled=count, rollouts=done)
-        for count, done in zip((100, 50, 300), rollouts, strict=True)
-    ]
-    config = search.Config(rollouts=8, candidates=2, strategy=strategy)
-    looked = types.SimpleNamespace(
-        config=config, totals=about, growing=dict(enumerate(trees)), _ending=True
-    )
-    return looked, about, told
-
-
-def test_how_far_trees_are_goes_by_their_rollouts():
-    """A first one is as good as half done."""
-    looked, _, told = looked_at('mcts', (0, 2, 6))
-    loop.Loop.tell(looked)
-    looked._ending = False
-    loop.Loop.tell(looked)
-    shares = [(100, 1 / 16), (50, 2 / 8), (300, 6 / 8)]
-    assert told == [(1.0, False, shares, 3 / 8), (1.0, False, (), 3 / 8)]
-
-
-@pytest.mark.parametrize('strategy', ['beam', 'dvts'])
-def test_how_far_beams_are_goes_by_the_trees_that_have_ended(strategy):
-    looked, about, told = looked_at(strategy, (0, 0, 0))
-    loop.Loop.tell(looked)
-    about.done, about._sampled = 2, 400.0
-    loop.Loop.tell(looked)
-    looked._ending = False
-    loop.Loop.tell(looked)
-    shares = [(100, 0.5), (50, 0.25), (300, 0.9)]
-    assert told == [(0, False, [], 3), (1.65, False, shares, 3), (1.65, False, (), 3)]
-
-
-def test_the_time_left_is_told_when_it_is_known(monkeypatch):
-    """By the speed since something was done: here 5 minutes of compiling, then a tree a minute."""
-    now, told = [1000.0], []
-    monkeypatch.setattr(totals.time, 'monotonic', lambda: now[0])
-    report = totals.Totals(32, collections.Counter(), told.append)
-    for minutes, done in [(1, 0), (5, 0.0), (5.1, 0.1), (5.5, 0.5), (6, 1), (15, 10), (37, 32)]:
-        now[0] = 1000 + 60 * minutes
-        report.tick(done)
-    left = [figures['seconds_left'] for figures in told]
-    assert np.isnan(left[:4]).all()
-    assert left[4:] == pytest.approx([60 * 31, 60 * 22, 0])
-    assert told[-1]['seconds'] == 60 * 37
-    single = totals.Totals(1, collections.Counter(), told.append)
-    for seconds, done in [(10, 0.1), (20, 0.2), (30, 0.3)]:
-        now[0] = 5000 + seconds
-        single.tick(done)
-    assert np.isnan(told[-2]['seconds_left'])
-    assert told[-1]['seconds_left'] == pytest.approx(70)
-    # The last two of eight trees, one half done with 300 tokens, one a fifth with 50, have as many
-    # as 300 and 200 to come; lately two a second were sampled, where it had been eight.
-    counters = collections.Counter()
-    tail = totals.Totals(8, counters, told.append)
-    lately = [(200 + i, 1600 + 2 * i, 6.7) for i in range(31)]
-    for seconds, sampled, done in [(0, 0, 0.1), *lately]:
-        now[0], counters['sampled'] = 6000 + seconds, sampled
-        tail.tick(done, last=[(300, 0.5), (50, 0.2)])
-    assert told[-1]['seconds_left'] == pytest.approx(500 / 2, rel=0.02)
-    # Of 60 trees that grow beside one another, of 4 rollouts each, one ends at once.
-    burst = totals.Totals(60, collections.Counter(), told.append)
-    for seconds, done in [(0, 1), (120, 1.5), (300, 14), (310, 16)]:
-        now[0] = 7000 + seconds
-        burst.tick(done, one_each=59 / 4)
-    assert np.isnan([figures['seconds_left'] for figures in told[-4:-1]]).all()
-    assert told[-1]['seconds_left'] == pytest.approx(44 * 310 / 15)

@@ -15,9 +15,9 @@ from rstar_jax import models, parallel
 from rstar_jax.data.problem import Problem
 from rstar_jax.models import decoder, tiny
 from rstar_jax.models.config import Config as Shape
-from rstar_jax.search import host
 from rstar_jax.search.config import Config
 from rstar_jax.search.engine import Engine, batch, memory, model, programs, sizes, state
+from rstar_jax.search.nodes import HostTree, Node, Step
 from rstar_jax.settings.errors import UserError
 from rstar_jax.steps import marks
 
@@ -194,7 +194,7 @@ def test_no_call_has_more_tokens_than_is_planned_for(mesh, step_tokens):
 )
 def test_a_call_has_room_for_the_longest_step(mesh, waiting, chosen):
     scorer = types.SimpleNamespace(mesh=mesh, settings=CONFIG)
-    queue = [(0, i, host.Node(tokens=[7] * n)) for i, n in enumerate(waiting)]
+    queue = [(0, i, Node(tokens=[7] * n)) for i, n in enumerate(waiting)]
     assert model.Scorer._shape(scorer, [queue, []]) == chosen
     scorer.settings = dataclasses.replace(CONFIG, one_size=True)
     shape = model.Scorer._shape(scorer, [queue, []])
@@ -260,7 +260,7 @@ def test_every_step_is_scored_whole(mesh, one_size):
         many, most = rng.integers(1, 40), rng.choice([20, 100, 300, 1000])
         left = sorted(rng.integers(1, most, many).tolist(), reverse=True)
         while left:
-            queue = [(0, i, host.Node(tokens=[7] * n)) for i, n in enumerate(left)]
+            queue = [(0, i, Node(tokens=[7] * n)) for i, n in enumerate(left)]
             taken = batch.fits(left, model.Scorer._shape(scorer, [queue, []]), cut=False)
             assert any(taken) and all(count in (0, n) for count, n in zip(taken, left))
             left = [n for n, count in zip(left, taken) if not count]
@@ -322,19 +322,19 @@ def test_a_search_stays_within_its_plan(monkeypatch):
             ended.update(step.row for step in engine.collect(chunk))
         assert ended == dict.fromkeys(rows, config.candidates)
 
-    nodes = [host.Node(tokens=[5 + row] * 300) for row in range(3)]
-    trees = [host.HostTree(Problem(i, ''), 0, 0, '', [node], [0]) for i, node in enumerate(nodes)]
+    nodes = [Node(tokens=[5 + row] * 300) for row in range(3)]
+    trees = [HostTree(Problem(i, ''), 0, 0, '', [node], [0]) for i, node in enumerate(nodes)]
     for row, tree in enumerate(trees):
         engine.start(row, tree)
     expand(range(3))
     rooms = [engine.policy.capacity]
-    step = host.Step(2, 0, 'x', [7] * 20, marks.STEP)
-    trees[2].nodes.append(host.Node(step, tokens=[7] * 3600))
+    step = Step(2, 0, 'x', [7] * 20, marks.STEP)
+    trees[2].nodes.append(Node(step, tokens=[7] * 3600))
     trees[2].path.append(1)
     expand([2])
     rooms.append(engine.policy.capacity)
     longest = sizes.OUTPUT_TOKENS + config.step_tokens
-    ((values, *_),) = engine.scores([(2, 0, host.Node(step, tokens=[7] * longest))])
+    ((values, *_),) = engine.scores([(2, 0, Node(step, tokens=[7] * longest))])
     assert np.isfinite(values).all() and rooms == [512, 4032]
     assert {'grow', 'append', 'decode', 'extend', 'score'} <= account.programs.keys()
     assert account.peak <= engine.plan.most, account.programs
@@ -367,8 +367,8 @@ def test_paths_grow_when_nothing_reads_them(monkeypatch):
 
     monkeypatch.setattr(programs, 'GROW', watched)
     for row, tokens in enumerate((100, 500)):
-        nodes = [host.Node(tokens=[5] * tokens)]
-        engine.start(row, tree := host.HostTree(Problem(row, ''), 0, 0, '', nodes, [0]))
+        nodes = [Node(tokens=[5] * tokens)]
+        engine.start(row, tree := HostTree(Problem(row, ''), 0, 0, '', nodes, [0]))
         engine.expand(row, tree)
         engine.dispatch()
     engine.close()

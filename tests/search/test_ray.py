@@ -15,8 +15,8 @@ from rstar_jax import search
 from rstar_jax.data.problem import Problem
 from rstar_jax.search import elastic, ray_team
 from rstar_jax.settings.errors import UserError
-from tests.search.test_flight import assert_same
 from tests.search.test_scripted import random_score, random_texts
+from tests.search.test_snapshots import assert_same
 
 ray = pytest.importorskip('ray')
 cluster_utils = pytest.importorskip('ray.cluster_utils')
@@ -38,7 +38,7 @@ class Job:
     def begin(self):
         return self.search, 0.5
 
-    def search(self, **given):
+    def search(self, share):
         def texts(*arguments):
             late = int(arguments[0].removeprefix('q')) >= LATE
             while late and not os.path.exists(self.gate):
@@ -47,7 +47,7 @@ class Job:
             return random_texts(*arguments)
 
         expander = search.scripted(texts, random_score, trees=2)
-        return search.run(PROBLEMS, expander=expander, config=CONFIG, **given)
+        return search.run(PROBLEMS, expander=expander, config=CONFIG, share=share)
 
 
 @pytest.fixture
@@ -108,7 +108,9 @@ def test_one_killed_one_cut_off_one_added(cluster, namespace, tmp_path):
     made, add = cluster
     with search.Workers.start(CONFIG) as workers:
         expander = search.scripted(random_texts, random_score, trees=8)
-        whole = search.run(PROBLEMS, expander=expander, config=CONFIG, workers=workers)
+        whole = search.run(
+            PROBLEMS, expander=expander, config=CONFIG, share=search.Share(workers=workers)
+        )
         whole = {record.key: record for record in whole}
     nodes = [add(), add()]
     away = None

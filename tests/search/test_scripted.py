@@ -101,7 +101,11 @@ def test_random_searches_equal_the_reference(settings, workers):
     config = search.Config(**{'candidates': 4, 'repetition': 0, **settings})
     score = random_score if scored else None
     expander = search.scripted(random_texts, score, trees=64)
-    records = list(search.run(_problems(200), expander=expander, config=config, workers=workers))
+    records = list(
+        search.run(
+            _problems(200), expander=expander, config=config, share=search.Share(workers=workers)
+        )
+    )
     assert sorted(r.key for r in records) == [(i, 0) for i in range(200)]
 
     def execute(cells):
@@ -135,7 +139,10 @@ def _grow(workers, script, score=None, truth='1', **settings):
     config = search.Config(**{'rollouts': 1, 'candidates': 2, 'max_depth': 2, **settings})
     problems = [Problem(i, question, truth) for i, question in enumerate(('wrong', 'q', 'stuck'))]
     records = search.run(
-        problems, expander=search.scripted(texts, score), config=config, workers=workers
+        problems,
+        expander=search.scripted(texts, score),
+        config=config,
+        share=search.Share(workers=workers),
     )
     return {r.problem.question: r for r in records}['q']
 
@@ -396,18 +403,20 @@ def test_a_policy_that_writes_no_mark_is_found_out_after_the_first_trees(workers
 
     config = search.Config(rollouts=2, candidates=4)
     expander = search.scripted(texts, trees=4)
-    records = search.run(_problems(100), expander=expander, config=config, workers=workers)
-    message = (
-        "^search: of the first 32 candidates none ends in a mark .*; the first is ''.*few_shot"
+    records = search.run(
+        _problems(100), expander=expander, config=config, share=search.Share(workers=workers)
     )
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(UserError) as error:
         list(records)
+    assert (error.value.argument, error.value.value) == ('prompt', 'sft')
     assert len(asked) == 8
 
     # One mark is enough, and so is a tree that grows without any.
     for good in ('x = 1\n<end_of_step>', 'x = 1', 'It is \\boxed{7}'):
         expander = search.scripted(lambda q, p, n, good=good: [good if q == 'q1' else ''] * n)
-        records = search.run(_problems(30), expander=expander, config=config, workers=workers)
+        records = search.run(
+            _problems(30), expander=expander, config=config, share=search.Share(workers=workers)
+        )
         assert len(list(records)) == 30
 
 
@@ -431,8 +440,8 @@ def test_a_problem_is_done_when_its_answers_agree(workers):
             [problem.to_dict() | {'job': 7} for problem in _problems(2)],  # a field like any other
             expander=expander,
             config=config,
-            workers=workers,
             trees=5,
+            share=search.Share(workers=workers),
         )
         found = collections.Counter(record.problem.index for record in records)
         assert [found[0], found[1]] == expected, agree
@@ -461,7 +470,11 @@ def test_what_others_have_sampled_behind_an_answer_is_not_spent(workers):
         expander = Sampled(random_texts)
         expander.in_vain = in_vain
         records = search.run(
-            _problems(20), expander=expander, config=config, workers=workers, trees=9
+            _problems(20),
+            expander=expander,
+            config=config,
+            trees=9,
+            share=search.Share(workers=workers),
         )
         made.append({record.key: record for record in records})
     for others in made[1:]:
@@ -489,12 +502,16 @@ def test_a_tree_ends_when_its_answers_agree(workers):
     for agree in (0, 2):
         config = search.Config(agree=agree, **settings)
         expander = search.scripted(texts)
-        (record,) = search.run(_problems(1), expander=expander, config=config, workers=workers)
+        (record,) = search.run(
+            _problems(1), expander=expander, config=config, share=search.Share(workers=workers)
+        )
         sizes.append(len(record.texts))
     assert sizes == [11, 5]  # two of each expansion; the second one brings the second answer
     # Those of trees before it count: the first tree has two, so the next ends with its first.
     config = search.Config(agree=3, **{**settings, 'rollouts': 1, 'max_depth': 2})
-    given = dict(expander=search.scripted(texts), config=config, workers=workers, trees=3)
+    given = dict(
+        expander=search.scripted(texts), config=config, share=search.Share(workers=workers), trees=3
+    )
     assert [len(record.texts) for record in search.run(_problems(1), **given)] == [5, 3]
 
 
@@ -524,13 +541,17 @@ def test_puct_goes_by_how_likely_a_token_of_a_step_is(workers):
     ):
         expander = Likely(texts)
         expander.said = said
-        (record,) = search.run(_problems(1), expander=expander, config=config, workers=workers)
+        (record,) = search.run(
+            _problems(1), expander=expander, config=config, share=search.Share(workers=workers)
+        )
         assert record.texts[record.parent[-1]] == expected
     # Where none is known all are alike, and go by their values: after a wrong answer, the other.
     expander = Likely(lambda q, p, n: [WRONG, STEP_A, STEP_A] if p else [STEP_A, STEP_B, STEP_B])
     expander.said = dict.fromkeys([WRONG, STEP_A, STEP_B], (float('nan'), 1))
     config = dataclasses.replace(config, rollouts=2)
-    (record,) = search.run(_problems(1), expander=expander, config=config, workers=workers)
+    (record,) = search.run(
+        _problems(1), expander=expander, config=config, share=search.Share(workers=workers)
+    )
     assert record.texts[:3] == ['', STEP_A, STEP_B] and {0, 1, 2} <= {*record.parent.tolist()}
 
 
@@ -542,7 +563,9 @@ def test_a_path_is_full_where_a_whole_step_does_not_fit_any_more(context, kind, 
 
     config = search.Config(rollouts=1, candidates=1, max_depth=1, path_tokens=100, step_tokens=40)
     expander = Counted(lambda q, p, n: [STEP_A])
-    (record,) = search.run(_problems(1), expander=expander, config=config, workers=workers)
+    (record,) = search.run(
+        _problems(1), expander=expander, config=config, share=search.Share(workers=workers)
+    )
     assert record.status[1] == kind
 
 

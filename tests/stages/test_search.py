@@ -32,8 +32,10 @@ def search_trees(monkeypatch, tmp_path):
             return [dataclasses.replace(step, sampled=3) for step in super().collect(running)]
 
     def searcher(*_):
-        def run(problems, *models, leases, **given):
-            return search.run(problems, expander=Counting(random_texts, random_score), **given)
+        def run(problems, *models, share, **given):
+            expander = Counting(random_texts, random_score)
+            share = dataclasses.replace(share, leases=None)
+            return search.run(problems, expander=expander, share=share, **given)
 
         return run, None, None
 

@@ -57,12 +57,12 @@ class Counting(search.scripted):
         return [dataclasses.replace(step, sampled=3) for step in super().collect(running)]
 
 
-def run_search(problems, *, config, seed, trees, skip, leases, calls=None):
+def run_search(problems, *, config, seed, trees, share, calls=None):
     """search.run by a policy that knows TEXTS; `calls` collects what it was asked for."""
     prompts = [p.question for p in problems]
     asked = collections.Counter()
     calls = [] if calls is None else calls
-    todo = [p.index for p in problems for t in range(trees) if (p.index, t) not in skip]
+    todo = [p.index for p in problems for t in range(trees) if (p.index, t) not in share.skip]
     calls.append((config, len(todo)))
 
     def texts(question, prefix, n):
@@ -80,9 +80,7 @@ def run_search(problems, *, config, seed, trees, skip, leases, calls=None):
         config=config,
         seed=seed,
         trees=trees,
-        skip=skip,
-        workers=WORKERS[0],
-        leases=leases,
+        share=dataclasses.replace(share, workers=WORKERS[0]),
     )
 
 
@@ -146,10 +144,11 @@ def test_stopped_it_goes_on(tmp_path, lifetime):
         write(tmp_path / 'parts', run=dying)
     calls = []
 
-    def again(problems, *, skip, **options):
-        calls.append(len(skip))
+    def again(problems, *, share, **options):
+        calls.append(len(share.skip))
         # The scripted answers go by what was asked before; a policy's go by the tree's number.
-        return run_search(problems, skip=frozenset(), **options)
+        share = dataclasses.replace(share, skip=frozenset())
+        return run_search(problems, share=share, **options)
 
     made, counts = write(tmp_path / 'parts', run=again)
     assert calls[-1] == (lifetime - 9 if lifetime > 9 else 0) and (made, counts) == expected
@@ -264,8 +263,8 @@ def test_the_search_takes_them_beside_the_known_ones(tmp_path, monkeypatch):
 
     seeds = set()
 
-    def run(problems, *, policy, progress, **options):
-        del policy, progress
+    def run(problems, policy, **options):
+        del policy
         seeds.add(options['seed'])
         return run_search(problems, **options)
 

@@ -432,7 +432,7 @@ def test_trees_are_those_of_a_search_of_its_own(workers):
                 config=CONFIG,
                 expander=search.scripted(texts, score),
                 trees=2,
-                workers=workers,
+                share=search.Share(workers=workers),
             )
         )
         assert [r.texts for r in found[number][:2]] == [r.texts for r in alone]

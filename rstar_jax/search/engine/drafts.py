@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rstar_jax.search.engine.state import LATEST, Cells, Path, Slots
-from rstar_jax.search.host import HostTree
+from rstar_jax.search.nodes import HostTree
 
 NONE = -1
 LONGEST = 3  # tokens at the end that are looked for; where they are not found, fewer

@@ -41,7 +41,7 @@ from rstar_jax.search.engine.compiler import Size
 from rstar_jax.search.engine.layers import BLOCK
 from rstar_jax.search.engine.model import Model, Scorer
 from rstar_jax.search.expander import Expander
-from rstar_jax.search.host import HostTree, Step
+from rstar_jax.search.nodes import HostTree, Step
 from rstar_jax.settings.errors import UserError
 from rstar_jax.steps import marks
 

@@ -20,7 +20,7 @@ from rstar_jax.search.engine import copies, devices, memory, programs, sizes, st
 from rstar_jax.search.engine.batch import Batch, Shape, fits, quickest
 from rstar_jax.search.engine.kv_cache import CacheManager
 from rstar_jax.search.expander import Request, Scores
-from rstar_jax.search.host import HostTree, Node
+from rstar_jax.search.nodes import HostTree, Node
 from rstar_jax.steps import marks
 
 

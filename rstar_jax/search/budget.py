@@ -12,10 +12,10 @@ from collections.abc import Callable, Sequence
 from rstar_jax.data.problem import Problem
 from rstar_jax.data.record import Record, Status
 from rstar_jax.search.config import Config
-from rstar_jax.search.host import HostTree, Node
+from rstar_jax.search.nodes import HostTree, Node
 
 
-class Spending:
+class Budget:
     """What finished trees have sampled and answered, by problem; kept where a setting needs it."""
 
     def __init__(self, config: Config, classes: Callable[[Sequence[str]], list[int]]):
@@ -39,25 +39,24 @@ class Spending:
 
     def left(self, problem: Problem) -> float:
         """Tokens that may still be sampled for a problem."""
-        sampled = self._tokens[problem.index]
-        return self.config.tokens - sampled if self.config.tokens else math.inf
+        return self.config.tokens - self._tokens[problem.index] if self.config.tokens else math.inf
 
     def done(self, problem: Problem) -> bool:
         """Whether no further tree of a problem is wanted."""
-        return self.left(problem) <= 0 or self._agreed(self._answers[problem.index])
+        return self.left(problem) <= 0 or self._agreed(problem, [])
 
     def ends(self, tree: HostTree, children: list[Node]) -> bool:
         """Whether a tree in flight is finished with these children."""
         if tree.spent >= tree.tokens_left:
             return True
-        if not self.config.agree or all(node.status != Status.ANSWER for node in children):
+        if all(node.status != Status.ANSWER for node in children):
             return False
-        answers = [x.answer for x in (*tree.nodes, *children) if x.status == Status.ANSWER]
-        return self._agreed(self._answers[tree.problem.index] + answers)
+        nodes = *tree.nodes, *children
+        return self._agreed(tree.problem, [x.answer for x in nodes if x.status == Status.ANSWER])
 
-    def _agreed(self, answers: list[str]) -> bool:
+    def _agreed(self, problem: Problem, more: list[str]) -> bool:
         """Whether the commonest answer leads by as many as wanted."""
-        if not self.config.agree or not answers:
+        if not self.config.agree or not (answers := self._answers[problem.index] + more):
             return False
         common = collections.Counter(self._classes(answers)).most_common(2)
         counts = [count for _, count in common] + [0]

@@ -13,9 +13,10 @@ from flax import serialization
 
 from rstar_jax import data, search
 from rstar_jax.data.problem import Problem
-from rstar_jax.search import flight
-from rstar_jax.search.flights import Flights
-from rstar_jax.search.host import HostTree, Node, Step
+from rstar_jax.search import snapshots
+from rstar_jax.search import tree as trees_lib
+from rstar_jax.search.nodes import HostTree, Node, Step
+from rstar_jax.search.snapshots import SnapshotFolder
 from rstar_jax.steps import marks
 from tests.parallel import processes
 from tests.search import test_engine
@@ -85,15 +86,13 @@ def grown_with_interruptions(every, run):
 def test_broken_off_again_and_again_the_trees_are_the_same(settings, workers):
     config = search.Config(**settings)
 
-    def run(flights, texts, skip=frozenset()):
+    def run(kept, texts, skip=frozenset()):
         expander = search.scripted(texts, random_score, trees=6)
         return search.run(
             problems(8),
             expander=expander,
             config=config,
-            workers=workers,
-            flights=flights,
-            skip=skip,
+            share=search.Share(workers=workers, snapshots=kept, skip=skip),
         )
 
     whole = {record.key: record for record in run(None, random_texts)}
@@ -109,7 +108,7 @@ def test_stopped_while_the_devices_are_waited_for(look, workers, monkeypatch):
     """Some trees have ended just then: they are neither grown on nor grown again."""
     read, asked = jax.device_get, []
 
-    def run(flights, skip=frozenset(), stop=0):
+    def run(kept, skip=frozenset(), stop=0):
         def waited(x):
             nonlocal stop
             found = read(x)
@@ -125,8 +124,9 @@ def test_stopped_while_the_devices_are_waited_for(look, workers, monkeypatch):
 
         monkeypatch.setattr(jax, 'device_get', waited)
         expander = search.scripted(texts, random_score, trees=6)
-        given = dict(expander=expander, config=search.Config(**SMALL), workers=workers)
-        yield from search.run(problems(8), **given, flights=flights, skip=skip)
+        share = search.Share(workers=workers, snapshots=kept, skip=skip)
+        config = search.Config(**SMALL)
+        yield from search.run(problems(8), expander=expander, config=config, share=share)
 
     whole = {record.key: record for record in run(None)}
     flights, parts = Memory(), {}
@@ -165,16 +165,15 @@ def test_models_go_on_with_trees_that_were_kept(policy, ppm, workers):
     # Where siblings of an answer are stopped, how far they had come is a matter of chance.
     config = dataclasses.replace(test_engine.CONFIG, answers_kept='all')
 
-    def run(flights, skip=frozenset()):
+    def run(kept, skip=frozenset()):
         return search.run(
             test_engine.PROBLEMS,
             policy,
             ppm,
             config=config,
-            workers=workers,
-            mesh=test_engine.one_device(),
-            flights=flights,
-            skip=skip,
+            share=search.Share(
+                workers=workers, mesh=test_engine.one_device(), snapshots=kept, skip=skip
+            ),
         )
 
     whole = {record.key: record for record in run(None)}
@@ -207,7 +206,6 @@ def test_models_go_on_with_trees_that_were_kept(policy, ppm, workers):
 PROGRAM = """
 import os, pathlib, signal, sys, time
 from rstar_jax import data, search
-from rstar_jax.search.flights import Flights
 from tests.search.test_scripted import random_score, random_texts
 
 folder, seconds, end = pathlib.Path(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3])
@@ -220,7 +218,7 @@ def texts(*arguments):
     return random_texts(*arguments)
 
 with data.TreeStore(folder, seconds=0) as store:
-    flights = Flights(folder / 'flights', 0, seconds, store)
+    snapshots = search.SnapshotFolder(folder / 'flights', 0, seconds, store)
     expander = search.scripted(texts, random_score, trees=1)
     before = expander.start
     def start(row, tree):
@@ -233,9 +231,8 @@ with data.TreeStore(folder, seconds=0) as store:
         type(expander).expand(expander, row, tree)
     expander.start, expander.expand = start, expand
     problem = {'index': 3, 'question': 'q0', 'answer': '1'}
-    for record in search.run(
-        [problem], expander=expander, config=config, flights=flights, skip=frozenset(store.keys())
-    ):
+    share = search.Share(snapshots=snapshots, skip=frozenset(store.keys()))
+    for record in search.run([problem], expander=expander, config=config, share=share):
         store.append(record)
 """
 INTERVAL = 0.3
@@ -271,55 +268,36 @@ def test_a_killed_tree_of_64_rollouts_loses_the_last_interval_at_most(tmp_path):
 
 def packed(index, rollouts):
     tree = HostTree(Problem(index, ''), 0, 0, '', [Node()], rollouts=rollouts)
-    return flight.pack(tree, jax.tree.map(np.array, flight.trees_lib.fresh(8)))
-
-
-def test_which_tree_it_is_is_told_without_its_nodes(monkeypatch):
-    monkeypatch.setattr(dataclasses, 'asdict', lambda step: 1 / 0)  # slow
-    data = packed(3, 5)
-    (node,) = serialization.msgpack_restore(data)['nodes']
-    assert node['step'] == vars(Node().step)
-    monkeypatch.setattr(flight.serialization, 'msgpack_restore', lambda data: 1 / 0)
-    assert flight.key_of(data) == ((3, 0), 5)
+    return snapshots.pack(tree, jax.tree.map(np.array, trees_lib.fresh(8)))
 
 
 def test_what_another_process_keeps_is_read_when_it_is_asked_for(tmp_path):
-    one, two = (Flights(tmp_path, number, 1.0, ()) for number in range(2))
+    one, two = (SnapshotFolder(tmp_path, number, 1.0, ()) for number in range(2))
     two.keep({(i, 0): packed(i, 1) for i in range(4)})
-    one = Flights(tmp_path, 0, 1.0, ())
-    assert flight.key_of(one.find((3, 0))) == ((3, 0), 1)
+    one = SnapshotFolder(tmp_path, 0, 1.0, ())
+    assert snapshots.key_of(one.find((3, 0))) == ((3, 0), 1)
     assert one.find((3, 0)) is None
-    two = Flights(tmp_path, 1, 1.0, {(1, 0)})
+    two = SnapshotFolder(tmp_path, 1, 1.0, {(1, 0)})
     two.keep({(2, 0): packed(2, 7)})  # the one in front of it is done
-    assert flight.key_of(one.find((2, 0))) == ((2, 0), 7)
+    assert snapshots.key_of(one.find((2, 0))) == ((2, 0), 7)
     assert one.find((1, 0)) is None
     two.forget()
     assert one.find((0, 0)) is None
 
 
-def test_others_trees_are_known_without_being_read(tmp_path, monkeypatch):
-    Flights(tmp_path, 1, 1.0, ()).keep({(i, 0): packed(i, i) for i in range(4)})
-    with monkeypatch.context() as patched:
-        patched.setattr(flight, 'key_of', lambda data: 1 / 0)
-        one = Flights(tmp_path, 0, 1.0, ())
-        assert one.find((4, 0)) is None
-        found = one.find((3, 0))
-    assert flight.key_of(found) == ((3, 0), 3)
-
-
 def test_a_file_of_another_process_is_read_and_outdone_by_what_went_further(tmp_path):
     done = set()
-    one, two = (Flights(tmp_path, number, 1.0, done) for number in range(2))
+    one, two = (SnapshotFolder(tmp_path, number, 1.0, done) for number in range(2))
     one.keep({(1, 0): packed(1, 3), (2, 0): packed(2, 5), (3, 0): packed(3, 1)})
     two.keep({(2, 0): packed(2, 2), (4, 0): packed(4, 9)})
     done.add((3, 0))
-    one = Flights(tmp_path, 0, 1.0, done)
-    found = {key: flight.key_of(one.find((key, 0)))[1] for key in (1, 2, 4)}
+    one = SnapshotFolder(tmp_path, 0, 1.0, done)
+    found = {key: snapshots.key_of(one.find((key, 0)))[1] for key in (1, 2, 4)}
     assert found == {1: 3, 2: 5, 4: 9}
     assert one.find((3, 0)) is None
     # Killed before it came to the trees of its file again, it still has them.
     one.keep({(5, 0): packed(5, 1)})
-    again = Flights(tmp_path, 1, 1.0, done)
+    again = SnapshotFolder(tmp_path, 1, 1.0, done)
     assert all(again.find((key, 0)) is not None for key in (1, 2, 4, 5))
     again.forget()
     assert not tmp_path.exists()
@@ -331,23 +309,25 @@ def test_a_process_whose_leases_others_have_taken_finds_nothing(workers):
         problems(4),
         expander=search.scripted(random_texts, trees=2),
         config=search.Config(**SMALL),
-        workers=workers,
-        leases=iter([[], []]),
-        progress=lambda now: told.append(now['trees_done'] / now['trees_total']),
+        share=search.Share(
+            workers=workers,
+            leases=iter([[], []]),
+            progress=lambda now: told.append(now['trees_done'] / now['trees_total']),
+        ),
     )
     assert list(records) == []
     assert not any(told)
 
 
 def test_what_is_being_sampled_comes_again_and_seconds_go_on(monkeypatch):
-    monkeypatch.setattr(flight.time, 'monotonic', lambda: 100.0)
+    monkeypatch.setattr(snapshots.time, 'monotonic', lambda: 100.0)
     sampled = Node(Step(0, 0, 'x', [], marks.STEP, sampled=5))
     about = dict(candidates=[sampled, None], sampled=12, spent=7, started=60.0)
     tree = HostTree(Problem(3, ''), 0, 0, '', [Node()], **about)
-    data = flight.pack(tree, jax.tree.map(np.array, flight.trees_lib.fresh(8)))
+    data = snapshots.pack(tree, jax.tree.map(np.array, trees_lib.fresh(8)))
     again = HostTree(Problem(3, ''), 0, 0, '', [Node()])
-    monkeypatch.setattr(flight.time, 'monotonic', lambda: 1000.0)
-    assert flight.unpack(data, again, 8)[1] == [0]
+    monkeypatch.setattr(snapshots.time, 'monotonic', lambda: 1000.0)
+    assert snapshots.unpack(data, again, 8)[1] == [0]
     found = (again.candidates, again.sampled, again.spent, again.started)
     assert found == ([], 7, 7, 960.0)
 
@@ -357,6 +337,6 @@ def test_a_tree_that_does_not_fit_begins_anew(changes):
     about = {'seed': 0, 'prompt': '', 'nodes': 8} | changes
     nodes = about.pop('nodes')
     tree = HostTree(Problem(3, ''), 0, nodes=[Node()], **about)
-    found = flight.unpack(packed(3, 5), tree, nodes)
+    found = snapshots.unpack(packed(3, 5), tree, nodes)
     assert (found is None) == bool(changes)
     assert tree.rollouts == (0 if changes else 5)

@@ -1,4 +1,4 @@
-"""The host's side of the trees in flight: what only the edges need (texts, programs, outputs).
+"""Steps, nodes and trees in flight as the host sees them: texts, programs, outputs.
 
 Which node comes next is decided on the device, see `tree`. A sampled Step becomes a Node: first a
 candidate of its tree's cursor, then, if it is kept, one of the tree's `nodes`.

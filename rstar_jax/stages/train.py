@@ -1,6 +1,5 @@
 """What the stages that train have in common: bootstrap, sft and ppm."""
 
-import math
 import pathlib
 from typing import Any
 
@@ -16,6 +15,8 @@ from rstar_jax.settings.table import TINY
 from rstar_jax.stages import checkpoints
 from rstar_jax.stages.round import Round
 from rstar_jax.stages.stage import Ahead, Figures, Stage, Work
+from rstar_jax.training import dtypes
+from rstar_jax.training.memory import held
 
 
 class Training(Stage):
@@ -37,17 +38,15 @@ class Training(Stage):
         if str(path) not in ahead.shapes:
             ahead.shapes[str(path)] = models.read_config(path)
         settings, shape = round_.config.training[self.name], ahead.shapes[str(path)]
-        shapes = models.decoder.abstract_params(shape, headless=self.name == 'ppm')
-        # Of a parameter; a frozen one may be in bfloat16.
-        each = 2 if settings.lora else 12 - 2 * (settings.moments == 'bfloat16')
-        held = each * sum(math.prod(x.shape) for x in jax.tree.leaves(shapes))
-        held /= parallel.shares(shape, jax.device_count())
+        dtype, headless = dtypes.compute_dtype(settings), self.name == 'ppm'
+        need = held(shape, dtype, settings, headless).least
+        need /= parallel.shares(shape, jax.device_count())
         memory = device_bytes(parallel.local_mesh())
-        if held > memory > 0:
+        if need > memory > 0:
             lora = f'--config.training.{self.name}.lora=16, ' if not settings.lora else ''
             raise UserError(
                 f'--config.training.{self.name}',
-                expected=f'at least {held / GIB:.1f} GiB of {path} have to lie on each device, '
+                expected=f'at least {need / GIB:.1f} GiB of {path} have to lie on each device, '
                 f'which has {memory / GIB:.1f} GiB',
                 remedy=f'{lora}a smaller model or more devices',
             )

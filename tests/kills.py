@@ -23,7 +23,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 import jax
 import numpy as np
 
-from rstar_jax import data
+from rstar_jax import data, models
 from rstar_jax.data import examples
 from rstar_jax.job import ledger
 from rstar_jax.models import trained
@@ -87,8 +87,10 @@ def differences(one: pathlib.Path, other: pathlib.Path) -> Iterator[str]:
     for stage in sorted(stages[0] & stages[1]):
         a, b = one / stage, other / stage
         if trained.holds(a):
-            load = trained.load_ppm if stage.name == 'ppm' else trained.load_policy
-            if not jax.tree.all(jax.tree.map(np.array_equal, load(a).params, load(b).params)):
+            load = models.load_ppm if stage.name == 'ppm' else models.load
+            if not jax.tree.all(
+                jax.tree.map(np.array_equal, load(a, 'float32').params, load(b, 'float32').params)
+            ):
                 yield f'{stage}: parameters'
         for kind in examples.KINDS if stage.name == 'curate' else ():
             if list(data.load_examples(a, kind)) != list(data.load_examples(b, kind)):

@@ -16,8 +16,8 @@ import jax
 import numpy as np
 import pytest
 
+from rstar_jax import models
 from rstar_jax.job.roll import free_port
-from rstar_jax.models import trained
 from rstar_jax.training import checkpoints
 from tests.parallel import processes
 
@@ -112,7 +112,7 @@ def test_killed_and_preempted_it_ends_with_the_same_bits(tmp_path):
     assert process.communicate(timeout=240)[1] == ''
     assert process.returncode == 0
     assert log(parts) == log(whole)
-    a, b = (trained.load_policy(folder) for folder in (whole, parts))
+    a, b = (models.load(folder, 'float32') for folder in (whole, parts))
     assert jax.tree.all(jax.tree.map(np.array_equal, a.params, b.params))
     assert not (parts / 'state').exists()
 
@@ -178,5 +178,5 @@ def test_a_killed_process_ends_the_job_and_is_named(tmp_path, killed):
             errors = [process.communicate(timeout=240)[1] for process in both]
             assert [process.returncode for process in both] == [0, 0], errors
     if killed:
-        a, b = (trained.load_policy(folder) for folder in (whole, parts))
+        a, b = (models.load(folder, 'float32') for folder in (whole, parts))
         assert jax.tree.all(jax.tree.map(np.array_equal, a.params, b.params))

@@ -15,7 +15,6 @@ from rstar_jax import data, main, models, search, steps
 from rstar_jax.export import huggingface
 from rstar_jax.job import ledger
 from rstar_jax.job.progress import Events
-from rstar_jax.models import trained
 from rstar_jax.settings import configs
 from rstar_jax.settings.errors import UserError
 from rstar_jax.stages import BY_NAME, Round, searches
@@ -162,7 +161,7 @@ def test_the_export_is_the_policy(finished):
     folder = workdir / 'round1' / 'export' / 'policy'
     theirs = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-    ours = trained.load_policy(workdir / 'round1' / 'policy')
+    ours = models.load(workdir / 'round1' / 'policy', 'float32')
     problem = json.loads((workdir.parent / 'problems.json').read_text())[0]
     prompt = tokenizer(steps.prompt(problem['question']))['input_ids']
     assert prompt == ours.tokenizer(steps.prompt(problem['question']))['input_ids']
@@ -174,7 +173,7 @@ def test_the_export_is_the_policy(finished):
     )[0]
     assert logits[len(prompt) - 1 : -1].argmax(-1).tolist() == generated[len(prompt) :]
     ppm = models.load_ppm(workdir / 'round1' / 'export' / 'ppm', 'float32')
-    kept = trained.load_ppm(workdir / 'round1' / 'ppm')
+    kept = models.load_ppm(workdir / 'round1' / 'ppm', 'float32')
     arguments = np.array([prompt], np.int32), np.array([len(prompt)], np.int32)
     np.testing.assert_allclose(ppm.scores(*arguments), kept.scores(*arguments), atol=1e-6)
 

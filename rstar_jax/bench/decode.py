@@ -20,7 +20,7 @@ import numpy as np
 
 from rstar_jax import models, parallel
 from rstar_jax.models import decoder, published
-from rstar_jax.models.checkpoint import default_dtype
+from rstar_jax.parallel import fast_dtype
 from rstar_jax.search.config import Config
 from rstar_jax.search.engine import devices, programs, sampling, sizes, state
 from rstar_jax.search.engine.batch import Known
@@ -70,7 +70,7 @@ def run(settings: Settings) -> dict[str, float]:
 
 
 def _policy(settings: Settings) -> models.Policy:
-    dtype = settings.dtype or default_dtype()
+    dtype = settings.dtype or fast_dtype()
     if os.path.exists(settings.model):
         return models.load(settings.model, dtype)
     shape = published.shape(settings.model)

@@ -34,10 +34,11 @@ from rstar_jax import models, parallel, training
 from rstar_jax.bench import _torch_trainer
 from rstar_jax.job import progress
 from rstar_jax.models import decoder, published
-from rstar_jax.models.checkpoint import default_dtype
+from rstar_jax.parallel import fast_dtype
 from rstar_jax.parallel.memory import GIB
 from rstar_jax.settings.errors import UserError
-from rstar_jax.training import examples, flops, packing, step, trainer
+from rstar_jax.training import examples, flops, packing, step
+from rstar_jax.training.corpus import Encoded
 
 DTYPES = {'float32': 1e-3, 'bfloat16': 2e-2}  # how far first losses and norms may differ
 TURNS = 2
@@ -215,12 +216,12 @@ def shape_of(model: str):
 
 
 def _crawls(dtype: str) -> bool:
-    slow = jax.default_backend() == 'cpu' and default_dtype() == 'float32'
+    slow = jax.default_backend() == 'cpu' and fast_dtype() == 'float32'
     return slow and dtype != 'float32'
 
 
 def _sft_data(rng, count: int, vocab: int, shorter: int):
-    encoded = examples.Encoded(examples.SFT_FIELDS, LENGTH)
+    encoded = Encoded(examples.SFT_FIELDS, LENGTH)
     for _ in range(count):
         prompt = int(rng.integers(50, 130)) // shorter
         response = int(np.clip(rng.lognormal(5.1, 0.35), 60, 600)) // shorter
@@ -233,7 +234,7 @@ def _sft_data(rng, count: int, vocab: int, shorter: int):
 
 
 def pair_data(rng, nodes: int, vocab: int, shorter: int):
-    encoded = examples.Encoded(examples.PAIR_FIELDS, LENGTH, 2 * LENGTH)
+    encoded = Encoded(examples.PAIR_FIELDS, LENGTH, 2 * LENGTH)
     for _ in range(nodes):
         prefix = rng.integers(1, vocab, rng.integers(100, 300) // shorter)
         sides = []
@@ -278,7 +279,7 @@ class _Ours:
         self._calls = [(name, batch) for batch in self.micros.batches]
         self.peak_bytes = self._compiled.prepare(self._state, self._calls)
         self._again = functools.partial(
-            step.Compiled, model.config, settings, loss, self._mesh, 100, memory=1
+            step.Compiled, model.config, settings, loss, self._mesh, 100, memory_bytes=1
         )
         work = flops.work(model.config, loss, settings.lora)
         self.flops = sum(map(work.of_batch, self.micros.batches))
@@ -293,7 +294,7 @@ class _Ours:
 
     def _pack(self):
         everything = range(len(self._encoded))
-        return trainer.Micros(self._encoded, everything, self._settings, self._mesh)
+        return packing.Micros(self._encoded, everything, self._settings, self._mesh)
 
     def step(self) -> float:
         """Seconds of one step, compilation left out."""

@@ -5,6 +5,8 @@ k, v [..., T, K, d] of the same tokens, and a layer's cache, and returns out [..
 new cache. In a layer with a sliding window it is also given `window=`.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 
@@ -50,3 +52,12 @@ def causal(
     if lengths is not None:
         mask = mask & (column < lengths[..., None, None])
     return attention(q, k, v, mask)
+
+
+def whole_texts(lengths: jax.Array | None = None) -> Callable:
+    """The decoder's `attend` for texts that are there from their first token on, as of `causal`."""
+
+    def attend(q, k, v, cache=None, window=None):
+        return causal(q, k, v, lengths=lengths, window=window), cache
+
+    return attend

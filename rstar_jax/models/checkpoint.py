@@ -27,13 +27,9 @@ from rstar_jax.settings.errors import UserError, one_line
 SHARD_BYTES = 4 << 30
 HUB_NAME = re.compile(r'[\w-][\w.-]*/[\w-][\w.-]*')
 HUB_FILES = ['*.json', 'model*.safetensors', '*.model', '*.txt', '*.jinja', 'value_head.*']
+PLACES = 'a Hugging Face folder, a .gguf file or a hub name'
 HEAD = {'weight': 'v_head.summary.weight', 'bias': 'v_head.summary.bias'}
 SQUASH_KEY = 'ppm_squash'  # in a PPM's config.json; transformers carries unknown keys along
-
-
-def default_dtype() -> str:
-    """What the devices are fast at: bfloat16 where they have instructions for it, else float32."""
-    return 'bfloat16' if parallel.has_bfloat16() else 'float32'
 
 
 def load(
@@ -45,13 +41,13 @@ def load(
     """A policy from a Hugging Face folder, a hub name ('Qwen/Qwen2.5-Math-1.5B'), a .gguf file or
     a folder that a training wrote.
 
-    dtype: 'float32' or 'bfloat16'; None = `default_dtype()`.
+    dtype: 'float32' or 'bfloat16'; None = what the devices are fast at.
     mesh: lay the parameters out over it (see `sharding`); None = the default device.
     Raises UserError: no such path, a PPM, architecture not supported, damaged files, no tokenizer;
     all faults of the weights in one.
     """
     if trained.holds(path_or_name):
-        return trained.load_policy(path_or_name, dtype or default_dtype(), mesh)
+        return trained.load_model(path_or_name, 'policy', dtype or parallel.fast_dtype(), mesh)
     config, params, made, generation = _read(_find(path_or_name), dtype, mesh, headless=False)
     return Policy(config, made, params, generation)
 
@@ -85,6 +81,9 @@ def check(path_or_name: str | pathlib.Path, ppm: bool = False) -> Any:
 
     Returns the tokenizer.
     """
+    if trained.holds(path_or_name):
+        trained.check_kind(path_or_name, 'ppm' if ppm else 'policy')
+        return trained.tokenizer(path_or_name)
     path = _find(path_or_name)
     if ppm:
         _read_head(path)
@@ -95,6 +94,8 @@ def check(path_or_name: str | pathlib.Path, ppm: bool = False) -> Any:
 
 def is_ppm(path_or_name: str | pathlib.Path) -> bool:
     """Whether what `load` or `load_ppm` would read is a PPM; errors as of `read_config`."""
+    if trained.holds(path_or_name):
+        return trained.about(path_or_name)['kind'] == 'ppm'
     path = _find(path_or_name)
     if path.suffix == '.gguf':
         return False
@@ -116,23 +117,22 @@ def load_ppm(
     dtype: str | None = None,
     *,
     mesh: jax.sharding.Mesh | None = None,
-    squash: str | None = None,
 ) -> PPM:
     """A PPM from a folder of the decoder plus its value head, or one that a training wrote.
 
     The head is read from value_head.safetensors, else value_head.bin (the released code's form).
-    squash: how values come into [-1, 1]; None = as saved, else 'tanh5', the released code's.
+    Where nothing says how values come into [-1, 1], it is by 'tanh5', the released code's.
     """
     if trained.holds(directory):
-        return trained.load_ppm(directory, dtype or default_dtype(), mesh)
+        return trained.load_model(directory, 'ppm', dtype or parallel.fast_dtype(), mesh)
     folder = _find(directory)
     head = _read_head(folder)
     config, params, made, generation = _read(folder, dtype, mesh, headless=True)
     put = _putter('float32', mesh, config)
     value_head = {name: put(f'value_head/{name}', tensor) for name, tensor in head.items()}
-    saved = json.loads((folder / 'config.json').read_text()).get(SQUASH_KEY, 'tanh5')
+    squash = _json(folder / 'config.json').get(SQUASH_KEY, 'tanh5')
     params = {'decoder': params, 'value_head': value_head}
-    return PPM(config, made, params, squash or saved, generation)
+    return PPM(config, made, params, squash, generation)
 
 
 def save_ppm(ppm: PPM, directory: str | pathlib.Path, *, shard_bytes: int = SHARD_BYTES) -> None:
@@ -157,9 +157,9 @@ def write_value_head(head: dict[str, np.ndarray], folder: pathlib.Path) -> None:
 
 def _read(path, dtype, mesh, headless):
     """(config, params, tokenizer, generation)."""
-    dtype = default_dtype() if dtype is None else dtype
+    dtype = parallel.fast_dtype() if dtype is None else dtype
     if dtype not in ('float32', 'bfloat16'):
-        raise UserError(f'dtype={dtype!r}: expected float32 or bfloat16')
+        raise UserError('dtype', dtype, 'expected float32 or bfloat16')
     source, config, made, generation = _open(path, headless)
     params = weights.place(source, config, _putter(dtype, mesh, config), headless)
     return config, params, made, generation
@@ -168,7 +168,8 @@ def _read(path, dtype, mesh, headless):
 def _open(path, headless):
     """(source of the weights, config, tokenizer, generation)."""
     if not headless and is_ppm(path):
-        raise UserError(f'{path}: holds a ppm, not a policy: models.load_ppm reads it')
+        expected = 'holds a ppm, not a policy'
+        raise UserError(str(path), expected=expected, remedy='models.load_ppm reads it')
     generation: dict[str, Any] = {}
     if path.suffix == '.gguf':
         source = GGUFFile(path)
@@ -182,9 +183,8 @@ def _open(path, headless):
         made = tokenizer.load(path)
         source = weights.SafetensorsFolder(path)
     if (needed := tokenizer.rows(made)) > config.vocab_size:
-        raise UserError(
-            f'{path}: its tokenizer has {needed} entries, its embedding {config.vocab_size} rows'
-        )
+        expected = f'its tokenizer has {needed} entries, its embedding {config.vocab_size} rows'
+        raise UserError(str(path), expected=expected)
     return source, config, made, generation
 
 
@@ -193,7 +193,7 @@ def _folder_config(folder: pathlib.Path) -> Config:
     try:
         return families.read_config(_json(file), str(file))
     except (TypeError, ValueError, AttributeError) as error:  # of values of other types
-        raise UserError(f'{file}: cannot be read ({one_line(error)})') from None
+        raise UserError(str(file), expected=f'cannot be read ({one_line(error)})') from None
 
 
 def _with_ends(config: Config, generation: dict[str, Any]) -> Config:
@@ -209,15 +209,15 @@ def _find(path_or_name: str | pathlib.Path) -> pathlib.Path:
     if path.is_dir():
         if not (path / 'config.json').exists():
             files = ', '.join(sorted(p.name for p in path.glob('*.gguf'))[:4])
-            hint = f'; name one of its files: {files}' if files else ''
-            raise UserError(f'{path}: no config.json in this folder{hint}')
+            hint = f'name one of its files: {files}' if files else ''
+            raise UserError(str(path), expected='no config.json in this folder', remedy=hint)
         return path
     if path.is_file():
         if path.suffix != '.gguf':
-            raise UserError(f'{path}: expected a Hugging Face folder, a .gguf file or a hub name')
+            raise UserError(str(path), expected=f'expected {PLACES}')
         return path
     if path.suffix == '.gguf' or not HUB_NAME.fullmatch(str(path_or_name)):
-        raise UserError(f'{path}: does not exist; expected a folder, a .gguf file or a hub name')
+        raise UserError(str(path), expected='does not exist', remedy=f'expected {PLACES}')
     return _from_hub(str(path_or_name))
 
 
@@ -228,29 +228,29 @@ def _from_hub(name: str) -> pathlib.Path:
         return pathlib.Path(huggingface_hub.snapshot_download(name, allow_patterns=HUB_FILES))
     except Exception as error:  # network, authorisation, no such repository: many kinds
         reason = one_line(error)
-        raise UserError(f'{name}: no such folder, and not had from the hub ({reason})') from None
+        expected = f'no such folder, and not had from the hub ({reason})'
+        raise UserError(name, expected=expected) from None
 
 
 def _json(path: pathlib.Path) -> dict[str, Any]:
     try:
         values = json.loads(path.read_text(encoding='utf-8'))
     except (ValueError, OSError) as error:
-        raise UserError(f'{path}: expected a JSON object ({error})') from None
+        raise UserError(str(path), expected=f'expected a JSON object ({error})') from None
     if not isinstance(values, dict):
-        raise UserError(f'{path}: expected a JSON object')
+        raise UserError(str(path), expected='expected a JSON object')
     return values
 
 
 def _read_head(folder: pathlib.Path) -> dict[str, np.ndarray]:
     if folder.suffix == '.gguf':
-        raise UserError(f'{folder}: a PPM is read from a folder with value_head.bin')
+        expected = 'a PPM is read from a folder with value_head.bin'
+        raise UserError(str(folder), expected=expected)
     names = ('value_head.safetensors', 'value_head.bin')
     file = next((folder / name for name in names if (folder / name).exists()), None)
     if file is None:
-        raise UserError(
-            f'{folder}: no value head: expected {names[1]} (or {names[0]}); models.load reads a '
-            'policy'
-        )
+        expected = f'no value head: expected {names[1]} (or {names[0]})'
+        raise UserError(str(folder), expected=expected, remedy='models.load reads a policy')
     if file.suffix == '.bin':
         tensors = torch_file.load(file)
     else:
@@ -259,7 +259,8 @@ def _read_head(folder: pathlib.Path) -> dict[str, np.ndarray]:
         try:
             tensors = load_file(file)
         except Exception as error:  # the library raises its own type without a base
-            raise UserError(f'{file}: cut off or no safetensors file ({error})') from None
+            expected = f'cut off or no safetensors file ({error})'
+            raise UserError(str(file), expected=expected) from None
     missing = [name for name in HEAD.values() if name not in tensors]
     weights.raise_faults(str(file), [f'{name} is missing' for name in missing])
     expected = {'weight': (1, _folder_config(folder).embed_dim), 'bias': (1,)}
@@ -298,17 +299,18 @@ def _putter(
 def _check(model: Policy | PPM, kind: type) -> None:
     if not isinstance(model, kind):
         other = 'save_ppm' if kind is Policy else 'save'
-        raise UserError(
-            f'expected a {kind.__name__}, got a {type(model).__name__}: use models.{other}'
-        )
+        expected = f'expected a {kind.__name__}, got a {type(model).__name__}'
+        raise UserError('model', expected=expected, remedy=f'use models.{other}')
     if model.config.int8:
-        raise UserError('a model in 8 bits is for searching only: save it before models.quantized')
+        expected = 'a model in 8 bits is for searching only'
+        raise UserError('model', expected=expected, remedy='save it before models.quantized')
 
 
 def _write(folder, model, params, shard_bytes, extra, head=None):
     dtype = jnp.dtype(params['embed']['weight'].dtype).name
     if folder.is_file():
-        raise UserError(f'{folder}: is a file; a model is saved into a folder')
+        expected = 'is a file; a model is saved into a folder'
+        raise UserError(str(folder), expected=expected)
     first = jax.process_index() == 0
     if first:
         folder.mkdir(parents=True, exist_ok=True)

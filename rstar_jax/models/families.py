@@ -5,6 +5,7 @@ Both forms of the rotary settings are read (`rope_theta` + `rope_scaling`, and t
 """
 
 import dataclasses
+import functools
 import math
 from typing import Any
 
@@ -34,7 +35,7 @@ SOME_WINDOWS = ('qwen2', 'qwen3', 'smollm3')  # in layers that a list names; oth
 
 def unsupported(name: Any, where: str) -> UserError:
     known = ', '.join(sorted(ARCHITECTURES.values()))
-    return UserError(f'{where}: architecture {name} is not supported; supported: {known}')
+    return UserError(where, expected=f'architecture {name} is not supported; supported: {known}')
 
 
 def read_config(values: dict[str, Any], where: str) -> Config:
@@ -50,21 +51,11 @@ def read_config(values: dict[str, Any], where: str) -> Config:
         raise unsupported(architecture or family, where)
     faults: list[str] = []
 
-    def size(key: str, default: int | None = None) -> int:
-        value = values.get(key)
-        value = default if value is None else value
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            faults.append(f'{key}={value!r}: expected a positive integer')
-            return 1
-        return value
-
+    size = functools.partial(_size, values, faults)
     if values.get('hidden_act', 'silu') not in ('silu', 'swish'):
         faults.append(f'hidden_act={values["hidden_act"]!r}: expected silu')
-    width, heads, layers = (
-        size('hidden_size'),
-        size('num_attention_heads'),
-        size('num_hidden_layers'),
-    )
+    sizes = map(size, ('hidden_size', 'num_attention_heads', 'num_hidden_layers'))
+    width, heads, layers = sizes
     theta, fraction, rope = _read_rope(family, values, faults)
     bias = family in ATTENTION_BIAS and bool(values.get('attention_bias', False))
     eos = values.get('eos_token_id')
@@ -102,8 +93,17 @@ def read_config(values: dict[str, Any], where: str) -> Config:
         if not len(rope.short) == len(rope.long) == half or rope.original < 1:
             faults.append(f'longrope: expected {half} short and long factors and original length')
     if faults:
-        raise UserError(f'{where}: {"; ".join(faults)}')
+        raise UserError(where, expected='; '.join(faults))
     return config
+
+
+def _size(values: dict[str, Any], faults: list[str], key: str, default: int | None = None) -> int:
+    value = values.get(key)
+    value = default if value is None else value
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        faults.append(f'{key}={value!r}: expected a positive integer')
+        return 1
+    return value
 
 
 def _read_rope(family: str, values: dict[str, Any], faults: list[str]) -> tuple[float, float, Rope]:

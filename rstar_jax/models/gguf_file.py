@@ -46,7 +46,8 @@ class GGUFFile:
             self.fields = {name: field.contents() for name, field in reader.fields.items()}
             self._tensors = {tensor.name: tensor for tensor in reader.tensors}
         except Exception as error:  # a damaged header shows as almost any exception
-            raise UserError(f'{path}: cut off or no GGUF file ({one_line(error)})') from None
+            expected = f'cut off or no GGUF file ({one_line(error)})'
+            raise UserError(str(path), expected=expected) from None
         self.family = self.fields.get('general.architecture')
         if self.family not in ARCHITECTURES:
             raise unsupported(self.family, self.where)
@@ -71,7 +72,8 @@ class GGUFFile:
         missing = [key for key in needed if self.get(key) is None]
         missing += [name for name in (EMBEDDING,) if name not in self._tensors]
         if missing:
-            raise UserError(f'{self.where}: {", ".join(missing)} missing: not a whole GGUF model')
+            expected = f'{", ".join(missing)} missing: not a whole GGUF model'
+            raise UserError(self.where, expected=expected)
         heads, width = self.get('attention.head_count'), self.get('embedding_length')
         head_dim = self.get('attention.key_length') or width // heads
         layers, length = self.get('block_count'), self.get('context_length', 4096)
@@ -123,7 +125,7 @@ class GGUFFile:
             one = factors['one']
             return Rope('longrope', short=one, long=one, original=original, attention_factor=1.0)
         if len(factors) == 1:
-            raise UserError(f'{self.where}: has rope_factors_{next(iter(factors))} alone')
+            raise UserError(self.where, expected=f'has rope_factors_{next(iter(factors))} alone')
         if 'long' in factors:
             scale = self.get('rope.scaling.attn_factor')
             return Rope(
@@ -136,7 +138,8 @@ class GGUFFile:
         if kind == 'linear':
             return Rope('linear', factor=float(factor)) if factor else Rope()
         if kind not in ('none', 'longrope'):
-            raise UserError(f'{self.where}: rope scaling {kind!r}: expected none, linear, longrope')
+            expected = f'rope scaling {kind!r}: expected none, linear, longrope'
+            raise UserError(self.where, expected=expected)
         return Rope()
 
     def shapes(self):
@@ -166,7 +169,8 @@ class GGUFFile:
             return values.reshape(len(packed), -1) if wide else values
         except (NotImplementedError, ValueError) as error:
             kind = tensor.tensor_type.name
-            raise UserError(f'{self.where}: {name} of type {kind}: {error}') from None
+            expected = f'{name} of type {kind}: {error}'
+            raise UserError(self.where, expected=expected) from None
 
     def read(self, names):
         for name in names:

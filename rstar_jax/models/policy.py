@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rstar_jax.models import decoder, heads, kernels, sharding
+from rstar_jax.models import attention, decoder, heads, sharding
 from rstar_jax.models.config import Config
 from rstar_jax.settings.errors import UserError
 
@@ -32,7 +32,7 @@ class Policy:
         What stands at positions from a row's length on is meaningless.
         """
         tokens, lengths = jnp.asarray(tokens), jnp.asarray(lengths)
-        return _logits(self.config, _kernel(self.params), self.params, tokens, lengths)
+        return _logits(self.config, self.params, tokens, lengths)
 
 
 @dataclasses.dataclass
@@ -51,7 +51,8 @@ class PPM:
 
     def __post_init__(self):
         if self.squash not in heads.SQUASHES:
-            raise UserError(f'squash={self.squash!r}: expected one of {", ".join(heads.SQUASHES)}')
+            expected = f'expected one of {", ".join(heads.SQUASHES)}'
+            raise UserError('squash', self.squash, expected)
 
     def scores(self, tokens: jax.Array, lengths: jax.Array) -> jax.Array:
         """f32[B] in [-1, 1], read at the last token of each row.
@@ -59,8 +60,7 @@ class PPM:
         tokens: i32[B, T], padded on the right; lengths: i32[B], at least 1.
         """
         tokens, lengths = jnp.asarray(tokens), jnp.asarray(lengths)
-        options = (self.config, self.squash, _kernel(self.params))
-        return _scores(*options, self.params, tokens, lengths)
+        return _scores(self.config, self.squash, self.params, tokens, lengths)
 
 
 def init_ppm(policy: Policy, seed: int = 0, squash: str = 'tanh') -> PPM:
@@ -126,28 +126,20 @@ def _with_rows_of_pieces(
     return jax.jit(made, out_shardings=where)(weight)
 
 
-def _kernel(params):
-    """Kernels run on one device; spread parameters need attention that the compiler can cut."""
-    leaf = jax.tree.leaves(params)[0]
-    many = isinstance(leaf, jax.Array) and not isinstance(leaf, jax.core.Tracer)
-    return 'plain' if many and len(leaf.sharding.device_set) > 1 else None
+@functools.partial(jax.jit, static_argnums=0)
+def _logits(config, params, tokens, lengths):
+    network = decoder.bind(config, params)
+    return network.head(_hidden(network, tokens, lengths))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _logits(config, kernel, params, tokens, lengths):
-    network = decoder.bind(config, params)
-    return network.head(_whole_text(network, kernel, tokens, lengths))
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _scores(config, squash, kernel, params, tokens, lengths):
+def _scores(config, squash, params, tokens, lengths):
     network = decoder.bind(config, params['decoder'])
-    hidden = _whole_text(network, kernel, tokens, lengths)
+    hidden = _hidden(network, tokens, lengths)
     last = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)[:, 0]
     return heads.squash(squash, heads.value(params['value_head'], last))
 
 
-def _whole_text(network, kernel, tokens, lengths):
+def _hidden(network, tokens, lengths):
     positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
-    attend = kernels.full(lengths=lengths, kernel=kernel)
-    return network(tokens, positions, attend, rope_length=lengths)[0]
+    return network(tokens, positions, attention.whole_texts(lengths), rope_length=lengths)[0]

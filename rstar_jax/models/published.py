@@ -45,5 +45,6 @@ def shape(name: str) -> Config:
     """The shape of that name; UserError where it is not known."""
     found = find(name)
     if found is None:
-        raise UserError(f'{name}: its shape is not known; known are {", ".join(SHAPES)}')
+        expected = f'its shape is not known; known are {", ".join(SHAPES)}'
+        raise UserError(name, expected=expected)
     return SHAPES[found]

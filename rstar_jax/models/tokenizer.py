@@ -41,13 +41,15 @@ def load(folder: pathlib.Path) -> Any:
     from transformers import AutoTokenizer
 
     if not any((folder / name).exists() for name in FILES):
-        raise UserError(f'{folder}: no tokenizer: expected one of {", ".join(FILES)}')
+        expected = f'no tokenizer: expected one of {", ".join(FILES)}'
+        raise UserError(str(folder), expected=expected)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder)
     except Exception as error:  # the libraries raise many kinds for a damaged file
-        raise UserError(f'{folder}: its tokenizer cannot be read ({one_line(error)})') from None
+        expected = f'its tokenizer cannot be read ({one_line(error)})'
+        raise UserError(str(folder), expected=expected) from None
     if not tokenizer.is_fast:
-        raise UserError(f'{folder}: expected a fast tokenizer (tokenizer.json)')
+        raise UserError(str(folder), expected='expected a fast tokenizer (tokenizer.json)')
     return _as_written(tokenizer, folder)
 
 
@@ -148,7 +150,8 @@ def from_gguf(fields: dict[str, Any], where: str) -> Any:
 
     tokens = fields.get('tokenizer.ggml.tokens')
     if not tokens:
-        raise UserError(f'{where}: no tokenizer: expected tokenizer.ggml.tokens in its metadata')
+        expected = 'no tokenizer: expected tokenizer.ggml.tokens in its metadata'
+        raise UserError(where, expected=expected)
     kinds = fields.get('tokenizer.ggml.token_type') or [NORMAL] * len(tokens)
     count = len(tokens)
     while count and kinds[count - 1] == UNUSED and tokens[count - 1].startswith('[PAD'):
@@ -156,14 +159,16 @@ def from_gguf(fields: dict[str, Any], where: str) -> Any:
     tokens, kinds = tokens[:count], kinds[:count]
     model = fields.get('tokenizer.ggml.model')
     if model not in ('gpt2', 'llama'):
-        raise UserError(f'{where}: tokenizer of kind {model!r}: expected gpt2 or llama')
+        expected = f'tokenizer of kind {model!r}: expected gpt2 or llama'
+        raise UserError(where, expected=expected)
     try:
         build = _byte_level if model == 'gpt2' else _sentencepiece
         backend = build(fields, tokens, kinds)
     except UserError as error:
-        raise UserError(f'{where}: {error}') from None
+        raise UserError(where, expected=str(error)) from None
     except Exception as error:  # what the library raises for tables that do not fit together
-        raise UserError(f'{where}: its tokenizer cannot be rebuilt ({error!r})') from None
+        expected = f'its tokenizer cannot be rebuilt ({error!r})'
+        raise UserError(where, expected=expected) from None
     _add_whole_tokens(backend, tokens, kinds)
 
     def token(name):
@@ -206,7 +211,7 @@ def _byte_level(fields, tokens, kinds):
 
     split = fields.get('tokenizer.ggml.pre', 'default')
     if split not in SPLITS:
-        raise UserError(f'tokenizer.ggml.pre={split!r}: expected {", ".join(SPLITS)}')
+        raise UserError('tokenizer.ggml.pre', split, f'expected {", ".join(SPLITS)}')
     vocabulary = {token: index for index, token in enumerate(tokens)}
     merges = [tuple(merge.split(' ')) for merge in fields.get('tokenizer.ggml.merges', ())]
     whole = split in LLAMA3

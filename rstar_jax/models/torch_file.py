@@ -44,7 +44,8 @@ def load(path: pathlib.Path) -> dict[str, np.ndarray]:
         OSError,
         NotImplementedError,  # what zipfile makes of a damaged header
     ) as error:
-        raise UserError(f'{path}: expected a torch file with a dict of tensors ({error})') from None
+        expected = f'expected a torch file with a dict of tensors ({error})'
+        raise UserError(str(path), expected=expected) from None
 
 
 class _Unpickler(pickle.Unpickler):

@@ -1,4 +1,4 @@
-"""The model that a training wrote, in Orbax's form.
+"""The model that a training wrote, in Orbax's form; `models.load` and `load_ppm` read it.
 
     DIR/params/         the model's parameters
     DIR/model.json      kind (policy or ppm), config, squash
@@ -42,7 +42,23 @@ def about(directory: str | os.PathLike) -> dict[str, Any]:
     try:
         return json.loads(file.read_text(encoding='utf-8'))
     except FileNotFoundError:
-        raise UserError(f'{directory}: holds no trained model (no model.json); train one') from None
+        expected = 'holds no trained model (no model.json)'
+        raise UserError(str(directory), expected=expected, remedy='train one') from None
+
+
+def check_kind(directory: str | os.PathLike, kind: str) -> dict[str, Any]:
+    """`about`, where that is a 'policy' or 'ppm' as `kind` says; UserError elsewhere."""
+    known = about(directory)
+    if known['kind'] != kind:
+        raise UserError(str(directory), expected=f'holds a {known["kind"]}, not a {kind}')
+    return known
+
+
+def tokenizer(directory: str | os.PathLike) -> Any:
+    """The tokenizer of a trained model."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(pathlib.Path(directory) / 'tokenizer')
 
 
 def save_model(model, directory: str | os.PathLike) -> None:
@@ -73,32 +89,19 @@ def save_model(model, directory: str | os.PathLike) -> None:
         atomic.write_text(marker, json.dumps(known, indent=1))
 
 
-def load_policy(directory: str | os.PathLike, dtype: str = 'float32', mesh=None) -> Policy:
-    """Reads a policy that `save_model` wrote.
+def load_model(directory: str | os.PathLike, kind: str, dtype: str, mesh=None) -> Policy | PPM:
+    """Reads what `save_model` wrote.
 
     Args:
+      kind: 'policy' or 'ppm'.
       dtype: 'float32' or 'bfloat16'.
       mesh: where the parameters go, by `sharding`; None = the first device.
+
+    Raises UserError: the other kind of model is there, or none.
     """
-    known, config, tokenizer, params = _load(directory, 'policy', dtype, mesh)
-    return Policy(config, tokenizer, params, known['generation'])
-
-
-def load_ppm(directory: str | os.PathLike, dtype: str = 'float32', mesh=None) -> PPM:
-    """Reads a PPM that `save_model` wrote; arguments as of `load_policy`."""
-    known, config, tokenizer, params = _load(directory, 'ppm', dtype, mesh)
-    return PPM(config, tokenizer, params, known['squash'], known['generation'])
-
-
-def _load(directory, kind: str, dtype: str, mesh):
     directory = pathlib.Path(directory).resolve()
-    known = about(directory)
-    if known['kind'] != kind:
-        raise UserError(f'{directory}: holds a {known["kind"]}, not a {kind}')
-    from transformers import AutoTokenizer
-
+    known = check_kind(directory, kind)
     config = Config.from_dict(known['config'])
-    tokenizer = AutoTokenizer.from_pretrained(directory / 'tokenizer')
     shapes = decoders.abstract_params(config, jnp.dtype(dtype), headless=kind == 'ppm')
     if kind == 'ppm':
         make_head = functools.partial(heads.init_value_head, config.embed_dim)
@@ -108,7 +111,10 @@ def _load(directory, kind: str, dtype: str, mesh):
     shapes = jax.tree.map(placed, shapes, where)
     with ocp.Checkpointer(handler()) as checkpointer:
         params = checkpointer.restore(directory / 'params', restore_args(shapes))
-    return known, config, tokenizer, params
+    model = config, tokenizer(directory), params
+    if kind == 'ppm':
+        return PPM(*model, known['squash'], known['generation'])
+    return Policy(*model, known['generation'])
 
 
 def check_disk(folder: pathlib.Path, arrays: Any) -> None:

@@ -168,7 +168,7 @@ def raise_faults(where: str, faults: list[str], most: int = 8) -> None:
     """Raises one UserError for all faults of a checkpoint, if there are any."""
     if faults:
         more = f'; and {len(faults) - most} more' if len(faults) > most else ''
-        raise UserError(f'{where}: {"; ".join(faults[:most])}{more}')
+        raise UserError(where, expected='; '.join(faults[:most]) + more)
 
 
 class SafetensorsFolder:
@@ -187,7 +187,8 @@ class SafetensorsFolder:
         raise_faults(self.where, missing)
         if not files:
             kinds = ', '.join(p.name for p in folder.glob('*.bin')) or 'no weights'
-            raise UserError(f'{folder}: expected model*.safetensors, found {kinds}')
+            expected = f'expected model*.safetensors, found {kinds}'
+            raise UserError(str(folder), expected=expected)
         self._where_is: dict[str, tuple[pathlib.Path, str]] = {}
         self._shapes: dict[str, tuple[tuple[int, ...], str]] = {}
         faults = []
@@ -232,7 +233,8 @@ def _indexed(index: pathlib.Path) -> list[str]:
     try:
         return sorted(set(json.loads(index.read_text(encoding='utf-8'))['weight_map'].values()))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f'{index}: expected a JSON object with weight_map ({error!r})') from None
+        expected = f'expected a JSON object with weight_map ({error!r})'
+        raise UserError(str(index), expected=expected) from None
 
 
 DTYPES = {'F32': 'float32', 'BF16': 'bfloat16', 'F16': 'float16', 'F64': 'float64'}

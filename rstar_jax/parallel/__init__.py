@@ -3,7 +3,12 @@
 Search is local to a host, training is global.
 """
 
-from rstar_jax.parallel.chips import devices_in_use, has_bfloat16, peak_flops, platform
+from rstar_jax.parallel.chips import (
+    devices_in_use,
+    fast_dtype,
+    peak_flops,
+    platform,
+)
 from rstar_jax.parallel.compiled import compile_seconds, keep_compiled
 from rstar_jax.parallel.memory import (
     bytes_of_program,
@@ -22,10 +27,10 @@ __all__ = [
     'compile_seconds',
     'device_bytes',
     'devices_in_use',
+    'fast_dtype',
     'free_bytes',
     'give_memory_back',
     'global_mesh',
-    'has_bfloat16',
     'keep_compiled',
     'local_mesh',
     'one_device',

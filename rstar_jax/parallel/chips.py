@@ -94,6 +94,11 @@ def has_bfloat16() -> bool:
     return not (platform == 'gpu' and re.fullmatch(r'[1-7]\.\d', capability))
 
 
+def fast_dtype() -> str:
+    """What the devices are fast at: bfloat16 where they have instructions for it, else float32."""
+    return 'bfloat16' if has_bfloat16() else 'float32'
+
+
 def platform() -> str:
     """What is compiled for: the devices of jax.set_mesh, or the default ones."""
     device = getattr(jax.sharding.get_abstract_mesh(), 'abstract_device', None)

@@ -49,7 +49,7 @@ def keep_compiled(where: str) -> None:
     if where == AUTO and os.environ.get('JAX_COMPILATION_CACHE_DIR'):
         return
     if not where:
-        raise UserError(f'--config.compiled=: needs a folder, {AUTO} or {OFF}')
+        raise UserError('compiled', where, f'needs a folder, {AUTO} or {OFF}')
     number = jax.process_index() if jax.distributed.is_initialized() else 0
     apart = number and jax.default_backend() != 'gpu' and _writes_too()
     try:
@@ -62,10 +62,9 @@ def keep_compiled(where: str) -> None:
         if where == AUTO:
             return  # no home, or one that cannot be written to, is no reason to end
         reason = getattr(error, 'strerror', error)
-        raise UserError(
-            f'--config.compiled={where}: cannot be written to ({reason}); name another '
-            f'folder, or {OFF}'
-        ) from None
+        expected = f'cannot be written to ({reason})'
+        remedy = f'name another folder, or {OFF}'
+        raise UserError('compiled', where, expected, remedy) from None
     jax.config.update('jax_compilation_cache_dir', str(folder))
     jax.config.update('jax_compilation_cache_max_size', MOST_BYTES)
     jax.config.update('jax_persistent_cache_min_compile_time_secs', LEAST_SECONDS)

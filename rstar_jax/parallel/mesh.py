@@ -53,7 +53,8 @@ def global_mesh(
     )
     if len(set(slices.values())) > 1:
         sizes = ', '.join(map(str, slices.values()))
-        raise UserError(f'TPU slices of {sizes} devices: a training needs slices of one size')
+        expected = f'slices of {sizes} devices: a training needs slices of one size'
+        raise UserError('devices', expected=expected)
     count = len(devices) // len(slices)
     what = 'devices' if len(slices) == 1 else 'devices of a slice'
     _divides('tensor', tensor, count, what)

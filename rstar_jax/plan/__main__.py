@@ -16,7 +16,7 @@ from rich.table import Table
 from rstar_jax import models, parallel, training
 from rstar_jax.job import command, progress
 from rstar_jax.models import published
-from rstar_jax.models.checkpoint import default_dtype
+from rstar_jax.parallel import fast_dtype
 from rstar_jax.parallel.memory import device_bytes
 from rstar_jax.settings.errors import UserError
 from rstar_jax.training.memory import held
@@ -60,7 +60,7 @@ def main(arguments: Sequence[str] = ()) -> int:
     if arguments:
         raise UserError(arguments[0], expected='there are no options')
     device, count = jax.local_devices()[0], jax.local_device_count()
-    memory, dtype = device_bytes(parallel.local_mesh()), default_dtype()
+    memory, dtype = device_bytes(parallel.local_mesh()), fast_dtype()
     name = 'CPU' if device.platform == 'cpu' else device.device_kind
     print(f'{count} x {name} with {memory / 1e9:.0f} GB; weights in {dtype}\n')
     progress.show(table(memory, dtype, count))

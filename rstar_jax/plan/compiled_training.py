@@ -31,17 +31,19 @@ from rstar_jax.parallel.memory import GIB
 from rstar_jax.plan import collectives
 from rstar_jax.training import (
     attention,
+    block_attention,
     defaults,
     examples,
     flops,
-    kernels,
     layers,
     lora,
     losses,
     packing,
     recompute,
 )
-from rstar_jax.training.step import Compiled, merging, own_dtype
+from rstar_jax.training.arrays import own_dtype
+from rstar_jax.training.memory import merging
+from rstar_jax.training.step import Compiled
 
 DTYPE = 'bfloat16'  # what a network runs in where settings.dtype is empty: plans are for TPUs
 STEPS = 1000  # of the whole training: a number in the schedule
@@ -250,7 +252,7 @@ class Training:
 
     def products(self) -> tuple[float, float]:
         """FLOPs (needed, computed) of a step on all chips."""
-        room = self.compiled.room(self.state['params'], self.frozen)
+        room = self.compiled.for_activations(self.state['params'], self.frozen)
         with jax.set_mesh(self.mesh), recompute.room(room):
             parts = [
                 count * np.array(products(self.shape, self.settings, self.loss, *micro))
@@ -288,13 +290,13 @@ def products(
     computed = apart + again * (own + low - last)
     # Backwards attention's scores are made again, for four products of their size; splash has one
     # pass for queries, one for keys, and makes two of these five in both.
-    by_splash = kernels.chosen(settings.attention, shape, length, dtype) == 'splash'
+    by_splash = attention.chosen(settings.attention, shape, length, dtype) == 'splash'
     return needed, computed + (3.5 + by_splash + again) * work.pair / 3 * scored
 
 
 def scored_pairs(shape: models.Config, length: int) -> int:
     """Pairs of query and key in all layers of one row that are scored, seen or not."""
-    size = attention.block_size(length)
+    size = block_attention.block_size(length)
     blocks = -(-length // size)
     windows = [min(shape.window(i) or length, length) for i in range(shape.num_layers)]
     # Blocks that one of queries looks at, its own included.

@@ -22,7 +22,7 @@ from ml_collections import ConfigDict
 
 from rstar_jax import models, parallel, search, training
 from rstar_jax.job.progress import percent
-from rstar_jax.models.checkpoint import default_dtype
+from rstar_jax.parallel import fast_dtype
 from rstar_jax.parallel.chips import Chip, find_chip, here
 from rstar_jax.parallel.memory import GIB
 from rstar_jax.plan.compiled_search import DTYPE, SearchPlan, plan_search
@@ -125,9 +125,9 @@ def whole_job(
     chip = find_chip(chips[0].device_kind)
     if topology == HERE:
         parallel.keep_compiled(config.compiled)
-        chip = here(default_dtype())
+        chip = here(fast_dtype())
         yield (
-            f'{chips[0].device_kind}: {chip.flops / 1e9:,.0f} GFLOP/s in {default_dtype()}, '
+            f'{chips[0].device_kind}: {chip.flops / 1e9:,.0f} GFLOP/s in {fast_dtype()}, '
             f'{chip.bandwidth / 1e9:,.1f} GB/s of each device'
         )
     if chip is None:
@@ -182,7 +182,7 @@ def compiled(job: Job, shape: models.Config, chips: Sequence[Any], memory: float
         longest = sizes.path_room(job.found.path, settings.path_tokens)
         longest = min(settings.path_tokens, longest)
         settings = dataclasses.replace(settings, path_tokens=longest)
-        dtype = jnp.dtype(job.config.policy.dtype or default_dtype()) if processor else DTYPE
+        dtype = jnp.dtype(job.config.policy.dtype or fast_dtype()) if processor else DTYPE
         trees = -(-job.problems * job.first_trees // len(chips))
         one = plan_search(settings, host_chips(chips), memory, shape, trees, dtype)
         if one is None:
@@ -193,7 +193,7 @@ def compiled(job: Job, shape: models.Config, chips: Sequence[Any], memory: float
             continue
         how = training.settings(section, job.config.training[section])
         if processor:
-            how.dtype = how.dtype or default_dtype()
+            how.dtype = how.dtype or fast_dtype()
         mesh = parallel.training_mesh(how.batch_size, shape, chips)
         size = round(job.found.tokens[kind])
         made[section] = plan_training(section, how, shape, mesh, memory, size)

@@ -108,9 +108,9 @@ for _name in TRAININGS:
     CHOICES |= {
         f'training.{_name}.schedule': ('linear', 'cosine'),
         f'training.{_name}.keep': ('last', 'best'),
-        f'training.{_name}.dtype': ('', 'float32', 'bfloat16', 'float16'),
+        f'training.{_name}.dtype': ('', 'float32', 'bfloat16'),
         f'training.{_name}.moments': ('float32', 'bfloat16'),
-        f'training.{_name}.attention': ('auto', 'cudnn', 'loop'),
+        f'training.{_name}.attention': ('auto', 'loop'),
     }
 for _name in ('bootstrap', 'sft'):
     CHOICES[f'training.{_name}.marks'] = ('tokens', 'text')

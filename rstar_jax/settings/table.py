@@ -289,14 +289,12 @@ TRAINING_KEYS: dict[str, tuple[Any, str]] = {
     'grad_clip': (1.0, 'greatest norm of the gradient; 0: no limit'),
     'dtype': (
         '',
-        'of the network: float32, bfloat16, or float16 with a scaled loss; empty: what the device '
-        'is fast at',
+        'of the network: float32 or bfloat16; empty: what the device is fast at',
     ),
     'attention': (
         'auto',
         'auto: on TPUs in bfloat16, in rows of more than 512 tokens, by the splash kernel, else by '
-        'a loop over pairs of blocks; loop: by that everywhere; cudnn: on NVIDIA GPUs by their '
-        'kernel, of which no measurement is known',
+        'a loop over pairs of blocks; loop: by that everywhere',
     ),
     'checkpoint_minutes': (
         10.0,

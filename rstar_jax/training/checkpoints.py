@@ -6,6 +6,7 @@ DIR/adapter/        of a training with LoRA, for PEFT
 """
 
 import contextlib
+import math
 import os
 import pathlib
 import shutil
@@ -15,6 +16,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from rstar_jax.models import trained
+from rstar_jax.settings.errors import UserError
 
 KEPT = 1  # states on disk; a new one is whole before the old one goes
 
@@ -43,7 +45,8 @@ class States(contextlib.AbstractContextManager):
         options = ocp.CheckpointManagerOptions(
             max_to_keep=KEPT, create=True, cleanup_tmp_directories=True
         )
-        self._path = path = pathlib.Path(directory).resolve() / folder
+        self.directory = pathlib.Path(directory)
+        self._path = path = self.directory.resolve() / folder
         handlers = {'state': trained.handler(), 'about': ocp.JsonCheckpointHandler()}
         self._manager = ocp.CheckpointManager(path, options=options, item_handlers=handlers)
 
@@ -91,6 +94,60 @@ class States(contextlib.AbstractContextManager):
 
     def __exit__(self, *error) -> None:
         self.close()
+
+
+class Best:
+    """The parameters of the least held-out loss before the last step: on disk, with their step.
+
+    Step 0 are those that the training begins with.
+    """
+
+    def __init__(self, states: States, own: dict[str, str]):
+        """states: of the folder 'best'. own: as of `check_own`."""
+        self._states, self._own = states, own
+        self._step, about = states.newest() or (-1, None)
+        if about is not None:
+            check_own(about, own, states.directory)
+        self._found = about['found'] if about else {'held_out_loss': math.inf}
+
+    def offer(self, step: int, params, found: dict[str, Any]) -> None:
+        """Writes what was measured after `step` if it is better.
+
+        A step that is taken again after a kill may have been written by the run before.
+        """
+        if step > self._step and found['held_out_loss'] < self._found['held_out_loss']:
+            self._step, self._found = step, found
+            self._states.save(step, params, self._own | {'found': found})
+
+    def wait(self) -> None:
+        """Returns when all that was offered is on disk."""
+        self._states.wait()
+
+    def choose(self, step: int, params, found: dict[str, Any]) -> tuple[int, Any, dict[str, Any]]:
+        """(step, parameters, what was measured) of the best, the last step's given."""
+        if found['held_out_loss'] < self._found['held_out_loss'] or self._step < 0:
+            return step, params, found
+        self.wait()
+        params = self._states.restore(self._step, abstract(params))
+        return self._step, params, self._found
+
+
+def check_own(about: dict[str, Any], own: dict[str, str], directory: str | os.PathLike) -> None:
+    """Raises UserError where a state is not of the training that `own` tells of.
+
+    about: what lies beside the state. own: fingerprint, layout, dtype.
+    """
+    expected, remedy = '', 'remove it or choose another directory'
+    if about['fingerprint'] != own['fingerprint']:
+        dtype = about.get('dtype', own['dtype'])
+        differs = f'; in {dtype}, here in {own["dtype"]}' if dtype != own['dtype'] else ''
+        expected = 'holds the state of another training (other settings, examples or start'
+        expected += f'{differs})'
+    elif about.get('layout') != own['layout']:
+        expected = 'holds the state of a training by another version of rstar_jax'
+        remedy = 'go on with that one, or remove it to begin anew'
+    if expected:
+        raise UserError(str(directory), expected=expected, remedy=remedy)
 
 
 def abstract(state: Any) -> Any:

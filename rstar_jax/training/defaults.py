@@ -3,8 +3,10 @@
 from collections.abc import Mapping
 from typing import Any
 
+import jax.numpy as jnp
 from ml_collections import ConfigDict
 
+from rstar_jax import parallel
 from rstar_jax.settings.errors import UserError
 from rstar_jax.settings.table import KEYS
 
@@ -36,6 +38,12 @@ def settings(kind: str, given: Mapping[str, Any] | None = None) -> ConfigDict:
     made = ConfigDict({key.removeprefix(prefix): value for key, value in own.items()} | {'seed': 0})
     for key in given or ():
         if key not in made:
-            raise UserError(f'{key}: no setting of {kind}: expected one of {", ".join(made)}')
+            expected = f'no setting of {kind}: expected one of {", ".join(made)}'
+            raise UserError(key, expected=expected)
     made.update(given or {})
     return made
+
+
+def compute_dtype(settings) -> jnp.dtype:
+    """The dtype that the network runs in: settings.dtype, or what the devices are fast at."""
+    return jnp.dtype(settings.dtype or parallel.fast_dtype())

@@ -13,7 +13,6 @@ import hashlib
 import itertools
 import os
 import re
-import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -23,6 +22,7 @@ from rstar_jax import steps
 from rstar_jax.models.tokenizer import continuing
 from rstar_jax.settings.errors import UserError
 from rstar_jax.training import packing
+from rstar_jax.training.corpus import Encoded, Source, Tell, size_of
 from rstar_jax.training.packing import Example
 
 # Per-token fields of a batch.
@@ -35,98 +35,7 @@ END_OF_TEXT = 'end of text'
 MARKS = (*steps.TEMPLATE_MARKS, END_OF_TEXT)
 
 CORES = 'TOKENIZERS_PARALLELISM'  # a variable that tokenizers reads at each call
-Tell = Callable[[int, int], None]
-READ = 1024  # examples (groups of pairs) that are tokenised at once in the first pass
 GROUP = 8  # pairs of one prefix, or trajectories of one question, kept together in a batch
-
-
-class Encoded:
-    """The examples of a training: an index of all, and the tokens of those that are asked for.
-
-    Tokenised are, after a first pass over all, the examples of one step at a time: what stays in
-    memory of each is a few hundred bytes.
-
-    Attributes:
-      questions: the question of each example (a reward model's: in the SFT prompt), to hold out
-        whole problems.
-      counts: what each example counts towards the batch size.
-      sizes: tokens that each example is stored in; of a pair they may be more than `length`.
-      digests: of the arrays of each example.
-      dropped: number of examples (pairs) with a sequence of more than `length` tokens.
-      fields: the per-token fields that packing.fill shall write.
-      row: the longest row that is needed, tokens.
-    """
-
-    def __init__(
-        self,
-        fields: dict[str, Any],
-        length: int,
-        row: int | None = None,
-        encode: Callable[[list], list[Example]] = list,
-    ):
-        """encode: makes examples of what `add` is told to keep of each."""
-        self.questions: list[str] = []
-        self.counts: list[int] = []
-        self.sizes: list[int] = []
-        self.digests: list[bytes] = []
-        self.dropped = 0
-        self.fields = fields
-        self.length = length
-        self.row = row or length
-        self._kept: list[Any] = []
-        self._encode = encode
-
-    def __len__(self) -> int:
-        return len(self.counts)
-
-    def add(
-        self, question: str, example: Example, kept: Any = None, size: int | None = None
-    ) -> None:
-        """kept: what `encode` makes the example of; None: the example itself.
-
-        size: as of `sizes`, where it is known.
-        """
-        self.questions.append(sys.intern(question))
-        self.counts.append(example.count)
-        self.sizes.append(_size(example) if size is None else size)
-        self.digests.append(_digest(example))
-        self._kept.append(example if kept is None else kept)
-
-    def take(self, indices: Iterable[int] | None = None) -> list[Example]:
-        """The examples of these indices; None: all of them."""
-        chosen = self._kept if indices is None else [self._kept[i] for i in indices]
-        return self._encode(chosen)
-
-
-def _digest(example: Example) -> bytes:
-    digest = hashlib.blake2b(digest_size=16)
-    for array in (*example.sequences, example.pairs, example.pair_weights):
-        digest.update(np.ascontiguousarray(array).tobytes())
-    for field in example.fields:
-        digest.update(field['targets'].tobytes())
-    return digest.digest()
-
-
-class _Source:
-    """Examples that can be read at any place, again and again: stored ones stay on disk."""
-
-    def __init__(self, examples: Iterable[dict[str, Any]], tell: Tell | None = None):
-        """tell: as of `sft`."""
-        self._examples = examples if isinstance(examples, Sequence) else list(examples)
-        self._tell = tell or (lambda done, of: None)
-
-    def read(self, places: Sequence[int]) -> list[dict[str, Any]]:
-        if hasattr(self._examples, 'read'):
-            return self._examples.read(places)
-        return [self._examples[place] for place in places]
-
-    def parts(self, count: int | None = None) -> Iterator[range]:
-        """The places of all (or numbers below `count`), READ at a time, and tells how far it is."""
-        count = len(self._examples) if count is None else count
-        for start in range(0, count, READ):
-            self._tell(start, count)
-            yield range(start, min(start + READ, count))
-        self._tell(count, count)
 
 
 def sft(
@@ -139,11 +48,10 @@ def sft(
     """
     end = tokenizer.eos_token_id
     if end is None:
-        raise UserError(
-            'the tokenizer has no eos_token: SFT cannot teach where a text ends; set it'
-        )
+        expected = 'has no eos_token: SFT cannot teach where a text ends'
+        raise UserError('tokenizer', expected=expected, remedy='set it')
 
-    source, going_on = _Source(examples, tell), continuing(tokenizer)
+    source, going_on = Source(examples, tell), continuing(tokenizer)
 
     def answered(texts: Sequence[dict]) -> list[Example]:
         prompts = _encode(tokenizer, [steps.prompt(_text(e, 'query')) for e in texts], first=True)
@@ -196,7 +104,7 @@ def pairs(
     `prompt` is the SFT prompt of the question and the prefix; a bare question is put into the SFT
     prompt. A single pair may fill up to twice `length` where its two texts share little.
     """
-    source, going_on = _Source(examples, tell), continuing(tokenizer)
+    source, going_on = Source(examples, tell), continuing(tokenizer)
 
     def read(groups: Sequence[Sequence[int]]) -> list[tuple[str, list[tuple]]]:
         """Of each group the question, and its pairs as of `_sides`."""
@@ -254,7 +162,7 @@ def _cut(
     while start < len(group):
         count = most
         made = make(group[start : start + count])
-        while (size := _size(made)) > longest and count > 1:
+        while (size := size_of(made)) > longest and count > 1:
             count //= 2
             made = make(group[start : start + count])
         yield made, slice(start, start + count), size
@@ -281,10 +189,6 @@ def _pair_group(group: Sequence[tuple]) -> Example:
     )
 
 
-def _size(example: Example) -> int:
-    return len(packing.layout(example.sequences, example.shareable).tokens)
-
-
 def _valued(
     targets: Callable[[dict], list],
     examples: Iterable[dict[str, Any]],
@@ -297,7 +201,7 @@ def _valued(
     targets: of {query, steps} what each step's last token is to learn, None: nothing.
     """
 
-    source, going_on = _Source(examples, tell), continuing(tokenizer)
+    source, going_on = Source(examples, tell), continuing(tokenizer)
     ended = _ended(going_on)
 
     def judged(texts: Sequence[dict]) -> list[Example | None]:
@@ -349,10 +253,8 @@ def _together(examples: Sequence[Example]) -> Example:
 def _judged(text: dict, prompt: list[int], split: list[list[int]], values: list) -> Example | None:
     """split: the tokens of each step; values: what its last is to learn."""
     if len(split) != len(values):
-        raise UserError(
-            f'{text["query"][:60]!r}: {len(split)} steps but {len(values)} values; give each step '
-            'its own'
-        )
+        expected = f'has {len(split)} steps but {len(values)} values'
+        raise UserError('examples', text['query'][:60], expected, 'give each step its own')
     if not split:
         return None
     tokens = np.array([*prompt, *(token for part in split for token in part)], np.int32)
@@ -383,24 +285,6 @@ def answer_pairs(
         for made, _, size in _cut(group, packing.MERGED_PAIRS, pairs.row, _pair_group):
             pairs.add(question, made, size=size)
     return pairs
-
-
-def hold_out(
-    encoded: Encoded, share: float, seed: int, most: int | None = None
-) -> tuple[list[int], list[int]]:
-    """Splits by question; returns the indices (for training, held out).
-
-    At least one question is held out where `share` > 0 and there are two of them; at most `most`.
-    """
-    questions = sorted(set(encoded.questions))
-    count = min(len(questions) - 1, max(1, round(share * len(questions)))) if share else 0
-    count = count if most is None else min(count, most)
-    order = np.random.default_rng([seed, len(questions)]).permutation(len(questions))
-    held = {questions[i] for i in order[: max(0, count)]}
-    both: tuple[list[int], list[int]] = ([], [])
-    for i, question in enumerate(encoded.questions):
-        both[question in held].append(i)
-    return both
 
 
 def _parts(prompt: str) -> tuple[str, str]:
@@ -451,5 +335,5 @@ def _field(example: dict[str, Any], key: str, kind: type) -> Any:
     value = example.get(key)
     if not isinstance(value, kind):
         name = {str: 'text', list: 'list', int: 'flag'}[kind]
-        raise UserError(f'training example {str(example)[:60]}: needs the {name} {key!r}')
+        raise UserError('examples', str(example)[:60], f'needs the {name} {key!r}')
     return value

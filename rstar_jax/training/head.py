@@ -17,8 +17,8 @@ import numpy as np
 
 from rstar_jax.job import hosts
 from rstar_jax.training import losses, packing, trainer
+from rstar_jax.training.corpus import Encoded, Tell
 from rstar_jax.training.defaults import HEAD_MOST
-from rstar_jax.training.examples import Encoded, Tell
 from rstar_jax.training.step import Compiled
 
 MARGIN = 1.0
@@ -138,7 +138,7 @@ def _read(
 ) -> Iterator[tuple[np.ndarray, ...]]:
     """Of each micro batch inputs [N, D], targets [N], weights [N], as of `sums`; and of pairs the
     means of both sides' states [N, D]."""
-    for batch in trainer.Micros(encoded, indices, settings, compiled.mesh).batches:
+    for batch in packing.Micros(encoded, indices, settings, compiled.mesh).batches:
         trainer.agreed()
         where = places(batch)
         states = np.asarray(compiled.read(params, batch, where), np.float64)

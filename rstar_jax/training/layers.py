@@ -25,7 +25,8 @@ from rstar_jax import parallel
 from rstar_jax.models import decoder as decoders
 from rstar_jax.models import rope, weights
 from rstar_jax.models.sharding import STACKED
-from rstar_jax.training import attention, lora, recompute
+from rstar_jax.training import block_attention, lora, recompute
+from rstar_jax.training.activations import rows_over_mesh
 
 OF_A_LAYER = re.compile(r'((?:.*/)?layers/)(\d+)/(.*)')
 
@@ -116,12 +117,12 @@ def run(config, params: Any, x: jax.Array, positions: jax.Array, attend: Callabl
         own = jax.tree.map(lambda p: decoders.of_bits(p).astype(dtype), own)
         seen = functools.partial(attend, window=config.window(0) if windows is None else window)
         x, _ = lora.bind(config, own)(x.astype(dtype), *turn, seen, None)
-        return attention.rows_over_mesh(x.astype(between)), None
+        return rows_over_mesh(x.astype(between)), None
 
     policy = recompute.policy(config, *positions.shape, dtype)
     # A loop forwards and one backwards: no compiler finds equal products in both.
     layer = jax.checkpoint(layer, policy=policy, prevent_cse=False)
-    x = attention.rows_over_mesh(x.astype(between))
+    x = rows_over_mesh(x.astype(between))
     x, _ = lax.scan(layer, x, (params['layers'], windows, rotated))
     return decoders.normed(x.astype(dtype), params['norm']['weight'], config.norm_eps)
 
@@ -131,5 +132,5 @@ def _windows(config) -> jax.Array | None:
     windows = {config.window(i) for i in range(config.num_layers)}
     if len(windows) == 1:
         return None
-    every = [config.window(i) or attention.WHOLE for i in range(config.num_layers)]
+    every = [config.window(i) or block_attention.WHOLE for i in range(config.num_layers)]
     return jnp.array(every, jnp.int32)

@@ -15,7 +15,7 @@ import numpy as np
 from rstar_jax import parallel
 from rstar_jax.job import atomic, hosts
 from rstar_jax.training import flops
-from rstar_jax.training.dtypes import compute_dtype
+from rstar_jax.training.defaults import compute_dtype
 from rstar_jax.training.step import Compiled
 
 Progress = Callable[[dict[str, float]], None]

@@ -26,7 +26,7 @@ import jax.numpy as jnp
 from rstar_jax.models import heads
 from rstar_jax.models.attention import MASKED
 from rstar_jax.models.products import along_rows
-from rstar_jax.training import attention, examples, kernels, layers, lora
+from rstar_jax.training import activations, attention, examples, layers, lora
 
 CHUNK_TOKENS = 256  # tokens whose logits [tokens, V] are in a device's memory at once
 
@@ -43,12 +43,12 @@ def hidden_states(config, params, batch, settings) -> jax.Array:
     looked_up, added = params['embed']['weight'], batch.get('added')
     if added is not None:
         looked_up = jax.lax.stop_gradient(looked_up)
-    x = jnp.take(attention.whole_columns(looked_up), tokens, axis=0, mode='clip')
+    x = jnp.take(activations.whole_columns(looked_up), tokens, axis=0, mode='clip')
     x = lora.with_rows(x, params['embed'], tokens)
     if added is not None:
         x += added
-    name = kernels.chosen(settings.attention, config, end.shape[1], x.dtype)
-    return layers.run(config, params, x, positions, kernels.BY_NAME[name](end, positions))
+    name = attention.chosen(settings.attention, config, end.shape[1], x.dtype)
+    return layers.run(config, params, x, positions, attention.BY_NAME[name](end, positions))
 
 
 def sft(config, params, batch, key, settings):
@@ -196,8 +196,8 @@ def _forward(hidden, head, targets, weights, new=None):
     # Each device has the logits of some words for all tokens of a chunk: left to the compiler, it
     # has those of all words for some tokens, and the gradients of the whole table are exchanged for
     # every chunk. A vocabulary that they do not divide is filled up with words without a chance.
-    of_words = attention.vocabulary_over_mesh
-    vocab_size, missing = len(head), attention.words_missing(len(head))
+    of_words = activations.vocabulary_over_mesh
+    vocab_size, missing = len(head), activations.words_missing(len(head))
     head = of_words(jnp.pad(head, ((0, missing), (0, 0))) if missing else head)
     product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
 
@@ -214,7 +214,7 @@ def _forward(hidden, head, targets, weights, new=None):
         if new is not None:
             grad_logits = grad_logits[new[0]]
             grad_h += product('vrt,vd->rtd', grad_logits, learnt - head[new[0]])
-        grad_h = attention.rows_over_mesh(grad_h)
+        grad_h = activations.rows_over_mesh(grad_h)
         grad_hidden = jax.lax.dynamic_update_slice_in_dim(grad_hidden, grad_h, i * size, axis=1)
         grad_learnt += product('vrt,rtd->vd', grad_logits, h)
         return total + loss, grad_hidden, of_words(grad_learnt)
@@ -229,7 +229,6 @@ def _forward(hidden, head, targets, weights, new=None):
     back = _places(weights)
     grad_hidden = jnp.take_along_axis(grad_hidden, back[..., None], axis=1)
     grad_learnt = grad_learnt[: len(learnt)]
-    # In float32 until they are multiplied: sums over tokens may be too large for float16.
     grads = (grad_learnt, None) if new is None else (None, (None, grad_learnt))
     return total, (grad_hidden, *grads, learnt)
 

@@ -16,6 +16,11 @@ def decay(schedule: str, done):
     return (1 + jnp.cos(jnp.pi * done)) / 2 if schedule == 'cosine' else 1 - done
 
 
+def learning_rate(settings, step: int, steps: int) -> float:
+    """The rate of the step behind `step` of `steps`."""
+    return settings.learning_rate * float(decay(settings.schedule, min(step / steps, 1)))
+
+
 class Pace(NamedTuple):
     """How far a training is, and how fast: part of its state, so that programs fit any training.
 

@@ -14,6 +14,7 @@ results are those of the sequences run one by one.
 """
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -284,3 +285,42 @@ def fill(micro: Micro, items: list[tuple[Example, Layout]], fields) -> dict[str,
                 used += len(example.pairs)
             start = stop
     return batch
+
+
+class Micros:
+    """The micro batches of one step.
+
+    Attributes:
+      batches: what `fill` makes, one for each.
+      tokens: of all of them.
+      places: of tokens, padding included.
+      alone: tokens, had every sequence been run by itself.
+      weight: sum of the weights of all that is learnt.
+    """
+
+    def __init__(self, encoded, indices: Sequence[int], settings, mesh):
+        """encoded, indices: a corpus.Encoded, and which of it are learnt in the step."""
+        chosen = encoded.take(indices)
+        items = merge(chosen, encoded.length)
+        sizes = [len(laid.tokens) for _, laid in items]
+        pairs = [len(example.pairs) for example, _ in items]
+        lengths = row_lengths(encoded.length, encoded.row, settings.one_size)
+        multiple = mesh.shape['data'] * mesh.shape['fsdp']
+        budget = settings.micro_batch * encoded.length * multiple
+        micros = plan(sizes, pairs, lengths, budget, multiple)
+        self.batches = [fill(micro, items, encoded.fields) for micro in micros]
+        self.tokens = sum(sizes)
+        self.places = sum(micro.places for micro in micros)
+        self.alone = sum(example.alone for example in chosen)
+        self.weight = float(sum(example.weight for example in chosen))
+
+
+def order(encoded, indices: Sequence[int], settings) -> list[tuple[int, np.ndarray]]:
+    """(epoch, examples) of every step; arguments as of `Micros`."""
+    counts = [encoded.counts[i] for i in indices]
+    indices = np.asarray(indices, np.int64)
+    return [
+        (epoch, indices[part])
+        for epoch in range(settings.epochs if counts else 0)
+        for part in batches(counts, settings.batch_size, settings.seed, epoch)
+    ]

@@ -1,7 +1,7 @@
 """One trainer for all losses.
 
-    examples -> the examples of every step, in an order fixed by the seed     packing.batches
-    a step   -> micro batches of few shapes                                   packing.plan, fill
+    examples -> the examples of every step, in an order fixed by the seed     packing.order
+    a step   -> micro batches of few shapes                                   packing.Micros
              -> gradients, summed over the micro batches, AdamW               Compiled.accumulate,
                                                                               update; step for one
 
@@ -12,6 +12,7 @@ state.
 """
 
 import contextlib
+import dataclasses
 import hashlib
 import json
 import math
@@ -23,22 +24,20 @@ from typing import Any
 import jax
 import numpy as np
 
-from rstar_jax import parallel
+from rstar_jax import models, parallel
 from rstar_jax.job import hosts, interrupts
 from rstar_jax.models.weights import to_host
 from rstar_jax.parallel.memory import GIB
 from rstar_jax.settings.errors import UserError
-from rstar_jax.training import checkpoints, flops, layers, packing
-from rstar_jax.training.dtypes import compute_dtype, fast_dtype, lacks
-from rstar_jax.training.examples import Encoded
+from rstar_jax.training import attention, checkpoints, flops, layers, packing
+from rstar_jax.training.corpus import Encoded
+from rstar_jax.training.defaults import compute_dtype
 from rstar_jax.training.log import Log, Progress
+from rstar_jax.training.optimiser import learning_rate
+from rstar_jax.training.packing import Micros
 from rstar_jax.training.step import Compiled
 
-Begin = Callable[[Compiled, Any], Any]
-Measure = Callable[[Compiled, Any], dict[str, Any]]
-
-MOST_LEFT_OUT = 30  # steps in a row whose gradients are not finite in float16
-LOOKED = 64  # steps whose shapes are compiled before the first, and see _Run.prepare
+LOOKED = 64  # steps whose shapes are compiled before the first, and see _Run._prepare
 
 MEANS = ('loss', 'accuracy', 'margin', 'level')  # metric sums that are divided by the weight
 # Settings that do not change what is learnt: a training may go on with others.
@@ -46,31 +45,99 @@ FREE = ('checkpoint_minutes', 'form', 'attention')
 LAYOUT = 'stacked layers'  # of the arrays in a state
 
 
-class Micros:
-    """The micro batches of one step.
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """What is learnt from what.
 
     Attributes:
-      batches: what packing.fill makes, one for each.
-      tokens: of all of them.
-      places: of tokens, padding included.
-      alone: tokens, had every sequence been run by itself.
-      weight: sum of the weights of all that is learnt.
+      model: what it starts from.
+      loss: a name in losses.BY_NAME.
+      settings: as of training.settings.
+      encoded, indices: the examples, and which of them to learn from.
+      measure: (compiled, params) -> further metrics, called before and after training, where their
+        names get `_before` and `_after`, and every `settings.measure_every` steps, for the step's
+        line in `metrics.jsonl`. With keep='best', `held_out_loss` has to be among them.
+      begin: (compiled, params) -> the params to train, in the same places; called once, before all.
+      new_rows: see optimiser.optimiser.
     """
 
-    def __init__(self, encoded: Encoded, indices: Sequence[int], settings, mesh):
-        chosen = encoded.take(indices)
-        items = packing.merge(chosen, encoded.length)
-        sizes = [len(laid.tokens) for _, laid in items]
-        pairs = [len(example.pairs) for example, _ in items]
-        lengths = packing.row_lengths(encoded.length, encoded.row, settings.one_size)
-        multiple = mesh.shape['data'] * mesh.shape['fsdp']
-        budget = settings.micro_batch * encoded.length * multiple
-        micros = packing.plan(sizes, pairs, lengths, budget, multiple)
-        self.batches = [packing.fill(micro, items, encoded.fields) for micro in micros]
-        self.tokens = sum(sizes)
-        self.places = sum(micro.places for micro in micros)
-        self.alone = sum(example.alone for example in chosen)
-        self.weight = float(sum(example.weight for example in chosen))
+    model: models.Policy | models.PPM
+    loss: str
+    settings: Any
+    encoded: Encoded
+    indices: Sequence[int]
+    measure: Callable[[Compiled, Any], dict[str, Any]] = lambda compiled, params: {}
+    begin: Callable[[Compiled, Any], Any] = lambda compiled, params: params
+    new_rows: Sequence[int] = ()
+
+    def fingerprint(self) -> str:
+        """Identifies the training: its settings, its examples and what it starts from."""
+        digest = hashlib.sha256(self.loss.encode())
+        kept = {key: self.settings[key] for key in sorted(self.settings) if key not in FREE}
+        digest.update(json.dumps(kept, sort_keys=True, default=str).encode())
+        for i in self.indices:
+            digest.update(self.encoded.digests[i])
+        for leaf in jax.tree.leaves(self.model.params):
+            # A few numbers of each array tell models apart; all of them would take minutes.
+            digest.update(f'{leaf.shape}'.encode())
+            few = to_host(leaf[(0,) * (leaf.ndim - 1)][:16])
+            digest.update(few.astype(np.float32).tobytes())
+        return digest.hexdigest()[:16]
+
+
+def train(
+    task: Task,
+    fingerprint: str,
+    directory: str | os.PathLike,
+    mesh=None,
+    progress: Progress | None = None,
+    release: bool = False,
+) -> tuple[Any, Any, dict[str, float]]:
+    """Trains, from the newest state in `directory` if there is one.
+
+    Args:
+      fingerprint: the task's.
+      directory: gets `state/`, with keep='best' `best/`, and `metrics.jsonl`, one line a step.
+      mesh: with axes (data, fsdp, tensor); None = the first device.
+      progress: called with a dict of numbers after every micro batch.
+      release: the training takes the model's arrays over, instead of copying them.
+
+    Returns:
+      (float32 parameters, what of them was trained as in lora.split or None without LoRA,
+      metrics): of the last step, or with keep='best' of the measured step with the least held-out
+      loss, `best_step`, 0 where that is what it began with. The states are left for the caller to
+      remove, when the model is on disk.
+
+    Raises:
+      UserError: no examples; a loss that is not finite; states of another training.
+      Stopped: asked to end, in a block of interrupts.held; the state is on disk.
+    """
+    settings, config = task.settings, task.model.config
+    steps = packing.order(task.encoded, task.indices, settings)
+    _check_any(steps, task)
+    compiled = Compiled(
+        config, settings, task.loss, mesh or parallel.one_device(), len(steps), task.new_rows
+    )
+    own = {'fingerprint': fingerprint, 'layout': LAYOUT, 'dtype': str(compute_dtype(settings))}
+    with contextlib.ExitStack() as stack:
+        states, best = stack.enter_context(checkpoints.States(directory)), None
+        if settings.keep == 'best':
+            kept = stack.enter_context(checkpoints.States(directory, 'best'))
+            best = checkpoints.Best(kept, own)
+        work = flops.work(config, task.loss, settings.lora)
+        sizes = [len(chosen) for _, chosen in steps]
+        log = Log(directory, sizes, compiled, settings, work, progress)
+        stack.callback(log.flush)
+        run = _Run(task, compiled, steps, log, states, best)
+        start, state = run.begin(own, release)
+        parallel.give_memory_back()  # what measuring or compiling has left
+        trained, after, more = run.steps(start, state)['params'], run.measured, {}
+        del state
+        if best is not None:
+            more['best_step'], trained, after = best.choose(len(steps), trained, after)
+    metrics = log.summary() | run.before | _named(after, 'after') | more
+    low_rank = layers.unstack(trained) if settings.lora else None
+    return compiled.whole(trained), low_rank, metrics
 
 
 def evaluate(
@@ -99,205 +166,71 @@ def agreed(save: bool = False) -> bool:
     return bool(number)
 
 
-def train(
-    config,
-    params,
-    encoded: Encoded,
-    indices: Sequence[int],
-    loss: str,
-    settings,
-    directory: str | os.PathLike,
-    *,
-    name: str,
-    mesh=None,
-    progress: Progress | None = None,
-    begin: Begin | None = None,
-    measure: Measure | None = None,
-    new_rows: Sequence[int] = (),
-    release: bool = False,
-) -> tuple[Any, Any, dict[str, float]]:
-    """Trains, from the newest state in `directory` if there is one.
-
-    Args:
-      config: the decoder's.
-      params: a policy's or a PPM's; stay as they are, but for `release`.
-      encoded, indices: the examples, and which of them to learn from.
-      loss: a name in losses.BY_NAME.
-      settings: as of training.settings.
-      directory: gets `state/`, with keep='best' `best/`, and `metrics.jsonl`, one line a step.
-      name: the fingerprint of this training.
-      mesh: with axes (data, fsdp, tensor); None = the first device.
-      progress: called with a dict of numbers after every micro batch.
-      begin: (compiled, params) -> the params to train, in the same places; called once, before all.
-      measure: (compiled, params) -> further metrics, called before and after training, where their
-        names get `_before` and `_after`, and every `settings.measure_every` steps, for the step's
-        line in `metrics.jsonl`. With keep='best', `held_out_loss` has to be among them.
-      new_rows: see optimiser.optimiser.
-      release: the training takes `params` over, instead of copying them.
-
-    Returns:
-      (float32 parameters, what of them was trained as in lora.split or None without LoRA,
-      metrics): of the last step, or with keep='best' of the measured step with the least held-out
-      loss, `best_step`, 0 where that is what it began with. The states are left for the caller to
-      remove, when the model is on disk.
-
-    Raises:
-      UserError: no examples; a loss that is not finite; states of another training.
-      Stopped: asked to end, in a block of interrupts.held; the state is on disk.
-    """
-    steps = order(encoded, indices, settings)
+def _check_any(steps: Sequence, task: Task) -> None:
+    if not steps and (dropped := task.encoded.dropped):
+        expected = f'no example fits, {dropped} are longer'
+        raise UserError('length', task.settings.length, expected, 'raise it')
     if not steps:
-        raise UserError(
-            f'training: no example fits into length={settings.length}, {encoded.dropped} are longer'
-            if encoded.dropped
-            else 'training: there are no examples to learn from'
-        )
-    mesh = mesh or parallel.one_device()
-    compiled = Compiled(config, settings, loss, mesh, len(steps), new_rows)
-    dtype = compute_dtype(settings)
-    own = {'fingerprint': name, 'layout': LAYOUT, 'dtype': str(dtype)}
-    if lacks(dtype) and hosts.is_first():
-        print(
-            f'training: dtype={dtype}: the device has no instructions for it and uses float32; '
-            f'dtype={fast_dtype()} is what it is fast at',
-            flush=True,
-        )
-    with contextlib.ExitStack() as stack:
-        states = stack.enter_context(checkpoints.States(directory))
-        best = None
-        if settings.keep == 'best':
-            kept = stack.enter_context(checkpoints.States(directory, 'best'))
-            best = _Best(kept, own, directory)
-        work = flops.work(config, loss, settings.lora)
-        sizes = [len(chosen) for _, chosen in steps]
-        log = Log(directory, sizes, compiled, settings, work, progress)
-        stack.callback(log.flush)
-        run = _Run(compiled, encoded, steps, settings, log, measure, best)
-        state, found = compiled.init(params, release), states.newest()
-        parallel.give_memory_back()  # what loading has left
-        if found is None:
-            run.prepare(state, 0)  # nothing is on disk yet: another micro_batch may be chosen
-            parallel.give_memory_back()  # what compiling has left
-            if begin is not None:
-                state['params'] = begin(compiled, state['params'])
-            before = measure(compiled, state['params']) if measure else {}
-            start, about = 0, own | {'metrics': _named(before, 'before')}
-            if best is not None:
-                best.offer(start, state['params'], before)
-        else:
-            start, about = found
-            _check_own(about, own, directory)
-            like = checkpoints.abstract(state)
-            del state  # no two states in memory
-            state = states.restore(start, like)
-            run.prepare(state, start)
-        parallel.give_memory_back()  # what measuring or compiling has left
-        trained = run.steps(state, start, states, about)['params']
-        del state
-        after, more = run.measured, {}
-        if best is not None:
-            more['best_step'], trained, after = best.choose(len(steps), trained, after)
-    metrics = log.summary() | about['metrics'] | _named(after, 'after') | more
-    low_rank = layers.unstack(trained) if settings.lora else None
-    return compiled.whole(trained), low_rank, metrics
-
-
-def _check_own(about: dict[str, Any], own: dict[str, str], directory) -> None:
-    if about['fingerprint'] != own['fingerprint']:
-        dtype = about.get('dtype', own['dtype'])
-        differs = f'; in {dtype}, here in {own["dtype"]}' if dtype != own['dtype'] else ''
-        raise UserError(
-            f'{directory}: holds the state of another training (other settings, examples or start'
-            f'{differs}); remove it or choose another directory'
-        )
-    if about.get('layout') != own['layout']:
-        raise UserError(
-            f'{directory}: holds the state of a training by another version of rstar_jax; go on '
-            'with that one, or remove it to begin anew'
-        )
+        raise UserError('examples', expected='there are none to learn from')
 
 
 def _named(found: dict[str, Any], suffix: str) -> dict[str, Any]:
     return {f'{name}_{suffix}': value for name, value in found.items()}
 
 
-class _Best:
-    """The parameters of the least held-out loss before the last step: on disk, with their step.
+class _Run:
+    """The loop over steps.
 
-    Step 0 are those that the training begins with.
+    Attributes:
+      before: what was measured before the first step, by the names that metrics have.
+      measured: what was found after the last one.
     """
 
-    def __init__(self, states: checkpoints.States, own: dict[str, str], directory):
-        self._states, self._own = states, own
-        self._step, about = states.newest() or (-1, None)
-        if about is not None:
-            _check_own(about, own, directory)
-        self._found = about['found'] if about else {'held_out_loss': math.inf}
-
-    def offer(self, step: int, params, found: dict[str, Any]) -> None:
-        """Writes what was measured after `step` if it is better.
-
-        A step that is taken again after a kill may have been written by the run before.
-        """
-        if step > self._step and found['held_out_loss'] < self._found['held_out_loss']:
-            self._step, self._found = step, found
-            self._states.save(step, params, self._own | {'found': found})
-
-    def wait(self) -> None:
-        """Returns when all that was offered is on disk."""
-        self._states.wait()
-
-    def choose(self, step: int, params, found: dict[str, Any]) -> tuple[int, Any, dict[str, Any]]:
-        """(step, parameters, what was measured) of the best, the last step's given."""
-        if found['held_out_loss'] < self._found['held_out_loss'] or self._step < 0:
-            return step, params, found
-        self.wait()
-        params = self._states.restore(self._step, checkpoints.abstract(params))
-        return self._step, params, self._found
-
-
-def order(encoded: Encoded, indices: Sequence[int], settings) -> list[tuple[int, np.ndarray]]:
-    """(epoch, examples) of every step."""
-    counts = [encoded.counts[i] for i in indices]
-    indices = np.asarray(indices, np.int64)
-    return [
-        (epoch, indices[part])
-        for epoch in range(settings.epochs if counts else 0)
-        for part in packing.batches(counts, settings.batch_size, settings.seed, epoch)
-    ]
-
-
-def fingerprint(params, encoded: Encoded, indices: Sequence[int], loss: str, settings) -> str:
-    """Identifies a training: its settings, its examples and what it starts from."""
-    digest = hashlib.sha256(loss.encode())
-    kept = {key: settings[key] for key in sorted(settings) if key not in FREE}
-    if compute_dtype(settings) == 'float16':  # by default, too: its states are others (loss_scale)
-        kept['dtype'] = 'float16'
-    digest.update(json.dumps(kept, sort_keys=True, default=str).encode())
-    for i in indices:
-        digest.update(encoded.digests[i])
-    for leaf in jax.tree.leaves(params):
-        # A few numbers of each array tell models apart; all of them would take minutes.
-        digest.update(f'{leaf.shape}'.encode())
-        few = to_host(leaf[(0,) * (leaf.ndim - 1)][:16])
-        digest.update(few.astype(np.float32).tobytes())
-    return digest.hexdigest()[:16]
-
-
-class _Run:
-    """The loop over steps; `measured` is what was found after the last one."""
-
     def __init__(
-        self, compiled: Compiled, encoded: Encoded, steps, settings, log: Log, measure, best
+        self,
+        task: Task,
+        compiled: Compiled,
+        steps: list[tuple[int, np.ndarray]],
+        log: Log,
+        states: checkpoints.States,
+        best: checkpoints.Best | None,
     ):
-        """steps: as of `order`. measure: as of `train`. best: a _Best, or None: not kept."""
-        self._compiled, self._encoded, self._steps = compiled, encoded, steps
-        self._settings, self._log, self._measure, self._best = settings, log, measure, best
+        """steps: as of packing.order."""
+        self._task, self._compiled, self._steps = task, compiled, steps
+        self._settings, self._log, self._states, self._best = task.settings, log, states, best
+        self.before: dict[str, Any] = {}
         self.measured: dict[str, Any] = {}
+        self._about: dict[str, Any] = {}  # what lies beside each state
         self._saved = time.monotonic()
-        self._left_out = 0  # steps so far that are none to the optimiser: see `loss_scale`
 
-    def prepare(self, state, start: int) -> None:
+    def begin(self, own: dict[str, str], release: bool) -> tuple[int, Any]:
+        """(steps that are done, the state behind them): the newest on disk, or the first.
+
+        own: as of checkpoints.check_own. Compiles what the first steps need.
+        """
+        compiled, task = self._compiled, self._task
+        state, found = compiled.init(task.model.params, release), self._states.newest()
+        parallel.give_memory_back()  # what loading has left
+        if found is not None:
+            start, self._about = found
+            checkpoints.check_own(self._about, own, self._states.directory)
+            self.before = self._about['metrics']
+            like = checkpoints.abstract(state)
+            del state  # no two states in memory
+            state = self._states.restore(start, like)
+            self._prepare(start, state)
+            return start, state
+        self._prepare(0, state)  # nothing is on disk yet: another micro_batch may be chosen
+        parallel.give_memory_back()  # what compiling has left
+        state['params'] = task.begin(compiled, state['params'])
+        before = task.measure(compiled, state['params'])
+        self.before = _named(before, 'before')
+        self._about = own | {'metrics': self.before}
+        if self._best is not None:
+            self._best.offer(0, state['params'], before)
+        return 0, state
+
+    def _prepare(self, start: int, state) -> None:
         """Compiles what the first steps need, and tells the memory that they will take.
 
         The first row that is longer than `length` takes more than all others, and may come late:
@@ -305,7 +238,8 @@ class _Run:
         """
         if start == len(self._steps):
             return
-        longer = np.array(self._encoded.sizes) > self._encoded.length
+        encoded, compiled = self._task.encoded, self._compiled
+        longer = np.array(encoded.sizes) > encoded.length
         left = range(start, len(self._steps))
         late = next((number for number in left if longer[self._steps[number][1]].any()), start)
         calls = {}
@@ -313,25 +247,37 @@ class _Run:
             batches = self._micros(number).batches
             name = 'step' if len(batches) == 1 else 'accumulate'
             calls |= {(name, batch['tokens'].shape): (name, batch) for batch in batches}
-        compiled = self._compiled
         most, held = compiled.prepare(state, list(calls.values())), compiled.held(state)
-        free = compiled.free()
-        room = 'GiB' if free is None else f'of {free / GIB:.2f} GiB free'
-        if hosts.is_first():
+        lengths = {batch['tokens'].shape[1] for _, batch in calls.values()}
+        self._tell(held, most - held, lengths)
+        compiled.room.check('a micro batch takes', most - held)
+
+    def _tell(self, held: int, beside: int, lengths: set[int]) -> None:
+        """Prints the memory and the arithmetic of the training."""
+        settings, dtype = self._settings, compute_dtype(self._settings)
+        with jax.set_mesh(self._compiled.mesh):
+            by = attention.told(settings.attention, self._task.model.config, lengths, dtype)
+        free = self._compiled.room.free()
+        if not hosts.is_first():
+            return
+        if (fast := parallel.fast_dtype()) != dtype and dtype != np.float32:
             print(
-                f'training: {held / GIB:.2f} GiB of parameters and moments on each device, at most '
-                f'{(most - held) / GIB:.2f} {room} beside them; attention by '
-                + compiled.attention([batch['tokens'].shape[1] for _, batch in calls.values()]),
+                f'training: dtype={dtype}: the device has no instructions for it and uses float32; '
+                f'dtype={fast} is what it is fast at',
                 flush=True,
             )
-        compiled.check_room('a micro batch takes', most - held)
+        room = 'GiB' if free is None else f'of {free / GIB:.2f} GiB free'
+        print(
+            f'training: {held / GIB:.2f} GiB of parameters and moments on each device, at most '
+            f'{beside / GIB:.2f} {room} beside them; attention by {by}',
+            flush=True,
+        )
 
-    def steps(self, state, start: int, states: checkpoints.States, about: dict[str, Any]):
+    def steps(self, start: int, state):
         """Takes the steps from `start` on; returns the last state."""
         done = start
         try:
             self._log.resume(start)
-            self._left_out = sum('left_out' in line for line in self._log.lines)
             self._measure_if_due(start, state['params'])  # where it was stopped before that
             upcoming = self._micros(start)
             for number in range(start, len(self._steps)):
@@ -343,29 +289,29 @@ class _Run:
                 self._measure_if_due(done, state['params'])
                 due = time.monotonic() - self._saved >= 60 * self._settings.checkpoint_minutes
                 if agreed(due) and done < len(self._steps):
-                    self._save(states, done, state, about)
-                    self._saved = time.monotonic()
+                    self._save(done, state)
         except interrupts.Stopped as stopped:
-            self._save(states, done, state, about)
+            self._save(done, state)
             where = f' at step {done} of {len(self._steps)}: state saved'
             raise interrupts.Stopped(stopped.number, where) from None
         return state
 
-    def _save(self, states: checkpoints.States, done: int, state, about: dict[str, Any]) -> None:
+    def _save(self, done: int, state) -> None:
         # First: who goes on from a state reads the lines before it, and measures nothing again.
         self._log.flush()
         if self._best is not None:
             self._best.wait()
-        states.save(done, state, about)
+        self._states.save(done, state, self._about)
+        self._saved = time.monotonic()
 
     def _measure_if_due(self, step: int, params) -> None:
         """Measures where that is due after `step` steps, and adds it to the step's line."""
         every, last = self._settings.measure_every, step == len(self._steps)
         due = every and step and step % every == 0 and 'held_out_loss' not in self._log.lines[-1]
-        if self._measure is None or not (due or last):
+        if not (due or last):
             return
         with self._log.aside():
-            found = self._measure(self._compiled, params)
+            found = self._task.measure(self._compiled, params)
         self._log.amend(found)
         if last:
             self.measured = found
@@ -375,7 +321,8 @@ class _Run:
     def _micros(self, number: int) -> Micros | None:
         if number >= len(self._steps):
             return None
-        return Micros(self._encoded, self._steps[number][1], self._settings, self._compiled.mesh)
+        chosen = self._steps[number][1]
+        return Micros(self._task.encoded, chosen, self._settings, self._compiled.mesh)
 
     def _step(self, state, number: int, micros: Micros):
         """Starts one step on the device -> (state, metric sums, gradient norm)."""
@@ -386,7 +333,6 @@ class _Run:
             self._log.tell(number)
             return compiled.step(state, micros.batches[0], scale, (number, 0))
         grads, sums, last = compiled.zeros(params), {}, None
-        scale = compiled.scale_of(state, scale)
         for i, batch in enumerate(micros.batches):
             grads, new = compiled.accumulate(grads, params, batch, scale, (number, i))
             sums = {name: sums.get(name, 0) + value for name, value in new.items()}
@@ -400,33 +346,17 @@ class _Run:
 
     def _finish(self, number: int, micros: Micros, sums, norm) -> None:
         """Waits for a step; checks, writes and tells its metrics."""
+        settings, count = self._settings, len(self._steps)
         sums, norm = jax.device_get((sums, norm))
-        taken = number - self._left_out
         found = {name: float(value) for name, value in sums.items()}
         found = {n: v / max(micros.weight, 1e-9) if n in MEANS else v for n, v in found.items()}
-        found |= self._norm(float(norm))
+        found['grad_norm'] = float(norm)
         for name in ('loss', 'grad_norm'):
-            if not math.isfinite(found.get(name, 0.0)):
-                raise UserError(
-                    f'step {number + 1} of {len(self._steps)}: {name} is {found[name]}; lower '
-                    f'learning_rate (now {self._settings.learning_rate:g}), and look for the cause '
-                    f'in {self._log.path}'
-                )
+            if not math.isfinite(found[name]):
+                expected = f'{name} is {found[name]} at step {number + 1} of {count}'
+                remedy = f'lower it, and look for the cause in {self._log.path}'
+                raise UserError('learning_rate', settings.learning_rate, expected, remedy)
         line = {'step': number + 1, 'epoch': self._steps[number][0]}
-        line |= {'learning_rate': self._compiled.learning_rate(taken)} | found
+        line |= {'learning_rate': learning_rate(settings, number, count)} | found
         line |= {'tokens': micros.tokens, 'micro_batches': len(micros.batches)}
         self._log.add(line, micros.alone, micros.places)
-
-    def _norm(self, norm: float) -> dict[str, float | bool]:
-        """What the log says of the gradients' norm: where the loss is scaled, a step without a
-        finite one was left out."""
-        if math.isfinite(norm) or not self._compiled.scales:
-            return {'grad_norm': norm}
-        latest = [line.get('left_out') for line in self._log.lines[-MOST_LEFT_OUT:]]
-        if latest.count(True) == MOST_LEFT_OUT:
-            raise UserError(
-                f'training: the gradients of {MOST_LEFT_OUT} steps in a row are not finite in '
-                'float16: train with dtype=float32'
-            )
-        self._left_out += 1
-        return {'left_out': True}

@@ -82,7 +82,7 @@ def exported(run, tmp_path_factory) -> pathlib.Path:
 def test_the_policy_is_what_transformers_reads(run, exported):
     made = huggingface.Exported('policy', exported / 'policy')
     assert hub.largest_difference(made) < 1e-5
-    ours = trained.load_policy(run / 'round1' / 'policy')
+    ours = models.load(run / 'round1' / 'policy', 'float32')
     tokens, lengths = np.array([[5, 6, 7]], np.int32), np.array([3], np.int32)
     again = models.load(exported / 'policy', 'float32')
     assert np.array_equal(ours.logits(tokens, lengths), again.logits(tokens, lengths))
@@ -93,7 +93,7 @@ def test_the_ppm_has_the_released_form(run, exported):
     head = torch.load(exported / 'ppm' / 'value_head.bin', weights_only=True)
     assert {*head} == {'v_head.summary.weight', 'v_head.summary.bias'}
     tokens, lengths = np.array([[5, 6, 7]], np.int32), np.array([3], np.int32)
-    ppm = trained.load_ppm(run / 'round1' / 'ppm')
+    ppm = models.load_ppm(run / 'round1' / 'ppm', 'float32')
     assert ppm.squash == 'tanh5'
     ours = ppm.scores(tokens, lengths)
     theirs = models.load_ppm(exported / 'ppm', 'float32').scores(tokens, lengths)

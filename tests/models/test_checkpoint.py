@@ -21,7 +21,7 @@ import transformers
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from rstar_jax import models, steps
-from rstar_jax.models import families, heads, torch_file, weights
+from rstar_jax.models import families, heads, torch_file, trained, weights
 from rstar_jax.models import rope as ropes
 from rstar_jax.settings.errors import UserError
 
@@ -220,7 +220,7 @@ def test_added_tokens_where_the_tokenizer_leaves_ids_out(broken):
     many = models.add_tokens(policy, [f'<mark{i}>' for i in range(40)])
     assert many.config.vocab_size == 271 + 40 == len(many.params['embed']['weight'])
     edit_config(broken, vocab_size=265)
-    with pytest.raises(UserError, match='271 entries, its embedding 265 rows'):
+    with pytest.raises(UserError):
         models.load(broken)
 
 
@@ -356,8 +356,9 @@ def test_a_torch_file_cannot_run_code(tmp_path):
             return (print, ('run',))
 
     torch.save({'a': Evil()}, tmp_path / 'x.bin')
-    with pytest.raises(UserError, match='is no part of a tensor'):
+    with pytest.raises(UserError) as error:
         torch_file.load(tmp_path / 'x.bin')
+    assert error.value.argument == str(tmp_path / 'x.bin')
 
 
 def test_a_torch_file_of_which_any_byte_is_damaged(tmp_path):
@@ -382,8 +383,9 @@ def test_a_torch_file_shows_no_other_memory(tmp_path, offset, size, stride):
             return torch._utils._rebuild_tensor_v2, (storage, *place)
 
     torch.save({'a': Reaching()}, tmp_path / 'x.bin')
-    with pytest.raises(UserError, match='a tensor reaches beyond its storage'):
+    with pytest.raises(UserError) as error:
         torch_file.load(tmp_path / 'x.bin')
+    assert error.value.argument == str(tmp_path / 'x.bin')
 
 
 @pytest.mark.parametrize('with_mesh', [False, True])
@@ -511,46 +513,60 @@ def _bin_only(folder):
     (folder / 'model.safetensors').rename(folder / 'pytorch_model.bin')
 
 
+# What is damaged, and the file or folder that the error names.
 @pytest.mark.parametrize(
-    ('damage', 'message'),
+    ('damage', 'named'),
     [
-        (_truncate, 'model.safetensors is cut off or no safetensors file'),
-        (_lose_shard, 'shard model-00001-of-0000.* is missing'),
-        (_damage_index, 'model.safetensors.index.json: expected a JSON object'),
-        (_no_tokenizer, 'no tokenizer: expected one of tokenizer.json'),
-        (_bin_only, 'expected model.*safetensors, found pytorch_model.bin'),
-        (lambda f: edit_config(f, model_type='mamba', architectures=['MambaForCausalLM']),
-         'MambaForCausalLM is not supported; supported: LlamaForCausalLM, M.*Phi3.*Qwen2.*Qwen3'),
-        (lambda f: edit_config(f, hidden_act='gelu', hidden_size=None), 'hidden_act.*hidden_size'),
-        (lambda f: edit_config(f, rope_parameters={'rope_type': 'dynamic', 'factor': 4.0}),
-         "rope_type='dynamic': expected one of default, linear, llama3, longrope, yarn"),
-        (lambda f: edit_config(f, rope_parameters={'rope_type': 'yarn', 'truncate': False}),
-         'rope_type=yarn: factor is missing; rope_type=yarn: truncate'),
-        (lambda f: edit_config(f, rope_parameters={'rope_type': 'longrope', 'short_factor': None},
-                               sliding_window=64, max_position_embeddings=None),
-         'longrope: expected 2 short and long factors'),
-        (lambda f: edit_config(f, vocab_size=200), '260 entries, its embedding 200 rows'),
-        (lambda f: (f / 'config.json').write_text('{'), 'config.json: expected a JSON object'),
-        (lambda f: (f / 'config.json').unlink(), 'no config.json in this folder'),
-        (lambda f: (f / 'tokenizer.json').write_text('{'), 'its tokenizer cannot be read'),
-    ],
-)  # fmt: skip
-def test_one_line_for_a_damaged_folder(broken, damage, message):
-    damage(broken)
-    with pytest.raises(UserError, match=message) as caught:
-        models.load(broken)
-    assert '\n' not in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ('tensors', 'message'),
-    [
-        ({'weight': torch.zeros(1, 35)}, r'v_head.summary.weight has shape \[1, 35\].*\[1, 36\]'),
-        ({'bias': None}, 'v_head.summary.bias is missing'),
-        ('cut', 'value_head.bin: expected a torch file'),
+        (_truncate, ''),
+        (_lose_shard, ''),
+        (_damage_index, 'model.safetensors.index.json'),
+        (_no_tokenizer, ''),
+        (_bin_only, ''),
+        (
+            lambda f: edit_config(f, model_type='mamba', architectures=['MambaForCausalLM']),
+            'config.json',
+        ),
+        (lambda f: edit_config(f, hidden_act='gelu', hidden_size=None), 'config.json'),
+        (
+            lambda f: edit_config(f, rope_parameters={'rope_type': 'dynamic', 'factor': 4.0}),
+            'config.json',
+        ),
+        (
+            lambda f: edit_config(f, rope_parameters={'rope_type': 'yarn', 'truncate': False}),
+            'config.json',
+        ),
+        (
+            lambda f: edit_config(
+                f,
+                rope_parameters={'rope_type': 'longrope', 'short_factor': None},
+                sliding_window=64,
+                max_position_embeddings=None,
+            ),
+            'config.json',
+        ),
+        (lambda f: edit_config(f, vocab_size=200), ''),
+        (lambda f: (f / 'config.json').write_text('{'), 'config.json'),
+        (lambda f: (f / 'config.json').unlink(), ''),
+        (lambda f: (f / 'tokenizer.json').write_text('{'), ''),
     ],
 )
-def test_one_line_for_a_damaged_value_head(broken, tensors, message):
+def test_one_line_for_a_damaged_folder(broken, damage, named):
+    damage(broken)
+    with pytest.raises(UserError) as error:
+        models.load(broken)
+    assert error.value.argument == str(broken / named)
+    assert '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ('tensors', 'named'),
+    [
+        ({'weight': torch.zeros(1, 35)}, ''),
+        ({'bias': None}, 'value_head.bin'),
+        ('cut', 'value_head.bin'),
+    ],
+)
+def test_one_line_for_a_damaged_value_head(broken, tensors, named):
     file = broken / 'value_head.bin'
     head = {'weight': torch.zeros(1, 36), 'bias': torch.zeros(1)}
     changes = {} if tensors == 'cut' else tensors
@@ -558,11 +574,11 @@ def test_one_line_for_a_damaged_value_head(broken, tensors, message):
     torch.save({f'v_head.summary.{name}': tensor for name, tensor in kept.items()}, file)
     if tensors == 'cut':
         file.write_bytes(file.read_bytes()[:-100])
-    with pytest.raises(UserError, match=message) as caught:
-        models.load_ppm(broken)
-    assert '\n' not in str(caught.value)
-    with pytest.raises(UserError, match=message):
-        models.check(broken, ppm=True)
+    for read in (models.load_ppm, lambda folder: models.check(folder, ppm=True)):
+        with pytest.raises(UserError) as error:
+            read(broken)
+        assert error.value.argument == str(broken / named)
+        assert '\n' not in str(error.value)
 
 
 def test_weights_are_had_from_the_hub_once(qwen, monkeypatch):
@@ -577,24 +593,46 @@ def test_weights_are_had_from_the_hub_once(qwen, monkeypatch):
 
 
 def test_wrong_arguments(qwen, tmp_path):
-    with pytest.raises(UserError, match='/none/such: does not exist'):
-        models.load('/none/such')
-    with pytest.raises(UserError, match='no such folder, and not had from the hub'):
-        models.load('nobody/none-such')
-    with pytest.raises(UserError, match="dtype='int8': expected float32 or bfloat16"):
-        models.load(qwen, 'int8')
-    with pytest.raises(UserError, match='no value head: expected value_head.bin'):
-        models.load_ppm(qwen)
-    folder = shutil.copytree(qwen, tmp_path / 'judge')
-    (folder / 'value_head.bin').write_bytes(b'')
-    with pytest.raises(UserError, match='judge: holds a ppm, not a policy'):
-        models.load(folder)
-    with pytest.raises(UserError, match='expected a Hugging Face folder'):
-        models.load(qwen / 'config.json')
-    with pytest.raises(UserError, match='is a file'):
-        models.save(models.load(qwen, 'float32'), qwen / 'config.json')
     policy = models.load(qwen, 'float32')
-    with pytest.raises(UserError, match='expected a Policy, got a PPM: use models.save_ppm'):
-        models.save(models.init_ppm(policy), tmp_path)
-    with pytest.raises(UserError, match='expected a PPM, got a Policy: use models.save'):
-        models.save_ppm(policy, tmp_path)
+    ppm = models.init_ppm(policy)
+    judge = shutil.copytree(qwen, tmp_path / 'judge')
+    (judge / 'value_head.bin').write_bytes(b'')
+    file = qwen / 'config.json'
+    for argument, call in (
+        ('/none/such', lambda: models.load('/none/such')),
+        ('nobody/none-such', lambda: models.load('nobody/none-such')),
+        ('dtype', lambda: models.load(qwen, 'int8')),
+        (str(qwen), lambda: models.load_ppm(qwen)),
+        (str(judge), lambda: models.load(judge)),
+        (str(file), lambda: models.load(file)),
+        (str(file), lambda: models.save(policy, file)),
+        ('model', lambda: models.save(ppm, tmp_path)),
+        ('model', lambda: models.save_ppm(policy, tmp_path)),
+    ):
+        with pytest.raises(UserError) as error:
+            call()
+        assert error.value.argument == argument
+
+
+def test_the_folder_that_a_training_wrote_is_read_like_any_other(qwen, tmp_path):
+    policy = models.load(qwen, 'float32')
+    judge = models.init_ppm(policy, squash='tanh5')
+    trained.save_model(policy, tmp_path / 'policy')
+    trained.save_model(judge, tmp_path / 'ppm')
+    for model, load, other in (
+        (policy, models.load, models.load_ppm),
+        (judge, models.load_ppm, models.load),
+    ):
+        is_ppm = model is judge
+        folder = tmp_path / ('ppm' if is_ppm else 'policy')
+        again = load(folder, 'float32')
+        jax.tree.map(np.testing.assert_array_equal, again.params, model.params)
+        assert again.config == model.config == models.read_config(folder)
+        assert models.is_ppm(folder) == is_ppm
+        checked = models.check(folder, ppm=is_ppm)
+        assert checked.get_vocab() == model.tokenizer.get_vocab()
+        for call in (other, lambda folder, is_ppm=is_ppm: models.check(folder, ppm=not is_ppm)):
+            with pytest.raises(UserError) as error:
+                call(folder)
+            assert error.value.argument == str(folder)
+    assert models.load_ppm(tmp_path / 'ppm', 'float32').squash == 'tanh5'

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from rstar_jax import models
-from rstar_jax.models import attention, decoder, kernels, rope
+from rstar_jax.models import attention, decoder, rope
 
 PLAIN = models.Config('llama', 97, 36, 50, 2, 6, 3, 6, tie_embeddings=True)
 FULL = models.Config(
@@ -52,7 +52,7 @@ def _random(config):
 @functools.partial(jax.jit, static_argnums=0)
 def run(config, params, tokens, positions):
     network = models.decoder.bind(config, params)
-    hidden, _ = network(tokens, positions, kernels.full(kernel='plain'))
+    hidden, _ = network(tokens, positions, attention.whole_texts())
     return network.head(hidden)
 
 
@@ -94,7 +94,7 @@ def test_bfloat16_keeps_its_dtype_and_float32_logits(config):
     tokens, positions = texts()
     exact = run(config, params, tokens, positions)
     half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
-    hidden, _ = models.decoder.bind(config, half)(tokens, positions, kernels.full(kernel='plain'))
+    hidden, _ = models.decoder.bind(config, half)(tokens, positions, attention.whole_texts())
     assert hidden.dtype == jnp.bfloat16
     logits = run(config, half, tokens, positions)
     assert logits.dtype == jnp.float32

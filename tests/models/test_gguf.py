@@ -251,30 +251,26 @@ def test_one_line_for_a_damaged_file(damage, tmp_path):
     path = tmp_path / 'm.gguf'
     write('qwen2', path)
     damage(path)
-    with pytest.raises(UserError, match=r'm\.gguf: cut off or no GGUF file') as caught:
+    with pytest.raises(UserError) as error:
         models.load(path)
-    assert '\n' not in str(caught.value)
+    assert error.value.argument == str(path)
+    assert '\n' not in str(error.value)
 
 
-def test_one_line_for_what_is_not_supported(tmp_path):
+def test_a_file_that_is_not_supported_is_named(tmp_path):
     write('qwen2', tmp_path / 'pre.gguf', pre='falcon')
-    with pytest.raises(UserError, match="tokenizer.ggml.pre='falcon': expected qwen2"):
-        models.load(tmp_path / 'pre.gguf')
     write('qwen2', tmp_path / 'merges.gguf', merges=['a b'])  # there is no token 'ab'
-    with pytest.raises(UserError, match=r'merges\.gguf: its tokenizer cannot be rebuilt .*`ab`'):
-        models.load(tmp_path / 'merges.gguf')
     write('qwen2', tmp_path / 'bare.gguf', tokenizer=False)
-    with pytest.raises(UserError, match=r'bare\.gguf: no tokenizer: expected tokenizer\.ggml'):
-        models.load(tmp_path / 'bare.gguf')
     writer = gguf.GGUFWriter(tmp_path / 'mamba.gguf', 'mamba')
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    with pytest.raises(UserError, match='architecture mamba is not supported; supported: Llama'):
-        models.load(tmp_path / 'mamba.gguf')
-    with pytest.raises(UserError, match=r'none\.gguf: does not exist'):
-        models.load(tmp_path / 'none.gguf')
+    for name in ('pre', 'merges', 'bare', 'mamba', 'none'):
+        path = tmp_path / f'{name}.gguf'
+        with pytest.raises(UserError) as error:
+            models.load(path)
+        assert error.value.argument == str(path)
 
 
 @pytest.fixture(scope='module', params=REAL)

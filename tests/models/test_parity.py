@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from rstar_jax import models
-from rstar_jax.models import kernels
+from rstar_jax.models import attention
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 tiny_torch = importlib.import_module('tiny_torch')
@@ -48,9 +48,7 @@ def test_every_layer_and_the_logits(pair):
         outputs = []
         network = models.decoder.bind(policy.config, params)
         positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
-        hidden, _ = network(
-            tokens, positions, kernels.full(kernel='plain'), each_layer=outputs.append
-        )
+        hidden, _ = network(tokens, positions, attention.whole_texts(), each_layer=outputs.append)
         return [*outputs[:-1], hidden], network.head(hidden)
 
     layers, logits = forward(policy.params, tokens)

@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 
 from rstar_jax import models
-from rstar_jax.models import decoder, kernels
+from rstar_jax.models import attention, decoder
 from rstar_jax.models.products import along_rows, features_first, product
 
 SPECS = {
@@ -137,7 +137,7 @@ def test_every_product_of_a_bfloat16_network_has_bfloat16_operands():
     tokens = jnp.arange(12).reshape(1, 12)
 
     def loss(params):
-        hidden, _ = decoder.bind(shape, params)(tokens, tokens, kernels.full(kernel='plain'))
+        hidden, _ = decoder.bind(shape, params)(tokens, tokens, attention.whole_texts())
         return jnp.sum(jnp.square(hidden.astype(jnp.float32)))
 
     operands = _operands(jax.make_jaxpr(jax.grad(loss))(params).jaxpr)

@@ -94,6 +94,6 @@ def test_a_model_in_8_bits_is_not_saved(tmp_path):
     policy = made(tied=True)
     ppm = models.init_ppm(dataclasses.replace(policy, params=jax.tree.map(np.array, policy.params)))
     for model, save in ((policy, models.save), (ppm, models.save_ppm)):
-        with pytest.raises(UserError, match='save it before models.quantized'):
+        with pytest.raises(UserError):
             save(models.quantized(model), tmp_path)
     assert not list(tmp_path.iterdir())

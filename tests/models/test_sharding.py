@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from rstar_jax import models
-from rstar_jax.models import kernels, published, sharding, weights
+from rstar_jax.models import attention, published, sharding, weights
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 tiny_torch = importlib.import_module('tiny_torch')
@@ -42,7 +42,7 @@ def mesh_of(shape):
 def forward(config, params, tokens):
     network = models.decoder.bind(config, params)
     positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
-    hidden, _ = network(tokens, positions, kernels.full(kernel='plain'))
+    hidden, _ = network(tokens, positions, attention.whole_texts())
     return network.head(hidden)
 
 

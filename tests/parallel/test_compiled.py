@@ -118,10 +118,10 @@ def test_auto_is_in_the_users_cache_folder_unless_jax_has_one(tmp_path):
 def test_a_folder_that_cannot_be_written_to(tmp_path):
     (tmp_path / 'file').write_text('')
     assert run('auto', XDG_CACHE_HOME=str(tmp_path / 'file')) == ['42.0', 'False']
-    with pytest.raises(UserError, match='compiled=.*file/below: cannot be written to'):
-        parallel.keep_compiled(str(tmp_path / 'file' / 'below'))
-    with pytest.raises(UserError, match=r'--config.compiled=: needs a folder, auto or off'):
-        parallel.keep_compiled('')
+    for where in (str(tmp_path / 'file' / 'below'), ''):
+        with pytest.raises(UserError) as error:
+            parallel.keep_compiled(where)
+        assert (error.value.argument, error.value.value) == ('compiled', where)
 
 
 def test_a_user_without_a_home_is_no_reason_to_end(monkeypatch):
@@ -133,8 +133,9 @@ def test_a_user_without_a_home_is_no_reason_to_end(monkeypatch):
     before = jax.config.jax_compilation_cache_dir
     parallel.keep_compiled('auto')
     assert jax.config.jax_compilation_cache_dir == before
-    with pytest.raises(UserError, match=r'compiled=~who/x: cannot be written to \(Could not'):
+    with pytest.raises(UserError) as error:
         parallel.keep_compiled('~who/x')
+    assert error.value.value == '~who/x'
 
 
 def test_seconds_of_compiling_are_counted():

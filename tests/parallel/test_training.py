@@ -49,7 +49,7 @@ def test_two_processes_begin_with_the_same_head(made):
     np.testing.assert_allclose([x['loss'] for x in two], [x['loss'] for x in one], rtol=1e-5)
     plain = [json.loads(line) for line in (made / '1' / 'ppm' / 'metrics.jsonl').open()]
     assert abs(one[0]['loss'] - plain[0]['loss']) > 0.01
-    heads = (trained.load_ppm(made / n / 'fitted').params['value_head'] for n in '12')
+    heads = (models.load_ppm(made / n / 'fitted', 'float32').params['value_head'] for n in '12')
     one, two = (np.asarray(head['weight']) for head in heads)
     np.testing.assert_allclose(two, one, atol=1e-4 * np.abs(one).max())
 

@@ -11,7 +11,6 @@ import numpy as np
 
 from rstar_jax import models, parallel, steps, training
 from rstar_jax.job import hosts
-from rstar_jax.models import trained
 from rstar_jax.stages import checkpoints
 
 WORDS = ('three', 'apples', 'and', 'four', 'pears', 'seven', 'plums')
@@ -62,7 +61,7 @@ def main(folder: pathlib.Path, out: pathlib.Path) -> None:
     training.ppm(policy, data, fitted, out / 'fitted', mesh=mesh)
     ppm, _ = training.ppm(policy, data, ppm_settings, out / 'ppm', mesh=mesh, release=True)
     check(ppm.params, mesh)
-    policy = trained.load_policy(out / 'hf', mesh=mesh)
+    policy = models.load(out / 'hf', 'float32', mesh=mesh)
     models.save(policy, out / 'export' / 'policy')
     models.save_ppm(ppm, out / 'export' / 'ppm')
 

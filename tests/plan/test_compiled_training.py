@@ -14,7 +14,7 @@ from rstar_jax.models import published
 from rstar_jax.parallel.chips import CHIPS
 from rstar_jax.parallel.mesh import GLOBAL_AXES
 from rstar_jax.plan import compiled_training, slices
-from rstar_jax.training import attention, flops, recompute, step
+from rstar_jax.training import block_attention, flops, memory, recompute, step
 
 # Large enough for products to be most of the work.
 TRAINED = models.Config('qwen2', 1024, 256, 512, 2, 4, 2, 64, qkv_bias=True)
@@ -41,8 +41,8 @@ def test_what_a_training_holds_are_the_arrays_that_it_makes(kind, lora):
     planned = compiled_training.Training(kind, settings, TRAINED, mesh, 2**40)
     made = step.Compiled(TRAINED, settings, planned.loss, mesh, 9, planned.new_rows)
     state = made.init(params)
-    leaves = jax.tree.leaves((state, made._frozen))
-    least = step.merging(made._frozen) + parallel.bytes_on_a_device(state['params'])
+    leaves = jax.tree.leaves((state, made.frozen))
+    least = memory.merging(made.frozen) + parallel.bytes_on_a_device(state['params'])
     tight = compiled_training.Training(kind, settings, TRAINED, mesh, least - 1)
     assert not lora or tight.compile() == (least, None)
     assert planned.held == made.held(state) == sum(x.addressable_data(0).nbytes for x in leaves)
@@ -53,9 +53,9 @@ def test_what_a_training_holds_are_the_arrays_that_it_makes(kind, lora):
 @pytest.mark.parametrize('again', [False, True])
 @pytest.mark.parametrize('kind, lora', [('sft', 0), ('ppm', 0), ('sft', 8)])
 def test_products_are_what_the_compiler_counts(kind, lora, again, monkeypatch):
-    monkeypatch.setattr(step.Compiled, 'room', lambda *_: 0 if again else 2**40)
+    monkeypatch.setattr(step.Compiled, 'for_activations', lambda *_: 0 if again else 2**40)
     block = {'sft': 128, 'ppm': 256}[kind]  # half of a row
-    monkeypatch.setattr(attention, 'BLOCKS', {'cpu': block})
+    monkeypatch.setattr(block_attention, 'BLOCKS', {'cpu': block})
     compile_, counted = compiled_training.Training._compile, []
 
     def noting(self, call):
@@ -119,7 +119,7 @@ def test_attention_counts_what_is_seen():
     visible = [(column <= row) & (column > row - window) for window in (300, 5000)]
     assert seen == sum(mask.sum() for mask in visible)
     # A block of queries looks at four of keys, at the beginning at fewer; without a window at all.
-    assert attention.block_size(1000) == 128 and scored == (10 + 4 * 4 + 8 * 9 // 2) * 128**2
+    assert block_attention.block_size(1000) == 128 and scored == (10 + 4 * 4 + 8 * 9 // 2) * 128**2
 
 
 def test_a_training_that_does_not_fit():
@@ -202,7 +202,7 @@ def test_a_training_on_a_real_slice(monkeypatch):
     made = compiled_training.plan_training('ppm', settings, TRAINED, mesh, V5E.memory)
     assert made.mesh == {'data': 1, 'fsdp': 8, 'tensor': 1} and made.micros == {(8, 1024): 1}
     with jax.set_mesh(mesh):
-        assert attention.block_size(1024) == attention.BLOCK
+        assert block_attention.block_size(1024) == block_attention.BLOCK
         kept = recompute.kept_bytes(TRAINED, 8, 1024, 'bfloat16')
     gathered = made.work.exchanged['all-gather'].bytes
     assert made.held + kept < made.peak < made.held + 16 * kept and gathered > 0

@@ -9,7 +9,7 @@ import pytest
 from rstar_jax import data, main, models, parallel
 from rstar_jax.job import ledger
 from rstar_jax.job.progress import Events
-from rstar_jax.models import tiny, trained
+from rstar_jax.models import tiny
 from rstar_jax.settings import configs
 from rstar_jax.settings.errors import UserError
 from rstar_jax.stages import BY_NAME, Round, checkpoints, running, train
@@ -183,7 +183,7 @@ def test_devices_of_workers_on_ray_are_not_looked_for_here(world, tmp_path, caps
 
 
 def test_a_policy_is_no_ppm(world, tmp_path, capsys):
-    models.save(trained.load_policy(world / 'policy'), tmp_path / 'policy')
+    models.save(models.load(world / 'policy', 'float32'), tmp_path / 'policy')
     flag = f'--config.ppm.path={tmp_path / "policy"}'
     assert main.main(command(world, tmp_path / 'run', flag)[3:]) == 2
     assert 'a policy, not a PPM: has no value_head.bin' in capsys.readouterr().err
@@ -191,7 +191,7 @@ def test_a_policy_is_no_ppm(world, tmp_path, capsys):
 
 def test_a_ppm_is_no_policy(world, tmp_path, capsys):
     """Though a policy with tied embeddings has the same weights."""
-    ppm = models.init_ppm(trained.load_policy(world / 'policy'))
+    ppm = models.init_ppm(models.load(world / 'policy', 'float32'))
     models.save_ppm(ppm, tmp_path / 'ppm')
     for file in ('value_head.bin', 'value_head.safetensors', None):
         flag = f'--config.policy.path={tmp_path / "ppm"}'
@@ -203,7 +203,7 @@ def test_a_ppm_is_no_policy(world, tmp_path, capsys):
 
 def test_a_model_is_read_but_for_its_weights(world, tmp_path):
     folder, flag = tmp_path / 'policy', '--config.base.path'
-    models.save(trained.load_policy(world / 'policy'), folder)
+    models.save(models.load(world / 'policy', 'float32'), folder)
     checkpoints.check_model(folder, 'policy', flag)
     config = (folder / 'config.json').read_text()
     for name, content, message in (

@@ -13,7 +13,7 @@ import transformers
 from rstar_jax import models, parallel, steps, training
 from rstar_jax.job import hosts, ledger
 from rstar_jax.settings.errors import UserError
-from rstar_jax.training import examples, fit, recompute, trainer
+from rstar_jax.training import examples, packing, recompute, step, trainer
 from tests.training import test_trainer
 from tests.training.words import pair_examples, ppm_settings, sft_examples, sft_settings
 
@@ -21,7 +21,7 @@ from tests.training.words import pair_examples, ppm_settings, sft_examples, sft_
 @pytest.mark.parametrize(('moments', 'bytes_of_one'), [('float32', 8), ('bfloat16', 6)])
 def test_moments_take_the_bytes_that_they_should(policy, moments, bytes_of_one):
     settings = sft_settings(moments=moments)
-    compiled = trainer.Compiled(policy.config, settings, 'sft', parallel.one_device(), 2)
+    compiled = step.Compiled(policy.config, settings, 'sft', parallel.one_device(), 2)
     state = compiled.init(policy.params)
     count = sum(leaf.size for leaf in jax.tree.leaves(policy.params))
     counters = 4 * 4  # of Adam; of the schedule with its steps and rate
@@ -38,8 +38,9 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(policy.params))
     for room, message in ((size, 'the moments of AdamW take'), (3 * size, 'a micro batch takes')):
         monkeypatch.setattr(parallel, 'free_bytes', lambda mesh, room=room: room)
-        with pytest.raises(UserError, match=f'{message} .* GiB are free on a device: lower length'):
+        with pytest.raises(UserError) as error:
             training.sft(policy, sft_examples(), sft_settings(**changes), tmp_path / str(room))
+        assert message in error.value.expected and 'lower length' in error.value.remedy
         assert not ledger.Stage(tmp_path / str(room)).binding
 
 
@@ -54,19 +55,19 @@ def test_a_long_row_that_comes_late_is_looked_at_before_the_first_step(
     settings = ppm_settings(batch_size=2, micro_batch=1, held_out=0.0, dropout=0.0, epochs=1)
     encoded = examples.pairs(data, policy.tokenizer, settings.length)
     assert (max(encoded.sizes) > settings.length) == late
-    seen, real = [], trainer.Compiled.prepare
+    seen, real = [], step.Compiled.prepare
 
     def prepare(self, state, batches):
         seen.append({batch['tokens'].shape for _, batch in batches})
         return real(self, state, batches)
 
-    monkeypatch.setattr(trainer.Compiled, 'prepare', prepare)
+    monkeypatch.setattr(step.Compiled, 'prepare', prepare)
     monkeypatch.setattr(trainer, 'LOOKED', 1)
     every = [
-        {batch['tokens'].shape for batch in trainer.Micros(
+        {batch['tokens'].shape for batch in packing.Micros(
             encoded, chosen, settings, parallel.one_device()
         ).batches}
-        for _, chosen in trainer.order(encoded, range(len(encoded)), settings)
+        for _, chosen in packing.order(encoded, range(len(encoded)), settings)
     ]  # fmt: skip
     training.ppm(policy, data, settings, tmp_path)
     longest = (1, 2 * settings.length)
@@ -81,7 +82,7 @@ def test_memory_that_a_device_does_not_tell_is_not_checked(policy, tmp_path, mon
     training.sft(policy, sft_examples(4), sft_settings(epochs=1), tmp_path)
     assert ' GiB beside them; attention by loop\n' in capsys.readouterr().out
     compiled, state = test_trainer.compiled_with_state(policy, sft_settings())
-    assert compiled.room(state['params'], {}) == recompute.ROOM
+    assert compiled.for_activations(state['params'], {}) == recompute.ROOM
 
 
 def test_of_several_processes_the_one_with_the_least_memory_decides(policy, monkeypatch):
@@ -95,35 +96,21 @@ def test_of_several_processes_the_one_with_the_least_memory_decides(policy, monk
             for name in ('device_bytes', 'free_bytes'):
                 two.setattr(parallel, name, lambda mesh, here=here: here * mib + 1000)
             mesh = parallel.one_device()
-            compiled = trainer.Compiled(policy.config, settings, 'sft', mesh, 2)
-            rooms.append(compiled.room(params, {}))
-            compiled.check_room('it takes', 300 * mib)
-            with pytest.raises(UserError, match='it takes 0.29 GiB, and 0.29 GiB are free'):
-                compiled.check_room('it takes', 300 * mib + 1)
+            compiled = step.Compiled(policy.config, settings, 'sft', mesh, 2)
+            rooms.append(compiled.for_activations(params, {}))
+            compiled.room.check('it takes', 300 * mib)
+            with pytest.raises(UserError):
+                compiled.room.check('it takes', 300 * mib + 1)
     size = sum(x.nbytes for x in jax.tree.leaves(params))
     assert rooms[0] == rooms[1] and 145 * mib < rooms[0] <= 150 * mib - 2 * size
-
-
-@pytest.mark.parametrize('short', [-1.0, None])
-def test_how_far_it_is_with_reading_is_told_where_that_takes_long(
-    policy, tmp_path, monkeypatch, short
-):
-    monkeypatch.setattr(examples, 'READ', 4)
-    if short is not None:
-        monkeypatch.setattr(fit, 'SHORT', short)
-    seen: list[dict] = []
-    training.sft(policy, sft_examples(6), sft_settings(), tmp_path, progress=seen.append)
-    told = [(now['read'], now['to_read']) for now in seen if 'to_read' in now]
-    count = len(sft_examples(6))
-    assert told == ([] if short is None else [(n, count) for n in range(4, count, 4)])
-    assert all('step' in now for now in seen if 'to_read' not in now)
 
 
 @pytest.mark.parametrize('kind', ['sft', 'ppm'])
 def test_a_setting_that_there_is_not_is_named(kind):
     assert training.settings(kind, {'learning_rate': 1e-3}).learning_rate == 1e-3
-    with pytest.raises(UserError, match=f'^lerning_rate: no setting of {kind}: .* learning_rate'):
+    with pytest.raises(UserError) as error:
         training.settings(kind, {'lerning_rate': 1e-3})
+    assert error.value.argument == 'lerning_rate'
 
 
 @pytest.mark.parametrize('marks', ['tokens', 'text'])
@@ -141,7 +128,7 @@ def test_a_chat_asks_by_the_prompt_that_was_trained(policy, tmp_path, marks, beg
     start = dataclasses.replace(policy, tokenizer=tokenizer, generation=said)
     settings = sft_settings(epochs=1, marks=marks)
     trained, _ = training.sft(start, sft_examples(4), settings, tmp_path / 'made')
-    again = trained.load_policy(tmp_path / 'made')
+    again = models.load(tmp_path / 'made', 'float32')
     models.save(again, tmp_path / 'export')
     exported = transformers.AutoTokenizer.from_pretrained(tmp_path / 'export')
     question = 'Is {{ \'bbb\' }}\n < 3 & "ccc"?\n'

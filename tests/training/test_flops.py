@@ -6,8 +6,9 @@ import pytest
 
 from rstar_jax import models, parallel, training
 from rstar_jax.models import decoder as decoders
-from rstar_jax.training import flops, packing, step, trainer
-from rstar_jax.training.examples import PAIR_FIELDS, SFT_FIELDS, Encoded
+from rstar_jax.training import flops, packing, step
+from rstar_jax.training.corpus import Encoded
+from rstar_jax.training.examples import PAIR_FIELDS, SFT_FIELDS
 
 SHAPE = models.Config('llama', 512, 128, 384, 2, 4, 2, 32, tie_embeddings=True)
 # Products weigh more there; the compiler counts a loop's body, a layer, once.
@@ -31,7 +32,7 @@ def batch_of(loss):
         sides = tokens[:96], np.concatenate([tokens[:64], tokens[96:]])
         pairs, weights = np.array([[0, 1]], np.int32), np.ones(1, np.float32)
         encoded.add('', packing.Example(sides, (64, 64), (), pairs, weights))
-    return trainer.Micros(encoded, [0], settings, parallel.one_device()), settings
+    return packing.Micros(encoded, [0], settings, parallel.one_device()), settings
 
 
 def counted(loss, rank):

@@ -8,7 +8,7 @@ import pytest
 
 from rstar_jax import models, parallel, training
 from rstar_jax.parallel import global_mesh
-from rstar_jax.training import examples, head, losses, trainer
+from rstar_jax.training import examples, head, losses, step, trainer
 from tests.training.words import (
     close,
     pair_examples,
@@ -88,7 +88,7 @@ def setting(policy, loss, mesh=None, **changes):
     data = pair_examples(12) if loss == 'pairwise' else trajectory_examples()[:24]
     encoded = getattr(examples, ENCODERS[loss])(data, policy.tokenizer, settings.length)
     mesh = mesh or parallel.one_device()
-    compiled = trainer.Compiled(ppm.config, settings, loss, mesh, 3)
+    compiled = step.Compiled(ppm.config, settings, loss, mesh, 3)
     return settings, encoded, compiled, compiled.init(ppm.params)['params']
 
 

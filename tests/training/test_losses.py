@@ -12,9 +12,9 @@ import torch
 from rstar_jax import models, parallel
 from rstar_jax.models import attention as plain
 from rstar_jax.models import decoder as decoders
-from rstar_jax.models import heads, kernels
+from rstar_jax.models import heads
 from rstar_jax.plan import collectives, compiled_training
-from rstar_jax.training import attention, flops, layers, losses, packing, recompute
+from rstar_jax.training import block_attention, flops, layers, losses, packing, recompute
 from rstar_jax.training.step import Compiled
 from tests.training import words
 
@@ -58,7 +58,7 @@ def plain_hidden(shape, params, sequences):
     for row, sequence in zip(padded, sequences):
         row[: len(sequence)] = sequence  # what follows a token is not seen by it
     positions = jnp.broadcast_to(jnp.arange(padded.shape[1]), padded.shape)
-    return decoders.bind(shape, params)(padded, positions, kernels.full(kernel='plain'))[0]
+    return decoders.bind(shape, params)(padded, positions, plain.whole_texts())[0]
 
 
 def packed(examples, fields, length=96, rows=1):
@@ -321,7 +321,7 @@ def test_dropout_acts_in_training_only_and_keeps_the_mean():
 
 @pytest.mark.parametrize('window', [None, 5])
 def test_blocks_of_queries_equal_plain_attention(monkeypatch, window):
-    monkeypatch.setattr(attention, 'BLOCKS', {'cpu': 8})
+    monkeypatch.setattr(block_attention, 'BLOCKS', {'cpu': 8})
     examples = pair_examples()[:2]
     batch = packed(examples, {}, length=80)
     length = 80
@@ -329,7 +329,7 @@ def test_blocks_of_queries_equal_plain_attention(monkeypatch, window):
     q = jnp.asarray(rng.normal(size=(1, length, 4, 8)), jnp.float32)
     k, v = jnp.asarray(rng.normal(size=(2, 1, length, 2, 8)), jnp.float32)
     keyed = {} if window is None else {'window': window}
-    attend = attention.packed(batch['end'], batch['positions'])
+    attend = block_attention.packed(batch['end'], batch['positions'])
     out, _ = jax.jit(functools.partial(attend, **keyed))(q, k, v)
     reference = jax.jit(functools.partial(plain.causal, window=window))
     start = 0
@@ -346,7 +346,7 @@ def test_blocks_of_queries_equal_plain_attention(monkeypatch, window):
 
 @pytest.mark.parametrize('window, length', [(None, 75), (5, 80)])
 def test_gradients_of_blocks_are_those_of_plain_attention(monkeypatch, window, length):
-    monkeypatch.setattr(attention, 'BLOCKS', {'cpu': 8})
+    monkeypatch.setattr(block_attention, 'BLOCKS', {'cpu': 8})
     batch = packed(pair_examples()[:2], {}, length=80)
     end, positions = (batch[name][:, :length] for name in ('end', 'positions'))
     end = jnp.minimum(end, length)
@@ -360,7 +360,7 @@ def test_gradients_of_blocks_are_those_of_plain_attention(monkeypatch, window, l
     real = (end > 0)[..., None, None]
 
     def ours(*qkv):
-        out, _ = attention.packed(end, positions)(*qkv, None, window)
+        out, _ = block_attention.packed(end, positions)(*qkv, None, window)
         assert out.shape == mixed.shape
         return jnp.sum(out * mixed)
 
@@ -375,14 +375,14 @@ def test_gradients_of_blocks_are_those_of_plain_attention(monkeypatch, window, l
 
 @pytest.mark.parametrize('window', [None, 1, 2, 9, 10, 79])
 def test_blocks_beyond_the_window_are_left_out(monkeypatch, window):
-    monkeypatch.setattr(attention, 'BLOCKS', {'cpu': 8})
+    monkeypatch.setattr(block_attention, 'BLOCKS', {'cpu': 8})
     text = np.arange(80).reshape(10, 1, 8)
     end, here = np.full_like(text, 80), np.arange(80)
     seen = here <= here[:, None]
     if window:
         seen &= here > here[:, None] - window
     needed = seen.reshape(10, 8, 10, 8).any(axis=(1, 3))
-    count, *blocks = attention._pairs(end, text, window or attention.WHOLE)
+    count, *blocks = block_attention.pairs(end, text, window or block_attention.WHOLE)
     assert [x[:count].tolist() for x in blocks] == [x.tolist() for x in np.nonzero(needed)]
     shape = config(windows=(window,) * 3, num_layers=3)
     assert flops.work(shape, 'sft').seen(here) == 3 * seen.sum()

@@ -69,7 +69,7 @@ def test_a_training_takes_half_of_what_its_device_has_left():
     }
 
     def most(memory):
-        compiled = step.Compiled(SHAPE, settings, 'sft', mesh, 4, memory=memory)
+        compiled = step.Compiled(SHAPE, settings, 'sft', mesh, 4, memory_bytes=memory)
         return compiled.prepare(compiled.init(params), [('accumulate', batch)])
 
     assert most(held + 2 * need - 10_000) < most(held + 2 * need + 10_000) - need // 2

@@ -10,7 +10,7 @@ import torch
 
 from rstar_jax import models, parallel, steps, training
 from rstar_jax.models import weights
-from rstar_jax.training import examples, layers, packing, trainer
+from rstar_jax.training import examples, layers, packing, step
 from tests.models import tiny_torch
 
 EPOCHS, BATCH, RATE, DECAY, CLIP = 4, 8, 2e-3, 0.1, 2.3
@@ -126,9 +126,9 @@ def test_loss_and_gradients_of_packed_pairs_are_those_of_torch(network, tmp_path
     config = training.settings('ppm', changes)
     encoded = examples.pairs(data, policy.tokenizer, config.length)
     mesh = parallel.one_device()
-    compiled = trainer.Compiled(policy.config, config, 'pairwise', mesh, 2)
+    compiled = step.Compiled(policy.config, config, 'pairwise', mesh, 2)
     params = compiled.init(ppm.params)['params']
-    micros = trainer.Micros(encoded, range(len(encoded)), config, mesh)
+    micros = packing.Micros(encoded, range(len(encoded)), config, mesh)
     assert len(micros.batches) > 1 and micros.tokens < micros.alone
     found, value = compiled.zeros(params), 0.0
     for batch in micros.batches:

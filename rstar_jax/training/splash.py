@@ -1,10 +1,8 @@
-"""Attention over packed rows by flash kernels: as attention.packed, but scores are in no array.
+"""Attention over packed rows by JAX's splash kernel for TPUs: as block_attention.packed, but scores
+are in no array.
 
-    splash   JAX's, for TPUs: leaves out pairs of blocks of which nothing is seen
-    cudnn    NVIDIA's, for GPUs: leaves out what is above the diagonal
-
-For splash the rows of a device are laid one behind the other, as one sequence, and a block of
-queries looks through the n blocks of keys of its own row:
+Pairs of blocks of which nothing is seen are left out. The rows of a device are laid one behind the
+other, as one sequence, and a block of queries looks through the n blocks of keys of its own row:
 
     seen [R, P, size, size]   which tokens of a pair of blocks see which, for the P = n (n + 1) / 2
                               pairs of a row that are not above the diagonal
@@ -13,7 +11,7 @@ queries looks through the n blocks of keys of its own row:
 Both are the same for all heads and layers. The kernel reads `seen` as 32 bits a pair of tokens.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -23,10 +21,9 @@ from jax.sharding import PartitionSpec
 
 from rstar_jax import parallel
 from rstar_jax.models.decoder import KEPT
-from rstar_jax.models.kernels import has_cudnn
-from rstar_jax.settings.errors import UserError
-from rstar_jax.training import attention
-from rstar_jax.training.attention import BLOCK, rows_over_mesh
+from rstar_jax.training.activations import rows_over_mesh
+
+BLOCK = 512
 
 ROWS = PartitionSpec(('data', 'fsdp'))
 HEADS = PartitionSpec(('data', 'fsdp'), None, 'tensor')
@@ -45,67 +42,8 @@ class Pairs(NamedTuple):
     turned: jax.Array
 
 
-def chosen(choice: str, config, length: int, dtype: jnp.dtype) -> str:
-    """What computes attention in rows of `length` tokens, on the devices of jax.set_mesh: BY_NAME.
-
-    choice: the setting `attention`. Rows of one block have nothing to leave out and little
-    attention; float32 is for comparisons, by the same code everywhere; heads of a group stay on one
-    device.
-    """
-    mesh, platform = jax.sharding.get_abstract_mesh(), parallel.platform()
-    if not mesh.empty and config.num_kv_heads % mesh.shape['tensor']:
-        return 'loop'
-    if choice == 'auto' and platform == 'tpu' and dtype == jnp.bfloat16 and length > BLOCK:
-        return 'splash'
-    if choice == 'cudnn' and platform == 'gpu' and dtype != jnp.float32 and length % 2 == 0:
-        return 'cudnn'
-    return 'loop'
-
-
-def told(choice: str, config, lengths: Iterable[int], dtype: jnp.dtype) -> str:
-    """What `chosen` gives for rows of these lengths, in words."""
-    by: dict[str, list[str]] = {}
-    for length in sorted(set(lengths)):
-        by.setdefault(chosen(choice, config, length, dtype), []).append(str(length))
-    if len(by) == 1:
-        return next(iter(by))
-    return ', '.join(f'{name} in rows of {" and ".join(rows)}' for name, rows in by.items())
-
-
-def check(choice: str, dtype: jnp.dtype) -> None:
-    """Raises UserError: what this process's devices do not have."""
-    if choice == 'cudnn' and not has_cudnn(dtype):
-        raise UserError(
-            'attention=cudnn: needs an NVIDIA GPU of compute capability 8.0 or later, and dtype '
-            f'bfloat16 or float16; here are {jax.devices()[0].device_kind} and {dtype}: leave it '
-            'at auto'
-        )
-
-
-def cudnn(end: jax.Array, positions: jax.Array) -> Callable:
-    """As attention.packed."""
-    end, positions = (rows_over_mesh(x) for x in (end, positions))
-    i, j = jnp.arange(end.shape[1])[:, None], jnp.arange(end.shape[1])
-    everything = (i < end[:, None, :]) | (i == j)  # see `pairs`; the kernel adds j <= i
-
-    def attend(q, k, v, cache=None, window=None):
-        seen = everything
-        if window is not None:
-            seen &= positions[:, None, :] > positions[:, :, None] - window
-        q, k, v = (rows_over_mesh(x, heads=True) for x in (q, k, v))
-        return _over_devices(_cudnn, ROWS)(q, k, v, seen), cache
-
-    return attend
-
-
-def _cudnn(q, k, v, seen: jax.Array) -> jax.Array:
-    by = 'cudnn' if parallel.platform() == 'gpu' else 'xla'
-    mask = seen[:, None]
-    return jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=True, implementation=by)
-
-
-def splash(end: jax.Array, positions: jax.Array) -> Callable:
-    """As attention.packed."""
+def packed(end: jax.Array, positions: jax.Array) -> Callable:
+    """As block_attention.packed."""
     length = end.shape[1]
     end, positions = (_whole_blocks(rows_over_mesh(x)) for x in (end, positions))
     everything = pairs(end, positions)
@@ -208,6 +146,3 @@ def _lists(seen: Pairs, turned: bool) -> dict[str, jax.Array | None]:
         'partial_mask_blocks': blocks.reshape(-1, *blocks.shape[2:]),
         'q_sequence': None,
     }
-
-
-BY_NAME = {'loop': attention.packed, 'splash': splash, 'cudnn': cudnn}

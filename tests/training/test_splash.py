@@ -1,22 +1,19 @@
-"""Attention by flash kernels against the loop over blocks; JAX interprets splash here, and in place
-of cuDNN's it has a plain implementation of the same call."""
+"""Attention by the splash kernel, which JAX interprets here, against the loop over blocks."""
 
 import collections
 import functools
-import re
 import types
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax._src.cudnn import fused_attention_stablehlo
+from jax.experimental import topologies
 
 from rstar_jax import models, parallel, training
 from rstar_jax.models import decoder as decoders
 from rstar_jax.plan import compiled_training
-from rstar_jax.settings.errors import UserError
-from rstar_jax.training import attention, kernels, layers, losses, step
+from rstar_jax.training import attention, block_attention, layers, losses, splash
 
 BLOCK, LENGTH = 128, 300  # three blocks, the last with padding
 # Where segments of a row end, and of another row a prefix and each of its two continuations.
@@ -26,7 +23,7 @@ CONFIG = models.Config('qwen2', 61, 32, 48, 1, 4, 2, 8, qkv_bias=True)
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
-    monkeypatch.setattr(kernels, 'BLOCK', BLOCK)
+    monkeypatch.setattr(splash, 'BLOCK', BLOCK)
 
 
 def rows():
@@ -47,7 +44,7 @@ def close(found, expected, tolerance):
         np.testing.assert_allclose(x, y, atol=tolerance * float(jnp.max(jnp.abs(y))))
 
 
-def test_kernels_give_what_the_loop_gives_with_gradients():
+def test_the_kernel_gives_what_the_loop_gives_with_gradients():
     end, positions = rows()
     rng = np.random.default_rng(0)
     q, mixed = jnp.asarray(rng.normal(size=(2, 2, LENGTH, 4, 16)), jnp.float32)
@@ -66,39 +63,21 @@ def test_kernels_give_what_the_loop_gives_with_gradients():
 
         return jax.jit(both)
 
-    ways = {name: by(packed) for name, packed in kernels.BY_NAME.items()}
-    for window in (attention.WHOLE, 40):
+    ways = {name: by(packed) for name, packed in attention.BY_NAME.items()}
+    for window in (block_attention.WHOLE, 40):
         found = {name: way((q, k, v), window) for name, way in ways.items()}
         close(found['splash'], found['loop'], 3e-6)
-        close(found['cudnn'], found['loop'], 3e-6)
-
-
-@pytest.mark.parametrize('window', [None, 100])
-def test_pairs_of_blocks_are_what_tokens_see(window):
-    end, positions = (np.asarray(kernels._whole_blocks(x)) for x in rows())
-    here, there = np.arange(3 * BLOCK)[:, None], np.arange(3 * BLOCK)
-    seen = (there <= here) & (here < end[:, None])
-    if window:
-        seen &= positions[:, None] > positions[..., None] - window
-    seen |= here == there
-    blocks = seen.reshape(2, 3, BLOCK, 3, BLOCK).swapaxes(2, 3)
-    found = kernels.pairs(jnp.asarray(end), jnp.asarray(positions), window)
-    some, every = blocks.any((3, 4)), blocks.all((3, 4))
-    assert (found.kind == np.where(every, 2, some)).all()
-    assert some[0].tolist() == [[1, 0, 0], [1, 1, 0], [0, 0, 1]]  # of the segments
-    assert (found.seen == blocks[:, *np.tril_indices(3)]).all()
-    assert (found.turned == found.seen.swapaxes(2, 3)).all()
 
 
 def test_a_long_sequence_has_blocks_that_need_no_mask():
     end, positions = jnp.full((1, 512), 512), jnp.arange(512)[None]
-    assert kernels.pairs(end, positions).kind[0].tolist() == [
+    assert splash.pairs(end, positions).kind[0].tolist() == [
         [2 * (j < i) + (j == i) for j in range(4)] for i in range(4)
     ]
 
 
 def test_on_a_mesh_in_a_whole_loss(monkeypatch):
-    monkeypatch.setattr(kernels, 'chosen', lambda choice, *_: choice)
+    monkeypatch.setattr(attention, 'chosen', lambda choice, *_: choice)
     end, positions = (x[:, : 2 * BLOCK] for x in rows())
     end = jnp.minimum(end, 2 * BLOCK)
     rng = np.random.default_rng(0)
@@ -130,12 +109,12 @@ def test_products_of_the_kernel_are_those_that_are_planned(monkeypatch):
     shapes = [jax.ShapeDtypeStruct((2, LENGTH, heads, 16), jnp.float32) for heads in (4, 2, 2)]
 
     def read(*qkv):
-        return jnp.sum(kernels.splash(end, positions)(*qkv)[0])
+        return jnp.sum(splash.packed(end, positions)(*qkv)[0])
 
     # Of a pair of blocks: forwards, and backwards by queries and by keys.
     made = products(jax.make_jaxpr(jax.grad(read, (0, 1, 2)))(*shapes).jaxpr)
     assert made == {'fwd': 2, 'dq': 3, 'dkv': 4}
-    monkeypatch.setattr(kernels, 'chosen', lambda choice, *_: choice)
+    monkeypatch.setattr(attention, 'chosen', lambda choice, *_: choice)
     settings, computed = training.settings('sft', {'dtype': 'bfloat16'}), {}
     for settings.attention in ('splash', 'loop'):
         found = compiled_training.products(CONFIG, settings, 'sft', 2, 1024)
@@ -159,71 +138,18 @@ def products(jaxpr, kernel='') -> dict[str, int]:
     return counts
 
 
-@pytest.mark.parametrize(
-    'changed, name',
-    [
-        ({}, 'splash'),
-        ({'choice': 'loop'}, 'loop'),
-        ({'choice': 'cudnn'}, 'loop'),  # planned for a TPU
-        ({'length': BLOCK}, 'loop'),
-        ({'dtype': jnp.dtype('float32')}, 'loop'),
-        ({'config': CONFIG.replace(num_kv_heads=1)}, 'loop'),  # on two devices
-        ({'platform': 'gpu'}, 'loop'),
-        ({'platform': 'gpu', 'choice': 'cudnn'}, 'cudnn'),
-        ({'platform': 'gpu', 'choice': 'cudnn', 'dtype': jnp.dtype('float32')}, 'loop'),
-        ({'platform': 'cpu'}, 'loop'),
-    ],
-)
-def test_where_a_kernel_is_chosen(monkeypatch, changed, name):
-    asked = {
-        'platform': 'tpu',
-        'choice': 'auto',
-        'config': CONFIG,
-        'length': BLOCK + 2,
-        'dtype': jnp.dtype('bfloat16'),
-    }
-    asked |= changed
-    platform = asked.pop('platform')
-    monkeypatch.setattr(parallel, 'platform', lambda: platform)
-    with jax.set_mesh(parallel.global_mesh(tensor=2)):
-        assert kernels.chosen(**asked) == name
-
-
-def test_what_computes_the_attention_is_told(monkeypatch):
-    monkeypatch.setattr(parallel, 'platform', lambda: 'tpu')
-    settings = training.settings('sft', {'dtype': 'bfloat16'})
-    compiled = step.Compiled(CONFIG, settings, 'sft', parallel.one_device(), 1)
-    assert compiled.attention([256, 256, 512]) == 'splash'
-    assert (
-        compiled.attention([128, 512, 256]) == 'loop in rows of 128, splash in rows of 256 and 512'
-    )
-
-
-def test_a_kernel_that_the_device_lacks_is_one_line(monkeypatch):
-    bfloat16 = jnp.dtype('bfloat16')
-    for capability, dtype in ((None, bfloat16), ('7.5', bfloat16), ('8.0', jnp.dtype('float32'))):
-        device = types.SimpleNamespace(device_kind='Chip', compute_capability=capability)
-        monkeypatch.setattr(jax, 'devices', lambda device=device: [device])
-        with pytest.raises(UserError, match=f'attention=cudnn: needs .* Chip and {dtype}'):
-            kernels.check('cudnn', dtype)
-    for capability in ('8.0', '9.0', '12.0'):
-        device = types.SimpleNamespace(device_kind='Chip', compute_capability=capability)
-        monkeypatch.setattr(jax, 'devices', lambda device=device: [device])
-        kernels.check('cudnn', bfloat16)
-
-
-def test_cudnn_is_what_gpus_are_given(monkeypatch):
-    monkeypatch.setattr(parallel, 'platform', lambda: 'gpu')
-    # The call is lowered for a GPU where there is none; JAX asks which cuDNN that will have.
-    monkeypatch.setattr(fused_attention_stablehlo, 'check_cudnn_version', lambda: 91000)
-    end, positions = rows()
-    shapes = [jax.ShapeDtypeStruct((2, LENGTH, heads, 16), jnp.bfloat16) for heads in (4, 2, 2)]
-
-    def read(*qkv):
-        return jnp.sum(kernels.cudnn(end, positions)(*qkv)[0].astype(jnp.float32))
-
-    traced = jax.jit(jax.grad(read, (0, 1, 2))).trace(*shapes)
-    text = traced.lower(lowering_platforms=('cuda',)).as_text()
-    calls = re.findall(r'custom_call @__cudnn\$(\w+)', text)
-    assert calls == ['fmhaScaleBiasSoftmax', 'fmhaScaleBiasSoftmaxBackward']
-    assert 'dot_general' not in text
+def test_where_the_kernel_is_chosen():
+    """On TPUs, in bfloat16, in rows of more than one block, where heads stay whole."""
+    chip = topologies.get_topology_desc('v5e:2x2', platform='tpu').devices
+    for devices, changed, name in (
+        (chip, {}, 'splash'),
+        (chip, {'choice': 'loop'}, 'loop'),
+        (chip, {'length': BLOCK}, 'loop'),
+        (chip, {'dtype': jnp.dtype('float32')}, 'loop'),
+        (chip, {'config': CONFIG.replace(num_kv_heads=1)}, 'loop'),
+        (jax.devices()[:4], {}, 'loop'),
+    ):
+        asked = {'choice': 'auto', 'config': CONFIG, 'length': BLOCK + 2}
+        asked |= {'dtype': jnp.dtype('bfloat16')} | changed
+        with jax.set_mesh(parallel.global_mesh(tensor=2, devices=devices)):
+            assert attention.chosen(**asked) == name

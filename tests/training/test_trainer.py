@@ -517,7 +517,7 @@ def test_what_cannot_be_trained_is_named(policy, tmp_path):
     ):
         with pytest.raises(UserError) as error:
             call()
-        assert error.value.argument == argument
+        assert error.value.told().startswith(argument)
 
 
 def test_a_program_serves_trainings_of_any_length_and_rate(policy):

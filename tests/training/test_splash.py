@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.experimental import topologies
 
 from rstar_jax import models, parallel, training
 from rstar_jax.models import decoder as decoders
@@ -138,18 +137,22 @@ def products(jaxpr, kernel='') -> dict[str, int]:
     return counts
 
 
-def test_where_the_kernel_is_chosen():
-    """On TPUs, in bfloat16, in rows of more than one block, where heads stay whole."""
-    chip = topologies.get_topology_desc('v5e:2x2', platform='tpu').devices
-    for devices, changed, name in (
-        (chip, {}, 'splash'),
-        (chip, {'choice': 'loop'}, 'loop'),
-        (chip, {'length': BLOCK}, 'loop'),
-        (chip, {'dtype': jnp.dtype('float32')}, 'loop'),
-        (chip, {'config': CONFIG.replace(num_kv_heads=1)}, 'loop'),
-        (jax.devices()[:4], {}, 'loop'),
-    ):
-        asked = {'choice': 'auto', 'config': CONFIG, 'length': BLOCK + 2}
-        asked |= {'dtype': jnp.dtype('bfloat16')} | changed
-        with jax.set_mesh(parallel.global_mesh(tensor=2, devices=devices)):
-            assert attention.chosen(**asked) == name
+@pytest.mark.parametrize(
+    'changed, name',
+    [
+        ({}, 'splash'),
+        ({'choice': 'loop'}, 'loop'),
+        ({'length': BLOCK}, 'loop'),
+        ({'dtype': jnp.dtype('float32')}, 'loop'),
+        ({'config': CONFIG.replace(num_kv_heads=1)}, 'loop'),  # on two devices
+        ({'platform': 'gpu'}, 'loop'),
+        ({'platform': 'cpu'}, 'loop'),
+    ],
+)
+def test_where_the_kernel_is_chosen(monkeypatch, changed, name):
+    asked = {'platform': 'tpu', 'choice': 'auto', 'config': CONFIG, 'length': BLOCK + 2}
+    asked |= {'dtype': jnp.dtype('bfloat16')} | changed
+    platform = asked.pop('platform')
+    monkeypatch.setattr(parallel, 'platform', lambda: platform)
+    with jax.set_mesh(parallel.global_mesh(tensor=2)):
+        assert attention.chosen(**asked) == name

@@ -15,7 +15,7 @@ from rstar_jax.settings.table import TINY
 from rstar_jax.stages import checkpoints
 from rstar_jax.stages.round import Round
 from rstar_jax.stages.stage import Ahead, Figures, Stage, Work
-from rstar_jax.training import dtypes
+from rstar_jax.training.defaults import compute_dtype
 from rstar_jax.training.memory import held
 
 
@@ -38,7 +38,7 @@ class Training(Stage):
         if str(path) not in ahead.shapes:
             ahead.shapes[str(path)] = models.read_config(path)
         settings, shape = round_.config.training[self.name], ahead.shapes[str(path)]
-        dtype, headless = dtypes.compute_dtype(settings), self.name == 'ppm'
+        dtype, headless = compute_dtype(settings), self.name == 'ppm'
         need = held(shape, dtype, settings, headless).least
         need /= parallel.shares(shape, jax.device_count())
         memory = device_bytes(parallel.local_mesh())

@@ -1,13 +1,13 @@
 """Equivalence of answers: what is plain, what needs sympy, what must not hang."""
 
-import time
+import sys
 from concurrent.futures import Future
 
 import pytest
 
 from rstar_jax import grading
+from rstar_jax.execution.process import WorkerDied
 from rstar_jax.grading import judge, normalise, plain
-from rstar_jax.settings.errors import UserError
 
 
 @pytest.fixture(scope='module')
@@ -447,14 +447,10 @@ def test_what_is_near_is_not_the_same_class(grader, answers, numbers):
     assert grader.classes(answers) == numbers
 
 
-def test_an_error_of_one_of_several_comparisons_is_told(grader, monkeypatch):
-    asked = [Future(), Future()]
-    monkeypatch.setattr(grader, '_ask', lambda job: asked[job['pair'][1] == 'x+2'])
-    whole = grader.submit('x+1', ['x+2', 'x+3'])
-    asked[0].cancel()
-    asked[1].set_exception(UserError('no worker starts'))
-    with pytest.raises(UserError, match='no worker starts'):
-        whole.result(0)
+def test_an_error_of_one_of_several_comparisons_is_told(monkeypatch):
+    monkeypatch.setattr(sys, 'executable', '/nowhere/at/all')  # so that no worker starts
+    with grading.Grader(workers=1) as own, pytest.raises(WorkerDied):
+        own.submit('x+1', ['x+2', 'x+3']).result(60)
 
 
 def test_an_answer_that_is_compared_with_many_is_taken_apart_once():
@@ -493,14 +489,6 @@ def test_an_answer_without_a_key_is_asked_about_once(monkeypatch):
     assert asked == [{'answer': 'x^{x^9}'}, {'answer': 'y!'}]
 
 
-def test_as_many_workers_as_were_set(monkeypatch):
-    for count, expected in ((2, 2), (0, None)):
-        monkeypatch.setattr(grading.grader, '_SHARED', [])
-        grading.set_workers(count)
-        assert grading.shared()._count == expected
-        assert grading.shared() is grading.shared()
-
-
 def test_module_functions():
     pairs = [('1/2', '0.5'), ('a+b', 'b+a'), ('a+b', 'a-b')]
     assert grading.equivalent_many(pairs) == [True, True, False]
@@ -509,8 +497,7 @@ def test_module_functions():
 
 
 def test_garbage_is_cleaned_in_a_moment():
-    """In the main process, where nothing bounds it; its search waits meanwhile."""
-    began = time.process_time()
+    """In the main process, where nothing bounds it: what looks back too often would not end."""
     for part, end in (
         ('^(', ')'),
         (r'\sqrt(', ')'),
@@ -521,4 +508,3 @@ def test_garbage_is_cleaned_in_a_moment():
         count = 6000 // len(part + end)
         for text in (part * count + end * count, part * (6000 // len(part))):
             assert len(normalise.clean(text)) >= 4000
-    assert time.process_time() - began < 1

@@ -78,29 +78,16 @@ def test_the_trees_stay_in_the_workdir(ask, tmp_path):
     assert not re.search(r'class="badge (right|wrong)"', page.read_text())  # nobody knows
 
 
-def test_an_answer_is_told_though_no_page_can_be_written(ask, tmp_path, monkeypatch):
-    def broken(*_, **__):
-        raise OSError('no room')
-
-    monkeypatch.setattr(solve.report, 'write', broken)
+def test_an_answer_is_told_though_no_page_can_be_written(ask, tmp_path):
+    (tmp_path / 'report').write_text('in its place')
     text = ask('What is one?', [[('1', 0.5, False)]], tmp_path)
     assert 'Answer: 1 ' in text and text.endswith(f'Tree: {tmp_path / "solve"}')
 
 
-def test_an_answer_is_told_though_its_tree_cannot_be_kept(ask, tmp_path, monkeypatch):
-    with TreeStore(tmp_path / 'solve') as other:
-        other._take_lock()
-        text = ask('What is one?', [[('1', 0.5, False)]], tmp_path)
-    assert 'Answer: 1 ' in text
-    assert '\n\nTree: not kept (' in text and 'another process is writing trees here' in text
-
-    def full(self):  # as array_record tells it
-        raise RuntimeError('write() failed: No space left on device; writing tree.array_record')
-
-    monkeypatch.setattr('rstar_jax.data.files.RecordWriter.close', full)
+def test_an_answer_is_told_though_its_tree_cannot_be_kept(ask, tmp_path):
+    (tmp_path / 'solve').write_text('in its place')
     text = ask('What is one?', [[('1', 0.5, False)]], tmp_path)
-    assert 'Answer: 1 ' in text
-    assert '\n\nTree: not kept (write() failed: No space left' in text
+    assert 'Answer: 1 ' in text and '\n\nTree: not kept (' in text
 
 
 def test_the_models_of_the_newest_round_answer(tmp_path):

@@ -33,9 +33,10 @@ from rstar_jax import main
 def run(arguments):
     import jax
     from rstar_jax import parallel, steps, training
+    from rstar_jax.job import hosts
     from rstar_jax.models import tiny
     folder, count = arguments[0], int(arguments[1])
-    parallel.initialise()
+    hosts.initialise()
     words = [3 * chr(ord('a') + i) for i in range(24)]
     examples = [
         {'query': ' '.join((words[i % 24], words[i % 23])), 'response': f'<code>{words[i % 7]}'}

@@ -4,8 +4,8 @@ The same command is started once a host, or once a group of a host's devices. Wh
 that is read from the environment: three variables of JAX's (plain addresses; GKE's JobSet sets
 them), SLURM, Open MPI, or a TPU pod slice. One process alone does nothing of all this.
 
-Who has come, who is gone and who searches what is told by `roll`, on the port after the
-coordinator's; what devices exchange is JAX's.
+Who has come and who is gone is told by `roll`, on the port after the coordinator's; the rest is
+JAX's: what devices exchange, and the counters by which work is dealt.
 """
 
 import os
@@ -49,9 +49,9 @@ def launch_arguments(environment: Mapping[str, str]) -> dict[str, Any] | None:
         try:
             count, number = (int(environment[name]) for name in OWN[1:])
         except ValueError:
-            raise UserError(f'{OWN[1]}, {OWN[2]}: need whole numbers') from None
+            raise UserError(f'{OWN[1]}, {OWN[2]}', expected='need whole numbers') from None
         if not 0 <= number < count:
-            raise UserError(f'{OWN[2]}={number}: needs 0 to {count - 1} ({OWN[1]}={count})')
+            raise UserError(OWN[2], number, f'needs 0 to {count - 1} ({OWN[1]}={count})')
         return {
             'coordinator_address': environment[OWN[0]],
             'num_processes': count,
@@ -61,7 +61,9 @@ def launch_arguments(environment: Mapping[str, str]) -> dict[str, Any] | None:
         }
     if given:
         missing = ', '.join(name for name in OWN if name not in given)
-        raise UserError(f'{given[0]} is set but {missing} is not: set all three, or none')
+        raise UserError(
+            missing, expected=f'not set, {given[0]} is', remedy='set all three, or none'
+        )
     several = (
         int(environment.get('SLURM_NTASKS') or 1) > 1 and 'SLURM_PROCID' in environment,
         int(environment.get('OMPI_COMM_WORLD_SIZE') or 1) > 1,
@@ -89,7 +91,7 @@ def initialise(environment: Mapping[str, str] = os.environ, seconds: float = STA
         host, _, port = str(arguments['coordinator_address']).rpartition(':')
         number, count = int(arguments['process_id']), int(arguments['num_processes'])
         if not host or not port.isdigit():
-            raise UserError(f'{OWN[0]}={arguments["coordinator_address"]}: expected HOST:PORT')
+            raise UserError(OWN[0], arguments['coordinator_address'], 'expected HOST:PORT')
         roll = Roll(host, _roll_port(int(port)), number, count, _when_lost)
         roll.call(seconds)
         _roll = roll
@@ -132,8 +134,10 @@ def _found_by_jax(environment: Mapping[str, str], seconds: float) -> dict[str, A
         return {}
     if address is None or count is None or number is None:
         raise UserError(
-            'this is one of several processes, and JAX does not find the others: on TPUs install '
-            f'its part for them (pip install "jax[tpu]"), elsewhere set {", ".join(OWN)}'
+            'this is one of several processes',
+            expected='JAX does not find the others',
+            remedy='on TPUs install its part for them (pip install "jax[tpu]"), elsewhere set '
+            f'{", ".join(OWN)}',
         )
     found = {'coordinator_address': address, 'num_processes': count, 'process_id': number}
     if devices is None or _alone_on_host(environment):
@@ -182,8 +186,11 @@ def is_first() -> bool:
 
 
 def take(name: str) -> int | None:
-    """The next number of a count that all processes share, from 0; None where there is no roll."""
-    return None if _roll is None else _roll.take(name)
+    """The next number of a count that all processes share, from 0; None where JAX has none."""
+    from jax._src import distributed
+
+    increment = getattr(distributed.global_state.client, 'key_value_increment', None)
+    return None if increment is None else increment(f'rstar_jax/{name}', 1) - 1
 
 
 def barrier(name: str) -> None:

@@ -1,17 +1,20 @@
-"""The processes of a job keep in touch: who is there, who is gone, who searches what.
+"""The processes of a job keep in touch: who is there, and who is gone.
 
-JAX's own service tells neither which process has not come nor which one has died: it ends them all.
-So each process holds one connection to the first:
+JAX's own service tells neither which process has not come nor which one has died: it ends them all,
+by an abort. So, beside it, each process holds one connection to the first:
 
     call    the first waits until all have come, or names those that have not
     beats   both ends of a connection that is closed, or silent for SILENT seconds, name the other
     leave   a process that ends before its time says why, and the first tells all others
-    take    the next number of a count that all share, by which work is dealt
 
-One line of JSON a message, over TCP, from process to first process and back.
+One line of JSON a message, over TCP, from process to first process and back. Like JAX's service it
+trusts the network between the machines; a stranger can neither end a job that has begun nor have it
+keep long lines.
 """
 
 import contextlib
+import errno
+import ipaddress
 import json
 import random
 import socket
@@ -29,6 +32,8 @@ LINGER = 15.0  # seconds that the first, ending for a reason, waits for the othe
 FLUSH = 3.0  # seconds that a process that ends waits for the first to have told the others
 
 OWN_NUMBER = 'each process needs a number of its own, and each job an address of its own'
+LONGEST = 1 << 16  # bytes of a message
+WHY = 4_000  # characters of a reason
 PORTS = 20_000, 32_000  # below those that systems give to connections
 
 Message = dict[str, Any]
@@ -63,7 +68,8 @@ class _Line:
     def receive(self) -> Message | None:
         """The next message; None when the other end is gone. Raises TimeoutError in silence."""
         try:
-            return json.loads(self._file.readline())
+            found = json.loads(self._file.readline(LONGEST))
+            return found if isinstance(found, dict) else None
         except TimeoutError:
             raise
         except (OSError, ValueError):  # closed, or what is no message
@@ -78,14 +84,14 @@ class _Line:
 class _Desk:
     """What the first process does for all: a thread for each connection."""
 
-    def __init__(self, port: int, count: int):
+    def __init__(self, host: str, port: int, count: int):
         self._count = count
-        self._counts: dict[str, int] = {}
         self._lines: dict[int, _Line] = {}
         self._names: dict[int, str] = {}
         self._lock = threading.Lock()
         self._all_here = threading.Event()
-        self._socket = socket.create_server(('', port), backlog=count)
+        self._socket = _listening(host, port, count)
+        self.host = self._socket.getsockname()[0].replace('0.0.0.0', 'localhost')
         threading.Thread(target=self._accept, daemon=True).start()
 
     def _accept(self) -> None:
@@ -100,22 +106,22 @@ class _Desk:
         hello = None
         with contextlib.suppress(TimeoutError):
             hello = line.receive()
-        if not hello or 'process' not in hello:
+        number, count = ((hello or {}).get(key) for key in ('process', 'count'))
+        if type(number) is not int or type(count) is not int or not 0 <= number < count:
             return line.close()
-        number, count = hello['process'], hello['count']
         with self._lock:
             before = self._lines.get(number)
             refused = self._refused(number, count)
             if not refused:
                 self._lines[number] = line
-                self._names[number] = f'process {number} ({hello["host"]})'
+                self._names[number] = f'process {number} ({hello.get("host")})'
                 if len(self._lines) == self._count:
                     self._all_here.set()
         if refused:
             line.send({'refused': refused})
             return line.close()
         if before is not None:  # its machine was lost without a word and has come back
-            before.send({'refused': f'another one has come as process {number}: {OWN_NUMBER}'})
+            before.send({'refused': f'another one has come with its number: {OWN_NUMBER}'})
             before.close()
         why = self._talk(number, line)
         with self._lock:
@@ -131,23 +137,18 @@ class _Desk:
         """Why a process cannot be one of this job's; '' where it can."""
         if count != self._count:
             return (
-                f'process {number} was started as one of {count}, the first as one of '
-                f'{self._count}: start all with the same number of processes'
+                f'was started as one of {count}, the first as one of {self._count}: start all with '
+                'the same number of processes'
             )
         if self._all_here.is_set():
-            return f'process {number} of {count} runs already: {OWN_NUMBER}'
+            return f'runs already: {OWN_NUMBER}'
         return ''
 
     def _talk(self, number: int, line: _Line) -> str:
         """Answers until the process leaves; returns how it was lost, '' where it said good-bye."""
         try:
             while (message := line.receive()) is not None:
-                if 'take' in message:
-                    with self._lock:
-                        taken = self._counts.get(message['take'], 0)
-                        self._counts[message['take']] = taken + 1
-                    line.send({'taken': taken})
-                elif 'leave' in message:
+                if 'leave' in message:
                     code, why = message['leave'], message['why']
                     if code:
                         self._tell(number, f'{self._names[number]} {why}', code)
@@ -191,6 +192,19 @@ class _Desk:
         self._socket.close()
 
 
+def _listening(host: str, port: int, count: int) -> socket.socket:
+    """On the address that the others were given, where it is one; of a name any may be meant."""
+    own = '' if host != 'localhost' else host
+    with contextlib.suppress(ValueError):
+        own = str(ipaddress.IPv4Address(host))
+    try:
+        return socket.create_server((own, port), backlog=count)
+    except OSError as error:
+        if error.errno != errno.EADDRNOTAVAIL:  # as behind a translated address
+            raise
+    return socket.create_server(('', port), backlog=count)
+
+
 class Roll:
     """This process's line to the first; see the module's text.
 
@@ -203,12 +217,11 @@ class Roll:
 
     def __init__(self, host: str, port: int, number: int, count: int, lost: Lost):
         self.number, self.count = number, count
-        self._where = ('localhost' if number == 0 else host), port
+        self._where = host, port
         self._lost, self._leaving = lost, False
         self._desk: _Desk | None = None
         self._line: _Line | None = None
-        self._bye, self._answered = threading.Event(), threading.Event()
-        self._taken = 0
+        self._bye = threading.Event()
 
     def call(self, seconds: float) -> None:
         """Returns when every process has come.
@@ -221,12 +234,15 @@ class Roll:
         end = time.monotonic() + seconds
         if self.number == 0:
             try:
-                self._desk = _Desk(port, self.count)
+                self._desk = _Desk(host, port, self.count)
             except OSError as error:
                 raise UserError(
-                    f'port {port}: cannot be listened on ({error.strerror}): it is the one after '
-                    "the coordinator's; give the job another coordinator address"
+                    f'port {port}',
+                    expected=f'cannot be listened on ({error.strerror}); it is the one after the '
+                    "coordinator's",
+                    remedy='give the job another coordinator address',
                 ) from None
+            host = self._desk.host
         self._line = self._reach(host, port, end, seconds)
         about = {'process': self.number, 'count': self.count, 'host': socket.gethostname()}
         self._line.send(about)
@@ -239,8 +255,9 @@ class Roll:
         if missing := answer.get('missing'):
             names = ', '.join(map(str, missing))
             raise Later(
-                f'process {names} of {self.count} did not come within {seconds:.0f} s: look at '
-                f'its log, and whether its machine reaches {self._where[0]}:{port}'
+                f'process {names} of {self.count}',
+                expected=f'did not come within {seconds:.0f} s',
+                remedy=f'look at its log, and whether its machine reaches {self._where[0]}:{port}',
             )
         threading.Thread(target=self._listen, daemon=True).start()
 
@@ -251,9 +268,10 @@ class Roll:
             except OSError as error:
                 if time.monotonic() > end:
                     raise Later(
-                        f'process 0 of {self.count}: {host}:{port} was not reached within '
-                        f'{seconds:.0f} s ({error}): look at its log, and whether machines reach '
-                        'each other on this port, the one after the coordinator'
+                        f'process 0 of {self.count}',
+                        expected=f'{host}:{port} was not reached within {seconds:.0f} s ({error})',
+                        remedy='look at its log, and whether machines reach each other on this '
+                        'port, the one after the coordinator',
                     ) from None
                 time.sleep(RETRY)
 
@@ -265,8 +283,14 @@ class Roll:
                 if 'go' in message or 'missing' in message:
                     return message
                 if 'refused' in message:
-                    raise UserError(message['refused'])
-        raise Later(f'process 0 of {self.count} is gone before all had come: look at its log')
+                    raise UserError(
+                        f'process {self.number} of {self.count}', expected=message['refused']
+                    )
+        raise Later(
+            f'process 0 of {self.count}',
+            expected='is gone before all had come',
+            remedy='look at its log',
+        )
 
     def _beat(self) -> None:
         while not self._leaving:
@@ -277,10 +301,7 @@ class Roll:
         why = 'is gone'
         try:
             while (message := self._line.receive()) is not None:
-                if 'taken' in message:
-                    self._taken = message['taken']
-                    self._answered.set()
-                elif 'bye' in message:
+                if 'bye' in message:
                     self._bye.set()
                     return
                 elif 'closing' in message:  # the first is done, and so is every other
@@ -292,15 +313,6 @@ class Roll:
         if not self._leaving:
             self._lost(0, f'process 0 ({self._where[0]}) {why}', GONE)
 
-    def take(self, name: str) -> int:
-        """The next number of the count of that name: each from 0 on goes to one process alone."""
-        self._answered.clear()
-        self._line.send({'take': name})
-        # Without the first process there is no job: `lost` ends this one.
-        while not self._answered.wait(1.0):
-            pass
-        return self._taken
-
     def leave(self, code: int, why: str) -> None:
         """Says good-bye, and with a code other than 0 lets the others know why.
 
@@ -309,7 +321,7 @@ class Roll:
         if self._line is None or (self._leaving and not code):
             return
         self._leaving = True
-        self._line.send({'leave': code, 'why': why})
+        self._line.send({'leave': code, 'why': why[:WHY]})
         self._bye.wait(FLUSH)
         if self._desk is not None:
             if code:  # JAX takes the others down with the first, before they have saved

@@ -45,7 +45,11 @@ def read_json(path: pathlib.Path) -> dict[str, Any] | None:
         return None
     except ValueError as error:
         reason = str(error)
-    raise UserError(f'{path}: not a JSON object ({reason}): use another --workdir, or delete it')
+    raise UserError(
+        str(path),
+        expected=f'not a JSON object ({reason})',
+        remedy='use another workdir, or delete it',
+    )
 
 
 def round_number(name: str) -> int | None:
@@ -131,14 +135,18 @@ class Stage:
             shown = 'nothing' if old == '' else old
             if key not in self.growing or not _more(old, now):
                 raise UserError(
-                    f'--config.{key}={now}: {self.folder.parent.parent} was made with {shown} '
-                    f'({label}): use that value, another --workdir, or delete {self.folder} to do '
-                    'the stage again'
+                    key,
+                    now,
+                    f'{self.folder.parent.parent} was made with {shown} ({label})',
+                    f'use that value, another workdir, or delete {self.folder} to do the stage '
+                    'again',
                 )
             if self.followers:
                 raise UserError(
-                    f'--config.{key}={now}: {self.followers[0]} was made from the first {shown} of '
-                    f'{label}: use that value, another --workdir, or delete the folder'
+                    key,
+                    now,
+                    f'{self.followers[0]} was made from the first {shown} of {label}',
+                    'use that value, another workdir, or delete the folder',
                 )
             grown = True
         return grown
@@ -176,7 +184,9 @@ class Stage:
         if self.precious:
             how = f'from an older {changed[0]}' if changed else f'without {added[0]}'
             raise UserError(
-                f'{self.folder}: made {how}: delete the folder, or use another --workdir'
+                str(self.folder),
+                expected=f'made {how}',
+                remedy='delete the folder, or use another workdir',
             )
         if changed:
             shutil.rmtree(self.folder)
@@ -324,8 +334,9 @@ def _check_precious(stages: Iterable[Stage], made: set[pathlib.Path]) -> None:
     if old:
         what = 'the folder' if len(old) == 1 else 'these folders'
         raise UserError(
-            f'{", ".join(map(str, old))}: older than {next(iter(old.values()))} is or will be: '
-            f'delete {what}, or use another --workdir'
+            ', '.join(map(str, old)),
+            expected=f'older than {next(iter(old.values()))} is or will be',
+            remedy=f'delete {what}, or use another workdir',
         )
 
 
@@ -335,7 +346,7 @@ def check_writable(folder: pathlib.Path, flag: str = '--workdir') -> None:
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
-        raise UserError(f'{flag}={folder}: cannot be written ({error.strerror})') from None
+        raise UserError(flag, folder, f'cannot be written ({error.strerror})') from None
 
 
 @contextlib.contextmanager

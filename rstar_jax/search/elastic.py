@@ -244,7 +244,9 @@ def run(
                     lose(worker, 'is gone')
                     if stillborn >= STILLBORN:
                         raise UserError(
-                            f'{worker}: {stillborn} workers ended as they began: see their logs'
+                            worker,
+                            expected=f'{stillborn} workers ended as they began',
+                            remedy='see their logs',
                         )
                     continue
                 table.heard(worker)
@@ -264,7 +266,7 @@ def run(
                 if answer.error:
                     failed += 1
                     if answer.users or failed >= FAILURES:
-                        raise UserError(f'{worker}: {answer.error}')
+                        raise UserError(worker, expected=answer.error)
                     lose(worker, answer.error)
                     team.drop(worker)
                     continue

@@ -115,14 +115,15 @@ def _connected() -> Any:
     try:
         import ray
     except ImportError:
-        raise UserError('--config.job.leases=ray: needs the package ray: pip install ray') from None
+        raise UserError('package ray', expected='not there', remedy='pip install ray') from None
     if not ray.is_initialized():
         try:
             ray.init(address='auto', log_to_driver=False, logging_level='ERROR')
         except ConnectionError as error:
             raise UserError(
-                f'--config.job.leases=ray: no Ray cluster ({one_line(error)}): '
-                'start one with `ray start --head`, or see launch/ray.sh'
+                'Ray cluster',
+                expected=f'not found ({one_line(error)})',
+                remedy='start one with `ray start --head`, or see launch/ray.sh',
             ) from None
     return ray
 

@@ -406,8 +406,9 @@ def test_a_push_that_must_succeed_ends_the_run_with_a_line(tmp_path, monkeypatch
     place = bucket.Place(URL, tmp_path)
     place.pull()
     ledger.write_json(tmp_path / 'config.json', 1)
-    with pytest.raises(UserError, match=rf'{URL}/config.json: cannot be written \(no such bucket'):
+    with pytest.raises(UserError) as wrong:
         place.push(must=True)
+    assert wrong.value.argument == f'{URL}/config.json'
     assert capsys.readouterr().out.count('tried again') == bucket.TRIES
 
 
@@ -559,6 +560,7 @@ def test_the_processes_of_a_run_work_in_one_folder(tmp_path, store, monkeypatch)
     late.begin()
     assert len(waited) == 3
     for folder in ('two', 'made'):  # of another machine: nothing there, or what an earlier run left
-        with pytest.raises(UserError, match='is another folder here .* that all mount'):
+        with pytest.raises(UserError) as wrong:
             bucket.Place(URL, tmp_path / folder).begin()
+        assert wrong.value.argument == URL
     one.end()

@@ -165,11 +165,13 @@ def test_a_mistake_of_the_user_ends_the_run_and_other_errors_after_some(workers)
         return start
 
     team = Threads(broken(UserError('no such model')), 1)
-    with pytest.raises(UserError, match='worker 0: UserError: no such model'):
+    with pytest.raises(UserError) as wrong:
         list(elastic.run(ITEMS, team, say=lambda line: None))
+    assert wrong.value.argument == 'worker 0'
     team, lines = Threads(broken(ValueError('out of luck')), 3), []
-    with pytest.raises(UserError, match='ValueError: out of luck'):
+    with pytest.raises(UserError) as wrong:
         list(elastic.run(ITEMS, team, say=lines.append))
+    assert 'out of luck' in wrong.value.expected
     assert len([line for line in lines if 'out of luck; 0 trees' in line]) == 2
 
 
@@ -180,8 +182,9 @@ def test_workers_that_never_begin_end_the_run(workers):
             self.add()
             return [(name, None) for name in gone]
 
-    with pytest.raises(UserError, match='10 workers ended as they began'):
+    with pytest.raises(UserError) as wrong:
         list(elastic.run(ITEMS, Stillborn(start_with(workers), 1), say=lambda line: None))
+    assert wrong.value.argument.startswith('worker ')
 
 
 def test_totals_add_up(workers, whole):

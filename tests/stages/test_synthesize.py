@@ -308,14 +308,16 @@ def test_more_problems_may_be_searched_beside_those_that_were_written(tmp_path):
     first = stage(3)
     first.begin()
     (first.folder / 'made').write_text('')
-    with pytest.raises(UserError, match='^--config.data.limit=5: .* was made with 3'):
+    with pytest.raises(UserError) as wrong:
         stage(5).grows('round1, synthesize')
+    assert (wrong.value.argument, wrong.value.value) == ('data.limit', 5)
     first.finish({})
     assert not stage(5).grows('round1, synthesize') and stage(5).done is not None
     assert stage(5).drop_if_stale() is None
     other = round_of(tmp_path, 1, **{'synthesize.problems': 5, 'policy.path': 'instruct'})
-    with pytest.raises(UserError, match='^--config.synthesize.problems=5: '):
+    with pytest.raises(UserError) as wrong:
         doing.kept(other, 'synthesize').grows('round1, synthesize')
+    assert (wrong.value.argument, wrong.value.value) == ('synthesize.problems', 5)
 
 
 def test_the_stage_is_off_unless_asked_for():

@@ -19,7 +19,6 @@ from tests.evals.trees import tree
 REPOSITORY = pathlib.Path(__file__).parents[2]
 PROBLEMS = [{'index': i, 'question': f'What is {i}?', 'answer': str(i)} for i in range(2)]
 ASKED = 10  # problems that the results tell of
-NAMES = ('bootstrap', 'synthesize', 'search', 'curate', 'sft', 'ppm', 'eval', 'base', 'export')
 
 
 @pytest.fixture

@@ -6,12 +6,12 @@ that is the PPM's choice, and where they are close the majority of what was samp
 Answers are grouped by mathematical equivalence, not by spelling: 1/2 and 0.5 vote together.
 """
 
-import collections
 import functools
 import math
 from collections.abc import Sequence
 
 from rstar_jax import grading
+from rstar_jax.grading import votes
 
 Candidate = tuple[str, float]  # an answer ('' where the tree found none) and its score in [-1, 1]
 
@@ -63,13 +63,8 @@ def _classes(answers: tuple[str, ...]) -> list[int]:
     return grading.classes(answers)
 
 
-def _vote(votes: list[Candidate]) -> str:
-    if not votes:
+def _vote(found: list[Candidate]) -> str:
+    if not found:
         return ''
-    groups = _classes(tuple(answer for answer, _ in votes))
-    sums: dict[int, float] = collections.defaultdict(float)
-    for group, (_, weight) in zip(groups, votes):
-        sums[group] += weight
-    # max() keeps the first of equals, and the votes come best score first.
-    winner = max(dict.fromkeys(groups), key=lambda group: sums[group])
-    return votes[groups.index(winner)][0]
+    answers, weights = zip(*found)
+    return answers[votes.count(answers, weights, _classes).winner]  # of equals the best scored

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 
 from rstar_jax.data.problem import Problem
 from rstar_jax.data.record import Record, Status
+from rstar_jax.grading import votes
 from rstar_jax.search.config import Config
 from rstar_jax.search.nodes import HostTree, Node
 
@@ -58,6 +59,4 @@ class Budget:
         """Whether the commonest answer leads by as many as wanted."""
         if not self.config.agree or not (answers := self._answers[problem.index] + more):
             return False
-        common = collections.Counter(self._classes(answers)).most_common(2)
-        counts = [count for _, count in common] + [0]
-        return counts[0] - counts[1] >= self.config.agree
+        return votes.count(answers, classes=self._classes).lead >= self.config.agree

@@ -17,10 +17,11 @@ from typing import TypeVar
 
 import jax
 
-from rstar_jax import data, grading, search, steps
+from rstar_jax import data, search, steps
 from rstar_jax.data.overlap import Overlap
 from rstar_jax.data.problem import Problem
 from rstar_jax.data.record import Record
+from rstar_jax.grading import votes
 from rstar_jax.job import hosts
 from rstar_jax.job.leases import COUNTER, dealt
 from rstar_jax.job.progress import of_search
@@ -198,9 +199,9 @@ class Writer:
         kept = []
         for draft in drafts:
             tried = (answers[draft.index, tree] for tree in range(rules.samples))
-            answer, votes = agreed([answer for answer in tried if answer])
-            counts['answers differ' if votes < rules.agree else 'kept'] += 1
-            if votes >= rules.agree:
+            answer, agree = agreed([answer for answer in tried if answer])
+            counts['answers differ' if agree < rules.agree else 'kept'] += 1
+            if agree >= rules.agree:
                 kept.append(dataclasses.replace(draft, answer=answer))
         return kept, counts
 
@@ -255,9 +256,8 @@ def agreed(answers: list[str]) -> tuple[str, int]:
     """The commonest answer, as it was first written, and how many are equivalent to it."""
     if not answers:
         return '', 0
-    groups = grading.classes(answers)
-    group, votes = collections.Counter(groups).most_common(1)[0]
-    return answers[groups.index(group)], votes
+    found = votes.count(answers)
+    return answers[found.winner], int(found.of(found.winner))
 
 
 def written(tree: Record) -> str:

@@ -6,7 +6,8 @@ import sys
 
 from ml_collections import ConfigDict
 
-from rstar_jax import data, execution, grading, report, search, stages, steps
+from rstar_jax import data, execution, report, search, stages, steps
+from rstar_jax.grading import votes
 from rstar_jax.job import ledger
 from rstar_jax.job.progress import Line
 from rstar_jax.report import trees
@@ -102,17 +103,15 @@ def answers_of(records: list[Record]) -> list[tuple[Record, int]]:
 
 def choose(found: list[tuple[Record, int]]) -> tuple[int, str]:
     """(which of `found`, a list of records and ANSWER nodes, is the best; why)."""
-    answers = [record.answers[node] for record, node in found]
-    groups = grading.classes(answers)
+    voted = votes.count([record.answers[node] for record, node in found])
     scores = [float(record.score[node]) for record, node in found]
     if scores[0] == scores[0]:  # not nan: there is a PPM
         chosen = max(range(len(found)), key=scores.__getitem__)
         why = f'PPM score {scores[chosen]:.3f}'
     else:
-        chosen = groups.index(max(dict.fromkeys(groups), key=groups.count))
+        chosen = voted.winner
         why = 'the commonest answer'
-    agree = groups.count(groups[chosen])
-    return chosen, f'{why}; {agree} of {len(found)} trajectories agree'
+    return chosen, f'{why}; {voted.of(chosen)} of {len(found)} trajectories agree'
 
 
 def _told(question: str, found: list[tuple[Record, int]], chosen: int, why: str) -> str:

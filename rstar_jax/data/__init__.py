@@ -24,7 +24,8 @@ from rstar_jax.data.interchange import (
 from rstar_jax.data.pairs import Rules
 from rstar_jax.data.problem import Problem
 from rstar_jax.data.problems import Selection, load_problems, told
-from rstar_jax.data.trees import TreeStore, question_id
+from rstar_jax.data.shards import question_id
+from rstar_jax.data.trees import TreeStore
 
 __all__ = [
     'IMPORTS',

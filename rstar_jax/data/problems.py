@@ -11,7 +11,7 @@ from typing import Any
 
 from rstar_jax.data import layouts, rows
 from rstar_jax.data.problem import Problem
-from rstar_jax.data.trees import question_id
+from rstar_jax.data.shards import question_id
 from rstar_jax.grading import normalise, plain
 from rstar_jax.settings.errors import UserError
 

@@ -63,7 +63,8 @@ from typing import Any
 from rstar_jax import search
 from rstar_jax.data.problem import Problem
 from rstar_jax.data.record import Record
-from rstar_jax.data.trees import TreeStore, question_id
+from rstar_jax.data.shards import question_id
+from rstar_jax.data.trees import TreeStore
 from rstar_jax.evals import selection
 from rstar_jax.evals.figures import GREEDY, Outcome, Run, flops_of, grade
 from rstar_jax.evals.searches import Benchmark, Outcomes, Part, Progress, Searches

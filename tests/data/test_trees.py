@@ -1,4 +1,5 @@
 import dataclasses
+import gc
 import json
 import multiprocessing
 import os
@@ -11,6 +12,7 @@ import pytest
 
 from rstar_jax import data
 from rstar_jax.data import files
+from rstar_jax.data.shards import open_readers
 from rstar_jax.job import atomic
 from rstar_jax.settings.errors import Later, UserError
 from tests.data import samples
@@ -109,8 +111,8 @@ def test_small_shards_are_merged_with_others(tmp_path):
 
 
 def test_a_closed_store_that_wrote_nothing_is_as_it_was(tmp_path):
-    store, _ = batched(tmp_path, [1, 2, 2], 8)
-    store._lock.close()  # as by SIGKILL
+    batched(tmp_path, [1, 2, 2], 8)
+    gc.collect()  # nothing is closed, the lock is free: as by SIGKILL
     before = names(tmp_path)
     assert len(before) > 3
     with data.TreeStore(tmp_path) as store:
@@ -123,7 +125,8 @@ def test_many_small_files_are_merged_bit_by_bit(tmp_path):
     store = data.TreeStore(tmp_path, shard_trees=100, seconds=0)
     for record in list(expected.values())[:10]:
         store.append(record)
-    store._lock.close()  # as by SIGKILL
+    del store
+    gc.collect()  # as by SIGKILL
     with data.TreeStore(tmp_path, shard_trees=3, seconds=0) as store:
         store.append(expected[10, 0])
     sizes = [len(files.RecordReader(path)) for path in tmp_path.glob('*.array_record')]
@@ -156,35 +159,30 @@ def test_crash_between_shard_and_removal_of_smaller_ones(tmp_path, left):
 
 def test_a_merge_while_the_folder_is_looked_through(tmp_path, monkeypatch):
     store, expected = batched(tmp_path, [1, 2, 3], 9)
-    look, merges = data.TreeStore._rows_of, []
+    read, merges = pathlib.Path.read_text, []
 
-    def rows_of(self, shard):
+    def read_text(path, **options):
         if not merges:
-            merges.append(shard)
+            merges.append(path)
             store.merge()
-        return look(self, shard)
+        return read(path, **options)
 
-    monkeypatch.setattr(data.TreeStore, '_rows_of', rows_of)
+    monkeypatch.setattr(pathlib.Path, 'read_text', read_text)
     reader = data.TreeStore(tmp_path, writer=None)
     assert merges and reader.keys() == set(expected)
     assert [r.key for r in reader] == sorted(expected)
 
 
-def test_a_shard_is_looked_into_once(tmp_path, monkeypatch):
+def test_a_shard_is_looked_into_once(tmp_path):
     store, expected = batched(tmp_path, [2, 2], 9)
-    looked, look = [], data.TreeStore._rows_of
-    monkeypatch.setattr(
-        data.TreeStore,
-        '_rows_of',
-        lambda self, shard: looked.append(shard.name) or look(self, shard),
-    )
     reader = data.TreeStore(tmp_path, writer=None)
+    for path in tmp_path.glob('*.keys'):
+        path.write_text('which nobody reads again')
     store.append(more := samples.grown(7, 99, 0))
     store.append(samples.grown(8, 98, 0))
     store.flush()
     reader.refresh()
     assert reader.keys() == {*expected, more.key, (98, 0)}
-    assert len(looked) == len(set(looked)) >= 2
 
 
 def told(records):
@@ -226,7 +224,7 @@ def test_trees_without_an_order_are_read_file_by_file(tmp_path, monkeypatch):
             store.append(record)
     opened, reader = [], files.RecordReader
     monkeypatch.setattr(files, 'RecordReader', lambda path: opened.append(path) or reader(path))
-    monkeypatch.setattr('rstar_jax.data.trees._open_readers', lambda: 1)
+    monkeypatch.setattr(resource, 'getrlimit', lambda kind: (64, 64))
     with data.TreeStore(tmp_path) as store:
         assert {r.key for r in store.unordered()} == set(expected)
         assert len(opened) == 20
@@ -237,9 +235,9 @@ def test_trees_without_an_order_are_read_file_by_file(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ('allowed', 'readers'), [(64, 8), (1024, 128), (1 << 20, 8192), (resource.RLIM_INFINITY, 8192)]
 )
-def test_so_many_files_are_held_open_as_the_system_allows(tmp_path, monkeypatch, allowed, readers):
+def test_so_many_files_are_held_open_as_the_system_allows(monkeypatch, allowed, readers):
     monkeypatch.setattr(resource, 'getrlimit', lambda kind: (allowed, allowed))
-    assert data.trees._open_readers() == readers
+    assert open_readers() == readers
 
 
 def test_lost_keys_file_is_made_again(tmp_path):
@@ -259,8 +257,9 @@ def test_damaged_file_is_named(tmp_path):
         store.append(samples.grown(1, 4))
     path = tmp_path / 'tree-0-4-0.array_record'
     path.write_bytes(path.read_bytes()[:70_000])
-    with pytest.raises(UserError, match=r'tree-0-4-0.array_record: not a readable') as caught:
+    with pytest.raises(UserError) as caught:
         list(data.TreeStore(tmp_path))
+    assert caught.value.argument == str(path)
     assert '\n' not in str(caught.value)
 
 
@@ -290,7 +289,7 @@ def test_discarded_trees_are_gone_from_all_files_and_others_stay(tmp_path, monke
     gone = {(9, 0), *[key for key in expected if key[1] == 1]}
     if killed:
         with monkeypatch.context() as patch:
-            patch.setattr(data.TreeStore, '_remove', lambda *_: 1 / 0)
+            patch.setattr(pathlib.Path, 'unlink', lambda *_, **__: 1 / 0)
             with pytest.raises(ZeroDivisionError):
                 part.discard(gone)
         assert part.keys() == expected.keys() | {(9, 0)}
@@ -363,11 +362,15 @@ def test_a_process_that_was_started_meanwhile_keeps_nobody_out(tmp_path):
     first, second = trees([(0, 0), (1, 0)]).values()
     store = data.TreeStore(tmp_path)
     store.append(first)
-    copy = os.dup(store._lock.fileno())
+    own = pathlib.Path('/proc/self/fd')
+    lock = (tmp_path / '.lock-0').resolve()
+    copies = [os.dup(int(n)) for n in os.listdir(own) if (own / n).resolve() == lock]
+    assert copies
     store.close()
     with data.TreeStore(tmp_path) as store:
         store.append(second)
-    os.close(copy)
+    for copy in copies:
+        os.close(copy)
     assert data.TreeStore(tmp_path).keys() == {(0, 0), (1, 0)}
 
 
@@ -382,8 +385,9 @@ def test_second_process_may_not_write_and_removes_nothing(tmp_path):
         making.write_bytes(b'')
         store = data.TreeStore(tmp_path)
         assert store.keys() == {(0, 0)} and making.exists()
-        with pytest.raises(Later, match='another process is writing'):
+        with pytest.raises(Later) as error:
             store.append(samples.grown(1, 1))
+        assert error.value.argument == str(tmp_path)
     finally:
         end.set()
         process.join(60)

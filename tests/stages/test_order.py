@@ -10,7 +10,7 @@ import pytest
 
 from rstar_jax import data, main, models, report, rounds, search
 from rstar_jax.data.problem import Problem
-from rstar_jax.data.trees import Facts
+from rstar_jax.data.shards import Facts
 from rstar_jax.job import hosts, ledger
 from rstar_jax.job.progress import Events
 from rstar_jax.models import trained

@@ -23,7 +23,8 @@ from rstar_jax import grading
 from rstar_jax.data.annotated import NEITHER, annotate, leading
 from rstar_jax.data.pairs import spread
 from rstar_jax.data.record import Record, Status
-from rstar_jax.data.trees import SUFFIX, TreeStore
+from rstar_jax.data.shards import SUFFIX
+from rstar_jax.data.trees import TreeStore
 from rstar_jax.report.run import BASE, Run
 
 SOLVE = 'solve'  # folder of the trees of single questions

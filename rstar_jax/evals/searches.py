@@ -186,16 +186,26 @@ class Searches:
                     if self.whole:
                         outcome = parts[which].found[record.key] = Outcome.of(record)
                         clock.tick(which, outcome.tokens)
-            for which, (part, own, store) in enumerate(zip(parts, wanted, stores)):
-                store.meet()
-                if self.whole:
-                    theirs = part.benchmark.stored(store, own - part.found.keys())
-                    part.found |= theirs
-                    # They were under way for as long as this process has waited.
-                    for outcome in theirs.values():
-                        clock.tick(which, outcome.tokens)
+            self._gather(parts, stores, wanted, clock)
         for part, seconds in zip(parts, clock.seconds):
             part.seconds = seconds
+
+    def _gather(
+        self,
+        parts: Sequence[Part],
+        stores: Sequence[TreeStore],
+        wanted: Sequence[Set[Key]],
+        clock: Clock,
+    ) -> None:
+        """Waits for the other processes, and adds what they have found."""
+        for which, (part, own, store) in enumerate(zip(parts, wanted, stores)):
+            store.meet()
+            if self.whole:
+                theirs = part.benchmark.stored(store, own - part.found.keys())
+                part.found |= theirs
+                # They were under way for as long as this process has waited.
+                for outcome in theirs.values():
+                    clock.tick(which, outcome.tokens)
 
     def _skip(self, done: Sequence[Set[Key]], trees: Sequence[int]) -> frozenset:
         """Trees that are not to be searched, as a search names them."""

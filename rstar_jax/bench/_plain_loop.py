@@ -23,7 +23,8 @@ from rstar_jax.data.record import Record
 from rstar_jax.search import engine, loop
 from rstar_jax.search.config import Config
 from rstar_jax.search.engine import programs, sampling, sizes, state
-from rstar_jax.search.engine.kv_cache import CacheManager
+from rstar_jax.search.engine.layers import Variant
+from rstar_jax.search.engine.ledger import Ledger
 from rstar_jax.search.expander import Expander, Request, Scores
 from rstar_jax.search.nodes import Step
 from rstar_jax.steps import marks
@@ -112,14 +113,14 @@ class Plain(Expander):
 
     def _prefill(self, trees: int, prompts: list[list[int]]) -> None:
         """Computes whole prompts, in pieces of as many tokens as the engine computes at once."""
-        model, shape = self._engine.policy, sizes.call_shapes(self.mesh)[0]
+        model, shape = self._engine.policy, sizes.of(self.mesh).call_shapes()[0]
         # Rows are written whole, padding included: they need room behind the last prompt.
         need = _round_up(max(map(len, prompts)) + shape[1], PATH_UNIT)
         have = self._path.kv[0][0].shape if self._path else (0, 0, 0, 0)
         if have[0] != trees or have[2] < need:
             need = max(need, have[2])
             self._path = model.made(state.empty_path, trees, need)
-        queue = CacheManager(1, trees, 1, 0, lambda node: 0)
+        queue = Ledger(1, trees, 1, 0, lambda node: 0)
         for row, prompt in enumerate(prompts):
             queue.compute(row, 0, prompt)
         extend = programs.EXTEND(self.mesh, config=model.config)
@@ -133,12 +134,9 @@ class Plain(Expander):
         if self._cells is None or self._cells.state.shape[0] != len(keys):
             self._cells = model.made(state.empty_cells, len(keys), limit)
             self._slots = model.made(state.empty_slots, len(keys), limit)
-        decode = programs.DECODE(
-            self.mesh,
-            config=model.config,
-            candidates=self.config.candidates,
-            repetition=self.config.repetition,
-        )
+        config = dataclasses.replace(self.config, answers_kept='all')
+        variant = Variant(model.config, config.candidates, repetition=config.repetition)
+        decode = programs.DECODE(self.mesh, variant=variant)
         open_cells = programs.OPEN(self.mesh)
         turn = np.zeros(len(keys), np.int32)
         self._cells, self._slots, stats = decode(
@@ -148,8 +146,7 @@ class Plain(Expander):
             self._path,
             open_cells(self._cells, opened, keys, turn),
             self._slots,
-            sampling.Settings.of(dataclasses.replace(self.config, answers_kept='all')),
-            np.array([limit, limit], np.int32),
+            sampling.Settings.of(config, (limit, limit)),
         )
         iterations, computed, _ = np.asarray(stats)[0].tolist()
         self.counters['iterations'] += iterations

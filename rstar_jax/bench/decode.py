@@ -24,6 +24,7 @@ from rstar_jax.parallel import fast_dtype
 from rstar_jax.search.config import Config
 from rstar_jax.search.engine import devices, programs, sampling, sizes, state
 from rstar_jax.search.engine.batch import Known
+from rstar_jax.search.engine.layers import Variant
 
 DTYPES = ('float32', 'bfloat16')
 
@@ -102,9 +103,10 @@ class _Ours:
         known = Known(one, ids[None].astype(np.int32), one + len(ids), one, one)
         self._path = extend(self._params, self._prefix, path, known)
         self._open = programs.OPEN(mesh)
-        self._decode = programs.DECODE(mesh, config=shape, candidates=batch, near=sizes.near(mesh))
+        variant = Variant(shape, batch, near=sizes.of(mesh).near)
+        self._decode = programs.DECODE(mesh, variant=variant)
         self._products = jax.jit(_products, static_argnums=(0, 3))
-        self._sampling = sampling.Settings.of(Config(temperature=1.0))
+        self._sampling = sampling.Settings.of(Config(temperature=1.0), (tokens, tokens))
 
     def step(self) -> float:
         """Seconds of one step of all sequences."""
@@ -120,7 +122,6 @@ class _Ours:
             self._path,
             *state,
             self._sampling,
-            np.array([limit, limit], np.int32),
         )
         computed = np.asarray(done)[0]
         seconds = time.perf_counter() - start

@@ -48,7 +48,7 @@ from rstar_jax.search import begin, engine, loop
 from rstar_jax.search import totals as totals_lib
 from rstar_jax.search.budget import Budget
 from rstar_jax.search.children import Judge
-from rstar_jax.search.engine import compiler
+from rstar_jax.search.engine.compiled import COMPILED
 from rstar_jax.search.share import Queue
 from rstar_jax.settings.errors import UserError
 
@@ -187,7 +187,7 @@ class Measured:
         self.task = task
         problems, config, tokenizer = task.problems, task.config, task.policy.tokenizer
         mesh = parallel.local_mesh(devices=jax.local_devices()[:1])
-        compiler.COMPILER.wait()  # what the search before has left
+        COMPILED.wait()  # what the search before has left
         with compiling() as (spans, beside):
             start, busy = time.perf_counter(), time.process_time()
             how = {'seed': task.seed, 'config': config, 'tokenizer': tokenizer}

@@ -18,7 +18,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -27,6 +26,7 @@ from rstar_jax.models import heads, sharding
 from rstar_jax.search import tree
 from rstar_jax.search.config import Config
 from rstar_jax.search.engine import batch, devices, memory, programs, sampling, sizes, state
+from rstar_jax.search.engine.layers import Variant
 from rstar_jax.settings.errors import UserError
 
 DTYPE = jnp.dtype(jnp.bfloat16)  # of weights and caches: plans are for TPUs
@@ -133,7 +133,7 @@ class Group:
             memory.Network(self.shape, self.dtype, step),
             memory.Network(self.shape, self.dtype, cell, scored=True),
         ]
-        limits = sizes.default_slots(self.mesh), int(bytes_of_chip - self.weights)
+        limits = sizes.of(self.mesh).slots, int(bytes_of_chip - self.weights)
         try:
             self.chosen = memory.plan(self.settings, networks, self.mesh, trees, *limits)
         except UserError:
@@ -200,15 +200,16 @@ class Group:
         return parallel.bytes_on_a_device((weights, path.kv, slots.kv))
 
     def lower_decode(self) -> jax.stages.Lowered:
-        f = programs.DECODE(
-            self.mesh,
-            config=self.shape,
-            candidates=self.settings.candidates,
-            repetition=self.settings.repetition,
-            near=sizes.near(self.mesh),
+        settings = self.settings
+        variant = Variant(
+            self.shape,
+            settings.candidates,
+            near=sizes.of(self.mesh).near,
+            repetition=settings.repetition,
         )
-        how = jax.tree.map(lambda x: self._whole((), x.dtype), sampling.Settings.of(self.settings))
-        return f.lower(*self.decoded, how, self._whole((2,), jnp.int32))
+        how = sampling.Settings.of(settings, (1, 1))
+        how = jax.tree.map(lambda x: self._whole(x.shape, x.dtype), how)
+        return programs.DECODE(self.mesh, variant=variant).lower(*self.decoded, how)
 
     def measure(self, decode: jax.stages.Compiled) -> float:
         """Seconds of a decode step in which every slot is written to."""
@@ -218,12 +219,12 @@ class Group:
 
         # Zeros are slots that write the first cell, and weights take no longer for being others.
         arrays = list(jax.tree.map(zeros, self.decoded))
-        how = sampling.Settings.of(self.settings)
         # No step ends within three calls.
         count = max(1, min(MEASURED, self.settings.step_tokens // 3))
+        how = sampling.Settings.of(self.settings, (count, count))
 
         def run() -> None:
-            *arrays[-2:], done = decode(*arrays, how, np.full(2, count, np.int32))
+            *arrays[-2:], done = decode(*arrays, how)
             done.block_until_ready()
 
         run()
@@ -231,7 +232,7 @@ class Group:
 
     def lower_score(self) -> jax.stages.Lowered:
         f = programs.SCORE(self.mesh, config=self.shape, squash='tanh')
-        rows, length = sizes.largest_call(self.mesh, self.settings, scored=True)
+        rows, length = sizes.of(self.mesh).largest_call(self.settings.step_tokens, scored=True)
         integers = devices.shapes(self.mesh, jnp.zeros, rows, jnp.int32)
         tokens = devices.shapes(self.mesh, jnp.zeros, (rows, length), jnp.int32)
         return f.lower(*self.scored, batch.Known(integers, tokens, *[integers] * 3))

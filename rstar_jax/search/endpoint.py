@@ -213,9 +213,9 @@ class Remote(Expander):
         for model in self.models:
             model.reserve(model.needed, model.cells)
             model.copy_steps()
-            while model.manager.segments:
+            while model.ledger.segments:
                 model.prefill()
-                if not model.manager.segments:
+                if not model.ledger.segments:
                     model.copy_steps()  # for those whose prompt has just been computed
         return bool(self._waiting) or None
 

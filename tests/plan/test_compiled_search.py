@@ -14,7 +14,7 @@ from rstar_jax.parallel.chips import CHIPS
 from rstar_jax.parallel.memory import GIB
 from rstar_jax.plan import compiled_search, slices
 from rstar_jax.search import tree
-from rstar_jax.search.engine import batch, copies, devices, programs, state
+from rstar_jax.search.engine import batch, devices, programs, state
 
 SHAPE = models.Config('qwen2', 320, 64, 96, 1, 8, 2, 8, qkv_bias=True)
 SETTINGS = search.Config(rollouts=2, candidates=4, step_tokens=16, path_tokens=200, slots=8)
@@ -36,12 +36,12 @@ def test_sizes_are_those_of_the_arrays(ample):
         *(
             devices.make(mesh, f, SHAPE, rows, length, 'bfloat16')
             for f, rows, length in (
-                (state.empty_path, 6, 200 + copies.COPIED),
+                (state.empty_path, 6, 200 + state.COPIED),
                 (state.empty_cells, 24, 16),
                 (state.empty_slots, 8, 16),
-                (state.empty_path, 6, 200 + copies.COPIED),
+                (state.empty_path, 6, 200 + state.COPIED),
                 (state.empty_kv, 24, 96),  # 16 + 64, in thirty-twos
-                *[(state.empty_kv, 6, KEPT + copies.COPIED)] * 2,
+                *[(state.empty_kv, 6, KEPT + state.COPIED)] * 2,
             )
         ),
         devices.make(mesh, tree.init, 6, SETTINGS.nodes),

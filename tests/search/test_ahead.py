@@ -96,7 +96,7 @@ def test_few_known_tokens_wait_for_others_where_slots_have_plenty_of_work():
         engine.start(row, tree := HostTree(Problem(row, ''), 0, 0, '', nodes, [0]))
         engine.expand(row, tree)
         engine.collect(engine.dispatch())
-        return [row for row in range(6) if engine.policy.manager.waits(row)]
+        return [row for row in range(6) if engine.policy.ledger.waits(row)]
 
     assert waiting(0, 8) == []  # nothing else is to be done
     assert waiting(1, 8) == []  # three of four slots are in use

@@ -45,7 +45,7 @@ def decoded(blocks, windows=(), running=(), count=5):
     vocab = shape.vocab_size
     stops = state.Stops(jnp.zeros((1, vocab), 'uint8'), jnp.zeros(1, 'uint8'), np.int32(vocab))
     params = decoder.init_params(shape, jax.random.key(0))
-    how = sampling.Settings.of(Config(temperature=1.0))
+    how = sampling.Settings.of(Config(temperature=1.0), (count, count))
     keys = np.arange(2 * TREES * CANDIDATES, dtype=np.uint32).reshape(-1, 2)
     turn = np.repeat(np.arange(TREES, dtype=np.int32), CANDIDATES)
     opened, first = np.ones(len(turn), bool), np.zeros(len(turn), bool)
@@ -53,11 +53,9 @@ def decoded(blocks, windows=(), running=(), count=5):
     for part, chosen in ((first, None), (opened & ~first, blocks)):
         if part.any():
             cells = programs.OPEN(mesh)(cells, part, keys, turn)
-            settings = {'config': shape, 'candidates': CANDIDATES, 'mixed': True}
-            run = programs.DECODE(mesh, blocks=chosen, **settings)
-            iterations = np.array([count, count], np.int32)
-            operands = params, stops, prefix, path, cells, slots, how, iterations
-            cells, slots, _ = run(*operands)
+            variant = layers.Variant(shape, CANDIDATES, blocks=chosen, mixed=True)
+            run = programs.DECODE(mesh, variant=variant)
+            cells, slots, _ = run(params, stops, prefix, path, cells, slots, how)
     return cells
 
 

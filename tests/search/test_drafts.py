@@ -1,7 +1,6 @@
 """Drafted tokens: what they are, and that they change nothing but how many steps it takes."""
 
 import dataclasses
-import types
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +12,7 @@ from rstar_jax.data.problem import Problem
 from rstar_jax.models import decoder
 from rstar_jax.search import Config
 from rstar_jax.search.engine import devices, drafts, programs, sampling, sizes, state
+from rstar_jax.search.engine.layers import Variant
 from rstar_jax.search.nodes import HostTree, Node
 from rstar_jax.steps import marks
 from tests.search.test_blocks import numbers
@@ -100,12 +100,10 @@ def decoded(ahead, temperature=0.0, windows=(), seed=0, **settings):
     keys = np.arange(2 * TREES * CANDIDATES, dtype=np.uint32).reshape(-1, 2)
     turn = np.repeat(np.arange(TREES, dtype=np.int32), CANDIDATES)
     cells = programs.OPEN(mesh)(cells, np.ones(len(turn), bool), keys, turn)
-    run = programs.DECODE(
-        mesh, config=shape, candidates=CANDIDATES, mixed=True, ahead=ahead, **settings
-    )
-    how = sampling.Settings.of(Config(temperature=temperature))
-    often = np.array([200, 200], np.int32)
-    cells, _, done = run(params, stops, prefix, path, cells, slots, how, often)
+    variant = Variant(shape, CANDIDATES, mixed=True, ahead=ahead, **settings)
+    how = sampling.Settings.of(Config(temperature=temperature), (200, 200))
+    run = programs.DECODE(mesh, variant=variant)
+    cells, _, done = run(params, stops, prefix, path, cells, slots, how)
     assert (np.asarray(cells.state) == state.DONE).all()
     return cells, np.asarray(done)[0]
 
@@ -161,19 +159,16 @@ def test_so_many_are_drafted_that_rows_are_used():
     assert most == [0, 0, 0, 1, 3, 7, 7]
     assert sizes.drafts(16, 2, 7) == [0, 1, 3, 7] and sizes.drafts(16, 2, 4) == [0, 1, 3, 4]
     assert sizes.drafts(16, 2, 0) == sizes.drafts(0, 2, 7) == [0]
-    mesh = parallel.local_mesh(devices=jax.devices()[:1])
-    costs = [sizes.step_cost(mesh, n, 8, 1, most) for n, most in ((16, 0), (8, 1), (4, 3), (2, 7))]
+    costs = [sizes.CPU.step_cost(n, 8, 1, most) for n, most in ((16, 0), (8, 1), (4, 3), (2, 7))]
     assert costs == sorted(costs, reverse=True)
 
 
 def test_no_drafts_where_paths_are_read_for_many_candidates():
     """On accelerators, too: nine long paths for 32 candidates each, and a few short ones."""
-    chip = types.SimpleNamespace(platform='tpu')
-    mesh = types.SimpleNamespace(devices=np.array([chip]))
 
     def cheapest(slots, blocks, candidates):
         drafts = sizes.drafts(128, slots, 7)
-        return min(drafts, key=lambda n: sizes.step_cost(mesh, slots, blocks, candidates, n))
+        return min(drafts, key=lambda n: sizes.TPU.step_cost(slots, blocks, candidates, n))
 
     assert cheapest(16, 9 * 33, 32) == cheapest(16, 24 * 33, 8) == 0
     assert cheapest(4, 2 * 4, 8) == 7 and cheapest(16, 8, 8) == 3 and cheapest(100, 8, 8) == 0

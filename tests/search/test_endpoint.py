@@ -21,7 +21,7 @@ from rstar_jax import data, models, parallel, rounds, search, steps
 from rstar_jax.data.problem import Problem
 from rstar_jax.models import tiny
 from rstar_jax.search import Status, endpoint
-from rstar_jax.search.engine import copies, sampling
+from rstar_jax.search.engine import sampling, state
 from rstar_jax.settings import configs
 from rstar_jax.settings.errors import UserError
 from rstar_jax.training import examples
@@ -376,7 +376,7 @@ def test_a_ppm_of_this_host_scores(server, workers, prompt):
     mesh = parallel.local_mesh(devices=jax.devices()[:1])
     made = endpoint.Remote(search.Endpoint(server.url, 'whole'), ppm, config, mesh, 4)
     made.close()
-    assert made.models[0].capacity == 512 + copies.COPIED
+    assert made.models[0].capacity == 512 + state.COPIED
 
 
 def test_a_run_searches_with_it(server, tmp_path):

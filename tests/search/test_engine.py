@@ -13,8 +13,7 @@ from tokenizers import pre_tokenizers
 from rstar_jax import models, parallel, search
 from rstar_jax.data.problem import Problem
 from rstar_jax.search import begin
-from rstar_jax.search.engine import Engine, copies, devices, local, memory, sizes, state
-from rstar_jax.search.engine.kv_cache import CacheManager
+from rstar_jax.search.engine import Engine, devices, local, memory, sizes, state
 from rstar_jax.settings.errors import UserError
 from tests.search import favoured
 from tests.search.naive import Naive
@@ -250,7 +249,7 @@ def test_a_long_prompt_makes_no_path_longer(policy, workers, monkeypatch):
     long = Problem(8, 'Tom has 2 apples. ' * 400, '2')
     records = grow(policy, None, workers, [PROBLEMS[0], long], search.greedy(config))
     assert len(records[8, 0].texts) == 1
-    assert max(rooms) <= 300 + copies.COPIED
+    assert max(rooms) <= 300 + state.COPIED
 
 
 def test_stores_wider_than_a_head_change_nothing(policy, ppm, workers, grown, monkeypatch):
@@ -281,7 +280,7 @@ def test_trees_of_one_problem_compute_its_prompt_once(policy, ppm, workers, monk
         return [sum(r.counters[name] for r in records.values()) for name in names], sum(prompts)
 
     once, prompts = computed(grow(policy, ppm, workers, PROBLEMS[:2], config, trees=4))
-    monkeypatch.setattr(CacheManager, '_has', lambda *_: False)
+    monkeypatch.setattr(Ledger, '_has', lambda *_: False)
     each, _ = computed(grow(policy, ppm, workers, PROBLEMS[:2], config, trees=4))
     for less, more in zip(once, each, strict=True):
         assert more - less > 0.6 * prompts  # six of eight, and of them all but the last token
@@ -290,7 +289,7 @@ def test_trees_of_one_problem_compute_its_prompt_once(policy, ppm, workers, monk
 @pytest.mark.parametrize('near', [1, 5])
 def test_long_steps_read_apart_change_nothing(policy, ppm, workers, grown, monkeypatch, near):
     """What lies behind the first positions of a step, for one slot of four at a time."""
-    monkeypatch.setattr(sizes, 'NEAR', near)
+    monkeypatch.setattr(sizes, 'CPU', dataclasses.replace(sizes.CPU, near=near))
     assert max(len(tokens) for record in grown.values() for tokens in record.tokens[1:]) > near + 1
     assert_same(grown, grow(policy, ppm, workers), exact=False)
 
@@ -340,13 +339,13 @@ def test_a_chunk_goes_on_while_every_slot_has_work(policy, workers, monkeypatch)
     short = grow(policy, None, workers, config=config)
     assert max(done for done, *_ in chunks) == config.chunk
     chunks.clear()
-    monkeypatch.setattr(sizes, 'longest_chunk', lambda mesh, config: 20)
+    monkeypatch.setattr(sizes, 'CPU', dataclasses.replace(sizes.CPU, longer=7))
     assert_same(grow(policy, None, workers, config=config), short, exact=False)
     longer = [chunk for chunk in chunks if chunk[0] > config.chunk]
-    assert longer and max(done for done, *_ in longer) <= 20
+    assert longer and max(done for done, *_ in longer) <= 21
     # The last step of a chunk may be the one in which a slot found no work.
     assert all(computed >= (done - config.chunk - 1) * slots for done, computed, slots in longer)
-    assert any(done < 20 and computed == done * slots - 1 for done, computed, slots in longer)
+    assert any(done < 21 and computed == done * slots - 1 for done, computed, slots in longer)
 
 
 def test_kept_steps_are_not_computed_again(policy, ppm, workers, monkeypatch):
@@ -392,9 +391,9 @@ def test_what_is_kept_comes_back(policy, dtype):
     source = [(row, row[::-1])]
     kept = jax.numpy.zeros((2, 2, 100, 32), stored)
     places = [jax.numpy.array([x, 0]) for x in (1, 0, 17, 1, 39)]
-    store = copies.copy([(kept, kept)], source, *places)
+    store = state.copy([(kept, kept)], source, *places)
     places = [jax.numpy.array([x, 0]) for x in (0, 1, 5, 17, 39)]
-    ((keys, values),) = copies.copy([(target, target)], store, *places)
+    ((keys, values),) = state.copy([(target, target)], store, *places)
     np.testing.assert_array_equal(keys[0, :, 5:44], row[0, :, 1:40])
     np.testing.assert_array_equal(values[0, :, 5:44], row[1, :, 1:40])
     np.testing.assert_array_equal(keys[1], target[1])

@@ -46,7 +46,7 @@ def mesh():
 def plan(mesh, free, monkeypatch, trees=1000, networks=1, program=0, **changes):
     monkeypatch.setattr(memory, 'PROGRAM', program)
     monkeypatch.setattr(memory, 'free_bytes', lambda mesh: free)
-    monkeypatch.setattr(sizes, 'largest_call', lambda *_: (4, 16))
+    monkeypatch.setattr(sizes.Kind, 'largest_call', lambda *_: (4, 16))
     config = dataclasses.replace(CONFIG, **changes)
     return memory.plan(config, [NETWORK] * networks, mesh, trees, slots=64)
 
@@ -77,7 +77,7 @@ def test_a_tree_takes_what_its_arrays_take(mesh, monkeypatch):
     total += one.slots * one.slot
     decoding = one.trees * one.path + one.slots * one.row
     assert one.most == total + decoding + one.call
-    assert one.rows == sizes.fewest_rows(mesh) < one.slots
+    assert one.rows == sizes.CPU.rows < one.slots
 
 
 def test_compiled_programs_are_counted_where_they_lie(mesh, monkeypatch):
@@ -135,7 +135,7 @@ def test_the_only_tree_that_fits_has_no_more_slots_than_do(mesh, monkeypatch):
 
 def test_rows_for_drafts_where_slots_are_few(mesh, monkeypatch):
     few = plan(mesh, 2**34, monkeypatch, trees=1)
-    assert few.slots == 4 < few.rows == sizes.fewest_rows(mesh)
+    assert few.slots == 4 < few.rows == sizes.CPU.rows
     same = plan(mesh, 2**34, monkeypatch, trees=1, one_size=True, trees_in_flight=1)
     assert (same.slots, same.rows, same.kept) == (4, 0, 0)
     assert plan(mesh, 2**34, monkeypatch, trees=1, drafts=0).rows == 0
@@ -156,9 +156,9 @@ def test_as_many_trees_as_keep_the_slots_busy(mesh, monkeypatch):
     single = plan(mesh, 2**34, monkeypatch, trees=60, candidates=1)
     assert (single.trees, single.slots) == (60, 32)
     count = {24: 16, 45: 32, 71: 32, 72: 64, 100: 64, 143: 64, 144: 96, 190: 96, 192: 128}
-    assert {n: sizes.kept_busy(mesh, n, 1) for n in count} == count
-    assert [sizes.kept_busy(mesh, n, 4) for n in (2, 22, 60, 128, 254)] == [1, 11, 32, 64, 96]
-    assert sizes.kept_busy(TPU, 60, 1) == 60 and sizes.kept_busy(TPU, 60, 4) == 30
+    assert {n: sizes.CPU.kept_busy(n, 1) for n in count} == count
+    assert [sizes.CPU.kept_busy(n, 4) for n in (2, 22, 60, 128, 254)] == [1, 11, 32, 64, 96]
+    assert sizes.TPU.kept_busy(60, 1) == 60 and sizes.TPU.kept_busy(60, 4) == 30
 
 
 def test_no_room_is_one_clear_error(mesh, monkeypatch):
@@ -171,12 +171,12 @@ def test_no_room_is_one_clear_error(mesh, monkeypatch):
 @pytest.mark.parametrize('step_tokens', [32, 256, 1000])
 def test_no_call_has_more_tokens_than_is_planned_for(mesh, step_tokens):
     config = dataclasses.replace(CONFIG, step_tokens=step_tokens)
-    most = math.prod(sizes.largest_call(mesh, config, scored=True))
+    most = math.prod(sizes.CPU.largest_call(config.step_tokens, scored=True))
     for tokens in range(step_tokens + sizes.OUTPUT_TOKENS + 1):
-        first, *others = sizes.call_shapes(mesh, tokens)
+        first, *others = sizes.CPU.call_shapes(tokens)
         assert tokens <= math.prod(first) <= most
         assert all(math.prod(shape) <= math.prod(first) for shape in others)
-    assert math.prod(sizes.largest_call(mesh, config, scored=False)) <= most
+    assert math.prod(sizes.CPU.largest_call(config.step_tokens, scored=False)) <= most
 
 
 @pytest.mark.parametrize(
@@ -198,7 +198,7 @@ def test_a_call_has_room_for_the_longest_step(mesh, waiting, chosen):
     assert model.Scorer._shape(scorer, [queue, []]) == chosen
     scorer.settings = dataclasses.replace(CONFIG, one_size=True)
     shape = model.Scorer._shape(scorer, [queue, []])
-    assert shape == sizes.largest_call(mesh, CONFIG, scored=True)
+    assert shape == sizes.CPU.largest_call(CONFIG.step_tokens, scored=True)
 
 
 def test_paths_that_grow_take_no_room_for_two_of_each(mesh, monkeypatch):
@@ -209,7 +209,7 @@ def test_paths_that_grow_take_no_room_for_two_of_each(mesh, monkeypatch):
     chosen = dataclasses.replace(plan(mesh, 2**32, monkeypatch), trees=8, kept=0)
     policy.prepare(chosen, collections.Counter())
     policy.reserve(300)
-    policy.manager.compute(3, 0, [5, 6, 7])
+    policy.ledger.compute(3, 0, [5, 6, 7])
     policy.prefill()
     keys = np.asarray(policy.path.kv[1][0][3, :, :3])
     before, live, grow = held(), [], programs.GROW
@@ -241,10 +241,10 @@ def held() -> int:
 
 def test_few_blocks_of_paths_are_read_few_ways(mesh):
     """Of 48 paths with room for 768: 288 blocks, of which half or fewer are worth a copy."""
-    assert sizes.block_sizes(mesh, 48, 768 + 32) == [4, 9, 18, 36, 72, 144, None]
-    assert sizes.block_sizes(mesh, 3, 256 + 32) == [1, None]
-    assert sizes.block_sizes(mesh, 1, 100) == [None]
-    assert sizes.block_sizes(TPU, 48, 768 + 32) == [None]
+    assert sizes.CPU.block_sizes(48, 768 + 32) == [4, 9, 18, 36, 72, 144, None]
+    assert sizes.CPU.block_sizes(3, 256 + 32) == [1, None]
+    assert sizes.CPU.block_sizes(1, 100) == [None]
+    assert sizes.TPU.block_sizes(48, 768 + 32) == [None]
     rooms = [sizes.path_room(n, 3000) for n in (20, 480, 481, 2500, 3100)]
     assert rooms == [512, 512, 1024, 3032, 4096]
     assert sizes.slot_sizes(64) == [2, 4, 8, 16, 32, 64] and sizes.slot_sizes(3) == [2, 3]

@@ -12,6 +12,7 @@ from rstar_jax.search import tree
 from rstar_jax.search.config import Config
 from rstar_jax.search.engine import devices, programs, sampling, state
 from rstar_jax.search.engine.batch import Known
+from rstar_jax.search.engine.layers import Variant
 
 SHAPE = Shape('qwen2', 128, 32, 64, 2, 2, 1, 16)
 TREES, CANDIDATES, ROOM, STEP, SLOTS = 256, 2, 288, 288, 4
@@ -42,10 +43,10 @@ def arguments(mesh) -> dict:
     table = jax.ShapeDtypeStruct((1, SHAPE.vocab_size), jnp.uint8)
     stops = state.Stops(table, jax.ShapeDtypeStruct((1,), jnp.uint8), np.int32(1))
     slots = made(state.empty_slots, SLOTS, STEP, KIND)
-    drawn = sampling.Settings.of(Config(top_p=0.9))
+    drawn = sampling.Settings.of(Config(top_p=0.9), (8, 8))
     trunk = {'decoder': params, 'value_head': head}
     return {
-        'DECODE': (params, stops, prefix, path, cells, slots, drawn, numbers(2)),
+        'DECODE': (params, stops, prefix, path, cells, slots, drawn),
         'EXTEND': (params, prefix, path, known),
         'SCORE': (trunk, prefix, path, cells.kv, known),
         'APPEND': (path, cells.kv, cells.hidden, *[row] * 4),
@@ -71,7 +72,7 @@ def test_a_tree_is_read_from_its_own_device():
 @pytest.mark.parametrize(
     ('name', 'settings'),
     [
-        ('DECODE', {'config': SHAPE, 'candidates': CANDIDATES}),
+        ('DECODE', {'variant': Variant(SHAPE, CANDIDATES)}),
         ('EXTEND', {'config': SHAPE}),
         ('SCORE', {'config': SHAPE, 'squash': 'tanh'}),
         ('APPEND', {}),

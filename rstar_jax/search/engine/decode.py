@@ -7,10 +7,11 @@
     Cells, Path --copy--> kept --copy--> Path  (steps that a later walk comes by again)
     Path, tokens --score--> PPM scores and PPM Cells
 
-`state` has the arrays, `layers` the model's part of a step, `prefill` extend and score, `copies`
-append and copy. All arrays are those of one device; `programs` maps the functions over the devices.
+`state` has the arrays, append and copy, `layers` the model's part of a step, `prefill` extend and
+score. All arrays are those of one device; `programs` maps the functions over the devices.
 """
 
+import functools
 from typing import Any
 
 import jax
@@ -18,7 +19,8 @@ import jax.numpy as jnp
 from flax import struct
 
 from rstar_jax.models import decoder as decoders
-from rstar_jax.search.engine import copies, devices, drafts, layers, sampling
+from rstar_jax.search.engine import devices, drafts, layers, sampling
+from rstar_jax.search.engine.layers import Variant
 from rstar_jax.search.engine.state import (
     CANCELLED,
     DONE,
@@ -31,6 +33,7 @@ from rstar_jax.search.engine.state import (
     Path,
     Slots,
     Stops,
+    put_row,
 )
 from rstar_jax.steps import marks
 
@@ -43,53 +46,32 @@ def decode(
     cells: Cells,
     slots: Slots,
     settings: sampling.Settings,
-    iterations: jax.Array,
     *,
-    config,
-    candidates: int,
-    blocks: int | None = None,
-    near: int | None = None,
-    mixed: bool = False,
-    repetition: int = 0,
-    ahead: int = 0,
+    variant: Variant,
 ) -> tuple[Cells, Slots, jax.Array]:
     """Decodes a chunk: some tokens in every slot, refilling slots as their steps end.
 
-    Args:
-      iterations: i32[2]; so many, or more, up to the second, while no slot is without work. It
-        stops early when no cell is pending or running.
-      blocks: so many blocks of paths are attended to, copied layer by layer, and only cells behind
-        paths that lie in them are decoded; those in slots already must. None: all paths, in place.
-      near: so many positions of its step does every slot attend to; what lies behind is looked at
-        for those slots alone whose step is longer. None: all positions, for all.
-      mixed: as for `prefill.forward`.
-      repetition: a step is stopped when so many tokens in a row were written before at one
-        distance, of PERIODS at most; 0, never.
-      ahead: tokens drafted behind each that is sampled (see `drafts`) and computed with it. Those
-        that are then sampled, too, take no step of their own.
+    It stops early when no cell is pending or running.
 
     Returns:
       The new cells and slots, and i32[1,3]: iterations done, live slots summed over them, and
       tokens sampled.
     """
-    network = decoders.bind(config, params)
-    used, taken = layers.used(path, cells, candidates, blocks)
+    network, candidates = decoders.bind(variant.config, params), variant.candidates
+    used, taken = layers.used(path, cells, variant)
 
     def iterate(carry):
         cells, slots, drafted, done = carry
         cells, slots = _refill(cells, slots, path, candidates, taken)
         live = slots.cell != FREE
         before = slots.length
-        cells, slots, token, kind = _sample(
-            network, stops, cells, slots, drafted, live, settings, repetition
-        )
+        draw = functools.partial(_sample, network, stops, settings, variant.repetition)
+        cells, slots, token, kind = draw(cells, slots, drafted, live)
         sampled = (slots.length - before).sum()
         done += jnp.stack([jnp.int32(1), live.sum(dtype=jnp.int32), sampled])
-        guesses = drafts.behind(path, cells, slots, candidates, ahead)
+        guesses = drafts.behind(path, cells, slots, candidates, variant.ahead)
         tokens = jnp.concatenate([token[:, None], guesses], axis=1)
-        slots, hidden = layers.run(
-            network, prefix, path, used, slots, tokens, live, candidates, near, mixed
-        )
+        slots, hidden = layers.run(network, variant, prefix, path, used, slots, tokens, live)
         cells, slots = _retire(cells, slots, live, kind)
         cells, slots = _cancel(cells, slots, candidates, settings.first_answer_only)
         guesses = jnp.where((slots.cell == FREE)[:, None], drafts.NONE, guesses)
@@ -98,13 +80,10 @@ def decode(
     def working(carry):
         cells, slots, _, done = carry
         pending, live = (taken & (cells.state == PENDING)).any(), slots.cell != FREE
-        wanted = jnp.where(pending | live.all(), iterations[1], iterations[0])
+        wanted = jnp.where(pending | live.all(), settings.steps[1], settings.steps[0])
         return (done[0] < wanted) & (pending | live.any())
 
-    count, width = slots.hidden.shape
-    nothing = jnp.full((count, ahead), drafts.NONE, jnp.int32)
-    drafted = _Drafted(nothing, jnp.zeros((count, ahead, width), slots.hidden.dtype))
-    carry = cells, slots, drafted, jnp.zeros(3, jnp.int32)
+    carry = cells, slots, _Drafted.none(slots, variant.ahead), jnp.zeros(3, jnp.int32)
     cells, slots, _, done = jax.lax.while_loop(working, iterate, carry)
     return cells, slots, done[None]
 
@@ -120,6 +99,12 @@ class _Drafted:
 
     tokens: jax.Array
     hidden: jax.Array
+
+    @classmethod
+    def none(cls, slots: Slots, ahead: int) -> '_Drafted':
+        count, width = slots.hidden.shape
+        tokens = jnp.full((count, ahead), drafts.NONE, jnp.int32)
+        return cls(tokens, jnp.zeros((count, ahead, width), slots.hidden.dtype))
 
 
 def _refill(
@@ -148,12 +133,12 @@ def _refill(
 def _sample(
     network,
     stops: Stops,
+    settings: sampling.Settings,
+    repetition: int,
     cells: Cells,
     slots: Slots,
     drafted: _Drafted,
     live,
-    settings: sampling.Settings,
-    repetition: int,
 ):
     """Samples each live slot's next tokens, and notes them in its cell.
 
@@ -217,7 +202,7 @@ def _retire(cells: Cells, slots: Slots, live, kind) -> tuple[Cells, Slots]:
 
     def move(i, kv):
         slot = which[i]
-        return copies.put_row(kv, slots.kv, slots.cell[slot], slot, 0, slots.length[slot])
+        return put_row(kv, slots.kv, slots.cell[slot], slot, 0, slots.length[slot])
 
     kv = jax.lax.fori_loop(0, ended.sum(), move, cells.kv)
     at = jnp.where(ended, slots.cell, cells.state.shape[0])

@@ -27,7 +27,7 @@ from rstar_jax import models, steps
 from rstar_jax.models import tokenizer
 from rstar_jax.search.config import Config
 from rstar_jax.search.engine import (
-    compiler,
+    compiled,
     devices,
     drafts,
     memory,
@@ -36,8 +36,7 @@ from rstar_jax.search.engine import (
     sizes,
     state,
 )
-from rstar_jax.search.engine.choice import Choice
-from rstar_jax.search.engine.compiler import Size
+from rstar_jax.search.engine.compiled import ChunkSizes, Size
 from rstar_jax.search.engine.layers import BLOCK
 from rstar_jax.search.engine.model import Model, Scorer
 from rstar_jax.search.expander import Expander
@@ -70,7 +69,7 @@ def _decoded(size: Size, arguments: tuple, look: Any) -> _Decoded:
     began = time.monotonic()
     cells, slots, stats = size.step(*arguments)
     sent = time.monotonic()
-    compiler.COMPILER.called(size, sent - began)
+    compiled.COMPILED.called(size, sent - began)
     return _Decoded((cells, slots), look(cells), stats, sent)
 
 
@@ -112,7 +111,7 @@ class Engine(Expander):
         self.models = [model for model in (self.policy, self.ppm) if model is not None]
         self.scores = self.ppm and self.ppm.scores
         of_each = -(-total // self.devices)
-        self.plan = memory.plan(config, self.models, mesh, of_each, sizes.default_slots(mesh))
+        self.plan = memory.plan(config, self.models, mesh, of_each, sizes.of(mesh).slots)
         self.width, slots = self.plan.trees, self.plan.slots
         self.rows = self.devices * self.width
         self.counters: collections.Counter = collections.Counter()
@@ -135,9 +134,10 @@ class Engine(Expander):
         self.expansions = np.zeros(self.rows, np.int32)
         self.opening: dict[int, HostTree] = {}  # row -> the tree whose cells are opened next
         self.latest = np.full((self.rows, state.LATEST), drafts.NONE, np.int32)
-        self.sampling = sampling.Settings.of(config)
+        longest = config.chunk * sizes.of(mesh).longer
+        self.settings = sampling.Settings.of(config, (config.chunk, longest))
         self._share(template)
-        self.choice = Choice(config, mesh, self.plan, self.policy, self._arguments())
+        self.sizes = ChunkSizes(config, mesh, self.plan, self.policy, self._arguments())
 
     def _share(self, template: list[list[int]]) -> None:
         """Computes what all prompts begin with, once, where that is long enough to matter."""
@@ -178,7 +178,7 @@ class Engine(Expander):
         if self.ppm is not None:
             self.ppm.copy_steps()
         if not self.chunks:  # the prompts are computed meanwhile
-            self.choice.expect(self.left, self._arguments())
+            self.sizes.expect(self.left, self._arguments())
         self._prefill()
         if self.opened.any():
             # Copies, as the device may read the host's arrays later than this line.
@@ -194,7 +194,7 @@ class Engine(Expander):
         need = int(self._busy().reshape(self.devices, -1).sum(axis=1).max())
         if not need:
             return None
-        size, way = self.choice.fit(need, self._blocks(), self.left, self._arguments())
+        size, way = self.sizes.fit(need, self._blocks(), self.left, self._arguments())
         for slots in way:
             self._resize(slots)
         look = programs.LOOK(self.mesh)
@@ -247,10 +247,10 @@ class Engine(Expander):
         if self.sending is not None:
             decoded, self.sending = self.sending.result(), None
             (self.cells, self.slots), decoded.state = decoded.state, None
-            self.choice.sent = decoded.sent
+            self.sizes.sent = decoded.sent
 
     def _open_if_ready(self, row: int) -> None:
-        if row not in self.opening or any(model.manager.waits(row) for model in self.models):
+        if row not in self.opening or any(model.ledger.waits(row) for model in self.models):
             return
         tree, n = self.opening.pop(row), self.config.candidates
         cells, place = slice(row * n, row * n + n), (*tree.seeds, tree.cursor.tag)
@@ -265,9 +265,10 @@ class Engine(Expander):
         Where slots have plenty of work, few tokens wait for more that share their call.
         """
         most = self.config.chunk * self.plan.slots
-        enough = min(sizes.call_tokens(self.mesh), sizes.call_budget(self.mesh)) * self.devices
+        kind = sizes.of(self.mesh)
+        enough = min(kind.besides, kind.call) * self.devices
         for model in self.models:
-            computed, segments = 0, model.manager.segments
+            computed, segments = 0, model.ledger.segments
             while segments and (computed < most or self._wanted() < self.plan.slots):
                 if self.plenty and sum(len(segment.tokens) for segment in segments) < enough:
                     break
@@ -278,9 +279,8 @@ class Engine(Expander):
 
     def _arguments(self) -> tuple:
         """Of a chunk of decoding."""
-        steps = np.array([self.config.chunk, sizes.longest_chunk(self.mesh, self.config)], np.int32)
         held = self.policy.prefix, self.policy.path, self.cells, self.slots
-        return self.policy.params, self.stops, *held, self.sampling, steps
+        return self.policy.params, self.stops, *held, self.settings
 
     def _resize(self, size: int) -> None:
         """Packs the slots that are in use into so many: array by array, see `devices.replaced`."""
@@ -293,7 +293,7 @@ class Engine(Expander):
         """Blocks that the paths take which a chunk may need, on the device with the most."""
         busy = self._busy().reshape(self.rows, -1).any(axis=1)
         counts = [
-            -(-self.policy.manager.length(row) // BLOCK) if wanted else 0
+            -(-self.policy.ledger.length(row) // BLOCK) if wanted else 0
             for row, wanted in enumerate(busy.tolist())
         ]
         most = sizes.most_paths(self.plan.slots)

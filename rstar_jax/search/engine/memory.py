@@ -9,13 +9,14 @@ of memory in the middle. Some of what is left keeps steps that a later walk come
 
 import bisect
 import dataclasses
+import functools
 from collections.abc import Callable
 
 import jax.numpy as jnp
 
 from rstar_jax.parallel import bytes_on_a_device, device_bytes, free_bytes
 from rstar_jax.parallel.memory import GIB
-from rstar_jax.search.engine import copies, devices, prefill, sizes, state
+from rstar_jax.search.engine import devices, prefill, sizes, state
 from rstar_jax.search.tree import init
 from rstar_jax.settings.errors import UserError
 
@@ -131,6 +132,7 @@ def plan(
         """A tree and the slots that it can fill, or as many slots as were asked for."""
         return {'trees': trees, 'slots': config.slots or min(slots, trees * fewest)}
 
+    kind = sizes.of(mesh)
     enough = min(-(-TREES_FOR_SLOTS * slots // n), sizes.most_paths(slots))
     wanted = config.trees_in_flight or enough
     if not config.one_size:
@@ -148,15 +150,15 @@ def plan(
             '--config.search.tensor to share the model among devices'
         )
     cells = trees * n
-    used = cells if config.slots else sizes.kept_busy(mesh, cells, n)
+    used = cells if config.slots else kind.kept_busy(cells, n)
     chosen = dataclasses.replace(nothing, trees=trees)
     slots = chosen.largest(min(slots, max(used, FEW_SLOTS), cells), lambda x: {'slots': x})
     chosen = dataclasses.replace(chosen, slots=slots)
     drafted = config.drafts and not config.one_size
-    rows = chosen.largest(sizes.fewest_rows(mesh), lambda x: {'rows': x}) if drafted else 0
+    rows = chosen.largest(kind.rows, lambda x: {'rows': x}) if drafted else 0
     chosen = dataclasses.replace(chosen, rows=rows)
     left = chosen.room - chosen.most
-    fitting = int(KEPT * left // (trees * chosen.token)) - copies.COPIED
+    fitting = int(KEPT * left // (trees * chosen.token)) - state.COPIED
     return dataclasses.replace(chosen, kept=max(0, min(_worth_keeping(config), fitting)))
 
 
@@ -189,7 +191,7 @@ def _nothing(config, networks: list[Network], mesh, free: int | None) -> Plan:
 
 def kept_room(tokens: int) -> int:
     """Positions of an array that keeps so many tokens of a tree."""
-    return tokens and tokens + copies.COPIED
+    return tokens and tokens + state.COPIED
 
 
 def _worth_keeping(config) -> int:
@@ -253,7 +255,8 @@ def _call_bytes(config, mesh, network: Network) -> int:
         paths = _path_bytes(config, mesh, network, read) // layers
         return paths + whole // (ways if shape.num_kv_heads % ways == 0 else 1)
 
-    return max(of(*sizes.largest_call(mesh, config, scored)) for scored in {False, network.scored})
+    largest = functools.partial(sizes.of(mesh).largest_call, config.step_tokens)
+    return max(of(*largest(scored)) for scored in {False, network.scored})
 
 
 def _program_bytes(mesh, network: Network) -> int:
@@ -261,4 +264,4 @@ def _program_bytes(mesh, network: Network) -> int:
 
 
 def _longest_path(config) -> int:
-    return config.path_tokens + copies.COPIED
+    return config.path_tokens + state.COPIED

@@ -1,6 +1,6 @@
 """One model on this host's devices: its weights, and the paths of all trees in flight.
 
-`CacheManager` says what is to be copied and computed, what is here does so. A `Scorer` is the PPM:
+`Ledger` says what is to be copied and computed, what is here does so. A `Scorer` is the PPM:
 beside its paths it has the cells of the steps that it has scored.
 """
 
@@ -16,9 +16,9 @@ import numpy as np
 from rstar_jax import models
 from rstar_jax.models import rope, sharding
 from rstar_jax.search.config import Config
-from rstar_jax.search.engine import copies, devices, memory, programs, sizes, state
+from rstar_jax.search.engine import devices, memory, programs, sizes, state
 from rstar_jax.search.engine.batch import Batch, Shape, fits, quickest
-from rstar_jax.search.engine.kv_cache import CacheManager
+from rstar_jax.search.engine.ledger import Ledger
 from rstar_jax.search.expander import Request, Scores
 from rstar_jax.search.nodes import HostTree, Node
 from rstar_jax.steps import marks
@@ -33,7 +33,7 @@ class Model:
       path: state.Path of the rows, with room for `capacity` tokens each.
       needed: tokens of the longest path.
       mixed: whether some row's prompt begins otherwise; then it lies in the path as a whole.
-      manager: of where keys and values lie, after `prepare`.
+      ledger: of where keys and values lie, after `prepare`.
     """
 
     scored = False
@@ -66,9 +66,9 @@ class Model:
         count, candidates = self.mesh.shape['data'], self.settings.candidates
         # With one size, a token's rounding must not depend on whether it is computed alone.
         prompts = not self.settings.one_size
-        # Static: a manager that held the model would keep the memory of a search that has ended.
+        # Static: a ledger that held the model would keep the memory of a search that has ended.
         in_cell = functools.partial(self.in_cell, room=self.cell_tokens)
-        self.manager = CacheManager(count, plan.trees, candidates, plan.kept, in_cell, prompts)
+        self.ledger = Ledger(count, plan.trees, candidates, plan.kept, in_cell, prompts)
         self.kept = self.made(state.empty_kv, plan.trees, memory.kept_room(plan.kept))
         self._shared = np.zeros(count * plan.trees, np.int32)
 
@@ -83,9 +83,9 @@ class Model:
     def share(self, tokens: list[int]) -> None:
         """Computes what all prompts begin with; before any tree."""
         self.reserve(len(tokens))
-        for device in range(self.manager.devices):
-            self.manager.compute(device * self.width, 0, tokens)
-        while self.manager.segments:
+        for device in range(self.ledger.devices):
+            self.ledger.compute(device * self.width, 0, tokens)
+        while self.ledger.segments:
             self.prefill()
         cut = programs.FIRST_PATH(self.mesh, positions=len(tokens))
         self.prefix, self.prefix_tokens = cut(self.path), tokens
@@ -100,7 +100,7 @@ class Model:
         """Begins a tree in a row."""
         alike = tree.nodes[0].tokens[: len(self.prefix_tokens)] == self.prefix_tokens
         shared = len(self.prefix_tokens) if alike else 0
-        self.manager.start(row, shared, len(tree.nodes))
+        self.ledger.start(row, shared, len(tree.nodes))
         if self._shared[row] != shared:
             self._shared[row] = shared
             self._place_shared()
@@ -110,8 +110,8 @@ class Model:
 
     def walk(self, row: int, tree: HostTree) -> None:
         """Has a row's path brought to the cursor of its tree."""
-        tree.computed[self.name] += self.manager.walk(row, tree.nodes, tree.path)
-        self.needed = max(self.needed, self.manager.length(row))
+        tree.computed[self.name] += self.ledger.walk(row, tree.nodes, tree.path)
+        self.needed = max(self.needed, self.ledger.length(row))
 
     def reserve(self, tokens: int, running: Any = None) -> None:
         """Makes room for paths of that many tokens, where they have less.
@@ -120,7 +120,7 @@ class Model:
         waits for it: else there would be two of each.
         """
         self.needed = tokens
-        if tokens + copies.COPIED <= self.capacity:
+        if tokens + state.COPIED <= self.capacity:
             return
         need = sizes.path_room(tokens, self.settings.path_tokens)
         if self.path is None:
@@ -133,38 +133,39 @@ class Model:
         self.capacity = need
 
     def copy_steps(self, cells_kv: state.KeysValues, hidden: jax.Array | None) -> None:
-        """Does the copies that the manager asks for among cells, paths and what is kept."""
-        self.manager.release()
+        """Does the copies that the ledger asks for among cells, paths and what is kept."""
+        self.ledger.release()
         copy, append = programs.COPY(self.mesh), programs.APPEND(self.mesh)
-        for places in self._places(self.manager.born):
+        for places in self._places(self.ledger.born):
             self.kept = copy(self.kept, cells_kv, *places)
-        for places in self._places(self.manager.left):
+        for places in self._places(self.ledger.left):
             self.kept = copy(self.kept, self.path.kv, *places)
-        for queue, source in ((self.manager.repeated, None), (self.manager.recalled, self.kept)):
+        for queue, source in ((self.ledger.repeated, None), (self.ledger.recalled, self.kept)):
             for places in self._places(queue):
                 self.path = self.path.replace(kv=copy(self.path.kv, source, *places))
-        for places in self._places(self.manager.appends):
+        for places in self._places(self.ledger.appends):
             self.path = append(self.path, cells_kv, hidden, *places)
 
     def _places(self, queue: list):
-        for packed in self.manager.packed(queue):
+        for packed in self.ledger.packed(queue):
             yield devices.split(self.mesh, list(packed))
 
     def prefill(self) -> tuple[list[int], int]:
-        """Computes some of what the manager asks for.
+        """Computes some of what the ledger asks for.
 
         Returns the rows of which all is computed, and the tokens that it computed on each device,
         with their padding.
         """
-        shapes, cut = sizes.call_shapes(self.mesh), True
+        kind, cut = sizes.of(self.mesh), True
+        shapes = kind.call_shapes()
         if self.settings.one_size:  # a token's rounding must not depend on what else waits
             shapes, cut = shapes[:1], False
-        known, done = self.manager.take(shapes, sizes.call_tokens(self.mesh), cut)
+        known, done = self.ledger.take(shapes, kind.besides, cut)
         self.counters[f'{self.name}_computed'] += int(known.counts.sum())
         extend = programs.EXTEND(self.mesh, config=self.config, mixed=self.mixed)
         given = devices.split(self.mesh, known)
         self.path = extend(self.decoder_params, self.prefix, self.path, given)
-        return done, known.tokens.size // self.manager.devices
+        return done, known.tokens.size // self.ledger.devices
 
 
 class Scorer(Model):
@@ -194,7 +195,7 @@ class Scorer(Model):
 
         Their keys and values are kept in their cells.
         """
-        count = self.manager.devices
+        count = self.ledger.devices
         queues: list[list[Request]] = [[] for _ in range(count)]
         for request in sorted(requests, key=lambda request: -len(request[-1].tokens)):
             queues[request[0] // self.width].append(request)
@@ -227,9 +228,10 @@ class Scorer(Model):
         longest = max(max(of, default=0) for of in lengths)
         if self.settings.one_size:
             longest = max(longest, self.settings.step_tokens + sizes.OUTPUT_TOKENS)
-        shapes = sizes.call_shapes(self.mesh, longest)
+        kind = sizes.of(self.mesh)
+        shapes = kind.call_shapes(longest)
         roomy = [(rows, length) for rows, length in shapes if rows * length >= longest]
-        return quickest(lengths, roomy, sizes.call_tokens(self.mesh))
+        return quickest(lengths, roomy, kind.besides)
 
 
 def _lengths(queue: list[Request]) -> list[int]:

@@ -1,14 +1,15 @@
 """Known tokens behind paths: prompts and outputs become part of them, steps are scored."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
 from rstar_jax import parallel
 from rstar_jax.models import decoder as decoders
 from rstar_jax.models import heads, two_part
-from rstar_jax.search.engine import copies
 from rstar_jax.search.engine.batch import Known
-from rstar_jax.search.engine.state import KeysValues, Path, as_stored, kv_length
+from rstar_jax.search.engine.state import KeysValues, Path, as_stored, kv_length, put_row
 
 # Tokens of a row: the scores of longer ones are made row by row, which takes less room.
 AT_ONCE = 64
@@ -38,26 +39,9 @@ def forward(
     own = known.offsets()[:, None] + jnp.arange(length)  # in the segment
     # Row by row the rows from the segment's first one on; those behind the row itself are masked.
     segment = jnp.minimum(known.first[:, None] + jnp.arange(rows), rows - 1)
-    group = config.num_heads // config.num_kv_heads
-
-    def biases(window, starts, before, own):
-        """Of path, own tokens and prefix."""
-        stored, of_segment = jnp.arange(kv_length(path.kv)), jnp.arange(rows * length)
-        positions = before + starts[:, None] + own
-        path_mask = (stored < starts[:, None])[:, None, :]
-        own_mask = of_segment <= own[..., None]
-        if window is not None:
-            path_mask = path_mask & (before[..., None] + stored > positions[..., None] - window)
-            path_mask = jnp.repeat(path_mask, group, axis=1)
-            own_mask = own_mask & (of_segment > own[..., None] - window)
-        own_mask = jnp.repeat(own_mask, group, axis=1)
-        present = before[:, 0] > 0 if mixed else None
-        to_prefix = two_part.prefix_bias(shared, group, positions, window, present)
-        return two_part.bias(path_mask[:, None]), two_part.bias(own_mask[:, None]), to_prefix
-
     places = starts, before, own
-    windows = dict.fromkeys(config.windows or (None,))
-    by_window = {window: biases(window, *places) for window in windows}
+    biases = functools.partial(_biases, config, (kv_length(path.kv), rows * length, shared), mixed)
+    by_window = {w: biases(w, *places) for w in dict.fromkeys(config.windows or (None,))}
 
     def attend(q, k, v, cache, window=None):
         prefix_kv, (path_k, path_v) = cache
@@ -100,6 +84,24 @@ def forward(
     return jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0], kv
 
 
+def _biases(config, lengths: tuple[int, int, int], mixed: bool, window, starts, before, own):
+    """Of path, own tokens and prefix, which have so many positions."""
+    room, tokens, shared = lengths
+    group = config.num_heads // config.num_kv_heads
+    stored, of_segment = jnp.arange(room), jnp.arange(tokens)
+    positions = before + starts[:, None] + own
+    path_mask = (stored < starts[:, None])[:, None, :]
+    own_mask = of_segment <= own[..., None]
+    if window is not None:
+        path_mask = path_mask & (before[..., None] + stored > positions[..., None] - window)
+        path_mask = jnp.repeat(path_mask, group, axis=1)
+        own_mask = own_mask & (of_segment > own[..., None] - window)
+    own_mask = jnp.repeat(own_mask, group, axis=1)
+    present = before[:, 0] > 0 if mixed else None
+    to_prefix = two_part.prefix_bias(shared, group, positions, window, present)
+    return two_part.bias(path_mask[:, None]), two_part.bias(own_mask[:, None]), to_prefix
+
+
 def _row_by_row(f, *rows):
     """`f(*rows)`, where `f` maps arrays along their first axis: for one row after another."""
 
@@ -120,7 +122,7 @@ def extend(
     # paths before: otherwise the compiler copies that part of all paths.
     def write(i, path):
         return path.replace(
-            kv=copies.put_row(path.kv, kv, trees[i], i, at[i], counts[i]),
+            kv=put_row(path.kv, kv, trees[i], i, at[i], counts[i]),
             length=path.length.at[trees[i]].set(at[i] + counts[i]),
             hidden=path.hidden.at[trees[i]].set(hidden[i]),
         )
@@ -146,7 +148,7 @@ def score(
       prefix: as for `forward`.
       path: the trees' paths [G,K,S,d]; a step continues the whole of its own.
       cells_kv: per layer, keys and values [C,K,M,d] of the steps that were scored, M a multiple of
-        `copies.COPIED`. The first M positions of a step are put into its cell.
+        `state.COPIED`. The first M positions of a step are put into its cell.
       squash: a name in `heads.SQUASHES`.
       mixed: as for `forward`.
 
@@ -161,7 +163,7 @@ def score(
     held = jnp.minimum(counts, kv_length(cells_kv) - at)
 
     def write(i, cells_kv):
-        return copies.put_row(cells_kv, kv, known.starts[i], i, at[i], held[i])
+        return put_row(cells_kv, kv, known.starts[i], i, at[i], held[i])
 
     cells_kv = jax.lax.fori_loop(0, (counts > 0).sum(), write, cells_kv)
     return cells_kv, heads.squash(squash, heads.value(params['value_head'], hidden))

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from rstar_jax.data.record import Status
 from rstar_jax.search import strategies
 from rstar_jax.search import tree as trees_lib
-from rstar_jax.search.engine import copies, decode, prefill, state
+from rstar_jax.search.engine import decode, prefill, state
 from rstar_jax.search.engine.devices import mapped
 
 
@@ -37,13 +37,13 @@ def _put_scores(expansion, values, trees, children):
 DECODE = functools.partial(
     mapped,
     decode.decode,
-    shared=('params', 'stops', 'settings', 'iterations'),
+    shared=('params', 'stops', 'settings'),
     donated=('cells', 'slots'),
 )
 EXTEND = functools.partial(mapped, prefill.extend, shared=('params',), donated=('path',))
 SCORE = functools.partial(mapped, prefill.score, shared=('params',), donated=('cells_kv',))
-APPEND = functools.partial(mapped, copies.append, donated=('path',))
-COPY = functools.partial(mapped, copies.copy, donated=('into',))
+APPEND = functools.partial(mapped, state.append, donated=('path',))
+COPY = functools.partial(mapped, state.copy, donated=('into',))
 OPEN = functools.partial(mapped, state.open_cells, donated=('cells',))
 LOOK = functools.partial(mapped, state.look)
 PACK = functools.partial(mapped, state.pack)

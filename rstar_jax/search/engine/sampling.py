@@ -43,7 +43,7 @@ def uniforms(keys: jax.Array, positions: jax.Array) -> jax.Array:
 
 @struct.dataclass
 class Settings:
-    """How steps are drawn; traced, so that changing a number compiles nothing anew.
+    """How a chunk is decoded; traced, so that changing a number compiles nothing anew.
 
     Attributes:
       temperature: f32[]; 0 takes the likeliest token.
@@ -52,6 +52,7 @@ class Settings:
       min_p: f32[], of these only the ones at least this times as likely as the likeliest; 0 for
         all. The order and the treatment of ties (kept) are those of transformers' generate.
       first_answer_only: bool[], candidates behind the first that ended in an answer are stopped.
+      steps: i32[2], of a chunk: so many, or more, up to the second, while no slot is without work.
     """
 
     temperature: jax.Array
@@ -59,16 +60,18 @@ class Settings:
     top_p: jax.Array
     min_p: jax.Array
     first_answer_only: jax.Array
+    steps: jax.Array
 
     @classmethod
-    def of(cls, config) -> 'Settings':
-        """Returns the settings of a `search.Config`."""
+    def of(cls, config, steps: tuple[int, int] = (1, 1)) -> 'Settings':
+        """Returns the settings of a `search.Config`, for chunks of so many steps."""
         return cls(
             np.float32(config.temperature),
             np.int32(config.top_k),
             np.float32(config.top_p),
             np.float32(config.min_p),
             np.bool_(config.first_answer_only),
+            np.array(steps, np.int32),
         )
 
 

@@ -1,4 +1,4 @@
-"""The KV cache manager on lists of tokens: after any walk a path holds what its nodes say."""
+"""The ledger on lists of tokens: after any walk a path holds what its nodes say."""
 
 import dataclasses
 import random
@@ -6,7 +6,7 @@ import random
 import numpy as np
 import pytest
 
-from rstar_jax.search.engine.kv_cache import CacheManager
+from rstar_jax.search.engine.ledger import Ledger
 
 DEVICES, WIDTH, CANDIDATES = 2, 3, 4
 NOTHING = -1
@@ -22,10 +22,10 @@ class Node:
 
 
 class Machine:
-    """The devices' memory, a token a position, and what the manager's queues do to it."""
+    """The devices' memory, a token a position, and what the ledger's queues do to it."""
 
-    def __init__(self, manager, room):
-        self.manager = manager
+    def __init__(self, ledger, room):
+        self.ledger = ledger
         self.paths = [[NOTHING] * 400 for _ in range(DEVICES * WIDTH)]
         self.kept = [[NOTHING] * room for _ in range(DEVICES * WIDTH)]
         self.cells = [[] for _ in range(DEVICES * WIDTH * CANDIDATES)]
@@ -34,32 +34,32 @@ class Machine:
     def run(self):
         """All copies, then all that is to be computed, in small pieces; until nothing is left."""
         done = self._turn()
-        while self.manager.segments or self.manager._following:
+        while self.ledger.segments or self.ledger._following:
             done |= self._turn()
         return done
 
     def _turn(self):
-        manager = self.manager
-        manager.release()
-        self.copied += len(manager.repeated)
+        ledger = self.ledger
+        ledger.release()
+        self.copied += len(ledger.repeated)
         for queue, source, target in (
-            (manager.born, self.cells, self.kept),
-            (manager.left, self.paths, self.kept),
-            (manager.repeated, self.paths, self.paths),
-            (manager.recalled, self.kept, self.paths),
+            (ledger.born, self.cells, self.kept),
+            (ledger.left, self.paths, self.kept),
+            (ledger.repeated, self.paths, self.paths),
+            (ledger.recalled, self.kept, self.paths),
         ):
-            for packed in manager.packed(queue):
+            for packed in ledger.packed(queue):
                 for device, place, at, offset, start, count in self._entries(packed):
                     row = device * WIDTH + place
                     at += device * len(source) // DEVICES
                     target[row][offset : offset + count] = source[at][start : start + count]
-        for packed in manager.packed(manager.appends):
+        for packed in ledger.packed(ledger.appends):
             for device, place, cell, start, count in self._entries(packed):
                 tokens = self.cells[device * WIDTH * CANDIDATES + cell][:count]
                 self.paths[device * WIDTH + place][start : start + count] = tokens
         done = set()
-        while manager.segments:
-            batch, finished = manager.take(((2, 4), (1, 4)), cut=manager._prompts)
+        while ledger.segments:
+            batch, finished = ledger.take(((2, 4), (1, 4)), cut=ledger._prompts)
             rows, length = len(batch.trees) // DEVICES, batch.tokens.shape[1]
             assert (rows, length) in ((2, 4), (1, 4))
             for entry, (tree, count) in enumerate(zip(batch.trees, batch.counts)):
@@ -102,8 +102,8 @@ def to_root(nodes, node):
 def test_random_walks(keeps, shared, prompts):
     """Of few prompts; now and then one that does not begin as all others."""
     rng = random.Random(keeps + shared)
-    manager = CacheManager(DEVICES, WIDTH, CANDIDATES, keeps, lambda node: node.in_cell, prompts)
-    machine = Machine(manager, keeps)
+    ledger = Ledger(DEVICES, WIDTH, CANDIDATES, keeps, lambda node: node.in_cell, prompts)
+    machine = Machine(ledger, keeps)
     asked = [[rng.randrange(1000) for _ in range(shared + rng.randint(1, 20))] for _ in range(5)]
     trees, computed, again, front = {}, 0, 0, {}
     for _ in range(400):
@@ -112,7 +112,7 @@ def test_random_walks(keeps, shared, prompts):
             if row not in trees or rng.random() < 0.05:
                 trees[row] = [Node(-1, rng.choice(asked), -1, 0)], [0], {0}
                 front[row] = shared if rng.random() < 0.8 else 0
-                manager.start(row, front[row])
+                ledger.start(row, front[row])
                 path = [0]
             else:
                 nodes, path, visited = trees[row]
@@ -131,11 +131,11 @@ def test_random_walks(keeps, shared, prompts):
                 again += sum(len(nodes[i].tokens) for i in path if i in visited)
                 trees[row] = nodes, path, visited | set(path)
             nodes, path, _ = trees[row]
-            count = manager.walk(row, nodes, path)
+            count = ledger.walk(row, nodes, path)
             computed += count
-            assert manager.waits(row) == (count > 0)
-            assert manager.length(row) == sum(len(nodes[i].tokens) for i in path) - front[row]
-        waiting = {row for row in trees if manager.waits(row)}
+            assert ledger.waits(row) == (count > 0)
+            assert ledger.length(row) == sum(len(nodes[i].tokens) for i in path) - front[row]
+        waiting = {row for row in trees if ledger.waits(row)}
         assert machine.run() == waiting
         for row, (nodes, path, _) in trees.items():
             tokens = [token for i in path for token in nodes[i].tokens][front[row] :]
@@ -145,64 +145,64 @@ def test_random_walks(keeps, shared, prompts):
 
 def test_a_prompt_of_another_tree_is_computed_once():
     """But for its last token; on another device as a whole."""
-    manager = CacheManager(2, 2, 2, 0, lambda node: node.in_cell)
+    ledger = Ledger(2, 2, 2, 0, lambda node: node.in_cell)
     nodes = [Node(-1, [1, 2, 3, 4], -1, 0)]
 
     def begin(row):
-        manager.start(row)
-        return manager.walk(row, nodes, [0])
+        ledger.start(row)
+        return ledger.walk(row, nodes, [0])
 
     assert [begin(row) for row in (0, 1, 2)] == [4, 1, 4]
-    assert manager.waits(1) and manager.repeated == []
-    manager.release()
-    assert manager.repeated == []  # it is not there yet
-    while manager.segments:
-        manager.take(((2, 4), (1, 4)))
-    manager.release()
-    assert manager.repeated == [(1, 0, 0, 0, 4)]
-    assert [segment.tokens for segment in manager.segments] == [[4]]
-    manager.take(((2, 4), (1, 4)))
-    assert not manager.waits(1)
-    assert begin(1) == 1 and manager.repeated == [(1, 0, 0, 0, 4)]  # it lies in the row itself
-    manager.repeated.clear()
-    assert begin(1) == 1 and manager.repeated == [
+    assert ledger.waits(1) and ledger.repeated == []
+    ledger.release()
+    assert ledger.repeated == []  # it is not there yet
+    while ledger.segments:
+        ledger.take(((2, 4), (1, 4)))
+    ledger.release()
+    assert ledger.repeated == [(1, 0, 0, 0, 4)]
+    assert [segment.tokens for segment in ledger.segments] == [[4]]
+    ledger.take(((2, 4), (1, 4)))
+    assert not ledger.waits(1)
+    assert begin(1) == 1 and ledger.repeated == [(1, 0, 0, 0, 4)]  # it lies in the row itself
+    ledger.repeated.clear()
+    assert begin(1) == 1 and ledger.repeated == [
         (1, 0, 0, 0, 4)
     ]  # while its last token is computed
 
 
 def test_the_tree_that_was_to_compute_a_prompt_ends_before():
-    manager = CacheManager(1, 2, 2, 0, lambda node: node.in_cell)
+    ledger = Ledger(1, 2, 2, 0, lambda node: node.in_cell)
     nodes = [Node(-1, [1, 2, 3, 4], -1, 0)]
     for row in (0, 1):
-        manager.start(row)
-        manager.walk(row, nodes, [0])
-    manager.segments.clear()
-    manager.start(0)
-    manager.release()
-    assert manager.waits(1)
-    assert [(s.row, s.start, s.tokens) for s in manager.segments] == [(1, 0, [1, 2, 3, 4])]
+        ledger.start(row)
+        ledger.walk(row, nodes, [0])
+    ledger.segments.clear()
+    ledger.start(0)
+    ledger.release()
+    assert ledger.waits(1)
+    assert [(s.row, s.start, s.tokens) for s in ledger.segments] == [(1, 0, [1, 2, 3, 4])]
 
 
 def test_what_is_kept_is_not_computed_again():
     """A walk to a sibling, and back: the last token alone, whatever has been left."""
-    manager = CacheManager(1, 1, 2, 100, lambda node: node.in_cell)
+    ledger = Ledger(1, 1, 2, 100, lambda node: node.in_cell)
     nodes = [Node(-1, [1, 2, 3], -1, 0)]
-    assert manager.walk(0, nodes, [0]) == 3
+    assert ledger.walk(0, nodes, [0]) == 3
     nodes += [Node(0, [4, 5, 6, 7], 0, 2), Node(0, [8, 9], 1, 2)]
-    assert manager.walk(0, nodes, [0, 1]) == 2  # two of four were in the cell
+    assert ledger.walk(0, nodes, [0, 1]) == 2  # two of four were in the cell
     nodes += [Node(1, [10], 0, 1), Node(1, [11], 1, 1)]
-    assert manager.walk(0, nodes, [0, 2]) == 1
+    assert ledger.walk(0, nodes, [0, 2]) == 1
     nodes += [Node(2, [12], 0, 1)]
-    assert manager.walk(0, nodes, [0, 1, 3]) == 1
-    nothing = CacheManager(1, 1, 2, 0, lambda node: node.in_cell)
+    assert ledger.walk(0, nodes, [0, 1, 3]) == 1
+    nothing = Ledger(1, 1, 2, 0, lambda node: node.in_cell)
     nothing.walk(0, nodes, [0, 2])
     assert nothing.walk(0, nodes, [0, 1, 3]) == 5
 
 
 def test_a_full_store_keeps_no_more():
-    manager = CacheManager(1, 1, 4, 5, lambda node: node.in_cell)
+    ledger = Ledger(1, 1, 4, 5, lambda node: node.in_cell)
     nodes = [Node(-1, [1], -1, 0)]
-    manager.walk(0, nodes, [0])
+    ledger.walk(0, nodes, [0])
     nodes += [Node(0, [2, 3, 4], 0, 3), Node(0, [5, 6, 7], 1, 3), Node(0, [8, 9], 2, 2)]
-    manager.walk(0, nodes, [0, 1])
-    assert [(offset, count) for *_, offset, _, count in manager.born] == [(0, 3), (3, 2)]
+    ledger.walk(0, nodes, [0, 1])
+    assert [(offset, count) for *_, offset, _, count in ledger.born] == [(0, 3), (3, 2)]

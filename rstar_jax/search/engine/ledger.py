@@ -1,4 +1,4 @@
-"""The KV cache manager: which tokens of which tree lie where, for one model. It touches no array.
+"""The ledger: which tokens of which tree lie where, for one model. It touches no array.
 
     walk(row, ...)   the tree goes on to another node. What its path lacks is brought in:
         the step just born      -> appended, from its cell
@@ -52,8 +52,8 @@ class _Row:
     segments: int = 0
 
 
-class CacheManager:
-    """The KV cache manager of one model, for all rows of a host. Rows are trees in flight.
+class Ledger:
+    """The ledger of one model, for all rows of a host. Rows are trees in flight.
 
     Attributes:
       born, left, repeated, recalled: copies from cells and from paths to what is kept, of prompts

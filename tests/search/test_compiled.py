@@ -12,10 +12,10 @@ import pytest
 
 from rstar_jax import parallel, search
 from rstar_jax.data.problem import Problem
-from rstar_jax.parallel import compiled
-from rstar_jax.search.engine import choice, compiler
-from rstar_jax.search.engine import sizes as slot_sizes
-from rstar_jax.search.engine.compiler import Compiler, Size
+from rstar_jax.parallel import compiled as programs
+from rstar_jax.search.engine import compiled
+from rstar_jax.search.engine import sizes as sizes_lib
+from rstar_jax.search.engine.compiled import Compiled, Size
 from tests.search import favoured, test_engine
 
 CONFIG = dataclasses.replace(test_engine.CONFIG, slots=6)
@@ -30,7 +30,7 @@ HEARD = '/jax/core/compile/backend_compile_duration'
 def _sizes_of_few_slots():
     """So that searches of a few slots go through several sizes."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(slot_sizes, 'FEWEST_SLOTS', 1)
+        patch.setattr(sizes_lib, 'FEWEST_SLOTS', 1)
         yield
 
 
@@ -69,7 +69,7 @@ def end(made):
 
 
 def test_a_better_size_is_used_when_it_is_there(sizes):
-    made = Compiler()
+    made = Compiled()
     small, middle, large = sizes
     assert choose(made, sizes) == 2  # nothing is compiled: the call itself will
     assert not made.coming
@@ -90,7 +90,7 @@ def test_a_better_size_is_used_when_it_is_there(sizes):
 
 
 def test_the_last_trees_wait_for_no_size_that_serves_them_all(sizes):
-    made = Compiler()
+    made = Compiled()
     assert made.choose(sizes, 0.0, arguments, 1) == 1
     made.called(sizes[2], 10.0)
     assert made.choose(sizes, 0.0, arguments, 1) == 2  # but use it where it is compiled
@@ -99,79 +99,38 @@ def test_the_last_trees_wait_for_no_size_that_serves_them_all(sizes):
 @pytest.fixture
 def policy():
     """What of a policy says how long its paths are."""
-    return types.SimpleNamespace(needed=150)
+    return types.SimpleNamespace(config=None, mixed=False, needed=150)
 
 
 @pytest.fixture
 def made(monkeypatch, policy):
-    """The choice of a search of six trees of two candidates, eight slots, begun at 0 seconds."""
-    monkeypatch.setattr(slot_sizes, 'block_sizes', lambda mesh, paths, room: [2, 4, 8, 12, None])
-    monkeypatch.setattr(
-        choice.Choice,
-        '_size',
-        lambda _, slots, held, room: Size(held, slots, room, 0, 10 + slots + (held or 16)),
-    )
-    monkeypatch.setattr(slot_sizes, 'FEWEST_SLOTS', 2)
-    monkeypatch.setattr(choice.time, 'monotonic', lambda: 0.0)
+    """The sizes of a search of six trees of two candidates and eight slots."""
+    monkeypatch.setattr(sizes_lib, 'FEWEST_SLOTS', 2)
+    monkeypatch.setattr(compiled, 'COMPILED', Compiled())
     config = search.Config(candidates=2, path_tokens=1000)
-    plan = types.SimpleNamespace(slots=8, trees=6)
+    plan = types.SimpleNamespace(slots=8, trees=6, rows=0)
     path = types.SimpleNamespace(length=(), hidden=())
-    return choice.Choice(config, None, plan, policy, (path, (), None, None, None))
+    mesh = parallel.local_mesh(devices=jax.devices()[:1])
+    return compiled.ChunkSizes(config, mesh, plan, policy, (path, (), None, None))
 
 
-@pytest.mark.parametrize(
-    ('left', 'least'),
-    [(math.inf, (8, 12)), (4, (8, 8)), (2, (4, 4)), (1, (2, 2)), (0, (2, 2))],
-)
-def test_what_the_trees_that_are_left_may_need_is_enough(made, left, least):
-    possible = made._enough(made._room, *made._most(left))  # 2 blocks a tree
-    assert (possible[0].slots, possible[0].step) == least
-    assert {size.room for size in possible} == {512}
+@pytest.mark.parametrize(('left', 'cells'), [(math.inf, 8), (4, 8), (2, 4), (1, 2), (0, 0)])
+def test_what_the_trees_that_are_left_may_need_is_enough(made, left, cells):
+    assert made.most(left) == (cells, 2 * min(left, 6))  # 2 blocks a tree
+    possible = made.enough(*made.most(left))
+    assert possible[0].slots == max(2, cells) and {size.room for size in possible} == {512}
+    assert [size.cost for size in possible] == sorted(size.cost for size in possible)
 
 
 def test_longer_paths_need_more_blocks_and_only_long_ones_more_room(made, policy):
     wanted = []
     for policy.needed in (150, 300, 500, 900, 2000):
-        first = made._enough(made._room, *made._most(2))[0]
-        wanted.append((first.step, first.room))
-    assert wanted == [(4, 512), (8, 512), (12, 1024), (None, 1024), (None, 4096)]
-
-
-def test_what_the_last_trees_of_a_long_search_need_is_compiled_before(made, policy, monkeypatch):
-    compiling, asked, rooms = Compiler(), [], []
-
-    def expect(sizes, _):
-        asked.append({(size.slots, size.step) for size in sizes})
-        rooms.append({size.room for size in sizes})
-
-    monkeypatch.setattr(compiler, 'COMPILER', compiling)
-    monkeypatch.setattr(compiling, 'expect', expect)
-    monkeypatch.setattr(choice.time, 'monotonic', lambda: 100.0)
-    compiling.seconds = 19.0
-    now = made._size(8, 12, 512)
-    made._look_ahead(now, 8, 4, math.inf, None)
-    enough = {(8, 4), (8, 8), (8, 12), (8, None)}
-    assert asked == [enough]  # trees will follow
-    asked.clear()
-    made._look_ahead(now, 8, 4, 3, None)
-    assert asked == [enough, {(4, 4)}]  # the next that takes seven tenths of the time at most
-    asked.clear()
-    made._look_ahead(now, 8, 11, 3, None)
-    assert asked == [{(8, 12), (8, None)}, {(2, 4), (4, 4), (2, 8)}]  # paths as long as these
-    asked.clear()
-    compiling.seconds = 21.0
-    made._look_ahead(now, 8, 4, 3, None)
-    assert asked == [enough]  # it has not taken long
-    asked.clear()
-    rooms.clear()
-    policy.needed = 400  # of 512
-    made._look_ahead(now, 8, 4, 3, None)
-    assert asked == [enough, {(8, 12), (8, None)}]  # three trees of 464
-    assert rooms == [{512}, {1024}]
+        wanted.append((made.most(2)[1], made.enough(*made.most(2))[0].room))
+    assert wanted == [(4, 512), (6, 512), (10, 1024), (16, 1032), (34, 4096)]
 
 
 def test_what_is_expected_is_waited_for(sizes):
-    made = Compiler()
+    made = Compiled()
     made.expect(sizes[::-1], arguments)
     assert made.coming[0] == sizes[-1]
     before, found = parallel.compile_seconds(), []
@@ -189,7 +148,7 @@ def test_what_is_expected_is_waited_for(sizes):
 
 
 def test_nothing_waits_for_what_another_search_has_left(sizes):
-    made = Compiler()
+    made = Compiled()
     small, _, large = sizes
     made.expect([small], arguments)
     made.expect([large], arguments)
@@ -200,7 +159,7 @@ def test_nothing_waits_for_what_another_search_has_left(sizes):
 
 
 def test_a_size_that_cannot_be_compiled_ends_no_search(sizes, capsys):
-    made = Compiler()
+    made = Compiled()
     small, _, large = sizes
     made.called(large, 0.0)
     small.step.compile = lambda: 1 / 0
@@ -215,12 +174,12 @@ def test_a_size_that_cannot_be_compiled_ends_no_search(sizes, capsys):
 def test_a_search_finds_what_was_compiled_beside_it(monkeypatch, tensor):
     """The same trees, and `decode` is compiled in the other thread alone, once for each size."""
     policy, mesh = favoured.policy(), parallel.local_mesh(tensor, jax.devices()[: 2 * tensor])
-    made, threads = Compiler(), collections.Counter()
-    monkeypatch.setattr(compiler, 'COMPILER', made)
+    made, threads = Compiled(), collections.Counter()
+    monkeypatch.setattr(compiled, 'COMPILED', made)
 
     def heard(event, seconds, *, fun_name='', **_):
         if event == HEARD and 'decode' in fun_name:
-            threads[compiled.waited_for()] += 1
+            threads[programs.waited_for()] += 1
 
     def grow(**settings):
         config = dataclasses.replace(CONFIG, **settings)
@@ -236,17 +195,17 @@ def test_a_search_finds_what_was_compiled_beside_it(monkeypatch, tensor):
 
     jax.monitoring.register_event_duration_secs_listener(heard)
     try:
-        monkeypatch.setattr(compiler, 'WORTH', 1e9)
+        monkeypatch.setattr(compiled, 'WORTH', 1e9)
         first = grow()
         assert len(made.ready) == 1 and threads == {False: 1}
-        monkeypatch.setattr(compiler, 'WORTH', 0)
+        monkeypatch.setattr(compiled, 'WORTH', 0)
         for _ in range(2):
             assert grow() == first
             made.wait()
         known = len(made.ready)
         assert known > 1 and threads == {False: known}
         # What is forgotten is not taken for compiled.
-        compiled.forget_programs()
+        programs.forget_programs()
         assert grow() == first
         made.wait()
     finally:

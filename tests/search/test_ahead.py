@@ -1,7 +1,6 @@
 """While there is plenty of work, devices have a chunk while the host looks at the one before."""
 
 import dataclasses
-import itertools
 import time
 
 import jax
@@ -10,7 +9,7 @@ import pytest
 from rstar_jax import parallel, search
 from rstar_jax.data.problem import Problem
 from rstar_jax.models import tiny
-from rstar_jax.search.engine import Engine, local
+from rstar_jax.search.engine import Engine
 from rstar_jax.search.nodes import HostTree, Node
 from tests.search import test_engine
 
@@ -33,7 +32,6 @@ def events(monkeypatch):
             return collect(self, running)
         found.append(('waited for', running[0]))
         steps = collect(self, running)
-        found.append(('looked at', running[0]))
         time.sleep(0.05)
         return steps
 
@@ -65,22 +63,6 @@ def test_the_devices_do_not_wait_for_a_slow_host(events, monkeypatch):
     """The next chunk is there before the host waits for one."""
     for number in searched(events, monkeypatch):
         assert events.index(('sent', number)) < events.index(('waited for', number - 1))
-
-
-def test_a_chunk_whose_call_takes_as_long_as_the_chunk_runs_beside_the_host(events, monkeypatch):
-    """As on GPUs: the host is at work on a chunk while the next one is under way."""
-    send, numbers = local._decoded, itertools.count(1)
-
-    def slow(*arguments):
-        made = send(*arguments)
-        jax.block_until_ready(made.stats)
-        time.sleep(0.05)
-        events.append(('ended', next(numbers)))
-        return made
-
-    monkeypatch.setattr(local, '_decoded', slow)
-    for number in searched(events, monkeypatch):
-        assert events.index(('looked at', number - 1)) < events.index(('ended', number))
 
 
 def test_few_known_tokens_wait_for_others_where_slots_have_plenty_of_work():

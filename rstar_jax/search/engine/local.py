@@ -73,6 +73,12 @@ def _decoded(size: Size, arguments: tuple, look: Any) -> _Decoded:
     return _Decoded((cells, slots), look(cells), stats, sent)
 
 
+def _stops(policy: models.Policy, texts: list[bytes], prompt: str) -> state.Stops:
+    table = steps.mark_table(texts, steps.stops(prompt), steps.eos_ids(policy.tokenizer))
+    vocab = np.int32(min(policy.config.vocab_size, tokenizer.rows(policy.tokenizer)))
+    return state.Stops(table.next, table.kind, vocab)
+
+
 class Engine(Expander):
     """Drives policy and PPM on this host's devices."""
 
@@ -91,19 +97,17 @@ class Engine(Expander):
         """
         if ppm is not None and len(ppm.tokenizer) != len(policy.tokenizer):
             raise UserError(
-                f'policy and PPM have different tokenizers ({len(policy.tokenizer)} and '
-                f'{len(ppm.tokenizer)} tokens): use a PPM that was trained from this policy'
+                'ppm',
+                expected=f"its tokenizer has {len(ppm.tokenizer)} tokens, the policy's "
+                f'{len(policy.tokenizer)}',
+                remedy='use a PPM that was trained from this policy',
             )
         self.config, self.mesh = config, mesh
         self.marked = steps.marks_are_tokens(policy.tokenizer)
         self.continuing = tokenizer.continuing(policy.tokenizer)
         self.devices = mesh.shape['data']
         self.texts = steps.token_bytes(policy.tokenizer, policy.config.vocab_size)
-        table = steps.mark_table(
-            self.texts, steps.stops(config.prompt), steps.eos_ids(policy.tokenizer)
-        )
-        vocab = np.int32(min(policy.config.vocab_size, tokenizer.rows(policy.tokenizer)))
-        self.stops = devices.everywhere(mesh, state.Stops(table.next, table.kind, vocab))
+        self.stops = devices.everywhere(mesh, _stops(policy, self.texts, config.prompt))
         self.policy = Model(
             'policy', mesh, config, policy.config, policy.params, config.step_tokens
         )

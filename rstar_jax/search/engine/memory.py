@@ -140,15 +140,7 @@ def plan(
     trees = nothing.largest(wanted, begun)
     fixed = config.trees_in_flight or config.one_size  # what is searched at once, whatever is free
     if trees < 1 or (fixed and trees < wanted):
-        least = wanted if fixed else 1
-        need = dataclasses.replace(nothing, **begun(least)).most
-        fewer = f'set --config.search.trees_in_flight={trees}, ' if trees > 0 else ''
-        raise UserError(
-            f'search: {least} trees in flight need {need / MARGIN / GIB:.2f} GiB beside the '
-            f'weights, and {nothing.free / GIB:.2f} GiB are free on a device: {fewer}lower '
-            '--config.search.path_tokens, step_tokens or candidates, or raise '
-            '--config.search.tensor to share the model among devices'
-        )
+        raise _no_room(nothing, config, begun(wanted if fixed else 1), trees)
     cells = trees * n
     used = cells if config.slots else kind.kept_busy(cells, n)
     chosen = dataclasses.replace(nothing, trees=trees)
@@ -162,12 +154,29 @@ def plan(
     return dataclasses.replace(chosen, kept=max(0, min(_worth_keeping(config), fitting)))
 
 
+def _no_room(nothing: Plan, config, needed: dict[str, int], fitting: int) -> UserError:
+    """Of plans for so many trees as are `needed` at least, where some, or none, would fit."""
+    need = dataclasses.replace(nothing, **needed).most / MARGIN / GIB
+    expected = (
+        f'{needed["trees"]} trees in flight need {need:.2f} GiB beside the weights, and '
+        f'{nothing.free / GIB:.2f} GiB are free on a device'
+    )
+    remedy = (
+        'lower path_tokens, step_tokens or candidates, or raise tensor to share the model among '
+        'devices'
+    )
+    if fitting:
+        return UserError('trees_in_flight', needed['trees'], expected, f'{fitting} fit; {remedy}')
+    return UserError('path_tokens', config.path_tokens, expected, remedy)
+
+
 def _nothing(config, networks: list[Network], mesh, free: int | None) -> Plan:
     """What each tree, slot and call takes, of which there are none yet."""
     if free is None and not device_bytes(mesh):
         raise UserError(
-            'search: the devices do not tell how much memory they have, as with '
-            'XLA_PYTHON_CLIENT_ALLOCATOR=platform: unset that'
+            '$XLA_PYTHON_CLIENT_ALLOCATOR',
+            expected='with `platform`, the devices do not tell how much memory they have',
+            remedy='unset it',
         )
     policy = networks[0]  # the only one that decodes
     tree = bytes_on_a_device(devices.shapes(mesh, init, 1, config.nodes))

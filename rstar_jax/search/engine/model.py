@@ -17,7 +17,7 @@ from rstar_jax import models
 from rstar_jax.models import rope, sharding
 from rstar_jax.search.config import Config
 from rstar_jax.search.engine import devices, memory, programs, sizes, state
-from rstar_jax.search.engine.batch import Batch, Shape, fits, quickest
+from rstar_jax.search.engine.batch import Batch, fits
 from rstar_jax.search.engine.ledger import Ledger
 from rstar_jax.search.expander import Request, Scores
 from rstar_jax.search.nodes import HostTree, Node
@@ -201,9 +201,11 @@ class Scorer(Model):
             queues[request[0] // self.width].append(request)
         settings = {'config': self.config, 'squash': self.squash, 'mixed': self.mixed}
         score = programs.SCORE(self.mesh, **settings)
+        one_size = self.settings.one_size
+        least = self.settings.step_tokens + sizes.OUTPUT_TOKENS if one_size else 0
         found: Scores = []
         while any(queues):
-            shape = self._shape(queues)
+            shape = sizes.of(self.mesh).whole_call(list(map(_lengths, queues)), least)
             batch = Batch(count, shape, self.width)
             # A step's score is that of its last row.
             trees = np.full_like(batch.known.trees, self.width)
@@ -221,17 +223,6 @@ class Scorer(Model):
             self.cells, values = score(self.params, self.prefix, self.path, self.cells, known)
             found.append((values, trees, numbers))
         return found
-
-    def _shape(self, queues: list[list[Request]]) -> Shape:
-        """Of the next call, which takes the longest step whole; queues have it first."""
-        lengths = [_lengths(queue) for queue in queues]
-        longest = max(max(of, default=0) for of in lengths)
-        if self.settings.one_size:
-            longest = max(longest, self.settings.step_tokens + sizes.OUTPUT_TOKENS)
-        kind = sizes.of(self.mesh)
-        shapes = kind.call_shapes(longest)
-        roomy = [(rows, length) for rows, length in shapes if rows * length >= longest]
-        return quickest(lengths, roomy, kind.besides)
 
 
 def _lengths(queue: list[Request]) -> list[int]:

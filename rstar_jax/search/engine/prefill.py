@@ -45,7 +45,6 @@ def forward(
 
     def attend(q, k, v, cache, window=None):
         prefix_kv, (path_k, path_v) = cache
-        prefix_kv = [decoders.of_bits(x) for x in prefix_kv]
         k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)
 
         def to_path(queries, trees, bias):
@@ -53,18 +52,16 @@ def forward(
             return two_part.attend(queries, *path_kv, bias)
 
         def attended(queries, trees, segment, path_bias, own_bias, prefix_bias):
-            of_path = queries, trees, path_bias
             by_row = parallel.platform() in PATHS_BY_ROW
-            own_kv = [
-                x[segment].swapaxes(1, 2).reshape(len(trees), x.shape[1], -1, x.shape[3])
-                for x in (k, v)
-            ]
+            read = functools.partial(_row_by_row, to_path) if by_row else to_path
+            own_kv = (_in_one(x, segment) for x in (k, v))
             parts = [
-                _row_by_row(to_path, *of_path) if by_row else to_path(*of_path),
+                read(queries, trees, path_bias),
                 two_part.attend(queries, *own_kv, own_bias),
             ]
             if shared:
-                parts.append(two_part.attend_shared(queries, *prefix_kv, prefix_bias))
+                shared_kv = map(decoders.of_bits, prefix_kv)
+                parts.append(two_part.attend_shared(queries, *shared_kv, prefix_bias))
             return two_part.merge(*parts).astype(q.dtype)
 
         def of_place(queries, trees, segment, *place):
@@ -100,6 +97,11 @@ def _biases(config, lengths: tuple[int, int, int], mixed: bool, window, starts, 
     present = before[:, 0] > 0 if mixed else None
     to_prefix = two_part.prefix_bias(shared, group, positions, window, present)
     return two_part.bias(path_mask[:, None]), two_part.bias(own_mask[:, None]), to_prefix
+
+
+def _in_one(x: jax.Array, segment: jax.Array) -> jax.Array:
+    """Keys or values [R,K,T,d], those of the rows of i32[Q,R] one after another: [Q,K,R*T,d]."""
+    return x[segment].swapaxes(1, 2).reshape(len(segment), x.shape[1], -1, x.shape[3])
 
 
 def _row_by_row(f, *rows):

@@ -111,6 +111,16 @@ class Kind:
             return [(LONG_ROWS, (1 << (longest - 1).bit_length()) // LONG_ROWS)]
         return [(rows, ROW) for rows in (self.call // ROW, *self.few)]
 
+    def whole_call(self, waiting: list[list[int]], least: int = 0) -> batch.Shape:
+        """The next call for segments of which each is computed in one piece.
+
+        waiting: their lengths, of each device, the longest first. least: tokens that the longest
+        counts as.
+        """
+        longest = max(least, *(max(lengths, default=0) for lengths in waiting))
+        roomy = [x for x in self.call_shapes(longest) if math.prod(x) >= longest]
+        return batch.quickest(waiting, roomy, self.besides)
+
     def largest_call(self, step_tokens: int, scored: bool) -> batch.Shape:
         """Of the calls that compute known tokens; `scored`: whether steps are scored.
 

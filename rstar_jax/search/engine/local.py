@@ -29,13 +29,13 @@ from rstar_jax.search.config import Config
 from rstar_jax.search.engine import (
     compiled,
     devices,
-    drafts,
     memory,
     programs,
     sampling,
     sizes,
     state,
 )
+from rstar_jax.search.engine.board import Board
 from rstar_jax.search.engine.compiled import ChunkSizes, Size
 from rstar_jax.search.engine.layers import BLOCK
 from rstar_jax.search.engine.model import Model, Scorer
@@ -124,24 +124,17 @@ class Engine(Expander):
         per_device = self.width * config.candidates
         self.cells = self.policy.made(state.empty_cells, per_device, config.step_tokens)
         self.slots = self.policy.made(state.empty_slots, slots, config.step_tokens)
-        cells = self.rows * config.candidates
-        self.known = np.zeros(cells, np.uint8)  # the cells' states, when they were last seen
-        self.since = np.zeros(cells, np.int64)  # the first chunk that each is opened for
+        self.board = Board(self.devices, self.width, config.candidates)
         self.chunks = 0
         # Sends chunks off. On GPUs that takes as long as the chunk: XLA has the host decide there
         # whether a loop goes on.
         self.sender = futures.ThreadPoolExecutor(1, 'decode')
         self.sending: futures.Future[_Decoded] | None = None
-        self.opened = np.zeros(cells, bool)
-        self.keys = np.zeros((cells, 2), np.uint32)
-        # Trees with few first: the last trees shall end together, not one by one.
-        self.expansions = np.zeros(self.rows, np.int32)
         self.opening: dict[int, HostTree] = {}  # row -> the tree whose cells are opened next
-        self.latest = np.full((self.rows, state.LATEST), drafts.NONE, np.int32)
         longest = config.chunk * sizes.of(mesh).longer
         self.settings = sampling.Settings.of(config, (config.chunk, longest))
         self._share(template)
-        self.sizes = ChunkSizes(config, mesh, self.plan, self.policy, self._arguments())
+        self.chunk_sizes = ChunkSizes(config, mesh, self.plan, self.policy, self._arguments())
 
     def _share(self, template: list[list[int]]) -> None:
         """Computes what all prompts begin with, once, where that is long enough to matter."""
@@ -160,10 +153,10 @@ class Engine(Expander):
     @property
     def plenty(self) -> bool:
         """Whether slots whose steps end in the chunk under way find others that are waiting."""
-        return self._wanted() >= AHEAD * self.plan.slots
+        return self.board.wanted >= AHEAD * self.plan.slots
 
     def start(self, row: int, tree: HostTree) -> None:
-        self.expansions[row] = 0
+        self.board.expansions[row] = 0
         for model in self.models:
             model.start(row, tree)
 
@@ -182,23 +175,17 @@ class Engine(Expander):
         if self.ppm is not None:
             self.ppm.copy_steps()
         if not self.chunks:  # the prompts are computed meanwhile
-            self.sizes.expect(self.left, self._arguments())
+            self.chunk_sizes.expect(self.left, self._arguments())
         self._prefill()
-        if self.opened.any():
-            # Copies, as the device may read the host's arrays later than this line.
-            turn = np.repeat(self.expansions, self.config.candidates)
-            opened = [self.opened.copy(), self.keys.copy(), turn]
-            open_cells = programs.OPEN(self.mesh)
-            self.cells = open_cells(self.cells, *devices.split(self.mesh, opened))
-            latest = devices.split(self.mesh, self.latest.copy())
+        if self.board.opened.any():
+            opened, latest = devices.split(self.mesh, self.board.take_opened(self.chunks + 1))
+            self.cells = programs.OPEN(self.mesh)(self.cells, *opened)
             self.policy.path = self.policy.path.replace(latest=latest)
-            self.known[self.opened] = state.PENDING
-            self.since[self.opened] = self.chunks + 1
-            self.opened[:] = False
-        need = int(self._busy().reshape(self.devices, -1).sum(axis=1).max())
-        if not need:
+        if not self.board.needed:
             return None
-        size, way = self.sizes.fit(need, self._blocks(), self.left, self._arguments())
+        size, way = self.chunk_sizes.fit(
+            self.board.needed, self._blocks(), self.left, self._arguments()
+        )
         for slots in way:
             self._resize(slots)
         look = programs.LOOK(self.mesh)
@@ -222,9 +209,8 @@ class Engine(Expander):
         self.counters['slot_steps'] += int((stats[:, 0] * slots).sum())
         self.counters['live_slot_steps'] += int(stats[:, 1].sum())
         self.counters['policy_computed'] += int(stats[:, 2].sum())
-        here, ended = self.since <= chunk, []  # others are opened for a later chunk
-        over = here & (seen >= state.DONE) & (self.known < state.DONE)
-        for cell in np.nonzero(over)[0].tolist():
+        ended = []
+        for cell in self.board.ended(chunk, seen):
             row, candidate = divmod(cell, self.config.candidates)
             count = int(length[cell])
             self.counters['sampled'] += count
@@ -234,7 +220,6 @@ class Engine(Expander):
             kind, total = int(end[cell]), float(likelihood[cell])
             ids = tokens[cell, : count - (kind == marks.EOS)].tolist()
             ended.append(Step(row, candidate, self.decode(ids), ids, kind, count, total))
-        self.known = np.where(here, seen, self.known)
         return ended
 
     def decode(self, tokens: list[int]) -> str:
@@ -251,17 +236,12 @@ class Engine(Expander):
         if self.sending is not None:
             decoded, self.sending = self.sending.result(), None
             (self.cells, self.slots), decoded.state = decoded.state, None
-            self.sizes.sent = decoded.sent
+            self.chunk_sizes.sent = decoded.sent
 
     def _open_if_ready(self, row: int) -> None:
         if row not in self.opening or any(model.ledger.waits(row) for model in self.models):
             return
-        tree, n = self.opening.pop(row), self.config.candidates
-        cells, place = slice(row * n, row * n + n), (*tree.seeds, tree.cursor.tag)
-        self.opened[cells] = True
-        self.keys[cells] = [sampling.key_of(*place, candidate) for candidate in range(n)]
-        self.latest[row] = drafts.latest(tree)
-        self.expansions[row] += 1
+        self.board.open(row, self.opening.pop(row))
 
     def _prefill(self) -> None:
         """Computes queued segments: until no slot is idle, then as much as the chunk decodes.
@@ -273,7 +253,7 @@ class Engine(Expander):
         enough = min(kind.besides, kind.call) * self.devices
         for model in self.models:
             computed, segments = 0, model.ledger.segments
-            while segments and (computed < most or self._wanted() < self.plan.slots):
+            while segments and (computed < most or self.board.wanted < self.plan.slots):
                 if self.plenty and sum(len(segment.tokens) for segment in segments) < enough:
                     break
                 rows, tokens = model.prefill()
@@ -295,7 +275,7 @@ class Engine(Expander):
 
     def _blocks(self) -> int:
         """Blocks that the paths take which a chunk may need, on the device with the most."""
-        busy = self._busy().reshape(self.rows, -1).any(axis=1)
+        busy = self.board.busy.reshape(self.rows, -1).any(axis=1)
         counts = [
             -(-self.policy.ledger.length(row) // BLOCK) if wanted else 0
             for row, wanted in enumerate(busy.tolist())
@@ -305,11 +285,3 @@ class Engine(Expander):
             sum(sorted(counts[at : at + self.width])[-most:])
             for at in range(0, self.rows, self.width)
         )
-
-    def _busy(self) -> np.ndarray:
-        return (self.known == state.PENDING) | (self.known == state.RUNNING)
-
-    def _wanted(self) -> int:
-        """Cells that are to be decoded, of the device with the fewest."""
-        cells = (self._busy() | self.opened).reshape(self.devices, -1).sum(axis=1)
-        return int(cells.min())

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from rstar_jax.search.engine import drafts, sampling, state
-from rstar_jax.search.host import HostTree
+from rstar_jax.search.nodes import HostTree
 
 
 class Board:

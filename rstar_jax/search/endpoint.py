@@ -69,11 +69,10 @@ class Endpoint:
         try:
             import openai
         except ImportError:
-            raise UserError(
-                f'--config.policy.path={self.url}: needs the package openai: pip install openai'
-            ) from None
+            needs = 'needs the package openai', 'pip install openai'
+            raise UserError('policy.path', self.url, *needs) from None
         if not self.model:
-            raise UserError(f'--config.policy.model=: needs the name of a model at {self.url}')
+            raise UserError('policy.model', '', f'needs the name of a model at {self.url}')
         key = os.environ.get(KEY, 'none')
         return openai.OpenAI(base_url=self.url, api_key=key, timeout=self.seconds, max_retries=0)
 
@@ -92,36 +91,34 @@ class Endpoint:
             raise self.error(ValueError(found))
         names = [str(model.get('id')) for model in models if isinstance(model, dict)]
         if self.model not in names:
-            raise UserError(
-                f'--config.policy.model={self.model}: {self.url} serves '
-                f'{", ".join(names[:5]) or "none"}'
-            )
+            serves = f'{self.url} serves {", ".join(names[:5]) or "none"}'
+            raise UserError('policy.model', self.model, serves)
 
     def error(self, error: Exception) -> UserError:
         """What is wrong, in a line, with what to do about it."""
         import openai
 
-        at = f'--config.policy.path={self.url}'
         said = _said(error)[:200]
-        if isinstance(error, openai.AuthenticationError | openai.PermissionDeniedError):
-            return UserError(f'{at}: the server refuses the key: set ${KEY} ({said})')
         if isinstance(error, openai.NotFoundError):
-            return UserError(f'--config.policy.model={self.model}: not at {self.url} ({said})')
+            return UserError('policy.model', self.model, f'not at {self.url} ({said})')
         if isinstance(error, openai.RateLimitError):
-            return UserError(f'{at}: too many requests (429): lower --config.policy.requests')
+            told = 'too many requests at once (429)', 'lower it'
+            return UserError('policy.requests', self.requests, *told)
         if isinstance(error, openai.APITimeoutError):
-            return UserError(
-                f'{at}: no answer within {self.seconds:g} s: raise --config.policy.seconds, or '
-                'lower --config.policy.requests'
+            told = f'no answer of {self.url} within {self.seconds:g} s', 'lower it'
+            return UserError('policy.requests', self.requests, *told)
+        if isinstance(error, openai.AuthenticationError | openai.PermissionDeniedError):
+            told = f'the server refuses the key ({said})', f'set ${KEY}'
+        elif isinstance(error, openai.APIConnectionError):
+            told = f'no server answers there ({said})', 'start it, or name another'
+        elif isinstance(error, ValueError):
+            told = (
+                f'does not answer as an OpenAI-compatible server does ({said})',
+                'give its address up to /v1',
             )
-        if isinstance(error, openai.APIConnectionError):
-            return UserError(f'{at}: no server answers there: start it, or name another ({said})')
-        if isinstance(error, ValueError):
-            return UserError(
-                f'{at}: does not answer as an OpenAI-compatible server does: give its address up '
-                f'to /v1 ({said})'
-            )
-        return UserError(f'{at}: the server fails: {said}')
+        else:
+            told = (f'the server fails: {said}',)
+        return UserError('policy.path', self.url, *told)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -259,18 +256,21 @@ class Remote(Expander):
         self._refused += answer.refused and not request.candidate
         if self._refused == REFUSED:
             raise UserError(
-                f'--config.policy.path={self.policy.url}: the first {REFUSED} questions are too '
-                'long for the context of the server: start it with a longer one (vLLM: '
-                '--max-model-len)'
+                'policy.path',
+                self.policy.url,
+                f'the first {REFUSED} questions are too long for the context of the server',
+                'start it with a longer one (vLLM: --max-model-len)',
             )
         if answer.kind in self._stops.values():
             self._markless = -math.inf
         self._markless += answer.kind == marks.EOS and not steps.boxed(answer.text)
         if self._markless == MARKLESS:
             raise UserError(
-                f'--config.policy.path={self.policy.url}: {MARKLESS} steps ended without a mark '
-                f'({steps.STEP_END} and others): use a server that gives stop strings back, as '
-                'vLLM and SGLang do, or a policy that writes them'
+                'policy.path',
+                self.policy.url,
+                f'{MARKLESS} steps ended without a mark ({steps.STEP_END} and others)',
+                'use a server that gives stop strings back, as vLLM and SGLang do, or a policy '
+                'that writes them',
             )
 
     # --- in the threads ---

@@ -15,6 +15,7 @@ from rstar_jax import search as engine
 from rstar_jax.job import hosts, ledger
 from rstar_jax.job.leases import dealt
 from rstar_jax.job.progress import of_search
+from rstar_jax.settings import errors
 from rstar_jax.settings.errors import UserError
 from rstar_jax.stages import checkpoints, problems, searches
 from rstar_jax.stages.round import Round
@@ -92,7 +93,8 @@ class Search(Stage):
                         snapshots=snapshots,
                     ),
                 )
-                with contextlib.closing(records):
+                names = {'problems': 'data.problems'}
+                with contextlib.closing(records), errors.of_setting('search', names):
                     for record in records:
                         store.append(record)
                 use.append(latest.get('slot_use', math.nan))

@@ -110,9 +110,11 @@ class Config:
             )
         if self.nodes > MOST_NODES:
             raise UserError(
-                f'candidates={self.candidates}: a tree of {self.nodes:,} nodes, with rollouts='
-                f'{self.rollouts} (beams: width={self.width}) and max_depth={self.max_depth}: '
-                f'lower one of them, a tree has at most {MOST_NODES:,} nodes'
+                'candidates',
+                self.candidates,
+                f'a tree of {self.nodes:,} nodes, with rollouts={self.rollouts} (beams: '
+                f'width={self.width}) and max_depth={self.max_depth}',
+                f'lower one of them, a tree has at most {MOST_NODES:,} nodes',
             )
         steps.prompt('', self.prompt)  # raises where there is no such prompt
 

@@ -28,9 +28,8 @@ def forward(
       path: whose keys and values [G,K,S,d] the segments continue.
       mixed: whether some paths have no prefix in front of them.
 
-    Returns:
-      The hidden state behind each row's last token [R,D], and per layer the rows' own keys and
-      values [R,K,T,d].
+    Returns the hidden state behind each row's last token [R,D], and per layer the rows' own keys
+    and values [R,K,T,d].
     """
     network = decoders.bind(config, params)
     rows, length = known.tokens.shape

@@ -13,6 +13,7 @@ from tokenizers import pre_tokenizers
 from rstar_jax import models, parallel, search
 from rstar_jax.data.problem import Problem
 from rstar_jax.search import begin
+from rstar_jax.search.children import Judge
 from rstar_jax.search.engine import Engine, devices, local, memory, sizes, state
 from rstar_jax.settings.errors import UserError
 from tests.search import favoured
@@ -237,9 +238,9 @@ def test_behind_an_output_goes_what_the_policy_has_learnt_there(policy, workers)
     text = transformers.Qwen2Tokenizer(vocab=letters, merges=[])
     for tokenizer, behind in ((policy.tokenizer, ''), (text, '\n')):
         made = dataclasses.replace(policy, tokenizer=tokenizer)
-        live = search.Live(made, config=CONFIG, trees=1, workers=workers, mesh=one_device())
-        live.expander.close()
-        assert live.judge.behind_output == behind
+        expander = begin.make_expander(made, None, CONFIG, one_device(), 1)
+        expander.close()
+        assert Judge(CONFIG, workers, expander).behind_output == behind
 
 
 def test_a_long_prompt_makes_no_path_longer(policy, workers, monkeypatch):

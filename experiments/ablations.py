@@ -27,11 +27,11 @@ import pathlib
 
 from ml_collections import ConfigDict
 
-from rstar_jax.settings import configs
+from rstar_jax import settings
 
 
 def get_config() -> ConfigDict:
-    config = configs.load(str(pathlib.Path(__file__).with_name('quickstart.py')))
+    config = settings.load(str(pathlib.Path(__file__).with_name('quickstart.py')))
     config.ablations.seeds = 3
     config.ablations.problems = 48
     config.stages = 'bootstrap,search,curate,sft,ppm,eval'
@@ -39,5 +39,5 @@ def get_config() -> ConfigDict:
     config.eval.limit = 128
     config.eval.mean_tokens = 400
     # Every round has its PPM, which the quickstart needs at the end only.
-    configs.command_line_wins(config, {'stages': '', 'eval.strategies': ''})
+    settings.command_line_wins(config, {'stages': '', 'eval.strategies': ''})
     return config

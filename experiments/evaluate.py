@@ -2,7 +2,7 @@
 
     python -m rstar_jax.main --config=experiments/evaluate.py --workdir=runs/evaluate \\
         --config.policy.path=runs/full/round4/policy --config.ppm.path=runs/full/round4/ppm \\
-        --config.eval.benchmarks=math500,aime2024 --config.eval.folder=data
+        --config.eval.benchmarks=math500,aime2024 --config.data.folder=data
 
 Hardware: anything that holds the models; 8 trajectories of 4 rollouts x 32 candidates a problem are
 much work for a CPU.
@@ -18,11 +18,11 @@ workdir of its own; without --workdir it is runs/evaluate/MODEL.
 
 from ml_collections import ConfigDict
 
-from rstar_jax.settings import configs
+from rstar_jax import settings
 
 
 def get_config() -> ConfigDict:
-    config = configs.default()
+    config = settings.default()
     config.first_round = 0
     config.last_round = 0
     config.stages = 'eval'

@@ -19,11 +19,11 @@ has not seen the step form, so two worked examples show it (the few-shot prompt 
 
 from ml_collections import ConfigDict
 
-from rstar_jax.settings import configs
+from rstar_jax import settings
 
 
 def get_config() -> ConfigDict:
-    config = configs.default()
+    config = settings.default()
     config.policy.path = ''
     config.data.limit = 32
 

@@ -48,11 +48,11 @@ LoRA, which holds half the memory; all weights with --config.training.sft.lora=0
 
 from ml_collections import ConfigDict
 
-from rstar_jax.settings import configs
+from rstar_jax import settings
 
 
 def get_config() -> ConfigDict:
-    config = configs.default()
+    config = settings.default()
     config.policy.path = ''
     config.last_round = 2
     config.data.limit = 400
@@ -64,7 +64,7 @@ def get_config() -> ConfigDict:
     config.search.temperature = config.eval.temperature = 0.7
     config.search.answers_kept = config.eval.answers_kept = 'all'
     config.search.unvisited_value = config.eval.unvisited_value = 10.0
-    config.search.path_tokens = config.eval.path_tokens = 1536
+    config.search.path_tokens = 1536
 
     config.curate.rounds = 'all'
     config.curate.final_step_pairs = 'problem'
@@ -73,9 +73,9 @@ def get_config() -> ConfigDict:
     config.curate.distinct = True
     config.curate.well_formed = True
 
+    config.training.moments = 'bfloat16'
     for training in (config.training.sft, config.training.ppm):
         training.length = 1024
-        training.moments = 'bfloat16'
         training.lora = 16
     config.training.sft.learning_rate = 2e-4
     config.training.sft.epochs = 3
@@ -92,7 +92,7 @@ def get_config() -> ConfigDict:
     config.eval.mean_tokens = 1000
     config.eval.candidates = 4
     samples = {'search.candidates': 1, 'search.rollouts': 1, 'search.trees': 9}
-    return configs.schedule(
+    return settings.schedule(
         config,
         {
             1: {'stages': 'search,curate,sft,eval', 'curate.choice': 'right', **samples},

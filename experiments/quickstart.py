@@ -21,11 +21,11 @@ policy alone. No test problem is ever searched or trained on. --config.seed=1 ma
 
 from ml_collections import ConfigDict
 
-from rstar_jax.settings import configs
+from rstar_jax import settings
 
 
 def get_config() -> ConfigDict:
-    config = configs.default()
+    config = settings.default()
     config.policy.path = 'tiny'
     config.policy.dtype = 'float32'
     config.last_round = 3
@@ -39,22 +39,22 @@ def get_config() -> ConfigDict:
     config.search.candidates = 6
     config.search.answers_kept = 'all'
     config.search.unvisited_value = 10.0  # every candidate is tried before one is tried again
-    for section in (config.search, config.eval):
-        section.top_p = 0.95  # a tiny model's softmax has a long tail
-        section.max_depth = 6
-        section.step_tokens = 48
-        section.path_tokens = 256
+    config.search.top_p = 0.95  # a tiny model's softmax has a long tail
+    config.search.max_depth = 6
+    config.search.step_tokens = 48
+    config.search.path_tokens = 256
 
     config.curate.rounds = 'all'
     config.curate.final_step_pairs = 'trajectories'
     config.curate.trajectory_side = 2
     config.curate.edit_distance = 4  # steps are short: removing for adding is five edits
 
-    for training in (config.training.bootstrap, config.training.sft, config.training.ppm):
+    config.training.one_size = True
+    config.training.dtype = 'float32'
+    config.training.bootstrap.length = 256
+    for training in (config.training.sft, config.training.ppm):
         training.length = 256
         training.micro_batch = 16
-        training.one_size = True
-        training.dtype = 'float32'
     config.training.sft.epochs = 6
     config.training.sft.batch_size = 16
     config.training.sft.learning_rate = 1e-3
@@ -70,7 +70,7 @@ def get_config() -> ConfigDict:
     config.eval.temperature = 1.0
     config.eval.strategies = 'greedy'
     policy_only = 'search,curate,sft,eval,export'
-    return configs.schedule(
+    return settings.schedule(
         config,
         {
             1: {'stages': policy_only},

@@ -20,11 +20,11 @@ grows and what is paired, of which the paper says less, are the released code's.
 
 from ml_collections import ConfigDict
 
-from rstar_jax.settings import configs
+from rstar_jax import settings
 
 
 def get_config(preset: str = '') -> ConfigDict:
-    config = configs.preset(configs.paper_round(2), preset)
+    config = settings.preset(settings.paper_round(2), preset)
     config.eval.benchmarks = ','.join(
         f'tfds:rstar_problems/{name}' for name in ('math500', 'aime2024', 'amc23')
     )

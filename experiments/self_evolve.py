@@ -20,11 +20,11 @@ what is paired, where the paper says otherwise, are the released code's.
 
 from ml_collections import ConfigDict
 
-from rstar_jax.settings import configs
+from rstar_jax import settings
 
 
 def get_config(preset: str = '') -> ConfigDict:
-    config = configs.preset(configs.paper_schedule(configs.default()), preset)
+    config = settings.preset(settings.paper_schedule(settings.default()), preset)
     config.last_round = 4
     config.eval.benchmarks = ','.join(
         f'tfds:rstar_problems/{name}' for name in ('math500', 'aime2024', 'amc23')

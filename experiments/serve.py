@@ -23,11 +23,11 @@ stream=True each tree is told as `reasoning_content` when it ends, then the solu
 
 from ml_collections import ConfigDict
 
-from rstar_jax.settings import configs
+from rstar_jax import settings
 
 
 def get_config() -> ConfigDict:
-    config = configs.default()
+    config = settings.default()
     config.policy.path = ''
     config.serve.port = 8000
     config.search.trees = 4

@@ -16,11 +16,11 @@ A model that was not trained on the step form needs --config.search.prompt=few_s
 
 from ml_collections import ConfigDict
 
-from rstar_jax.settings import configs
+from rstar_jax import settings
 
 
 def get_config() -> ConfigDict:
-    config = configs.default()
+    config = settings.default()
     config.policy.path = ''
     config.question = 'A farmer has 17 sheep. All but 9 run away. How many are left?'
     config.search.rollouts = 4

@@ -31,12 +31,11 @@ from absl import flags, logging
 from ml_collections import ConfigDict
 from ml_collections.config_flags import config_flags
 
+from rstar_jax import settings
 from rstar_jax.job import command
 from rstar_jax.job.interrupts import leave
-from rstar_jax.settings import configs, errors
+from rstar_jax.settings import errors
 from rstar_jax.settings.errors import UserError
-from rstar_jax.settings.kinds import ASKED_BY
-from rstar_jax.settings.table import KEYS
 
 OPEN_FILES = 65536
 
@@ -55,8 +54,8 @@ def _run(arguments: list[str]) -> int:
     if path is None:
         raise UserError('--config: needs a config file, for example experiments/quickstart.py')
     config, values = parse(path, rest)
-    configs.validate(config)
-    stages = configs.stages_of(config.stages if values.stages is None else values.stages)
+    settings.validate(config)
+    stages = settings.stages_of(config.stages if values.stages is None else values.stages)
     _check_text('--workdir', values.workdir)
     workdir = _at_home(values.workdir)
     if values.problems and not values.plan:
@@ -143,7 +142,10 @@ def _check_work(config: ConfigDict, stages: Sequence[str], rows: Sequence[object
     """Raises UserError where there is nothing to do."""
     if rows:
         return
-    needs = [f'{name} needs --config.{key}' for name, key in ASKED_BY.items() if name in stages]
+    from rstar_jax.stages import BY_NAME
+
+    asked = {name: BY_NAME[name].asked_by for name in stages}
+    needs = [f'{name} needs --config.{key}' for name, key in asked.items() if key]
     raise UserError(
         f'--stages={",".join(stages)}: nothing to do in rounds {config.first_round} to '
         f'{config.last_round}{": " if needs else ""}{", ".join(needs)}'
@@ -168,7 +170,7 @@ def parse(path: str, arguments: Sequence[str]) -> tuple[ConfigDict, flags.FlagVa
     Returns:
       The config, locked, and the values of --workdir, --stages, --plan, --problems.
     """
-    config = configs.load(path)
+    config = settings.load(path)
     _check_overrides(config, arguments)
     values = flags.FlagValues()
     flags.DEFINE_string('workdir', '', 'where results go', flag_values=values)
@@ -188,8 +190,8 @@ def parse(path: str, arguments: Sequence[str]) -> tuple[ConfigDict, flags.FlagVa
     overrides = values['config'].override_values
     if 'question' in overrides and not config.question.strip():
         raise UserError(f'--config.question={config.question}: needs a question')
-    configs.command_line_wins(config, overrides)
-    for name, section in configs.flatten_sections(config).items():
+    settings.command_line_wins(config, overrides)
+    for name, section in settings.flatten_sections(config).items():
         for key, value in section.items():
             if isinstance(value, str):
                 _check_text(f'--config.{name}.{key}'.replace('..', '.'), value)
@@ -228,8 +230,8 @@ def _check_overrides(config: ConfigDict, arguments: Sequence[str]) -> None:
     for argument in arguments:
         name = argument.partition('=')[0].lstrip('-')
         if argument.startswith('-') and name.startswith('config.'):
-            configs.check_key(config, name.removeprefix('config.'))
-        elif argument.startswith('-') and name in KEYS and name != 'stages':
+            settings.check_key(config, name.removeprefix('config.'))
+        elif argument.startswith('-') and name in settings.SETTINGS and name != 'stages':
             raise UserError(f'--{name}: no such flag; did you mean --config.{name}?')
 
 
@@ -255,9 +257,9 @@ def _one_line(error: Exception) -> str:
 
 def _help(path: str | None) -> str:
     if path is None:
-        known = [f'  {name:16} {line}' for name, line in configs.experiments()]
+        known = [f'  {name:16} {line}' for name, line in settings.experiments()]
         return '\n'.join([__doc__.strip(), '', 'config files in experiments/:', *known])
-    return configs.describe(path)
+    return settings.describe(path)
 
 
 if __name__ == '__main__':

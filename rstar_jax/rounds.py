@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from rstar_jax import parallel, report
 from rstar_jax.job import hosts
 from rstar_jax.report import terminal
-from rstar_jax.settings import configs
+from rstar_jax.settings import flatten, for_round, stages_of
 from rstar_jax.settings.table import PREVIOUS, TINY
 from rstar_jax.stages import BY_NAME, STAGES, Stage, running, searches
 
@@ -87,7 +87,7 @@ def _starts(config: ConfigDict, measured: bool) -> set[str]:
 def asked(config: ConfigDict, number: int, stage: Stage) -> bool:
     """Whether a stage has something to do in a round, and the schedule does not leave it out."""
     own = config.schedule.get(f'round{number}', {}).get('stages')
-    if own and stage.name not in configs.stages_of(own):
+    if own and stage.name not in stages_of(own):
         return False
-    settings = configs.flatten(configs.for_round(config, number))
+    settings = flatten(for_round(config, number))
     return bool(settings.get(stage.asked_by, True))

@@ -12,8 +12,9 @@ import time
 import pytest
 
 from rstar_jax import main, rounds
+from rstar_jax import settings as configs
 from rstar_jax.job import command, interrupts
-from rstar_jax.settings import configs, errors
+from rstar_jax.settings import errors
 from tests.parallel import processes
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
@@ -50,18 +51,18 @@ def failing(capsys, *arguments: str) -> str:
         (['--workdir=caf\udce9'], r"--workdir='caf\udce9': not UTF-8 text"),
         (['--config.search.rolouts=3'], 'did you mean --config.search.rollouts?'),
         (['--config.rolouts=3'], 'did you mean --config.'),
-        (['--config.search=3'], '--config.search: a section; set one of its keys'),
+        (['--config.search=3'], '--config.search: a section: set one of its settings'),
         (
             ['--config=experiments/serve.py', '--config.schedule=3'],
-            '--config.schedule: a section; what a round has of its own, a config file says by',
+            '--config.schedule: a section: what a round has of its own, a config file says by',
         ),
         (
             ['--config.schedule.round2.seed=3'],
-            '--config.schedule.round2.seed: no such key in this file; what a round has of its own',
+            '--config.schedule.round2.seed: no such key in this file: what a round has of its own',
         ),
         (['--config.search.candidates=0'], '--config.search.candidates=0: needs at least 1'),
         (['--policy.path=mine'], '--policy.path: no such flag; did you mean --config.policy.path?'),
-        (['--config.eval.top_k=9999999999'], '.top_k=9999999999: needs at most 2147483647'),
+        (['--config.eval.limit=9999999999'], '.limit=9999999999: needs at most 2147483647'),
         (['--config.execution.seconds=1e9'], '.seconds=1000000000.0: needs at most 86400'),
         (['--config.search.candidates=x'], '--config.search.candidates=x: needs a whole number'),
         (['--config.search.temperature='], '--config.search.temperature=: needs a number'),
@@ -79,8 +80,8 @@ def failing(capsys, *arguments: str) -> str:
         (['--plan'], '--plan: needs a value, --plan=VALUE; --help lists the flags'),
         (['--config.seed'], '--config.seed: needs a value, --config.seed=VALUE;'),
         (['--wrkdir=x'], "unknown flag 'wrkdir'. Did you mean: workdir ?"),
-        (['--stages=serch'], '--stages=serch: no stage serch; did you mean search?'),
-        (['--config.stages=x'], '--config.stages=x: no stage x; there are'),
+        (['--stages=serch'], '--stages=serch: no stage serch: did you mean search?'),
+        (['--config.stages=x'], '--config.stages=x: no stage x: there are'),
         (['--config.schedule.round1.stages=x'], '--config.schedule.round1.stages=x: no stage x'),
         (['--workdir=x', '--stages='], '--stages=: needs at least one of'),
         (['--workdir=x', '--plan='], '--plan=: expected a topology'),
@@ -91,12 +92,12 @@ def failing(capsys, *arguments: str) -> str:
         ),
         (['extra'], 'extra: expected --name=value'),
         (
-            ['--config.training.sft.dtype=float17'],
-            '--config.training.sft.dtype=float17: needs one of nothing, float32, bfloat16',
+            ['--config.training.dtype=float17'],
+            '--config.training.dtype=float17: needs one of nothing, float32, bfloat16',
         ),
         (['--config.training.ppm.lora=-1'], '--config.training.ppm.lora=-1: needs at least 0'),
         (['--config.training.ppm.head=fitted'], 'head=fitted: needs --config.training.ppm.center'),
-        (['--config.training.ppm.keep=best'], 'keep=best: needs --config.training.ppm.measure_ev'),
+        (['--config.training.keep=best'], 'keep=best: needs --config.training.measure_ev'),
         (['--config.seed=3'], '--workdir: needs a folder for what the run makes'),
         (['--workdir=x', '--problems=5'], '--problems=5: goes with --plan'),
         (
@@ -136,8 +137,8 @@ def failing(capsys, *arguments: str) -> str:
             'data compares what round 1 learns from, and round 1 has no search',
         ),
         (
-            ['--config=experiments/ablations.py', '--workdir=x', '--config.eval.agree=2'],
-            '--config.eval.agree=2: ablations need as many trees of each problem',
+            ['--config=experiments/ablations.py', '--workdir=x', '--config.search.agree=2'],
+            '--config.search.agree=2: ablations need as many trees of each problem',
         ),
     ],
 )
@@ -202,7 +203,7 @@ def test_overrides_reach_the_config():
 def test_a_config_file_below_a_folder_with_a_colon(tmp_path):
     path = tmp_path / 'a:b' / 'mine.py'
     path.parent.mkdir()
-    text = 'from rstar_jax.settings import configs\ndef get_config(preset=""):\n'
+    text = 'from rstar_jax import settings as configs\ndef get_config(preset=""):\n'
     path.write_text(
         f'{text}    config = configs.default()\n    config.question = preset\n    return config\n'
     )

@@ -24,7 +24,6 @@ SMALL = {
     'data.limit': 12,
     'search.rollouts': 2,
     'search.candidates': 4,
-    'training.bootstrap.form': 0,
     'training.sft.form': 0,
     'training.sft.epochs': 1,
     'training.ppm.epochs': 1,

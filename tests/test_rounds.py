@@ -12,10 +12,10 @@ import pytest
 from ml_collections import ConfigDict
 
 from rstar_jax import data, main, models, search, steps
+from rstar_jax import settings as configs
 from rstar_jax.export import huggingface
 from rstar_jax.job import ledger
 from rstar_jax.job.progress import Events
-from rstar_jax.settings import configs
 from rstar_jax.settings.errors import UserError
 from rstar_jax.stages import BY_NAME, Round, searches
 from rstar_jax.stages import problems as own_problems

@@ -19,10 +19,10 @@ from tests.parallel import processes
 REPOSITORY = pathlib.Path(__file__).parents[1]
 
 CONFIG = """
-from rstar_jax.settings import configs
+from rstar_jax import settings
 
 def get_config():
-    config = configs.default()
+    config = settings.default()
     config.policy.dtype = 'float32'
     config.search.rollouts = 5
     config.search.temperature = 0.8
@@ -32,8 +32,8 @@ def get_config():
     config.search.path_tokens = 256
     config.execution.workers = 1
     config.curate.edit_distance = 1
+    config.training.dtype = 'float32'
     for part in (config.training.sft, config.training.ppm):
-        part.dtype = 'float32'
         part.length = 160
         part.batch_size = 8
         part.micro_batch = 4
@@ -45,9 +45,6 @@ def get_config():
     config.training.ppm.held_out = 0.25
     config.data.overlap = 0  # the problems are those of the benchmark
     config.eval.strategies = 'greedy,sampled,unguided,mcts'
-    config.eval.max_depth = 4
-    config.eval.step_tokens = 40
-    config.eval.path_tokens = 256
     config.eval.prompt = 'sft'
     config.eval.samples = 6
     config.eval.trajectories = 2

@@ -15,7 +15,7 @@ if __name__ == '__main__':
 
 from rstar_jax.job import atomic, command, ledger
 from rstar_jax.job.interrupts import leave
-from rstar_jax.settings import configs
+from rstar_jax.settings import docstring
 from rstar_jax.settings.errors import UserError
 
 USAGE = 'usage: python -m rstar_jax.bench NAME [--json=FILE] [--key=value ...]'
@@ -26,7 +26,7 @@ def names() -> dict[str, str]:
     found = {}
     for path in sorted(pathlib.Path(__file__).parent.glob('*.py')):
         if not path.stem.startswith('_'):
-            found[path.stem] = configs.docstring(path).partition('\n')[0]
+            found[path.stem] = docstring(path).partition('\n')[0]
     return found
 
 

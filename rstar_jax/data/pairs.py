@@ -28,7 +28,7 @@ from rapidfuzz.distance import Levenshtein
 from rstar_jax import steps
 from rstar_jax.data.annotated import MILLION, NEITHER, Annotated, Trajectory
 from rstar_jax.data.problem import Problem
-from rstar_jax.settings import bounds
+from rstar_jax.settings import table
 
 Example = dict[str, Any]
 Counts = collections.Counter
@@ -75,7 +75,8 @@ class Rules:
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            bounds.check(f'curate.{name}', value, name)
+            if f'curate.{name}' in table.SETTINGS:
+                table.check(f'curate.{name}', value)
 
 
 def pairs_of(

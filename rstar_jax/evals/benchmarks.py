@@ -83,7 +83,7 @@ def _file_of(
     if known:
         expected = f'no {stems[0]}.json, .jsonl or .parquet in {folder}/'
         remedy = (
-            'put it there, set eval.folder, give a path, or have it downloaded as '
+            'put it there, set data.folder, give a path, or have it downloaded as '
             f'tfds:rstar_problems/{benchmark}'
         )
         raise UserError('benchmarks', benchmark, expected, remedy)

@@ -70,13 +70,13 @@ from rstar_jax.evals.figures import GREEDY, Outcome, Run, flops_of, grade
 from rstar_jax.evals.searches import Benchmark, Outcomes, Part, Progress, Searches
 from rstar_jax.job import atomic, hosts
 from rstar_jax.job.leases import COUNTER
-from rstar_jax.settings import bounds
+from rstar_jax.settings import table
 from rstar_jax.settings.errors import UserError
 from rstar_jax.settings.table import STRATEGIES
 
 SearchConfig = search.Config  # within Config `search` is a field
 SAMPLED, UNGUIDED = 'sampled', 'unguided'
-GUIDED = bounds.CHOICES['search.strategy']
+GUIDED = table.SETTINGS['search.strategy'].choices
 COSTS = ('tokens', 'seconds', 'flops')
 
 
@@ -106,8 +106,8 @@ class Config:
     mean_tokens: int = 0
 
     def __post_init__(self) -> None:
-        for name in ('trajectories', 'samples', 'top', 'mean_tokens'):
-            bounds.check(f'eval.{name}', getattr(self, name))
+        for name in ('trajectories', 'samples', 'mean_tokens'):
+            table.check(f'eval.{name}', getattr(self, name))
         for name in self.strategies:
             if name not in STRATEGIES:
                 raise UserError(

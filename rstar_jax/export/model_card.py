@@ -18,7 +18,7 @@ from rstar_jax.data import problem_sets
 from rstar_jax.job import ledger
 from rstar_jax.job.progress import mean, percent
 from rstar_jax.models.checkpoint import HUB_NAME
-from rstar_jax.settings import bounds, table
+from rstar_jax.settings import table
 from rstar_jax.settings.errors import UserError, one_line
 
 Figures = dict[str, Any]
@@ -273,7 +273,7 @@ def _scores(origin: Origin, kind: str) -> Iterator[str]:
 def _strategy(own: Figures) -> str:
     """The search by PPM whose figures are a benchmark's `search`; its key has had two names."""
     names = own.get('eval.strategies') or own.get('eval.strategy') or ''
-    guided = bounds.CHOICES['search.strategy']
+    guided = table.SETTINGS['search.strategy'].choices
     asked = (name.strip() for name in names.split(','))
     return next((name for name in asked if name in guided), guided[0])
 

@@ -18,9 +18,8 @@ if 'XLA_PYTHON_CLIENT_MEM_FRACTION' not in os.environ:
     os.environ.setdefault('XLA_CLIENT_MEM_FRACTION', '0.9')
 
 from rstar_jax.job.interrupts import Interrupts, Stopped
-from rstar_jax.settings import errors
+from rstar_jax.settings import errors, is_setting
 from rstar_jax.settings.errors import UserError
-from rstar_jax.settings.table import KEYS
 
 DISK = {
     errno.ENOSPC: 'free some',
@@ -52,7 +51,7 @@ def guarded(run: Callable[[], int]) -> int:
         try:
             code = run()
         except UserError as error:
-            text = error.told(f'--config.{error.argument}' if error.argument in KEYS else None)
+            text = error.told(f'--config.{error.argument}' if is_setting(error.argument) else None)
             errors.tell(text)
             code = 1 if isinstance(error, errors.Later) else 2
             _tell_others(code, f'has ended: {text}')

@@ -24,6 +24,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 from rstar_jax.job import atomic
+from rstar_jax.settings import former
 from rstar_jax.settings.errors import Later, UserError
 
 BEAT_SECONDS = 10.0
@@ -113,7 +114,7 @@ class Stage:
     def made_with(self) -> dict[str, Any]:
         """The settings under which what there is has been made; none where there is nothing."""
         begun = read_json(self.folder / 'begun.json') if self.binding else None
-        return (begun or {}).get('settings', {})
+        return former.today((begun or {}).get('settings', {}))
 
     def grows(self, label: str, defaults: Mapping[str, Any] | None = None) -> bool:
         """Whether the settings ask for more of the same than those that it was made with.

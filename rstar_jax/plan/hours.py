@@ -30,6 +30,7 @@ from rstar_jax.plan.compiled_training import TrainingPlan, plan_training
 from rstar_jax.plan.slices import host_chips, models_of, slice_chips
 from rstar_jax.plan.small_run import SECTIONS, Statistics, statistics
 from rstar_jax.search.engine import sizes
+from rstar_jax.settings import training_values
 from rstar_jax.settings.errors import UserError
 from rstar_jax.stages import searches
 from rstar_jax.training.defaults import HEAD_MOST
@@ -191,7 +192,7 @@ def compiled(job: Job, shape: models.Config, chips: Sequence[Any], memory: float
     for section, (_, kind) in SECTIONS.items():
         if section not in job.stages or kind not in job.found.tokens:
             continue
-        how = training.settings(section, job.config.training[section])
+        how = training.settings(section, training_values(job.config, section))
         if processor:
             how.dtype = how.dtype or fast_dtype()
         mesh = parallel.training_mesh(how.batch_size, shape, chips)

@@ -21,6 +21,7 @@ from rstar_jax.parallel.memory import GIB
 from rstar_jax.plan.compiled_search import SearchPlan, plan_search
 from rstar_jax.plan.compiled_training import DTYPE, TrainingPlan, plan_training
 from rstar_jax.plan.slices import host_chips, models_of, slice_chips
+from rstar_jax.settings import training_values
 from rstar_jax.settings.errors import UserError
 from rstar_jax.stages import searches
 
@@ -79,12 +80,12 @@ def _trainings(
 ) -> Iterator[str]:
     kinds = [kind for kind in kinds if kind != 'search']
     for kind in kinds:
-        yield f'{kind}: {_settings_line(config.training[kind])}'
+        yield f'{kind}: {_settings_line(training.settings(kind, training_values(config, kind)))}'
     yield '\n' + TRAINING_ROW.format(*TRAINING_HEADER)
 
     @functools.cache
     def compiled(kind: str, shape: models.Config) -> TrainingPlan:
-        settings = training.settings(kind, config.training[kind])
+        settings = training.settings(kind, training_values(config, kind))
         mesh = parallel.training_mesh(settings.batch_size, shape, chips)
         return plan_training(kind, settings, shape, mesh, chip.memory)
 

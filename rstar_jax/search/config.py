@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Collection
 
 from rstar_jax import steps
-from rstar_jax.settings import bounds
+from rstar_jax.settings import table
 from rstar_jax.settings.errors import UserError
 
 MOST_NODES = 1 << 20  # of a tree: some 50 MB of arrays; the paper's largest have 16 thousand
@@ -101,13 +101,12 @@ class Config:
 
     def __post_init__(self):
         for name, value in vars(self).items():
-            if name != 'prompt':  # synthesis has one of its own
-                bounds.check(f'search.{name}', value)
+            # Synthesis has a prompt of its own; some fields are no setting.
+            if name != 'prompt' and f'search.{name}' in table.SETTINGS:
+                table.check(f'search.{name}', value)
         if self.agree and self.use_ground_truth:
-            raise UserError(
-                f'--config.search.agree={self.agree}: a search for training data goes by the '
-                'ground truth; set --config.eval.agree'
-            )
+            made = 'a search for training data goes by the ground truth'
+            raise UserError('agree', self.agree, made, 'leave it at 0')
         if self.nodes > MOST_NODES:
             raise UserError(
                 'candidates',

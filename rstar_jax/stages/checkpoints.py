@@ -58,7 +58,6 @@ def endpoint(config: ConfigDict) -> search.Endpoint:
         url=config.policy.path,
         model=config.policy.model,
         requests=config.policy.requests,
-        seconds=config.policy.seconds,
     )
 
 

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from rstar_jax import data, evals, models
 from rstar_jax.job import ledger
 from rstar_jax.job.progress import of_search
-from rstar_jax.settings import configs, errors, kinds
+from rstar_jax.settings import bound, errors, strategies_of
 from rstar_jax.settings.errors import UserError
 from rstar_jax.settings.table import EVAL_SEARCH
 from rstar_jax.stages import checkpoints, problems, searches
@@ -39,7 +39,7 @@ class Evaluate(Stage):
         return found if round_.number else found + checkpoints.searching_paths(round_)
 
     def bound(self, round_: Round) -> dict[str, Any]:
-        start = {} if round_.number else kinds.bound(round_.settings, kinds.BINDS_START)
+        start = {} if round_.number else bound('start', round_.settings)
         return super().bound(round_) | start
 
     def check(self, round_: Round, ahead: Ahead) -> list[str]:
@@ -82,16 +82,16 @@ class Evaluate(Stage):
     def config(self, round_: Round) -> evals.Config:
         """How it searches: by its own settings, whatever the round's search has."""
         config, settings = round_.config, round_.config.eval
-        own = {key: settings[key] for key in ('rollouts', 'candidates', *EVAL_SEARCH)}
+        own = {key: settings[key] for key in EVAL_SEARCH}
         own |= {'strategy': 'mcts', 'prompt': self.prompt(round_), 'use_ground_truth': False}
+        own['tokens'] = 0
         with errors.of_setting('eval'):
             return evals.Config(
                 searches.search_config(config, 'eval', **own),
-                strategies=configs.strategies_of(settings.strategies),
+                strategies=strategies_of(settings.strategies),
                 trajectories=settings.trajectories,
                 samples=settings.samples,
                 mean_tokens=settings.mean_tokens,
-                top=settings.top,
             )
 
     def run(self, round_: Round, work: Work) -> Figures:

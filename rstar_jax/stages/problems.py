@@ -143,7 +143,7 @@ def benchmarks(round_: Round, whole: bool = False) -> dict[str, list[Problem]]:
     builtin = {ARITHMETIC: world(round_.config).test if asked else []}
     limit = None if whole else settings.limit
     with errors.of_setting('eval'):
-        return evals.benchmarks.load(settings.benchmarks, settings.folder, limit, builtin)
+        return evals.benchmarks.load(settings.benchmarks, round_.config.data.folder, limit, builtin)
 
 
 def names(benchmarks: Iterable[str]) -> str:

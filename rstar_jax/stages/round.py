@@ -9,7 +9,7 @@ from rstar_jax.job import ledger
 from rstar_jax.job.bucket import Place
 from rstar_jax.job.progress import Events
 from rstar_jax.models import trained
-from rstar_jax.settings import configs
+from rstar_jax.settings import flatten, for_round
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,7 +17,7 @@ class Round:
     """One round of a run.
 
     Attributes:
-      config: the round's own (`configs.for_round`).
+      config: the round's own (`for_round`).
       root: the workdir.
       number: 0 is what the run started from.
       events: where scalars go, by default nowhere.
@@ -33,7 +33,7 @@ class Round:
     @property
     def settings(self) -> dict:
         """The config by dotted key."""
-        return configs.flatten(self.config)
+        return flatten(self.config)
 
     @property
     def folder(self) -> pathlib.Path:
@@ -66,4 +66,4 @@ def asked(config: ConfigDict, workdir: str) -> Round:
         made = [n for n, folder in ledger.rounds(root) if trained.holds(folder / 'policy')]
         number = 1 + max(made, default=0)
     own = ConfigDict({**config.to_dict(), 'first_round': number})
-    return Round(configs.for_round(own, number), root, number)
+    return Round(for_round(own, number), root, number)

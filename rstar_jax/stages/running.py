@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 from rstar_jax import execution, parallel
 from rstar_jax.job import bucket, hosts, ledger
 from rstar_jax.job.progress import Events, Line, clock
-from rstar_jax.settings import configs
+from rstar_jax.settings import default, flatten, for_round
 from rstar_jax.settings.errors import UserError, of_setting
 from rstar_jax.stages import searches
 from rstar_jax.stages.round import Round
@@ -45,7 +45,7 @@ class Workdir:
 
     def round(self, config: ConfigDict, number: int) -> Round:
         """A round of the run that `config` tells of."""
-        own = configs.for_round(config, number)
+        own = for_round(config, number)
         return Round(own, self.root, number, self.events, self.store)
 
     def push(self) -> None:
@@ -91,7 +91,7 @@ def run_all(rows: Sequence[Row], after: Callable[[pathlib.Path], None] = lambda 
             if hosts.is_first():
                 print(text, flush=True)
 
-    ledger.check(looked, configs.flatten(configs.default()), look_further)
+    ledger.check(looked, flatten(default()), look_further)
     hosts.barrier('all is looked at')
     for round_, stage in rows:
         run_stage(round_, stage, after)

@@ -125,7 +125,7 @@ def split(round_: Round, ahead: Ahead, known: bool = False) -> tuple[int, dict[i
     """See `Ahead.splits`: many problems take a minute to read, so not in every round again."""
     config = round_.config
     solved = round_.number if config.data.solved and not known else None
-    key = repr((config.data, config.eval.benchmarks, config.eval.folder, solved))
+    key = repr((config.data, config.eval.benchmarks, solved))
     if key not in ahead.splits:
         kept, left_out, _ = problems.split(round_, known)
         ahead.splits[key] = len(kept), left_out

@@ -44,6 +44,8 @@ def search_config(config: ConfigDict, section: str = 'search', **changes: Any) -
     """
     fields = {field.name for field in dataclasses.fields(search.Config)}
     given = {key: value for key, value in config.search.items() if key in fields}
+    if changes.get('use_ground_truth', True):  # which decides, whatever answers agree
+        del given['agree']
     given |= {EXECUTION[key]: value for key, value in config.execution.items()}
     given['isolation'] = isolation(config)
     with errors.of_setting(section, SETTINGS):

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from rstar_jax import models
 from rstar_jax.job import ledger
 from rstar_jax.job.progress import Line
-from rstar_jax.settings import kinds
+from rstar_jax.settings import bound, growing
 from rstar_jax.stages import checkpoints
 from rstar_jax.stages.round import Round
 
@@ -64,7 +64,7 @@ class Stage:
 
     def bound(self, round_: Round) -> dict[str, Any]:
         """The settings, by dotted key, that bind it once it has begun."""
-        return kinds.bound(round_.settings, kinds.KINDS[self.name].binds)
+        return bound(self.name, round_.settings)
 
     def kept(self, round_: Round) -> ledger.Stage:
         """Its bookkeeping on disk."""
@@ -73,7 +73,7 @@ class Stage:
             self.bound(round_),
             tuple(self.inputs(round_)),
             precious=self.precious,
-            growing=kinds.KINDS[self.name].grows,
+            growing=growing(self.name),
         )
 
     def check(self, round_: Round, ahead: Ahead) -> list[str]:

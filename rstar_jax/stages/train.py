@@ -4,12 +4,13 @@ import pathlib
 from typing import Any
 
 import jax
+from ml_collections import ConfigDict
 
 from rstar_jax import models, parallel, training
 from rstar_jax.job.progress import of_training
 from rstar_jax.models import trained
 from rstar_jax.parallel.memory import GIB, device_bytes
-from rstar_jax.settings import errors
+from rstar_jax.settings import errors, table, training_values
 from rstar_jax.settings.errors import UserError
 from rstar_jax.settings.table import TINY
 from rstar_jax.stages import checkpoints
@@ -23,9 +24,14 @@ class Training(Stage):
     """A stage that trains a model by the settings training.NAME."""
 
     def check(self, round_: Round, ahead: Ahead) -> list[str]:
-        with errors.of_setting(f'training.{self.name}'):
-            training.check(self.name, round_.config.training[self.name])
+        names = {key: row.name for key, row in table.training_rows(self.name).items()}
+        with errors.of_setting(f'training.{self.name}', names):
+            training.check(self.name, self.settings(round_))
         return []
+
+    def settings(self, round_: Round) -> ConfigDict:
+        """As of `training.settings`."""
+        return training.settings(self.name, training_values(round_.config, self.name))
 
     def check_memory(self, round_: Round, ahead: Ahead, path: checkpoints.Path) -> None:
         """Raises UserError where the devices cannot hold a training's model and its moments.
@@ -37,13 +43,13 @@ class Training(Stage):
             return  # it will be made here, in this memory
         if str(path) not in ahead.shapes:
             ahead.shapes[str(path)] = models.read_config(path)
-        settings, shape = round_.config.training[self.name], ahead.shapes[str(path)]
-        dtype, headless = compute_dtype(settings), self.name == 'ppm'
-        need = held(shape, dtype, settings, headless).least
+        own, shape = self.settings(round_), ahead.shapes[str(path)]
+        dtype, headless = compute_dtype(own), self.name == 'ppm'
+        need = held(shape, dtype, own, headless).least
         need /= parallel.shares(shape, jax.device_count())
         memory = device_bytes(parallel.local_mesh())
         if need > memory > 0:
-            lora = f'--config.training.{self.name}.lora=16, ' if not settings.lora else ''
+            lora = f'--config.training.{self.name}.lora=16, ' if not own.lora else ''
             raise UserError(
                 f'--config.training.{self.name}',
                 expected=f'at least {need / GIB:.1f} GiB of {path} have to lie on each device, '
@@ -53,21 +59,21 @@ class Training(Stage):
 
     def dtype(self, round_: Round) -> str:
         """That in which the model is loaded from which it starts."""
-        return training.start_dtype(round_.config.training[self.name])
+        return training.start_dtype(self.settings(round_))
 
     def mesh(self, round_: Round, path: checkpoints.Path) -> jax.sharding.Mesh | None:
         """Of the training of a model at a path; None for one device."""
         if jax.device_count() == 1:
             return None
         shape = None if path == TINY else models.read_config(path)
-        return parallel.training_mesh(round_.config.training[self.name].batch_size, shape)
+        return parallel.training_mesh(self.settings(round_).batch_size, shape)
 
     def train(
         self, round_: Round, work: Work, policy: models.Policy, examples, **more: Any
     ) -> Figures:
         """Trains from `policy`; takes its arrays over."""
-        settings = training.settings(self.name, round_.config.training[self.name])
-        settings.seed = round_.config.seed
+        own = self.settings(round_)
+        own.seed = round_.config.seed
 
         def tell(now: dict[str, float]) -> None:
             work.beat()
@@ -78,7 +84,7 @@ class Training(Stage):
 
         train = training.ppm if self.name == 'ppm' else training.sft
         how = {'progress': tell, 'release': True}
-        _, figures = train(policy, examples, settings, work.folder, **how, **more)
+        _, figures = train(policy, examples, own, work.folder, **how, **more)
         return figures
 
     def describe(self, figures: Figures) -> str:

@@ -34,7 +34,7 @@ from rstar_jax.evals import comparison
 from rstar_jax.job import ledger
 from rstar_jax.job.progress import clock
 from rstar_jax.report import terminal
-from rstar_jax.settings import configs
+from rstar_jax.settings import command_line_wins, for_round, groups_of, stages_of
 from rstar_jax.stages import BY_NAME, STAGES, Round, problems, running
 from rstar_jax.study.figures import Figures, figures
 from rstar_jax.study.variants import (
@@ -64,7 +64,7 @@ def run(config: ConfigDict, workdir: str, run_stages: RunStages = running.run_al
     root = pathlib.Path(workdir)
     first = config.seed
     seeds = [Seed(config, root, first + i, run_stages) for i in range(config.ablations.seeds)]
-    chosen = configs.groups_of(config.ablations.groups)
+    chosen = groups_of(config.ablations.groups)
     with ledger.lock(root):
         progress = _Progress(seeds, chosen)
         for seed in seeds:
@@ -90,10 +90,10 @@ class Seed:
 
     def run_rounds(self) -> None:
         """The whole run, which all variants differ from."""
-        names = configs.stages_of(self.config.stages)
+        names = stages_of(self.config.stages)
         self._run_stages(
             [
-                (Round(configs.for_round(self.config, number), self.root / RUN, number), stage)
+                (Round(for_round(self.config, number), self.root / RUN, number), stage)
                 for number, stage in rounds.rows(self.config, names)
             ]
         )
@@ -128,9 +128,9 @@ class Seed:
     def round(self, variant: Variant) -> Round:
         """The round of a variant."""
         config = self.config.copy_and_resolve_references()
-        configs.command_line_wins(config, variant.settings)
+        command_line_wins(config, variant.settings)
         config.update_from_flattened_dict(variant.settings)
-        made = configs.for_round(config, variant.round)
+        made = for_round(config, variant.round)
         return Round(made, self.root / variant.name, variant.round)
 
     def seconds(self, name: str) -> float:

@@ -4,7 +4,7 @@ import jax
 from ml_collections import ConfigDict
 
 from rstar_jax import rounds
-from rstar_jax.settings import configs
+from rstar_jax.settings import for_round, groups_of, stages_of
 from rstar_jax.settings.errors import UserError
 from rstar_jax.study.variants import judged
 
@@ -38,16 +38,15 @@ def check(config: ConfigDict, stages: str) -> None:
             f'add ppm here, and to --config.schedule.round{last}.stages where it is set',
         )
     for number in range(1, last + 1):
-        _check_budget(configs.for_round(config, number).eval, number)
-    if 'data' in configs.groups_of(config.ablations.groups):
+        _check_budget(for_round(config, number).eval, number)
+    if config.search.agree:
+        needs = 'ablations need as many trees of each problem'
+        raise UserError('search.agree', config.search.agree, needs, 'set it to 0')
+    if 'data' in groups_of(config.ablations.groups):
         _check_data(config)
 
 
 def _check_budget(settings: ConfigDict, number: int) -> None:
-    for key in ('tokens', 'agree'):
-        if settings[key]:
-            needs = 'ablations need as many trees of each problem'
-            raise UserError(f'eval.{key}', settings[key], needs, f'set it to 0 in round {number}')
     if not settings.trajectories:
         needs = f'needs at least 1 in round {number}'
         raise UserError('eval.trajectories', 0, 'ablations compare searches', needs)
@@ -55,8 +54,8 @@ def _check_budget(settings: ConfigDict, number: int) -> None:
 
 def _check_data(config: ConfigDict) -> None:
     """Of the group that compares what round 1 learns from."""
-    first = configs.for_round(config, 1)
-    ran = rounds.rows(config, configs.stages_of(config.stages))
+    first = for_round(config, 1)
+    ran = rounds.rows(config, stages_of(config.stages))
     ran = {stage.name for number, stage in ran if number == 1}
     lacking = [name for name in ('search', 'curate', 'sft', 'eval') if name not in ran]
     given = first.curate.sft or first.curate.pairs

@@ -70,7 +70,7 @@ def _first(
         trees = part * results[name]['strategies'][strategy]['trajectories']
         figures = evals.read(
             round_.folder / 'eval', name, own, strategy, max(1, int(trees + 1e-9)),
-            scored=scored, top=round_.config.eval.top,
+            scored=scored,
         )  # fmt: skip
         found[name] = len(own), figures
     made = comparison.pooled(found, mode)

@@ -12,7 +12,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from rstar_jax import rounds
-from rstar_jax.settings import configs
+from rstar_jax.settings import stages_of
 
 RUN, SEARCHES = 'run', 'searches'
 PLAIN, MANY = 'plain', 'many-samples'  # without a PPM
@@ -158,7 +158,7 @@ def _rollouts(config: ConfigDict) -> list[Variant]:
 
 def judged(config: ConfigDict) -> list[int]:
     """The rounds that train a PPM."""
-    names = configs.stages_of(config.stages)
+    names = stages_of(config.stages)
     return [number for number, stage in rounds.rows(config, names) if stage.name == 'ppm']
 
 

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from rstar_jax import parallel
+from rstar_jax.settings import table
 from rstar_jax.settings.errors import UserError
-from rstar_jax.settings.table import KEYS
 
 # A PPM's losses: what each learns from (data.load_examples), and the encoder.
 LOSSES = {
@@ -18,11 +18,16 @@ LOSSES = {
     'prm': ('trajectories', 'step_labels'),
 }
 
+# What no config changes; checkpoint_minutes a stage takes from job.keep_seconds.
+FIXED = {'grad_clip': 1.0, 'attention': 'auto', 'checkpoint_minutes': 10.0}
+MARKS_RATE = 0.05  # of new tokens, as a share of the root mean square of their table
+
 HEAD_MOST = 8192  # pairs or trajectories that a head is fitted to, by chance
 
 
 def settings(kind: str, given: Mapping[str, Any] | None = None) -> ConfigDict:
-    """The settings of one training: those of `keys.KEYS`, with their defaults, and a `seed`.
+    """The settings of one training: those of the table, and what no config changes.
+
 
     The seed is of the order of the examples, dropout, the head's first weights and the hold-out.
 
@@ -33,9 +38,9 @@ def settings(kind: str, given: Mapping[str, Any] | None = None) -> ConfigDict:
     Raises:
       UserError: there is no such setting.
     """
-    prefix = f'training.{kind}.'
-    own = {key: value for key, (value, _) in KEYS.items() if key.startswith(prefix)}
-    made = ConfigDict({key.removeprefix(prefix): value for key, value in own.items()} | {'seed': 0})
+    own = {key: row.default for key, row in table.training_rows(kind).items()}
+    marks = {} if kind == 'ppm' else {'marks_rate': MARKS_RATE}
+    made = ConfigDict(own | FIXED | marks | {'seed': 0})
     for key in given or ():
         if key not in made:
             expected = f'no setting of {kind}: expected one of {", ".join(made)}'

@@ -26,7 +26,7 @@ import jax
 from rstar_jax import models, steps
 from rstar_jax.job import atomic, hosts, interrupts
 from rstar_jax.models import trained
-from rstar_jax.settings import bounds
+from rstar_jax.settings import table
 from rstar_jax.settings.errors import UserError
 from rstar_jax.training import checkpoints, head, lora, trainer
 from rstar_jax.training import examples as encoding
@@ -176,9 +176,8 @@ def check(kind: str, config) -> None:
 
     kind: as of `defaults.settings`.
     """
-    for key, value in config.items():
-        if key != 'checkpoint_minutes':  # 0: after every step
-            bounds.check(f'training.{kind}.{key}', value, key)
+    for key, row in table.training_rows(kind).items():
+        table.check(row.name, config[key], key)
 
 
 @interrupts.held()  # what was begun is saved first

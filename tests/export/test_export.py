@@ -15,12 +15,12 @@ import transformers
 import yaml
 
 from rstar_jax import data, models
+from rstar_jax import settings as configs
 from rstar_jax.data import arithmetic
 from rstar_jax.export import __main__ as command
 from rstar_jax.export import hub, huggingface, model_card
 from rstar_jax.job import ledger
 from rstar_jax.models import tiny, trained
-from rstar_jax.settings import configs
 from rstar_jax.settings.errors import UserError
 from tests.data import samples
 

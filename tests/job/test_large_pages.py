@@ -11,7 +11,7 @@ from tests.parallel.processes import REPOSITORY
 
 CONFIG = f"""
 import os
-from rstar_jax.settings import configs
+from rstar_jax import settings as configs
 
 print('pages:', os.environ.get('{large_pages.TUNABLES}'))
 

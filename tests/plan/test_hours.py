@@ -7,6 +7,7 @@ import jax
 import pytest
 
 from rstar_jax import data, models
+from rstar_jax import settings as configs
 from rstar_jax.job import ledger
 from rstar_jax.models import tiny
 from rstar_jax.parallel import chips
@@ -14,7 +15,6 @@ from rstar_jax.plan import hours as hours_
 from rstar_jax.plan.compiled_search import SearchPlan
 from rstar_jax.plan.compiled_training import TrainingPlan, Work
 from rstar_jax.plan.small_run import Statistics
-from rstar_jax.settings import configs
 from rstar_jax.settings.errors import UserError
 from tests.evals.trees import tree
 
@@ -144,7 +144,7 @@ def small(model):
     """A config of a search and trainings that are compiled in seconds."""
     made = configs.default()
     made.policy.path = str(model)
-    made.policy.dtype = made.training.sft.dtype = 'float32'
+    made.policy.dtype = made.training.dtype = 'float32'
     made.search.candidates, made.search.rollouts = 2, 2
     made.search.step_tokens, made.search.path_tokens = 16, 200
     made.training.sft.batch_size, made.training.sft.length = 8, 128

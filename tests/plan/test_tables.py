@@ -4,12 +4,12 @@ import dataclasses
 
 import pytest
 
+from rstar_jax import settings as configs
 from rstar_jax.parallel.chips import CHIPS
 from rstar_jax.parallel.memory import GIB
 from rstar_jax.plan import collectives, tables
 from rstar_jax.plan.compiled_search import SearchPlan
 from rstar_jax.plan.compiled_training import TrainingPlan, Work
-from rstar_jax.settings import configs
 from rstar_jax.settings.errors import UserError
 
 V5E = CHIPS['TPU v5 lite']

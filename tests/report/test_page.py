@@ -11,10 +11,10 @@ import zlib
 import pytest
 
 from rstar_jax import data, report
+from rstar_jax import settings as configs
 from rstar_jax.data.record import Record
 from rstar_jax.report import __main__ as command
 from rstar_jax.report import drawing, learning, page, plots, run, stages, tables, terminal, trees
-from rstar_jax.settings import configs
 from rstar_jax.settings.errors import UserError
 from rstar_jax.stages import STAGES
 from tests.evals.trees import tree

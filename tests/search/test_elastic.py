@@ -8,6 +8,7 @@ import jax
 import pytest
 
 from rstar_jax import data, evals, models, search
+from rstar_jax import settings as configs
 from rstar_jax.data import arithmetic
 from rstar_jax.data.problem import Problem
 from rstar_jax.job import ledger
@@ -15,7 +16,6 @@ from rstar_jax.job.progress import Events
 from rstar_jax.models import tiny, trained
 from rstar_jax.search import begin, elastic
 from rstar_jax.search.snapshots import SnapshotFolder
-from rstar_jax.settings import configs
 from rstar_jax.settings.errors import UserError
 from rstar_jax.stages import BY_NAME, Round, checkpoints, searches
 from tests.search.test_scripted import random_score, random_texts
@@ -359,6 +359,6 @@ def test_what_ray_cannot_do_is_one_line(monkeypatch, tmp_path):
         on_workers(monkeypatch, tmp_path)
     assert (error.value.argument, error.value.value) == ('job.leases', 'ray')
     config = configs.default()
-    config.job.leases, config.eval.agree = 'ray', 2
-    with pytest.raises(UserError, match='--config.eval.agree=2: has the trees of a problem grow'):
+    config.job.leases, config.search.agree = 'ray', 2
+    with pytest.raises(UserError, match='search.agree=2: has the trees of a problem grow'):
         configs.validate(config)

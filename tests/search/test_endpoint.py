@@ -18,11 +18,11 @@ import openai
 import pytest
 
 from rstar_jax import data, models, parallel, rounds, search, steps
+from rstar_jax import settings as configs
 from rstar_jax.data.problem import Problem
 from rstar_jax.models import tiny
 from rstar_jax.search import Status, endpoint
 from rstar_jax.search.engine import sampling, state
-from rstar_jax.settings import configs
 from rstar_jax.settings.errors import UserError
 from rstar_jax.training import examples
 from rstar_jax.use import serve

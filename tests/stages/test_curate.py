@@ -7,10 +7,10 @@ import jax
 import pytest
 
 from rstar_jax import data, steps
+from rstar_jax import settings as configs
 from rstar_jax.data import examples
 from rstar_jax.job import hosts, ledger
 from rstar_jax.job.progress import Events
-from rstar_jax.settings import configs
 from rstar_jax.settings.errors import UserError
 from rstar_jax.stages import Round
 from rstar_jax.stages import problems as own_problems
@@ -91,7 +91,7 @@ def test_the_first_process_curates_alone_where_others_see_other_trees(make):
 
 def test_the_rules_are_those_of_the_config(make):
     _, every = make(1)
-    _, one = make(1, side=1, side_of_one=1, trajectories=1)
+    _, one = make(1, margin=1.5, trajectories=1)
     assert every['trees'] == one['trees'] == 85  # of 100, without those of three problems
     assert every['pairs'] > one['pairs'] > 0 and every['sft'] > one['sft'] > 0
     _, own = make(1, rounds='own')

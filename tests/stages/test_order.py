@@ -7,16 +7,19 @@ import threading
 import types
 
 import pytest
+from ml_collections import ConfigDict
 
 from rstar_jax import data, main, models, report, rounds, search
+from rstar_jax import settings as configs
 from rstar_jax.data.problem import Problem
 from rstar_jax.data.shards import Facts
 from rstar_jax.job import hosts, ledger
 from rstar_jax.job.progress import Events
 from rstar_jax.models import trained
 from rstar_jax.report import terminal
-from rstar_jax.settings import configs, table
+from rstar_jax.settings import table
 from rstar_jax.settings.errors import UserError
+from rstar_jax.settings.table import PREVIOUS
 from rstar_jax.stages import BY_NAME, Round, checkpoints, running, searches
 from rstar_jax.stages import problems as own_problems
 from rstar_jax.stages import search as search_stage
@@ -68,7 +71,7 @@ def test_a_round_may_have_benchmarks_of_its_own():
 def test_what_a_run_starts_from_is_evaluated_unless_its_round_did(tmp_path):
     config = configs.default()
     config.eval.benchmarks, config.first_round, config.last_round = 'gsm8k', 3, 3
-    for policy, starts in (('instruct', [(0, 'eval')]), (configs.PREVIOUS, [])):
+    for policy, starts in (('instruct', [(0, 'eval')]), (PREVIOUS, [])):
         config.policy.path = policy
         assert doing.rows(config, ('eval',)) == [*starts, (3, 'eval')]
     # A bootstrap makes another policy of the model that every training starts from.
@@ -104,7 +107,7 @@ def test_a_search_is_made_from_the_models_that_it_searches_with(tmp_path):
 
     judge = pathlib.Path('judge')
     before = tmp_path / 'round1' / 'policy'
-    assert stage(2, 'search', configs.PREVIOUS).inputs[-2:] == (before, judge)
+    assert stage(2, 'search', PREVIOUS).inputs[-2:] == (before, judge)
     start, later = (stage(number, 'eval', 'instruct') for number in (0, 1))
     assert start.inputs[-2:] == (pathlib.Path('instruct'), judge)
     assert start.settings['policy.path'] == 'instruct' and 'policy.path' not in later.settings
@@ -141,7 +144,7 @@ def test_a_bootstrap_comes_first_and_an_evaluation_can_come_alone():
     assert doing.rows(evaluate, ('eval',)) == [(0, 'eval')]
 
 
-def told(monkeypatch, *configs_: configs.ConfigDict, names: tuple = (('search',),) * 2):
+def told(monkeypatch, *configs_: ConfigDict, names: tuple = (('search',),) * 2):
     """What processes with these configs and stages say of each other; '' where they go on."""
     meeting, found = threading.Barrier(len(configs_)), {}
 

@@ -8,10 +8,10 @@ import json
 import pytest
 
 from rstar_jax import data
+from rstar_jax import settings as configs
 from rstar_jax.data import arithmetic
 from rstar_jax.data.problem import Problem
 from rstar_jax.job.progress import Events
-from rstar_jax.settings import configs
 from rstar_jax.settings.errors import UserError
 from rstar_jax.settings.table import ARITHMETIC
 from rstar_jax.stages import Round, checkpoints

@@ -7,10 +7,10 @@ import jax
 import pytest
 
 from rstar_jax import data, main, models, parallel
+from rstar_jax import settings as configs
 from rstar_jax.job import ledger
 from rstar_jax.job.progress import Events
 from rstar_jax.models import tiny
-from rstar_jax.settings import configs
 from rstar_jax.settings.errors import UserError
 from rstar_jax.stages import BY_NAME, Round, checkpoints, running, train
 from rstar_jax.stages import problems as own_problems
@@ -119,7 +119,7 @@ def test_prompts_that_an_evaluation_has_no_room_for(tmp_path, monkeypatch):
     config.search.prompt, config.search.path_tokens = 'few_shot', 100_000
 
     def look(tokens, name):
-        config.eval.path_tokens = tokens
+        config.search.path_tokens = tokens
         return doing.check([(Round(config, tmp_path / 'run', 0, Events(None)), name)])
 
     for name in ('eval', 'base'):

@@ -8,10 +8,10 @@ import pytest
 
 from rstar_jax import data, search
 from rstar_jax import export as exporting
+from rstar_jax import settings as configs
 from rstar_jax.data.problem import Problem
 from rstar_jax.job import hosts, ledger
 from rstar_jax.job.progress import Events
-from rstar_jax.settings import configs
 from rstar_jax.settings.errors import UserError
 from rstar_jax.stages import BY_NAME, Round, searches
 from rstar_jax.stages import problems as own_problems

@@ -3,10 +3,8 @@
 import pytest
 
 from rstar_jax import rounds, stages
-from rstar_jax.job import ledger
-from rstar_jax.settings import configs
+from rstar_jax import settings as configs
 from rstar_jax.stages import STAGES, Round, Stage, running
-from tests.stages import doing
 
 
 def test_a_new_stage_is_a_class_and_a_line(tmp_path, monkeypatch):
@@ -57,15 +55,3 @@ def test_how_fast_a_search_runs_does_not_bind_it(tmp_path):
     assert stages.BY_NAME['search'].bound(round_) == before
     config.search.rollouts += 1
     assert stages.BY_NAME['search'].bound(round_) != before
-
-
-def test_a_training_that_has_begun_goes_on_with_another_attention(tmp_path):
-    for attention in ('auto', 'loop'):
-        config = configs.default()
-        config.training.sft.attention = attention
-        round_ = Round(configs.for_round(config, 1), tmp_path, 1)
-        stage = doing.kept(round_, 'sft')
-        ledger.check([(stage, 'round1', 'sft', round_.settings)])
-        stage.begin()
-        (stage.folder / 'metrics.jsonl').touch()
-    assert stage.binding

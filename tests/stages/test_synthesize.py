@@ -10,11 +10,11 @@ import weakref
 import pytest
 
 from rstar_jax import data, search, steps
+from rstar_jax import settings as configs
 from rstar_jax.data.overlap import Overlap
 from rstar_jax.data.problem import Problem
 from rstar_jax.job import hosts, ledger
 from rstar_jax.job.progress import Events
-from rstar_jax.settings import configs
 from rstar_jax.settings.errors import UserError
 from rstar_jax.stages import Round, checkpoints, searches, synthesize
 from rstar_jax.stages import problems as own_problems

@@ -7,10 +7,10 @@ import re
 import pytest
 
 from rstar_jax import data, report
+from rstar_jax import settings as configs
 from rstar_jax.job import ledger
 from rstar_jax.report import run as runs
 from rstar_jax.report import tables
-from rstar_jax.settings import configs
 from rstar_jax.settings.errors import UserError
 from rstar_jax.stages import STAGES
 from rstar_jax.study import ablations, checks, variants
@@ -344,8 +344,7 @@ def test_without_a_judge_in_the_first_round_its_ppm_is_not_compared(small):
         ({'stages': 'bootstrap,search,curate,sft,eval'}, 'stages'),
         ({'stages': 'bootstrap,search,sft,ppm,eval'}, 'ablations.groups'),
         ({'eval.benchmarks': ''}, 'eval.benchmarks'),
-        ({'eval.tokens': 500}, 'eval.tokens'),
-        ({'eval.agree': 3}, 'eval.agree'),
+        ({'search.agree': 3}, 'search.agree'),
         ({'eval.trajectories': 0}, 'eval.trajectories'),
         ({'search.candidates': 1}, 'search.candidates'),
         ({'curate.sft': 'file'}, 'ablations.groups'),

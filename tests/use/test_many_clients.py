@@ -12,7 +12,7 @@ import threading
 import pytest
 
 from rstar_jax import search
-from rstar_jax.settings import configs
+from rstar_jax import settings as configs
 from rstar_jax.use import chat, gate, serve
 from tests.conftest import REPOSITORY
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rstar_jax.settings import configs
+from rstar_jax import settings as configs
 from rstar_jax.use import chat
 
 CONFIG = configs.default()

@@ -20,9 +20,9 @@ import openai
 import pytest
 
 from rstar_jax import search
+from rstar_jax import settings as configs
 from rstar_jax.data import arithmetic
 from rstar_jax.models import save, tiny
-from rstar_jax.settings import configs
 from rstar_jax.settings.errors import UserError
 from rstar_jax.use import chat, gate, serve
 from tests.parallel import processes

@@ -5,9 +5,9 @@ import re
 import pytest
 
 from rstar_jax import models
+from rstar_jax import settings as configs
 from rstar_jax.data import TreeStore
 from rstar_jax.models import tiny
-from rstar_jax.settings import configs
 from rstar_jax.settings.errors import UserError
 from rstar_jax.stages import asked, checkpoints, searches
 from rstar_jax.use import solve

@@ -85,7 +85,7 @@ class RstarProblems(tfds.core.GeneratorBasedBuilder):
             raise UserError(
                 f'{TFDS}{self.name}/{self.builder_config.name}',
                 expected=f'{number} rows came from {self.published.urls[0]}, expected {count}',
-                remedy='put a file of the set into data.folder (of a benchmark: eval.folder)',
+                remedy='put a file of the set into data.folder',
             )
 
 

@@ -150,8 +150,7 @@ def from_gguf(fields: dict[str, Any], where: str) -> Any:
 
     tokens = fields.get('tokenizer.ggml.tokens')
     if not tokens:
-        expected = 'no tokenizer: expected tokenizer.ggml.tokens in its metadata'
-        raise UserError(where, expected=expected)
+        raise UserError(where, expected='no tokenizer: no tokenizer.ggml.tokens in its metadata')
     kinds = fields.get('tokenizer.ggml.token_type') or [NORMAL] * len(tokens)
     count = len(tokens)
     while count and kinds[count - 1] == UNUSED and tokens[count - 1].startswith('[PAD'):
@@ -159,8 +158,7 @@ def from_gguf(fields: dict[str, Any], where: str) -> Any:
     tokens, kinds = tokens[:count], kinds[:count]
     model = fields.get('tokenizer.ggml.model')
     if model not in ('gpt2', 'llama'):
-        expected = f'tokenizer of kind {model!r}: expected gpt2 or llama'
-        raise UserError(where, expected=expected)
+        raise UserError(where, expected=f'tokenizer {model!r}: expected gpt2 or llama')
     try:
         build = _byte_level if model == 'gpt2' else _sentencepiece
         backend = build(fields, tokens, kinds)

@@ -149,22 +149,21 @@ def ppm(
     model = models.init_ppm(policy, config.seed, config.squash)
     if release:
         _delete_all_but(policy.params, model.params)
-    encode, tell = getattr(encoding, encoder), _telling(progress)
-    encoded = encode(examples, model.tokenizer, config.length, tell)
+    tell, how = _telling(progress), (model.tokenizer, config.length)
+    encoded = getattr(encoding, encoder)(examples, *how, tell)
     chosen, held_out = _held_out(encoded, config, PPM_HELD_OUT)
     problems = {encoded.questions[i] for i in held_out}
-    answers = encoding.answer_pairs(
-        trajectories if held_out else (), problems, model.tokenizer, config.length
-    )
+    answers = encoding.answer_pairs(trajectories if held_out else (), problems, *how)
     measure = functools.partial(_measure_ppm, encoded, held_out, answers, config)
     task = trainer.Task(model, config.loss, config, encoded, chosen, measure)
     if config.head != 'random':
         fit = functools.partial(_with_fitted_head, encoded, chosen, config, tell)
         task = dataclasses.replace(task, begin=fit)
     model, metrics = _finished(task, directory, mesh, progress, release)
-    name = 'held_out_pairs' if kind == 'pairs' else 'held_out'
     return model, metrics | {
-        name: sum(encoded.counts[i] for i in held_out),
+        'held_out_pairs' if kind == 'pairs' else 'held_out': sum(
+            encoded.counts[i] for i in held_out
+        ),
         'held_out_problems': len(problems),
         'answer_pairs': sum(answers.counts),
         'answer_problems': len(set(answers.questions)),

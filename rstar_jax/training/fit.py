@@ -127,7 +127,7 @@ def ppm(
         pairs accuracy, the share ranked rightly, margin, the mean of r(pos) - r(neg), and level,
         the mean value in use.
       trajectories: {query, steps, correct}; those of held-out problems give answer_accuracy.
-      The others are those of `sft`.
+      The others are those of `sft`, and so is what is raised.
 
     Returns:
       (PPM with float32 parameters, metrics): those of the module's docstring, and on held-out
@@ -140,9 +140,6 @@ def ppm(
       held_out_accuracy (orm, prm), the share of targets on whose side of 0 the value is (held_out,
         the number of trajectories; of pqm as well).
       held_out_problems and answer_problems are those that these are of.
-
-    Raises:
-      UserError: as `sft`.
     """
     check('ppm', config)
     kind, encoder = LOSSES[config.loss]

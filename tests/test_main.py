@@ -134,7 +134,7 @@ def failing(capsys, *arguments: str) -> str:
         ),
         (
             ['--config=experiments/ablations.py', '--workdir=x', '--config.stages=bootstrap,sft'],
-            'data compares what round 1 learns from, and round 1 has no search',
+            '--config.stages=bootstrap,sft: ablations need a PPM of the last round',
         ),
         (
             ['--config=experiments/ablations.py', '--workdir=x', '--config.search.agree=2'],
@@ -187,9 +187,8 @@ def test_the_process_exits_with_2_and_one_line():
     result = run(f'--config={QUICKSTART}', '--config.search.rolouts=3')
     assert result.returncode == 2
     assert result.stdout == ''
-    assert result.stderr == (
-        'error: --config.search.rolouts: no such key; did you mean --config.search.rollouts?\n'
-    )
+    assert result.stderr.startswith('error: --config.search.rolouts: ')
+    assert result.stderr.endswith('did you mean --config.search.rollouts?\n')
 
 
 def test_overrides_reach_the_config():

@@ -373,6 +373,7 @@ def test_killed_at_random_moments_it_ends_the_same(world, finished, tmp_path):
 
 def test_what_overlaps_with_a_benchmark_is_not_trained_on(world, finished, tmp_path):
     problems = json.loads((world / 'problems.json').read_text())
+    known = [data.Problem.of(row) for row in problems]
     first = {'index': 0, 'question': 'Who reads this far?', 'answer': '0'}
     (tmp_path / 'test.json').write_text(json.dumps([first, *problems[1:2]]))
     flags = [f'eval.benchmarks={tmp_path / "test.json"}', 'data.overlap=13']
@@ -381,7 +382,7 @@ def test_what_overlaps_with_a_benchmark_is_not_trained_on(world, finished, tmp_p
     config, _ = main.parse(str(world / 'config.py'), [f'--config.{flag}' for flag in flags])
     shutil.copytree(finished[0] / 'round1' / 'search', tmp_path / 'round1' / 'search')
     round_ = Round(configs.for_round(config, 1), tmp_path, 1, Events(None))
-    assert own_problems.problems(round_) == [problems[0], *problems[2:]]
+    assert own_problems.problems(round_) == [known[0], *known[2:]]
     told = BY_NAME['search'].check(
         dataclasses.replace(round_, config=with_policy(round_.config, world)), Ahead()
     )

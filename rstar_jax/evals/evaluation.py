@@ -110,9 +110,7 @@ class Config:
             table.check(f'eval.{name}', getattr(self, name))
         for name in self.strategies:
             if name not in STRATEGIES:
-                raise UserError(
-                    f'--config.eval.strategies={name}: expected {", ".join(STRATEGIES)}'
-                )
+                raise UserError('strategies', name, f'needs some of {", ".join(STRATEGIES)}')
 
 
 def run(

@@ -260,10 +260,10 @@ def test_later_trees_are_for_problems_still_unsolved(tmp_path, monkeypatch):
             assert tree.key not in self.trees
             self.trees[tree.key] = tree
 
-    def grow(problems, policy, ppm, *, config, trees, skip, **_):
+    def grow(problems, policy, ppm, *, config, trees, share, **_):
         for problem in problems:
             for tree in range(trees):
-                if (problem.index, tree) not in skip:
+                if (problem.index, tree) not in share.skip:
                     asked.append((problem.index, tree, config.rollouts))
                     yield Tree(problem, tree)
 
@@ -319,9 +319,9 @@ def test_a_raised_limit_extends_the_search(world, tmp_path, monkeypatch):
     """What was searched stays, what was made from it is made again."""
     asked, curated = [], []
 
-    def grow(problems, policy, ppm, *, skip, **_):
+    def grow(problems, policy, ppm, *, share, **_):
         for problem in problems:
-            if (problem.index, 0) not in skip:
+            if (problem.index, 0) not in share.skip:
                 asked.append(problem.index)
                 yield tree_of(problem, 0, [(problem.answer, 0.0, True)])
 
@@ -333,8 +333,8 @@ def test_a_raised_limit_extends_the_search(world, tmp_path, monkeypatch):
     monkeypatch.setattr(search, 'run', grow)
     monkeypatch.setattr(data, 'curate_to', curate)
     monkeypatch.setattr(checkpoints, 'searching_model', lambda round_, kind: None)
-    monkeypatch.setattr(terminal, 'show', lambda root: None)
-    monkeypatch.setattr(report, 'write', lambda root: None)
+    monkeypatch.setattr(terminal, 'show', lambda *_: None)
+    monkeypatch.setattr(report, 'write', lambda *_, **__: None)
 
     def run(limit):
         flags = [f'policy.path={world / "policy"}', f'data.problems={world / "problems.json"}']

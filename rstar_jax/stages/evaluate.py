@@ -106,19 +106,20 @@ class Evaluate(Stage):
         guided = [name for name in config.strategies if name in evals.GUIDED]
         if judge is None and guided:
             say(f'{", ".join(guided)}: left out, as there is no PPM (unguided needs none)')
-        results = evals.run(
-            policy,
-            judge,
-            problems.benchmarks(round_),
-            config,
-            round_.config.seed,
-            round_number=self.number(round_),
-            directory=work.folder,
-            progress=tell,
-            run_search=self._on_ray(round_, say) if searches.by_ray(round_) else None,
-            leases=round_.config.job.leases,
-            say=say,
-        )
+        with searches.of_settings('eval'):
+            results = evals.run(
+                policy,
+                judge,
+                problems.benchmarks(round_),
+                config,
+                round_.config.seed,
+                round_number=self.number(round_),
+                directory=work.folder,
+                progress=tell,
+                run_search=self._on_ray(round_, say) if searches.by_ray(round_) else None,
+                leases=round_.config.job.leases,
+                say=say,
+            )
         benchmarks = results['benchmarks']
         if self.number(round_) is not None:
             for name, row in benchmarks.items():

@@ -15,7 +15,6 @@ from rstar_jax import search as engine
 from rstar_jax.job import hosts, ledger
 from rstar_jax.job.leases import dealt
 from rstar_jax.job.progress import of_search
-from rstar_jax.settings import errors
 from rstar_jax.settings.errors import UserError
 from rstar_jax.stages import checkpoints, problems, searches
 from rstar_jax.stages.round import Round
@@ -93,8 +92,7 @@ class Search(Stage):
                         snapshots=snapshots,
                     ),
                 )
-                names = {'problems': 'data.problems'}
-                with contextlib.closing(records), errors.of_setting('search', names):
+                with contextlib.closing(records), searches.of_settings():
                     for record in records:
                         store.append(record)
                 use.append(latest.get('slot_use', math.nan))

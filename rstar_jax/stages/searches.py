@@ -14,6 +14,7 @@ from rstar_jax.data.record import Record
 from rstar_jax.search import elastic, ray_team
 from rstar_jax.settings import errors
 from rstar_jax.settings.errors import UserError
+from rstar_jax.settings.table import SETTINGS
 from rstar_jax.stages import checkpoints
 from rstar_jax.stages.round import Round
 
@@ -27,7 +28,11 @@ EXECUTION = {
     'memory_mb': 'code_memory_mb',
     'workers': 'workers',
 }
-SETTINGS = {name: f'execution.{key}' for key, name in EXECUTION.items()}
+CALLED = {
+    'ppm': 'ppm.path',
+    'problems': 'data.problems',
+    **{name: f'execution.{key}' for key, name in EXECUTION.items()},
+}
 
 
 def isolation(config: ConfigDict) -> str:
@@ -48,8 +53,15 @@ def search_config(config: ConfigDict, section: str = 'search', **changes: Any) -
         del given['agree']
     given |= {EXECUTION[key]: value for key, value in config.execution.items()}
     given['isolation'] = isolation(config)
-    with errors.of_setting(section, SETTINGS):
+    with of_settings(section):
         return search.Config(**{**given, **changes})
+
+
+def of_settings(section: str = 'search') -> contextlib.AbstractContextManager[None]:
+    """Within it, errors of a search's arguments are of the section's settings, or of `search`'s."""
+    fields = (field.name for field in dataclasses.fields(search.Config))
+    shared = {name: f'search.{name}' for name in fields if f'{section}.{name}' not in SETTINGS}
+    return errors.of_setting(section, {**shared, **CALLED})
 
 
 def search_seed(round_: Round) -> int:

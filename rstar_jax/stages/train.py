@@ -1,5 +1,6 @@
 """What the stages that train have in common: bootstrap, sft and ppm."""
 
+import contextlib
 import pathlib
 from typing import Any
 
@@ -24,10 +25,14 @@ class Training(Stage):
     """A stage that trains a model by the settings training.NAME."""
 
     def check(self, round_: Round, ahead: Ahead) -> list[str]:
-        names = {key: row.name for key, row in table.training_rows(self.name).items()}
-        with errors.of_setting(f'training.{self.name}', names):
+        with self.of_settings():
             training.check(self.name, self.settings(round_))
         return []
+
+    def of_settings(self) -> contextlib.AbstractContextManager[None]:
+        """Within it, errors of a training's arguments are of its settings."""
+        names = {key: row.name for key, row in table.training_rows(self.name).items()}
+        return errors.of_setting(f'training.{self.name}', names)
 
     def settings(self, round_: Round) -> ConfigDict:
         """As of `training.settings`."""
@@ -84,7 +89,8 @@ class Training(Stage):
 
         train = training.ppm if self.name == 'ppm' else training.sft
         how = {'progress': tell, 'release': True}
-        _, figures = train(policy, examples, own, work.folder, **how, **more)
+        with self.of_settings():
+            _, figures = train(policy, examples, own, work.folder, **how, **more)
         return figures
 
     def describe(self, figures: Figures) -> str:

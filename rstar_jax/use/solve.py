@@ -37,7 +37,7 @@ def solve(config: ConfigDict, workdir: str = '') -> str:
     with of_setting('execution'):
         execution.check(searches.isolation(round_.config))
     problem = data.Problem(0, config.question, '')
-    with Line('searching') as line:
+    with Line('searching') as line, searches.of_settings():
         records = list(
             search.run(
                 [problem],

@@ -513,7 +513,6 @@ def test_what_cannot_be_trained_is_named(policy, tmp_path):
         ('keep', lambda: sft(keep='first')),
         ('dtype', lambda: sft(dtype='float16')),
         ('moments', lambda: ppm(moments='float8')),
-        ('attention', lambda: sft(attention='fast')),
     ):
         with pytest.raises(UserError) as error:
             call()

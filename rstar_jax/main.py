@@ -63,18 +63,7 @@ def _run(arguments: list[str]) -> int:
     if values.plan == '':
         raise UserError('--plan=: expected a topology, such as v5e:4x8, or here')
     if values.plan:
-        from rstar_jax import plan
-
-        if values.problems:
-            lines = plan.whole_job(config, values.plan, values.problems, workdir, stages)
-        else:
-            lines = plan.on_slices(config, values.plan, stages)
-        flags_ = {key: f'--{key}' for key in ('problems', 'stages')} | {'topology': '--plan'}
-        with errors.of_setting('search', flags_):
-            for line in lines:
-                print(line, flush=True)
-        return 0
-
+        return _plan(config, values, workdir, stages)
     if not (workdir or config.question or config.serve.port):
         workdir = _default_workdir(config, stages)
 
@@ -108,6 +97,21 @@ def _run(arguments: list[str]) -> int:
     else:
         _check_work(config, stages, rounds.rows(config, stages))
         rounds.run(config, workdir, stages)
+    return 0
+
+
+def _plan(config: ConfigDict, values: flags.FlagValues, workdir: str, stages) -> int:
+    """Prints the lines of a plan; returns 0."""
+    from rstar_jax import plan
+
+    if values.problems:
+        lines = plan.whole_job(config, values.plan, values.problems, workdir, stages)
+    else:
+        lines = plan.on_slices(config, values.plan, stages)
+    flags_ = {key: f'--{key}' for key in ('problems', 'stages')} | {'topology': '--plan'}
+    with errors.of_setting('search', flags_):
+        for line in lines:
+            print(line, flush=True)
     return 0
 
 

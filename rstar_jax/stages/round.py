@@ -32,8 +32,8 @@ class Round:
 
     @property
     def settings(self) -> dict:
-        """The config by dotted key."""
-        return flatten(self.config)
+        """The config by dotted key, as a workdir keeps it: without the server's key."""
+        return {key: value for key, value in flatten(self.config).items() if key != 'serve.key'}
 
     @property
     def folder(self) -> pathlib.Path:

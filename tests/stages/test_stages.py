@@ -55,3 +55,9 @@ def test_how_fast_a_search_runs_does_not_bind_it(tmp_path):
     assert stages.BY_NAME['search'].bound(round_) == before
     config.search.rollouts += 1
     assert stages.BY_NAME['search'].bound(round_) != before
+
+
+def test_a_workdir_does_not_keep_the_key_of_a_server(tmp_path):
+    config = configs.default()
+    config.serve.key = 'secret'
+    assert 'secret' not in Round(config, tmp_path, 1).settings.values()

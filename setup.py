@@ -56,7 +56,7 @@ EXTRAS = {
         *RAY,
         *SERVE,
         'hypothesis>=6.100',
-        'import-linter>=2.6',
+        'import-linter>=2.17',
         'ipykernel>=6.29',
         'kubeflow_trainer_api>=2',
         'mctx>=0.0.71',

@@ -1,6 +1,7 @@
 # ruff: noqa: E501
 """Attacks on the sandbox, each run for real; afterwards the pool answers and nothing is left."""
 
+import contextlib
 import os
 import socket
 import sys
@@ -54,7 +55,12 @@ def patient(scene):
 
 
 def descriptors():
-    return len(os.listdir('/proc/self/fd'))
+    """What this process has open, as (number, what it leads to)."""
+    found = set()
+    for name in os.listdir('/proc/self/fd'):
+        with contextlib.suppress(FileNotFoundError):  # the one that lists
+            found.add((name, os.readlink(f'/proc/self/fd/{name}')))
+    return found
 
 
 def filled(code, fill):
@@ -161,6 +167,6 @@ def test_nothing_is_left(scene, patient):
     pool.close()
     assert not [pid for pid in workers if alive(pid)]
     assert not os.path.exists(scratch)
-    assert descriptors() == before[1]
+    assert descriptors() <= before[1]  # others of this process may have gone meanwhile
     assert not os.path.exists('/tmp/rstar-attack')
     assert not os.path.exists('/dev/shm/rstar-attack')

@@ -5,6 +5,7 @@ import contextlib
 import os
 import socket
 import sys
+import time
 
 import pytest
 
@@ -32,8 +33,10 @@ def scene(tmp_path_factory):
             pytest.skip(f'this kernel lacks {", ".join(pool.missing)}')
         both = [pool.submit(f'import time\ntime.sleep(0.5)  # {n}') for n in range(2)]
         assert all(future.result().ok for future in both)
-        while len(workers := set(family(os.getpid())) - set(before[0])) < 4:
-            pass
+        workers, seen = set(), None
+        while len(workers) < 4 or workers != seen:  # while they start, others come and go
+            time.sleep(0.2)
+            seen, workers = workers, set(family(os.getpid())) - set(before[0])
         fill = {
             'secret': str(secret),
             'outside': str(outside),
